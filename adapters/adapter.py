@@ -1,0 +1,100 @@
+"""Interventions and adapters: frozen, small, and independent of any model or graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor
+
+from .errors import InvalidArtifact
+from .manifest import AdapterInfo
+from .ops import Op, Phase, Scope, get_op
+from .sites import Site
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """An op at a site, with its scope, phase and parameters.
+
+    Attributes:
+        op: registered name of the op.
+        site: where it acts.
+        scope: which tokens it touches.
+        phase: in which phase of generation it acts.
+        tensors: the op's parameters by name, on the CPU.
+    """
+
+    op: str
+    site: Site
+    scope: Scope
+    phase: Phase
+    tensors: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        wanted = self.make_op().params
+        if set(wanted) != set(self.tensors):
+            raise InvalidArtifact(
+                f"Op {self.op} at {self.site} takes {sorted(wanted)}, not {sorted(self.tensors)}.",
+                "The adapter is damaged or was made for another version.",
+            )
+        for name, tensor in self.tensors.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise InvalidArtifact(
+                    f"Parameter {name} of {self.op} at {self.site} holds NaN or infinity.", "Fit the adapter again."
+                )
+
+    def make_op(self) -> Op:
+        """A fresh instance of the op (it has no state)."""
+        return get_op(self.op)
+
+    def arguments(self) -> tuple[Tensor, ...]:
+        """The parameters in the order ``Op.forward`` takes them."""
+        return tuple(self.tensors[name] for name in self.make_op().params)
+
+
+class SupportsApplying(Protocol):
+    """A model that can run an adapter through hooks (``toolkit.VLM``)."""
+
+    def applied(self, adapter: Adapter, *, allow_wrong_base: bool = False) -> AbstractContextManager[None]: ...
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An ordered list of interventions with what is known about them.
+
+    Attributes:
+        info: method, variant, hyperparameters, base model and data.
+        interventions: applied in this order; at one site, the earlier one acts first.
+        attachments: further JSON documents kept beside the tensors, such as a sweep's table.
+    """
+
+    info: AdapterInfo
+    interventions: tuple[Intervention, ...]
+    attachments: Mapping[str, JsonValue] = field(default_factory=dict)
+
+    def applied(self, model: SupportsApplying, *, allow_wrong_base: bool = False) -> AbstractContextManager[None]:
+        """Context in which ``model`` runs with this adapter.
+
+        Raises:
+            WrongBase: the adapter was fitted on another model and ``allow_wrong_base`` is off.
+        """
+        return model.applied(self, allow_wrong_base=allow_wrong_base)
+
+    def save(self, folder: Path | str, *, overwrite: bool = False) -> Path:
+        """Write the adapter folder; see :func:`safetykit.adapters.store.save_adapter`."""
+        from .store import save_adapter
+
+        return save_adapter(self, Path(folder), overwrite=overwrite)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Adapter:
+        """Read an adapter folder; see :func:`safetykit.adapters.store.load_adapter`."""
+        from .store import load_adapter
+
+        return load_adapter(Path(folder))

@@ -1,0 +1,354 @@
+"""VLM-Guard (Liu et al., "VLM-Guard: Safeguarding Vision-Language Models via Fulfilling Safety
+Alignment Gap", arXiv:2502.10486).
+
+The image/text modality gap blurs the harmful/harmless distinction that the aligned language model
+has. So the safety direction is taken from the language model and applied to the whole VLM.
+
+Fit (per layer l, text-only prompts through the decoder, harmful q⁻ and harmless q⁺ in pairs)::
+
+    rows of A^l = h^l_last(q⁻_i) − h^l_last(q⁺_i),   A = U S Vᵀ,   V_m = first m columns of V
+
+Sign (ours; an SVD has none): mean(A v₁) > 0, so v₁ points towards harm.
+
+Gate: ``paper``      g = 1[h_last · v₁ > 0]
+      ``calibrated`` g = 1[(h_last − μ) · v₁ > τ], μ halfway between the two text means and τ at a chosen
+                     false-positive rate on harmless calibration records of all carriers seen (ours)
+
+Intervention, with P = V_m V_mᵀ, one family: h* = h + P(α·g·x − β·(h − μ))
+
+    ``orthogonal``  α = 0, β = 1: moved to the subspace orthogonal to the direction (the abstract's words)
+    ``steer``       β = 0, x = h: one pass, pushes further along the direction
+    ``supervised``  x = the text-only state of the same query, β = g: within the subspace the state is
+                    replaced by what the language model would hold (a second branch at prefill)
+    ``target``      x = mean text-only state of harmful prompts, β = g (ours): the same supervision as
+                    a constant, which needs no second branch
+
+Deviations: without pairs, each row is the difference to the other set's mean (ours). The paper leaves
+m, α and the layers open; ``toolkit.sweep`` chooses them on calibration records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .adapter import Adapter, Intervention
+from .errors import UsageError
+from .manifest import AdapterInfo, describe_data, library_versions
+from .ops import Hidden, Mask, Op, Phase, Scope, project
+from .protocols import Example, StateSource
+from .sites import Site
+from .statistics import Moments, top_directions
+
+Variant = Literal["orthogonal", "steer", "supervised", "target"]
+Gate = Literal["paper", "calibrated"]
+SIGN = "v1 points towards harm: the mean harmful minus harmless text difference has a positive product with it"
+
+
+class SubspaceProjection(Op):
+    """h − β P(h − μ); with β = 1 nothing of h − μ is left in the subspace."""
+
+    name = "SubspaceProjection"
+    params = ("basis", "mean", "beta")
+
+    def forward(self, hidden: Hidden, scope: Mask, basis: Tensor, mean: Tensor, beta: Tensor) -> tuple[Tensor]:
+        x = hidden.float()
+        moved = x - beta * project(x - mean, basis)
+        return (torch.where(scope > 0, moved, x).to(hidden.dtype),)
+
+    def invariant(self, before: Hidden, after: Hidden, scope: Mask, *tensors: Tensor) -> Tensor:
+        basis, mean, beta = (tensor.double() for tensor in tensors)
+        left = (after.double() - mean) @ basis - (1 - beta) * ((before.double() - mean) @ basis)
+        return (left * (scope > 0)).abs().max() / (before.double() - mean).norm(dim=-1).max()
+
+
+def _margin(x: Hidden, basis: Tensor, mean: Tensor, threshold: Tensor) -> Float[Tensor, "batch"]:
+    """(h_last − μ)·v₁ − τ: the gate is open where this is positive."""
+    return (x[:, -1] - mean) @ basis[:, 0] - threshold
+
+
+class _Gated(Op):
+    """Shared shape of the gated variants: a push inside the subspace where the gate is open."""
+
+    extras = ("score",)
+
+    def _push(self, hidden: Hidden, scope: Mask, push: Tensor, score: Tensor) -> Tensor:
+        x = hidden.float()
+        gate = (score > 0)[:, None, None]
+        return torch.where((scope > 0) & gate, x + push, x).to(hidden.dtype)
+
+
+class GatedSteering(_Gated):
+    """h + α g P h (``steer``)."""
+
+    name = "GatedSteering"
+    params = ("basis", "mean", "threshold", "alpha")
+
+    def forward(
+        self, hidden: Hidden, scope: Mask, basis: Tensor, mean: Tensor, threshold: Tensor, alpha: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        x = hidden.float()
+        score = _margin(x, basis, mean, threshold)
+        return self._push(hidden, scope, alpha * project(x, basis), score), score
+
+
+class TargetSteering(_Gated):
+    """h + g P(α·target − (h − μ)), target being relative to μ (``target``)."""
+
+    name = "TargetSteering"
+    params = ("basis", "mean", "threshold", "alpha", "target")
+
+    def forward(
+        self,
+        hidden: Hidden,
+        scope: Mask,
+        basis: Tensor,
+        mean: Tensor,
+        threshold: Tensor,
+        alpha: Tensor,
+        target: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        x = hidden.float()
+        score = _margin(x, basis, mean, threshold)
+        return self._push(hidden, scope, project(alpha * target - (x - mean), basis), score), score
+
+    def invariant(self, before: Hidden, after: Hidden, scope: Mask, *tensors: Tensor) -> Tensor:
+        basis, mean, threshold, alpha, target = (tensor.double() for tensor in tensors)
+        gate = _margin(before.double(), basis, mean, threshold) > 0
+        left = (after.double() - mean - alpha * target) @ basis
+        return (left * ((scope > 0) & gate[:, None, None])).abs().max() / (before.double() - mean).norm(dim=-1).max()
+
+
+class SupervisedSteering(_Gated):
+    """h + g P(α(x − μ) − (h − μ)), x the text-only state of the same query (``supervised``).
+
+    ``state`` is the last-position input of the op: run the text-only prompt first, then hand its
+    ``state`` back as ``reference``.
+    """
+
+    name = "SupervisedSteering"
+    params = ("basis", "mean", "threshold", "alpha")
+    runtime_inputs = ("reference",)
+    extras = ("score", "state")
+
+    def forward(
+        self,
+        hidden: Hidden,
+        scope: Mask,
+        reference: Float[Tensor, "batch d_model"],
+        basis: Tensor,
+        mean: Tensor,
+        threshold: Tensor,
+        alpha: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x = hidden.float()
+        score = _margin(x, basis, mean, threshold)
+        push = project(alpha * (reference.float()[:, None] - mean) - (x - mean), basis)
+        return self._push(hidden, scope, push, score), score, x[:, -1]
+
+
+@dataclass
+class GuardStatistics:
+    """What one pass over text pairs and one over calibration records leave behind, per layer.
+
+    Attributes:
+        differences: moments of h(q⁻) − h(q⁺).
+        harmful, harmless: moments of the two sets of text states.
+        scores: h_last · v₁ of harmless calibration records, one value per record (no activations).
+    """
+
+    differences: dict[int, Moments]
+    harmful: dict[int, Moments]
+    harmless: dict[int, Moments]
+    scores: dict[int, list[float]] = field(default_factory=dict)
+
+    def directions(self, layer: int, rank: int) -> tuple[Float[Tensor, "d_model rank"], Float[Tensor, "d_model"]]:
+        """V_m and the singular values of A at ``layer``; rows of A as the module describes."""
+        harmful, harmless = self.harmful[layer], self.harmless[layer]
+        towards = harmful.mean - harmless.mean
+        if self.differences[layer].count:
+            return top_directions(self.differences[layer].second_moment(), rank, towards)
+        rows = harmful.second_moment(about=harmless.mean) + harmless.second_moment(about=harmful.mean)
+        return top_directions(rows, rank, towards)
+
+    def centre(self, layer: int) -> Float[Tensor, "d_model"]:
+        """Halfway between the harmful and the harmless text mean."""
+        return (self.harmful[layer].mean + self.harmless[layer].mean) / 2
+
+
+@dataclass(frozen=True)
+class VLMGuard:
+    """Fits VLM-Guard; see the module's docstring for what the options mean.
+
+    Attributes:
+        variant: which member of the family.
+        gate: ``paper`` or ``calibrated`` (``orthogonal`` has no gate).
+        layers: decoder blocks whose outputs are changed, from 0; None: the middle half.
+        rank: m, the dimension of the subspace.
+        alpha: α, the strength.
+        false_positive_rate: share of harmless calibration records whose gate may open, per layer.
+        scope, phase: which tokens, and when.
+    """
+
+    variant: Variant = "target"
+    gate: Gate = "calibrated"
+    layers: tuple[int, ...] | None = None
+    rank: int = 1
+    alpha: float = 1.0
+    false_positive_rate: float = 0.02
+    scope: Scope = "last"
+    phase: Phase = "prefill"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UsageError(f"Rank {self.rank} is not positive.", "VLM-Guard needs at least one direction.")
+        if not 0 <= self.false_positive_rate < 1:
+            raise UsageError(f"False-positive rate {self.false_positive_rate} is not in [0, 1).", "Try 0.02.")
+        if self.variant == "supervised" and self.phase != "prefill":
+            raise UsageError(
+                "The supervised variant has its second branch at prefill only.", "Leave out --phase or use prefill."
+            )
+
+    def fit(
+        self, model: StateSource, records: Iterable[Example], *, text_model: StateSource | None = None
+    ) -> Adapter:
+        """Fit on the ``fit`` split (text pairs) and calibrate on the ``calibration`` split.
+
+        Args:
+            model: the VLM that will run with the adapter.
+            records: with splits; ``typographic`` and other visual carriers are never used for directions.
+            text_model: a separate aligned language model of the same depth and width; by default the
+                VLM's own decoder.
+
+        Raises:
+            UsageError: a split or a label is empty, or a layer does not exist.
+        """
+        records = list(records)
+        statistics = collect(model, records, self._layers(model), text_model=text_model)
+        return self.solve(model, statistics, records)
+
+    def _layers(self, model: StateSource) -> tuple[int, ...]:
+        depth = model.base.n_layers
+        layers = self.layers if self.layers is not None else tuple(range(depth // 4, depth - depth // 4))
+        for layer in layers:
+            Site.block(layer).require_within(depth)
+        if not layers:
+            raise UsageError("No layer was given.", "Name at least one, for example --layers 3-5.")
+        return tuple(sorted(set(layers)))
+
+    def solve(self, model: StateSource, statistics: GuardStatistics, records: Sequence[Example]) -> Adapter:
+        """Turn collected statistics into an adapter (no model is run)."""
+        layers = self._layers(model)
+        interventions = tuple(self._intervention(layer, statistics) for layer in layers)
+        spectra = {str(layer): statistics.directions(layer, 1)[1].tolist() for layer in layers}
+        info = AdapterInfo(
+            method="vlm-guard",
+            variant=self.variant,
+            sign_convention=SIGN,
+            hyperparameters={**asdict(self), "layers": list(layers)},
+            seed=None,
+            base=model.base,
+            data=describe_data(_used(records)),
+            versions=library_versions(),
+        )
+        return Adapter(info, interventions, {"spectra": spectra})
+
+    def _intervention(self, layer: int, statistics: GuardStatistics) -> Intervention:
+        basis, _ = statistics.directions(layer, self.rank)
+        mean = statistics.centre(layer)
+        target = statistics.harmful[layer].mean - mean
+        if self.gate == "paper":
+            threshold = mean @ basis[:, 0] * -1  # (h − μ)·v₁ > −μ·v₁ is the paper's h·v₁ > 0
+        else:
+            scores = torch.tensor(statistics.scores[layer], dtype=torch.float64) - mean @ basis[:, 0]
+            threshold = torch.quantile(scores, 1 - self.false_positive_rate)
+        tensors = {"basis": basis, "mean": mean}
+        if self.variant == "orthogonal":
+            op, more = "SubspaceProjection", {"beta": torch.tensor(1.0)}
+        else:
+            op = {"steer": "GatedSteering", "supervised": "SupervisedSteering", "target": "TargetSteering"}[self.variant]
+            more = {"threshold": threshold, "alpha": torch.tensor(self.alpha)}
+            if self.variant == "target":
+                more["target"] = target
+        tensors = {name: tensor.to(torch.float32).contiguous() for name, tensor in {**tensors, **more}.items()}
+        return Intervention(op, Site.block(layer), self.scope, self.phase, tensors)
+
+
+def _used(records: Sequence[Example]) -> list[Example]:
+    """The records a fit looks at: text of the fit split, and harmless ones of the calibration split."""
+    return [
+        record
+        for record in records
+        if (record.split == "fit" and record.carrier == "text")
+        or (record.split == "calibration" and record.label == "harmless")
+    ]
+
+
+def pair_up(records: Sequence[Example]) -> list[tuple[Example, Example]]:
+    """(harmful, harmless) pairs among ``records``, by their ``pair`` key; others are left out."""
+    harmless = {record.id: record for record in records if record.label == "harmless"}
+    pairs = []
+    for record in records:
+        if record.label == "harmful" and record.pair in harmless:
+            pairs.append((record, harmless.pop(record.pair)))
+    return pairs
+
+
+def collect(
+    model: StateSource,
+    records: Sequence[Example],
+    layers: Sequence[int],
+    *,
+    text_model: StateSource | None = None,
+) -> GuardStatistics:
+    """Stream the statistics of all ``layers``; memory does not grow with the number of records.
+
+    Raises:
+        UsageError: a needed split or label is empty, or ``text_model`` has another shape.
+    """
+    source = text_model or model
+    if (source.base.n_layers, source.base.d_model) != (model.base.n_layers, model.base.d_model):
+        raise UsageError(
+            f"The text model has {source.base.n_layers} layers of width {source.base.d_model}, the VLM "
+            f"{model.base.n_layers} of {model.base.d_model}.",
+            "Use the language model the VLM was built from.",
+        )
+    texts = [record for record in records if record.split == "fit" and record.carrier == "text"]
+    benign = [record for record in records if record.split == "calibration" and record.label == "harmless"]
+    for label in ("harmful", "harmless"):
+        if not any(record.label == label for record in texts):
+            raise UsageError(
+                f"The fit split holds no {label} text record.", "VLM-Guard is fitted on harmful and harmless text."
+            )
+    if not benign:
+        raise UsageError(
+            "The calibration split holds no harmless record.", "Add some: the gate's threshold is set on them."
+        )
+    pairs = pair_up(texts)
+    # Pairs when every harmful prompt has one; otherwise all records, each against the other set's mean.
+    paired = len(pairs) == sum(record.label == "harmful" for record in texts)
+    sites = {Site.block(layer): layer for layer in layers}
+    width = model.base.d_model
+
+    def fresh() -> dict[int, Moments]:
+        return {layer: Moments(width) for layer in layers}
+
+    statistics = GuardStatistics(fresh(), fresh(), fresh(), {layer: [] for layer in layers})
+    units = pairs if paired else [(record,) for record in texts]
+    for batch, states in source.states(units, list(sites)):
+        harmful = torch.tensor([record.label == "harmful" for record in batch])
+        for site, layer in sites.items():
+            statistics.harmful[layer].update(states[site][harmful])
+            statistics.harmless[layer].update(states[site][~harmful])
+            if paired:  # units keep (harmful, harmless) together and in this order
+                statistics.differences[layer].update(states[site][harmful].double() - states[site][~harmful].double())
+    first = {layer: statistics.directions(layer, 1)[0][:, 0] for layer in layers}
+    for _, states in model.states([(record,) for record in benign], list(sites)):
+        for site, layer in sites.items():
+            statistics.scores[layer] += (states[site].double() @ first[layer]).tolist()
+    return statistics

@@ -1,0 +1,1 @@
+"""What needs the PyTorch model: loading, records, activations, evaluation."""
