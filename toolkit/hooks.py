@@ -1,0 +1,110 @@
+"""Running adapters in PyTorch: forward hooks that exist exactly as long as a ``with`` block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters.adapter import Adapter, Intervention
+from ..adapters.errors import UsageError
+from ..adapters.ops import ScopeMask
+from .parts import Parts
+
+_VISION_SITES = ("vision", "projector")
+
+
+class AppliedAdapters:
+    """The interventions that are active on a model, and what they saw in the last prefill.
+
+    Attributes:
+        extras: ``{k}.{name}`` → tensor, from the last prefill; k counts the interventions.
+        references: per-call inputs of ops that need them, by intervention index.
+        enabled: False runs the model untouched while still recording ``extras``.
+    """
+
+    def __init__(self, model: nn.Module, parts: Parts, image_token_id: int, adapters: Sequence[Adapter]) -> None:
+        self.interventions: list[Intervention] = [item for adapter in adapters for item in adapter.interventions]
+        self.extras: dict[str, Tensor] = {}
+        self.references: dict[int, Tensor] = {}
+        self.enabled = True
+        self._model, self._parts, self._image_token_id = model, parts, image_token_id
+        self._past_length = torch.tensor(0)
+        self._vision_mask: Tensor | None = None
+
+    @property
+    def touches_vision(self) -> bool:
+        """Whether image features are changed, so that they must not be cached."""
+        return any(item.site.kind in _VISION_SITES for item in self.interventions)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether an op asks for the text-only state of the same query."""
+        return any(item.make_op().runtime_inputs for item in self.interventions)
+
+    @contextmanager
+    def active(self) -> Iterator[AppliedAdapters]:
+        """Register the hooks; they are removed on every way out, also when registering fails."""
+        with ExitStack() as stack:
+            handle = self._model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+            stack.callback(handle.remove)
+            for index, item in enumerate(self.interventions):
+                module = self._parts.module(item.site)
+                run = self._runner(index, item)
+                if item.site.kind == "vision":
+                    handle = module.register_forward_pre_hook(
+                        lambda _, args, run=run: (run(args[0]), *args[1:])
+                    )
+                else:
+                    handle = module.register_forward_hook(lambda _, __, output, run=run: _replace_hidden(output, run))
+                stack.callback(handle.remove)
+            yield self
+
+    def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Note what the scope masks need; hooks deeper in the model see only hidden states."""
+        cache = kwargs.get("past_key_values")
+        length = cache.get_seq_length() if cache is not None else 0
+        input_ids = kwargs.get("input_ids", args[0] if args else None)
+        self._past_length = torch.tensor(int(length))
+        self._vision_mask = None if input_ids is None else input_ids == self._image_token_id
+
+    def _runner(self, index: int, item: Intervention):
+        op, mask_of = item.make_op(), ScopeMask(item.scope, item.phase)
+        device = self._parts.module(item.site).parameters().__next__().device
+        tensors = [tensor.to(device) for tensor in item.arguments()]
+
+        def run(hidden: Tensor) -> Tensor:
+            if item.site.kind in _VISION_SITES:
+                past, vision = torch.tensor(0), torch.ones(hidden.shape[:2], dtype=torch.bool, device=device)
+            else:
+                past, vision = self._past_length, self._vision_mask
+                if vision is None:
+                    if item.scope in ("vision", "text"):
+                        raise UsageError(
+                            f"Scope {item.scope!r} needs to know which tokens are pictures.",
+                            "Call the model with input_ids, not with inputs_embeds alone.",
+                        )
+                    vision = torch.zeros(hidden.shape[:2], dtype=torch.bool, device=device)
+            scope = mask_of(hidden, past.to(device), vision)
+            if not self.enabled:
+                scope = torch.zeros_like(scope)
+            inputs = []
+            if op.runtime_inputs:
+                blank = torch.zeros(hidden.shape[0], hidden.shape[-1], device=device)
+                inputs.append(self.references.get(index, blank) if past == 0 else blank)
+            changed, *extras = op(hidden, scope, *inputs, *tensors)
+            if past == 0:
+                self.extras |= {f"{index}.{name}": value for name, value in zip(op.extras, extras, strict=True)}
+            return changed
+
+        return run
+
+
+def _replace_hidden(output: Any, run) -> Any:
+    """Change the hidden states in a module's output: blocks return a tensor or a tuple that starts with it."""
+    if isinstance(output, Tensor):
+        return run(output)
+    return (run(output[0]), *output[1:])

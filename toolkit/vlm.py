@@ -1,0 +1,221 @@
+"""A VLM checkpoint: its parts, its inputs, and what can be done with it in PyTorch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..adapters.adapter import Adapter
+from ..adapters.errors import UsageError
+from ..adapters.fingerprint import fingerprint
+from ..adapters.manifest import BaseInfo
+from ..adapters.protocols import Pool
+from ..adapters.sites import Site
+from ..adapters.store import require_base
+from .capture import FeatureCache, capture
+from .hooks import AppliedAdapters
+from .inputs import Generation, InputProcessor, Inputs, Request
+from .parts import Parts
+from .records import Record
+
+
+class VLM:
+    """A transformers image-text-to-text model with its processor.
+
+    Attributes:
+        path: the checkpoint folder.
+        model: the transformers model, in evaluation mode.
+        inputs: turns requests into model inputs.
+        parts: the modules that sites refer to.
+    """
+
+    def __init__(self, path: Path, model: torch.nn.Module, inputs: InputProcessor) -> None:
+        self.path = Path(path)
+        self.model = model.eval()
+        self.inputs = inputs
+        self.parts = Parts.find(model)
+        self.features = FeatureCache(model)
+        self._hooks: AppliedAdapters | None = None
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str, *, dtype: str = "float32", device: str = "cpu") -> VLM:
+        """Load a checkpoint folder; only safetensors are read and nothing is downloaded.
+
+        Raises:
+            UsageError: the folder is missing, holds no VLM, or a part was not found.
+        """
+        from transformers import AutoModelForImageTextToText
+
+        inputs = InputProcessor.from_pretrained(folder)
+        try:
+            model = AutoModelForImageTextToText.from_pretrained(
+                folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UsageError(
+                f"{folder} cannot be loaded as a vision-language model: {reason}",
+                "It needs an image-text-to-text architecture of transformers and safetensors weights.",
+            ) from None
+        return cls(Path(folder), model.to(device), inputs)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of weights, configuration, tokenizer, processor and chat template."""
+        return fingerprint(self.path)
+
+    @cached_property
+    def base(self) -> BaseInfo:
+        """What an adapter's manifest says about this model."""
+        return BaseInfo(
+            fingerprint=self.fingerprint,
+            architecture=type(self.model).__name__,
+            n_layers=len(self.parts.layers),
+            d_model=self.parts.embed_tokens.weight.shape[1],
+        )
+
+    def arguments(self, inputs: Inputs, *, cached_features: bool = True) -> dict[str, Any]:
+        """A batch as keyword arguments of the model's ``forward``, on its device.
+
+        Args:
+            cached_features: hand over image features that are known already; False runs the tower, for
+                callers that watch it.
+        """
+        arguments: dict[str, Any] = {
+            "input_ids": torch.from_numpy(inputs.input_ids).to(self.device),
+            "attention_mask": torch.from_numpy(inputs.attention_mask).to(self.device),
+        }
+        if self._takes_position_ids:
+            arguments["position_ids"] = torch.from_numpy(inputs.position_ids).to(self.device)
+        if inputs.pixel_values is not None:
+            pixels = torch.from_numpy(inputs.pixel_values).to(self.device, self.model.dtype)
+            if cached_features and self.features.usable and not (self._hooks and self._hooks.touches_vision):
+                arguments["mm_encoder_outputs"] = self.features.encode(pixels)
+            else:
+                arguments["pixel_values"] = pixels
+        return arguments
+
+    @cached_property
+    def _takes_position_ids(self) -> bool:
+        """Models with sectioned rotary positions compute their own; the others must be told about padding."""
+        rope = getattr(self.model.config.get_text_config(), "rope_parameters", None) or {}
+        return "position_ids" in inspect.signature(self.model.forward).parameters and "mrope_section" not in rope
+
+    @torch.inference_mode()
+    def states(
+        self,
+        units: Sequence[Sequence[Record]],
+        sites: Sequence[Site],
+        pool: Pool = "last",
+        batch_size: int = 32,
+    ) -> Iterator[tuple[list[Record], dict[Site, Float[Tensor, "batch d_model"]]]]:
+        """Stream pooled hidden states; see :func:`safetykit.toolkit.capture.capture`."""
+        yield from capture(self, units, sites, pool, batch_size)
+
+    @contextmanager
+    def applied(self, *adapters: Adapter, allow_wrong_base: bool = False) -> Iterator[AppliedAdapters]:
+        """Run with ``adapters`` (outer blocks act first) until the block ends.
+
+        Raises:
+            WrongBase: an adapter was fitted on another model and ``allow_wrong_base`` is off.
+            UsageError: a site does not exist in this model.
+        """
+        for adapter in adapters:
+            if not allow_wrong_base:
+                require_base(adapter, self.fingerprint, str(self.path))
+        if self._hooks is not None:
+            raise UsageError("Adapters are already applied to this model.", "Apply them together: applied(first, second).")
+        hooks = AppliedAdapters(self.model, self.parts, self.inputs.image_token_id, adapters)
+        with hooks.active():
+            self._hooks = hooks
+            try:
+                yield hooks
+            finally:
+                self._hooks = None
+
+    @torch.inference_mode()
+    def prefill(self, requests: Sequence[Request], cache: Any = None) -> tuple[Float[Tensor, "batch seq vocab"], Inputs]:
+        """One forward pass over prompts.
+
+        Ops that ask for it first get the text-only state of the same query.
+
+        Args:
+            cache: a transformers ``DynamicCache`` to fill for later steps.
+
+        Returns:
+            Logits at all positions, and the inputs they belong to.
+        """
+        self._fill_references(requests)
+        inputs = self.inputs.prepare(requests)
+        arguments = self.arguments(inputs)
+        return self.model(**arguments, past_key_values=cache, use_cache=cache is not None).logits, inputs
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        requests: Sequence[Request],
+        max_new_tokens: int = 32,
+        *,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[Generation]:
+        """Answer a batch of requests with the adapters that are applied.
+
+        Greedy unless ``do_sample``; ``seed`` then fixes the draws.
+        """
+        self._fill_references(requests)
+        inputs = self.inputs.prepare(requests)
+        arguments = self.arguments(inputs, cached_features=False)
+        arguments.pop("position_ids", None)  # transformers' generate derives them from the mask itself
+        sampling = {"temperature": temperature, "top_p": top_p} if do_sample else {}
+        torch.manual_seed(seed)
+        output = self.model.generate(
+            **arguments,
+            max_new_tokens=max_new_tokens,
+            do_sample=do_sample,
+            pad_token_id=self.inputs.pad_token_id,
+            eos_token_id=list(self.inputs.eos_token_ids),
+            **sampling,
+        )
+        extras = self._hooks.extras if self._hooks else {}
+        scores = {name: value.float().cpu() for name, value in extras.items() if value.ndim == 1}
+        answers = output[:, inputs.input_ids.shape[1] :].cpu().tolist()
+        return [
+            self._generation(tokens, {name: value[row].item() for name, value in scores.items()})
+            for row, tokens in enumerate(answers)
+        ]
+
+    def _generation(self, tokens: list[int], scores: dict[str, float]) -> Generation:
+        end = next((at for at, token in enumerate(tokens) if token in self.inputs.eos_token_ids), len(tokens))
+        return Generation(self.inputs.decode(tokens[:end]), tuple(tokens[:end]), scores)
+
+    def _fill_references(self, requests: Sequence[Request]) -> None:
+        """Run the text-only branch for ops that are supervised by it, with the ops off."""
+        hooks = self._hooks
+        if hooks is None or not hooks.needs_reference:
+            return
+        text_only = self.inputs.prepare([Request(request.prompt) for request in requests])
+        hooks.enabled = False
+        try:
+            self.model(**self.arguments(text_only), use_cache=False)
+        finally:
+            hooks.enabled = True
+        hooks.references = {
+            index: hooks.extras[f"{index}.state"]
+            for index, item in enumerate(hooks.interventions)
+            if "state" in item.make_op().extras
+        }
