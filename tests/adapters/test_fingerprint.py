@@ -1,0 +1,88 @@
+"""The fingerprint changes with the model and with nothing else."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from safetykit.adapters import InvalidArtifact, UsageError, fingerprint
+
+WEIGHTS = {"b.weight": torch.arange(6.0).reshape(2, 3), "a.weight": torch.ones(4)}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_file(WEIGHTS, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "x", "transformers_version": "1", "n": 3}))
+    (folder / "tokenizer.json").write_text('{"vocab": {"a": 1}}')
+    (folder / "chat_template.jinja").write_text("USER: {{ prompt }}")
+    return folder
+
+
+def reshard(folder):
+    (folder / "model.safetensors").unlink()
+    save_file({"a.weight": WEIGHTS["a.weight"]}, folder / "model-1.safetensors")
+    save_file({"b.weight": WEIGHTS["b.weight"]}, folder / "model-2.safetensors")
+
+
+def rewrite(folder, **changes):
+    save_file({**WEIGHTS, **changes}, folder / "model.safetensors")
+
+
+def swap(folder):
+    save_file({"a.weight": WEIGHTS["b.weight"], "b.weight": WEIGHTS["a.weight"]}, folder / "model.safetensors")
+
+
+def edit(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+SAME = {
+    "resharded": reshard,
+    "saved by another version": edit("config.json", '{"n": 3, "model_type": "x", "transformers_version": "9"}'),
+    "a README beside it": edit("README.md", "hello"),
+}
+OTHER = {
+    "one weight": lambda f: rewrite(f, **{"a.weight": torch.tensor([1.0, 1, 1, 1.0000001])}),
+    "swapped tensors": swap,
+    "another dtype": lambda f: rewrite(f, **{"a.weight": torch.ones(4, dtype=torch.float16)}),
+    "another shape": lambda f: rewrite(f, **{"a.weight": torch.ones(2, 2)}),
+    "one tensor more": lambda f: rewrite(f, **{"c.weight": torch.ones(1)}),
+    "the configuration": edit("config.json", '{"model_type": "x", "n": 4}'),
+    "the tokenizer": edit("tokenizer.json", '{"vocab": {"a": 2}}'),
+    "the chat template": edit("chat_template.jinja", "HUMAN: {{ prompt }}"),
+    "a processor": edit("processor_config.json", "{}"),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_the_same_model_keeps_its_fingerprint(checkpoint, name, tmp_path):
+    before = fingerprint(checkpoint)
+    SAME[name](checkpoint)
+    assert fingerprint(checkpoint) == before
+    moved = tmp_path / "elsewhere"
+    shutil.move(checkpoint, moved)
+    assert fingerprint(moved) == before
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_another_model_gets_another_fingerprint(checkpoint, name):
+    before = fingerprint(checkpoint)
+    OTHER[name](checkpoint)
+    assert fingerprint(checkpoint) != before
+
+
+def test_a_folder_without_safetensors_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"holds no \*.safetensors weights.*save_pretrained"):
+        fingerprint(tmp_path)
+
+
+def test_a_truncated_weights_file_is_named(checkpoint):
+    path = checkpoint / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(InvalidArtifact, match="model.safetensors is not a whole safetensors file"):
+        fingerprint(checkpoint)
