@@ -1,0 +1,175 @@
+"""Base export: the three graphs of a VLM as it is, before any adapter.
+
+``torch.onnx.export`` (dynamo, opset 20), weights always as external data, local paths stripped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import CheckerPass, ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
+from torch import nn
+
+from ..adapters.files import atomic_folder
+from ..adapters.manifest import BaseInfo
+from .causal import kv_shape
+from .families import GraphSpec, compute_dtype, family_of
+from .layout import COPIED, GRAPHS, LAYOUT, ExportManifest, GraphInfo, Precision, write_manifest
+
+if TYPE_CHECKING:
+    from ..toolkit.vlm import VLM
+
+OPSET = 20
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
+Progress = Callable[[str], None]
+
+
+def export_base(
+    vlm: VLM, out: Path | str, precision: Precision = "fp32", *, overwrite: bool = False, progress: Progress | None = None
+) -> ExportManifest:
+    """Export ``vlm`` without any adapter; ``out`` appears complete or not at all.
+
+    Args:
+        precision: of weights and activations; the model is converted part by part.
+        progress: called with the name of each step as it starts.
+
+    Raises:
+        UsageError: the architecture is not supported, or ``out`` exists and ``overwrite`` is off.
+    """
+    with atomic_folder(Path(out), overwrite=overwrite) as work:
+        return write_base(vlm, work, precision, progress)
+
+
+def write_base(vlm: VLM, folder: Path, precision: Precision, progress: Progress | None = None) -> ExportManifest:
+    """Write graphs, configuration files and manifest into the empty ``folder``."""
+    specs = family_of(vlm.model).build(vlm.model)
+    graphs = {}
+    for name in GRAPHS:
+        if progress:
+            progress(f"exporting {name}")
+        model = export_graph(specs[name], precision)
+        save_graph(model, folder / LAYOUT.graph(name))
+        graphs[name] = graph_info(model)
+    copy_configuration(Path(vlm.path), folder)
+    text = vlm.model.config.get_text_config()
+    heads, head_dim = kv_shape(text)
+    manifest = ExportManifest(
+        base=BaseInfo(
+            fingerprint=vlm.fingerprint,
+            architecture=type(vlm.model).__name__,
+            n_layers=text.num_hidden_layers,
+            d_model=text.hidden_size,
+        ),
+        precision=precision,
+        mode="base",
+        opset=OPSET,
+        n_kv_heads=heads,
+        head_dim=head_dim,
+        image_token_id=vlm.inputs.image_token_id,
+        graphs=graphs,
+        versions=versions(),
+    )
+    return write_manifest(manifest, folder)
+
+
+def export_graph(spec: GraphSpec, precision: Precision) -> ir.Model:
+    """Trace one graph; its weights are converted on a copy when the model has another precision.
+
+    Inner values named by ``spec.taps`` keep those names and are not outputs.
+    """
+    dtype = DTYPES[precision]
+    module = spec.module if compute_dtype(spec.module) == dtype else _converted(spec.module, dtype)
+    with quiet_export():
+        program = torch.onnx.export(
+            module.eval(),
+            spec.args(dtype),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(spec.inputs),
+            output_names=[*spec.outputs, *spec.taps],
+            dynamic_shapes=spec.dynamic,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model
+    del model.graph.outputs[len(spec.outputs) :]
+    RemoveUnusedNodesPass()(model)
+    strip_metadata(model)
+    CheckerPass(full_check=True)(model)
+    return model
+
+
+def _converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    # Parameters only: `module.half()` would also round buffers such as rotary frequencies.
+    copied = copy.deepcopy(module)
+    for parameter in copied.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    return copied
+
+
+@contextlib.contextmanager
+def quiet_export() -> Iterator[None]:
+    """Keep the exporter's notes about its own internals off the terminal."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def strip_metadata(model: ir.Model) -> None:
+    """Remove stack traces and doc strings: they hold paths of the machine that exported."""
+    ClearMetadataAndDocStringPass()(model)
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
+    model.doc_string = model.graph.doc_string = None
+    for value in [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]:
+        value.metadata_props.clear()
+    for node in model.graph:
+        for value in node.outputs:
+            value.metadata_props.clear()
+
+
+def save_graph(model: ir.Model, path: Path) -> None:
+    """Write a graph with all its weights in ``<path>.data`` beside it."""
+    data = path.with_name(f"{path.name}.data")
+    ir.save(model, path, external_data=data.name)
+    data.touch()  # a graph without weights still has its data file, so that the layout is always the same
+
+
+def graph_info(model: ir.Model) -> GraphInfo:
+    """Names of the inputs and outputs of a graph."""
+    return GraphInfo(
+        inputs=tuple(str(value.name) for value in model.graph.inputs),
+        outputs=tuple(str(value.name) for value in model.graph.outputs),
+    )
+
+
+def copy_configuration(source: Path, folder: Path) -> None:
+    """Copy configuration, tokenizer, processor and chat template of a checkpoint, where it has them."""
+    for name in COPIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that shape an export."""
+    return {name: version(name) for name in ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")}

@@ -1,0 +1,245 @@
+"""The residual stream of a decoder graph, found by its structure.
+
+Names and export metadata vary between exporters and vanish under fusion; the shape of the graph does
+not. Walking back from ``logits``:
+
+1. A step is a rank-3 ``Add`` of two activations, or a ``Skip(Simplified)LayerNormalization``, which
+   is such an addition fused with the norm that follows.
+2. Of its two operands the residual one is an ancestor of the other: a branch is computed from the
+   stream it is added to.
+3. The producer of the residual operand is the step before. There are exactly 2·n_layers steps.
+4. The branch of step 2i is the attention of layer i: among the KV inputs it reads
+   ``past_key_values.i`` and no other. The branch of step 2i+1 is its MLP and reads none.
+
+A graph for which any of these fails is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from ..adapters.errors import UnsupportedGraph
+
+SKIP_NORMS = ("SkipSimplifiedLayerNormalization", "SkipLayerNormalization")
+DOMAIN = "safetykit"
+_KV = re.compile(r"past_key_values\.(\d+)\.(key|value)")
+_HEADS = ("MatMul", "Gemm", "MatMulNBits")
+_AFTER_HEAD = ("Cast", "Identity", "Add", "Mul", "Div", "Tanh", "Reshape")
+_ADVICE = "Export the decoder with safetykit, or as a plain pre-norm decoder with KV cache inputs."
+
+
+@dataclass(frozen=True)
+class Step:
+    """One addition to the residual stream.
+
+    Attributes:
+        node: the ``Add`` or skip-norm.
+        residual: index of the node's residual input.
+        branch: index of the node's attention or MLP input.
+    """
+
+    node: ir.Node
+    residual: int
+    branch: int
+
+    @property
+    def fused(self) -> bool:
+        """Whether the addition is fused with the next norm, so that no node yields the plain sum."""
+        return self.node.op_type in SKIP_NORMS
+
+    def operand(self, index: int) -> ir.Value:
+        """Input ``index`` of the node, which is known to be there."""
+        value = self.node.inputs[index]
+        assert value is not None
+        return value
+
+
+@dataclass(frozen=True)
+class ResidualStream:
+    """The residual stream of a decoder.
+
+    Attributes:
+        base: what enters layer 0, [batch, sequence, d_model].
+        steps: attention and MLP additions of layer 0, 1, …; 2·n_layers in all.
+        final_norm: what the LM head reads; None when the head was not recognised.
+    """
+
+    base: ir.Value
+    steps: tuple[Step, ...]
+    final_norm: ir.Value | None
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self.steps) // 2
+
+
+def find_residual_stream(model: ir.Model) -> ResidualStream:
+    """Find the residual stream.
+
+    Raises:
+        UnsupportedGraph: already adapted, or not a decoder this finder understands, with the reason.
+    """
+    require_unadapted(model)
+    graph = model.graph
+    if any(attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for node in graph for attribute in node.attributes.values()):
+        raise UnsupportedGraph("The graph has control flow (If, Loop or Scan).", "Use a decoder export without merged branches.")
+    n_layers = _count_layers(graph)
+    logits = next((value for value in graph.outputs if value.name == "logits"), None)
+    if logits is None:
+        raise UnsupportedGraph(f"The graph has no output `logits` but {_names(graph.outputs)}.", "Pass a decoder graph.")
+    if any(node.op_type == "Add" and node.outputs[0].shape is None for node in graph):
+        ShapeInferencePass()(model)
+    steps, base = _walk(graph, logits, n_layers)
+    _require_attention_order(steps, base)
+    return ResidualStream(base, steps, _head_input(logits))
+
+
+def require_unadapted(model: ir.Model) -> None:
+    """Refuse a graph that already holds safetykit ops: two adapters are baked in one go instead.
+
+    Raises:
+        UnsupportedGraph: the graph is adapted.
+    """
+    if any(domain == DOMAIN for domain, _, _ in model.functions) or any(node.domain == DOMAIN for node in model.graph):
+        raise UnsupportedGraph(
+            "The graph already holds a safetykit adapter.",
+            "Start from the base graph and give all adapters at once: --adapter A --adapter B.",
+        )
+
+
+def _names(values: object) -> str:
+    return ", ".join(f"`{value.name}`" for value in values) or "none"  # type: ignore[attr-defined]
+
+
+def _count_layers(graph: ir.Graph) -> int:
+    layers = {int(match[1]) for value in graph.inputs if (match := _KV.fullmatch(value.name or ""))}
+    if not layers:
+        raise UnsupportedGraph("The graph has no inputs past_key_values.0.key, ….", "Pass a decoder with KV cache inputs.")
+    if layers != set(range(len(layers))):
+        raise UnsupportedGraph(f"KV cache inputs cover layers {sorted(layers)}, not 0 to {len(layers) - 1}.", _ADVICE)
+    return len(layers)
+
+
+def _walk(graph: ir.Graph, logits: ir.Value, n_layers: int) -> tuple[tuple[Step, ...], ir.Value]:
+    order = {node: index for index, node in enumerate(graph)}
+    node = _last_step_node(logits, order)
+    steps: list[Step] = []
+    value = logits
+    while node is not None:
+        steps.append(_orient(node))
+        value = steps[-1].operand(steps[-1].residual)
+        producer = value.producer()
+        node = producer if producer is not None and _is_addition(producer) and _orientations(producer) else None
+    if len(steps) != 2 * n_layers:
+        raise UnsupportedGraph(
+            f"Walking back from `logits` found {len(steps)} residual additions, not {2 * n_layers} for {n_layers} layers.",
+            _ADVICE,
+        )
+    return tuple(reversed(steps)), value
+
+
+def _last_step_node(logits: ir.Value, order: dict[ir.Node, int]) -> ir.Node:
+    # Latest node first, so that the first addition met is the one nearest to the logits.
+    heap = [-order[node] for node in (logits.producer(),) if node is not None]
+    nodes, seen = list(order), set(heap)
+    while heap:
+        node = nodes[-heapq.heappop(heap)]
+        if _is_addition(node):
+            return node
+        for value in node.inputs:
+            producer = value.producer() if value is not None else None
+            if producer is not None and -order[producer] not in seen:
+                seen.add(-order[producer])
+                heapq.heappush(heap, -order[producer])
+    raise UnsupportedGraph("No residual addition leads to `logits`.", _ADVICE)
+
+
+def _is_addition(node: ir.Node) -> bool:
+    if node.op_type in SKIP_NORMS:
+        return True
+    if node.op_type != "Add" or node.domain not in ("", "ai.onnx"):
+        return False
+    return all(value is not None and not _is_constant(value) and _rank(value) == 3 for value in node.inputs)
+
+
+def _is_constant(value: ir.Value) -> bool:
+    producer = value.producer()
+    return value.is_initializer() or (producer is not None and producer.op_type == "Constant")
+
+
+def _rank(value: ir.Value) -> int | None:
+    return None if value.shape is None else len(value.shape)
+
+
+def _orient(node: ir.Node) -> Step:
+    found = _orientations(node)
+    if len(found) != 1:
+        how = "neither is computed from the other" if not found else "each is computed from the other"
+        raise UnsupportedGraph(
+            f"Of the two operands of the residual addition {node.name!r} {how} (parallel attention and MLP?).", _ADVICE
+        )
+    return found[0]
+
+
+def _orientations(node: ir.Node) -> list[Step]:
+    steps = (Step(node, 0, 1), Step(node, 1, 0))
+    return [step for step in steps if _depends(step.operand(step.branch), step.operand(step.residual))]
+
+
+def _depends(value: ir.Value, ancestor: ir.Value) -> bool:
+    # Through a skip-norm the branch sees the normed output and the stream the sum: compare producers.
+    producer = ancestor.producer()
+    if producer is None:
+        return any(found is ancestor for found in _ancestors(value, ancestor))
+    return any(found.producer() is producer for found in _ancestors(value, ancestor))
+
+
+def _ancestors(value: ir.Value, stop: ir.Value) -> Iterator[ir.Value]:
+    """``value`` and what its data depends on, not looking past ``stop``, nor at mere shapes."""
+    stop_node = stop.producer()
+    pending, seen = [value], {value}
+    while pending:
+        current = pending.pop()
+        yield current
+        node = current.producer()
+        if current is stop or node is None or node is stop_node or node.op_type == "Shape":
+            continue
+        for source in node.inputs:
+            if source is not None and source not in seen:
+                seen.add(source)
+                pending.append(source)
+
+
+def _require_attention_order(steps: tuple[Step, ...], base: ir.Value) -> None:
+    for index, step in enumerate(steps):
+        layer, is_mlp = divmod(index, 2)
+        found = {
+            int(match[1])
+            for value in _ancestors(step.operand(step.branch), step.operand(step.residual))
+            if value.is_graph_input() and (match := _KV.fullmatch(value.name or ""))
+        }
+        if found != (set() if is_mlp else {layer}):
+            part = "MLP" if is_mlp else "attention"
+            raise UnsupportedGraph(
+                f"Residual addition {index} should be the {part} of layer {layer}, but reads the KV cache of "
+                f"{', '.join(map(str, sorted(found))) or 'no layer'}.",
+                _ADVICE,
+            )
+
+
+def _head_input(logits: ir.Value) -> ir.Value | None:
+    value: ir.Value | None = logits
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type in _HEADS:
+            return node.inputs[0]
+        if node.op_type not in _AFTER_HEAD:
+            return None
+        value = next((v for v in node.inputs if v is not None and not _is_constant(v)), None)
+    return None

@@ -1,0 +1,197 @@
+"""Generating with an export folder under ONNX Runtime: NumPy only, no torch.
+
+Prefill: pictures → ``vision_encoder`` → features scattered into the token embeddings at the image
+tokens → ``decoder`` with an empty KV cache. Each step then feeds one token per row. When an op asks
+for the text-only state of the same query, prefill first runs the prompts without their pictures and
+with the ops off, and hands each op's ``state`` back as its ``reference``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ..adapters.errors import UsageError
+from ..toolkit.inputs import Generation, InputProcessor, Inputs, Request
+from .layout import GRAPHS, LAYOUT, ExportManifest, read_manifest
+from .sampling import Sampler
+from .sessions import CPU, open_session
+
+_FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_ENABLED, _VISION_MASK = "safetykit.enabled", "vision_mask"
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A batch in the middle of decoding.
+
+    Attributes:
+        logits: float32, of the tokens fed last.
+        past: KV cache by input name, [batch, heads, length, head_dim].
+        attention_mask: over everything fed so far, 0 at padding.
+        extras: ``{k}.{name}`` → output of intervention k's op at prefill.
+    """
+
+    logits: Float[np.ndarray, "batch seq vocab"]
+    past: dict[str, np.ndarray]
+    attention_mask: Int[np.ndarray, "batch total"]
+    extras: dict[str, np.ndarray]
+
+
+class OnnxVLM:
+    """An exported VLM.
+
+    Attributes:
+        path: the export folder.
+        manifest: what it holds.
+        inputs: turns requests into model inputs, exactly as for PyTorch.
+    """
+
+    def __init__(self, path: Path, manifest: ExportManifest, inputs: InputProcessor, providers: Sequence[str]) -> None:
+        self.path, self.manifest, self.inputs = path, manifest, inputs
+        sessions = [open_session(path / LAYOUT.graph(name), providers) for name in GRAPHS]
+        self._vision, self._embed, self._decoder = sessions
+        self._types = {value.name: value.type for value in self._decoder.get_inputs()}
+        self._float = _FLOATS[self._types["inputs_embeds"]]
+        self._outputs = [value.name for value in self._decoder.get_outputs()]
+        self._past_names = [name for name in self._types if name.startswith("past_key_values.")]
+        self._references = [
+            item.index for item in manifest.interventions if item.graph == "decoder" and "reference" in item.runtime_inputs
+        ]
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: Path | str, providers: Sequence[str] = CPU, *, verify: bool = True
+    ) -> OnnxVLM:
+        """Open an export folder.
+
+        Args:
+            providers: ONNX Runtime execution providers; falling back to others is an error.
+            verify: compare every file with the digest in the manifest first.
+
+        Raises:
+            UsageError: no such folder, or a provider is not there.
+            InvalidArtifact: a file is missing or was changed, or a graph does not load.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder, verify=verify)
+        return cls(folder, manifest, InputProcessor.from_pretrained(folder), providers)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether prefill needs the same requests without their pictures."""
+        return bool(self._references)
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        max_new_tokens: int = 32,
+        *,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[Generation]:
+        """Answer a batch of requests; greedy unless ``do_sample``."""
+        sampler = Sampler(do_sample=do_sample, temperature=temperature, top_p=top_p, seed=seed)
+        state = self.prefill_requests(requests)
+        scores = {name: value for name, value in state.extras.items() if value.ndim == 1}
+        eos = np.array(self.inputs.eos_token_ids)
+        tokens: list[list[int]] = [[] for _ in requests]
+        finished = np.zeros(len(requests), dtype=bool)
+        for count in range(1, max_new_tokens + 1):
+            chosen = np.where(finished, self.inputs.pad_token_id, sampler.choose(state.logits[:, -1]))
+            finished |= np.isin(chosen, eos)
+            for row in np.flatnonzero(~finished):
+                tokens[row].append(int(chosen[row]))
+            if finished.all() or count == max_new_tokens:
+                break
+            state = self.step(state, chosen)
+        return [
+            Generation(self.inputs.decode(row), tuple(row), {name: float(value[at]) for name, value in scores.items()})
+            for at, row in enumerate(tokens)
+        ]
+
+    def prefill_requests(self, requests: Sequence[Request]) -> Decoding:
+        """Prepare requests and run :meth:`prefill`, with the text-only branch if an op asks for it."""
+        text_only = None
+        if self.needs_reference:
+            text_only = self.inputs.prepare([Request(request.prompt) for request in requests])
+        return self.prefill(self.inputs.prepare(requests), text_only)
+
+    def prefill(self, inputs: Inputs, text_only: Inputs | None = None) -> Decoding:
+        """Run the prompts.
+
+        Args:
+            inputs: the batch.
+            text_only: the same requests without pictures; needed if :attr:`needs_reference`.
+
+        Raises:
+            UsageError: pictures and image tokens do not match, or ``text_only`` is missing.
+        """
+        feeds: dict[str, np.ndarray] = {}
+        if self.needs_reference:
+            if text_only is None:
+                raise UsageError("An op of this model needs the text-only branch.", "Pass text_only, or use generate().")
+            first = self._prefill(text_only, {_ENABLED: np.array(0, np.float32)})
+            feeds = {f"safetykit.{index}.reference": first.extras[f"{index}.state"] for index in self._references}
+        return self._prefill(inputs, feeds)
+
+    def step(self, state: Decoding, token_ids: Int[np.ndarray, "batch"]) -> Decoding:
+        """Feed one token per row; ``extras`` stay those of the prefill."""
+        ids = np.asarray(token_ids, dtype=np.int64)[:, None]
+        mask = np.concatenate([state.attention_mask, np.ones_like(ids)], axis=1)
+        positions = np.maximum(mask.sum(axis=1, keepdims=True) - 1, 0)
+        after = self._run(self._embedded(ids), mask, positions, state.past, ids == self.inputs.image_token_id, {})
+        return Decoding(after.logits, after.past, mask, state.extras)
+
+    def encode_images(self, pixel_values: Float[np.ndarray, "pictures 3 height width"]) -> np.ndarray:
+        """Image features [pictures, tokens, d_model]."""
+        return self._vision.run(None, {"pixel_values": pixel_values})[0]
+
+    def _prefill(self, inputs: Inputs, feeds: dict[str, np.ndarray]) -> Decoding:
+        embeds = self._embedded(inputs.input_ids)
+        if inputs.pixel_values is not None:
+            features = self.encode_images(inputs.pixel_values)
+            wanted, given = int(inputs.vision_mask.sum()), features.shape[0] * features.shape[1]
+            if wanted != given:
+                raise UsageError(
+                    f"The prompts hold {wanted} image tokens, the pictures give {given} features.",
+                    "The processor's files and the vision encoder do not belong together; export again.",
+                )
+            embeds[inputs.vision_mask] = features.reshape(given, -1)
+        batch, heads, width = len(embeds), self.manifest.n_kv_heads, self.manifest.head_dim
+        past = {name: np.zeros((batch, heads, 0, width), self._float) for name in self._past_names}
+        return self._run(embeds, inputs.attention_mask, inputs.position_ids, past, inputs.vision_mask, feeds)
+
+    def _embedded(self, ids: Int[np.ndarray, "batch seq"]) -> Float[np.ndarray, "batch seq d_model"]:
+        return self._embed.run(None, {"input_ids": ids})[0]
+
+    def _run(
+        self,
+        embeds: np.ndarray,
+        mask: np.ndarray,
+        positions: np.ndarray,
+        past: dict[str, np.ndarray],
+        vision_mask: np.ndarray,
+        feeds: dict[str, np.ndarray],
+    ) -> Decoding:
+        feeds = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions, **past, **feeds}
+        if _VISION_MASK in self._types:
+            feeds[_VISION_MASK] = vision_mask
+        for index in self._references:  # ignored where it is not given: the op is off, or past its prefill
+            blank = np.zeros((len(embeds), embeds.shape[-1]), np.float32)
+            feeds.setdefault(f"safetykit.{index}.reference", blank)
+        results = dict(zip(self._outputs, self._decoder.run(self._outputs, feeds), strict=True))
+        return Decoding(
+            logits=results["logits"].astype(np.float32),
+            past={name: results[name.replace("past_key_values.", "present.")] for name in self._past_names},
+            attention_mask=mask,
+            extras={
+                name.removeprefix("safetykit."): value for name, value in results.items() if name.startswith("safetykit.")
+            },
+        )
