@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from ..adapters.errors import UsageError
 from .inputs import Generation, Request
+from .journal import Journal
 from .judge import Outcome, judge
 from .records import CARRIERS, Record
 
@@ -102,16 +103,23 @@ def decide(
     max_new_tokens: int = 32,
     batch_size: int = 32,
     progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> list[Decision]:
     """Answer every record, batched by length, and judge the answers; the order of records is kept.
+
+    Args:
+        journal: where decisions are kept batch by batch; those it holds already are not made again.
 
     Raises:
         UsageError: there are no records.
     """
     if not records:
         raise UsageError("There is nothing to evaluate: no record was given.", "Check the split.")
-    order = sorted(range(len(records)), key=lambda at: (records[at].image is not None, len(records[at].prompt)))
-    decisions: dict[int, Decision] = {}
+    place = {record.id: at for at, record in enumerate(records)}
+    known = [Decision.model_validate(item) for items in journal.done.values() for item in items] if journal else []
+    decisions = {place[item.id]: item for item in known}
+    order = [at for at in range(len(records)) if at not in decisions]
+    order.sort(key=lambda at: (records[at].image is not None, len(records[at].prompt)))
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         requests = [Request(records[at].prompt, records[at].picture()) for at in chosen]
@@ -126,6 +134,8 @@ def decide(
                 outcome=judge(record, answer.text),
                 scores=answer.scores,
             )
+        if journal:
+            journal.add(records[chosen[0]].id, [decisions[at].model_dump(mode="json") for at in chosen])
         if progress:
             progress(len(decisions), len(records))
     return [decisions[at] for at in range(len(records))]
@@ -155,10 +165,11 @@ def evaluate(
     max_new_tokens: int = 32,
     batch_size: int = 32,
     progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> Evaluation:
     """Decide and tabulate; see :func:`decide`."""
     decisions = decide(
-        model, records, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
+        model, records, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress, journal=journal
     )
     return Evaluation(
         model=name,

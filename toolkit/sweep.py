@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from ..adapters.adapter import Adapter
 from ..adapters.errors import UsageError
+from ..adapters.manifest import describe_data
 from ..adapters.vlm_guard import GuardStatistics, Variant, VLMGuard, collect
 from .evaluate import Decision, Progress, decide
+from .journal import Journal
 from .records import Record
 from .vlm import VLM
 
@@ -115,10 +118,14 @@ def run_sweep(
     max_new_tokens: int = 16,
     batch_size: int = 64,
     progress: Progress | None = None,
+    journal_path: Path | None = None,
 ) -> tuple[Sweep, GuardStatistics]:
     """Try every setting on the calibration split.
 
     The statistics are collected once for all layers; a setting only solves and generates.
+
+    Args:
+        journal_path: where finished trials are kept until the sweep is complete, to resume from.
 
     Raises:
         UsageError: the calibration split lacks harmful or harmless records.
@@ -146,12 +153,21 @@ def run_sweep(
         with vlm.applied(*adapters):
             return figures(decide(vlm, calibration, max_new_tokens=max_new_tokens, batch_size=batch_size))
 
+    identity = [vlm.fingerprint, describe_data(records).sha256, max_new_tokens]
+    journal = Journal(journal_path, identity) if journal_path else None
+    done = journal.done if journal else {}
     undefended = run([])
     trials = []
     for number, guard in enumerate(settings, start=1):
-        trials.append(Trial(guard, **run([guard.solve(vlm, statistics, records)])))
+        key = repr(guard)
+        found = done[key] if key in done else run([guard.solve(vlm, statistics, records)])
+        if journal and key not in done:
+            journal.add(key, found)
+        trials.append(Trial(guard, **found))
         if progress:
             progress(number, len(settings))
+    if journal:
+        journal.finish()
     best, within_cost = choose(trials, undefended)
     return Sweep(undefended, tuple(trials), best, within_cost), statistics
 
@@ -172,9 +188,15 @@ def choose(trials: Sequence[Trial], undefended: dict[str, float]) -> tuple[Trial
 
 
 def fit_with_sweep(
-    vlm: VLM, records: Sequence[Record], variants: Sequence[Variant], progress: Progress | None = None
+    vlm: VLM,
+    records: Sequence[Record],
+    variants: Sequence[Variant],
+    *,
+    progress: Progress | None = None,
+    journal_path: Path | None = None,
 ) -> Adapter:
     """Sweep, then return the adapter of the chosen setting with the table attached."""
-    sweep, statistics = run_sweep(vlm, records, grid(vlm.base.n_layers, variants), progress=progress)
+    settings = grid(vlm.base.n_layers, variants)
+    sweep, statistics = run_sweep(vlm, records, settings, progress=progress, journal_path=journal_path)
     adapter = sweep.best.guard.solve(vlm, statistics, records)
     return replace(adapter, attachments={**adapter.attachments, "sweep": sweep.table()})

@@ -5,6 +5,7 @@ import pytest
 from safetykit.adapters import UsageError
 from safetykit.toolkit.evaluate import Rate, decide, evaluate
 from safetykit.toolkit.inputs import Generation
+from safetykit.toolkit.journal import Journal
 from safetykit.toolkit.records import Record
 
 
@@ -66,3 +67,31 @@ def test_the_detector_auroc_needs_both_labels():
 def test_nothing_to_evaluate_is_an_error():
     with pytest.raises(UsageError, match="no record was given"):
         decide(Scripted([], str), [])
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path):
+    records = [make(i, "harmless") for i in range(12)]
+    whole = decide(Scripted(records, lambda request: f"{len(request.prompt)}"), records, batch_size=4)
+
+    def failing(request):
+        if len(request.prompt) > 3:
+            raise KeyboardInterrupt
+        return f"{len(request.prompt)}"
+
+    path = tmp_path / "eval.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        decide(Scripted(records, failing), records, batch_size=4, journal=Journal(path, "work"))
+    path.write_text(path.read_text() + '["cut off", [{"id"')  # as a crash in mid-write leaves it
+    resumed = Scripted(records, lambda request: f"{len(request.prompt)}")
+    journal = Journal(path, "work")
+    assert decide(resumed, records, batch_size=4, journal=journal) == whole
+    assert sum(map(len, resumed.batches)) == 4  # eight of twelve were done
+    journal.finish()
+    assert not path.exists()
+
+
+def test_a_journal_of_other_work_is_not_used(tmp_path):
+    path = tmp_path / "eval.jsonl"
+    Journal(path, "one").add("key", 1)
+    assert Journal(path, "one").done == {"key": 1}
+    assert Journal(path, "other").done == {}
