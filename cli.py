@@ -1,0 +1,259 @@
+"""The command line. Commands import what they need when they run, so that --help is fast.
+
+Exit codes: 0 ok, 1 internal error, 2 usage, 3 invalid artifact, 4 wrong base model, 5 parity failed,
+6 signature failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+app = typer.Typer(
+    name="safetykit",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 ok, 2 usage, 3 invalid artifact, 4 wrong base model, 5 parity failed, 6 signature failed.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Model = Annotated[str, typer.Argument(help="Checkpoint folder, or reference:mild / reference:severe.")]
+Data = Annotated[str, typer.Option("--data", help="Records: JSONL file or folder, or `reference`.")]
+MaybeData = Annotated[Optional[str], typer.Option("--data", help="Records: JSONL file or folder, or `reference`.")]
+Adapters = Annotated[Optional[list[Path]], typer.Option("--adapter", help="Adapter folder; repeat to stack.")]
+WrongBase = Annotated[bool, typer.Option(help="Accept an adapter fitted on another model; the card shows it.")]
+Overwrite = Annotated[bool, typer.Option(help="Replace the output folder if it exists.")]
+Limit = Annotated[Optional[int], typer.Option(min=1, help="Use at most this many records, spread over the groups.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+Provider = Annotated[Optional[list[str]], typer.Option("--provider", help="ONNX Runtime provider; CPU by default.")]
+CPU = ("CPUExecutionProvider",)
+
+
+@app.callback()
+def _root() -> None:
+    """Fit safety adapters for vision-language models, bake them into ONNX graphs, prove that nothing changed."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for everything the demo makes.")] = Path("safetykit-demo"),
+    checkpoint: Annotated[str, typer.Option(help="Which reference VLM: mild or severe.")] = "mild",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """The whole loop on the bundled reference VLM: fit, export, parity, evaluation, card."""
+    from .export.demo import run_demo
+    from .toolkit import console, views
+
+    with console.steps() as say:
+        result = run_demo(out, checkpoint, overwrite=overwrite, progress=say)
+    console.emit(result, as_json=as_json, human=views.demo)
+
+
+@app.command()
+def inspect(model: Model, as_json: Json = False) -> None:
+    """Parts, sites, layer count, fingerprint, and whether it can be exported."""
+    from .export.families import exportable
+    from .toolkit import console, views
+    from .toolkit.sources import model_path
+    from .toolkit.vlm import VLM
+
+    vlm = VLM.from_pretrained(model_path(model))
+    console.emit({**vlm.describe(), "export": exportable(vlm.model)}, as_json=as_json, human=views.inspect)
+
+
+@app.command()
+def fit(
+    method: Annotated[str, typer.Argument(help="vlm-guard")],
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Adapter folder to write.")],
+    variant: Annotated[Optional[str], typer.Option(help="orthogonal, steer, supervised or target.")] = None,
+    gate: Annotated[Optional[str], typer.Option(help="paper or calibrated.")] = None,
+    layers: Annotated[Optional[str], typer.Option(help="Decoder layers from 0, such as 3-5 or 2,4.")] = None,
+    rank: Annotated[Optional[int], typer.Option(help="m, the dimension of the subspace.")] = None,
+    alpha: Annotated[Optional[float], typer.Option(help="α, the strength.")] = None,
+    false_positive_rate: Annotated[Optional[float], typer.Option(help="Harmless records whose gate may open.")] = None,
+    scope: Annotated[Optional[str], typer.Option(help="all, vision, text or last.")] = None,
+    phase: Annotated[Optional[str], typer.Option(help="prefill, decode or both.")] = None,
+    text_model: Annotated[Optional[str], typer.Option(help="Separate aligned model to take the direction from.")] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Choose what is not given on calibration records.")] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Fit a method on records and write the adapter folder."""
+    from .adapters.files import require_free
+    from .toolkit import console, fitting, views
+    from .toolkit.records import load_records
+    from .toolkit.sources import data_path, model_path
+    from .toolkit.vlm import VLM
+
+    given = {
+        "variant": variant, "gate": gate, "layers": fitting.parse_layers(layers), "rank": rank, "alpha": alpha,
+        "false_positive_rate": false_positive_rate, "scope": scope, "phase": phase,
+    }  # fmt: skip
+    given = {name: value for name, value in given.items() if value is not None}
+    fitting.check_method(method, given)
+    require_free(out, overwrite=overwrite)
+    records = load_records(data_path(data), ["fit", "calibration"])
+    vlm = VLM.from_pretrained(model_path(model))
+    source = VLM.from_pretrained(model_path(text_model)) if text_model else None
+    with console.progress_bar("sweeping" if sweep else "fitting") as update:
+        adapter = fitting.fit(method, vlm, records, given, sweep=sweep, text_model=source, out=out, progress=update)
+    adapter.save(out, overwrite=overwrite)
+    console.emit(
+        {"adapter": str(out), **adapter.info.model_dump(mode="json"), "sweep": adapter.attachments.get("sweep")},
+        as_json=as_json,
+        human=views.fit,
+    )
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder, reference:mild / reference:severe, or export folder.")],
+    data: Data,
+    adapter: Adapters = None,
+    split: Annotated[str, typer.Option(help="Which split.")] = "test",
+    limit: Limit = None,
+    max_new_tokens: MaxNewTokens = 32,
+    out: Annotated[Optional[Path], typer.Option("-o", "--out", help="Also write the evaluation, decisions included.")] = None,
+    provider: Provider = None,
+    allow_wrong_base: WrongBase = False,
+    as_json: Json = False,
+) -> None:
+    """Answer records with a checkpoint or an export, and count per carrier; resumes where it was interrupted."""
+    from .export.evaluation import evaluate_model
+    from .toolkit import console, views
+
+    with console.progress_bar("answering") as update:
+        result = evaluate_model(
+            model, data, adapter or [], split=split, limit=limit, max_new_tokens=max_new_tokens, out=out,
+            providers=provider or CPU, allow_wrong_base=allow_wrong_base, progress=update,
+        )  # fmt: skip
+    value = result.model_dump(mode="json", exclude={"decisions"})
+    console.emit(value, as_json=as_json, human=views.evaluation)
+
+
+@app.command()
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Export folder to write.")],
+    adapter: Adapters = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Export to ONNX (the only format).")] = True,
+    data: MaybeData = None,
+    split: Annotated[str, typer.Option(help="Which split decisions are compared on.")] = "test",
+    limit: Limit = None,
+    max_new_tokens: MaxNewTokens = 32,
+    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
+    base_onnx: Annotated[Optional[Path], typer.Option(help="Put the adapter into these base graphs.")] = None,
+    provider: Provider = None,
+    allow_wrong_base: WrongBase = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Bake adapters into ONNX graphs; the folder appears only if parity with PyTorch holds.
+
+    With --data, decisions are compared on those records and the card gets its evaluation.
+    """
+    from .export.evaluation import export_with_documents
+    from .toolkit import console, views
+
+    with console.steps() as say:
+        result = export_with_documents(
+            model, out, adapter or [], data=data, split=split, limit=limit, max_new_tokens=max_new_tokens,
+            precision=precision, base_onnx=base_onnx, providers=provider or CPU, allow_wrong_base=allow_wrong_base,
+            overwrite=overwrite, progress=say,
+        )  # fmt: skip
+    console.emit(result, as_json=as_json, human=views.export)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Adapter or export folder.")],
+    model: Annotated[Optional[str], typer.Option(help="Checkpoint, to run parity again.")] = None,
+    adapter: Adapters = None,
+    provider: Provider = None,
+    as_json: Json = False,
+) -> None:
+    """Check every file against the manifest, the card against its data, and parity if --model is given."""
+    from .export.evaluation import verify_folder
+    from .toolkit import console, views
+
+    with console.steps() as say:
+        result = verify_folder(folder, model, adapter or [], providers=provider or CPU, progress=say)
+    console.emit(result, as_json=as_json, human=views.verify)
+
+
+@app.command()
+def run(
+    folder: Annotated[Path, typer.Argument(help="Export folder.")],
+    prompt: Annotated[list[str], typer.Option("--prompt", help="What the user says; repeat for a batch.")],
+    image: Annotated[Optional[list[Path]], typer.Option("--image", help="Picture for every prompt, or one each.")] = None,
+    max_new_tokens: MaxNewTokens = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus of sampling.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    provider: Provider = None,
+    as_json: Json = False,
+) -> None:
+    """Generate with the exported model under ONNX Runtime."""
+    from .export.evaluation import answer
+    from .toolkit import console, views
+
+    result = answer(
+        folder, prompt, image or [], max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
+        providers=provider or CPU,
+    )  # fmt: skip
+    console.emit(result, as_json=as_json, human=views.answers)
+
+
+@app.command()
+def card(
+    folder: Annotated[Path, typer.Argument(help="Export folder.")],
+    check: Annotated[bool, typer.Option("--check", help="Only check that the card says what its data says.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the model card and the HTML report again from the folder's data, or check them."""
+    from .export.evaluation import card_of
+    from .toolkit import console, views
+
+    console.emit(card_of(folder, check=check), as_json=as_json, human=views.card)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Versions, which ONNX Runtime package, and which providers a session really gets."""
+    from .export.doctor import examine
+    from .toolkit import console, views
+
+    console.emit(examine(), as_json=as_json, human=views.doctor)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; every failure becomes two readable lines and an exit code."""
+    command: Any = typer.main.get_command(app)
+    try:
+        code = command.main(arguments, prog_name="safetykit", standalone_mode=False)
+    except Exception as error:  # the one place where anything becomes a message
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # usage errors of the option parser
+            error.show()
+            sys.exit(error.exit_code)
+        if type(error).__name__ == "Abort":
+            error = KeyboardInterrupt()
+        from .toolkit.console import report_failure
+
+        sys.exit(report_failure(error))
+    except KeyboardInterrupt as error:
+        from .toolkit.console import report_failure
+
+        sys.exit(report_failure(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -46,6 +46,18 @@ def write_atomic(path: Path, data: bytes) -> None:
     _flush(path.parent)
 
 
+def require_free(target: Path, *, overwrite: bool = False) -> None:
+    """Refuse an output folder that is taken; worth calling before long work.
+
+    Raises:
+        UsageError: ``target`` is a file, or a folder with content and ``overwrite`` is off.
+    """
+    if target.is_file():
+        raise UsageError(f"{target} is a file, not a folder.", "Choose another output folder.")
+    if target.exists() and any(target.iterdir()) and not overwrite:
+        raise UsageError(f"{target} already exists and is not empty.", "Choose another folder or pass --overwrite.")
+
+
 @contextmanager
 def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty folder that becomes ``target`` only when the block ends without an error.
@@ -56,10 +68,7 @@ def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         UsageError: ``target`` exists and ``overwrite`` is off, or is a file.
     """
     target = Path(target)
-    if target.is_file():
-        raise UsageError(f"{target} is a file, not a folder.", "Choose another output folder.")
-    if target.exists() and any(target.iterdir()) and not overwrite:
-        raise UsageError(f"{target} already exists and is not empty.", "Choose another folder or pass --overwrite.")
+    require_free(target, overwrite=overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     # resolve(): the temporary folder must lie on the same file system as the target, also through links
     parent = target.parent.resolve()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,6 +53,20 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def steps() -> Iterator[Callable[[str], None]]:
+    """Yield ``say(step)`` for work made of named steps; a spinner on a terminal, one line each elsewhere."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda step: print(f"{step} ...", file=sys.stderr, flush=True)
+        return
+    start = time.monotonic()
+    with console.status("starting") as status:
+        yield lambda step: status.update(f"{step}  [dim]{time.monotonic() - start:.0f} s[/dim]")
 
 
 def report_failure(error: BaseException) -> int:

@@ -59,30 +59,10 @@ class Record(BaseModel):
         """
         if self.image is None:
             return None
-        match = _FRAGMENT.fullmatch(self.image)
-        if match is None:
-            raise UsageError(f"Record {self.id}: {self.image!r} names no picture.", "Write PATH or PATH#xywh=X,Y,W,H.")
         try:
-            picture = _open_picture(self._folder / match["path"])
-        except FileNotFoundError:
-            raise UsageError(
-                f"Record {self.id}: there is no picture {self._folder / match['path']}.",
-                "Picture paths are relative to the file of the records.",
-            ) from None
-        except (UnidentifiedImageError, OSError, ValueError) as error:
-            raise UsageError(
-                f"Record {self.id}: {self._folder / match['path']} cannot be read as a picture ({error}).",
-                "Use PNG, JPEG or WebP.",
-            ) from None
-        if match["x"] is None:
-            return picture
-        x, y, width, height = (int(match[key]) for key in "xywh")
-        if x + width > picture.width or y + height > picture.height:
-            raise UsageError(
-                f"Record {self.id}: {self.image!r} leaves the picture of {picture.width}x{picture.height}.",
-                "Correct the rectangle.",
-            )
-        return picture.crop((x, y, x + width, y + height))
+            return open_picture(self.image, self._folder)
+        except UsageError as error:
+            raise UsageError(f"Record {self.id}: {error.message}", error.next_step) from None
 
     def digest(self) -> str:
         """Hex SHA-256 of what the model sees and how it is labelled, pixels included."""
@@ -94,8 +74,34 @@ class Record(BaseModel):
         return digest.hexdigest()
 
 
+def open_picture(text: str, folder: Path = Path()) -> Image.Image:
+    """The picture, or the rectangle of one, that ``text`` names relative to ``folder``; in RGB.
+
+    Raises:
+        UsageError: the file is missing or no picture, or the rectangle leaves it.
+    """
+    match = _FRAGMENT.fullmatch(text)
+    if match is None:
+        raise UsageError(f"{text!r} names no picture.", "Write PATH or PATH#xywh=X,Y,W,H.")
+    path = folder / match["path"]
+    try:
+        picture = _read_picture(path)
+    except FileNotFoundError:
+        raise UsageError(
+            f"There is no picture {path}.", "Picture paths in records are relative to the file of the records."
+        ) from None
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as a picture ({error}).", "Use PNG, JPEG or WebP.") from None
+    if match["x"] is None:
+        return picture
+    x, y, width, height = (int(match[key]) for key in "xywh")
+    if x + width > picture.width or y + height > picture.height:
+        raise UsageError(f"{text!r} leaves the picture of {picture.width}x{picture.height}.", "Correct the rectangle.")
+    return picture.crop((x, y, x + width, y + height))
+
+
 @lru_cache(maxsize=32)
-def _open_picture(path: Path) -> Image.Image:
+def _read_picture(path: Path) -> Image.Image:
     with Image.open(path) as picture:
         return picture.convert("RGB")
 

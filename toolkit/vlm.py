@@ -86,6 +86,26 @@ class VLM:
             d_model=self.parts.embed_tokens.weight.shape[1],
         )
 
+    def describe(self) -> dict[str, Any]:
+        """What `safetykit inspect` shows: parts, sites, shape, fingerprint."""
+        parts = {
+            "vision tower": self.parts.tower,
+            "projector": self.parts.projector,
+            "decoder layer": self.parts.layers[0],
+            "final norm": self.parts.final_norm,
+            "LM head": self.parts.head,
+        }
+        return {
+            "path": str(self.path),
+            **self.base.model_dump(),
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "vocabulary": self.parts.head.weight.shape[0],
+            "parts": {name: type(part).__name__ if part is not None else None for name, part in parts.items()},
+            "sites": [str(site) for site in self.parts.sites()],
+            "model_organism": bool(getattr(self.model.config, "safetykit_model_organism", False)),
+        }
+
     def arguments(self, inputs: Inputs, *, cached_features: bool = True) -> dict[str, Any]:
         """A batch as keyword arguments of the model's ``forward``, on its device.
 

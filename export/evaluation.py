@@ -1,0 +1,275 @@
+"""What the commands do with an export: evaluate it, document it, verify it, ask it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from ..adapters.adapter import Adapter
+from ..adapters.errors import UsageError
+from ..adapters.files import write_atomic
+from ..adapters.manifest import canonical_json
+from ..adapters.store import MANIFEST as ADAPTER_MANIFEST
+from ..adapters.store import load_adapter, read_manifest as read_adapter_manifest
+from ..toolkit.evaluate import Evaluation, Progress, evaluate, tabulate
+from ..toolkit.inputs import Request
+from ..toolkit.journal import Journal
+from ..toolkit.records import Record, load_records, open_picture, subset
+from ..toolkit.sources import data_path, model_path
+from .base import Progress as Say
+from .card import check_card, write_card
+from .comparison import Comparison
+from .layout import LAYOUT, Precision, read_manifest
+from .parity import ParityReport, check_parity
+from .pipeline import ExportResult, export_onnx
+from .runtime import OnnxVLM
+from .sessions import CPU
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder is an export (and not a checkpoint or an adapter)."""
+    return (folder / LAYOUT.manifest).is_file()
+
+
+def chosen_records(data: str, split: str, limit: int | None) -> list[Record]:
+    """The records of a split, at most ``limit`` of them."""
+    if split not in ("fit", "calibration", "test"):
+        raise UsageError(f"There is no split {split!r}.", "Splits are fit, calibration and test.")
+    records = load_records(data_path(data), [split])  # type: ignore[list-item]
+    return subset(records, limit) if limit else records
+
+
+def evaluate_model(
+    model: str,
+    data: str,
+    adapters: Sequence[Path],
+    *,
+    split: str = "test",
+    limit: int | None = None,
+    max_new_tokens: int = 32,
+    out: Path | None = None,
+    providers: Sequence[str] = CPU,
+    allow_wrong_base: bool = False,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Evaluate a checkpoint, with or without adapters, or an export folder.
+
+    With ``out``, finished batches are kept beside it until the end, so that an interrupted
+    evaluation goes on where it was.
+
+    Raises:
+        UsageError: adapters were given for an export, which holds its own.
+    """
+    records = chosen_records(data, split, limit)
+    if is_export(Path(model)):
+        if adapters:
+            raise UsageError("An export holds its adapters already.", "Leave out --adapter, or evaluate the checkpoint.")
+        onnx_vlm = OnnxVLM.from_pretrained(Path(model), providers)
+        identity: list[Any] = [onnx_vlm.manifest.model_dump(mode="json")]
+        source: Any = onnx_vlm
+    else:
+        from ..toolkit.vlm import VLM
+
+        vlm = VLM.from_pretrained(model_path(model))
+        loaded = [load_adapter(folder) for folder in adapters]
+        identity = [vlm.fingerprint, *(read_adapter_manifest(folder).files for folder in adapters)]
+        source = vlm
+    identity += [[record.digest() for record in records], max_new_tokens]
+    journal = Journal(out.parent / f".{out.name}.partial.jsonl", identity) if out else None
+
+    def answered() -> Evaluation:
+        return evaluate(
+            source, records, name=model, max_new_tokens=max_new_tokens, progress=progress, journal=journal
+        )
+
+    if isinstance(source, OnnxVLM):
+        result = answered()
+    else:
+        with source.applied(*loaded, allow_wrong_base=allow_wrong_base):
+            result = answered()
+    if out and journal:
+        write_atomic(out, canonical_json(result.model_dump(mode="json")))
+        journal.finish()
+    return result
+
+
+def export_with_documents(
+    model: str,
+    out: Path,
+    adapters: Sequence[Path | Adapter],
+    *,
+    data: str | None = None,
+    split: str = "test",
+    limit: int | None = None,
+    max_new_tokens: int = 32,
+    precision: str = "fp32",
+    base_onnx: Path | None = None,
+    providers: Sequence[str] = CPU,
+    allow_wrong_base: bool = False,
+    overwrite: bool = False,
+    progress: Say | None = None,
+    measure: Callable[[Path], None] | None = None,
+) -> dict[str, Any]:
+    """Export and write evaluation, card and report into the folder before it appears.
+
+    Args:
+        measure: called with the finished graphs' folder, to add measurements that the card shows.
+
+    Returns:
+        JSON-able: folder, card, report, parity report, and the comparison if there are records.
+    """
+    from ..toolkit.vlm import VLM
+
+    if precision not in get_args(Precision):
+        raise UsageError(f"--precision cannot be {precision!r}.", f"It is one of {', '.join(get_args(Precision))}.")
+    loaded = [item if isinstance(item, Adapter) else load_adapter(item) for item in adapters]
+    records = chosen_records(data, split, limit) if data else []
+    vlm = VLM.from_pretrained(model_path(model))
+    comparison: Comparison | None = None
+
+    def finish(work: Path, result: ExportResult) -> None:
+        nonlocal comparison
+        if records:
+            if progress:
+                progress("answering the records without the adapter")
+            before = evaluate(vlm, records, name=model, max_new_tokens=max_new_tokens)
+            decisions = result.decisions[1]
+            after = Evaluation(
+                model=out.name,
+                split=before.split,
+                max_new_tokens=max_new_tokens,
+                rows=tabulate(decisions),
+                decisions=tuple(decisions),
+            )
+            comparison = Comparison.of(before, after, records, dataset=str(data))
+            write_atomic(work / LAYOUT.evaluation, canonical_json(comparison.model_dump(mode="json")))
+        for name, value in {key: item for one in loaded for key, item in one.attachments.items()}.items():
+            write_atomic(work / f"{name}.json", canonical_json(value))
+        if measure:
+            measure(work)
+        if progress:
+            progress("writing the card and the report")
+        write_card(work)
+
+    result = export_onnx(
+        vlm,
+        loaded,
+        out,
+        precision=precision,  # type: ignore[arg-type]
+        base_onnx=base_onnx,
+        records=records,
+        max_new_tokens=max_new_tokens,
+        providers=providers,
+        allow_wrong_base=allow_wrong_base,
+        overwrite=overwrite,
+        finish=finish,
+        progress=progress,
+    )
+    return {
+        "folder": str(out),
+        **_documents(out),
+        "parity": result.parity.model_dump(mode="json"),
+        "comparison": _without_decisions(comparison),
+    }
+
+
+def verify_folder(
+    folder: Path, model: str | None, adapters: Sequence[Path], *, providers: Sequence[str] = CPU, progress: Say | None = None
+) -> dict[str, Any]:
+    """Check an adapter or export folder; with ``model`` and ``adapters``, run parity again.
+
+    Raises:
+        InvalidArtifact: a file was changed, or the card says what its data do not say.
+        ParityFailed: the export does not do what the model does.
+    """
+    if (folder / ADAPTER_MANIFEST).is_file():
+        load_adapter(folder)
+        files = len(read_adapter_manifest(folder).files)
+        return {"folder": str(folder), "kind": "adapter", "files": files, "card": None, "parity": None}
+    manifest = read_manifest(folder)
+    has_card = (folder / LAYOUT.card).is_file()
+    if has_card:
+        check_card(folder)
+    report: ParityReport | None = None
+    if model is not None:
+        from ..toolkit.vlm import VLM
+
+        loaded = [load_adapter(path) for path in adapters]
+        if [item.info for item in loaded] != list(manifest.adapters):
+            raise UsageError(
+                f"{folder} was exported with {len(manifest.adapters)} other adapter(s) than those given.",
+                "Pass the same adapters in the same order with --adapter.",
+            )
+        report = check_parity(
+            VLM.from_pretrained(model_path(model)),
+            OnnxVLM.from_pretrained(folder, providers),
+            loaded,
+            allow_wrong_base=manifest.wrong_base_allowed,
+            progress=progress,
+        )
+        report.require()
+    return {
+        "folder": str(folder),
+        "kind": f"export, {manifest.precision}",
+        "files": len(manifest.files),
+        "card": "checked" if has_card else None,
+        "parity": report.model_dump(mode="json") if report else None,
+    }
+
+
+def answer(
+    folder: Path,
+    prompts: Sequence[str],
+    images: Sequence[Path],
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    providers: Sequence[str] = CPU,
+) -> list[dict[str, Any]]:
+    """Generate with an export; one picture serves all prompts, or there is one for each.
+
+    Raises:
+        UsageError: the numbers of pictures and prompts do not match, or a picture cannot be read.
+    """
+    if len(images) not in (0, 1, len(prompts)):
+        raise UsageError(
+            f"{len(images)} pictures for {len(prompts)} prompts.", "Give one picture for all, or one for each prompt."
+        )
+    pictures = [open_picture(str(path)) for path in images]
+    if len(pictures) == 1:
+        pictures *= len(prompts)
+    requests = [Request(prompt, pictures[at] if pictures else None) for at, prompt in enumerate(prompts)]
+    answers = OnnxVLM.from_pretrained(folder, providers).generate(
+        requests, max_new_tokens, do_sample=temperature > 0, temperature=temperature or 1.0, top_p=top_p, seed=seed
+    )
+    return [
+        {"prompt": prompt, "text": item.text, "tokens": len(item.token_ids), "scores": item.scores}
+        for prompt, item in zip(prompts, answers, strict=True)
+    ]
+
+
+def card_of(folder: Path, *, check: bool) -> dict[str, Any]:
+    """Write card and report again, or check that they say what the folder's data say.
+
+    Raises:
+        InvalidArtifact: something was changed.
+    """
+    if check:
+        read_manifest(folder)
+        check_card(folder)
+    else:
+        write_card(folder)
+    return {**_documents(folder), "checked": check}
+
+
+def _documents(folder: Path) -> dict[str, str]:
+    return {"card": str(folder / LAYOUT.card), "report": str(folder / "report.html")}
+
+
+def _without_decisions(comparison: Comparison | None) -> dict[str, Any] | None:
+    if comparison is None:
+        return None
+    return comparison.model_dump(mode="json", exclude={"before": {"decisions"}, "after": {"decisions"}})
