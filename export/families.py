@@ -97,6 +97,14 @@ def family_of(model: nn.Module) -> Family:
     return _FAMILIES[name]
 
 
+def exportable(model: nn.Module) -> dict[str, Any]:
+    """Whether a model's base graphs can be exported, and if not, why."""
+    try:
+        return {"supported": True, "family": family_of(model).name, "reason": None}
+    except UsageError as error:
+        return {"supported": False, "family": None, "reason": str(error)}
+
+
 def compute_dtype(model: nn.Module) -> torch.dtype:
     """The dtype of the model's floating-point weights."""
     return next(p.dtype for p in model.parameters() if p.is_floating_point())

@@ -6,7 +6,7 @@ carries its own digest, so that any changed, truncated or missing byte is notice
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +14,7 @@ from pydantic import Field
 
 from ..adapters.errors import InvalidArtifact, UsageError
 from ..adapters.files import read_inside, require_hashes, sha256_file, write_atomic
-from ..adapters.manifest import AdapterManifest, BaseInfo, FileName, Sha256, Strict, dump_sealed, load_sealed
+from ..adapters.manifest import AdapterInfo, BaseInfo, FileName, Sha256, Strict, dump_sealed, load_sealed
 
 Precision = Literal["fp32", "fp16"]
 Mode = Literal["base", "bake"]
@@ -61,9 +61,12 @@ class Layout:
         """File name of a graph's external weights."""
         return f"{self.graph(name)}.data"
 
+    def adapter_data(self, name: Graph) -> str:
+        """File name of the adapter parameters of a graph."""
+        return f"{name}.adapter.data"
+
 
 LAYOUT = Layout()
-assert {field.name for field in fields(Layout)} >= set(GRAPHS)
 
 
 class GraphInfo(Strict):
@@ -103,7 +106,7 @@ class ExportManifest(Strict):
     head_dim: int
     image_token_id: int
     graphs: dict[Graph, GraphInfo]
-    adapters: tuple[AdapterManifest, ...] = ()
+    adapters: tuple[AdapterInfo, ...] = ()
     interventions: tuple[InterventionInfo, ...] = ()
     wrong_base_allowed: bool = False
     versions: dict[str, str]

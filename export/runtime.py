@@ -8,7 +8,7 @@ with the ops off, and hands each op's ``state`` back as its ``reference``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from ..adapters.errors import UsageError
 from ..toolkit.inputs import Generation, InputProcessor, Inputs, Request
-from .layout import GRAPHS, LAYOUT, ExportManifest, read_manifest
+from .layout import GRAPHS, LAYOUT, ExportManifest, Graph, read_manifest
 from .sampling import Sampler
 from .sessions import CPU, open_session
 
@@ -49,12 +49,24 @@ class OnnxVLM:
         path: the export folder.
         manifest: what it holds.
         inputs: turns requests into model inputs, exactly as for PyTorch.
+        providers: ONNX Runtime execution providers in use.
     """
 
-    def __init__(self, path: Path, manifest: ExportManifest, inputs: InputProcessor, providers: Sequence[str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        manifest: ExportManifest,
+        inputs: InputProcessor,
+        providers: Sequence[str],
+        graphs: Mapping[Graph, bytes] | None = None,
+    ) -> None:
+        """Use :meth:`from_pretrained`; ``graphs`` replaces graph files of ``path`` that share its weights."""
         self.path, self.manifest, self.inputs = path, manifest, inputs
-        sessions = [open_session(path / LAYOUT.graph(name), providers) for name in GRAPHS]
-        self._vision, self._embed, self._decoder = sessions
+        self.providers = tuple(providers)
+        self._vision, self._embed, self._decoder = (
+            open_session((graphs or {}).get(name, path / LAYOUT.graph(name)), providers, data_folder=path)
+            for name in GRAPHS
+        )
         self._types = {value.name: value.type for value in self._decoder.get_inputs()}
         self._float = _FLOATS[self._types["inputs_embeds"]]
         self._outputs = [value.name for value in self._decoder.get_outputs()]

@@ -63,7 +63,9 @@ def open_session(
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
-    if data_folder is not None:
+    # Idle threads that spin take the cores from PyTorch, which parity runs in turn with ONNX Runtime.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if isinstance(model, bytes) and data_folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data_folder))
     missing = [name for name in providers if name not in onnxruntime.get_available_providers()]
     if not missing:

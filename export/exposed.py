@@ -1,0 +1,160 @@
+"""Looking inside an adapted graph: what went into each op and what came out.
+
+A throwaway copy of the graph gives these values as outputs, so that two questions are answered on the
+very graph that ships: does every intervention change something, and does it keep its op's invariant?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from ..adapters.errors import UsageError
+from .bake import VISION_MASK, Placed
+from .compare import Gap
+from .layout import LAYOUT, ExportManifest, Graph
+from .residual import DOMAIN
+from .sessions import open_session
+from .taps import graph_of
+
+# Magnitudes of random inputs: outliers of this size occur in large models, gates of both signs open.
+SCALES = (1.0, 30.0, 1000.0)
+_BATCH, _SEQUENCE, _PAST = 3, 6, 4
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one intervention saw in one run.
+
+    Attributes:
+        before, after: hidden state [batch, sequence, d] in the graph's dtype.
+        scope: [batch, sequence, 1]; 1 where the op applies.
+        runtime: the op's per-call tensors, in order.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+    scope: np.ndarray
+    runtime: tuple[np.ndarray, ...]
+
+
+class ExposedGraph:
+    """One adapted graph with the inside of its interventions as outputs."""
+
+    def __init__(self, folder: Path, name: Graph, placed: list[Placed]) -> None:
+        self.placed = [one for one in placed if graph_of(one.item.site) == name]
+        self.by_index = {one.index: one for one in self.placed}
+        model = ir.load(folder / LAYOUT.graph(name))
+        nodes = {node.name: node for node in model.graph if node.domain == DOMAIN}
+        present = {value.name for value in model.graph.outputs}
+        self._names: dict[int, tuple[str, str, str]] = {}
+        for one in self.placed:
+            node = nodes[one.name("op")]
+            values = (node.inputs[0], node.outputs[0], node.inputs[1])
+            for value in values:
+                if value is not None and value.name not in present and not value.is_graph_input():
+                    model.graph.outputs.append(value)
+                    present.add(value.name)
+            self._names[one.index] = tuple(str(value.name) for value in values if value is not None)  # type: ignore[assignment]
+        data = ir.serde.serialize_model(model).SerializeToString()
+        self._session = open_session(data, data_folder=folder)
+        self.inputs = self._session.get_inputs()
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[int, Seen]:
+        """Run once; what each intervention saw, by its index."""
+        wanted = sorted({name for names in self._names.values() for name in names if name not in feeds})
+        values = dict(zip(wanted, self._session.run(wanted, dict(feeds)), strict=True)) | dict(feeds)
+        seen = {}
+        for one in self.placed:
+            before, after, scope = (values[name] for name in self._names[one.index])
+            runtime = tuple(values[one.name(name)] for name in one.item.make_op().runtime_inputs)
+            seen[one.index] = Seen(before, after, scope, runtime)
+        return seen
+
+
+def probes(graph: ExposedGraph, manifest: ExportManifest, seed: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    """Random inputs of several magnitudes, at prefill and at decode, text and picture tokens mixed."""
+    random = np.random.default_rng(seed)
+    for scale in SCALES:
+        for past in (0, _PAST):
+            yield _probe(graph, manifest, random, scale, past)
+
+
+def _probe(
+    graph: ExposedGraph, manifest: ExportManifest, random: np.random.Generator, scale: float, past: int
+) -> dict[str, np.ndarray]:
+    sizes = {"batch": _BATCH, "images": _BATCH, "sequence": _SEQUENCE, "past_sequence": past, "total": past + _SEQUENCE}
+    feeds: dict[str, np.ndarray] = {}
+    for value in graph.inputs:
+        shape = [sizes[size] if isinstance(size, str) else size for size in value.shape]
+        if value.name == "attention_mask":
+            feeds[value.name] = np.ones(shape, np.int64)
+        elif value.name == "position_ids":
+            feeds[value.name] = np.tile(np.arange(past, past + _SEQUENCE), (_BATCH, 1))
+        elif value.name == VISION_MASK:
+            feeds[value.name] = random.random(shape) < 0.5
+        else:
+            dtype = np.float16 if value.type == "tensor(float16)" else np.float32
+            size = scale if value.name in ("inputs_embeds", "pixel_values") else 1.0
+            feeds[value.name] = (random.standard_normal(shape) * size).astype(dtype)
+    return feeds
+
+
+def require_movement(folder: Path, manifest: ExportManifest, placed: list[Placed]) -> None:
+    """Refuse a bake in which some intervention changes nothing on any probe.
+
+    Raises:
+        UsageError: naming the intervention and its site.
+    """
+    for name in sorted({graph_of(one.item.site) for one in placed}):
+        graph = ExposedGraph(folder, name, placed)
+        still = {one.index: one for one in graph.placed}
+        for feeds in probes(graph, manifest):
+            for index, seen in graph.run(feeds).items():
+                if (np.isfinite(seen.after) & (seen.before != seen.after)).any():
+                    still.pop(index, None)
+            if not still:
+                break
+        for one in still.values():
+            raise UsageError(
+                f"Intervention {one.index} ({one.item.op} at {one.item.site}, scope {one.item.scope}, phase "
+                f"{one.item.phase}) changes nothing on any probe.",
+                "Its parameters may be zero or its gate may never open; fit the adapter again.",
+            )
+
+
+def check_ops(
+    folder: Path, manifest: ExportManifest, placed: list[Placed]
+) -> Iterator[tuple[Placed, Gap, Gap | None]]:
+    """Each intervention as the graph computes it, on random inputs of several magnitudes.
+
+    Yields:
+        The intervention; its result against the op's PyTorch code on the same hidden state; and how
+        far its op's invariant is violated, relative to the hidden state (None: nothing is guaranteed).
+    """
+    for name in sorted({graph_of(one.item.site) for one in placed}):
+        graph = ExposedGraph(folder, name, placed)
+        op_gaps: dict[int, Gap] = {}
+        invariants: dict[int, Gap] = {}
+        for feeds in probes(graph, manifest):
+            for index, seen in graph.run(feeds).items():
+                op_gap, violated = _judge(graph.by_index[index], seen)
+                op_gaps[index] = op_gaps[index].join(op_gap) if index in op_gaps else op_gap
+                if violated is not None:
+                    invariants[index] = invariants[index].join(violated) if index in invariants else violated
+        for one in graph.placed:
+            yield one, op_gaps[one.index], invariants.get(one.index)
+
+
+def _judge(one: Placed, seen: Seen) -> tuple[Gap, Gap | None]:
+    op = one.item.make_op()
+    before, after, scope, *runtime = (torch.from_numpy(array) for array in (seen.before, seen.after, seen.scope, *seen.runtime))
+    expected, *_ = op(before, scope, *runtime, *one.item.arguments())
+    gap = Gap.between(expected.float().numpy(), seen.after)
+    error = op.invariant(before, after, scope, *runtime, *one.item.arguments())
+    return gap, None if error is None else Gap(float(error), 1.0, seen.after.size)

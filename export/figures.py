@@ -1,0 +1,147 @@
+"""Everything an export folder states about itself, read from its JSON files and from nothing else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, StringConstraints, TypeAdapter, ValidationError
+
+from ..adapters.errors import InvalidArtifact
+from ..adapters.files import read_inside, sha256_file
+from ..adapters.manifest import Strict, load_sealed
+from .comparison import Comparison
+from .latency import Latency
+from .layout import LAYOUT, ExportManifest, read_manifest
+from .parity import ParityReport
+from .sweep_table import SweepTable
+
+FACTS, LATENCY, CONFIG = "card.json", "latency.json", "config.json"
+ORGANISM_KEY = "safetykit_model_organism"  # in config.json of a model that was trained to have the disease
+_LIMIT = 256 * 2**20
+
+M = TypeVar("M", bound=BaseModel)
+Spectra = dict[str, list[float]]  # layer → singular values, largest first
+# What the Hugging Face Hub accepts as a model id, or the last part of a path.
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$", max_length=96)]
+
+
+class CardFacts(Strict):
+    """``card.json``: what nobody can measure.
+
+    Attributes:
+        base_model: id of the base on the Hub, or the last part of its path.
+        base_license: its licence as the Hub spells it; None when it was not given.
+    """
+
+    schema_version: Literal[1] = 1
+    base_model: ModelName
+    base_license: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]*$")] | None = None
+
+
+@dataclass(frozen=True)
+class Figures:
+    """An export folder's JSON files; None for those that are not there.
+
+    Attributes:
+        sweeps, spectra: by position of the adapter they came with.
+        organism: the base says of itself that it is a model organism.
+        hashes: SHA-256 of every JSON file read, but the manifest, which names the card in turn.
+    """
+
+    manifest: ExportManifest
+    facts: CardFacts | None
+    comparison: Comparison | None
+    parity: ParityReport | None
+    latency: Latency | None
+    sweeps: dict[int, SweepTable]
+    spectra: dict[int, Spectra]
+    organism: bool
+    hashes: dict[str, str]
+
+    @property
+    def methods(self) -> str:
+        """The adapters' methods and variants, for people."""
+        return " + ".join(f"{item.info.method} ({item.info.variant})" for item in self.manifest.adapters) or "no adapter"
+
+    @property
+    def base_name(self) -> str:
+        """The base, for people."""
+        return self.facts.base_model if self.facts else self.manifest.base.architecture
+
+    @property
+    def unseen_carriers(self) -> tuple[str, ...]:
+        """Carriers evaluated but in the data of no adapter's fit."""
+        if self.comparison is None:
+            return ()
+        seen = {key.split("/")[1] for item in self.manifest.adapters for key in item.info.data.counts}
+        return tuple(carrier for carrier in self.comparison.carriers() if carrier not in seen)
+
+    @property
+    def gate_names(self) -> dict[str, str]:
+        """What decisions call a gate's score → its site and op."""
+        return {f"{item.index}.score": f"{item.site} ({item.op})" for item in self.manifest.interventions}
+
+
+def attachment_name(kind: Literal["sweep", "spectra"], adapter: int) -> str:
+    """File name of what came with an adapter: ``sweep.json``, ``sweep-1.json``, …"""
+    return f"{kind}.json" if adapter == 0 else f"{kind}-{adapter}.json"
+
+
+def document_names(manifest: ExportManifest) -> tuple[str, ...]:
+    """The JSON files that a card is made from, beside the manifest."""
+    attached = [
+        attachment_name(kind, at) for at in range(len(manifest.adapters)) for kind in ("sweep", "spectra")
+    ]
+    return (FACTS, LAYOUT.evaluation, LAYOUT.parity, LATENCY, *attached, CONFIG)
+
+
+def read_figures(folder: Path) -> Figures:
+    """Read and check the JSON files of an export folder.
+
+    Raises:
+        UsageError: there is no such folder.
+        InvalidArtifact: a file is damaged, or is not what it should be; named.
+    """
+    manifest = read_manifest(folder, verify=False)
+    present = [name for name in document_names(manifest) if (folder / name).exists()]
+
+    def sealed(name: str, kind: type[M]) -> M | None:
+        return load_sealed(kind, read_inside(folder, name, _LIMIT), str(folder / name)) if name in present else None
+
+    def attached(kind: Literal["sweep", "spectra"], model: Any) -> dict[int, Any]:
+        found = {at: _plain(folder, attachment_name(kind, at), model) for at in range(len(manifest.adapters))}
+        return {at: value for at, value in found.items() if value is not None}
+
+    parity = _plain(folder, LAYOUT.parity, ParityReport)
+    if parity is not None and not _consistent(parity):
+        raise InvalidArtifact(f"{folder / LAYOUT.parity} claims a verdict that its errors do not give.", "Export again.")
+    return Figures(
+        manifest=manifest,
+        facts=sealed(FACTS, CardFacts),
+        comparison=sealed(LAYOUT.evaluation, Comparison),
+        parity=parity,
+        latency=sealed(LATENCY, Latency),
+        sweeps=attached("sweep", SweepTable),
+        spectra=attached("spectra", Spectra),
+        organism=(_plain(folder, CONFIG, dict[str, Any]) or {}).get(ORGANISM_KEY) is True,
+        hashes={name: sha256_file(folder / name) for name in present},
+    )
+
+
+def _plain(folder: Path, name: str, kind: Any) -> Any:
+    """A JSON file without a seal of its own; None where it is missing."""
+    if not (folder / name).exists():
+        return None
+    try:
+        return TypeAdapter(kind).validate_python(json.loads(read_inside(folder, name, _LIMIT)))
+    except (ValueError, RecursionError) as error:
+        detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "it is not JSON"
+        raise InvalidArtifact(f"{folder / name} is not valid: {detail}.", "Export the model again.") from None
+
+
+def _consistent(parity: ParityReport) -> bool:
+    passed = [check.error <= check.limit for check in parity.checks]
+    return passed == [check.passed for check in parity.checks] and parity.passed == all(passed)

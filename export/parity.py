@@ -1,0 +1,278 @@
+"""Parity: one report, one table of tolerances, one gate.
+
+Compared are, between PyTorch with hooks and ONNX Runtime:
+
+1. logits at all unpadded prompt positions and at each cached step, teacher-forced with the same
+   tokens; single requests and padded batches, with pictures and without;
+2. the same with the adapter off, between the bare PyTorch model and the base graphs;
+3. scores the ops give at prefill;
+4. each op inside the graph against its PyTorch code, on its own inputs at several magnitudes, and
+   the op's invariant where it has one (this also holds for quantised bases);
+5. decisions over evaluation records: what an answer amounts to, and whether each gate opened.
+
+An error passes when it is at most ``absolute + relative · (largest reference magnitude)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ..adapters.adapter import Adapter
+from ..adapters.errors import InvalidArtifact, ParityFailed, UsageError
+from ..adapters.files import write_atomic
+from ..adapters.manifest import Strict, canonical_json
+from .adapt import place
+from .compare import Gap, compare_logits, compare_scores, parity_requests
+from .exposed import check_ops
+from .layout import Precision
+from .runtime import OnnxVLM
+
+if TYPE_CHECKING:
+    from ..toolkit.evaluate import Decision
+    from ..toolkit.inputs import Request
+    from ..toolkit.records import Record
+    from ..toolkit.vlm import VLM
+
+
+class Tolerance(Strict):
+    """Largest error that passes."""
+
+    absolute: float
+    relative: float
+
+    def passes(self, error: float, scale: float) -> bool:
+        """False for NaN."""
+        return error <= self.absolute + self.relative * scale
+
+
+class Tolerances(Strict):
+    """What passes at one precision; ``flips`` is the share of records whose decision may change."""
+
+    logits: Tolerance
+    scores: Tolerance
+    op: Tolerance
+    invariant: Tolerance
+    flips: float
+
+
+TOLERANCES: dict[Precision, Tolerances] = {
+    "fp32": Tolerances(
+        logits=Tolerance(absolute=1e-5, relative=2e-6),
+        scores=Tolerance(absolute=1e-5, relative=1e-5),
+        op=Tolerance(absolute=0, relative=2e-6),
+        invariant=Tolerance(absolute=2e-6, relative=0),
+        flips=0,
+    ),
+    "fp16": Tolerances(
+        logits=Tolerance(absolute=5e-3, relative=5e-3),
+        scores=Tolerance(absolute=5e-3, relative=5e-3),
+        op=Tolerance(absolute=0, relative=1e-3),
+        invariant=Tolerance(absolute=1e-3, relative=0),
+        flips=0.002,
+    ),
+}
+
+
+class Check(Strict):
+    """One comparison.
+
+    Attributes:
+        kind: which of the comparisons above.
+        case: what was compared, for a reader.
+        count: numbers, probes or records compared.
+        error: largest absolute error; for ``invariant`` relative to the hidden state; for decisions, flips.
+        scale: largest magnitude of the reference.
+        limit: largest error that would have passed.
+    """
+
+    kind: Literal["logits", "adapter-off", "scores", "op", "invariant", "decisions"]
+    case: str
+    count: int
+    error: float
+    scale: float
+    limit: float
+    passed: bool
+
+
+class Flip(Strict):
+    """A decision that differs, with how near the call was.
+
+    Attributes:
+        what: ``outcome``, or the name of a gate's score.
+        margin: for a gate the smaller distance of the two scores from 0; for an outcome the gap of the
+            two best logits where the answers part (None when they do not part on a second run).
+    """
+
+    id: str
+    what: str
+    pytorch: str
+    onnx: str
+    margin: float | None
+
+
+class ParityReport(Strict):
+    """The verdict and everything it rests on."""
+
+    schema_version: Literal[1] = 1
+    precision: Precision
+    providers: tuple[str, ...]
+    steps: int
+    tolerances: Tolerances
+    checks: tuple[Check, ...]
+    flips: tuple[Flip, ...] = ()
+    passed: bool
+
+    def worst(self, kind: str) -> float:
+        """Largest error among the checks of a kind; 0 when there are none."""
+        return max((check.error for check in self.checks if check.kind == kind), default=0.0)
+
+    def require(self) -> None:
+        """The gate.
+
+        Raises:
+            ParityFailed: some check failed; the first is named with its figures.
+        """
+        failed = [check for check in self.checks if not check.passed]
+        if failed:
+            first = failed[0]
+            raise ParityFailed(
+                f"{len(failed)} of {len(self.checks)} parity checks failed; first {first.kind} ({first.case}): "
+                f"error {first.error:.3g}, limit {first.limit:.3g}.",
+                "The exported model does not do what the PyTorch model does; nothing was written.",
+            )
+
+    def write(self, path: Path) -> None:
+        """Write as JSON."""
+        write_atomic(path, canonical_json(self.model_dump(mode="json")))
+
+    @classmethod
+    def read(cls, path: Path) -> ParityReport:
+        """Read what :meth:`write` wrote.
+
+        Raises:
+            InvalidArtifact: missing or not a parity report.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise InvalidArtifact(f"{path} is no parity report ({type(error).__name__}).", "Export again.") from None
+
+
+def check_parity(
+    vlm: VLM,
+    onnx_vlm: OnnxVLM,
+    adapters: Sequence[Adapter],
+    *,
+    base: OnnxVLM | None = None,
+    records: Sequence[Record] = (),
+    decisions: tuple[Sequence[Decision], Sequence[Decision]] | None = None,
+    steps: int = 32,
+    allow_wrong_base: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> ParityReport:
+    """Compare an export with the model and adapters it was made from.
+
+    Args:
+        base: the export without adapters, to check that "adapter off" is the bare model.
+        records: prompts and pictures are taken from here; without any, built-in ones are used.
+        decisions: what PyTorch and ONNX Runtime answered to ``records``, in that order.
+        steps: cached decoding steps that are compared.
+
+    Returns:
+        The report; call :meth:`ParityReport.require` for the gate.
+    """
+    say = progress or (lambda _: None)
+    table = TOLERANCES[onnx_vlm.manifest.precision]
+    requests = parity_requests(records)
+    checks: list[Check] = []
+    for case, batch in requests.items():
+        say(f"parity: {case}")
+        with vlm.applied(*adapters, allow_wrong_base=allow_wrong_base) as hooks:
+            gap = compare_logits(vlm, onnx_vlm, batch, steps)
+            scores = compare_scores(hooks.extras, gap.extras)
+        checks.append(_check("logits", case, gap.logits, table.logits))
+        checks += [_check("scores", f"{case}, {name}", found, table.scores) for name, found in scores.items()]
+    if base is not None:
+        for case, batch in requests.items():
+            say(f"parity, adapter off: {case}")
+            checks.append(_check("adapter-off", case, compare_logits(vlm, base, batch, steps).logits, table.logits))
+    say("parity: ops")
+    for one, op, invariant in check_ops(onnx_vlm.path, onnx_vlm.manifest, place(adapters)):
+        name = f"{one.index}: {one.item.op} at {one.item.site}"
+        checks.append(_check("op", name, op, table.op))
+        if invariant is not None:
+            checks.append(_check("invariant", name, invariant, table.invariant))
+    flips: list[Flip] = []
+    if decisions is not None:
+        flips = find_flips(*decisions)
+        count = len(decisions[0])
+        allowed = math.floor(table.flips * count)
+        checks.append(
+            Check(
+                kind="decisions",
+                case="evaluation records",
+                count=count,
+                error=len({flip.id for flip in flips}),
+                scale=count,
+                limit=allowed,
+                passed=len({flip.id for flip in flips}) <= allowed,
+            )
+        )
+    return ParityReport(
+        precision=onnx_vlm.manifest.precision,
+        providers=onnx_vlm.providers,
+        steps=steps,
+        tolerances=table,
+        checks=tuple(checks),
+        flips=tuple(flips),
+        passed=all(check.passed for check in checks),
+    )
+
+
+def _check(kind: str, case: str, gap: Gap, tolerance: Tolerance) -> Check:
+    # JSON has no NaN or infinity: an error that is not a number is reported as the largest float
+    error = gap.error if math.isfinite(gap.error) else 1.7976931348623157e308
+    return Check(
+        kind=kind,
+        case=case,
+        count=gap.count,
+        error=error,
+        scale=gap.scale,
+        limit=tolerance.absolute + tolerance.relative * gap.scale,
+        passed=tolerance.passes(error, gap.scale),
+    )
+
+
+def find_flips(pytorch: Sequence[Decision], onnx: Sequence[Decision]) -> list[Flip]:
+    """Decisions that differ: outcome of the answer, or a gate's state.
+
+    Raises:
+        UsageError: the two are not about the same records.
+    """
+    if [item.id for item in pytorch] != [item.id for item in onnx]:
+        raise UsageError("The two lists of decisions are about different records.", "Decide the same records twice.")
+    flips = []
+    for ours, theirs in zip(pytorch, onnx, strict=True):
+        if ours.outcome != theirs.outcome:
+            flips.append(Flip(id=ours.id, what="outcome", pytorch=ours.outcome, onnx=theirs.outcome, margin=None))
+        for name in sorted(ours.scores.keys() | theirs.scores.keys()):
+            left, right = ours.scores.get(name, math.nan), theirs.scores.get(name, math.nan)
+            if math.isnan(left) or math.isnan(right) or (left > 0) != (right > 0):
+                margin = min(abs(left), abs(right))
+                flips.append(
+                    Flip(
+                        id=ours.id,
+                        what=name,
+                        pytorch=_state(left),
+                        onnx=_state(right),
+                        margin=None if math.isnan(margin) else margin,
+                    )
+                )
+    return flips
+
+
+def _state(score: float) -> str:
+    return "missing" if math.isnan(score) else "open" if score > 0 else "closed"
