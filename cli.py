@@ -6,6 +6,7 @@ Exit codes: 0 ok, 1 internal error, 2 usage, 3 invalid artifact, 4 wrong base mo
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -32,11 +33,15 @@ Limit = Annotated[Optional[int], typer.Option(min=1, help="Use at most this many
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Provider = Annotated[Optional[list[str]], typer.Option("--provider", help="ONNX Runtime provider; CPU by default.")]
 CPU = ("CPUExecutionProvider",)
+INTERRUPTED = 130
 
 
 @app.callback()
 def _root() -> None:
     """Fit safety adapters for vision-language models, bake them into ONNX graphs, prove that nothing changed."""
+    # Libraries' own bars and notes would drown ours; set before they are imported, and only if the user did not.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 @app.command()
@@ -239,19 +244,17 @@ def main(arguments: list[str] | None = None) -> None:
     command: Any = typer.main.get_command(app)
     try:
         code = command.main(arguments, prog_name="safetykit", standalone_mode=False)
-    except Exception as error:  # the one place where anything becomes a message
+    except BaseException as error:  # the one place where anything becomes a message
+        if isinstance(error, SystemExit):
+            raise
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # usage errors of the option parser
             error.show()
             sys.exit(error.exit_code)
-        if type(error).__name__ == "Abort":
-            error = KeyboardInterrupt()
         from .toolkit.console import report_failure
 
         sys.exit(report_failure(error))
-    except KeyboardInterrupt as error:
-        from .toolkit.console import report_failure
-
-        sys.exit(report_failure(error))
+    if code == INTERRUPTED:  # the parser turns Ctrl-C into this code without a word
+        print("interrupted; no half-written file was left", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..adapters.errors import SafetykitError
 
-INTERNAL, INTERRUPTED = 1, 130
+INTERNAL = 1
 
 
 def emit(value: Any, *, as_json: bool, human: Callable[[Any, Any], None]) -> None:
@@ -81,9 +81,6 @@ def report_failure(error: BaseException) -> int:
         if error.next_step:
             print(f"next:  {error.next_step}", file=sys.stderr)
         return error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        print("interrupted; no half-written file was left", file=sys.stderr)
-        return INTERRUPTED
     print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
     print("next:  This is a bug in safetykit; SAFETYKIT_DEBUG=1 shows where.", file=sys.stderr)
     return INTERNAL

@@ -86,7 +86,7 @@ class InputProcessor:
             raise UsageError(f"There is no model folder at {folder}.", "Pass the path of a checkpoint on disk.")
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            processor = AutoProcessor.from_pretrained(folder, local_files_only=True, use_fast=False)
+            processor = AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
         except (OSError, ValueError, ImportError, KeyError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UsageError(

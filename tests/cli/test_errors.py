@@ -1,0 +1,182 @@
+"""A user's mistakes: what was wrong, what to do, a documented exit code, no traceback, nothing half-written."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from safetykit import cli
+
+RECORD = {"id": "a", "prompt": "what is this ?", "label": "harmless", "split": "test", "response": "x"}
+
+
+@pytest.fixture
+def call(capsys):
+    """Run the command line in this process; returns exit code, stdout and stderr."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return caught.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def records(tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps(RECORD))
+    return path
+
+
+def test_help_needs_no_torch():
+    code = "import sys; from safetykit import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "demo" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "nowhere"], "no model folder at nowhere"),
+        (["fit", "magic", "m", "--data", "d", "-o", "o"], "no method 'magic'"),
+        (["fit", "vlm-guard", "m", "--data", "d", "-o", "o", "--variant", "best"], "--variant cannot be 'best'"),
+        (["fit", "vlm-guard", "m", "--data", "d", "-o", "o", "--layers", "5-3"], "names no layers"),
+        (["fit", "vlm-guard", "m", "--data", "nothing.jsonl", "-o", "o"], "no records at nothing.jsonl"),
+        (["export", "nowhere", "-o", "o", "--precision", "fp8"], "--precision cannot be 'fp8'"),
+        (["run", "nowhere", "--prompt", "hello"], "no export folder at nowhere"),
+        (["card", "nowhere"], "no export folder at nowhere"),
+        (["verify", "nowhere"], "no export folder at nowhere"),
+        (["demo", "--checkpoint", "wild"], "no reference VLM 'wild'"),
+    ],
+)
+def test_usage_errors_exit_with_2(call, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(*arguments)
+    assert code == 2
+    assert message in err
+    assert "next:" in err
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_option_exits_with_2(call):
+    assert call("inspect", "--colour")[0] == 2
+
+
+def test_an_empty_split_is_named(call, random_checkpoint, records, tmp_path):
+    code, _, err = call("fit", "vlm-guard", random_checkpoint, "--data", records, "-o", tmp_path / "a")
+    assert code == 2
+    assert "no record of split calibration, fit" in err
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_missing_picture_is_named_with_its_record(call, random_checkpoint, records):
+    records.write_text(json.dumps({**RECORD, "image": "gone.png"}))
+    code, _, err = call("eval", random_checkpoint, "--data", records)
+    assert code == 2
+    assert "Record a: There is no picture" in err
+
+
+def test_a_malformed_record_exits_with_3(call, random_checkpoint, records):
+    records.write_text('{"id": "a"}')
+    code, _, err = call("eval", random_checkpoint, "--data", records)
+    assert code == 3
+    assert "records.jsonl:1 is not a record: prompt" in err
+
+
+def test_a_truncated_adapter_exits_with_3_and_names_the_file(call, random_checkpoint, records, adapter_folder):
+    path = adapter_folder / "adapter.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    code, _, err = call("eval", random_checkpoint, "--data", records, "--adapter", adapter_folder)
+    assert code == 3
+    assert "adapter.safetensors was changed or truncated" in err
+
+
+def test_an_adapter_of_another_model_exits_with_4(call, random_checkpoint, records, adapter_folder, tmp_path):
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(random_checkpoint, other)
+    (other / "chat_template.jinja").write_text((other / "chat_template.jinja").read_text() + " ")
+    code, _, err = call("eval", other, "--data", records, "--adapter", adapter_folder)
+    assert code == 4
+    assert "--allow-wrong-base" in err
+    code, *_ = call("eval", other, "--data", records, "--adapter", adapter_folder, "--allow-wrong-base")
+    assert code == 0
+
+
+def test_an_unknown_site_in_an_adapter_is_refused_before_exporting(call, random_vlm, random_checkpoint, make_adapter, tmp_path):
+    folder = make_adapter("decoder.layers.8").save(tmp_path / "deep")
+    code, _, err = call("export", random_checkpoint, "--adapter", folder, "-o", tmp_path / "out")
+    assert code == 2
+    assert "decoder.layers.8 does not exist: the decoder has 8 layers" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_exporting_without_an_adapter_is_refused(call, random_checkpoint, tmp_path):
+    code, _, err = call("export", random_checkpoint, "-o", tmp_path / "out")
+    assert code == 2
+    assert "nothing to bake" in err
+
+
+def test_both_onnx_runtime_packages_are_refused(call, monkeypatch):
+    from safetykit.export import sessions
+
+    monkeypatch.setattr(sessions, "version", lambda name: "1.0")
+    code, _, err = call("doctor")
+    assert code == 2
+    assert "onnxruntime and onnxruntime-gpu are both installed" in err
+    assert "pip install" in err
+
+
+def test_json_goes_to_stdout_and_progress_to_stderr(call, random_checkpoint, records):
+    code, out, err = call("eval", random_checkpoint, "--data", records, "--json")
+    assert code == 0
+    assert json.loads(out)["rows"][0]["metrics"]["exact"]["n"] == 1
+    assert "answering" in err
+
+
+def test_the_output_folder_is_kept_unless_overwritten(call, random_checkpoint, records, tmp_path):
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "precious").write_text("x")
+    code, _, err = call("fit", "vlm-guard", random_checkpoint, "--data", records, "-o", taken)
+    assert code == 2
+    assert "already exists" in err
+    assert (taken / "precious").read_text() == "x"
+
+
+def test_an_interrupted_evaluation_leaves_only_its_journal_and_resumes(call, random_checkpoint, tmp_path, monkeypatch):
+    from safetykit.toolkit.vlm import VLM
+
+    Image.new("RGB", (48, 48), "red").save(tmp_path / "p.png")
+    rows = [{**RECORD, "id": str(index), "image": "p.png"} for index in range(40)]
+    data = tmp_path / "records.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    original, calls = VLM.generate, []
+
+    def stops(self, requests, max_new_tokens=32):
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        calls.append(len(requests))
+        return original(self, requests, max_new_tokens)
+
+    out = tmp_path / "eval.json"
+    command = ["eval", random_checkpoint, "--data", data, "-o", out, "--max-new-tokens", 4]
+    monkeypatch.setattr(VLM, "generate", stops)
+    code, _, err = call(*command)
+    assert code == 130
+    assert "interrupted" in err
+    assert not out.exists()
+    monkeypatch.setattr(VLM, "generate", original)
+    seen = []
+    monkeypatch.setattr(VLM, "generate", lambda self, r, m=32: (seen.append(len(r)), original(self, r, m))[1])
+    assert call(*command)[0] == 0
+    assert sum(seen) == 40 - 32
+    assert len(json.loads(out.read_text())["decisions"]) == 40
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
