@@ -254,7 +254,7 @@ class _Builder:
 
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
         """A new initializer."""
-        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+        tensor = ir.tensor(np.array(array, order="C"), name=name)
         value = ir.val(name, tensor.dtype, tensor.shape, const_value=tensor)
         self.graph.register_initializer(value)
         return value

@@ -7,26 +7,17 @@ edited as well fails against what the JSON yields.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
-from pydantic import BaseModel
 
 from ..adapters.errors import InvalidArtifact
 from ..adapters.files import read_inside, require_hashes, write_atomic
-from ..adapters.manifest import canonical_json, dump_sealed
-from .comparison import Comparison
-from .figures import FACTS, LATENCY, CardFacts, Figures, attachment_name, document_names, read_figures
+from .figures import LATENCY, Figures, document_names, read_figures
 from .front_matter import front_matter
-from .latency import Latency
 from .layout import LAYOUT, ExportManifest, hash_folder, read_manifest, write_manifest
 from .rendering import markdown_templates
 from .report import render_report_from, same_report
-
-if TYPE_CHECKING:
-    from ..adapters.adapter import Adapter
 
 _LEADING = 5  # trials in the card; all of them are in the report
 _LIMIT = 64 * 2**20
@@ -49,40 +40,27 @@ def render_card_from(figures: Figures) -> str:
     return template.render(figures=figures, header=header, leading=_LEADING, layout=LAYOUT, latency_file=LATENCY)
 
 
-def write_card(
-    folder: Path,
-    *,
-    comparison: Comparison | None = None,
-    latency: Latency | None = None,
-    facts: CardFacts | None = None,
-    adapters: Sequence[Adapter] = (),
-) -> ExportManifest:
-    """Add figures to an export folder, write card and report from what is then there, and seal it again.
+def write_card(folder: Path) -> ExportManifest:
+    """Write card and report from the JSON files that are in the folder, and seal the folder again.
 
-    What is not given stays as it is in the folder. Interrupted between two files, the folder is refused by
-    every reader until the same call was made again.
-
-    Args:
-        adapters: those baked in, in order; their sweeps and spectra are written.
+    Documents that the manifest does not name yet, such as a new ``latency.json``, become part of the export.
 
     Raises:
         UsageError: there is no such folder.
-        InvalidArtifact: a file that is not written here is damaged, or does not belong to an export.
+        InvalidArtifact: a file was changed since it was sealed, or does not belong to an export.
     """
     folder = Path(folder)
     manifest = read_manifest(folder, verify=False)
-    new = dict(_documents(comparison, latency, facts, adapters))
-    written = {LAYOUT.card, LAYOUT.report, *new}
+    written = {LAYOUT.card, LAYOUT.report}
     # Sealing blesses every byte in the folder, so all that is not made here must be what was sealed before.
     require_hashes(folder, {name: digest for name, digest in manifest.files.items() if name not in written})
     known = {*manifest.files, *written, *document_names(manifest)}
     if stray := sorted(set(hash_folder(folder)) - known):
         raise InvalidArtifact(f"{folder / stray[0]} is no part of the export.", "Move it out of the folder.")
-    for name, data in new.items():
-        write_atomic(folder / name, data)
     figures = read_figures(folder)
-    write_atomic(folder / LAYOUT.card, render_card_from(figures).encode())
-    write_atomic(folder / LAYOUT.report, render_report_from(figures).encode())
+    texts = {LAYOUT.card: render_card_from(figures), LAYOUT.report: render_report_from(figures)}
+    for name, text in texts.items():
+        write_atomic(folder / name, text.encode())
     return write_manifest(manifest, folder)
 
 
@@ -106,20 +84,6 @@ def check_card(folder: Path) -> None:
                 f"{folder / name} is not what the JSON files yield: {_difference(found, yielded)}",
                 "It was edited, or written by another version; `safetykit card` writes it again.",
             )
-
-
-def _documents(
-    comparison: Comparison | None, latency: Latency | None, facts: CardFacts | None, adapters: Sequence[Adapter]
-) -> Iterator[tuple[str, bytes]]:
-    sealed: dict[str, BaseModel | None] = {LAYOUT.evaluation: comparison, LATENCY: latency, FACTS: facts}
-    for name, document in sealed.items():
-        if document is not None:
-            yield name, dump_sealed(document)
-    for at, adapter in enumerate(adapters):
-        attached: dict[Any, Any] = dict(adapter.attachments)
-        for kind in ("sweep", "spectra"):
-            if kind in attached:
-                yield attachment_name(kind, at), canonical_json(attached[kind])
 
 
 def _difference(found: str, yielded: str) -> str:

@@ -102,6 +102,11 @@ class Comparison(Strict):
             rows.append(GroupRow(before.group, pairs, after.detector_auroc))
         return tuple(rows)
 
+    def weakest(self, metric: Metric) -> Pair | None:
+        """The carrier with the highest rate after, for metrics that should be low; None when none has it."""
+        pairs = [row.pairs[metric] for row in self.rows() if row.group in self.carriers() and metric in row.pairs]
+        return max(pairs, key=lambda pair: pair.after.rate, default=None)
+
     def carriers(self) -> tuple[str, ...]:
         """The carriers that occur, in the fixed order."""
         found = {item.carrier for item in self.after.decisions}

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, StringConstraints, TypeAdapter, ValidationError
+from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from ..adapters.errors import InvalidArtifact
 from ..adapters.files import read_inside, sha256_file
-from ..adapters.manifest import Strict, load_sealed
+from ..adapters.manifest import Strict
 from .comparison import Comparison
 from .latency import Latency
 from .layout import LAYOUT, ExportManifest, read_manifest
-from .parity import ParityReport
+from .parity import Check, ParityReport
 from .sweep_table import SweepTable
 
 FACTS, LATENCY, CONFIG = "card.json", "latency.json", "config.json"
 ORGANISM_KEY = "safetykit_model_organism"  # in config.json of a model that was trained to have the disease
 _LIMIT = 256 * 2**20
 
-M = TypeVar("M", bound=BaseModel)
 Spectra = dict[str, list[float]]  # layer → singular values, largest first
 # What the Hugging Face Hub accepts as a model id, or the last part of a path.
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$", max_length=96)]
@@ -39,6 +39,24 @@ class CardFacts(Strict):
     schema_version: Literal[1] = 1
     base_model: ModelName
     base_license: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]*$")] | None = None
+
+
+@dataclass(frozen=True)
+class ParityKind:
+    """All parity checks of one kind.
+
+    Attributes:
+        nearest: the check whose error comes nearest to its limit, or exceeds it most.
+    """
+
+    name: str
+    checks: tuple[Check, ...]
+    nearest: Check
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
 
 
 @dataclass(frozen=True)
@@ -64,25 +82,34 @@ class Figures:
     @property
     def methods(self) -> str:
         """The adapters' methods and variants, for people."""
-        return " + ".join(f"{item.info.method} ({item.info.variant})" for item in self.manifest.adapters) or "no adapter"
+        return " + ".join(f"{item.method} ({item.variant})" for item in self.manifest.adapters) or "no adapter"
 
     @property
     def base_name(self) -> str:
-        """The base, for people."""
-        return self.facts.base_model if self.facts else self.manifest.base.architecture
+        """The base, for people: as stated, else as it was called in the evaluation, else its architecture."""
+        if self.facts:
+            return self.facts.base_model
+        return self.comparison.before.model if self.comparison else self.manifest.base.architecture
 
     @property
     def unseen_carriers(self) -> tuple[str, ...]:
         """Carriers evaluated but in the data of no adapter's fit."""
         if self.comparison is None:
             return ()
-        seen = {key.split("/")[1] for item in self.manifest.adapters for key in item.info.data.counts}
+        seen = {key.split("/")[1] for item in self.manifest.adapters for key in item.data.counts}
         return tuple(carrier for carrier in self.comparison.carriers() if carrier not in seen)
 
     @property
     def gate_names(self) -> dict[str, str]:
         """What decisions call a gate's score → its site and op."""
         return {f"{item.index}.score": f"{item.site} ({item.op})" for item in self.manifest.interventions}
+
+    def parity_kinds(self) -> tuple[ParityKind, ...]:
+        """The parity checks by kind, in the order of the report."""
+        kinds: dict[str, list[Check]] = {}
+        for check in self.parity.checks if self.parity else ():
+            kinds.setdefault(check.kind, []).append(check)
+        return tuple(ParityKind(name, tuple(checks), max(checks, key=_nearness)) for name, checks in kinds.items())
 
 
 def attachment_name(kind: Literal["sweep", "spectra"], adapter: int) -> str:
@@ -108,9 +135,6 @@ def read_figures(folder: Path) -> Figures:
     manifest = read_manifest(folder, verify=False)
     present = [name for name in document_names(manifest) if (folder / name).exists()]
 
-    def sealed(name: str, kind: type[M]) -> M | None:
-        return load_sealed(kind, read_inside(folder, name, _LIMIT), str(folder / name)) if name in present else None
-
     def attached(kind: Literal["sweep", "spectra"], model: Any) -> dict[int, Any]:
         found = {at: _plain(folder, attachment_name(kind, at), model) for at in range(len(manifest.adapters))}
         return {at: value for at, value in found.items() if value is not None}
@@ -120,10 +144,10 @@ def read_figures(folder: Path) -> Figures:
         raise InvalidArtifact(f"{folder / LAYOUT.parity} claims a verdict that its errors do not give.", "Export again.")
     return Figures(
         manifest=manifest,
-        facts=sealed(FACTS, CardFacts),
-        comparison=sealed(LAYOUT.evaluation, Comparison),
+        facts=_plain(folder, FACTS, CardFacts),
+        comparison=_plain(folder, LAYOUT.evaluation, Comparison),
         parity=parity,
-        latency=sealed(LATENCY, Latency),
+        latency=_plain(folder, LATENCY, Latency),
         sweeps=attached("sweep", SweepTable),
         spectra=attached("spectra", Spectra),
         organism=(_plain(folder, CONFIG, dict[str, Any]) or {}).get(ORGANISM_KEY) is True,
@@ -132,7 +156,7 @@ def read_figures(folder: Path) -> Figures:
 
 
 def _plain(folder: Path, name: str, kind: Any) -> Any:
-    """A JSON file without a seal of its own; None where it is missing."""
+    """A JSON file as ``kind``; None where it is missing."""
     if not (folder / name).exists():
         return None
     try:
@@ -140,6 +164,12 @@ def _plain(folder: Path, name: str, kind: Any) -> Any:
     except (ValueError, RecursionError) as error:
         detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "it is not JSON"
         raise InvalidArtifact(f"{folder / name} is not valid: {detail}.", "Export the model again.") from None
+
+
+def _nearness(check: Check) -> float:
+    if check.limit == 0:
+        return 0.0 if check.error == 0 else math.inf
+    return check.error / check.limit
 
 
 def _consistent(parity: ParityReport) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -28,10 +29,11 @@ def front_matter(figures: Figures) -> str:
     and the unmodified model's value as arguments.
     """
     facts, manifest = figures.facts, figures.manifest
-    name = facts.base_model if facts else manifest.base.architecture
-    methods = sorted({item.info.method for item in manifest.adapters})
+    # The Hub takes letters, digits, dots and dashes; of a path, the last part names the model.
+    name = facts.base_model if facts else re.sub(r"[^\w.]+", "-", figures.base_name.rstrip("/").split("/")[-1])
+    methods = sorted({item.method for item in manifest.adapters})
     data = ModelCardData(
-        base_model=facts.base_model if facts else None,
+        base_model=name,
         library_name="onnx",
         pipeline_tag=TASK,
         license=(facts.base_license if facts else None) or "other",
@@ -41,7 +43,7 @@ def front_matter(figures: Figures) -> str:
         eval_results=_results(figures.comparison) if figures.comparison else None,
         base_fingerprint=manifest.base.fingerprint,
     )
-    return data.to_yaml(line_break="\n")
+    return data.to_yaml(line_break="\n").strip() + "\n"
 
 
 def _results(comparison: Comparison) -> list[EvalResult]:

@@ -1,8 +1,8 @@
 """The report's plots as inline SVG: the same figures give the same bytes, and colours follow the page.
 
 Text stays text (selectable, read aloud) and takes the page's colour through ``currentColor``. The
-data colours are the blue and vermilion of Okabe and Ito, which colour-blind readers tell apart and
-which hold on light and dark ground; every series also has its own marker.
+data colours are those of Okabe and Ito, which colour-blind readers tell apart and which hold on light
+and dark ground; every series also has its own marker or line.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from typing import TYPE_CHECKING
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from markupsafe import escape
 from matplotlib.ticker import PercentFormatter
 
 from ..toolkit.evaluate import Decision, Metric
 from .comparison import GroupRow
+from .figures import ParityKind
 from .sweep_table import SweepTable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#888888"
+BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#888888"
 _INK = "#010203"  # never otherwise used; replaced by currentColor
 _WIDTH = 4.6  # inches; narrow, so that text keeps its size on a telephone
 _STYLE = {
@@ -52,11 +54,13 @@ class Plot:
     """An SVG element with what it says in words.
 
     Attributes:
+        tag: names the figure in its page.
         title: of the figure.
-        caption: how to read it; also its accessible description.
-        svg: the element.
+        caption: how to read it.
+        svg: the element; it carries its values in words for those who cannot see it.
     """
 
+    tag: str
     title: str
     caption: str
     svg: str
@@ -72,38 +76,40 @@ def _figure(height: float, axes: int = 1) -> Iterator[tuple[Figure, list[Axes], 
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
 
 
-def _plot(title: str, caption: str, buffer: StringIO, tag: str) -> Plot:
+def _plot(tag: str, title: str, caption: str, words: str, buffer: StringIO) -> Plot:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    # Several figures share one page: names must differ, and the caption is beside the picture already.
+    # Several figures share one page: their names must differ.
     svg = re.sub(r'(?<=\bid=")|(?<=href="#)|(?<=url\(#)', f"{tag}-", svg)
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = svg.replace("<svg", f'<svg role="img" aria-labelledby="{tag}-caption"', 1)
-    return Plot(title, caption, re.sub(r' (width|height)="[\d.]+pt"', "", svg.strip(), count=2))
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(f"{title}: {words}.")}"', 1)
+    return Plot(tag, title, caption, re.sub(r' (width|height)="[\d.]+pt"', "", svg.strip(), count=2))
 
 
-def rates(rows: Sequence[GroupRow], metric: Metric, title: str, better: str) -> Plot | None:
-    """Before and after per group with 95 % intervals; None when no group has the metric."""
+def rates(rows: Sequence[GroupRow], metric: Metric, title: str, better: str) -> Plot:
+    """Before and after per group with 95 % intervals; a group without the metric keeps its empty line.
+
+    So the figures of several metrics have the same lines and can be read side by side.
+    """
+    places = {row.group: len(rows) - 1 - at for at, row in enumerate(rows)}
     pairs = [row.pairs[metric] for row in rows if metric in row.pairs]
-    if not pairs:
-        return None
-    with _figure(1.1 + 0.42 * len(pairs)) as (_, (axes,), buffer):
-        places = np.arange(len(pairs))[::-1]
+    with _figure(1.1 + 0.42 * len(rows)) as (_, (axes,), buffer):
         for name, offset, colour, marker in (("before", 0.13, VERMILION, "o"), ("after", -0.13, BLUE, "D")):
             found = [getattr(pair, name) for pair in pairs]
             centre = np.array([rate.rate for rate in found])
             spread = [centre - [rate.low for rate in found], [rate.high for rate in found] - centre]
+            heights = [places[pair.group] + offset for pair in pairs]
             axes.errorbar(
-                centre, places + offset, xerr=np.maximum(spread, 0), fmt=marker, color=colour, ms=5, lw=1.5, label=name
+                centre, heights, xerr=np.maximum(spread, 0), fmt=marker, color=colour, ms=5, lw=1.5, label=name
             )
-        axes.set_yticks(places, [pair.group for pair in pairs])
-        axes.set_ylim(-0.6, len(pairs) - 0.4)
+        axes.set_yticks(list(places.values()), list(places))
+        axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_xlim(-0.03, 1.03)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         axes.grid(axis="x", color=GREY, alpha=0.3, lw=0.6)
         axes.figure.legend(loc="outside upper right", ncols=2)
-    words = "; ".join(f"{p.group} {100 * p.before.rate:.1f} % before, {100 * p.after.rate:.1f} % after" for p in pairs)
-    return _plot(title, f"{better} Bars are 95 % intervals. {words}.", buffer, metric)
+    words = "; ".join(f"{p.group} {100 * p.before.rate:.1f}% before, {100 * p.after.rate:.1f}% after" for p in pairs)
+    return _plot(metric, title, f"{better} Bars are 95 % intervals.", words, buffer)
 
 
 def gate_scores(decisions: Iterable[Decision], names: Mapping[str, str]) -> Plot | None:
@@ -121,7 +127,7 @@ def gate_scores(decisions: Iterable[Decision], names: Mapping[str, str]) -> Plot
     with _figure(0.7 + 1.5 * len(scores), len(scores)) as (_, panels, buffer):
         for axes, (name, labels) in zip(panels, sorted(scores.items()), strict=True):
             bins = np.histogram_bin_edges(np.concatenate([np.array(v, dtype=float) for v in labels.values()]), 30)
-            for label, colour, style in (("harmful", VERMILION, "-"), ("harmless", BLUE, "--")):
+            for label, colour, style in (("harmful", PURPLE, "-"), ("harmless", GREEN, "--")):
                 axes.hist(labels[label], bins, histtype="step", color=colour, ls=style, lw=1.6, label=label)
             axes.axvline(0, color=_INK, lw=1, ls=":", label="threshold")
             axes.set_title(name, loc="left")
@@ -130,17 +136,43 @@ def gate_scores(decisions: Iterable[Decision], names: Mapping[str, str]) -> Plot
         handles, names = panels[0].get_legend_handles_labels()
         panels[0].figure.legend(handles, names, loc="outside upper right", ncols=3)
     shares = "; ".join(
-        f"{name} is open for {_share(labels['harmful'])} of harmful and {_share(labels['harmless'])} of harmless records"
+        f"{name} for {_share(labels['harmful'])} of harmful and {_share(labels['harmless'])} of harmless records"
         for name, labels in sorted(scores.items())
     )
-    return _plot("Gate scores", f"A gate is open right of the dotted line. {shares}.", buffer, "gates")
+    return _plot("gates", "Gate scores", f"A gate is open right of the dotted line: {shares}.", shares, buffer)
 
 
 def _share(values: Sequence[float]) -> str:
-    return f"{100 * sum(value > 0 for value in values) / len(values):.1f} %" if values else "none"
+    return f"{100 * sum(value > 0 for value in values) / len(values):.1f}%" if values else "none"
 
 
-def sweep(table: SweepTable) -> Plot:
+def parity(kinds: Iterable[ParityKind]) -> Plot:
+    """Error against limit on a log scale: every case of the logits, the nearest case of every other kind."""
+    checks = []
+    for kind in kinds:
+        # A decision is counted, not measured: it has no place on this scale.
+        if kind.name in ("logits", "adapter-off"):
+            checks += [(f"{kind.name}: {check.case}", check) for check in kind.checks]
+        elif kind.name != "decisions":
+            checks.append((f"{kind.name}: worst of {len(kind.checks)}", kind.nearest))
+    smallest = min((value for _, check in checks for value in (check.error, check.limit) if value > 0), default=1e-9)
+    floor = smallest / 10  # where an error of exactly 0 is drawn
+    with _figure(1.1 + 0.3 * len(checks)) as (_, (axes,), buffer):
+        places = np.arange(len(checks))[::-1]
+        axes.plot([max(check.limit, floor) for _, check in checks], places, "|", ms=12, mew=2, color=VERMILION, label="limit")
+        axes.plot([max(check.error, floor) for _, check in checks], places, "D", ms=5, color=BLUE, label="error")
+        axes.set_xscale("log")
+        axes.set_xlim(left=floor / 2)
+        axes.set_yticks(places, [name for name, _ in checks])
+        axes.set_xlabel("largest absolute error")
+        axes.grid(axis="x", color=GREY, alpha=0.3, lw=0.6)
+        axes.figure.legend(loc="outside upper right", ncols=2)
+    words = "; ".join(f"{name}, error {check.error:.2g}, limit {check.limit:.2g}" for name, check in checks)
+    caption = "Left of its bar an error passes; at the left edge it is 0."
+    return _plot("parity", "Parity errors", caption, words, buffer)
+
+
+def sweep(table: SweepTable, tag: str) -> Plot:
     """Attack success against over-refusal of every trial, the chosen one and the unmodified model marked."""
     trials = [(trial["over_refusal"], trial["attack_success"]) for trial in table.trials]
     with _figure(3.6) as (_, (axes,), buffer):
@@ -156,16 +188,18 @@ def sweep(table: SweepTable) -> Plot:
             axis.set_major_formatter(PercentFormatter(1.0))
         axes.grid(color=GREY, alpha=0.3, lw=0.6)
         axes.figure.legend(loc="outside upper center", ncols=4, handletextpad=0.2, columnspacing=1.0)
+    words = (
+        f"chosen {100 * best['attack_success']:.1f}% attack success and {100 * best['over_refusal']:.1f}% over-refusal, "
+        f"unmodified {100 * before['attack_success']:.1f}% and {100 * before['over_refusal']:.1f}%"
+    )
     caption = (
-        f"{len(trials)} trials on the calibration split; down and left is better. Chosen: attack success "
-        f"{100 * best['attack_success']:.1f} %, over-refusal {100 * best['over_refusal']:.1f} %; unmodified: "
-        f"{100 * before['attack_success']:.1f} % and {100 * before['over_refusal']:.1f} %. Right of the dotted line the "
+        f"{len(trials)} settings tried on the calibration split; down and left is better. Right of the dotted line the "
         "allowed over-refusal is exceeded."
     )
-    return _plot("Settings tried", caption, buffer, "sweep")
+    return _plot(tag, "Settings tried", caption, words, buffer)
 
 
-def spectra(values: Mapping[str, Sequence[float]]) -> Plot:
+def spectra(values: Mapping[str, Sequence[float]], tag: str) -> Plot:
     """Singular values of the safety differences per layer, relative to the largest."""
     colours = matplotlib.colormaps["viridis"]
     with _figure(3.2) as (_, (axes,), buffer):
@@ -179,4 +213,5 @@ def spectra(values: Mapping[str, Sequence[float]]) -> Plot:
         axes.grid(color=GREY, alpha=0.3, lw=0.6)
         axes.legend(title="layer", ncols=2)
     caption = "A steep fall means that one or few directions hold what separates harmful from harmless text."
-    return _plot("Singular values per layer", caption, buffer, "spectra")
+    words = "; ".join(f"layer {layer}: largest {spectrum[0]:.3g}" for layer, spectrum in values.items())
+    return _plot(tag, "Singular values per layer", caption, words, buffer)

@@ -25,8 +25,8 @@ _MARKDOWN = re.compile(r"[\\`*_\[\]<>|#~]")
 
 
 def share(value: float) -> str:
-    """0.1234 → 12.3 %."""
-    return f"{100 * value:.1f} %"
+    """0.1234 → 12.3%."""
+    return f"{100 * value:.1f}%"
 
 
 def rate(value: Rate | None) -> str:
@@ -41,7 +41,7 @@ def ratio(value: Ratio) -> str:
 
 def points(value: float) -> str:
     """A difference of shares, in percentage points."""
-    return f"{100 * value:+.1f} points"
+    return f"{100 * value + 0.0:.1f} points"
 
 
 def number(value: float | None) -> str:
@@ -49,9 +49,17 @@ def number(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.3g}"
 
 
+def auroc(value: float | None) -> str:
+    """Three decimals."""
+    return NOTHING if value is None else f"{value:.3f}"
+
+
 def setting(value: Any) -> str:
     """A setting of any JSON type."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+_NUMBERS: tuple[Callable[..., str], ...] = (share, rate, ratio, points, number, auroc)
 
 
 def escape_markdown(text: str) -> Markup:
@@ -76,19 +84,20 @@ def markdown_templates() -> Environment:
         return lambda *values: Markup(spell(*values))
 
     environment = _environment(autoescape=False, finalize=finalize)
-    environment.filters.update(
-        {spell.__name__: safe(spell) for spell in (share, rate, ratio, points, number)}, setting=setting, code=code
-    )
+    environment.filters.update({spell.__name__: safe(spell) for spell in _NUMBERS}, setting=setting, code=code)
     return environment
 
 
 @cache
 def html_templates() -> Environment:
     """Templates whose expressions are escaped for HTML."""
+
+    def unbroken(spell: Callable[..., str]) -> Callable[..., str]:
+        # Word joiners: a line may not end within an interval.
+        return lambda *values: spell(*values).replace("–", "\u2060–\u2060")
+
     environment = _environment(autoescape=True)
-    environment.filters.update(
-        {spell.__name__: spell for spell in (share, rate, ratio, points, number, setting)}
-    )
+    environment.filters.update({spell.__name__: unbroken(spell) for spell in _NUMBERS}, setting=setting)
     return environment
 
 

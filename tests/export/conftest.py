@@ -90,6 +90,12 @@ def _enlarge(module: torch.nn.Module) -> None:
         module.weight.data.normal_(std=0.5)
 
 
+@pytest.fixture(scope="session")
+def make_checkpoint():
+    """``make_checkpoint(folder, **config)``: a checkpoint with other options."""
+    return save_checkpoint
+
+
 def picture(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8))
 
