@@ -157,6 +157,8 @@ def export(
     precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
     base_onnx: Annotated[Optional[Path], typer.Option(help="Put the adapter into these base graphs.")] = None,
     provider: Provider = None,
+    base_model: Annotated[Optional[str], typer.Option(help="How the card calls the base, such as org/name.")] = None,
+    base_license: Annotated[Optional[str], typer.Option(help="Licence of the base, for the card.")] = None,
     allow_wrong_base: WrongBase = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -172,7 +174,7 @@ def export(
         result = export_with_documents(
             model, out, adapter or [], data=data, split=split, limit=limit, max_new_tokens=max_new_tokens,
             precision=precision, base_onnx=base_onnx, providers=provider or CPU, allow_wrong_base=allow_wrong_base,
-            overwrite=overwrite, progress=say,
+            overwrite=overwrite, base_model=base_model, base_license=base_license, progress=say,
         )  # fmt: skip
     console.emit(result, as_json=as_json, human=views.export)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -16,10 +17,11 @@ from ..toolkit.evaluate import Evaluation, Progress, evaluate, tabulate
 from ..toolkit.inputs import Request
 from ..toolkit.journal import Journal
 from ..toolkit.records import Record, load_records, open_picture, subset
-from ..toolkit.sources import data_path, model_path
+from ..toolkit.sources import PREFIX, data_path, model_path
 from .base import Progress as Say
 from .card import check_card, write_card
 from .comparison import Comparison
+from .figures import FACTS, CardFacts, attachment_name
 from .layout import LAYOUT, Precision, read_manifest
 from .parity import ParityReport, check_parity
 from .pipeline import ExportResult, export_onnx
@@ -108,12 +110,16 @@ def export_with_documents(
     providers: Sequence[str] = CPU,
     allow_wrong_base: bool = False,
     overwrite: bool = False,
+    base_model: str | None = None,
+    base_license: str | None = None,
     progress: Say | None = None,
     measure: Callable[[Path], None] | None = None,
 ) -> dict[str, Any]:
     """Export and write evaluation, card and report into the folder before it appears.
 
     Args:
+        base_model: how the card calls the base; by default the last part of its path.
+        base_license: its licence as the Hugging Face Hub spells it.
         measure: called with the finished graphs' folder, to add measurements that the card shows.
 
     Returns:
@@ -144,8 +150,11 @@ def export_with_documents(
             )
             comparison = Comparison.of(before, after, records, dataset=str(data))
             write_atomic(work / LAYOUT.evaluation, canonical_json(comparison.model_dump(mode="json")))
-        for name, value in {key: item for one in loaded for key, item in one.attachments.items()}.items():
-            write_atomic(work / f"{name}.json", canonical_json(value))
+        for number, one in enumerate(loaded):
+            for name, value in one.attachments.items():
+                write_atomic(work / attachment_name(name, number), canonical_json(value))
+        facts = CardFacts(base_model=base_model or _model_name(model), base_license=base_license or _licence(model))
+        write_atomic(work / FACTS, canonical_json(facts.model_dump(mode="json")))
         if measure:
             measure(work)
         if progress:
@@ -263,6 +272,16 @@ def card_of(folder: Path, *, check: bool) -> dict[str, Any]:
     else:
         write_card(folder)
     return {**_documents(folder), "checked": check}
+
+
+def _model_name(model: str) -> str:
+    """A name the card can show: the last part of the path, without what a model id cannot hold."""
+    name = f"safetykit-{model.replace(':', '-')}" if model.startswith(f"{PREFIX}:") else Path(model).resolve().name
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")[:96] or "model"
+
+
+def _licence(model: str) -> str | None:
+    return "apache-2.0" if model.startswith(f"{PREFIX}:") else None
 
 
 def _documents(folder: Path) -> dict[str, str]:
