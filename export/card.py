@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from ..adapters.errors import InvalidArtifact
 from ..adapters.files import read_inside, require_hashes, write_atomic
-from .figures import LATENCY, Figures, document_names, read_figures
+from .figures import LATENCY, Figures, read_figures
 from .front_matter import front_matter
 from .layout import LAYOUT, ExportManifest, hash_folder, read_manifest, write_manifest
 from .rendering import markdown_templates
@@ -54,8 +54,9 @@ def write_card(folder: Path) -> ExportManifest:
     written = {LAYOUT.card, LAYOUT.report}
     # Sealing blesses every byte in the folder, so all that is not made here must be what was sealed before.
     require_hashes(folder, {name: digest for name, digest in manifest.files.items() if name not in written})
-    known = {*manifest.files, *written, *document_names(manifest)}
-    if stray := sorted(set(hash_folder(folder)) - known):
+    # Other than JSON, which adapters may bring along, nothing is added to a finished export.
+    strange = [name for name in hash_folder(folder) if name not in {*manifest.files, *written} and not name.endswith(".json")]
+    if stray := sorted(strange):
         raise InvalidArtifact(f"{folder / stray[0]} is no part of the export.", "Move it out of the folder.")
     figures = read_figures(folder)
     texts = {LAYOUT.card: render_card_from(figures), LAYOUT.report: render_report_from(figures)}

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from markupsafe import escape
-from matplotlib.ticker import PercentFormatter
 
 from ..toolkit.evaluate import Decision, Metric
 from .comparison import GroupRow
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#888888"
+_CYCLE = (BLUE, VERMILION, GREEN, PURPLE, "#E69F00", "#56B4E9")
 _INK = "#010203"  # never otherwise used; replaced by currentColor
 _WIDTH = 4.6  # inches; narrow, so that text keeps its size on a telephone
 _STYLE = {
@@ -176,7 +177,7 @@ def sweep(table: SweepTable, tag: str) -> Plot:
     """Attack success against over-refusal of every trial, the chosen one and the unmodified model marked."""
     trials = [(trial["over_refusal"], trial["attack_success"]) for trial in table.trials]
     with _figure(3.6) as (_, (axes,), buffer):
-        axes.plot(*zip(*trials, strict=True), "o", ms=4, color=GREY, alpha=0.5, mew=0, label="trial")
+        axes.plot(*zip(*trials, strict=True), "o", ms=4, color=GREY, alpha=0.8, mew=0, label="trial")
         before, best = table.undefended, table.best
         axes.plot(before["over_refusal"], before["attack_success"], "s", ms=8, color=VERMILION, label="unmodified")
         axes.plot(best["over_refusal"], best["attack_success"], "D", ms=8, color=BLUE, label="chosen")
@@ -186,6 +187,7 @@ def sweep(table: SweepTable, tag: str) -> Plot:
         axes.set_ylabel("attack success")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1.0))
+            axis.set_major_locator(MaxNLocator(5))
         axes.grid(color=GREY, alpha=0.3, lw=0.6)
         axes.figure.legend(loc="outside upper center", ncols=4, handletextpad=0.2, columnspacing=1.0)
     words = (
@@ -201,15 +203,15 @@ def sweep(table: SweepTable, tag: str) -> Plot:
 
 def spectra(values: Mapping[str, Sequence[float]], tag: str) -> Plot:
     """Singular values of the safety differences per layer, relative to the largest."""
-    colours = matplotlib.colormaps["viridis"]
     with _figure(3.2) as (_, (axes,), buffer):
         for at, (layer, spectrum) in enumerate(sorted(values.items(), key=lambda item: int(item[0]))):
             relative = np.array(spectrum[:16]) / max(spectrum[0], 1e-30)
-            colour = colours(0.15 + 0.7 * at / max(1, len(values) - 1))
-            axes.plot(np.arange(1, len(relative) + 1), relative, marker="os^Dv"[at % 5], ms=4, color=colour, label=layer)
+            style = {"marker": "os^Dv"[at % 5], "color": _CYCLE[at % len(_CYCLE)], "ms": 4, "lw": 1.2}
+            axes.plot(np.arange(1, len(relative) + 1), relative, label=layer, **style)
         axes.set_xlabel("singular value")
         axes.set_ylabel("relative to the largest")
         axes.set_ylim(0, 1.05)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(color=GREY, alpha=0.3, lw=0.6)
         axes.legend(title="layer", ncols=2)
     caption = "A steep fall means that one or few directions hold what separates harmful from harmless text."

@@ -1,0 +1,56 @@
+"""Latency of an export over its unmodified base, with an A/A control: ``python bench/latency.py EXPORT BASE``.
+
+Both folders are exports of the same base and precision; BASE was made without an adapter. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from safetykit.adapters.errors import SafetykitError
+from safetykit.adapters.manifest import canonical_json
+from safetykit.export.latency import measure_latency
+from safetykit.export.runtime import OnnxVLM
+from safetykit.export.sessions import CPU
+from safetykit.toolkit.inputs import Request
+from safetykit.toolkit.records import load_records, subset
+
+
+def main() -> int:
+    """Measure and print; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("export", type=Path, help="export with adapters")
+    parser.add_argument("base", type=Path, help="export of the same base without adapters")
+    parser.add_argument("--data", type=Path, required=True, help="records to take the batch from")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--decode-steps", type=int, default=8)
+    parser.add_argument("--provider", action="append", help="ONNX Runtime execution provider; may be repeated")
+    options = parser.parse_args()
+    providers = tuple(options.provider or CPU)
+    try:
+        records = load_records(options.data)
+        # With a picture where there is one: that is the prefill people pay for.
+        chosen = subset([record for record in records if record.image is not None] or records, options.batch)
+        baked = OnnxVLM.from_pretrained(options.export, providers)
+        unmodified = OnnxVLM.from_pretrained(options.base, providers)
+        latency = measure_latency(
+            baked,
+            unmodified,
+            [Request(record.prompt, record.picture()) for record in chosen],
+            control=OnnxVLM.from_pretrained(options.base, providers, verify=False),
+            providers=providers,
+            rounds=options.rounds,
+            decode_steps=options.decode_steps,
+        )
+    except SafetykitError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    sys.stdout.buffer.write(canonical_json(latency.model_dump(mode="json")))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
