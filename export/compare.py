@@ -54,6 +54,10 @@ class Gap:
             difference = np.where(same, 0.0, np.abs(left - right))
         return cls(float(difference.max()), float(np.abs(np.where(np.isfinite(left), left, 0)).max()), left.size)
 
+    def relative(self) -> Gap:
+        """The error as a share of the scale."""
+        return Gap(self.error / self.scale if self.scale else self.error, 1.0, self.count)
+
     def join(self, other: Gap) -> Gap:
         """The larger of both."""
         error = float(np.maximum(self.error, other.error))  # NaN wins
@@ -71,14 +75,12 @@ class LogitsGap:
 def parity_requests(records: Sequence[Record] = ()) -> dict[str, list[Request]]:
     """Batches of requests by what they are: one and four rows, with pictures, without, and mixed.
 
-    Rows of a batch differ in length where the records allow it.
+    Rows of a batch differ in length and in label, so that padding and gates are exercised.
     """
-    texts = _varied([Request(record.prompt) for record in records if record.image is None])
-    pictured = _varied([Request(record.prompt, record.picture()) for record in _few(records)])
-    if len(texts) < _BATCH:
-        texts = [Request(prompt) for prompt in _PROMPTS]
-    if len(pictured) < _BATCH:
-        pictured = [Request(prompt, _noise(seed)) for seed, prompt in enumerate(_PROMPTS)]
+    texts = [Request(record.prompt) for record in _varied([one for one in records if one.image is None])]
+    pictured = [Request(one.prompt, one.picture()) for one in _varied([one for one in records if one.image])]
+    texts = texts or [Request(prompt) for prompt in _PROMPTS]
+    pictured = pictured or [Request(prompt, _noise(seed)) for seed, prompt in enumerate(_PROMPTS)]
     return {
         "1 row, text": texts[:1],
         "1 row, picture": pictured[:1],
@@ -88,17 +90,18 @@ def parity_requests(records: Sequence[Record] = ()) -> dict[str, list[Request]]:
     }
 
 
-def _few(records: Sequence[Record]) -> list[Record]:
-    # Pictures are opened for these only; one of each prompt length is enough.
-    return list({len(record.prompt): record for record in records if record.image is not None}.values())[:64]
-
-
-def _varied(requests: Sequence[Request]) -> list[Request]:
-    """Up to four requests spread over the range of prompt lengths."""
-    ranked = sorted(requests, key=lambda request: (len(request.prompt), request.prompt))
-    if len(ranked) < _BATCH:
-        return ranked
-    return [ranked[round(at * (len(ranked) - 1) / (_BATCH - 1))] for at in range(_BATCH)]
+def _varied(records: Sequence[Record]) -> list[Record]:
+    """Four records spread over the range of prompt lengths, both labels in turn; none if there are fewer."""
+    chosen = []
+    for at in range(_BATCH):
+        label = ("harmful", "harmless")[at % 2]
+        mine = [record for record in records if record.label == label and record not in chosen]
+        rest = mine or [record for record in records if record not in chosen]
+        rest.sort(key=lambda record: (len(record.prompt), record.id))
+        if not rest:
+            return []
+        chosen.append(rest[round(at * (len(rest) - 1) / (_BATCH - 1))])
+    return chosen
 
 
 def _noise(seed: int) -> Image.Image:
@@ -150,3 +153,22 @@ def compare_scores(reference: Mapping[str, torch.Tensor], other: Mapping[str, np
             array = value.float().cpu().numpy()
             gaps[name] = Gap.between(array, other[name]) if name in other else Gap(float("nan"), 0.0, array.size)
     return gaps
+
+
+def parting_margin(vlm: VLM, onnx_vlm: OnnxVLM, request: Request, max_new_tokens: int) -> float | None:
+    """How near the call was where the two answers to ``request`` part: the gap of the two tokens' logits.
+
+    None when the answers are the same on this second run, alone in their batch.
+    """
+    end = vlm.inputs.eos_token_ids[0]
+    answers = [(*model.generate([request], max_new_tokens)[0].token_ids, end) for model in (vlm, onnx_vlm)]
+    parted = [pair for pair in zip(*answers, strict=False) if pair[0] != pair[1]]
+    if not parted:
+        return None
+    state = onnx_vlm.prefill_requests([request])
+    for ours, theirs in zip(*answers, strict=False):
+        if ours != theirs:
+            break
+        state = onnx_vlm.step(state, np.array([ours]))
+    ours, theirs = parted[0]
+    return float(abs(state.logits[0, -1, ours] - state.logits[0, -1, theirs]))

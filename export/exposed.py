@@ -52,28 +52,32 @@ class ExposedGraph:
         model = ir.load(folder / LAYOUT.graph(name))
         nodes = {node.name: node for node in model.graph if node.domain == DOMAIN}
         present = {value.name for value in model.graph.outputs}
-        self._names: dict[int, tuple[str, str, str]] = {}
+        self._names: dict[int, tuple[str, ...]] = {}
         for one in self.placed:
-            node = nodes[one.name("op")]
-            values = (node.inputs[0], node.outputs[0], node.inputs[1])
+            if (node := nodes.get(one.name("op"))) is None:
+                continue  # not in the graph: `run` then says nothing about it
+            values = [value for value in (node.inputs[0], node.outputs[0], node.inputs[1]) if value is not None]
             for value in values:
-                if value is not None and value.name not in present and not value.is_graph_input():
+                if value.name not in present and not value.is_graph_input():
                     model.graph.outputs.append(value)
                     present.add(value.name)
-            self._names[one.index] = tuple(str(value.name) for value in values if value is not None)  # type: ignore[assignment]
+            self._names[one.index] = tuple(str(value.name) for value in values)
         data = ir.serde.serialize_model(model).SerializeToString()
         self._session = open_session(data, data_folder=folder)
         self.inputs = self._session.get_inputs()
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[int, Seen]:
-        """Run once; what each intervention saw, by its index."""
+        """Run once; what each intervention saw, by its index. One that the graph lacks is left out."""
+        if not self._names:
+            return {}
         wanted = sorted({name for names in self._names.values() for name in names if name not in feeds})
         values = dict(zip(wanted, self._session.run(wanted, dict(feeds)), strict=True)) | dict(feeds)
         seen = {}
-        for one in self.placed:
-            before, after, scope = (values[name] for name in self._names[one.index])
+        for index, names in self._names.items():
+            one = self.by_index[index]
+            before, after, scope = (values[name] for name in names)
             runtime = tuple(values[one.name(name)] for name in one.item.make_op().runtime_inputs)
-            seen[one.index] = Seen(before, after, scope, runtime)
+            seen[index] = Seen(before, after, scope, runtime)
         return seen
 
 
@@ -134,8 +138,9 @@ def check_ops(
     """Each intervention as the graph computes it, on random inputs of several magnitudes.
 
     Yields:
-        The intervention; its result against the op's PyTorch code on the same hidden state; and how
-        far its op's invariant is violated, relative to the hidden state (None: nothing is guaranteed).
+        The intervention; the error of its result against the op's PyTorch code on the same hidden state
+        (NaN if the graph lacks it); and how far its op's invariant is violated (None: nothing is
+        guaranteed). Both are shares of the hidden state's size, the largest over all probes.
     """
     for name in sorted({graph_of(one.item.site) for one in placed}):
         graph = ExposedGraph(folder, name, placed)
@@ -148,13 +153,13 @@ def check_ops(
                 if violated is not None:
                     invariants[index] = invariants[index].join(violated) if index in invariants else violated
         for one in graph.placed:
-            yield one, op_gaps[one.index], invariants.get(one.index)
+            yield one, op_gaps.get(one.index, Gap(float("nan"), 0.0, 0)), invariants.get(one.index)
 
 
 def _judge(one: Placed, seen: Seen) -> tuple[Gap, Gap | None]:
     op = one.item.make_op()
     before, after, scope, *runtime = (torch.from_numpy(array) for array in (seen.before, seen.after, seen.scope, *seen.runtime))
     expected, *_ = op(before, scope, *runtime, *one.item.arguments())
-    gap = Gap.between(expected.float().numpy(), seen.after)
+    gap = Gap.between(expected.float().numpy(), seen.after).relative()
     error = op.invariant(before, after, scope, *runtime, *one.item.arguments())
     return gap, None if error is None else Gap(float(error), 1.0, seen.after.size)

@@ -102,6 +102,7 @@ def export_onnx(
             base=OnnxVLM(work, base, vlm.inputs, providers, bare),
             records=records,
             decisions=decisions if records else None,
+            max_new_tokens=max_new_tokens,
             allow_wrong_base=allow_wrong_base,
             progress=say,
         )
