@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="records to take the batch from")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--decode-steps", type=int, default=8)
+    parser.add_argument("--decode-steps", type=int, default=16)
     parser.add_argument("--provider", action="append", help="ONNX Runtime execution provider; may be repeated")
     options = parser.parse_args()
     providers = tuple(options.provider or CPU)

@@ -55,8 +55,8 @@ def write_card(folder: Path) -> ExportManifest:
     # Sealing blesses every byte in the folder, so all that is not made here must be what was sealed before.
     require_hashes(folder, {name: digest for name, digest in manifest.files.items() if name not in written})
     # Other than JSON, which adapters may bring along, nothing is added to a finished export.
-    strange = [name for name in hash_folder(folder) if name not in {*manifest.files, *written} and not name.endswith(".json")]
-    if stray := sorted(strange):
+    known = {*manifest.files, *written}
+    if stray := sorted(name for name in hash_folder(folder) if name not in known and not name.endswith(".json")):
         raise InvalidArtifact(f"{folder / stray[0]} is no part of the export.", "Move it out of the folder.")
     figures = read_figures(folder)
     texts = {LAYOUT.card: render_card_from(figures), LAYOUT.report: render_report_from(figures)}

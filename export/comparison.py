@@ -77,7 +77,9 @@ class Comparison(Strict):
         """
         for evaluation in (before, after):
             if [item.id for item in evaluation.decisions] != [record.id for record in records]:
-                raise UsageError(f"{evaluation.model} was evaluated on other records.", "Evaluate both on the same ones.")
+                raise UsageError(
+                    f"{evaluation.model} was evaluated on other records.", "Evaluate both on the same ones."
+                )
         return cls(dataset=dataset, data=describe_data(records), before=before, after=after)
 
     @model_validator(mode="after")

@@ -141,7 +141,9 @@ def read_figures(folder: Path) -> Figures:
 
     parity = _plain(folder, LAYOUT.parity, ParityReport)
     if parity is not None and not _consistent(parity):
-        raise InvalidArtifact(f"{folder / LAYOUT.parity} claims a verdict that its errors do not give.", "Export again.")
+        raise InvalidArtifact(
+            f"{folder / LAYOUT.parity} claims a verdict that its errors do not give.", "Export the model again."
+        )
     return Figures(
         manifest=manifest,
         facts=_plain(folder, FACTS, CardFacts),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -27,6 +27,7 @@ Verdict = Literal["no cost detected", "cost detected"]
 Times = Mapping[str, Float[np.ndarray, "rounds"]]
 BAKED, UNMODIFIED, CONTROL = "baked", "unmodified", "control"
 _RESAMPLES = 2000
+_PAUSE = 0.02  # seconds; ONNX Runtime's threads go on spinning after a run, and would take the next arm's cores
 
 
 class Ratio(Strict):
@@ -44,6 +45,7 @@ class PhaseLatency(Strict):
         baked_ms, unmodified_ms, control_ms: median times; they describe the machine, not the adapter.
         ratio: baked over unmodified.
         control: unmodified over unmodified; what the ratio would be if nothing had changed.
+        noise: the largest ratio that the control's interval does not tell from 1; a cost below it stays hidden.
     """
 
     baked_ms: float
@@ -51,6 +53,7 @@ class PhaseLatency(Strict):
     control_ms: float
     ratio: Ratio
     control: Ratio
+    noise: float
     verdict: Verdict
 
 
@@ -90,7 +93,7 @@ def measure_latency(
     providers: Sequence[str],
     rounds: int = 40,
     warmup_rounds: int = 3,
-    decode_steps: int = 8,
+    decode_steps: int = 16,
     seed: int = 0,
 ) -> Latency:
     """Time both models on one batch of requests.
@@ -107,7 +110,9 @@ def measure_latency(
             or precisions.
     """
     if rounds < 5 or decode_steps < 1:
-        raise UsageError(f"{rounds} rounds of {decode_steps} steps give no interval.", "Take at least 5 rounds of 1 step.")
+        raise UsageError(
+            f"{rounds} rounds of {decode_steps} steps give no interval.", "Take at least 5 rounds of 1 step."
+        )
     ours, theirs = baked.manifest, unmodified.manifest
     if (ours.base.fingerprint, ours.precision) != (theirs.base.fingerprint, theirs.precision):
         raise UsageError(
@@ -118,10 +123,13 @@ def measure_latency(
     if theirs.interventions:
         raise UsageError("The unmodified export holds adapters.", "Pass an export of the base without any.")
     inputs = baked.inputs.prepare(requests)
-    text_only = baked.inputs.prepare([Request(request.prompt) for request in requests]) if baked.needs_reference else None
+    text_only = None
+    if baked.needs_reference:
+        text_only = baked.inputs.prepare([Request(request.prompt) for request in requests])
     token = np.full(len(requests), baked.inputs.pad_token_id)
 
     def timed(model: OnnxVLM) -> tuple[float, float]:
+        sleep(_PAUSE)
         start = perf_counter()
         state: Decoding = model.prefill(inputs, text_only)
         prefill = perf_counter() - start
@@ -175,7 +183,7 @@ def compare(times: Times, seed: int) -> PhaseLatency:
     # The control differs from 1 only by noise, in either direction: it bounds the noise on both sides.
     noise = max(control.high, 1 / control.low)
     verdict: Verdict = "cost detected" if ratio.low > noise else "no cost detected"
-    return PhaseLatency(**medians, ratio=ratio, control=control, verdict=verdict)
+    return PhaseLatency(**medians, ratio=ratio, control=control, noise=noise, verdict=verdict)
 
 
 def median_ratio(above: Float[np.ndarray, "rounds"], below: Float[np.ndarray, "rounds"], seed: int) -> Ratio:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#888888"
 _CYCLE = (BLUE, VERMILION, GREEN, PURPLE, "#E69F00", "#56B4E9")
 _INK = "#010203"  # never otherwise used; replaced by currentColor
+_PANELS = 6
 _WIDTH = 4.6  # inches; narrow, so that text keeps its size on a telephone
 _STYLE = {
     "svg.fonttype": "none",
@@ -125,8 +126,12 @@ def gate_scores(decisions: Iterable[Decision], names: Mapping[str, str]) -> Plot
             scores.setdefault(names.get(name, name), {"harmful": [], "harmless": []})[decision.label].append(value)
     if not scores:
         return None
+    total, names_shown = len(scores), sorted(scores, key=_natural)
+    if total > _PANELS:  # spread over the depth, the first and the last among them
+        names_shown = [names_shown[round(at * (total - 1) / (_PANELS - 1))] for at in range(_PANELS)]
+    scores = {name: scores[name] for name in names_shown}
     with _figure(0.7 + 1.5 * len(scores), len(scores)) as (_, panels, buffer):
-        for axes, (name, labels) in zip(panels, sorted(scores.items()), strict=True):
+        for axes, (name, labels) in zip(panels, scores.items(), strict=True):
             bins = np.histogram_bin_edges(np.concatenate([np.array(v, dtype=float) for v in labels.values()]), 30)
             for label, colour, style in (("harmful", PURPLE, "-"), ("harmless", GREEN, "--")):
                 axes.hist(labels[label], bins, histtype="step", color=colour, ls=style, lw=1.6, label=label)
@@ -138,9 +143,15 @@ def gate_scores(decisions: Iterable[Decision], names: Mapping[str, str]) -> Plot
         panels[0].figure.legend(handles, names, loc="outside upper right", ncols=3)
     shares = "; ".join(
         f"{name} for {_share(labels['harmful'])} of harmful and {_share(labels['harmless'])} of harmless records"
-        for name, labels in sorted(scores.items())
+        for name, labels in scores.items()
     )
-    return _plot("gates", "Gate scores", f"A gate is open right of the dotted line: {shares}.", shares, buffer)
+    caption = f"{len(scores)} of {total} gates. A gate is open right of the dotted line: {shares}."
+    return _plot("gates", "Gate scores", caption, shares, buffer)
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """Layer 10 comes after layer 9."""
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _share(values: Sequence[float]) -> str:
@@ -160,8 +171,9 @@ def parity(kinds: Iterable[ParityKind]) -> Plot:
     floor = smallest / 10  # where an error of exactly 0 is drawn
     with _figure(1.1 + 0.3 * len(checks)) as (_, (axes,), buffer):
         places = np.arange(len(checks))[::-1]
-        axes.plot([max(check.limit, floor) for _, check in checks], places, "|", ms=12, mew=2, color=VERMILION, label="limit")
-        axes.plot([max(check.error, floor) for _, check in checks], places, "D", ms=5, color=BLUE, label="error")
+        limits, errors = ([max(getattr(check, name), floor) for _, check in checks] for name in ("limit", "error"))
+        axes.plot(limits, places, "|", ms=12, mew=2, color=VERMILION, label="limit")
+        axes.plot(errors, places, "D", ms=5, color=BLUE, label="error")
         axes.set_xscale("log")
         axes.set_xlim(left=floor / 2)
         axes.set_yticks(places, [name for name, _ in checks])
@@ -191,7 +203,7 @@ def sweep(table: SweepTable, tag: str) -> Plot:
         axes.grid(color=GREY, alpha=0.3, lw=0.6)
         axes.figure.legend(loc="outside upper center", ncols=4, handletextpad=0.2, columnspacing=1.0)
     words = (
-        f"chosen {100 * best['attack_success']:.1f}% attack success and {100 * best['over_refusal']:.1f}% over-refusal, "
+        f"chosen {100 * best['attack_success']:.1f}% attack success, {100 * best['over_refusal']:.1f}% over-refusal; "
         f"unmodified {100 * before['attack_success']:.1f}% and {100 * before['over_refusal']:.1f}%"
     )
     caption = (

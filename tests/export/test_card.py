@@ -179,7 +179,9 @@ def test_missing_documents_are_said_to_be_missing(tmp_path):
     ],
 )
 def test_a_changed_figure_moves_in_the_card(tmp_path, name, path, old, new):
-    files = {key: json.loads(v.model_dump_json()) if hasattr(v, "model_dump_json") else v for key, v in documents().items()}
+    files = documents()
+    if hasattr(files[name], "model_dump"):
+        files[name] = files[name].model_dump(mode="json")
     before = render_card(write_folder(tmp_path / "before", files))
     place = files[name]
     for key in path[:-1]:

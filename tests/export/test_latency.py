@@ -9,7 +9,16 @@ import pytest
 
 from safetykit.adapters.errors import UsageError
 from safetykit.export.adapt import adapt
-from safetykit.export.latency import BAKED, CONTROL, UNMODIFIED, Latency, compare, interleave, measure_latency, median_ratio
+from safetykit.export.latency import (
+    BAKED,
+    CONTROL,
+    UNMODIFIED,
+    Latency,
+    compare,
+    interleave,
+    measure_latency,
+    median_ratio,
+)
 from safetykit.export.layout import read_manifest
 from safetykit.export.runtime import OnnxVLM
 from safetykit.export.sessions import CPU

@@ -6,12 +6,13 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from export_folder import documents, write_folder
+from export_folder import documents, evaluation, write_folder
 
 from safetykit.adapters.errors import InvalidArtifact
 from safetykit.export.card import check_card, write_card
 from safetykit.export.figures import LATENCY, read_figures
 from safetykit.export.layout import LAYOUT, read_manifest, write_manifest
+from safetykit.export.plots import gate_scores
 from safetykit.export.report import render_report, same_report
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
@@ -78,8 +79,9 @@ def test_it_needs_nothing_from_elsewhere(html):
 
 def test_every_plot_is_there_and_described_in_words(html):
     described = re.findall(r'<svg role="img" aria-label="([^"]+)"', html)
-    titles = ["Attack success", "Over-refusal", "Exact answers", "Gate scores", "Parity errors", "Settings tried", "Singular"]
-    assert [text.startswith(title) for text, title in zip(described, titles, strict=True)] == [True] * len(titles)
+    titles = ["Attack success", "Over-refusal", "Exact answers", "Gate scores", "Parity errors", "Settings tried"]
+    titles.append("Singular values per layer")
+    assert [text.split(":")[0] for text in described] == titles
     assert html.count("<figcaption>") == len(titles)
 
 
@@ -137,3 +139,14 @@ def test_a_redrawn_plot_fails_the_check(tmp_path):
     write_manifest(read_manifest(folder, verify=False), folder)
     with pytest.raises(InvalidArtifact, match=LAYOUT.report):
         check_card(folder)
+
+
+def test_of_many_gates_six_are_shown_spread_over_the_depth():
+    names = {f"{at}.score": f"decoder.layers.{at} (Op)" for at in range(16)}
+    decisions = [
+        item.model_copy(update={"scores": {name: float(at) for at, name in enumerate(names)}})
+        for item in evaluation("many", True).decisions
+    ]
+    plot = gate_scores(decisions, names)
+    shown = [int(layer) for layer in re.findall(r">decoder\.layers\.(\d+) \(Op\)<", plot.svg)]
+    assert shown == [0, 3, 6, 9, 12, 15] and plot.caption.startswith("6 of 16 gates.")

@@ -60,24 +60,24 @@ def evaluation(name: str, defended: bool, text: str = "it is used for tamming ."
 
 def comparison(**options: Any) -> Comparison:
     """Before and after."""
-    return Comparison.of(
-        evaluation("tiny-vlm", False, **options), evaluation("tiny-export", True, **options), records(), "planted records"
-    )
+    before, after = evaluation("tiny-vlm", False, **options), evaluation("tiny-export", True, **options)
+    return Comparison.of(before, after, records(), "planted records")
 
 
 def parity() -> ParityReport:
     """A report that passed, with one decision that flipped."""
     table = TOLERANCES["fp32"]
 
-    def check(kind: str, case: str, error: float, limit: float) -> Check:
-        return Check(kind=kind, case=case, count=640, error=error, scale=12.5, limit=limit, passed=error <= limit)  # type: ignore[arg-type]
+    def check(kind: Any, case: str, error: float, limit: float) -> Check:
+        return Check(kind=kind, case=case, count=640, error=error, scale=12.5, limit=limit, passed=error <= limit)
 
     cases = ("1 row, text", "1 row, picture", "4 rows padded, mixed")
     checks = [check("logits", case, 3.25e-6 * (at + 1), 2.25e-5) for at, case in enumerate(cases)]
     checks += [check("adapter-off", case, 2e-6, 2.25e-5) for case in cases]
     checks += [check("scores", f"{case}, 0.score", 1e-6, 1.4e-4) for case in cases]
     checks += [check("op", "0: TargetSteering at decoder.layers.3", 4e-7, 2e-6)]
-    checks += [check("invariant", "0: TargetSteering at decoder.layers.3", 0.0, 2e-6), check("decisions", "records", 1, 1)]
+    checks += [check("invariant", "0: TargetSteering at decoder.layers.3", 0.0, 2e-6)]
+    checks += [check("decisions", "records", 1, 1)]
     flips = (Flip(id="image-harmless-4", what="1.score", pytorch="open", onnx="closed", margin=4.5e-7),)
     return ParityReport(
         precision="fp32",
