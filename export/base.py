@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 import torch
@@ -36,7 +36,12 @@ Progress = Callable[[str], None]
 
 
 def export_base(
-    vlm: VLM, out: Path | str, precision: Precision = "fp32", *, overwrite: bool = False, progress: Progress | None = None
+    vlm: VLM,
+    out: Path | str,
+    precision: Precision = "fp32",
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> ExportManifest:
     """Export ``vlm`` without any adapter; ``out`` appears complete or not at all.
 
@@ -173,4 +178,4 @@ def copy_configuration(source: Path, folder: Path) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that shape an export."""
-    return {name: version(name) for name in ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")}
+    return {name: version(name) for name in ("safetykit", "torch", "transformers", "onnx", "onnx-ir", "onnxscript")}

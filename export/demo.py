@@ -17,11 +17,10 @@ from ..toolkit.sources import PREFIX, data_path, model_path
 from ..toolkit.vlm import VLM
 from .base import Progress, export_base
 from .evaluation import export_with_documents
+from .figures import LATENCY
 from .latency import Latency, measure_latency
 from .runtime import OnnxVLM
 from .sessions import CPU
-
-LATENCY = "latency.json"
 
 
 @dataclass(frozen=True)
