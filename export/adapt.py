@@ -79,7 +79,9 @@ def _save(model: ir.Model, folder: Path, name: Graph) -> None:
         and value.const_value.nbytes > _INLINE_BYTES
     ]
     if values:
-        tensors = convert_tensors_to_external([value.const_value for value in values], folder, LAYOUT.adapter_data(name))
+        tensors = convert_tensors_to_external(
+            [value.const_value for value in values], folder, LAYOUT.adapter_data(name)
+        )
         for value, tensor in zip(values, tensors, strict=True):
             value.const_value = tensor
     ir.save(model, folder / LAYOUT.graph(name))

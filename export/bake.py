@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, InvariantError, PassResult
 from onnx_ir.passes.common import CheckerPass, TopologicalSortPass
@@ -71,13 +72,15 @@ def bake(model: ir.Model, graph: Graph, placed: Sequence[Placed]) -> ir.Model:
 
 class BakePass(InPlacePass):
     """requires: the residual stream is found and every site exists.
-    ensures: the checker passes and each intervention is applied exactly once.
+    ensures: the checker accepts the graph if it accepted the base, and each intervention is applied
+    exactly once. Graphs with operators that only ONNX Runtime knows are left to its own loading check.
     """
 
     def __init__(self, graph: Graph, placed: Sequence[Placed]) -> None:
         super().__init__()
         self.graph_name, self.placed = graph, tuple(placed)
         self._stream: ResidualStream | None = None
+        self._standard = True
 
     def requires(self, model: ir.Model) -> None:
         require_unadapted(model)
@@ -91,6 +94,7 @@ class BakePass(InPlacePass):
             self._stream = find_residual_stream(model)
             for one in self.placed:
                 one.item.site.require_within(self._stream.n_layers)
+        self._standard = passes_checker(model)
 
     def call(self, model: ir.Model) -> PassResult:
         builder = _Builder(model, self._stream, self.placed)
@@ -107,7 +111,10 @@ class BakePass(InPlacePass):
         return PassResult(model, modified=True)
 
     def ensures(self, model: ir.Model) -> None:
-        check_graph(model)
+        if self._standard and not passes_checker(model):
+            raise UnsupportedGraph(
+                "The ONNX checker accepts the base graph but not the adapted one.", "Report this graph."
+            )
         applied = Counter(node.name for node in model.graph if node.domain == DOMAIN)
         for one in self.placed:
             if applied[one.name("op")] != 1:
@@ -117,18 +124,18 @@ class BakePass(InPlacePass):
                 )
 
 
-def check_graph(model: ir.Model) -> None:
-    """Run the ONNX checker; ``model`` stays as it is.
-
-    Raises:
-        onnx.checker.ValidationError: the graph is not valid ONNX.
-    """
+def passes_checker(model: ir.Model) -> bool:
+    """Whether the ONNX checker accepts the graph; ``model`` stays as it is."""
     model = model.clone()
     for value in model.graph.initializers.values():
         # The checker looks for external data in the working directory; the pass drops only large tensors itself.
         if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.nbytes <= 2**16:
             value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
-    CheckerPass()(model)
+    try:
+        CheckerPass()(model)
+    except onnx.checker.ValidationError:
+        return False
+    return True
 
 
 def _require_reachable(item: Intervention) -> None:
@@ -191,7 +198,9 @@ class _Builder:
         if (scope, phase) not in self.masks:
             function = self.register(mask_function(scope, phase, hidden, self.opset))
             past_length = self.past_length() if 1 in function.uses else None
-            vision_mask = self.input(VISION_MASK, ir.DataType.BOOL, ["batch", "sequence"]) if 2 in function.uses else None
+            vision_mask = (
+                self.input(VISION_MASK, ir.DataType.BOOL, ["batch", "sequence"]) if 2 in function.uses else None
+            )
             (value,) = self.call(function, [hidden, past_length, vision_mask], f"{DOMAIN}.mask.{scope}.{phase}")
             self.masks[scope, phase] = self.switch(value) if self.switched else value
         return self.masks[scope, phase]
@@ -237,7 +246,9 @@ class _Builder:
             value.name, value.dtype, value.shape = f"{name}.{index}", dtype, shape
         return node.outputs
 
-    def node(self, op_type: str, inputs: Sequence[ir.Value], dtype: ir.DataType, shape: ir.Shape | Sequence[int] | None) -> ir.Value:
+    def node(
+        self, op_type: str, inputs: Sequence[ir.Value], dtype: ir.DataType, shape: ir.Shape | Sequence[int] | None
+    ) -> ir.Value:
         node = ir.node(op_type, inputs)
         self.graph.append(node)
         value = node.outputs[0]

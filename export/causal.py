@@ -67,14 +67,20 @@ def decoder_spec(decoder: nn.Module, head: nn.Module) -> GraphSpec:
         UsageError: some layers do not attend to the whole past (sliding window, recurrent state).
     """
     config = decoder.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
+    other = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    if getattr(config, "sliding_window", None):
+        other.add("sliding_attention")
+    if other:
         raise UsageError(
-            f"The decoder ({config.model_type}) has layers of kind {', '.join(sorted(kinds - {'full_attention'})) or 'sliding_attention'}.",
+            f"The decoder ({config.model_type}) has layers of kind {', '.join(sorted(other))}.",
             "Only decoders in which every layer attends to the whole past are exported.",
         )
     heads, head_dim = kv_shape(config)
-    batch_sequence, total, cache = {0: "batch", 1: "sequence"}, {0: "batch", 1: "total"}, {0: "batch", 2: "past_sequence"}
+    batch_sequence, total, cache = (
+        {0: "batch", 1: "sequence"},
+        {0: "batch", 1: "total"},
+        {0: "batch", 2: "past_sequence"},
+    )
     n_layers = config.num_hidden_layers
 
     def args(dtype: torch.dtype) -> tuple[Any, ...]:
@@ -82,7 +88,10 @@ def decoder_spec(decoder: nn.Module, head: nn.Module) -> GraphSpec:
             torch.zeros(_BATCH, _SEQUENCE, config.hidden_size, dtype=dtype),
             torch.ones(_BATCH, _PAST + _SEQUENCE, dtype=torch.int64),
             torch.arange(_PAST, _PAST + _SEQUENCE).repeat(_BATCH, 1),
-            [tuple(torch.zeros(_BATCH, heads, _PAST, head_dim, dtype=dtype) for _ in range(2)) for _ in range(n_layers)],
+            [
+                tuple(torch.zeros(_BATCH, heads, _PAST, head_dim, dtype=dtype) for _ in range(2))
+                for _ in range(n_layers)
+            ],
         )
 
     return GraphSpec(

@@ -117,15 +117,13 @@ def compare_logits(vlm: VLM, onnx_vlm: OnnxVLM, requests: Sequence[Request], ste
     state = onnx_vlm.prefill_requests(requests)
     extras = state.extras
     real = inputs.attention_mask.astype(bool)
-    gap = None
-    for logits in _torch_logits(vlm, requests, steps):
-        if gap is None:
-            gap = Gap.between(logits[real], state.logits[real])
-        else:
-            state = onnx_vlm.step(state, tokens)
-            gap = gap.join(Gap.between(logits, state.logits))
-        tokens = logits[:, -1].argmax(-1)
-    assert gap is not None
+    reference = _torch_logits(vlm, requests, steps)
+    logits = next(reference)
+    gap = Gap.between(logits[real], state.logits[real])
+    for after in reference:
+        state = onnx_vlm.step(state, logits[:, -1].argmax(-1))
+        gap = gap.join(Gap.between(after, state.logits))
+        logits = after
     return LogitsGap(gap, extras)
 
 

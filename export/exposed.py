@@ -132,9 +132,7 @@ def require_movement(folder: Path, manifest: ExportManifest, placed: list[Placed
             )
 
 
-def check_ops(
-    folder: Path, manifest: ExportManifest, placed: list[Placed]
-) -> Iterator[tuple[Placed, Gap, Gap | None]]:
+def check_ops(folder: Path, manifest: ExportManifest, placed: list[Placed]) -> Iterator[tuple[Placed, Gap, Gap | None]]:
     """Each intervention as the graph computes it, on random inputs of several magnitudes.
 
     Yields:
@@ -158,7 +156,9 @@ def check_ops(
 
 def _judge(one: Placed, seen: Seen) -> tuple[Gap, Gap | None]:
     op = one.item.make_op()
-    before, after, scope, *runtime = (torch.from_numpy(array) for array in (seen.before, seen.after, seen.scope, *seen.runtime))
+    before, after, scope, *runtime = (
+        torch.from_numpy(array) for array in (seen.before, seen.after, seen.scope, *seen.runtime)
+    )
     expected, *_ = op(before, scope, *runtime, *one.item.arguments())
     gap = Gap.between(expected.float().numpy(), seen.after).relative()
     error = op.invariant(before, after, scope, *runtime, *one.item.arguments())

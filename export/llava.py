@@ -48,7 +48,8 @@ def _build(model: nn.Module) -> dict[Graph, GraphSpec]:
     strategy = config.vision_feature_select_strategy
     if strategy not in ("default", "full"):
         raise UsageError(
-            f"vision_feature_select_strategy is {strategy!r}.", "Only 'default' and 'full' are known; check config.json."
+            f"vision_feature_select_strategy is {strategy!r}.",
+            "Only 'default' and 'full' are known; check config.json.",
         )
     size = config.vision_config.image_size
     vision = GraphSpec(

@@ -88,12 +88,20 @@ def find_residual_stream(model: ir.Model) -> ResidualStream:
     """
     require_unadapted(model)
     graph = model.graph
-    if any(attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for node in graph for attribute in node.attributes.values()):
-        raise UnsupportedGraph("The graph has control flow (If, Loop or Scan).", "Use a decoder export without merged branches.")
+    if any(
+        attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+        for node in graph
+        for attribute in node.attributes.values()
+    ):
+        raise UnsupportedGraph(
+            "The graph has control flow (If, Loop or Scan).", "Use a decoder export without merged branches."
+        )
     n_layers = _count_layers(graph)
     logits = next((value for value in graph.outputs if value.name == "logits"), None)
     if logits is None:
-        raise UnsupportedGraph(f"The graph has no output `logits` but {_names(graph.outputs)}.", "Pass a decoder graph.")
+        raise UnsupportedGraph(
+            f"The graph has no output `logits` but {_names(graph.outputs)}.", "Pass a decoder graph."
+        )
     if any(node.op_type == "Add" and node.outputs[0].shape is None for node in graph):
         ShapeInferencePass()(model)
     steps, base = _walk(graph, logits, n_layers)
@@ -121,7 +129,9 @@ def _names(values: object) -> str:
 def _count_layers(graph: ir.Graph) -> int:
     layers = {int(match[1]) for value in graph.inputs if (match := _KV.fullmatch(value.name or ""))}
     if not layers:
-        raise UnsupportedGraph("The graph has no inputs past_key_values.0.key, ….", "Pass a decoder with KV cache inputs.")
+        raise UnsupportedGraph(
+            "The graph has no inputs past_key_values.0.key, ….", "Pass a decoder with KV cache inputs."
+        )
     if layers != set(range(len(layers))):
         raise UnsupportedGraph(f"KV cache inputs cover layers {sorted(layers)}, not 0 to {len(layers) - 1}.", _ADVICE)
     return len(layers)
@@ -139,7 +149,8 @@ def _walk(graph: ir.Graph, logits: ir.Value, n_layers: int) -> tuple[tuple[Step,
         node = producer if producer is not None and _is_addition(producer) and _orientations(producer) else None
     if len(steps) != 2 * n_layers:
         raise UnsupportedGraph(
-            f"Walking back from `logits` found {len(steps)} residual additions, not {2 * n_layers} for {n_layers} layers.",
+            f"Walking back from `logits` found {len(steps)} residual additions, not {2 * n_layers} "
+            f"for {n_layers} layers.",
             _ADVICE,
         )
     return tuple(reversed(steps)), value

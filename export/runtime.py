@@ -72,13 +72,13 @@ class OnnxVLM:
         self._outputs = [value.name for value in self._decoder.get_outputs()]
         self._past_names = [name for name in self._types if name.startswith("past_key_values.")]
         self._references = [
-            item.index for item in manifest.interventions if item.graph == "decoder" and "reference" in item.runtime_inputs
+            item.index
+            for item in manifest.interventions
+            if item.graph == "decoder" and "reference" in item.runtime_inputs
         ]
 
     @classmethod
-    def from_pretrained(
-        cls, folder: Path | str, providers: Sequence[str] = CPU, *, verify: bool = True
-    ) -> OnnxVLM:
+    def from_pretrained(cls, folder: Path | str, providers: Sequence[str] = CPU, *, verify: bool = True) -> OnnxVLM:
         """Open an export folder.
 
         Args:
@@ -148,7 +148,9 @@ class OnnxVLM:
         feeds: dict[str, np.ndarray] = {}
         if self.needs_reference:
             if text_only is None:
-                raise UsageError("An op of this model needs the text-only branch.", "Pass text_only, or use generate().")
+                raise UsageError(
+                    "An op of this model needs the text-only branch.", "Pass text_only, or use generate()."
+                )
             first = self._prefill(text_only, {_ENABLED: np.array(0, np.float32)})
             feeds = {f"safetykit.{index}.reference": first.extras[f"{index}.state"] for index in self._references}
         return self._prefill(inputs, feeds)
@@ -204,6 +206,8 @@ class OnnxVLM:
             past={name: results[name.replace("past_key_values.", "present.")] for name in self._past_names},
             attention_mask=mask,
             extras={
-                name.removeprefix("safetykit."): value for name, value in results.items() if name.startswith("safetykit.")
+                name.removeprefix("safetykit."): value
+                for name, value in results.items()
+                if name.startswith("safetykit.")
             },
         )

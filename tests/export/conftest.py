@@ -74,7 +74,11 @@ def save_checkpoint(folder: Path, **options: object) -> Path:
         hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
     )
     config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=4, image_seq_length=4, **{"vision_feature_layer": -2, **options}
+        vision_config=vision,
+        text_config=text,
+        image_token_index=4,
+        image_seq_length=4,
+        **{"vision_feature_layer": -2, **options},
     )
     torch.manual_seed(0)
     model = LlavaForConditionalGeneration(config)

@@ -44,7 +44,17 @@ def assert_same(vlm, onnx_vlm, *adapters, requests=MIXED, steps=4):
 
 
 @pytest.mark.parametrize(
-    "site", ["decoder.layers.0", "decoder.layers.2", "decoder.layers.1.attn", "decoder.layers.2.mlp", "final_norm", "logits", "projector", "vision"]
+    "site",
+    [
+        "decoder.layers.0",
+        "decoder.layers.2",
+        "decoder.layers.1.attn",
+        "decoder.layers.2.mlp",
+        "final_norm",
+        "logits",
+        "projector",
+        "vision",
+    ],
 )
 def test_every_kind_of_site(vlm, baked, make_adapter, site):
     adapter = make_adapter(("SubspaceProjection", site, "all", "both"))
@@ -86,7 +96,9 @@ def test_each_adapted_layer_is_one_node_with_its_parameters(base_folder, make_ad
     model = bake(ir.load(base_folder / "decoder.onnx"), "decoder", place([adapter]))
     nodes = [node for node in model.graph if node.domain == "safetykit"]
     assert [node.op_type for node in nodes] == ["ScopeMask_last_prefill", "SubspaceProjection", "SubspaceProjection"]
-    assert [value.name for value in nodes[1].inputs[2:]] == [f"safetykit.0.{name}" for name in ("basis", "mean", "beta")]
+    assert [value.name for value in nodes[1].inputs[2:]] == [
+        f"safetykit.0.{name}" for name in ("basis", "mean", "beta")
+    ]
 
 
 def test_weights_files_stay_as_they_are(base_folder, baked, make_adapter, tmp_path):

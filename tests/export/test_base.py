@@ -55,6 +55,7 @@ def test_all_sizes_but_widths_are_symbolic(base_folder):
     assert [str(size) for size in shapes["past_key_values.0.key"]] == ["batch", "2", "past_sequence", "8"]
 
 
+@pytest.mark.slow
 def test_fp16_keeps_its_inputs_apart_and_stays_near(vlm, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fp16") / "base"
     export_base(vlm, folder, "fp16")
@@ -65,7 +66,8 @@ def test_fp16_keeps_its_inputs_apart_and_stays_near(vlm, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "options", [{"vision_feature_layer": [-2, -1]}, {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}]
+    "options",
+    [{"vision_feature_layer": [-2, -1]}, {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}],
 )
 def test_feature_layers_and_selection_follow_the_configuration(make_checkpoint, tmp_path, options):
     import onnxruntime
@@ -97,7 +99,9 @@ def test_a_failed_export_leaves_nothing_behind(vlm, tmp_path, monkeypatch):
         raise RuntimeError("no")
 
     monkeypatch.setattr("safetykit.export.base.copy_configuration", broken)
-    monkeypatch.setattr("safetykit.export.base.export_graph", lambda *_args: ir.Model(ir.Graph([], [], nodes=[]), ir_version=10))
+    monkeypatch.setattr(
+        "safetykit.export.base.export_graph", lambda *_args: ir.Model(ir.Graph([], [], nodes=[]), ir_version=10)
+    )
     with pytest.raises(RuntimeError):
         export_base(vlm, tmp_path / "out")
     assert not list(tmp_path.iterdir())

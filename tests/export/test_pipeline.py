@@ -1,5 +1,7 @@
 """An export folder appears whole and checked, or not at all."""
 
+import shutil
+
 import pytest
 
 from safetykit.adapters.adapter import Adapter
@@ -13,7 +15,7 @@ from safetykit.toolkit.records import Record
 ITEMS = (("TargetSteering", "decoder.layers.1", "last", "prefill"),)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def records() -> list[Record]:
     prompts = ("what is this thing ?", "describe it .", "how to use this ?", "is this dangerous ?")
     return [
@@ -22,9 +24,16 @@ def records() -> list[Record]:
     ]
 
 
+@pytest.fixture(scope="module")
+def exported(vlm, base_folder, make_adapter, records, tmp_path_factory):
+    out = tmp_path_factory.mktemp("pipeline") / "out"
+    return export_onnx(vlm, [make_adapter(*ITEMS, rank=4)], out, base_onnx=base_folder, records=records)
+
+
 @pytest.fixture
-def exported(vlm, base_folder, make_adapter, records, tmp_path):
-    return export_onnx(vlm, [make_adapter(*ITEMS, rank=4)], tmp_path / "out", base_onnx=base_folder, records=records)
+def copied(exported, tmp_path):
+    """A copy of the export that a test may spoil."""
+    return shutil.copytree(exported.folder, tmp_path / "copy")
 
 
 def test_the_folder_holds_what_its_manifest_names(exported, vlm, requests):
@@ -45,6 +54,7 @@ def test_decisions_are_part_of_the_gate(exported):
     assert len(exported.decisions[0]) == len(exported.decisions[1]) == 4
 
 
+@pytest.mark.slow
 def test_a_base_without_a_folder_is_exported(vlm, make_adapter, tmp_path):
     """The whole way once, with a file added by the caller before sealing."""
 
@@ -95,8 +105,6 @@ def test_an_adapter_of_another_model_is_refused(vlm, base_folder, make_adapter, 
 
 
 def test_base_graphs_of_another_model_are_refused(vlm, base_folder, make_adapter, tmp_path):
-    import shutil
-
     shutil.copytree(base_folder, tmp_path / "base")
     manifest = read_manifest(base_folder)
     base = manifest.base.model_copy(update={"fingerprint": "f" * 64})
@@ -120,21 +128,23 @@ def test_nothing_to_bake_is_refused(vlm, tmp_path):
         export_onnx(vlm, [], tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["decoder.onnx", "decoder.onnx.data", "decoder.adapter.data", "tokenizer.json", "parity.json"])
-def test_a_changed_byte_is_found_and_the_file_named(exported, name):
-    path = exported.folder / name
+@pytest.mark.parametrize(
+    "name", ["decoder.onnx", "decoder.onnx.data", "decoder.adapter.data", "tokenizer.json", "parity.json"]
+)
+def test_a_changed_byte_is_found_and_the_file_named(copied, name):
+    path = copied / name
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(InvalidArtifact, match=name):
-        OnnxVLM.from_pretrained(exported.folder)
+        OnnxVLM.from_pretrained(copied)
 
 
-def test_a_changed_manifest_is_found(exported):
-    path = exported.folder / LAYOUT.manifest
+def test_a_changed_manifest_is_found(copied):
+    path = copied / LAYOUT.manifest
     path.write_bytes(path.read_bytes().replace(b'"mode": "bake"', b'"mode": "base"'))
     with pytest.raises(InvalidArtifact, match="its own checksum"):
-        read_manifest(exported.folder)
+        read_manifest(copied)
 
 
 def test_a_missing_folder_is_a_usage_error(tmp_path):

@@ -120,7 +120,10 @@ def test_a_block_that_starts_with_its_mlp_is_refused():
 
 def test_swapped_layers_are_refused(decoder):
     inputs = {value.name: value for value in decoder.graph.inputs}
-    inputs["past_key_values.0.key"].name, inputs["past_key_values.1.key"].name = "past_key_values.1.key", "past_key_values.0.key"
+    inputs["past_key_values.0.key"].name, inputs["past_key_values.1.key"].name = (
+        "past_key_values.1.key",
+        "past_key_values.0.key",
+    )
     with pytest.raises(UnsupportedGraph, match="attention of layer 0"):
         find_residual_stream(decoder)
 

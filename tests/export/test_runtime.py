@@ -27,7 +27,8 @@ def adapted(base_folder, make_adapter, tmp_path_factory):
     base = read_manifest(base_folder)
     copy_base(base_folder, folder, base)
     adapter = make_adapter(
-        ("SupervisedSteering", "decoder.layers.0", "last", "prefill"), ("SubspaceProjection", "projector", "all", "both")
+        ("SupervisedSteering", "decoder.layers.0", "last", "prefill"),
+        ("SubspaceProjection", "projector", "all", "both"),
     )
     adapt(folder, base, [adapter])
     return OnnxVLM.from_pretrained(folder), adapter
