@@ -142,6 +142,20 @@ def test_good_exports_raise_no_alarm(vlm, export, make_adapter, seed):
     check_parity(vlm, export(adapter), [adapter], steps=STEPS).require()
 
 
+@pytest.mark.slow
+def test_a_hundred_random_good_exports_raise_no_alarm(vlm, export, make_adapter):
+    random = np.random.default_rng(0)
+    ops = ("SubspaceProjection", "GatedSteering", "TargetSteering", "SupervisedSteering")
+    sites = [str(site) for site in vlm.parts.sites() if site.kind not in ("vision", "projector", "logits")]
+    for seed in range(100):
+        items = [
+            (random.choice(ops), site, random.choice(("all", "text", "last")), random.choice(("prefill", "both")))
+            for site in random.choice(sites, size=2, replace=False)
+        ]
+        adapter = make_adapter(*items, seed=seed, rank=int(random.integers(1, 8)))
+        check_parity(vlm, export(adapter), [adapter], steps=STEPS).require()
+
+
 @pytest.mark.parametrize("what", BAD_ADAPTERS)
 def test_another_adapter_than_the_right_one_is_caught(vlm, export, make_adapter, what):
     adapter = make_adapter(*ITEMS)
