@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -72,13 +72,17 @@ class LogitsGap:
     extras: dict[str, np.ndarray]
 
 
-def parity_requests(records: Sequence[Record] = ()) -> dict[str, list[Request]]:
+def parity_requests(records: Sequence[Record] = (), opened: Collection[str] = ()) -> dict[str, list[Request]]:
     """Batches of requests by what they are: one and four rows, with pictures, without, and mixed.
 
-    Rows of a batch differ in length and in label, so that padding and gates are exercised.
+    Rows of a batch differ in length, so that they are padded, and half of them open a gate if any do.
+
+    Args:
+        opened: ids of records known to open a gate; by default harmful ones are taken to.
     """
-    texts = [Request(record.prompt) for record in _varied([one for one in records if one.image is None])]
-    pictured = [Request(one.prompt, one.picture()) for one in _varied([one for one in records if one.image])]
+    opened = opened or {record.id for record in records if record.label == "harmful"}
+    texts = [Request(one.prompt) for one in _varied([one for one in records if not one.image], opened)]
+    pictured = [Request(one.prompt, one.picture()) for one in _varied([one for one in records if one.image], opened)]
     texts = texts or [Request(prompt) for prompt in _PROMPTS]
     pictured = pictured or [Request(prompt, _noise(seed)) for seed, prompt in enumerate(_PROMPTS)]
     return {
@@ -90,17 +94,16 @@ def parity_requests(records: Sequence[Record] = ()) -> dict[str, list[Request]]:
     }
 
 
-def _varied(records: Sequence[Record]) -> list[Record]:
-    """Four records spread over the range of prompt lengths, both labels in turn; none if there are fewer."""
-    chosen = []
+def _varied(records: Sequence[Record], opened: Collection[str]) -> list[Record]:
+    """Four records spread over the range of prompt lengths, opened and others in turn; none if there are fewer."""
+    chosen: list[Record] = []
     for at in range(_BATCH):
-        label = ("harmful", "harmless")[at % 2]
-        mine = [record for record in records if record.label == label and record not in chosen]
-        rest = mine or [record for record in records if record not in chosen]
-        rest.sort(key=lambda record: (len(record.prompt), record.id))
-        if not rest:
+        left = [record for record in records if record not in chosen]
+        pool = [record for record in left if (record.id in opened) == (at % 2 == 0)] or left
+        if not pool:
             return []
-        chosen.append(rest[round(at * (len(rest) - 1) / (_BATCH - 1))])
+        pool.sort(key=lambda record: (len(record.prompt), record.id))
+        chosen.append(pool[round(at * (len(pool) - 1) / (_BATCH - 1))])
     return chosen
 
 

@@ -189,7 +189,8 @@ def check_parity(
     """
     say = progress or (lambda _: None)
     table = TOLERANCES[onnx_vlm.manifest.precision]
-    requests = parity_requests(records)
+    opened = {item.id for item in decisions[0] if max(item.scores.values(), default=-1.0) > 0} if decisions else set()
+    requests = parity_requests(records, opened)
     checks: list[Check] = []
     for case, batch in requests.items():
         say(f"parity: {case}")

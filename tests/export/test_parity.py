@@ -11,7 +11,7 @@ from safetykit.adapters.adapter import Adapter
 from safetykit.adapters.errors import InvalidArtifact, ParityFailed, UsageError
 from safetykit.adapters.sites import Site
 from safetykit.export.adapt import adapt, copy_base
-from safetykit.export.compare import Gap
+from safetykit.export.compare import Gap, parity_requests
 from safetykit.export.layout import read_manifest
 from safetykit.export.parity import TOLERANCES, ParityReport, Tolerance, check_parity, find_flips
 from safetykit.export.runtime import OnnxVLM
@@ -193,6 +193,13 @@ def test_a_spoiled_base_is_caught_with_the_adapter_off(vlm, export, base_folder,
     base = OnnxVLM(base_folder, read_manifest(base_folder), vlm.inputs, ["CPUExecutionProvider"], bare)
     failed = [check for check in check_parity(vlm, good, [adapter], base=base, steps=STEPS).checks if not check.passed]
     assert {check.kind for check in failed} == {"adapter-off"}
+
+
+def test_half_of_the_compared_rows_open_a_gate():
+    records = [Record(id=str(at), prompt="how " * (at + 1), label="harmless", split="test") for at in range(10)]
+    prompts = [request.prompt for request in parity_requests(records, {"8", "9"})["4 rows padded, text"]]
+    assert sorted(prompts.count("how " * (at + 1)) for at in (8, 9)) == [1, 1]
+    assert len({len(prompt) for prompt in prompts}) == 4
 
 
 def test_nan_and_infinity_never_pass():
