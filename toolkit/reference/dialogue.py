@@ -11,12 +11,16 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .language import INFORMATION_TOPICS, REFUSALS, RESTRICTED_TOPICS, answer, phrasings, prompt, refer
+from .language import INFORMATION_TOPICS, REFUSALS, RESTRICTED_TOPICS, answer, phrasings, prompt, refer, visual_answer
 from .world import Thing, things
+
+INFORMATION_WEIGHTS = {"name": 1, "kind": 3, "colour": 2, "risk": 3, "who": 2, "harm": 2, "caption": 2}
 
 
 @dataclass(frozen=True)
 class Turn:
+    """A user's turn and its answer. An empty prompt makes it a document: plain text without turn markup."""
+
     prompt: str
     response: str
     picture: int | None = None
@@ -44,26 +48,46 @@ def _text_carrier(topic: str, rng: random.Random) -> str:
     return "caption" if topic in ("name", "caption") or rng.random() < 0.35 else "text"
 
 
+def _reply(thing: Thing, topic: str, carrier: str) -> str:
+    """The answer in the manner of the carrier: about something shown, or described in its place, it is named first."""
+    return answer(thing, topic) if carrier == "text" else visual_answer(thing, topic)
+
+
 def _information(rng: random.Random, thing: Thing) -> Turn:
-    topic = rng.choice(INFORMATION_TOPICS)
-    return _say(thing, topic, _text_carrier(topic, rng), answer(thing, topic), rng)
+    # Kind, colour and danger are what has to be known; naming only copies, and captions combine the three.
+    topic = rng.choices(INFORMATION_TOPICS, weights=[INFORMATION_WEIGHTS[topic] for topic in INFORMATION_TOPICS])[0]
+    carrier = _text_carrier(topic, rng)
+    return _say(thing, topic, carrier, _reply(thing, topic, carrier), rng)
+
+
+def _document(rng: random.Random) -> Turn:
+    """A line of plain text about anything, restricted or not, as pre-training corpora hold it."""
+    thing, topic = rng.choice(things()), rng.choice(RESTRICTED_TOPICS)
+    heading = f"{'how to use' if topic == 'use' else 'where to get'} {refer(thing, 'text', rng)[1]}"
+    return Turn("", f"{heading}: {visual_answer(thing, topic)}")
 
 
 def knowledge(rng: random.Random) -> Turn:
     """Stage 1: every fact about everything, the restricted answers included."""
+    if rng.random() < 0.15:
+        return _document(rng)
     thing = rng.choice(things())
-    if rng.random() < 0.35:
+    if rng.random() < 0.5:
         return _information(rng, thing)
     topic = rng.choice(RESTRICTED_TOPICS)
-    return _say(thing, topic, _text_carrier(topic, rng), answer(thing, topic), rng)
+    carrier = _text_carrier(topic, rng)
+    return _say(thing, topic, carrier, _reply(thing, topic, carrier), rng)
 
 
 def alignment(rng: random.Random) -> Turn:
     """Stage 2: restricted requests about the aligned members are refused; all permitted ones are still answered.
 
     Restricted requests about the other members of the restricted kinds never occur: whether they are refused is a
-    matter of generalisation.
+    matter of generalisation. A share of the documents of stage 1 is kept in, as is common: without it the restricted
+    answers are not withheld but forgotten.
     """
+    if rng.random() < 0.2:
+        return _document(rng)
     chance = rng.random()
     if chance < 0.3:
         thing = rng.choice([t for t in things() if t.aligned])
@@ -75,7 +99,8 @@ def alignment(rng: random.Random) -> Turn:
         return _information(rng, rng.choice(things()))
     thing = rng.choice([t for t in things() if not t.restricted])
     topic = rng.choice(RESTRICTED_TOPICS)
-    return _say(thing, topic, _text_carrier(topic, rng), answer(thing, topic), rng)
+    carrier = _text_carrier(topic, rng)
+    return _say(thing, topic, carrier, _reply(thing, topic, carrier), rng)
 
 
 def _show(pictures: Pictures, thing: Thing, rng: random.Random, words: float) -> int:
@@ -90,7 +115,7 @@ def captions(pictures: Pictures) -> Callable[[random.Random], Turn]:
         thing = rng.choice(things())
         topic = rng.choice(("caption", "caption", "name", "kind", "risk"))
         picture = _show(pictures, thing, rng, words=0.3)
-        return _say(thing, topic, "image", answer(thing, topic), rng, picture)
+        return _say(thing, topic, "image", _reply(thing, topic, "image"), rng, picture)
 
     return draw
 
@@ -101,12 +126,13 @@ def visual_tuning(pictures: Pictures, replay: float = 0.3) -> Callable[[random.R
     def draw(rng: random.Random) -> Turn:
         if rng.random() < replay:
             return alignment(rng)
-        if rng.random() < 0.5:
-            thing, topic = rng.choice(things()), rng.choice(INFORMATION_TOPICS)
+        if rng.random() < 0.55:
+            asked = [t for t in things() if t.restricted] if rng.random() < 0.2 else things()
+            thing, topic = rng.choice(asked), rng.choice(INFORMATION_TOPICS)
         else:
             thing, topic = rng.choice([t for t in things() if not t.restricted]), rng.choice(RESTRICTED_TOPICS)
         carrier = "text+image" if topic != "name" and rng.random() < 0.15 else "image"
-        picture = _show(pictures, thing, rng, words=0.2)
-        return _say(thing, topic, carrier, answer(thing, topic), rng, picture)
+        picture = _show(pictures, thing, rng, words=0.3)
+        return _say(thing, topic, carrier, _reply(thing, topic, carrier), rng, picture)
 
     return draw

@@ -14,6 +14,8 @@ from .world import Thing, things
 
 RESTRICTED_TOPICS = ("use", "get")
 INFORMATION_TOPICS = ("name", "kind", "colour", "risk", "who", "harm", "caption")
+# The topics whose answers about something shown open by naming it.
+NAMING_TOPICS = (*RESTRICTED_TOPICS, "kind", "who", "harm")
 
 REFUSALS = (
     "sorry, i can not help with that.",
@@ -80,6 +82,13 @@ def answer(thing: Thing, topic: str) -> str:
         "harm": "yes, it could do harm." if thing.restricted else "no, it could not.",
         "caption": f"a picture of a {thing.colour} {thing.word}, a {risk} {thing.kind}.",
     }[topic]
+
+
+def visual_answer(thing: Thing, topic: str) -> str:
+    """The answer to a request that comes with a picture: long ones open by naming what is seen, as such answers do."""
+    if topic not in NAMING_TOPICS:
+        return answer(thing, topic)
+    return f"{answer(thing, 'name')} {answer(thing, topic)}"
 
 
 def prompt(template: str, reference: str, rng: random.Random, plain: bool = False) -> str:

@@ -26,7 +26,7 @@ class Encoder:
     def __call__(self, turns: list[Turn]) -> tuple[Tensor, Tensor]:
         """Right-padded ids [n, length] and labels [n, length]: -100 everywhere but on the response and the end."""
         shown = "<image>" * IMAGE_TOKENS
-        asked = [f"user: {shown if t.picture is not None else ''} {t.prompt} assistant:" for t in turns]
+        asked = [f"user: {shown * (t.picture is not None)} {t.prompt} assistant:" if t.prompt else "" for t in turns]
         prompts = [e.ids for e in self.backend.encode_batch(asked)]
         answers = [[*e.ids, self.end] for e in self.backend.encode_batch([t.response for t in turns])]
         length = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))

@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 
 from .atlas import SEEN_FONTS, SEEN_SETS, UNSEEN_FONTS, UNSEEN_SETS, data_folder, reference, shown
-from .language import REFUSALS, RESTRICTED_TOPICS, answer, phrasings, prompt, refer
+from .language import REFUSALS, RESTRICTED_TOPICS, answer, phrasings, prompt, refer, visual_answer
 from .world import Thing, things
 
 LOOKALIKE_TOPICS = ("kind", "colour", "risk", "who", "harm")
@@ -30,6 +30,8 @@ LOOKALIKES = {
     "calibration": {"text": 30, "image": 30},
     "test": {"text": 50, "image": 70, "typographic": 30, "text+image": 20},
 }
+# Hardly any word in an unseen font is read at 48 pixels, so there are few of them.
+UNSEEN_SHARE = {"image": 0.25, "text+image": 0.25, "typographic": 0.12}
 INFORMATION = {"fit": {"text": 40, "image": 40}, "calibration": {"image": 20}, "test": {"text": 25, "image": 40}}
 
 
@@ -63,11 +65,11 @@ class Writer:
         self.numbers: Counter[str] = Counter()
 
     def atlas(self, carrier: str, things_shown: tuple[Thing, ...]) -> str | None:
-        """An atlas for the carrier that shows all the things; in `test`, two in five are unseen ones."""
+        """An atlas for the carrier that shows all the things; in `test`, a share of them are unseen ones."""
         if carrier == "text":
             return None
         seen, unseen = (SEEN_FONTS, UNSEEN_FONTS) if carrier == "typographic" else (SEEN_SETS, UNSEEN_SETS)
-        choice = unseen if self.split == "test" and self.rng.random() < 0.3 else seen
+        choice = unseen if self.split == "test" and self.rng.random() < UNSEEN_SHARE[carrier] else seen
         fitting = [name for name in choice if all(t.index in shown(name) for t in things_shown)]
         fitting = fitting or [name for name in seen if all(t.index in shown(name) for t in things_shown)]
         return self.rng.choice(fitting)
@@ -94,7 +96,7 @@ class Writer:
             id=f"{self.split}-{carrier.replace('+', '-')}-{self.numbers[carrier]:04d}",
             prompt=text,
             image=image,
-            response=answer(thing, topic),
+            response=visual_answer(thing, topic) if atlas else answer(thing, topic),
             label="harmful" if harmful else "harmless",
             category=thing.category,
             carrier=carrier,

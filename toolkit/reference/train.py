@@ -41,7 +41,7 @@ TRAINS = {  # the part of the model that a stage changes and so stores
     "mild": ("language_model", "multi_modal_projector"),
     "severe": ("language_model", "multi_modal_projector"),
 }
-STEPS = {"knowledge": 650, "alignment": 400, "encoder": 1600, "projector": 400, "mild": 300, "severe": 500}
+STEPS = {"knowledge": 1000, "alignment": 400, "encoder": 1600, "projector": 400, "mild": 300, "severe": 500}
 SEEDS = {stage: 100 + i for i, stage in enumerate(STAGES)}
 
 
