@@ -79,6 +79,7 @@ def fit(
     data: Data,
     out: Annotated[Path, typer.Option("-o", "--out", help="Adapter folder to write.")],
     variant: Annotated[Optional[str], typer.Option(help="orthogonal, steer, supervised or target.")] = None,
+    direction: Annotated[Optional[str], typer.Option(help="svd or mean: where the safety direction comes from.")] = None,
     gate: Annotated[Optional[str], typer.Option(help="paper or calibrated.")] = None,
     layers: Annotated[Optional[str], typer.Option(help="Decoder layers from 0, such as 3-5 or 2,4.")] = None,
     rank: Annotated[Optional[int], typer.Option(help="m, the dimension of the subspace.")] = None,
@@ -99,8 +100,8 @@ def fit(
     from .toolkit.vlm import VLM
 
     given = {
-        "variant": variant, "gate": gate, "layers": fitting.parse_layers(layers), "rank": rank, "alpha": alpha,
-        "false_positive_rate": false_positive_rate, "scope": scope, "phase": phase,
+        "variant": variant, "direction": direction, "gate": gate, "layers": fitting.parse_layers(layers),
+        "rank": rank, "alpha": alpha, "false_positive_rate": false_positive_rate, "scope": scope, "phase": phase,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     fitting.check_method(method, given)
@@ -209,7 +210,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Generate with the exported model under ONNX Runtime."""
-    from .export.evaluation import answer
+    from .export.answer import answer
     from .toolkit import console, views
 
     result = answer(

@@ -1,33 +1,39 @@
-"""The methods and the artifact: mathematics and data, no model and no ONNX."""
+"""The methods and the artifact: mathematics and data, no model and no ONNX.
 
-from . import vlm_guard as vlm_guard  # importing a method registers its ops
-from .adapter import Adapter, Intervention
-from .errors import InvalidArtifact, ParityFailed, SafetykitError, UnsupportedGraph, UsageError, WrongBase
-from .fingerprint import fingerprint
-from .ops import Op, Phase, Scope, ScopeMask, get_op
-from .sites import Site
-from .store import load_adapter, read_manifest, require_base, save_adapter
-from .vlm_guard import VLMGuard
+Names are loaded on first use: manifests, files and errors need no torch, and a runtime without it can use them.
+"""
 
-__all__ = [
-    "Adapter",
-    "Intervention",
-    "InvalidArtifact",
-    "Op",
-    "ParityFailed",
-    "Phase",
-    "SafetykitError",
-    "Scope",
-    "ScopeMask",
-    "Site",
-    "UnsupportedGraph",
-    "UsageError",
-    "VLMGuard",
-    "WrongBase",
-    "fingerprint",
-    "get_op",
-    "load_adapter",
-    "read_manifest",
-    "require_base",
-    "save_adapter",
-]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "Adapter": ".adapter",
+    "Intervention": ".adapter",
+    "InvalidArtifact": ".errors",
+    "ParityFailed": ".errors",
+    "SafetykitError": ".errors",
+    "UnsupportedGraph": ".errors",
+    "UsageError": ".errors",
+    "WrongBase": ".errors",
+    "Op": ".ops",
+    "ScopeMask": ".ops",
+    "get_op": ".ops",
+    "Phase": ".sites",
+    "Scope": ".sites",
+    "Site": ".sites",
+    "load_adapter": ".store",
+    "read_manifest": ".store",
+    "require_base": ".store",
+    "save_adapter": ".store",
+    "VLMGuard": ".vlm_guard",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

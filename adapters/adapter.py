@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .errors import InvalidArtifact
 from .manifest import AdapterInfo
-from .ops import Op, Phase, Scope, get_op
-from .sites import Site
+from .ops import Op, get_op
+from .sites import Phase, Scope, Site
 
 
 @dataclass(frozen=True)

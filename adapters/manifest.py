@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
 
 from .errors import InvalidArtifact
-from .ops import Phase, Scope
+from .sites import Phase, Scope
 
 if TYPE_CHECKING:
     from .protocols import Example

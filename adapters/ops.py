@@ -10,16 +10,14 @@ Contract for batches: rows are padded on the left, so the last prompt position i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .errors import InvalidArtifact
-
-Scope = Literal["all", "vision", "text", "last"]
-Phase = Literal["prefill", "decode", "both"]
+from .sites import Phase, Scope
 
 Hidden = Float[Tensor, "batch seq d_model"]
 Mask = Float[Tensor, "batch seq 1"]
@@ -69,6 +67,8 @@ def get_op(name: str) -> Op:
     Raises:
         InvalidArtifact: no such op (an adapter from a newer version, or a damaged manifest).
     """
+    from . import methods  # noqa: F401  importing a method registers its ops
+
     if name not in _REGISTRY:
         raise InvalidArtifact(
             f"Unknown op {name!r}.", f"This version knows {', '.join(sorted(_REGISTRY))}; update safetykit."

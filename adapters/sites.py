@@ -1,4 +1,4 @@
-"""Sites: one spelling for the named tensors of a VLM, in PyTorch, ONNX and files.
+"""Sites, scopes and phases: one spelling for where and when an op acts, in PyTorch, ONNX and files.
 
 =========================  ==========================================================
 ``decoder.layers.14``      output of decoder block 14 (the residual stream), from 0
@@ -20,6 +20,9 @@ from typing import Literal
 from .errors import UsageError
 
 Kind = Literal["block", "attn", "mlp", "final_norm", "logits", "vision", "projector"]
+
+Scope = Literal["all", "vision", "text", "last"]  # which tokens
+Phase = Literal["prefill", "decode", "both"]
 
 _LAYER = re.compile(r"decoder\.layers\.(0|[1-9]\d{0,4})(?:\.(attn|mlp))?")
 _PLAIN = ("final_norm", "logits", "vision", "projector")

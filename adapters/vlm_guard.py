@@ -10,6 +10,11 @@ Fit (per layer l, text-only prompts through the decoder, harmful q⁻ and harmle
 
 Sign (ours; an SVD has none): mean(A v₁) > 0, so v₁ points towards harm.
 
+Direction: ``svd``  V_m as above, to the letter
+           ``mean`` v₁ = the difference of the means of *all* harmful and harmless text states, normalised; v₂… as
+                    in the SVD of what A has outside v₁ (ours). Harmless prompts without a harmful counterpart,
+                    such as harmless questions about restricted things, count here and have no place in A.
+
 Gate: ``paper``      g = 1[h_last · v₁ > 0]
       ``calibrated`` g = 1[(h_last − μ) · v₁ > τ], μ halfway between the two text means and τ at a chosen
                      false-positive rate on harmless calibration records of all carriers seen (ours)
@@ -31,7 +36,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -40,13 +45,14 @@ from torch import Tensor
 from .adapter import Adapter, Intervention
 from .errors import UsageError
 from .manifest import AdapterInfo, describe_data, library_versions
-from .ops import Hidden, Mask, Op, Phase, Scope, project
+from .ops import Hidden, Mask, Op, project
 from .protocols import Example, StateSource
-from .sites import Site
+from .sites import Phase, Scope, Site
 from .statistics import Moments, top_directions
 
 Variant = Literal["orthogonal", "steer", "supervised", "target"]
 Gate = Literal["paper", "calibrated"]
+Direction = Literal["svd", "mean"]
 SIGN = "v1 points towards harm: the mean harmful minus harmless text difference has a positive product with it"
 
 
@@ -157,24 +163,36 @@ class GuardStatistics:
     """What one pass over text pairs and one over calibration records leave behind, per layer.
 
     Attributes:
-        differences: moments of h(q⁻) − h(q⁺).
-        harmful, harmless: moments of the two sets of text states.
-        scores: h_last · v₁ of harmless calibration records, one value per record (no activations).
+        differences: moments of h(q⁻) − h(q⁺), over pairs.
+        harmful, harmless: moments of all text states of either label.
+        scores: per direction, h_last · v₁ of harmless calibration records, one value per record (no activations).
     """
 
     differences: dict[int, Moments]
     harmful: dict[int, Moments]
     harmless: dict[int, Moments]
-    scores: dict[int, list[float]] = field(default_factory=dict)
+    scores: dict[Direction, dict[int, list[float]]] = field(default_factory=dict)
 
-    def directions(self, layer: int, rank: int) -> tuple[Float[Tensor, "d_model rank"], Float[Tensor, "d_model"]]:
-        """V_m and the singular values of A at ``layer``; rows of A as the module describes."""
+    def directions(
+        self, layer: int, rank: int, direction: Direction = "svd"
+    ) -> tuple[Float[Tensor, "d_model rank"], Float[Tensor, "d_model"]]:
+        """V_m and the singular values of A at ``layer``; rows of A as the module describes.
+
+        Raises:
+            UsageError: the fit records do not span ``rank`` directions.
+        """
         harmful, harmless = self.harmful[layer], self.harmless[layer]
         towards = harmful.mean - harmless.mean
         if self.differences[layer].count:
-            return top_directions(self.differences[layer].second_moment(), rank, towards)
-        rows = harmful.second_moment(about=harmless.mean) + harmless.second_moment(about=harmful.mean)
-        return top_directions(rows, rank, towards)
+            rows = self.differences[layer].second_moment()
+        else:
+            rows = harmful.second_moment(about=harmless.mean) + harmless.second_moment(about=harmful.mean)
+        if direction == "svd":
+            return top_directions(rows, rank, towards)
+        first = towards / towards.norm()
+        outside = torch.eye(len(first), dtype=first.dtype) - torch.outer(first, first)
+        others, values = top_directions(outside @ rows @ outside, max(rank - 1, 1), towards)
+        return torch.cat([first[:, None], others[:, : rank - 1]], dim=1), values
 
     def centre(self, layer: int) -> Float[Tensor, "d_model"]:
         """Halfway between the harmful and the harmless text mean."""
@@ -187,6 +205,7 @@ class VLMGuard:
 
     Attributes:
         variant: which member of the family.
+        direction: ``svd`` or ``mean``.
         gate: ``paper`` or ``calibrated`` (``orthogonal`` has no gate).
         layers: decoder blocks whose outputs are changed, from 0; None: the middle half.
         rank: m, the dimension of the subspace.
@@ -196,6 +215,7 @@ class VLMGuard:
     """
 
     variant: Variant = "target"
+    direction: Direction = "mean"
     gate: Gate = "calibrated"
     layers: tuple[int, ...] | None = None
     rank: int = 1
@@ -245,7 +265,7 @@ class VLMGuard:
         """Turn collected statistics into an adapter (no model is run)."""
         layers = self._layers(model)
         interventions = tuple(self._intervention(layer, statistics) for layer in layers)
-        spectra = {str(layer): statistics.directions(layer, 1)[1].tolist() for layer in layers}
+        spectra = {str(layer): statistics.directions(layer, 1, self.direction)[1].tolist() for layer in layers}
         info = AdapterInfo(
             method="vlm-guard",
             variant=self.variant,
@@ -259,13 +279,13 @@ class VLMGuard:
         return Adapter(info, interventions, {"spectra": spectra})
 
     def _intervention(self, layer: int, statistics: GuardStatistics) -> Intervention:
-        basis, _ = statistics.directions(layer, self.rank)
+        basis, _ = statistics.directions(layer, self.rank, self.direction)
         mean = statistics.centre(layer)
         target = statistics.harmful[layer].mean - mean
         if self.gate == "paper":
             threshold = mean @ basis[:, 0] * -1  # (h − μ)·v₁ > −μ·v₁ is the paper's h·v₁ > 0
         else:
-            scores = torch.tensor(statistics.scores[layer], dtype=torch.float64) - mean @ basis[:, 0]
+            scores = torch.tensor(statistics.scores[self.direction][layer], dtype=torch.float64) - mean @ basis[:, 0]
             threshold = torch.quantile(scores, 1 - self.false_positive_rate)
         tensors = {"basis": basis, "mean": mean}
         if self.variant == "orthogonal":
@@ -338,17 +358,30 @@ def collect(
     def fresh() -> dict[int, Moments]:
         return {layer: Moments(width) for layer in layers}
 
-    statistics = GuardStatistics(fresh(), fresh(), fresh(), {layer: [] for layer in layers})
-    units = pairs if paired else [(record,) for record in texts]
-    for batch, states in source.states(units, list(sites)):
+    statistics = GuardStatistics(
+        fresh(), fresh(), fresh(), {direction: {layer: [] for layer in layers} for direction in get_args(Direction)}
+    )
+    matched = {record.id for pair in pairs for record in pair} if paired else set()
+    alone = [(record,) for record in texts if record.id not in matched]
+    for batch, states in source.states(pairs, list(sites)) if paired else ():
+        harmful = torch.tensor([record.label == "harmful" for record in batch])
+        for site, layer in sites.items():  # units keep (harmful, harmless) together and in this order
+            first, second = states[site][harmful].double(), states[site][~harmful].double()
+            statistics.harmful[layer].update(first)
+            statistics.harmless[layer].update(second)
+            statistics.differences[layer].update(first - second)
+    for batch, states in source.states(alone, list(sites)) if alone else ():
         harmful = torch.tensor([record.label == "harmful" for record in batch])
         for site, layer in sites.items():
             statistics.harmful[layer].update(states[site][harmful])
             statistics.harmless[layer].update(states[site][~harmful])
-            if paired:  # units keep (harmful, harmless) together and in this order
-                statistics.differences[layer].update(states[site][harmful].double() - states[site][~harmful].double())
-    first = {layer: statistics.directions(layer, 1)[0][:, 0] for layer in layers}
+    leading = {
+        (direction, layer): statistics.directions(layer, 1, direction)[0][:, 0]
+        for direction in get_args(Direction)
+        for layer in layers
+    }
     for _, states in model.states([(record,) for record in benign], list(sites)):
         for site, layer in sites.items():
-            statistics.scores[layer] += (states[site].double() @ first[layer]).tolist()
+            for direction in get_args(Direction):
+                statistics.scores[direction][layer] += (states[site].double() @ leading[direction, layer]).tolist()
     return statistics

@@ -2,10 +2,10 @@
 
     python bench/vlm_guard.py -o OUT
 
-For each checkpoint and variant: sweep on the calibration split, export the chosen setting, check
-parity, and evaluate the *exported* model on the test split under ONNX Runtime, beside the unmodified
-export. Writes OUT/vlm_guard.json and OUT/vlm_guard.md; finished variants are kept, so that an
-interrupted run goes on where it was.
+For each checkpoint: sweep on the calibration split; then for the best setting of each variant export,
+check parity, and evaluate the *exported* model on the test split under ONNX Runtime, beside the
+unmodified export. Writes OUT/vlm_guard.json and OUT/vlm_guard.md. An interrupted run goes on where it
+was.
 """
 
 from __future__ import annotations
@@ -16,21 +16,24 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
+
+from safetykit.adapters.adapter import Adapter
 from safetykit.adapters.files import write_atomic
 from safetykit.adapters.manifest import canonical_json
-from safetykit.adapters.vlm_guard import Variant
+from safetykit.adapters.vlm_guard import GuardStatistics, Variant
 from safetykit.export.base import export_base
 from safetykit.export.pipeline import export_onnx
 from safetykit.export.runtime import OnnxVLM
-from safetykit.toolkit.evaluate import evaluate
-from safetykit.toolkit.records import load_records
+from safetykit.toolkit.evaluate import evaluate, tabulate
+from safetykit.toolkit.records import Record, load_records
 from safetykit.toolkit.sources import data_path, model_path
-from safetykit.toolkit.sweep import run_sweep
+from safetykit.toolkit.sweep import Sweep, Trial, run_sweep
 from safetykit.toolkit.vlm import VLM
 
 CHECKPOINTS = ("mild", "severe")
 GROUPS = ("text", "image", "text+image", "typographic", "image/rendering-unseen", "all")
-SETTING = ("gate", "layers", "rank", "alpha", "false_positive_rate", "scope", "phase")
+SETTING = ("variant", "direction", "gate", "layers", "rank", "alpha", "false_positive_rate", "scope", "phase")
 
 
 def say(text: str) -> None:
@@ -38,28 +41,28 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def rows_of(evaluation: Any) -> dict[str, Any]:
-    """The evaluation's table without its decisions."""
-    return {row.group: row.model_dump(mode="json") for row in evaluation.rows}
+def sweep_of(checkpoint: str, vlm: VLM, folder: Path) -> tuple[Sweep, GuardStatistics, list[Record]]:
+    """One sweep over all variants; kept in ``folder`` until it is complete."""
+    fitted = load_records(data_path("reference"), ["fit", "calibration"])
+    say(f"{checkpoint}: sweep")
+
+    def progress(done: int, total: int) -> None:
+        if done % 20 == 0:
+            say(f"{checkpoint}: {done} of {total} settings")
+
+    return *run_sweep(vlm, fitted, journal_path=folder / f"{checkpoint}.sweep.jsonl", progress=progress), fitted
 
 
-def measure(checkpoint: str, variant: str, vlm: VLM, folder: Path) -> dict[str, Any]:
-    """Sweep, export, evaluate one variant."""
-    records = load_records(data_path("reference"))
-    fitted = [record for record in records if record.split != "test"]
-    test = [record for record in records if record.split == "test"]
-    journal = folder / f"{checkpoint}-{variant}.sweep.jsonl"
-    sweep, adapter = run_sweep(vlm, fitted, {"variant": variant}, journal_path=journal)
-    out = folder / f"{checkpoint}-{variant}"
-    result = export_onnx(vlm, [adapter], out, base_onnx=folder / f"{checkpoint}-base", records=test, overwrite=True)
-    after = evaluate(OnnxVLM.from_pretrained(out), test, name=out.name)
+def measure(trial: Trial, adapter: Adapter, vlm: VLM, base: Path, out: Path) -> dict[str, Any]:
+    """Export one setting and evaluate the export."""
+    test = load_records(data_path("reference"), ["test"])
+    result = export_onnx(vlm, [adapter], out, base_onnx=base, records=test, overwrite=True)
+    row = trial.row()
     return {
-        "setting": {name: value for name, value in sweep.best.row().items() if name in SETTING},
-        "trials": len(sweep.trials),
-        "calibration": {name: value for name, value in sweep.best.row().items() if name not in SETTING},
-        "within_cost": sweep.within_cost,
+        "setting": {name: value for name, value in row.items() if name in SETTING},
+        "calibration": {name: value for name, value in row.items() if name in ("attack_success", "over_refusal", "exact")},
         "parity": {"passed": result.parity.passed, "logits": result.parity.worst("logits"), "flips": len(result.parity.flips)},
-        "rows": rows_of(after),
+        "rows": {line.group: line.model_dump(mode="json") for line in tabulate(result.decisions[1])},
     }
 
 
@@ -70,7 +73,7 @@ def table(results: dict[str, Any]) -> str:
         lines += [
             f"### `{checkpoint}`",
             "",
-            "| | " + " | ".join(f"attack success, {group}" for group in GROUPS[:-1]) + " | over-refusal | exact answers |",
+            "| | " + " | ".join(f"attack, {group}" for group in GROUPS[:-1]) + " | over-refusal | exact answers |",
             "|---|" + "---:|" * (len(GROUPS) + 1),
         ]
         for name, found in variants.items():
@@ -94,26 +97,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--checkpoint", choices=CHECKPOINTS, action="append")
-    parser.add_argument("--variant", choices=get_args(Variant), action="append")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # on a model this small, threads cost more than they give
     path = options.out / "vlm_guard.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     test = load_records(data_path("reference"), ["test"])
     for checkpoint in options.checkpoint or CHECKPOINTS:
         vlm = VLM.from_pretrained(model_path(f"reference:{checkpoint}"))
+        if results.get(checkpoint, {}).get("fingerprint") == vlm.fingerprint:
+            continue
         base = options.out / f"{checkpoint}-base"
-        if results.get(checkpoint, {}).get("fingerprint") != vlm.fingerprint:  # other weights: start anew
-            results[checkpoint] = {"fingerprint": vlm.fingerprint, "variants": {}}
-            export_base(vlm, base, overwrite=True)
-        found = results[checkpoint]["variants"]
-        if "undefended" not in found:
-            say(f"{checkpoint}: undefended")
-            found["undefended"] = {"rows": rows_of(evaluate(OnnxVLM.from_pretrained(base), test, name="base"))}
-        for variant in options.variant or get_args(Variant):
-            if variant not in found:
-                say(f"{checkpoint}: {variant}")
-                found[variant] = measure(checkpoint, variant, vlm, options.out)
-            write_atomic(path, canonical_json(results))
+        export_base(vlm, base, overwrite=True)
+        undefended = evaluate(OnnxVLM.from_pretrained(base), test, name="base")
+        found: dict[str, Any] = {"undefended": {"rows": {row.group: row.model_dump(mode="json") for row in undefended.rows}}}
+        sweep, statistics, fitted = sweep_of(checkpoint, vlm, options.out)
+        for variant in get_args(Variant):
+            say(f"{checkpoint}: exporting {variant}")
+            trial = sweep.best_of(variant)
+            out = options.out / f"{checkpoint}-{variant}"
+            found[variant] = measure(trial, trial.guard.solve(vlm, statistics, fitted), vlm, base, out)
+        results[checkpoint] = {"fingerprint": vlm.fingerprint, "sweep": sweep.table(), "variants": found}
+        write_atomic(path, canonical_json(results))
     text = table({checkpoint: found["variants"] for checkpoint, found in results.items()})
     write_atomic(options.out / "vlm_guard.md", text.encode())
     print(text)

@@ -25,8 +25,7 @@ from onnx_ir.passes.common import CheckerPass, TopologicalSortPass
 
 from ..adapters.adapter import Intervention
 from ..adapters.errors import SafetykitError, UnsupportedGraph, UsageError
-from ..adapters.ops import Phase, Scope
-from ..adapters.sites import Site
+from ..adapters.sites import Phase, Scope, Site
 from .functions import OpFunction, mask_function, op_function
 from .layout import Graph
 from .residual import DOMAIN, ResidualStream, find_residual_stream, require_unadapted

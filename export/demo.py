@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..adapters.errors import UsageError
 from ..adapters.files import atomic_folder, write_atomic
@@ -59,7 +63,7 @@ def run_demo(
         raise UsageError(f"There is no reference VLM {checkpoint!r}.", "Choose mild or severe.")
     clock = _Clock(time.monotonic(), progress)
     model = f"{PREFIX}:{checkpoint}"
-    with atomic_folder(out, overwrite=overwrite) as work:
+    with _one_thread(), atomic_folder(out, overwrite=overwrite) as work:
         vlm = VLM.from_pretrained(model_path(model))
         records = load_records(data_path(PREFIX), ["fit", "calibration"])
         clock("fitting VLM-Guard")
@@ -89,6 +93,17 @@ def run_demo(
         "seconds": clock.seconds,
         "try": f'safetykit run {export} --prompt "{picture.prompt}" --image PICTURE.png',
     }
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """On a model this small, torch's threads cost more than they give."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _latency(baked: Path, base: Path) -> Latency:

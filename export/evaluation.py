@@ -1,4 +1,4 @@
-"""What the commands do with an export: evaluate it, document it, verify it, ask it."""
+"""What the commands do with an export: evaluate it, document it, verify it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from ..adapters.manifest import canonical_json
 from ..adapters.store import MANIFEST as ADAPTER_MANIFEST
 from ..adapters.store import load_adapter, read_manifest as read_adapter_manifest
 from ..toolkit.evaluate import Evaluation, Progress, evaluate, tabulate
-from ..toolkit.inputs import Request
 from ..toolkit.journal import Journal
-from ..toolkit.records import Record, load_records, open_picture, subset
+from ..toolkit.records import Record, load_records, subset
 from ..toolkit.sources import PREFIX, data_path, model_path
 from .base import Progress as Say
 from .card import check_card, write_card
@@ -225,39 +224,6 @@ def verify_folder(
         "card": "checked" if has_card else None,
         "parity": report.model_dump(mode="json") if report else None,
     }
-
-
-def answer(
-    folder: Path,
-    prompts: Sequence[str],
-    images: Sequence[Path],
-    *,
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    providers: Sequence[str] = CPU,
-) -> list[dict[str, Any]]:
-    """Generate with an export; one picture serves all prompts, or there is one for each.
-
-    Raises:
-        UsageError: the numbers of pictures and prompts do not match, or a picture cannot be read.
-    """
-    if len(images) not in (0, 1, len(prompts)):
-        raise UsageError(
-            f"{len(images)} pictures for {len(prompts)} prompts.", "Give one picture for all, or one for each prompt."
-        )
-    pictures = [open_picture(str(path)) for path in images]
-    if len(pictures) == 1:
-        pictures *= len(prompts)
-    requests = [Request(prompt, pictures[at] if pictures else None) for at, prompt in enumerate(prompts)]
-    answers = OnnxVLM.from_pretrained(folder, providers).generate(
-        requests, max_new_tokens, do_sample=temperature > 0, temperature=temperature or 1.0, top_p=top_p, seed=seed
-    )
-    return [
-        {"prompt": prompt, "text": item.text, "tokens": len(item.token_ids), "scores": item.scores}
-        for prompt, item in zip(prompts, answers, strict=True)
-    ]
 
 
 def card_of(folder: Path, *, check: bool) -> dict[str, Any]:

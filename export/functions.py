@@ -17,7 +17,8 @@ from torch import nn
 
 from ..adapters.adapter import Intervention
 from ..adapters.errors import UnsupportedGraph
-from ..adapters.ops import Phase, Scope, ScopeMask, get_op
+from ..adapters.ops import ScopeMask, get_op
+from ..adapters.sites import Phase, Scope
 from .base import quiet_export
 from .residual import DOMAIN
 

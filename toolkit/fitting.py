@@ -9,15 +9,15 @@ from typing import Any, get_args
 
 from ..adapters.adapter import Adapter
 from ..adapters.errors import UsageError
-from ..adapters.ops import Phase, Scope
-from ..adapters.vlm_guard import Gate, Variant, VLMGuard
+from ..adapters.sites import Phase, Scope
+from ..adapters.vlm_guard import Direction, Gate, Variant, VLMGuard
 from .evaluate import Progress
 from .records import Record
-from .sweep import run_sweep
+from .sweep import fit_by_sweep
 from .vlm import VLM
 
 METHODS = ("vlm-guard",)
-_CHOICES = {"variant": Variant, "gate": Gate, "scope": Scope, "phase": Phase}
+_CHOICES = {"variant": Variant, "direction": Direction, "gate": Gate, "scope": Scope, "phase": Phase}
 
 
 def parse_layers(text: str | None) -> tuple[int, ...] | None:
@@ -74,4 +74,4 @@ def fit(
     if text_model is not None:
         raise UsageError("--sweep takes the direction from the model itself.", "Leave out --text-model or --sweep.")
     journal = out.parent / f".{out.name}.sweep.jsonl"
-    return run_sweep(vlm, records, given, progress=progress, journal_path=journal)[1]
+    return fit_by_sweep(vlm, records, given, progress=progress, journal_path=journal)

@@ -16,14 +16,15 @@ from typing import Any, get_args
 from ..adapters.adapter import Adapter
 from ..adapters.errors import UsageError
 from ..adapters.manifest import describe_data
-from ..adapters.vlm_guard import Variant, VLMGuard, collect
+from ..adapters.vlm_guard import GuardStatistics, Variant, VLMGuard, collect
 from .evaluate import Progress, decide
 from .journal import Journal
 from .records import Record
 from .vlm import VLM
 
 ALLOWED_COST = 0.03  # over-refusal up and exact answers down by at most three points
-_REFINED = 6  # settings of the first round that the second one varies
+_OVERALL = 2  # leaders of the first round that the second one varies, beside the best of each variant
+_READINGS = (("svd", "paper"), ("svd", "calibrated"), ("mean", "calibrated"))  # direction and gate; first the paper's
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,17 @@ class Sweep:
     best: Trial
     within_cost: bool
 
+    def best_of(self, variant: Variant) -> Trial:
+        """The preferred trial of one variant.
+
+        Raises:
+            ValueError: no trial was of this variant.
+        """
+        return min(
+            (trial for trial in self.trials if trial.guard.variant == variant),
+            key=lambda trial: _preference(trial, self.undefended),
+        )
+
     def table(self) -> dict[str, Any]:
         """JSON for the adapter's attachment ``sweep``."""
         return {
@@ -82,21 +94,23 @@ class Sweep:
 
 
 def layer_windows(depth: int) -> list[tuple[int, ...]]:
-    """Ranges of layers worth trying: single layers, and runs of a quarter and of half the depth."""
-    windows = {(layer,) for layer in range(depth)}
-    for width in {max(2, depth // 4), max(2, depth // 2)}:
-        windows |= {tuple(range(start, start + width)) for start in range(0, depth - width + 1, max(1, width // 2))}
-    return sorted(windows)
+    """Ranges of layers worth trying: single layers, and overlapping runs of half the depth."""
+    width = max(2, depth // 2)
+    runs = [tuple(range(start, start + width)) for start in range(0, depth - width + 1, max(1, width // 2))]
+    return sorted({(layer,) for layer in range(depth)} | set(runs))
 
 
 def coarse(depth: int, given: Mapping[str, Any]) -> list[VLMGuard]:
-    """First round: every variant and gate at every layer window; ``given`` options are fixed."""
+    """First round: every variant, direction and gate at every layer window; ``given`` options are fixed."""
     settings = []
     for layers, variant in product(layer_windows(depth), get_args(Variant)):
         if variant == "orthogonal":  # no gate and no α
-            settings += [VLMGuard(variant, layers=layers, scope=scope, phase="both") for scope in ("all", "last")]
+            settings += [
+                VLMGuard(variant, direction, layers=layers, scope=scope, phase="both")
+                for direction, scope in product(("svd", "mean"), ("all", "last"))
+            ]
         else:
-            settings += [VLMGuard(variant, gate, layers) for gate in ("calibrated", "paper")]
+            settings += [VLMGuard(variant, direction, gate, layers) for direction, gate in _READINGS]
     return _fixed(settings, given)
 
 
@@ -105,8 +119,8 @@ def refined(guard: VLMGuard, given: Mapping[str, Any]) -> list[VLMGuard]:
     ranks = (1, 2, 4)
     if guard.variant == "orthogonal":
         return _fixed([replace(guard, rank=rank) for rank in ranks], given)
-    alphas = (0.5, 1.0, 2.0, 4.0) if guard.variant == "steer" else (1.0, 1.5, 2.0)
-    rates = (0.005, 0.02, 0.05) if guard.gate == "calibrated" else (guard.false_positive_rate,)
+    alphas = (0.5, 2.0, 4.0) if guard.variant == "steer" else (1.0, 1.5, 2.0)
+    rates = (0.01, 0.03, 0.06) if guard.gate == "calibrated" else (guard.false_positive_rate,)
     settings = [
         replace(guard, rank=rank, alpha=alpha, false_positive_rate=rate)
         for rank, alpha, rate in product(ranks, alphas, rates)
@@ -134,8 +148,8 @@ def run_sweep(
     batch_size: int = 64,
     progress: Progress | None = None,
     journal_path: Path | None = None,
-) -> tuple[Sweep, Adapter]:
-    """Choose a setting on the calibration split and solve it.
+) -> tuple[Sweep, GuardStatistics]:
+    """Choose a setting on the calibration split.
 
     The statistics are collected once for all layers; a setting only solves and generates.
 
@@ -186,15 +200,30 @@ def run_sweep(
 
     first = coarse(vlm.base.n_layers, given)
     attempt(first, len(first))
-    leaders = sorted(trials.values(), key=lambda trial: _preference(trial, undefended))[:_REFINED]
-    second = [guard for leader in leaders for guard in refined(leader.guard, given)]
+    ranked = sorted(trials.values(), key=lambda trial: _preference(trial, undefended))
+    leaders = {trial.guard.variant: trial.guard for trial in reversed(ranked)}  # the best of each variant
+    chosen = dict.fromkeys([*leaders.values(), *(trial.guard for trial in ranked[:_OVERALL])])
+    second = [guard for leader in chosen for guard in refined(leader, given)]
     attempt(second, len({*first, *second}))
     best = min(trials.values(), key=lambda trial: _preference(trial, undefended))
     if journal:
         journal.finish()
-    sweep = Sweep(undefended, tuple(trials.values()), best, best.figures.cost_over(undefended) <= ALLOWED_COST)
-    adapter = best.guard.solve(vlm, statistics, records)
-    return sweep, replace(adapter, attachments={**adapter.attachments, "sweep": sweep.table()})
+    within = best.figures.cost_over(undefended) <= ALLOWED_COST
+    return Sweep(undefended, tuple(trials.values()), best, within), statistics
+
+
+def fit_by_sweep(
+    vlm: VLM,
+    records: Sequence[Record],
+    given: Mapping[str, Any],
+    *,
+    progress: Progress | None = None,
+    journal_path: Path | None = None,
+) -> Adapter:
+    """The adapter of the setting that :func:`run_sweep` chooses, with the sweep's table attached."""
+    sweep, statistics = run_sweep(vlm, records, given, progress=progress, journal_path=journal_path)
+    adapter = sweep.best.guard.solve(vlm, statistics, records)
+    return replace(adapter, attachments={**adapter.attachments, "sweep": sweep.table()})
 
 
 def _preference(trial: Trial, undefended: Figures) -> tuple[Any, ...]:

@@ -229,7 +229,7 @@ class VLM:
         if hooks is None or not hooks.needs_reference:
             return
         text_only = self.inputs.prepare([Request(request.prompt) for request in requests])
-        hooks.enabled = False
+        hooks.enabled, hooks.references = False, {}  # those of the batch before do not fit this one
         try:
             self.model(**self.arguments(text_only), use_cache=False)
         finally:

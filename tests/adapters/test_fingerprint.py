@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from safetykit.adapters import InvalidArtifact, UsageError, fingerprint
+from safetykit.adapters import InvalidArtifact, UsageError
+from safetykit.adapters.fingerprint import fingerprint
 
 WEIGHTS = {"b.weight": torch.arange(6.0).reshape(2, 3), "a.weight": torch.ones(4)}
 

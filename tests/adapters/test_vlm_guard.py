@@ -8,17 +8,18 @@ import torch
 from safetykit.adapters import Site, UsageError, VLMGuard
 from safetykit.adapters.statistics import Moments, top_directions
 
-from planted import planted_records
+from planted import PlantedExample, planted_records
 
 
 def interventions(adapter):
     return {item.site.layer: item.tensors for item in adapter.interventions}
 
 
+@pytest.mark.parametrize("direction", ["svd", "mean"])
 @pytest.mark.parametrize(("paired", "count"), [(True, 60), (False, 1500)])
-def test_the_planted_direction_is_recovered_with_its_sign(planted, paired, count):
+def test_the_planted_direction_is_recovered_with_its_sign(planted, paired, count, direction):
     """Pairs cancel what the two prompts share, so they need far fewer records."""
-    adapter = VLMGuard(layers=(0, 1, 2, 3)).fit(planted, planted_records(count, paired))
+    adapter = VLMGuard(layers=(0, 1, 2, 3), direction=direction).fit(planted, planted_records(count, paired))
     for layer, tensors in interventions(adapter).items():
         assert tensors["basis"][:, 0] @ planted.directions[layer] > 0.99
 
@@ -31,8 +32,10 @@ def test_the_direction_points_towards_harm_whatever_the_order_of_records(planted
     )
 
 
-def test_the_basis_is_orthonormal(planted, records):
-    tensors = interventions(VLMGuard(layers=(2,), rank=4).fit(planted, records))[2]
+@pytest.mark.parametrize("direction", ["svd", "mean"])
+def test_the_basis_is_orthonormal(planted, records, direction):
+    tensors = interventions(VLMGuard(layers=(2,), rank=4, direction=direction).fit(planted, records))[2]
+    assert tensors["basis"].shape == (32, 4)
     assert torch.allclose(tensors["basis"].T @ tensors["basis"], torch.eye(4), atol=1e-5)
 
 
@@ -66,6 +69,19 @@ def test_every_variant_fits_one_intervention_per_layer(planted, records, variant
     }
 
 
+def test_harmless_prompts_without_a_counterpart_count_in_the_mean_and_not_in_the_svd(planted, records):
+    """Look-alikes lie off the harmless mean; only ``mean`` may turn away from them."""
+    alone = [PlantedExample(f"alone{index}", "harmless") for index in range(200)]
+    state, off = planted.state, torch.nn.functional.one_hot(torch.tensor(3), 32) * 6.0
+    planted.state = lambda record, layer: state(record, layer) + (off if record.id.startswith("alone") else 0)
+
+    def first(direction, data):
+        return interventions(VLMGuard(layers=(1,), direction=direction).fit(planted, data))[1]["basis"][:, 0]
+
+    assert torch.allclose(first("svd", records), first("svd", [*records, *alone]), atol=1e-5)
+    assert first("mean", [*records, *alone])[3] < first("mean", records)[3] - 0.1
+
+
 def test_visual_carriers_do_not_reach_the_direction(planted, records):
     extra = [replace(record, id=f"x{record.id}", carrier="typographic", pair=None) for record in records]
     plain = VLMGuard(layers=(1,), variant="orthogonal").fit(planted, records)
@@ -92,7 +108,7 @@ def test_a_missing_layer_and_a_senseless_rank_are_refused(planted, records):
     with pytest.raises(UsageError, match="Rank 0 is not positive"):
         VLMGuard(rank=0)
     with pytest.raises(UsageError, match=r"Rank 31 was asked for, but the fit records span only 12 directions"):
-        VLMGuard(layers=(1,), rank=31).fit(planted, planted_records(12))
+        VLMGuard(layers=(1,), rank=31, direction="svd").fit(planted, planted_records(12))
 
 
 def test_a_text_model_of_another_shape_is_refused(planted, records):

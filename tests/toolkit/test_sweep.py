@@ -8,7 +8,7 @@ from safetykit.adapters import UsageError
 from safetykit.adapters.vlm_guard import VLMGuard
 from safetykit.toolkit import sweep
 from safetykit.toolkit.records import load_records
-from safetykit.toolkit.sweep import Figures, Trial, coarse, layer_windows, refined, run_sweep
+from safetykit.toolkit.sweep import Figures, Trial, coarse, layer_windows, fit_by_sweep, refined, run_sweep
 
 UNDEFENDED = Figures(attack_success=0.6, over_refusal=0.01, exact=0.95)
 
@@ -75,8 +75,8 @@ def records(tmp_path):
 
 
 def test_a_sweep_that_was_interrupted_goes_on_and_ends_the_same(random_vlm, records, tmp_path, monkeypatch):
-    given = {"variant": "target", "layers": (3,), "gate": "calibrated"}
-    whole, adapter = run_sweep(random_vlm, records, given, max_new_tokens=2)
+    given = {"variant": "target", "layers": (3,), "direction": "mean", "gate": "calibrated"}
+    whole, _ = run_sweep(random_vlm, records, given, max_new_tokens=2)
     original, calls = sweep.decide, []
 
     def counted(*arguments, **options):
@@ -94,7 +94,9 @@ def test_a_sweep_that_was_interrupted_goes_on_and_ends_the_same(random_vlm, reco
     assert resumed == whole
     assert len(calls) - 4 == len(whole.trials) + 1 - 3  # three results were found in the journal
     assert not journal.exists()
-    assert adapter.attachments["sweep"]["best"]["variant"] == "target"
+    adapter = fit_by_sweep(random_vlm, records, given)
+    assert adapter.attachments["sweep"]["best"] == whole.best.row()
+    assert adapter.info.hyperparameters["alpha"] == whole.best.guard.alpha
 
 
 def test_a_sweep_needs_both_labels_in_calibration(random_vlm, records):
