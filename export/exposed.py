@@ -46,10 +46,12 @@ class Seen:
 class ExposedGraph:
     """One adapted graph with the inside of its interventions as outputs."""
 
-    def __init__(self, folder: Path, name: Graph, placed: list[Placed]) -> None:
+    def __init__(self, folder: Path, name: Graph, placed: list[Placed], *, forced_open: bool = False) -> None:
         self.placed = [one for one in placed if graph_of(one.item.site) == name]
         self.by_index = {one.index: one for one in self.placed}
         model = ir.load(folder / LAYOUT.graph(name))
+        if forced_open:
+            self._open_gates(model)
         nodes = {node.name: node for node in model.graph if node.domain == DOMAIN}
         present = {value.name for value in model.graph.outputs}
         self._names: dict[int, tuple[str, ...]] = {}
@@ -65,6 +67,13 @@ class ExposedGraph:
         data = ir.serde.serialize_model(model).SerializeToString()
         self._session = open_session(data, data_folder=folder)
         self.inputs = self._session.get_inputs()
+
+    def _open_gates(self, model: ir.Model) -> None:
+        for one in self.placed:
+            for param, number in one.item.make_op().forced_open().items():
+                value = model.graph.initializers[one.name(param)]
+                assert value.shape is not None
+                value.const_value = ir.tensor(np.full(value.shape.numpy(), number, np.float32), name=value.name)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[int, Seen]:
         """Run once; what each intervention saw, by its index. One that the graph lacks is left out."""
@@ -112,24 +121,34 @@ def _probe(
 def require_movement(folder: Path, manifest: ExportManifest, placed: list[Placed]) -> None:
     """Refuse a bake in which some intervention changes nothing on any probe.
 
+    A gate may rightly stay closed on random states, so what has not moved is tried again with its gate
+    forced open.
+
     Raises:
         UsageError: naming the intervention and its site.
     """
     for name in sorted({graph_of(one.item.site) for one in placed}):
-        graph = ExposedGraph(folder, name, placed)
-        still = {one.index: one for one in graph.placed}
-        for feeds in probes(graph, manifest):
-            for index, seen in graph.run(feeds).items():
-                if (np.isfinite(seen.after) & (seen.before != seen.after)).any():
-                    still.pop(index, None)
-            if not still:
-                break
-        for one in still.values():
+        still = [one for one in placed if graph_of(one.item.site) == name]
+        for forced_open in (False, True):
+            if still:
+                still = _unmoved(ExposedGraph(folder, name, placed, forced_open=forced_open), manifest, still)
+        for one in still:
             raise UsageError(
                 f"Intervention {one.index} ({one.item.op} at {one.item.site}, scope {one.item.scope}, phase "
                 f"{one.item.phase}) changes nothing on any probe.",
-                "Its parameters may be zero or its gate may never open; fit the adapter again.",
+                "Its parameters may be zero; fit the adapter again.",
             )
+
+
+def _unmoved(graph: ExposedGraph, manifest: ExportManifest, wanted: list[Placed]) -> list[Placed]:
+    still = {one.index: one for one in wanted}
+    for feeds in probes(graph, manifest):
+        for index, seen in graph.run(feeds).items():
+            if (np.isfinite(seen.after) & (seen.before != seen.after)).any():
+                still.pop(index, None)
+        if not still:
+            break
+    return list(still.values())
 
 
 def check_ops(folder: Path, manifest: ExportManifest, placed: list[Placed]) -> Iterator[tuple[Placed, Gap, Gap | None]]:

@@ -147,6 +147,24 @@ def test_an_adapter_without_effect_is_refused(baked, make_adapter):
         baked(Adapter(adapter.info, (adapter.interventions[0], still)))
 
 
+def with_tensors(adapter, **changes):
+    (item,) = adapter.interventions
+    tensors = {**item.tensors, **{name: torch.tensor(value) for name, value in changes.items()}}
+    return Adapter(adapter.info, (Intervention(item.op, item.site, item.scope, item.phase, tensors),))
+
+
+def test_a_gate_that_random_states_do_not_open_may_be_baked(baked, make_adapter):
+    """A calibrated gate opens on harmful states, which random ones need not resemble."""
+    adapter = make_adapter(("GatedSteering", "decoder.layers.1", "last", "prefill"))
+    baked(with_tensors(adapter, threshold=1e9))
+
+
+def test_a_gated_op_that_pushes_nowhere_is_refused(baked, make_adapter):
+    adapter = make_adapter(("GatedSteering", "decoder.layers.1", "last", "prefill"))
+    with pytest.raises(UsageError, match="Intervention 0 .*changes nothing"):
+        baked(with_tensors(adapter, threshold=1e9, alpha=0.0))
+
+
 def test_an_empty_adapter_is_refused(baked, make_adapter):
     with pytest.raises(UsageError, match="nothing to bake"):
         baked(make_adapter())
