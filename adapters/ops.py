@@ -53,6 +53,10 @@ class Op(nn.Module, ABC):
     def forward(self, hidden: Hidden, scope: Mask, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return ``(hidden', *extras)``; ``hidden'`` keeps shape and dtype of ``hidden``."""
 
+    def forced_open(self) -> dict[str, float]:
+        """Parameters, and the value of each, with which this op's gate is open whatever the state; none without a gate."""
+        return {}
+
     def invariant(self, before: Hidden, after: Hidden, scope: Mask, *tensors: Tensor) -> Float[Tensor, ""] | None:
         """How far ``after`` is from what this op guarantees where ``scope`` is 1 (0 = exactly kept).
 

@@ -83,6 +83,9 @@ class _Gated(Op):
 
     extras = ("score",)
 
+    def forced_open(self) -> dict[str, float]:
+        return {"threshold": -1e30}
+
     def _push(self, hidden: Hidden, scope: Mask, push: Tensor, score: Tensor) -> Tensor:
         x = hidden.float()
         gate = (score > 0)[:, None, None]
