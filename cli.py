@@ -80,7 +80,7 @@ def fit(
     out: Annotated[Path, typer.Option("-o", "--out", help="Adapter folder to write.")],
     variant: Annotated[Optional[str], typer.Option(help="orthogonal, steer, supervised or target.")] = None,
     direction: Annotated[Optional[str], typer.Option(help="svd or mean: where the safety direction comes from.")] = None,
-    gate: Annotated[Optional[str], typer.Option(help="paper or calibrated.")] = None,
+    gate: Annotated[Optional[str], typer.Option(help="paper, calibrated or whitened.")] = None,
     layers: Annotated[Optional[str], typer.Option(help="Decoder layers from 0, such as 3-5 or 2,4.")] = None,
     rank: Annotated[Optional[int], typer.Option(help="m, the dimension of the subspace.")] = None,
     alpha: Annotated[Optional[float], typer.Option(help="α, the strength.")] = None,

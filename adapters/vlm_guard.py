@@ -18,6 +18,10 @@ Direction: ``svd``  V_m as above, to the letter
 Gate: ``paper``      g = 1[h_last · v₁ > 0]
       ``calibrated`` g = 1[(h_last − μ) · v₁ > τ], μ halfway between the two text means and τ at a chosen
                      false-positive rate on harmless calibration records of all carriers seen (ours)
+      ``whitened``   g = 1[(h_last − μ) · w > τ], w ∝ Q(½QΣQ + ½·(tr Σ/d)·I)⁻¹Q v₁, Q = I − uuᵀ (ours): u is the
+                     modality gap, the difference of the harmless means with and without a picture, and Σ
+                     the covariance of harmless fit records around their modality's mean. One threshold then
+                     serves both modalities. No safety label on any harmful picture is used.
 
 Intervention, with P = V_m V_mᵀ, one family: h* = h + P(α·g·x − β·(h − μ))
 
@@ -36,7 +40,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -51,8 +55,10 @@ from .sites import Phase, Scope, Site
 from .statistics import Moments, top_directions
 
 Variant = Literal["orthogonal", "steer", "supervised", "target"]
-Gate = Literal["paper", "calibrated"]
+Gate = Literal["paper", "calibrated", "whitened"]
 Direction = Literal["svd", "mean"]
+_READINGS: tuple[tuple[Direction, bool], ...] = (("svd", False), ("mean", False), ("svd", True), ("mean", True))
+_SHRINKAGE = 0.5  # of Σ: there are about as many harmless fit records as dimensions
 SIGN = "v1 points towards harm: the mean harmful minus harmless text difference has a positive product with it"
 
 
@@ -73,9 +79,9 @@ class SubspaceProjection(Op):
         return (left * (scope > 0)).abs().max() / (before.double() - mean).norm(dim=-1).max()
 
 
-def _margin(x: Hidden, basis: Tensor, mean: Tensor, threshold: Tensor) -> Float[Tensor, "batch"]:
-    """(h_last − μ)·v₁ − τ: the gate is open where this is positive."""
-    return (x[:, -1] - mean) @ basis[:, 0] - threshold
+def _margin(x: Hidden, mean: Tensor, gate: Tensor, threshold: Tensor) -> Float[Tensor, "batch"]:
+    """(h_last − μ)·w − τ: the gate is open where this is positive."""
+    return (x[:, -1] - mean) @ gate - threshold
 
 
 class _Gated(Op):
@@ -96,13 +102,13 @@ class GatedSteering(_Gated):
     """h + α g P h (``steer``)."""
 
     name = "GatedSteering"
-    params = ("basis", "mean", "threshold", "alpha")
+    params = ("basis", "mean", "gate", "threshold", "alpha")
 
     def forward(
-        self, hidden: Hidden, scope: Mask, basis: Tensor, mean: Tensor, threshold: Tensor, alpha: Tensor
+        self, hidden: Hidden, scope: Mask, basis: Tensor, mean: Tensor, gate: Tensor, threshold: Tensor, alpha: Tensor
     ) -> tuple[Tensor, Tensor]:
         x = hidden.float()
-        score = _margin(x, basis, mean, threshold)
+        score = _margin(x, mean, gate, threshold)
         return self._push(hidden, scope, alpha * project(x, basis), score), score
 
 
@@ -110,7 +116,7 @@ class TargetSteering(_Gated):
     """h + g P(α·target − (h − μ)), target being relative to μ (``target``)."""
 
     name = "TargetSteering"
-    params = ("basis", "mean", "threshold", "alpha", "target")
+    params = ("basis", "mean", "gate", "threshold", "alpha", "target")
 
     def forward(
         self,
@@ -118,19 +124,20 @@ class TargetSteering(_Gated):
         scope: Mask,
         basis: Tensor,
         mean: Tensor,
+        gate: Tensor,
         threshold: Tensor,
         alpha: Tensor,
         target: Tensor,
     ) -> tuple[Tensor, Tensor]:
         x = hidden.float()
-        score = _margin(x, basis, mean, threshold)
+        score = _margin(x, mean, gate, threshold)
         return self._push(hidden, scope, project(alpha * target - (x - mean), basis), score), score
 
     def invariant(self, before: Hidden, after: Hidden, scope: Mask, *tensors: Tensor) -> Tensor:
-        basis, mean, threshold, alpha, target = (tensor.double() for tensor in tensors)
-        gate = _margin(before.double(), basis, mean, threshold) > 0
+        basis, mean, gate, threshold, alpha, target = (tensor.double() for tensor in tensors)
+        opened = _margin(before.double(), mean, gate, threshold) > 0
         left = (after.double() - mean - alpha * target) @ basis
-        return (left * ((scope > 0) & gate[:, None, None])).abs().max() / (before.double() - mean).norm(dim=-1).max()
+        return (left * ((scope > 0) & opened[:, None, None])).abs().max() / (before.double() - mean).norm(dim=-1).max()
 
 
 class SupervisedSteering(_Gated):
@@ -141,7 +148,7 @@ class SupervisedSteering(_Gated):
     """
 
     name = "SupervisedSteering"
-    params = ("basis", "mean", "threshold", "alpha")
+    params = ("basis", "mean", "gate", "threshold", "alpha")
     runtime_inputs = ("reference",)
     extras = ("score", "state")
 
@@ -152,11 +159,12 @@ class SupervisedSteering(_Gated):
         reference: Float[Tensor, "batch d_model"],
         basis: Tensor,
         mean: Tensor,
+        gate: Tensor,
         threshold: Tensor,
         alpha: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         x = hidden.float()
-        score = _margin(x, basis, mean, threshold)
+        score = _margin(x, mean, gate, threshold)
         push = project(alpha * (reference.float()[:, None] - mean) - (x - mean), basis)
         return self._push(hidden, scope, push, score), score, x[:, -1]
 
@@ -168,13 +176,16 @@ class GuardStatistics:
     Attributes:
         differences: moments of h(q⁻) − h(q⁺), over pairs.
         harmful, harmless: moments of all text states of either label.
-        scores: per direction, h_last · v₁ of harmless calibration records, one value per record (no activations).
+        pictured: moments of harmless fit records with a picture.
+        scores: per reading of the gate's direction (direction, whitened) and layer, h_last · w of harmless
+            calibration records, one value per record (no activations).
     """
 
     differences: dict[int, Moments]
     harmful: dict[int, Moments]
     harmless: dict[int, Moments]
-    scores: dict[Direction, dict[int, list[float]]] = field(default_factory=dict)
+    pictured: dict[int, Moments]
+    scores: dict[tuple[Direction, bool], dict[int, list[float]]] = field(default_factory=dict)
 
     def directions(
         self, layer: int, rank: int, direction: Direction = "svd"
@@ -197,6 +208,31 @@ class GuardStatistics:
         others, values = top_directions(outside @ rows @ outside, max(rank - 1, 1), towards)
         return torch.cat([first[:, None], others[:, : rank - 1]], dim=1), values
 
+    def gate(self, layer: int, direction: Direction, whitened: bool) -> Float[Tensor, "d_model"]:
+        """w, of length 1: v₁, or v₁ without the modality gap and divided by the spread of harmless states.
+
+        Raises:
+            UsageError: ``whitened``, but no harmless fit record has a picture.
+        """
+        first = self.directions(layer, 1, direction)[0][:, 0]
+        if not whitened:
+            return first
+        text, pictured = self.harmless[layer], self.pictured[layer]
+        if not pictured.count:
+            raise UsageError(
+                "The whitened gate needs harmless records with pictures in the fit split, and there is none.",
+                "Add some, or choose --gate calibrated.",
+            )
+        gap = pictured.mean - text.mean
+        gap = gap / gap.norm()
+        covariance = (text.scatter + pictured.scatter) / (text.count + pictured.count)
+        eye = torch.eye(len(gap), dtype=gap.dtype)
+        keep = eye - torch.outer(gap, gap)
+        scale = covariance.trace() / len(gap)
+        shrunk = (1 - _SHRINKAGE) * keep @ covariance @ keep + _SHRINKAGE * scale * eye
+        gate = keep @ torch.linalg.solve(shrunk, keep @ first)
+        return gate / gate.norm()
+
     def centre(self, layer: int) -> Float[Tensor, "d_model"]:
         """Halfway between the harmful and the harmless text mean."""
         return (self.harmful[layer].mean + self.harmless[layer].mean) / 2
@@ -209,7 +245,7 @@ class VLMGuard:
     Attributes:
         variant: which member of the family.
         direction: ``svd`` or ``mean``.
-        gate: ``paper`` or ``calibrated`` (``orthogonal`` has no gate).
+        gate: ``paper``, ``calibrated`` or ``whitened`` (``orthogonal`` has no gate).
         layers: decoder blocks whose outputs are changed, from 0; None: the middle half.
         rank: m, the dimension of the subspace.
         alpha: α, the strength.
@@ -284,18 +320,20 @@ class VLMGuard:
     def _intervention(self, layer: int, statistics: GuardStatistics) -> Intervention:
         basis, _ = statistics.directions(layer, self.rank, self.direction)
         mean = statistics.centre(layer)
+        whitened = self.gate == "whitened"
+        gate = statistics.gate(layer, self.direction, whitened)
         target = statistics.harmful[layer].mean - mean
         if self.gate == "paper":
-            threshold = mean @ basis[:, 0] * -1  # (h − μ)·v₁ > −μ·v₁ is the paper's h·v₁ > 0
+            threshold = -(mean @ gate)  # (h − μ)·v₁ > −μ·v₁ is the paper's h·v₁ > 0
         else:
-            scores = torch.tensor(statistics.scores[self.direction][layer], dtype=torch.float64) - mean @ basis[:, 0]
+            scores = torch.tensor(statistics.scores[self.direction, whitened][layer], dtype=torch.float64) - mean @ gate
             threshold = torch.quantile(scores, 1 - self.false_positive_rate)
         tensors = {"basis": basis, "mean": mean}
         if self.variant == "orthogonal":
             op, more = "SubspaceProjection", {"beta": torch.tensor(1.0)}
         else:
             op = {"steer": "GatedSteering", "supervised": "SupervisedSteering", "target": "TargetSteering"}[self.variant]
-            more = {"threshold": threshold, "alpha": torch.tensor(self.alpha)}
+            more = {"gate": gate, "threshold": threshold, "alpha": torch.tensor(self.alpha)}
             if self.variant == "target":
                 more["target"] = target
         tensors = {name: tensor.to(torch.float32).contiguous() for name, tensor in {**tensors, **more}.items()}
@@ -303,11 +341,11 @@ class VLMGuard:
 
 
 def _used(records: Sequence[Example]) -> list[Example]:
-    """The records a fit looks at: text of the fit split, and harmless ones of the calibration split."""
+    """The records a fit looks at: text and harmless ones of the fit split, harmless ones of the calibration split."""
     return [
         record
         for record in records
-        if (record.split == "fit" and record.carrier == "text")
+        if (record.split == "fit" and (record.carrier == "text" or record.label == "harmless"))
         or (record.split == "calibration" and record.label == "harmless")
     ]
 
@@ -361,9 +399,8 @@ def collect(
     def fresh() -> dict[int, Moments]:
         return {layer: Moments(width) for layer in layers}
 
-    statistics = GuardStatistics(
-        fresh(), fresh(), fresh(), {direction: {layer: [] for layer in layers} for direction in get_args(Direction)}
-    )
+    pictured = [(record,) for record in records if record.split == "fit" and record.carrier != "text" and record.label == "harmless"]
+    statistics = GuardStatistics(fresh(), fresh(), fresh(), fresh())
     matched = {record.id for pair in pairs for record in pair} if paired else set()
     alone = [(record,) for record in texts if record.id not in matched]
     for batch, states in source.states(pairs, list(sites)) if paired else ():
@@ -378,13 +415,14 @@ def collect(
         for site, layer in sites.items():
             statistics.harmful[layer].update(states[site][harmful])
             statistics.harmless[layer].update(states[site][~harmful])
-    leading = {
-        (direction, layer): statistics.directions(layer, 1, direction)[0][:, 0]
-        for direction in get_args(Direction)
-        for layer in layers
-    }
+    for _, states in model.states(pictured, list(sites)) if pictured else ():
+        for site, layer in sites.items():
+            statistics.pictured[layer].update(states[site])
+    readings = [reading for reading in _READINGS if pictured or not reading[1]]
+    gates = {(reading, layer): statistics.gate(layer, *reading) for reading in readings for layer in layers}
+    statistics.scores = {reading: {layer: [] for layer in layers} for reading in readings}
     for _, states in model.states([(record,) for record in benign], list(sites)):
         for site, layer in sites.items():
-            for direction in get_args(Direction):
-                statistics.scores[direction][layer] += (states[site].double() @ leading[direction, layer]).tolist()
+            for reading in readings:
+                statistics.scores[reading][layer] += (states[site].double() @ gates[reading, layer]).tolist()
     return statistics

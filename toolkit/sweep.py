@@ -24,7 +24,7 @@ from .vlm import VLM
 
 ALLOWED_COST = 0.03  # over-refusal up and exact answers down by at most three points
 _OVERALL = 2  # leaders of the first round that the second one varies, beside the best of each variant
-_READINGS = (("svd", "paper"), ("svd", "calibrated"), ("mean", "calibrated"))  # direction and gate; first the paper's
+_READINGS = (("svd", "paper"), ("svd", "calibrated"), ("mean", "calibrated"), ("mean", "whitened"))  # first the paper's
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,7 @@ def coarse(depth: int, given: Mapping[str, Any]) -> list[VLMGuard]:
     for layers, variant in product(layer_windows(depth), get_args(Variant)):
         if variant == "orthogonal":  # no gate and no α
             settings += [
-                VLMGuard(variant, direction, layers=layers, scope=scope, phase="both")
-                for direction, scope in product(("svd", "mean"), ("all", "last"))
+                VLMGuard(variant, direction, layers=layers, scope="all", phase="both") for direction in ("svd", "mean")
             ]
         else:
             settings += [VLMGuard(variant, direction, gate, layers) for direction, gate in _READINGS]
@@ -120,7 +119,7 @@ def refined(guard: VLMGuard, given: Mapping[str, Any]) -> list[VLMGuard]:
     if guard.variant == "orthogonal":
         return _fixed([replace(guard, rank=rank) for rank in ranks], given)
     alphas = (0.5, 2.0, 4.0) if guard.variant == "steer" else (1.0, 1.5, 2.0)
-    rates = (0.01, 0.03, 0.06) if guard.gate == "calibrated" else (guard.false_positive_rate,)
+    rates = (0.01, 0.03, 0.06) if guard.gate != "paper" else (guard.false_positive_rate,)
     settings = [
         replace(guard, rank=rank, alpha=alpha, false_positive_rate=rate)
         for rank, alpha, rate in product(ranks, alphas, rates)

@@ -21,6 +21,7 @@ def parts():
         "mean": torch.randn(D, generator=generator),
         "reference": torch.randn(2, D, generator=generator),
         "target": torch.randn(D, generator=generator),
+        "gate": basis[:, 0],
         "all": torch.ones(2, 5, 1),
     }
 
@@ -74,7 +75,9 @@ def test_tokens_out_of_scope_are_returned_bit_for_bit(name, parts):
 
 def test_an_open_target_gate_puts_the_state_on_the_target_inside_the_subspace(parts):
     op = get_op("TargetSteering")
-    arguments = (parts["basis"], parts["mean"], torch.tensor(-1e9), torch.tensor(1.0), parts["target"])
+    arguments = (
+        parts["basis"], parts["mean"], parts["gate"], torch.tensor(-1e9), torch.tensor(1.0), parts["target"],
+    )  # fmt: skip
     out, _ = op(parts["hidden"], parts["all"], *arguments)
     wanted = (parts["target"] @ parts["basis"]).expand(2, 5, M)
     assert torch.allclose((out - parts["mean"]) @ parts["basis"], wanted, atol=1e-5)
@@ -88,7 +91,7 @@ def test_supervision_by_the_same_state_changes_nothing(parts):
     scope = torch.zeros(2, 5, 1)
     scope[:, -1] = 1
     out, _, state = op(
-        parts["hidden"], scope, reference, parts["basis"], parts["mean"], torch.tensor(-1e9), torch.tensor(1.0)
+        parts["hidden"], scope, reference, parts["basis"], parts["mean"], parts["gate"], torch.tensor(-1e9), torch.tensor(1.0)
     )
     assert torch.allclose(out, parts["hidden"], atol=1e-6)
     assert torch.equal(state, reference)

@@ -39,13 +39,15 @@ def test_the_basis_is_orthonormal(planted, records, direction):
     assert torch.allclose(tensors["basis"].T @ tensors["basis"], torch.eye(4), atol=1e-5)
 
 
+@pytest.mark.parametrize("gate", ["calibrated", "whitened"])
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5])
-def test_the_gate_opens_on_the_chosen_share_of_calibration_records(planted, records, rate):
-    adapter = VLMGuard(layers=(1,), false_positive_rate=rate).fit(planted, records)
+def test_the_gate_opens_on_the_chosen_share_of_calibration_records(planted, records, rate, gate):
+    pictured = [PlantedExample(f"seen{index}", "harmless", carrier="image") for index in range(40)]
+    adapter = VLMGuard(layers=(1,), gate=gate, false_positive_rate=rate).fit(planted, [*records, *pictured])
     tensors = interventions(adapter)[1]
     benign = [record for record in records if record.split == "calibration"]
     states = torch.stack([planted.state(record, 1) for record in benign])
-    opened = ((states - tensors["mean"]) @ tensors["basis"][:, 0] > tensors["threshold"] + 1e-4).float().mean()
+    opened = ((states - tensors["mean"]) @ tensors["gate"] > tensors["threshold"] + 1e-4).float().mean()
     assert opened == pytest.approx(rate, abs=1 / len(benign))
 
 
@@ -109,6 +111,31 @@ def test_a_missing_layer_and_a_senseless_rank_are_refused(planted, records):
         VLMGuard(rank=0)
     with pytest.raises(UsageError, match=r"Rank 31 was asked for, but the fit records span only 12 directions"):
         VLMGuard(layers=(1,), rank=31, direction="svd").fit(planted, planted_records(12))
+
+
+def test_the_whitened_gate_sees_no_modality_gap_and_still_sees_harm(planted):
+    """Pictures shift every state by a gap that half cancels the harm direction: one threshold must serve both."""
+    n, d = 300, planted.base.d_model
+    across = torch.nn.functional.normalize(torch.randn(d, generator=torch.Generator().manual_seed(9)), dim=0)
+    gap = 8 * torch.nn.functional.normalize(across - planted.directions[1], dim=0)
+    state = planted.state
+    planted.state = lambda record, layer: state(record, layer) + (gap if record.carrier == "image" else 0)
+    data = planted_records(n)
+    data += [PlantedExample(f"seen{index}", "harmless", carrier="image") for index in range(n)]
+    data += [PlantedExample(f"read{index}", "harmless", split="calibration") for index in range(n)]
+
+    def caught(gate):
+        tensors = interventions(VLMGuard(layers=(1,), gate=gate, false_positive_rate=0.02).fit(planted, data))[1]
+        attacks = [PlantedExample(f"attack{index}", "harmful", carrier="image") for index in range(n)]
+        states = torch.stack([planted.state(record, 1) for record in attacks])
+        return float(((states - tensors["mean"]) @ tensors["gate"] > tensors["threshold"]).float().mean())
+
+    assert caught("whitened") > caught("calibrated") + 0.3
+
+
+def test_the_whitened_gate_needs_harmless_pictures(planted, records):
+    with pytest.raises(UsageError, match="harmless records with pictures in the fit split.*--gate calibrated"):
+        VLMGuard(layers=(1,), gate="whitened").fit(planted, records)
 
 
 def test_a_text_model_of_another_shape_is_refused(planted, records):

@@ -160,6 +160,7 @@ def _intervention(
         "basis": basis.contiguous(),
         "mean": torch.randn(width, generator=generator) * 0.3,
         "beta": torch.tensor(1.0),
+        "gate": basis[:, 0].contiguous(),
         "threshold": torch.tensor(-0.5),
         "alpha": torch.tensor(1.5),
         "target": torch.randn(width, generator=generator) * 2,

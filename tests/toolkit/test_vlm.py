@@ -195,7 +195,7 @@ def test_a_folder_that_holds_no_vlm_is_refused(tmp_path):
 def test_the_supervised_op_follows_batches_of_changing_size(random_vlm, tmp_path):
     """The text-only state of a batch must not meet the next batch."""
     tensors = {
-        "basis": torch.eye(128)[:, :1], "mean": torch.zeros(128), "threshold": torch.tensor(-1e9), "alpha": torch.tensor(1.0),
+        "basis": torch.eye(128)[:, :1], "mean": torch.zeros(128), "gate": torch.ones(128), "threshold": torch.tensor(-1e9), "alpha": torch.tensor(1.0),
     }  # fmt: skip
     one = adapter(random_vlm, Intervention("SupervisedSteering", Site.block(3), "last", "prefill", tensors))
     requests = [request(record) for record in records(tmp_path, 5)]
