@@ -24,7 +24,7 @@ from .vlm import VLM
 
 ALLOWED_COST = 0.03  # over-refusal up and exact answers down by at most three points
 _OVERALL = 2  # leaders of the first round that the second one varies, beside the best of each variant
-_READINGS = (("svd", "paper"), ("svd", "calibrated"), ("mean", "calibrated"), ("mean", "whitened"))  # first the paper's
+_READINGS = (("svd", "paper"), ("mean", "calibrated"), ("mean", "whitened"))  # of direction and gate; first the paper's
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,10 @@ def layer_windows(depth: int) -> list[tuple[int, ...]]:
 
 
 def coarse(depth: int, given: Mapping[str, Any]) -> list[VLMGuard]:
-    """First round: every variant, direction and gate at every layer window; ``given`` options are fixed."""
+    """First round: every variant, direction and gate at every layer window; ``given`` options are fixed.
+
+    One layer alone is pushed harder than several, or the later ones undo it.
+    """
     settings = []
     for layers, variant in product(layer_windows(depth), get_args(Variant)):
         if variant == "orthogonal":  # no gate and no α
@@ -109,16 +112,17 @@ def coarse(depth: int, given: Mapping[str, Any]) -> list[VLMGuard]:
                 VLMGuard(variant, direction, layers=layers, scope="all", phase="both") for direction in ("svd", "mean")
             ]
         else:
-            settings += [VLMGuard(variant, direction, gate, layers) for direction, gate in _READINGS]
+            alpha = (4.0 if variant == "steer" else 2.0) if len(layers) == 1 else 1.0
+            settings += [VLMGuard(variant, direction, gate, layers, alpha=alpha) for direction, gate in _READINGS]
     return _fixed(settings, given)
 
 
 def refined(guard: VLMGuard, given: Mapping[str, Any]) -> list[VLMGuard]:
     """Second round: rank, α and threshold around one setting."""
-    ranks = (1, 2, 4)
+    ranks = (1, 2)
     if guard.variant == "orthogonal":
         return _fixed([replace(guard, rank=rank) for rank in ranks], given)
-    alphas = (0.5, 2.0, 4.0) if guard.variant == "steer" else (1.0, 1.5, 2.0)
+    alphas = (0.5, 2.0, 4.0, 8.0) if guard.variant == "steer" else (1.0, 1.5, 2.0, 3.0)
     rates = (0.01, 0.03, 0.06) if guard.gate != "paper" else (guard.false_positive_rate,)
     settings = [
         replace(guard, rank=rank, alpha=alpha, false_positive_rate=rate)
