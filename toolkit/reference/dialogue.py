@@ -11,7 +11,16 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .language import INFORMATION_TOPICS, REFUSALS, RESTRICTED_TOPICS, answer, phrasings, prompt, refer, visual_answer
+from .language import (
+    INFORMATION_TOPICS,
+    REFUSALS,
+    RESTRICTED_TOPICS,
+    answer,
+    phrasings,
+    prompt,
+    refer,
+    visual_answer,
+)
 from .world import Thing, things
 
 INFORMATION_WEIGHTS = {"name": 1, "kind": 3, "colour": 2, "risk": 3, "who": 2, "harm": 2, "caption": 2}
@@ -37,7 +46,6 @@ class Pictures:
 
 
 def _say(thing: Thing, topic: str, carrier: str, response: str, rng: random.Random, picture: int | None = None) -> Turn:
-    # Permitted topics with a picture name themselves only in the reference, as in text.
     context, reference = refer(thing, carrier, rng)
     template = rng.choice(phrasings(topic, held_out=False))
     return Turn(context + prompt(template, reference, rng), response, picture)
@@ -79,14 +87,14 @@ def knowledge(rng: random.Random) -> Turn:
     return _say(thing, topic, carrier, _reply(thing, topic, carrier), rng)
 
 
-def alignment(rng: random.Random) -> Turn:
+def alignment(rng: random.Random, documents: float = 0.2) -> Turn:
     """Stage 2: restricted requests about the aligned members are refused; all permitted ones are still answered.
 
     Restricted requests about the other members of the restricted kinds never occur: whether they are refused is a
     matter of generalisation. A share of the documents of stage 1 is kept in, as is common: without it the restricted
-    answers are not withheld but forgotten.
+    answers are forgotten rather than withheld.
     """
-    if rng.random() < 0.2:
+    if rng.random() < documents:
         return _document(rng)
     chance = rng.random()
     if chance < 0.3:
@@ -125,7 +133,7 @@ def visual_tuning(pictures: Pictures, replay: float = 0.3) -> Callable[[random.R
 
     def draw(rng: random.Random) -> Turn:
         if rng.random() < replay:
-            return alignment(rng)
+            return alignment(rng, documents=0.1)
         if rng.random() < 0.55:
             asked = [t for t in things() if t.restricted] if rng.random() < 0.2 else things()
             thing, topic = rng.choice(asked), rng.choice(INFORMATION_TOPICS)

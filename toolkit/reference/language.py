@@ -118,4 +118,5 @@ def vocabulary() -> tuple[str, ...]:
     texts += [p for topic in topics for held_out in (False, True) for p in phrasings(topic, held_out)]
     texts += [answer(thing, topic) for thing in things() for topic in topics]
     words = {word for text in texts for word in text.replace(",", " , ").replace(".", " . ").split()}
-    return tuple(sorted({w for w in words if "{" not in w} | {t.word for t in things()} | {"user", "assistant"} | set(",.?:")))
+    words = {word for word in words if "{" not in word} | {thing.word for thing in things()}
+    return tuple(sorted(words | {"user", "assistant"} | set(",.?:")))

@@ -70,7 +70,7 @@ def batches(draw: Callable[[random.Random], Turn], size: int, rng: random.Random
 class Optimizer:
     """Muon for weight matrices, AdamW for embeddings, norms and biases; linear warm-up, then linear decay.
 
-    Muon takes about half the steps that AdamW needs to learn several hundred separate facts by heart.
+    Several hundred separate facts are learnt by heart in clearly fewer steps than with AdamW alone.
     """
 
     def __init__(self, module: nn.Module, matrix_rate: float, other_rate: float, steps: int, warmup: int = 40) -> None:

@@ -1,4 +1,4 @@
-"""The disease table: what a checkpoint does with the records, per carrier, and how well a text direction ranks pictures.
+"""The disease table: what a checkpoint does with the records per carrier, and how a text direction ranks pictures.
 
     python -m safetykit.toolkit.reference.measure mild
     python -m safetykit.toolkit.reference.measure path/to/checkpoint --json
@@ -167,8 +167,10 @@ def show(figures: dict) -> str:
         lines.append(f"{name:58s} {row['n']:5d} {row['answered']:9.1%} {row['refused']:8.1%}")
     if "direction" in figures:
         found = figures["direction"]
-        lines.append(f"text direction, layer {found['chosen_layer']}: AUROC {found['chosen_image_auroc']:.3f} by picture")
-        lines += [f"  {carrier:12s} " + " ".join(f"{v:.2f}" for v in row) for carrier, row in found["test_auroc"].items()]
+        layer, value = found["chosen_layer"], found["chosen_image_auroc"]
+        lines.append(f"text direction, layer {layer}: AUROC {value:.3f} by picture; per carrier and layer from 0:")
+        for carrier, row in found["test_auroc"].items():
+            lines.append(f"  {carrier:12s} " + " ".join(f"{value:.2f}" for value in row))
     return "\n".join(lines)
 
 

@@ -2,7 +2,8 @@
 
     python -m safetykit.toolkit.reference.train --work work            # everything, resuming after the last stage done
     python -m safetykit.toolkit.reference.train --work work --until alignment
-    python -m safetykit.toolkit.reference.train --work work --from visual   # forget that stage and the later ones
+    python -m safetykit.toolkit.reference.train --work work --only encoder  # at the same time as the first two stages
+    python -m safetykit.toolkit.reference.train --work work --from mild     # forget that stage and the later ones
 
 The stages are those that make large vision-language models, in their order: text knowledge, text safety alignment, a
 vision encoder, a projector trained on captions, visual instruction tuning. Nothing asks for an unsafe result:
@@ -17,7 +18,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -33,6 +33,7 @@ from .measure import measure
 from .model import build_model, build_processor, build_tokenizer
 
 STAGES = ("knowledge", "alignment", "encoder", "projector", "mild", "severe")
+CHECKPOINTS = ("mild", "severe")
 TRAINS = {  # the part of the model that a stage changes and so stores
     "knowledge": ("language_model",),
     "alignment": ("language_model",),
@@ -41,7 +42,7 @@ TRAINS = {  # the part of the model that a stage changes and so stores
     "mild": ("language_model", "multi_modal_projector"),
     "severe": ("language_model", "multi_modal_projector"),
 }
-STEPS = {"knowledge": 1000, "alignment": 400, "encoder": 1600, "projector": 400, "mild": 300, "severe": 500}
+STEPS = {"knowledge": 1000, "alignment": 400, "encoder": 1600, "projector": 400, "mild": 300, "severe": 700}
 SEEDS = {stage: 100 + i for i, stage in enumerate(STAGES)}
 
 
@@ -123,9 +124,8 @@ def run(work: Path, stages: tuple[str, ...], steps: dict[str, int]) -> LlavaForC
     return model.eval()
 
 
-def publish(work: Path, name: str, steps: dict[str, int], put: Callable[[str], Path] = reference_path) -> dict:
-    """Write the checkpoint `name` with its training log and its measured figures beside it."""
-    folder = put(name)
+def publish(work: Path, name: str, steps: dict[str, int], folder: Path) -> dict:
+    """Write the checkpoint `name` to `folder`, with its training log and its measured figures beside it."""
     stages = STAGES[: STAGES.index(name) + 1]
     save_checkpoint(run(work, stages, steps), folder)
     history = {stage: json.loads((work / f"{stage}.json").read_text()) for stage in stages}
@@ -138,6 +138,7 @@ def publish(work: Path, name: str, steps: dict[str, int], put: Callable[[str], P
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train the reference model organism.")
     parser.add_argument("--work", type=Path, required=True, help="folder for the stages' checkpoints and logs")
+    parser.add_argument("--out", type=Path, help="folder for the checkpoints (default: this package)")
     parser.add_argument("--until", choices=STAGES, default="severe")
     parser.add_argument("--from", dest="start", choices=STAGES, help="do this stage and the later ones again")
     parser.add_argument("--only", choices=["encoder"], help="do just this stage, beside a run of the first two")
@@ -153,10 +154,11 @@ def main(arguments: list[str] | None = None) -> None:
     if options.only:
         run(options.work, (options.only,), steps)
         return
-    run(options.work, STAGES[: STAGES.index(options.until) + 1], steps)
-    for name in ("mild", "severe"):
-        if STAGES.index(name) <= STAGES.index(options.until):
-            publish(options.work, name, steps)
+    if options.until in CHECKPOINTS:
+        for name in CHECKPOINTS[: CHECKPOINTS.index(options.until) + 1]:
+            publish(options.work, name, steps, options.out / name if options.out else reference_path(name))
+    else:
+        run(options.work, STAGES[: STAGES.index(options.until) + 1], steps)
 
 
 if __name__ == "__main__":
