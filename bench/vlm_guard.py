@@ -21,12 +21,12 @@ import torch
 from safetykit.adapters.adapter import Adapter
 from safetykit.adapters.files import write_atomic
 from safetykit.adapters.manifest import canonical_json
-from safetykit.adapters.vlm_guard import GuardStatistics, Variant
+from safetykit.adapters.vlm_guard import Variant
 from safetykit.export.base import export_base
 from safetykit.export.pipeline import export_onnx
 from safetykit.export.runtime import OnnxVLM
 from safetykit.toolkit.evaluate import evaluate, tabulate
-from safetykit.toolkit.records import Record, load_records
+from safetykit.toolkit.records import load_records
 from safetykit.toolkit.sources import data_path, model_path
 from safetykit.toolkit.sweep import Sweep, Trial, run_sweep
 from safetykit.toolkit.vlm import VLM
@@ -41,16 +41,21 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def sweep_of(checkpoint: str, vlm: VLM, folder: Path) -> tuple[Sweep, GuardStatistics, list[Record]]:
-    """One sweep over all variants; kept in ``folder`` until it is complete."""
-    fitted = load_records(data_path("reference"), ["fit", "calibration"])
+def sweep_of(checkpoint: str, vlm: VLM, folder: Path) -> Sweep:
+    """One sweep over all variants; an interrupted one goes on, a finished one is read back."""
+    done = folder / f"{checkpoint}-sweep.json"
+    if done.is_file() and (kept := json.loads(done.read_text()))["fingerprint"] == vlm.fingerprint:
+        return Sweep.from_table(kept["sweep"])
     say(f"{checkpoint}: sweep")
 
-    def progress(done: int, total: int) -> None:
-        if done % 20 == 0:
-            say(f"{checkpoint}: {done} of {total} settings")
+    def progress(number: int, total: int) -> None:
+        if number % 20 == 0:
+            say(f"{checkpoint}: {number} of {total} settings")
 
-    return *run_sweep(vlm, fitted, journal_path=folder / f"{checkpoint}.sweep.jsonl", progress=progress), fitted
+    records = load_records(data_path("reference"), ["fit", "calibration"])
+    sweep, _ = run_sweep(vlm, records, journal_path=folder / f"{checkpoint}.sweep.jsonl", progress=progress)
+    write_atomic(done, canonical_json({"fingerprint": vlm.fingerprint, "sweep": sweep.table()}))
+    return sweep
 
 
 def measure(trial: Trial, adapter: Adapter, vlm: VLM, base: Path, out: Path) -> dict[str, Any]:
@@ -102,6 +107,7 @@ def main() -> None:
     path = options.out / "vlm_guard.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     test = load_records(data_path("reference"), ["test"])
+    fitted = load_records(data_path("reference"), ["fit", "calibration"])
     for checkpoint in options.checkpoint or CHECKPOINTS:
         vlm = VLM.from_pretrained(model_path(f"reference:{checkpoint}"))
         if results.get(checkpoint, {}).get("fingerprint") == vlm.fingerprint:
@@ -110,12 +116,12 @@ def main() -> None:
         export_base(vlm, base, overwrite=True)
         undefended = evaluate(OnnxVLM.from_pretrained(base), test, name="base")
         found: dict[str, Any] = {"undefended": {"rows": {row.group: row.model_dump(mode="json") for row in undefended.rows}}}
-        sweep, statistics, fitted = sweep_of(checkpoint, vlm, options.out)
+        sweep = sweep_of(checkpoint, vlm, options.out)
         for variant in get_args(Variant):
             say(f"{checkpoint}: exporting {variant}")
             trial = sweep.best_of(variant)
             out = options.out / f"{checkpoint}-{variant}"
-            found[variant] = measure(trial, trial.guard.solve(vlm, statistics, fitted), vlm, base, out)
+            found[variant] = measure(trial, trial.guard.fit(vlm, fitted), vlm, base, out)
         results[checkpoint] = {"fingerprint": vlm.fingerprint, "sweep": sweep.table(), "variants": found}
         write_atomic(path, canonical_json(results))
     text = table({checkpoint: found["variants"] for checkpoint, found in results.items()})

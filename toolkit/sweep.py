@@ -93,6 +93,19 @@ class Sweep:
         }
 
 
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any]) -> Sweep:
+        """The sweep that :meth:`table` describes."""
+
+        def trial(row: Mapping[str, Any]) -> Trial:
+            figures = {name: row[name] for name in asdict(Figures(0, 0, 0))}
+            setting = {name: value for name, value in row.items() if name not in figures}
+            return Trial(VLMGuard(**{**setting, "layers": tuple(row["layers"])}), Figures(**figures))
+
+        trials = tuple(trial(row) for row in table["trials"])
+        return cls(Figures(**table["undefended"]), trials, trial(table["best"]), table["within_cost"])
+
+
 def layer_windows(depth: int) -> list[tuple[int, ...]]:
     """Ranges of layers worth trying: single layers, and overlapping runs of half the depth."""
     width = max(2, depth // 2)

@@ -92,6 +92,7 @@ def test_a_sweep_that_was_interrupted_goes_on_and_ends_the_same(random_vlm, reco
     assert journal.exists()
     resumed, _ = run_sweep(random_vlm, records, given, max_new_tokens=2, journal_path=journal)
     assert resumed == whole
+    assert sweep.Sweep.from_table(json.loads(json.dumps(whole.table()))) == whole
     assert len(calls) - 4 == len(whole.trials) + 1 - 3  # three results were found in the journal
     assert not journal.exists()
     adapter = fit_by_sweep(random_vlm, records, given)
