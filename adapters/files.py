@@ -13,6 +13,24 @@ from pathlib import Path
 from .errors import InvalidArtifact, UsageError
 
 
+# What a checkpoint holds beside its weights: everything a processor, a tokenizer or a reader needs.
+CONFIGURATION_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file, read in pieces."""
     with open(path, "rb") as file:

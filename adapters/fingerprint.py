@@ -16,24 +16,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import InvalidArtifact, UsageError
+from .files import CONFIGURATION_FILES
 
 # Keys that change when a checkpoint is saved again by another version, without changing the model.
 _VOLATILE = {"_name_or_path", "name_or_path", "transformers_version", "tokenizer_file", "is_local", "local_files_only"}
-_TEXT_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 
 
 def fingerprint(folder: Path | str) -> str:
@@ -47,7 +33,7 @@ def fingerprint(folder: Path | str) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(_weights(folder)):
         digest.update(f"{name}\0{value}\n".encode())
-    for name in _TEXT_FILES:
+    for name in CONFIGURATION_FILES:
         path = folder / name
         if path.is_file():
             digest.update(f"{name}\0{_text_digest(path)}\n".encode())

@@ -14,9 +14,10 @@ from onnx_ir.external_data import convert_tensors_to_external
 
 from ..adapters.adapter import Adapter
 from ..adapters.errors import UsageError
+from ..adapters.files import CONFIGURATION_FILES
 from .bake import Placed, bake
 from .base import graph_info
-from .layout import COPIED, GRAPHS, LAYOUT, ExportManifest, Graph, InterventionInfo, write_manifest
+from .layout import GRAPHS, LAYOUT, ExportManifest, Graph, InterventionInfo, write_manifest
 from .taps import graph_of
 
 _INLINE_BYTES = 256  # as in the base graphs: shapes and scalars must stay readable without the data file
@@ -64,7 +65,7 @@ def copy_base(base: Path, folder: Path, manifest: ExportManifest) -> None:
 
     Copies, not links: ONNX tools refuse external data with more than one hard link, as a possible attack.
     """
-    names = {LAYOUT.graph(name) for name in GRAPHS} | {LAYOUT.data(name) for name in GRAPHS} | set(COPIED)
+    names = {LAYOUT.graph(name) for name in GRAPHS} | {LAYOUT.data(name) for name in GRAPHS} | set(CONFIGURATION_FILES)
     for name in sorted(names & set(manifest.files)):
         shutil.copyfile(base / name, folder / name)
 

@@ -21,11 +21,11 @@ import torch
 from onnx_ir.passes.common import CheckerPass, ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
 from torch import nn
 
-from ..adapters.files import atomic_folder
+from ..adapters.files import CONFIGURATION_FILES, atomic_folder
 from ..adapters.manifest import BaseInfo
 from .causal import kv_shape
 from .families import GraphSpec, compute_dtype, family_of
-from .layout import COPIED, GRAPHS, LAYOUT, ExportManifest, GraphInfo, Precision, write_manifest
+from .layout import GRAPHS, LAYOUT, ExportManifest, GraphInfo, Precision, write_manifest
 
 if TYPE_CHECKING:
     from ..toolkit.vlm import VLM
@@ -171,7 +171,7 @@ def graph_info(model: ir.Model) -> GraphInfo:
 
 def copy_configuration(source: Path, folder: Path) -> None:
     """Copy configuration, tokenizer, processor and chat template of a checkpoint, where it has them."""
-    for name in COPIED:
+    for name in CONFIGURATION_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
 

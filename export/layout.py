@@ -21,22 +21,6 @@ Mode = Literal["base", "bake"]
 Graph = Literal["vision_encoder", "embed_tokens", "decoder"]
 GRAPHS: tuple[Graph, ...] = ("vision_encoder", "embed_tokens", "decoder")
 
-# Everything a processor, a tokenizer or a reader needs beside the graphs.
-COPIED = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 _MANIFEST_LIMIT = 16 * 2**20
 
 
