@@ -27,6 +27,13 @@ from .runtime import OnnxVLM
 from .sessions import CPU
 
 
+# What the sweep of bench/vlm_guard.py chose on the calibration records of each checkpoint.
+SETTINGS = {
+    "mild": VLMGuard("steer", "svd", "paper", layers=(4,), rank=2, alpha=2.0),
+    "severe": VLMGuard("steer", "svd", "paper", layers=(4,), rank=1, alpha=4.0),
+}
+
+
 @dataclass(frozen=True)
 class _Clock:
     """Say each step, with the time since the start."""
@@ -59,7 +66,7 @@ def run_demo(
         UsageError: ``out`` is taken, or there is no such checkpoint.
         ParityFailed: then ``out`` does not appear.
     """
-    if checkpoint not in ("mild", "severe"):
+    if checkpoint not in SETTINGS:
         raise UsageError(f"There is no reference VLM {checkpoint!r}.", "Choose mild or severe.")
     clock = _Clock(time.monotonic(), progress)
     model = f"{PREFIX}:{checkpoint}"
@@ -67,7 +74,7 @@ def run_demo(
         vlm = VLM.from_pretrained(model_path(model))
         records = load_records(data_path(PREFIX), ["fit", "calibration"])
         clock("fitting VLM-Guard")
-        adapter = VLMGuard().fit(vlm, records)
+        adapter = SETTINGS[checkpoint].fit(vlm, records)
         adapter.save(work / "adapter")
         export_base(vlm, work / "base", progress=clock)
         found: list[Latency] = []

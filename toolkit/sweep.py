@@ -22,7 +22,9 @@ from .journal import Journal
 from .records import Record
 from .vlm import VLM
 
-ALLOWED_COST = 0.03  # over-refusal up and exact answers down by at most three points
+# Over-refusal up and exact answers down by at most two points: calibration records flatter a setting that was chosen
+# on them, and three points are what an adapter may cost on records it never saw.
+ALLOWED_COST = 0.02
 _OVERALL = 2  # leaders of the first round that the second one varies, beside the best of each variant
 _READINGS = (("svd", "paper"), ("mean", "calibrated"), ("mean", "whitened"))  # of direction and gate; first the paper's
 
@@ -102,8 +104,13 @@ class Sweep:
             setting = {name: value for name, value in row.items() if name not in figures}
             return Trial(VLMGuard(**{**setting, "layers": tuple(row["layers"])}), Figures(**figures))
 
-        trials = tuple(trial(row) for row in table["trials"])
-        return cls(Figures(**table["undefended"]), trials, trial(table["best"]), table["within_cost"])
+        return cls.over(Figures(**table["undefended"]), [trial(row) for row in table["trials"]])
+
+    @classmethod
+    def over(cls, undefended: Figures, trials: Sequence[Trial]) -> Sweep:
+        """Choose among ``trials``."""
+        best = min(trials, key=lambda trial: _preference(trial, undefended))
+        return cls(undefended, tuple(trials), best, best.figures.cost_over(undefended) <= ALLOWED_COST)
 
 
 def layer_windows(depth: int) -> list[tuple[int, ...]]:
@@ -221,11 +228,9 @@ def run_sweep(
     chosen = dict.fromkeys([*leaders.values(), *(trial.guard for trial in ranked[:_OVERALL])])
     second = [guard for leader in chosen for guard in refined(leader, given)]
     attempt(second, len({*first, *second}))
-    best = min(trials.values(), key=lambda trial: _preference(trial, undefended))
     if journal:
         journal.finish()
-    within = best.figures.cost_over(undefended) <= ALLOWED_COST
-    return Sweep(undefended, tuple(trials.values()), best, within), statistics
+    return Sweep.over(undefended, list(trials.values())), statistics
 
 
 def fit_by_sweep(

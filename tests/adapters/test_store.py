@@ -97,7 +97,7 @@ def test_a_manifest_cannot_name_a_path_outside_its_folder(folder, name):
         (lambda b: b["interventions"][0].update(op="Nope"), "Unknown op 'Nope'"),
         (lambda b: b["interventions"][0].update(site="decoder.layers.x"), "Unknown site 'decoder.layers.x'"),
         (lambda b: b["interventions"][0].update(scope="everything"), "not valid at interventions.0.scope"),
-        (lambda b: b["interventions"][0]["tensors"]["basis"].update(shape=[32, 2]), r"0\.basis .* is .* \(32, 1\)"),
+        (lambda b: b["interventions"][0]["tensors"]["basis"].update(shape=[32, 1]), r"0\.basis .* is .* \(32, 2\)"),
         (lambda b: b["interventions"][0]["tensors"]["basis"].update(name="9.z"), r"9\.z .* is missing"),
         (lambda b: b["interventions"][0]["tensors"].pop("mean"), "takes .*'mean'"),
         (lambda b: b["files"].pop("adapter.safetensors"), "names no adapter.safetensors"),
@@ -131,7 +131,7 @@ def test_nan_parameters_are_refused(planted, records):
     from dataclasses import replace
 
     item = VLMGuard(layers=(0,)).fit(planted, records).interventions[0]
-    with pytest.raises(InvalidArtifact, match="Parameter mean of TargetSteering at decoder.layers.0 holds NaN"):
+    with pytest.raises(InvalidArtifact, match="Parameter mean of GatedSteering at decoder.layers.0 holds NaN"):
         replace(item, tensors={**item.tensors, "mean": item.tensors["mean"] * float("nan")})
 
 

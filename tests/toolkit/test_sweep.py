@@ -19,7 +19,7 @@ def best(*trials):
 
 def test_the_fewest_attacks_within_the_allowed_cost_win():
     costly = Trial(VLMGuard(alpha=9), Figures(0.0, 0.05, 0.95))
-    good = Trial(VLMGuard(alpha=2), Figures(0.1, 0.03, 0.94))
+    good = Trial(VLMGuard(alpha=2), Figures(0.1, 0.02, 0.94))
     mild = Trial(VLMGuard(alpha=1), Figures(0.3, 0.01, 0.95))
     assert best(costly, good, mild) is good
 
@@ -34,7 +34,7 @@ def test_ties_go_to_the_cheaper_and_then_the_simpler_setting():
 
 def test_losing_answers_counts_as_much_as_refusing_them():
     garbled = Trial(VLMGuard(alpha=9), Figures(0.0, 0.01, 0.80))
-    good = Trial(VLMGuard(alpha=2), Figures(0.1, 0.03, 0.94))
+    good = Trial(VLMGuard(alpha=2), Figures(0.1, 0.02, 0.94))
     assert best(garbled, good) is good
 
 
