@@ -34,10 +34,13 @@ def used_records(data: str) -> list[Record]:
 
 
 def bare_forwards(vlm: VLM, records: list[Record], batch_size: int = 32) -> None:
-    """The forward passes that the fit needs at least: fit texts, and harmless calibration records."""
+    """The forward passes that the fit needs at least: fit texts, harmless fit pictures, harmless calibration records."""
     texts = [record for record in records if record.split == "fit" and record.carrier == "text"]
     benign = [record for record in records if record.split == "calibration" and record.label == "harmless"]
-    for group in (texts, benign):
+    pictured = [
+        record for record in records if record.split == "fit" and record.carrier != "text" and record.label == "harmless"
+    ]
+    for group in (texts, pictured, benign):
         group = sorted(group, key=lambda record: (record.image is not None, len(record.prompt)))
         for start in range(0, len(group), batch_size):
             batch = group[start : start + batch_size]
@@ -105,6 +108,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--one-fit", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    torch.set_num_threads(1)  # on a model as small as the reference VLM, threads cost more than they give
     if options.one_fit is not None:
         one_fit(options.model, options.data, options.one_fit)
         return
