@@ -55,7 +55,8 @@ def changed(adapter: Adapter, index: int, **changes) -> Adapter:
 
 BAD_ADAPTERS = {
     "sign of the target flipped": lambda a: changed(a, 1, target=lambda t: -t),
-    "sign of a basis vector flipped": lambda a: changed(a, 1, basis=lambda t: t * torch.tensor([-1.0, 1.0])),
+    # A basis vector's own sign does not matter to a projection; the gate's does.
+    "sign of the gate flipped": lambda a: changed(a, 1, gate=lambda t: -t),
     "basis rows reversed": lambda a: changed(a, 0, basis=lambda t: t.flip(0).contiguous()),
     "basis of lower rank": lambda a: changed(a, 0, basis=lambda t: t[:, :1].contiguous()),
     "mean dropped": lambda a: changed(a, 0, mean=torch.zeros_like),
