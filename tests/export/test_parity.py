@@ -173,7 +173,9 @@ def test_a_spoiled_graph_is_caught(vlm, export, make_adapter, what):
 
 
 def test_a_transposed_square_basis_is_caught(vlm, export, make_adapter):
+    """A triangular basis: V Vᵀ and Vᵀ V are the same for a square orthonormal one."""
     adapter = make_adapter(("GatedSteering", "decoder.layers.1", "last", "prefill"), rank=32)
+    adapter = changed(adapter, 0, basis=lambda t: t.triu().contiguous())
     bad = changed(adapter, 0, basis=lambda t: t.T.contiguous())
     with pytest.raises(ParityFailed):
         check_parity(vlm, export(bad), [adapter], steps=STEPS).require()
