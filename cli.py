@@ -13,6 +13,20 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from .toolkit.commands import fit
+from .toolkit.commands.options import (
+    Adapters,
+    Data,
+    Json,
+    Limit,
+    MaxNewTokens,
+    MaybeData,
+    Model,
+    Overwrite,
+    Provider,
+    WrongBase,
+)
+
 app = typer.Typer(
     name="safetykit",
     no_args_is_help=True,
@@ -22,18 +36,10 @@ app = typer.Typer(
     epilog="Exit codes: 0 ok, 2 usage, 3 invalid artifact, 4 wrong base model, 5 parity failed, 6 signature failed.",
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Model = Annotated[str, typer.Argument(help="Checkpoint folder, or reference:mild / reference:severe.")]
-Data = Annotated[str, typer.Option("--data", help="Records: JSONL file or folder, or `reference`.")]
-MaybeData = Annotated[Optional[str], typer.Option("--data", help="Records: JSONL file or folder, or `reference`.")]
-Adapters = Annotated[Optional[list[Path]], typer.Option("--adapter", help="Adapter folder; repeat to stack.")]
-WrongBase = Annotated[bool, typer.Option(help="Accept an adapter fitted on another model; the card shows it.")]
-Overwrite = Annotated[bool, typer.Option(help="Replace the output folder if it exists.")]
-Limit = Annotated[Optional[int], typer.Option(min=1, help="Use at most this many records, spread over the groups.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
-Provider = Annotated[Optional[list[str]], typer.Option("--provider", help="ONNX Runtime provider; CPU by default.")]
 CPU = ("CPUExecutionProvider",)
 INTERRUPTED = 130
+
+app.add_typer(fit, name="fit")
 
 
 @app.callback()
@@ -70,53 +76,6 @@ def inspect(model: Model, as_json: Json = False) -> None:
 
     vlm = VLM.from_pretrained(model_path(model))
     console.emit({**vlm.describe(), "export": exportable(vlm.model)}, as_json=as_json, human=views.inspect)
-
-
-@app.command()
-def fit(
-    method: Annotated[str, typer.Argument(help="vlm-guard")],
-    model: Model,
-    data: Data,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Adapter folder to write.")],
-    variant: Annotated[Optional[str], typer.Option(help="orthogonal, steer, supervised or target.")] = None,
-    direction: Annotated[Optional[str], typer.Option(help="svd or mean: where the safety direction comes from.")] = None,
-    gate: Annotated[Optional[str], typer.Option(help="paper, calibrated or whitened.")] = None,
-    layers: Annotated[Optional[str], typer.Option(help="Decoder layers from 0, such as 3-5 or 2,4.")] = None,
-    rank: Annotated[Optional[int], typer.Option(help="m, the dimension of the subspace.")] = None,
-    alpha: Annotated[Optional[float], typer.Option(help="α, the strength.")] = None,
-    false_positive_rate: Annotated[Optional[float], typer.Option(help="Harmless records whose gate may open.")] = None,
-    scope: Annotated[Optional[str], typer.Option(help="all, vision, text or last.")] = None,
-    phase: Annotated[Optional[str], typer.Option(help="prefill, decode or both.")] = None,
-    text_model: Annotated[Optional[str], typer.Option(help="Separate aligned model to take the direction from.")] = None,
-    sweep: Annotated[bool, typer.Option("--sweep", help="Choose what is not given on calibration records.")] = False,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Fit a method on records and write the adapter folder."""
-    from .adapters.files import require_free
-    from .toolkit import console, fitting, views
-    from .toolkit.records import load_records
-    from .toolkit.sources import data_path, model_path
-    from .toolkit.vlm import VLM
-
-    given = {
-        "variant": variant, "direction": direction, "gate": gate, "layers": fitting.parse_layers(layers),
-        "rank": rank, "alpha": alpha, "false_positive_rate": false_positive_rate, "scope": scope, "phase": phase,
-    }  # fmt: skip
-    given = {name: value for name, value in given.items() if value is not None}
-    fitting.check_method(method, given)
-    require_free(out, overwrite=overwrite)
-    records = load_records(data_path(data), ["fit", "calibration"])
-    vlm = VLM.from_pretrained(model_path(model))
-    source = VLM.from_pretrained(model_path(text_model)) if text_model else None
-    with console.progress_bar("sweeping" if sweep else "fitting") as update:
-        adapter = fitting.fit(method, vlm, records, given, sweep=sweep, text_model=source, out=out, progress=update)
-    adapter.save(out, overwrite=overwrite)
-    console.emit(
-        {"adapter": str(out), **adapter.info.model_dump(mode="json"), "sweep": adapter.attachments.get("sweep")},
-        as_json=as_json,
-        human=views.fit,
-    )
 
 
 @app.command(name="eval")

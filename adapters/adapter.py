@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +12,12 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
-from .errors import InvalidArtifact
-from .manifest import AdapterInfo
+from .branch import Branch
+from .errors import InvalidArtifact, UsageError
+from .manifest import AdapterInfo, DetectorInfo
 from .ops import Op, get_op
 from .sites import Phase, Scope, Site
+from .updates import WeightUpdate
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,30 @@ class Adapter:
         info: method, variant, hyperparameters, base model and data.
         interventions: applied in this order; at one site, the earlier one acts first.
         attachments: further JSON documents kept beside the tensors, such as a sweep's table.
+        branch: a second run that ends in a probe, before generation.
+        detector: when to refuse, for an adapter whose branch or op yields a ``risk``.
+        updates: weights of the base that get new values.
     """
 
     info: AdapterInfo
-    interventions: tuple[Intervention, ...]
+    interventions: tuple[Intervention, ...] = ()
     attachments: Mapping[str, JsonValue] = field(default_factory=dict)
+    branch: Branch | None = None
+    detector: DetectorInfo | None = None
+    updates: tuple[WeightUpdate, ...] = ()
+
+    def __post_init__(self) -> None:
+        sources = sum(item.make_op().detects for item in self.interventions) + (self.branch is not None)
+        if sources > 1 or (sources == 1) != (self.detector is not None):
+            raise InvalidArtifact(
+                f"The adapter has {sources} sources of a risk and {'a' if self.detector else 'no'} threshold.",
+                "A detector has one of each; the adapter is damaged or was made for another version.",
+            )
+
+    @property
+    def empty(self) -> bool:
+        """Whether it changes and detects nothing."""
+        return not (self.interventions or self.branch or self.updates)
 
     def applied(self, model: SupportsApplying, *, allow_wrong_base: bool = False) -> AbstractContextManager[None]:
         """Context in which ``model`` runs with this adapter.
@@ -98,3 +119,18 @@ class Adapter:
         from .store import load_adapter
 
         return load_adapter(Path(folder))
+
+
+def the_detector(adapters: Sequence[Adapter]) -> DetectorInfo | None:
+    """The detector among stacked adapters, if any.
+
+    Raises:
+        UsageError: there are two: a request has one risk and one refusal.
+    """
+    found = [adapter for adapter in adapters if adapter.detector is not None]
+    if len(found) > 1:
+        raise UsageError(
+            f"{' and '.join(adapter.info.method for adapter in found)} both decide when to refuse.",
+            "Stack at most one detector with correctors.",
+        )
+    return found[0].detector if found else None

@@ -54,6 +54,37 @@ class InterventionSpec(Strict):
     tensors: dict[str, TensorSpec]
 
 
+class BranchSpec(Strict):
+    """A second run through the blocks after ``safety``, started from the states of both sites."""
+
+    op: str
+    safety: str
+    fused: str
+    index_base: Literal[0] = 0
+    tensors: dict[str, TensorSpec]
+
+
+class UpdateSpec(Strict):
+    """A weight of the base that gets a new value."""
+
+    parameter: str
+    tensors: dict[str, TensorSpec]
+
+
+class DetectorInfo(Strict):
+    """When a request is refused before generation, and with which words.
+
+    Attributes:
+        threshold: log-odds of harm above which it is.
+        refusal: the fixed answer.
+        refusal_token: its first token in the base's vocabulary.
+    """
+
+    threshold: float
+    refusal: str
+    refusal_token: Annotated[int, Field(ge=0)]
+
+
 class BaseInfo(Strict):
     """The model an adapter belongs to."""
 
@@ -92,6 +123,9 @@ class AdapterManifest(Strict):
     schema_version: Literal[1] = SCHEMA_VERSION
     info: AdapterInfo
     interventions: tuple[InterventionSpec, ...]
+    branch: BranchSpec | None = None
+    detector: DetectorInfo | None = None
+    updates: tuple[UpdateSpec, ...] = ()
     files: dict[FileName, Sha256]
 
 

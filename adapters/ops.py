@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from .affine import AffineMap
 from .errors import InvalidArtifact
 from .sites import Phase, Scope
 
@@ -33,12 +34,14 @@ class Op(nn.Module, ABC):
         params: names of the stored tensors, in the order ``forward`` takes them.
         runtime_inputs: names of per-call tensors of shape [batch, d_model], before the parameters.
         extras: names of further outputs, each [batch] (a score or gate margin) or [batch, d_model].
+        detects: leaves the hidden state as it is; its extra ``risk`` [batch] is the log-odds of harm.
     """
 
     name: ClassVar[str]
     params: ClassVar[tuple[str, ...]]
     runtime_inputs: ClassVar[tuple[str, ...]] = ()
     extras: ClassVar[tuple[str, ...]] = ()
+    detects: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
@@ -62,6 +65,10 @@ class Op(nn.Module, ABC):
 
         Relative to the size of ``before``; None when the op guarantees nothing testable.
         """
+        return None
+
+    def affine(self, *tensors: Tensor) -> AffineMap | None:
+        """The affine map this op is at every token that its scope covers; None when it is none."""
         return None
 
 

@@ -21,14 +21,15 @@ import torch
 from safetykit.adapters.adapter import Adapter
 from safetykit.adapters.files import write_atomic
 from safetykit.adapters.manifest import canonical_json
-from safetykit.adapters.vlm_guard import Variant
+from safetykit.adapters.vlm_guard import Variant, VLMGuard
 from safetykit.export.base import export_base
 from safetykit.export.pipeline import export_onnx
 from safetykit.export.runtime import OnnxVLM
 from safetykit.toolkit.evaluate import evaluate, tabulate
 from safetykit.toolkit.records import load_records
 from safetykit.toolkit.sources import data_path, model_path
-from safetykit.toolkit.sweep import Sweep, Trial, run_sweep
+from safetykit.toolkit.guard_sweep import run_sweep
+from safetykit.toolkit.sweep import Sweep, Trial
 from safetykit.toolkit.vlm import VLM
 
 CHECKPOINTS = ("mild", "severe")
@@ -45,7 +46,7 @@ def sweep_of(checkpoint: str, vlm: VLM, folder: Path) -> Sweep:
     """One sweep over all variants; an interrupted one goes on, a finished one is read back."""
     done = folder / f"{checkpoint}-sweep.json"
     if done.is_file() and (kept := json.loads(done.read_text()))["fingerprint"] == vlm.fingerprint:
-        return Sweep.from_table(kept["sweep"])
+        return Sweep.from_table(kept["sweep"], VLMGuard)
     say(f"{checkpoint}: sweep")
 
     def progress(number: int, total: int) -> None:
@@ -119,9 +120,9 @@ def main() -> None:
         sweep = sweep_of(checkpoint, vlm, options.out)
         for variant in get_args(Variant):
             say(f"{checkpoint}: exporting {variant}")
-            trial = sweep.best_of(variant)
+            trial = sweep.best_of(variant=variant)
             out = options.out / f"{checkpoint}-{variant}"
-            found[variant] = measure(trial, trial.guard.fit(vlm, fitted), vlm, base, out)
+            found[variant] = measure(trial, trial.setting.fit(vlm, fitted), vlm, base, out)
         results[checkpoint] = {"fingerprint": vlm.fingerprint, "sweep": sweep.table(), "variants": found}
         write_atomic(path, canonical_json(results))
     text = table({checkpoint: found["variants"] for checkpoint, found in results.items()})

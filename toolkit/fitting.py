@@ -1,23 +1,23 @@
-"""From a method's name and a user's options to an adapter: what `safetykit fit` does."""
+"""What every `safetykit fit` command shares: checking options, loading, saving, showing."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from ..adapters.adapter import Adapter
 from ..adapters.errors import UsageError
-from ..adapters.sites import Phase, Scope
-from ..adapters.vlm_guard import Direction, Gate, Variant, VLMGuard
+from ..adapters.files import require_free
+from ..adapters.store import load_adapter
+from . import console, views
 from .evaluate import Progress
-from .records import Record
-from .sweep import fit_by_sweep
+from .records import Record, Split, load_records
+from .sources import data_path, model_path
 from .vlm import VLM
 
-METHODS = ("vlm-guard",)
-_CHOICES = {"variant": Variant, "direction": Direction, "gate": Gate, "scope": Scope, "phase": Phase}
+Make = Callable[[VLM, list[Record], Progress], Adapter]
 
 
 def parse_layers(text: str | None) -> tuple[int, ...] | None:
@@ -37,41 +37,48 @@ def parse_layers(text: str | None) -> tuple[int, ...] | None:
     return tuple(sorted(layers))
 
 
-def check_method(method: str, given: Mapping[str, Any]) -> None:
-    """Refuse unknown methods and options before a model is loaded.
+def require_choices(given: Mapping[str, Any], choices: Mapping[str, Any]) -> None:
+    """Refuse an option whose value is none of its ``Literal``, before a model is loaded.
 
     Raises:
         UsageError: naming what there is.
     """
-    if method not in METHODS:
-        raise UsageError(f"There is no method {method!r}.", f"Methods are {', '.join(METHODS)}.")
-    for name, literal in _CHOICES.items():
+    for name, literal in choices.items():
         if name in given and given[name] not in get_args(literal):
-            raise UsageError(f"--{name} cannot be {given[name]!r}.", f"It is one of {', '.join(get_args(literal))}.")
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} cannot be {given[name]!r}.", f"It is one of {', '.join(get_args(literal))}.")
 
 
-def fit(
-    method: str,
-    vlm: VLM,
-    records: Sequence[Record],
-    given: Mapping[str, Any],
-    *,
-    sweep: bool,
-    text_model: VLM | None,
+def fit_and_save(
+    model: str,
+    data: str,
     out: Path,
-    progress: Progress | None = None,
-) -> Adapter:
-    """Fit ``method``; with ``sweep``, what ``given`` leaves open is chosen on calibration records.
+    make: Make,
+    *,
+    splits: Sequence[Split] = ("fit", "calibration"),
+    doing: str = "fitting",
+    corrected_by: Sequence[Path] = (),
+    overwrite: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Load model and records, make the adapter, save it and show it.
 
-    A sweep that is interrupted goes on where it was when it is started again with the same ``out``.
+    Args:
+        make: from model, records and progress to the adapter.
+        corrected_by: adapters that are applied while ``make`` runs; a detector for a corrected model is fitted so.
 
     Raises:
-        UsageError: the options exclude each other, or the records do not suffice.
+        SafetykitError: whatever was wrong; nothing is written then.
     """
-    check_method(method, given)
-    if not sweep:
-        return VLMGuard(**given).fit(vlm, records, text_model=text_model)
-    if text_model is not None:
-        raise UsageError("--sweep takes the direction from the model itself.", "Leave out --text-model or --sweep.")
-    journal = out.parent / f".{out.name}.sweep.jsonl"
-    return fit_by_sweep(vlm, records, given, progress=progress, journal_path=journal)
+    require_free(out, overwrite=overwrite)
+    records = load_records(data_path(data), splits)
+    correctors = [load_adapter(folder) for folder in corrected_by]
+    vlm = VLM.from_pretrained(model_path(model))
+    with console.progress_bar(doing) as update, vlm.applied(*correctors):
+        adapter = make(vlm, records, update)
+    adapter.save(out, overwrite=overwrite)
+    console.emit(
+        {"adapter": str(out), **adapter.info.model_dump(mode="json"), "sweep": adapter.attachments.get("sweep")},
+        as_json=as_json,
+        human=views.fit,
+    )

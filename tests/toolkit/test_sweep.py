@@ -7,14 +7,15 @@ import pytest
 from safetykit.adapters import UsageError
 from safetykit.adapters.vlm_guard import VLMGuard
 from safetykit.toolkit import sweep
+from safetykit.toolkit.guard_sweep import coarse, fit_by_sweep, refined, run_sweep
 from safetykit.toolkit.records import load_records
-from safetykit.toolkit.sweep import Figures, Trial, coarse, layer_windows, fit_by_sweep, refined, run_sweep
+from safetykit.toolkit.sweep import Figures, Trial, layer_windows
 
 UNDEFENDED = Figures(attack_success=0.6, over_refusal=0.01, exact=0.95)
 
 
 def best(*trials):
-    return min(trials, key=lambda trial: sweep._preference(trial, UNDEFENDED))
+    return min(trials, key=lambda trial: sweep.preference(trial, UNDEFENDED))
 
 
 def test_the_fewest_attacks_within_the_allowed_cost_win():
@@ -92,12 +93,12 @@ def test_a_sweep_that_was_interrupted_goes_on_and_ends_the_same(random_vlm, reco
     assert journal.exists()
     resumed, _ = run_sweep(random_vlm, records, given, max_new_tokens=2, journal_path=journal)
     assert resumed == whole
-    assert sweep.Sweep.from_table(json.loads(json.dumps(whole.table()))) == whole
+    assert sweep.Sweep.from_table(json.loads(json.dumps(whole.table())), VLMGuard) == whole
     assert len(calls) - 4 == len(whole.trials) + 1 - 3  # three results were found in the journal
     assert not journal.exists()
     adapter = fit_by_sweep(random_vlm, records, given)
     assert adapter.attachments["sweep"]["best"] == whole.best.row()
-    assert adapter.info.hyperparameters["alpha"] == whole.best.guard.alpha
+    assert adapter.info.hyperparameters["alpha"] == whole.best.setting.alpha
 
 
 def test_a_sweep_needs_both_labels_in_calibration(random_vlm, records):

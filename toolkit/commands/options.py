@@ -1,0 +1,30 @@
+"""Options that several commands share. No command module imports torch before it runs, so that --help is fast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Model = Annotated[str, typer.Argument(help="Checkpoint folder, or reference:mild / reference:severe.")]
+Data = Annotated[str, typer.Option("--data", help="Records: JSONL file or folder, or `reference`.")]
+MaybeData = Annotated[Optional[str], typer.Option("--data", help="Records: JSONL file or folder, or `reference`.")]
+Adapters = Annotated[Optional[list[Path]], typer.Option("--adapter", help="Adapter folder; repeat to stack.")]
+WrongBase = Annotated[bool, typer.Option(help="Accept an adapter fitted on another model; the card shows it.")]
+Overwrite = Annotated[bool, typer.Option(help="Replace the output folder if it exists.")]
+Limit = Annotated[Optional[int], typer.Option(min=1, help="Use at most this many records, spread over the groups.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+Provider = Annotated[Optional[list[str]], typer.Option("--provider", help="ONNX Runtime provider; CPU by default.")]
+
+# Of fit commands.
+AdapterOut = Annotated[Path, typer.Option("-o", "--out", help="Adapter folder to write.")]
+Layers = Annotated[Optional[str], typer.Option(help="Decoder layers from 0, such as 3-5 or 2,4.")]
+ScopeName = Annotated[Optional[str], typer.Option("--scope", help="all, vision, text or last.")]
+PhaseName = Annotated[Optional[str], typer.Option("--phase", help="prefill, decode or both.")]
+FalsePositives = Annotated[
+    Optional[float], typer.Option("--false-positive-rate", help="Share of harmless calibration records it may hit.")
+]
+Sweep = Annotated[bool, typer.Option("--sweep", help="Choose what is not given on calibration records.")]
+With = Annotated[Optional[list[Path]], typer.Option("--with", help="Adapter that is applied while fitting; repeat to stack.")]
