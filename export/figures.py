@@ -17,13 +17,12 @@ from .comparison import Comparison
 from .latency import Latency
 from .layout import LAYOUT, ExportManifest, read_manifest
 from .parity import Check, ParityReport
-from .sweep_table import SweepTable
+from .sections import SECTIONS
 
 FACTS, LATENCY, CONFIG = "card.json", "latency.json", "config.json"
 ORGANISM_KEY = "safetykit_model_organism"  # in config.json of a model that was trained to have the disease
 _LIMIT = 256 * 2**20
 
-Spectra = dict[str, list[float]]  # layer → singular values, largest first
 # What the Hugging Face Hub accepts as a model id, or the last part of a path.
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$", max_length=96)]
 
@@ -64,7 +63,7 @@ class Figures:
     """An export folder's JSON files; None for those that are not there.
 
     Attributes:
-        sweeps, spectra: by position of the adapter they came with.
+        attached: by position of the adapter, what came with it, by name and in the order of the sections.
         organism: the base says of itself that it is a model organism.
         hashes: SHA-256 of every JSON file read, but the manifest, which names the card in turn.
     """
@@ -74,8 +73,7 @@ class Figures:
     comparison: Comparison | None
     parity: ParityReport | None
     latency: Latency | None
-    sweeps: dict[int, SweepTable]
-    spectra: dict[int, Spectra]
+    attached: dict[int, dict[str, Any]]
     organism: bool
     hashes: dict[str, str]
 
@@ -112,16 +110,14 @@ class Figures:
         return tuple(ParityKind(name, tuple(checks), max(checks, key=_nearness)) for name, checks in kinds.items())
 
 
-def attachment_name(kind: Literal["sweep", "spectra"], adapter: int) -> str:
+def attachment_name(kind: str, adapter: int) -> str:
     """File name of what came with an adapter: ``sweep.json``, ``sweep-1.json``, …"""
     return f"{kind}.json" if adapter == 0 else f"{kind}-{adapter}.json"
 
 
 def document_names(manifest: ExportManifest) -> tuple[str, ...]:
     """The JSON files that a card is made from, beside the manifest."""
-    attached = [
-        attachment_name(kind, at) for at in range(len(manifest.adapters)) for kind in ("sweep", "spectra")
-    ]
+    attached = [attachment_name(kind, at) for at in range(len(manifest.adapters)) for kind in SECTIONS]
     return (FACTS, LAYOUT.evaluation, LAYOUT.parity, LATENCY, *attached, CONFIG)
 
 
@@ -135,10 +131,14 @@ def read_figures(folder: Path) -> Figures:
     manifest = read_manifest(folder, verify=False)
     present = [name for name in document_names(manifest) if (folder / name).exists()]
 
-    def attached(kind: Literal["sweep", "spectra"], model: Any) -> dict[int, Any]:
-        found = {at: _plain(folder, attachment_name(kind, at), model) for at in range(len(manifest.adapters))}
-        return {at: value for at, value in found.items() if value is not None}
-
+    attached = {
+        at: {
+            name: _plain(folder, attachment_name(name, at), section.model)
+            for name, section in SECTIONS.items()
+            if attachment_name(name, at) in present
+        }
+        for at in range(len(manifest.adapters))
+    }
     parity = _plain(folder, LAYOUT.parity, ParityReport)
     if parity is not None and not _consistent(parity):
         raise InvalidArtifact(
@@ -150,8 +150,7 @@ def read_figures(folder: Path) -> Figures:
         comparison=_plain(folder, LAYOUT.evaluation, Comparison),
         parity=parity,
         latency=_plain(folder, LATENCY, Latency),
-        sweeps=attached("sweep", SweepTable),
-        spectra=attached("spectra", Spectra),
+        attached=attached,
         organism=(_plain(folder, CONFIG, dict[str, Any]) or {}).get(ORGANISM_KEY) is True,
         hashes={name: sha256_file(folder / name) for name in present},
     )

@@ -21,12 +21,13 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from markupsafe import escape
 
 from ..toolkit.evaluate import Decision, Metric
-from .comparison import GroupRow
-from .figures import ParityKind
-from .sweep_table import SweepTable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from .comparison import GroupRow
+    from .figures import ParityKind
+    from .sections.sweep import SweepTable
 
 BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#888888"
 _CYCLE = (BLUE, VERMILION, GREEN, PURPLE, "#E69F00", "#56B4E9")

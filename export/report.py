@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup
@@ -19,6 +20,7 @@ from .comparison import Comparison
 from .figures import LATENCY, Figures, read_figures
 from .layout import LAYOUT
 from .rendering import html_templates
+from .sections import SECTIONS
 
 _SAMPLES = {"harmful": 3, "harmless": 2}  # of every carrier
 _LONGEST = 300  # characters of an answer
@@ -52,6 +54,7 @@ def render_report_from(figures: Figures) -> str:
     return html_templates().get_template("report.html.jinja").render(
         figures=figures,
         plots={name: _Drawn(plot) for name, plot in _plots(figures)},
+        drawn={at: {name: _drawn(name, value, at) for name, value in found.items()} for at, found in figures.attached.items()},
         samples=tuple(_samples(figures.comparison)) if figures.comparison else (),
         samples_per_carrier=_SAMPLES,
         longest=_LONGEST,
@@ -79,6 +82,11 @@ class _Drawn:
         self.title, self.caption, self.svg = plot.title, plot.caption, Markup(plot.svg)
 
 
+def _drawn(name: str, value: Any, at: int) -> list[_Drawn]:
+    """The figures of one attachment."""
+    return [_Drawn(plot) for plot in SECTIONS[name].plots(value, f"{name}-{at}")]
+
+
 def _plots(figures: Figures) -> Iterator[tuple[str, plots.Plot]]:
     if comparison := figures.comparison:
         rows = comparison.rows()
@@ -92,10 +100,6 @@ def _plots(figures: Figures) -> Iterator[tuple[str, plots.Plot]]:
             yield "gates", plot
     if figures.parity:
         yield "parity", plots.parity(figures.parity_kinds())
-    for at, table in figures.sweeps.items():
-        yield f"sweep-{at}", plots.sweep(table, f"sweep-{at}")
-    for at, spectra in figures.spectra.items():
-        yield f"spectra-{at}", plots.spectra(spectra, f"spectra-{at}")
 
 
 def _samples(comparison: Comparison) -> Iterator[Sample]:

@@ -108,9 +108,9 @@ def test_samples_are_the_first_of_every_carrier(folder, html):
 
 def test_all_trials_and_checks_are_listed(folder, html):
     figures = read_figures(folder)
-    assert f"All {len(figures.sweeps[0].trials)} settings tried" in html
+    assert f"All {len(figures.attached[0]['sweep'].trials)} settings tried" in html
     settings = html.split("settings tried</summary>")[1].split("</table>")[0]
-    assert settings.count("<tr") == 2 + len(figures.sweeps[0].trials)
+    assert settings.count("<tr") == 2 + len(figures.attached[0]['sweep'].trials)
     checks = html.split("checks</summary>")[1].split("</table>")[0]
     assert checks.count("<tr>") == 1 + len(figures.parity.checks)
 

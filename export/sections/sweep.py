@@ -6,7 +6,9 @@ from typing import Self
 
 from pydantic import JsonValue, model_validator
 
-from ..adapters.manifest import Strict
+from ...adapters.manifest import Strict
+from .. import plots
+from .section import Section
 
 FIGURES = ("attack_success", "over_refusal", "exact")
 _FIRST = ("variant", "gate", "layers", "rank", "alpha")
@@ -66,3 +68,6 @@ class SweepTable(Strict):
                 kept.append(trial)
             variants.add(trial.get("variant"))
         return tuple(kept)
+
+
+SWEEP = Section("sweep", SweepTable, lambda table, tag: (plots.sweep(table, tag),))

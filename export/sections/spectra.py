@@ -1,0 +1,10 @@
+"""``spectra.json``: singular values per layer, largest first."""
+
+from __future__ import annotations
+
+from .. import plots
+from .section import Section
+
+Spectra = dict[str, list[float]]
+
+SPECTRA = Section("spectra", Spectra, lambda spectra, tag: (plots.spectra(spectra, tag),))
