@@ -13,10 +13,14 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from .export.commands_diagnose import diagnose
 from .toolkit.commands import fit
+from .toolkit.commands.index import index
+from .toolkit.commands.lora import lora
 from .toolkit.commands.options import (
     Adapters,
     Data,
+    ExternalIndex,
     Json,
     Limit,
     MaxNewTokens,
@@ -40,6 +44,9 @@ CPU = ("CPUExecutionProvider",)
 INTERRUPTED = 130
 
 app.add_typer(fit, name="fit")
+app.add_typer(index, name="index")
+app.command()(diagnose)
+app.command()(lora)
 
 
 @app.callback()
@@ -88,6 +95,7 @@ def evaluate(
     max_new_tokens: MaxNewTokens = 32,
     out: Annotated[Optional[Path], typer.Option("-o", "--out", help="Also write the evaluation, decisions included.")] = None,
     provider: Provider = None,
+    external_index: ExternalIndex = None,
     allow_wrong_base: WrongBase = False,
     as_json: Json = False,
 ) -> None:
@@ -98,7 +106,8 @@ def evaluate(
     with console.progress_bar("answering") as update:
         result = evaluate_model(
             model, data, adapter or [], split=split, limit=limit, max_new_tokens=max_new_tokens, out=out,
-            providers=provider or CPU, allow_wrong_base=allow_wrong_base, progress=update,
+            providers=provider or CPU, allow_wrong_base=allow_wrong_base,
+            external_index=external_index, progress=update,
         )  # fmt: skip
     value = result.model_dump(mode="json", exclude={"decisions"})
     console.emit(value, as_json=as_json, human=views.evaluation)
@@ -115,10 +124,13 @@ def export(
     limit: Limit = None,
     max_new_tokens: MaxNewTokens = 32,
     precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
+    mode: Annotated[str, typer.Option(help="bake beside the base's weights, or fold into them (affine ops).")] = "bake",
     base_onnx: Annotated[Optional[Path], typer.Option(help="Put the adapter into these base graphs.")] = None,
     provider: Provider = None,
     base_model: Annotated[Optional[str], typer.Option(help="How the card calls the base, such as org/name.")] = None,
     base_license: Annotated[Optional[str], typer.Option(help="Licence of the base, for the card.")] = None,
+    enforce: Annotated[bool, typer.Option("--enforce", help="Have the graph itself force a detector's refusals.")] = False,
+    external_index: ExternalIndex = None,
     allow_wrong_base: WrongBase = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -133,8 +145,9 @@ def export(
     with console.steps() as say:
         result = export_with_documents(
             model, out, adapter or [], data=data, split=split, limit=limit, max_new_tokens=max_new_tokens,
-            precision=precision, base_onnx=base_onnx, providers=provider or CPU, allow_wrong_base=allow_wrong_base,
-            overwrite=overwrite, base_model=base_model, base_license=base_license, progress=say,
+            precision=precision, mode=mode, base_onnx=base_onnx, providers=provider or CPU,
+            allow_wrong_base=allow_wrong_base, enforce=enforce, external_index=external_index, overwrite=overwrite,
+            base_model=base_model, base_license=base_license, progress=say,
         )  # fmt: skip
     console.emit(result, as_json=as_json, human=views.export)
 
@@ -144,6 +157,7 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="Adapter or export folder.")],
     model: Annotated[Optional[str], typer.Option(help="Checkpoint, to run parity again.")] = None,
     adapter: Adapters = None,
+    external_index: ExternalIndex = None,
     provider: Provider = None,
     as_json: Json = False,
 ) -> None:
@@ -152,7 +166,9 @@ def verify(
     from .toolkit import console, views
 
     with console.steps() as say:
-        result = verify_folder(folder, model, adapter or [], providers=provider or CPU, progress=say)
+        result = verify_folder(
+            folder, model, adapter or [], providers=provider or CPU, external_index=external_index, progress=say
+        )
     console.emit(result, as_json=as_json, human=views.verify)
 
 
@@ -165,6 +181,7 @@ def run(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus of sampling.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    external_index: ExternalIndex = None,
     provider: Provider = None,
     as_json: Json = False,
 ) -> None:
@@ -174,7 +191,7 @@ def run(
 
     result = answer(
         folder, prompt, image or [], max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
-        providers=provider or CPU,
+        providers=provider or CPU, external_index=external_index,
     )  # fmt: skip
     console.emit(result, as_json=as_json, human=views.answers)
 

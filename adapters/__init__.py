@@ -11,6 +11,8 @@ from typing import Any
 _HOME = {
     "Adapter": ".adapter",
     "Intervention": ".adapter",
+    "AffineMap": ".affine",
+    "CARE": ".care",
     "InvalidArtifact": ".errors",
     "ParityFailed": ".errors",
     "SafetykitError": ".errors",
@@ -27,6 +29,8 @@ _HOME = {
     "read_manifest": ".store",
     "require_base": ".store",
     "save_adapter": ".store",
+    "SASA": ".sasa",
+    "OnePassProbe": ".one_pass",
     "VLMGuard": ".vlm_guard",
 }
 

@@ -134,3 +134,9 @@ def the_detector(adapters: Sequence[Adapter]) -> DetectorInfo | None:
             "Stack at most one detector with correctors.",
         )
     return found[0].detector if found else None
+
+
+def the_branch(adapters: Sequence[Adapter]) -> Branch | None:
+    """The branch among stacked adapters, if any; there is at most one, as there is one detector."""
+    the_detector(adapters)
+    return next((adapter.branch for adapter in adapters if adapter.branch is not None), None)

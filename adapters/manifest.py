@@ -85,6 +85,24 @@ class DetectorInfo(Strict):
     refusal_token: Annotated[int, Field(ge=0)]
 
 
+class RetrievalInfo(Strict):
+    """How an adapter retrieves; its attachment ``retrieval``, and a part of an export's manifest.
+
+    Attributes:
+        k: texts per picture.
+        prefix: the texts stand before the prompt, as ``Retrieved Text: …``.
+        external: the graph gives the query only, and the runtime searches the index.
+        count: texts in the index.
+        index: SHA-256 of the index's data file.
+    """
+
+    k: Annotated[int, Field(ge=1)]
+    prefix: bool
+    external: bool
+    count: Annotated[int, Field(ge=1)]
+    index: Sha256
+
+
 class BaseInfo(Strict):
     """The model an adapter belongs to."""
 

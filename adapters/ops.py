@@ -33,8 +33,10 @@ class Op(nn.Module, ABC):
         name: how the manifest and the graph call it (``safetykit::<name>``).
         params: names of the stored tensors, in the order ``forward`` takes them.
         runtime_inputs: names of per-call tensors of shape [batch, d_model], before the parameters.
-        extras: names of further outputs, each [batch] (a score or gate margin) or [batch, d_model].
+        extras: names of further outputs: [batch] (a score or gate margin), or [batch, any width] of floats or int64.
         detects: leaves the hidden state as it is; its extra ``risk`` [batch] is the log-odds of harm.
+        observes: leaves the hidden state as it is; only its extras matter.
+        plain_extras: graph outputs bear the bare names of its extras, so a model holds one op with these.
     """
 
     name: ClassVar[str]
@@ -42,6 +44,8 @@ class Op(nn.Module, ABC):
     runtime_inputs: ClassVar[tuple[str, ...]] = ()
     extras: ClassVar[tuple[str, ...]] = ()
     detects: ClassVar[bool] = False
+    observes: ClassVar[bool] = False
+    plain_extras: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)

@@ -20,6 +20,7 @@ class Example(Protocol):
     id: str
     label: Literal["harmful", "harmless"]
     carrier: str
+    category: str
     split: str
     pair: str | None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,19 @@ class WeightUpdate:
             )
         if not all(torch.isfinite(tensor).all() for tensor in self.tensors.values()):
             raise InvalidArtifact(f"The update of {self.parameter} holds NaN or infinity.", "Fit the adapter again.")
+        if "up" in self.tensors:
+            up, down = self.tensors["up"].shape, self.tensors["down"].shape
+            if (len(up), len(down)) != (2, 2) or up[1] != down[0]:
+                raise InvalidArtifact(
+                    f"The update of {self.parameter} holds up {tuple(up)} and down {tuple(down)}, whose product does "
+                    "not exist.",
+                    "The adapter is damaged or was made for another version.",
+                )
+
+    @property
+    def low_rank(self) -> bool:
+        """Whether a product is added to the old weight, rather than a new one taking its place."""
+        return "up" in self.tensors
 
     def apply(self, old: Tensor | None) -> Tensor:
         """The new weight, computed in float64, in the dtype of ``old`` (None: the base has no such bias).
@@ -40,12 +53,10 @@ class WeightUpdate:
         Raises:
             InvalidArtifact: the shapes do not match.
         """
-        if "value" in self.tensors:
-            new = self.tensors["value"].double()
-        elif old is None:
+        if self.low_rank and old is None:
             raise InvalidArtifact(f"The base has no {self.parameter} to add to.", "The adapter is for another model.")
-        else:
-            new = old.double().cpu() + self.tensors["up"].double() @ self.tensors["down"].double()
+        tensors = {name: tensor.double() for name, tensor in self.tensors.items()}
+        new = tensors["up"] @ tensors["down"] if self.low_rank else tensors["value"]
         if old is None:
             return new.float()
         if new.shape != old.shape:
@@ -53,4 +64,25 @@ class WeightUpdate:
                 f"The update of {self.parameter} gives shape {tuple(new.shape)}, the base has {tuple(old.shape)}.",
                 "The adapter is for another model.",
             )
-        return new.to(old)
+        return (old.double().cpu() + new if self.low_rank else new).to(old)
+
+
+def by_parameter(updates: Iterable[WeightUpdate]) -> dict[str, tuple[WeightUpdate, ...]]:
+    """The updates of each parameter, in order."""
+    found: dict[str, tuple[WeightUpdate, ...]] = {}
+    for update in updates:
+        found[update.parameter] = (*found.get(update.parameter, ()), update)
+    return found
+
+
+def compose(updates: Iterable[WeightUpdate], old: Tensor | None) -> Tensor:
+    """The weight after ``updates`` of one parameter in order, in float64 on the CPU: rounded once, by the caller.
+
+    Raises:
+        InvalidArtifact: the shapes do not match.
+    """
+    new = None if old is None else old.detach().double().cpu()
+    for update in updates:
+        new = update.apply(new).double()
+    assert new is not None, "no update was given"
+    return new

@@ -48,6 +48,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .adapter import Adapter, Intervention
+from .affine import AffineMap
 from .errors import UsageError
 from .manifest import AdapterInfo, describe_data, library_versions
 from .ops import Hidden, Mask, Op, project
@@ -76,8 +77,13 @@ class SubspaceProjection(Op):
 
     def invariant(self, before: Hidden, after: Hidden, scope: Mask, *tensors: Tensor) -> Tensor:
         basis, mean, beta = (tensor.double() for tensor in tensors)
-        left = (after.double() - mean) @ basis - (1 - beta) * ((before.double() - mean) @ basis)
+        gram = basis.T @ basis  # the identity, unless the columns are not orthogonal, as one variant of CARE has them
+        kept = torch.eye(len(gram), dtype=gram.dtype) - beta * gram
+        left = (after.double() - mean) @ basis - (before.double() - mean) @ basis @ kept
         return (left * (scope > 0)).abs().max() / (before.double() - mean).norm(dim=-1).max()
+
+    def affine(self, *tensors: Tensor) -> AffineMap:
+        return AffineMap.projection(*tensors)
 
 
 def _margin(x: Hidden, mean: Tensor, gate: Tensor, threshold: Tensor) -> Float[Tensor, "batch"]:

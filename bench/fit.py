@@ -1,11 +1,12 @@
 """What a fit costs: time over bare forward passes on the same records, and memory against their number.
 
-    python bench/fit.py MODEL --data DATA
+    python bench/fit.py MODEL --data DATA [--method vlm-guard|care|care-kernel]
 
-Time: VLM-Guard's collection of statistics against forward passes without hooks on the same batches,
-interleaved in random order, with a second run of the bare passes as A/A control; ratios with their
-2.5–97.5 % range over rounds. Memory: peak resident size of one process per number of records (the
-same records repeated), less that of a process that only loads the model.
+Time: the method's collection of statistics of every layer against forward passes without hooks on the same
+batches, interleaved in random order, with a second run of the bare passes as A/A control; ratios with their
+2.5–97.5 % range over rounds. ``care-kernel`` chooses tokens by kernel, which needs a pass over reference
+records first. Memory: peak resident size of one process per number of records (the same records repeated),
+less that of a process that only loads the model.
 """
 
 from __future__ import annotations
@@ -21,11 +22,16 @@ import time
 import numpy as np
 import torch
 
-from safetykit.adapters.vlm_guard import collect
+from safetykit.adapters import care_statistics as care
+from safetykit.adapters import vlm_guard as guard
+from safetykit.adapters.care_statistics import roles
+from safetykit.adapters.sites import Site
 from safetykit.toolkit.inputs import Request
 from safetykit.toolkit.records import Record, load_records
 from safetykit.toolkit.sources import data_path, model_path
 from safetykit.toolkit.vlm import VLM
+
+METHODS = ("vlm-guard", "care", "care-kernel")
 
 
 def used_records(data: str) -> list[Record]:
@@ -33,14 +39,22 @@ def used_records(data: str) -> list[Record]:
     return load_records(data_path(data), ["fit", "calibration"])
 
 
-def bare_forwards(vlm: VLM, records: list[Record], batch_size: int = 32) -> None:
-    """The forward passes that the fit needs at least: fit texts, harmless fit pictures, harmless calibration records."""
-    texts = [record for record in records if record.split == "fit" and record.carrier == "text"]
-    benign = [record for record in records if record.split == "calibration" and record.label == "harmless"]
-    pictured = [
-        record for record in records if record.split == "fit" and record.carrier != "text" and record.label == "harmless"
+def groups(method: str, records: list[Record]) -> list[list[Record]]:
+    """What each pass of a method runs over."""
+    fit = [record for record in records if record.split == "fit"]
+    if method != "vlm-guard":
+        by_role = roles(fit, "carrier")
+        return [[*by_role["malicious"], *by_role["benign"]]]
+    return [
+        [record for record in fit if record.carrier == "text"],
+        [record for record in fit if record.carrier != "text" and record.label == "harmless"],
+        [record for record in records if record.split == "calibration" and record.label == "harmless"],
     ]
-    for group in (texts, pictured, benign):
+
+
+def bare_forwards(vlm: VLM, method: str, records: list[Record], batch_size: int = 32) -> None:
+    """The forward passes that the fit needs at least."""
+    for group in groups(method, records):
         group = sorted(group, key=lambda record: (record.image is not None, len(record.prompt)))
         for start in range(0, len(group), batch_size):
             batch = group[start : start + batch_size]
@@ -49,19 +63,24 @@ def bare_forwards(vlm: VLM, records: list[Record], batch_size: int = 32) -> None
                 vlm.model(**vlm.arguments(inputs, cached_features=False), use_cache=False)
 
 
-def fit_all_layers(vlm: VLM, records: list[Record]) -> None:
+def fit_all_layers(vlm: VLM, method: str, records: list[Record]) -> None:
     """What `fit --sweep` does before solving: statistics of every layer."""
     vlm.features.clear()  # the bare passes run the tower too
-    collect(vlm, records, range(vlm.base.n_layers))
+    if method == "vlm-guard":
+        guard.collect(vlm, records, range(vlm.base.n_layers))
+        return
+    tokens = care.TokenChoice("kernel" if method == "care-kernel" else "none")
+    sites = [Site.block(layer) for layer in range(vlm.base.n_layers)]
+    care.collect(vlm, roles([record for record in records if record.split == "fit"], "carrier"), sites, tokens)
 
 
-def times(model: str, data: str, rounds: int) -> dict[str, object]:
+def times(model: str, data: str, method: str, rounds: int) -> dict[str, object]:
     """Interleaved timing."""
     vlm, records = VLM.from_pretrained(model_path(model)), used_records(data)
     arms = {
-        "fit": lambda: fit_all_layers(vlm, records),
-        "bare": lambda: bare_forwards(vlm, records),
-        "control": lambda: bare_forwards(vlm, records),
+        "fit": lambda: fit_all_layers(vlm, method, records),
+        "bare": lambda: bare_forwards(vlm, method, records),
+        "control": lambda: bare_forwards(vlm, method, records),
     }
     order, seconds = random.Random(0), {name: [] for name in arms}
     for number in range(rounds + 1):
@@ -79,13 +98,13 @@ def times(model: str, data: str, rounds: int) -> dict[str, object]:
     return {"rounds": rounds, "fit_over_bare": ratio("fit"), "control": ratio("control")}
 
 
-def peak_megabytes(model: str, data: str, copies: int) -> dict[str, float]:
+def peak_megabytes(model: str, data: str, method: str, copies: int) -> dict[str, float]:
     """Peak resident size of a fresh process that fits on ``copies`` times the records (0: only loads)."""
-    code = [sys.executable, __file__, model, "--data", data, "--one-fit", str(copies)]
+    code = [sys.executable, __file__, model, "--data", data, "--method", method, "--one-fit", str(copies)]
     return json.loads(subprocess.run(code, check=True, capture_output=True, text=True).stdout)
 
 
-def one_fit(model: str, data: str, copies: int) -> None:
+def one_fit(model: str, data: str, method: str, copies: int) -> None:
     """Runs inside the fresh process."""
     vlm, records = VLM.from_pretrained(model_path(model)), used_records(data)
     if copies:
@@ -96,7 +115,7 @@ def one_fit(model: str, data: str, copies: int) -> None:
         ]
         for record in repeated:
             record._folder = records[0]._folder
-        collect(vlm, repeated, range(vlm.base.n_layers))
+        fit_all_layers(vlm, method, repeated)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"records": copies * len(records), "peak_mb": round(peak, 1)}))
 
@@ -105,15 +124,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--data", required=True)
+    parser.add_argument("--method", choices=METHODS, default=METHODS[0])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--one-fit", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)  # on a model as small as the reference VLM, threads cost more than they give
     if options.one_fit is not None:
-        one_fit(options.model, options.data, options.one_fit)
+        one_fit(options.model, options.data, options.method, options.one_fit)
         return
-    memory = [peak_megabytes(options.model, options.data, copies) for copies in (0, 1, 2, 4, 8)]
-    print(json.dumps({"time": times(options.model, options.data, options.rounds), "memory": memory}, indent=2))
+    chosen = (options.model, options.data, options.method)
+    memory = [peak_megabytes(*chosen, copies) for copies in (0, 1, 2, 4, 8)]
+    time_taken = times(*chosen, options.rounds)
+    print(json.dumps({"method": options.method, "time": time_taken, "memory": memory}, indent=2))
 
 
 if __name__ == "__main__":

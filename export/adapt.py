@@ -12,13 +12,20 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.external_data import convert_tensors_to_external
 
-from ..adapters.adapter import Adapter
+from ..adapters.adapter import Adapter, the_branch, the_detector
 from ..adapters.errors import UsageError
 from ..adapters.files import CONFIGURATION_FILES
+from ..adapters.manifest import RetrievalInfo
+from ..adapters.retrieval import retrieval_of
 from .bake import Placed, bake
 from .base import graph_info
-from .layout import GRAPHS, LAYOUT, ExportManifest, Graph, InterventionInfo, write_manifest
+from .detector import install_detector
+from .fork import fork
+from .layout import GRAPHS, LAYOUT, BranchInfo, ExportManifest, Graph, InterventionInfo, Mode, write_manifest
+from .residual import find_residual_stream
+from .retrieval import write_captions
 from .taps import graph_of
+from .updates import LayerUpdate, merge_biases, update_graph
 
 _INLINE_BYTES = 256  # as in the base graphs: shapes and scalars must stay readable without the data file
 
@@ -29,33 +36,63 @@ def place(adapters: Sequence[Adapter]) -> list[Placed]:
     return [Placed(index, item) for index, item in enumerate(items)]
 
 
-def adapt(folder: Path, base: ExportManifest, adapters: Sequence[Adapter]) -> ExportManifest:
-    """Bake ``adapters`` into the base graphs in ``folder``.
+def adapt(
+    folder: Path,
+    base: ExportManifest,
+    adapters: Sequence[Adapter],
+    layers: Sequence[LayerUpdate] = (),
+    *,
+    mode: Mode = "bake",
+    enforce: bool = False,
+) -> ExportManifest:
+    """Put ``adapters`` into the base graphs in ``folder``: weights, then interventions, then the branch that runs both.
 
     Args:
         base: the manifest of the base graphs.
+        layers: what the adapters' weight updates come to; see :func:`plan_updates`.
+        mode: noted in the manifest.
+        enforce: have the decoder force the logits of requests that the detector refuses.
 
     Returns:
         The new manifest, as written.
 
     Raises:
-        UsageError: no adapter, or an intervention that can never act.
+        UsageError: no adapter, an intervention that can never act, two detectors, or none to enforce.
         UnsupportedGraph: a graph is adapted already or is not understood.
     """
-    placed = place(adapters)
-    if not placed:
+    placed, branch, detector = place(adapters), the_branch(adapters), the_detector(adapters)
+    if not placed and branch is None and not layers:
         raise UsageError("There is nothing to bake: no intervention was given.", "Pass at least one adapter.")
+    if enforce and detector is None:
+        raise UsageError("There is no detector whose refusal could be enforced.", "Give one, or leave out --enforce.")
     graphs = dict(base.graphs)
     for name in GRAPHS:
-        if mine := [one for one in placed if graph_of(one.item.site) == name]:
-            model = bake(ir.load(folder / LAYOUT.graph(name)), name, mine)
-            _save(model, folder, name)
-            graphs[name] = graph_info(model)
+        mine = [one for one in placed if graph_of(one.item.site) == name]
+        decides = name == "decoder" and detector is not None
+        updated = [layer for layer in layers if layer.graph == name]
+        if not mine and not decides and not updated:
+            continue
+        model = update_graph(ir.load(folder / LAYOUT.graph(name)), name, updated)
+        stream = find_residual_stream(model) if decides and branch else None
+        if mine:
+            bake(model, name, mine)
+        merge_biases(model)
+        if stream and branch:
+            fork(model, stream, branch, mine)
+        if decides and detector:
+            install_detector(model, detector, enforce=enforce)
+        save_adapted(model, folder, name)
+        graphs[name] = graph_info(model)
     changes = {
-        "mode": "bake",
+        "mode": mode,
         "graphs": graphs,
         "adapters": tuple(adapter.info for adapter in adapters),
         "interventions": tuple(_describe(one, adapters) for one in placed),
+        "updates": tuple(f"{layer.layer}.{leaf}" for layer in layers for leaf in layer.new),
+        "branch": _describe_branch(adapters, base.base.n_layers),
+        "detector": detector,
+        "enforce": enforce,
+        "retrieval": _keep_captions(adapters, folder),
     }
     return write_manifest(base.model_copy(update=changes), folder)
 
@@ -70,7 +107,8 @@ def copy_base(base: Path, folder: Path, manifest: ExportManifest) -> None:
         shutil.copyfile(base / name, folder / name)
 
 
-def _save(model: ir.Model, folder: Path, name: Graph) -> None:
+def save_adapted(model: ir.Model, folder: Path, name: Graph) -> None:
+    """Write a graph; what was added to it goes into the adapter's data file, unless it is small."""
     values = [
         value
         for value in model.graph.initializers.values()
@@ -105,3 +143,26 @@ def _describe(one: Placed, adapters: Sequence[Adapter]) -> InterventionInfo:
         extras=op.extras,
         runtime_inputs=op.runtime_inputs,
     )
+
+
+def _describe_branch(adapters: Sequence[Adapter], n_layers: int) -> BranchInfo | None:
+    for at, adapter in enumerate(adapters):
+        if branch := adapter.branch:
+            return BranchInfo(
+                adapter=at,
+                op=branch.op,
+                safety=str(branch.safety),
+                fused=str(branch.fused),
+                blocks=branch.blocks(n_layers),
+            )
+    return None
+
+
+def _keep_captions(adapters: Sequence[Adapter], folder: Path) -> RetrievalInfo | None:
+    found = retrieval_of(adapters)
+    if found is None:
+        return None
+    info, texts = found
+    if not info.external:
+        write_captions(folder, texts)
+    return info

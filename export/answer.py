@@ -23,8 +23,13 @@ def answer(
     top_p: float = 1.0,
     seed: int = 0,
     providers: Sequence[str] = CPU,
+    external_index: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Generate with an export; one picture serves all prompts, or there is one for each.
+
+    Returns:
+        JSON-able, per prompt: ``prompt``, ``text``, ``tokens``, ``scores`` and ``refused``; with a detector also
+        ``risk`` (log-odds of harm) and ``threshold``; with retrieval ``retrieved``, the texts found for the picture.
 
     Raises:
         UsageError: the numbers of pictures and prompts do not match, or a picture cannot be read.
@@ -37,10 +42,19 @@ def answer(
     if len(pictures) == 1:
         pictures *= len(prompts)
     requests = [Request(prompt, pictures[at] if pictures else None) for at, prompt in enumerate(prompts)]
-    answers = OnnxVLM.from_pretrained(folder, providers).generate(
+    model = OnnxVLM.from_pretrained(folder, providers, index=external_index)
+    answers = model.generate(
         requests, max_new_tokens, do_sample=temperature > 0, temperature=temperature or 1.0, top_p=top_p, seed=seed
     )
-    return [
-        {"prompt": prompt, "text": item.text, "tokens": len(item.token_ids), "scores": item.scores}
-        for prompt, item in zip(prompts, answers, strict=True)
-    ]
+    detector = model.manifest.detector
+    retrieved = model.retrieved(pictures) if model.retriever and pictures else [()] * len(prompts)
+    found = []
+    for prompt, item, texts in zip(prompts, answers, retrieved, strict=True):
+        value: dict[str, Any] = {"prompt": prompt, "text": item.text, "tokens": len(item.token_ids)}
+        value |= {"scores": item.scores, "refused": item.refused}
+        if detector:
+            value |= {"risk": item.scores["risk"] + detector.threshold, "threshold": detector.threshold}
+        if model.retriever:
+            value["retrieved"] = list(texts)
+        found.append(value)
+    return found

@@ -3,8 +3,9 @@
 The pass adds, and never rewrites, nodes of the base graph; the base's weights file stays as it is.
 
 - Parameter ``p`` of intervention ``k`` becomes the initializer ``safetykit.<k>.<p>``.
-- An extra result ``e`` becomes the graph output ``safetykit.<k>.<e>``, a per-call tensor ``r`` the
-  graph input ``safetykit.<k>.<r>``.
+- An extra result ``e`` becomes the graph output ``safetykit.<k>.<e>``, or plainly ``<e>`` where the op says so; a
+  per-call tensor ``r`` the graph input ``safetykit.<k>.<r>``.
+- A detecting op leaves the stream alone; its log-odds of harm become the output ``risk_score``.
 - The scope mask is one node per distinct scope and phase. ``vision_mask`` [batch, sequence] bool is
   an input of the decoder only when a scope asks for it.
 - With per-call tensors, ``safetykit.enabled`` (float, 1 by default) turns the graph's ops off for
@@ -26,12 +27,13 @@ from onnx_ir.passes.common import CheckerPass, TopologicalSortPass
 from ..adapters.adapter import Intervention
 from ..adapters.errors import SafetykitError, UnsupportedGraph, UsageError
 from ..adapters.sites import Phase, Scope, Site
+from .building import GraphBuilder
 from .functions import OpFunction, mask_function, op_function
 from .layout import Graph
 from .residual import DOMAIN, ResidualStream, find_residual_stream, require_unadapted
 from .taps import Tap, decoder_tap, graph_of, vision_tap
 
-ENABLED, VISION_MASK = "safetykit.enabled", "vision_mask"
+ENABLED, VISION_MASK, RISK = "safetykit.enabled", "vision_mask", "risk_score"
 _ORDER = {"vision": 0, "projector": 1, "attn": 0, "mlp": 1, "block": 2, "final_norm": 0, "logits": 1}
 
 
@@ -58,8 +60,13 @@ def bake(model: ir.Model, graph: Graph, placed: Sequence[Placed]) -> ir.Model:
         UsageError: a site does not exist, or a scope or phase can never apply there.
         UnsupportedGraph: the graph is adapted already or is not understood.
     """
+    return raising_causes(BakePass(graph, placed), model)
+
+
+def raising_causes(surgery: InPlacePass, model: ir.Model) -> ir.Model:
+    """Run a pass; a condition that does not hold raises our own error instead of the pass machinery's."""
     try:
-        return BakePass(graph, placed)(model).model
+        return surgery(model).model
     except InvariantError as error:
         cause = error.__cause__
         while cause is not None and not isinstance(cause, SafetykitError):
@@ -105,7 +112,8 @@ class BakePass(InPlacePass):
             value = tap.value
             for one in groups[site]:
                 value = builder.apply(one, value)
-            tap.replace(value)
+            if value is not tap.value:
+                tap.replace(value)
         TopologicalSortPass()(model)
         return PassResult(model, modified=True)
 
@@ -144,19 +152,33 @@ def _require_reachable(item: Intervention) -> None:
             f"Scope {item.scope} in phase {item.phase} never applies at {item.site}.",
             "Image features are computed at prefill: use scope all or vision, phase prefill or both.",
         )
+    if graph_of(item.site) == "vision_encoder" and item.make_op().detects:
+        raise UsageError(
+            f"{item.op} cannot judge a request at {item.site}.", "Detect at a site of the decoder, which sees it whole."
+        )
 
 
-class _Builder:
-    """Adds nodes, inputs and outputs to one graph."""
+def add_risk(graph: ir.Graph, risk: ir.Value) -> None:
+    """Make ``risk`` [batch] the graph's output ``risk_score``.
+
+    Raises:
+        UnsupportedGraph: the graph has one already.
+    """
+    if any(value.name == RISK for value in graph.outputs):
+        raise UnsupportedGraph(f"The graph already has an output `{RISK}`.", "Start from the base graph.")
+    risk.name = RISK
+    graph.outputs.append(risk)
+
+
+class _Builder(GraphBuilder):
+    """Puts ops into one graph."""
 
     def __init__(self, model: ir.Model, stream: ResidualStream | None, placed: Sequence[Placed]) -> None:
-        self.model, self.graph, self.stream = model, model.graph, stream
-        self.opset = self.graph.opset_imports.get("", 0)
+        super().__init__(model)
+        self.stream = stream
         self.switched = any(one.item.make_op().runtime_inputs for one in placed)
         self.masks: dict[tuple[Scope, Phase], ir.Value] = {}
         self.functions: dict[tuple[object, ...], OpFunction] = {}
-        self._past_length: ir.Value | None = None
-        self.graph.opset_imports[DOMAIN] = 1
 
     def tap(self, site: Site) -> Tap:
         if self.stream is None:
@@ -169,7 +191,7 @@ class _Builder:
         assert hidden.shape is not None
         arguments = [
             hidden,
-            self.mask(one.item, hidden),
+            self.past_length() if op.detects else self.mask(one.item, hidden),
             *(self.input(one.name(name), ir.DataType.FLOAT, ["batch", hidden.shape[2]]) for name in op.runtime_inputs),
             *(
                 self.constant(one.name(name), tensor.numpy(force=True))
@@ -180,10 +202,20 @@ class _Builder:
         key = (op.name, hidden.dtype, hidden.shape[2], *shapes)
         if key not in self.functions:
             self.functions[key] = self.register(op_function(one.item, hidden, self.opset))
-        changed, *extras = self.call(self.functions[key], arguments, one.name("op"))
-        for name, value in zip(op.extras, extras, strict=True):
-            value.name = one.name(name)
+        results = self.call(self.functions[key], arguments, one.name("op"))
+        if op.detects:
+            add_risk(self.graph, results[0])
+            return hidden
+        for name, value in zip(op.extras, results[not op.observes :], strict=True):
+            value.name = name if op.plain_extras else one.name(name)
+            if any(output.name == value.name for output in self.graph.outputs):
+                raise UsageError(f"Two ops give an output {name!r}.", f"Export with one {op.name} or the like.")
+            if value.shape is not None:
+                value.shape = ir.Shape([hidden.shape[0], *value.shape[1:]])  # the function calls its rows a batch
             self.graph.outputs.append(value)
+        if op.observes:
+            return hidden
+        changed = results[0]
         changed.name, changed.shape = one.name("hidden"), hidden.shape
         return changed
 
@@ -204,16 +236,6 @@ class _Builder:
             self.masks[scope, phase] = self.switch(value) if self.switched else value
         return self.masks[scope, phase]
 
-    def past_length(self) -> ir.Value:
-        """Length of the KV cache, an int64 scalar."""
-        if self._past_length is not None:
-            return self._past_length
-        key = next(value for value in self.graph.inputs if value.name == "past_key_values.0.key")
-        shape = self.node("Shape", [key], ir.DataType.INT64, [4])
-        axis = self.constant(f"{DOMAIN}.past_axis", np.array(2, np.int64))
-        self._past_length = self.node("Gather", [shape, axis], ir.DataType.INT64, [])
-        return self._past_length
-
     def switch(self, mask: ir.Value) -> ir.Value:
         """``mask`` times the overridable ``safetykit.enabled``."""
         enabled = next((value for value in self.graph.inputs if value.name == ENABLED), None)
@@ -221,50 +243,3 @@ class _Builder:
             enabled = self.constant(ENABLED, np.array(1, np.float32))
             self.graph.inputs.append(enabled)
         return self.node("Mul", [mask, enabled], ir.DataType.FLOAT, mask.shape)
-
-    def register(self, made: OpFunction) -> OpFunction:
-        """Add a function to the model, under a further name if its first one is taken."""
-        name, number = made.function.name, 1
-        while made.function.identifier() in self.model.functions:
-            number += 1
-            made.function.name = f"{name}_{number}"
-        self.model.functions[made.function.identifier()] = made.function
-        return made
-
-    def call(self, made: OpFunction, arguments: Sequence[ir.Value | None], name: str) -> Sequence[ir.Value]:
-        """Append a call of ``made``; its results get their types and shapes."""
-        node = ir.node(
-            made.function.name,
-            [arguments[index] for index in made.uses],
-            domain=DOMAIN,
-            num_outputs=len(made.outputs),
-            name=name,
-        )
-        self.graph.append(node)
-        for index, (value, (dtype, shape)) in enumerate(zip(node.outputs, made.outputs, strict=True)):
-            value.name, value.dtype, value.shape = f"{name}.{index}", dtype, shape
-        return node.outputs
-
-    def node(
-        self, op_type: str, inputs: Sequence[ir.Value], dtype: ir.DataType, shape: ir.Shape | Sequence[int] | None
-    ) -> ir.Value:
-        node = ir.node(op_type, inputs)
-        self.graph.append(node)
-        value = node.outputs[0]
-        value.dtype, value.shape = dtype, None if shape is None else ir.Shape(shape)
-        return value
-
-    def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
-        """The graph input ``name``, added when it is not there yet."""
-        found = next((value for value in self.graph.inputs if value.name == name), None)
-        if found is None:
-            found = ir.val(name, dtype, shape)
-            self.graph.inputs.append(found)
-        return found
-
-    def constant(self, name: str, array: np.ndarray) -> ir.Value:
-        """A new initializer."""
-        tensor = ir.tensor(np.array(array, order="C"), name=name)
-        value = ir.val(name, tensor.dtype, tensor.shape, const_value=tensor)
-        self.graph.register_initializer(value)
-        return value

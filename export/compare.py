@@ -16,6 +16,7 @@ from ..toolkit.inputs import Request
 from .runtime import OnnxVLM
 
 if TYPE_CHECKING:
+    from ..toolkit.hooks import AppliedAdapters
     from ..toolkit.records import Record
     from ..toolkit.vlm import VLM
 
@@ -58,6 +59,10 @@ class Gap:
         """The error as a share of the scale."""
         return Gap(self.error / self.scale if self.scale else self.error, 1.0, self.count)
 
+    def at_least(self, scale: float) -> Gap:
+        """The same with a scale of at least ``scale``."""
+        return Gap(self.error, max(scale, self.scale), self.count)
+
     def join(self, other: Gap) -> Gap:
         """The larger of both."""
         error = float(np.maximum(self.error, other.error))  # NaN wins
@@ -66,10 +71,16 @@ class Gap:
 
 @dataclass(frozen=True)
 class LogitsGap:
-    """Gap of the logits over prefill and all steps, and the export's scores at prefill."""
+    """Gap of the logits over prefill and all steps, and the export's scores at prefill.
+
+    Attributes:
+        forced: of the last prompt position of rows whose refusal PyTorch enforces; None without such rows. Its
+            logits are constants, far larger than real ones: they have no part in ``logits``.
+    """
 
     logits: Gap
     extras: dict[str, np.ndarray]
+    forced: Gap | None = None
 
 
 def parity_requests(records: Sequence[Record] = (), opened: Collection[str] = ()) -> dict[str, list[Request]]:
@@ -111,23 +122,32 @@ def _noise(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8))
 
 
-def compare_logits(vlm: VLM, onnx_vlm: OnnxVLM, requests: Sequence[Request], steps: int) -> LogitsGap:
+def compare_logits(
+    vlm: VLM, onnx_vlm: OnnxVLM, requests: Sequence[Request], steps: int, hooks: AppliedAdapters | None = None
+) -> LogitsGap:
     """Logits at unpadded prompt positions and at ``steps`` cached steps; PyTorch chooses the tokens greedily.
 
     Adapters must be applied to ``vlm`` by the caller.
+
+    Args:
+        hooks: what the caller got for applying them, if they enforce refusals.
     """
-    inputs = vlm.inputs.prepare(requests)
+    inputs = vlm.prepare(requests)
     state = onnx_vlm.prefill_requests(requests)
     extras = state.extras
     real = inputs.attention_mask.astype(bool)
     reference = _torch_logits(vlm, requests, steps)
     logits = next(reference)
+    forced = None
+    if hooks is not None and (rows := hooks.forced_rows()).any():
+        forced = Gap.between(logits[rows, -1], state.logits[rows, -1])
+        real[rows, -1] = False
     gap = Gap.between(logits[real], state.logits[real])
     for after in reference:
         state = onnx_vlm.step(state, logits[:, -1].argmax(-1))
         gap = gap.join(Gap.between(after, state.logits))
         logits = after
-    return LogitsGap(gap, extras)
+    return LogitsGap(gap, extras, forced)
 
 
 @torch.inference_mode()
@@ -147,22 +167,29 @@ def _torch_logits(vlm: VLM, requests: Sequence[Request], steps: int) -> Iterator
 
 
 def compare_scores(reference: Mapping[str, torch.Tensor], other: Mapping[str, np.ndarray]) -> dict[str, Gap]:
-    """Gap of each [batch] output that the ops give in PyTorch; one that the export lacks is NaN."""
+    """Gap of each [batch] output and of what is retrieved, as PyTorch gives them; one that the export lacks is NaN.
+
+    Retrieved ids are left out: near-ties may swap. Their scores stand for them, and ``check_retrieval`` for the rest.
+    """
     gaps = {}
     for name, value in reference.items():
-        if value.ndim == 1:
+        if value.ndim == 1 or name in ("retrieved_scores", "retrieval_query"):
             array = value.float().cpu().numpy()
             gaps[name] = Gap.between(array, other[name]) if name in other else Gap(float("nan"), 0.0, array.size)
     return gaps
 
 
 def parting_margin(vlm: VLM, onnx_vlm: OnnxVLM, request: Request, max_new_tokens: int) -> float | None:
-    """How near the call was where the two answers to ``request`` part: the gap of the two tokens' logits.
+    """How near the call was where the two answers to ``request`` part: the gap of the two tokens' logits, or the
+    smaller distance of the risks from the threshold when one model refused and the other answered.
 
     None when the answers are the same on this second run, alone in their batch.
     """
     end = vlm.inputs.eos_token_ids[0]
-    answers = [(*model.generate([request], max_new_tokens)[0].token_ids, end) for model in (vlm, onnx_vlm)]
+    found = [model.generate([request], max_new_tokens)[0] for model in (vlm, onnx_vlm)]
+    if found[0].refused != found[1].refused:
+        return min(abs(answer.scores["risk"]) for answer in found)
+    answers = [(*answer.token_ids, end) for answer in found]
     parted = [pair for pair in zip(*answers, strict=False) if pair[0] != pair[1]]
     if not parted:
         return None

@@ -11,11 +11,14 @@ from ..adapters.adapter import Adapter
 from ..adapters.errors import UsageError
 from ..adapters.files import write_atomic
 from ..adapters.manifest import canonical_json
+from ..adapters.retrieval import CAPTIONS
 from ..adapters.store import MANIFEST as ADAPTER_MANIFEST
 from ..adapters.store import load_adapter, read_manifest as read_adapter_manifest
+from ..toolkit.folding import fold_all
 from ..toolkit.evaluate import Evaluation, Progress, evaluate, tabulate
 from ..toolkit.journal import Journal
 from ..toolkit.records import Record, load_records, subset
+from ..toolkit.retrieval.index import CaptionIndex
 from ..toolkit.sources import PREFIX, data_path, model_path
 from .base import Progress as Say
 from .card import check_card, write_card
@@ -52,6 +55,7 @@ def evaluate_model(
     out: Path | None = None,
     providers: Sequence[str] = CPU,
     allow_wrong_base: bool = False,
+    external_index: Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate a checkpoint, with or without adapters, or an export folder.
@@ -66,13 +70,14 @@ def evaluate_model(
     if is_export(Path(model)):
         if adapters:
             raise UsageError("An export holds its adapters already.", "Leave out --adapter, or evaluate the checkpoint.")
-        onnx_vlm = OnnxVLM.from_pretrained(Path(model), providers)
+        onnx_vlm = OnnxVLM.from_pretrained(Path(model), providers, index=external_index)
         identity: list[Any] = [onnx_vlm.manifest.model_dump(mode="json")]
         source: Any = onnx_vlm
     else:
         from ..toolkit.vlm import VLM
 
         vlm = VLM.from_pretrained(model_path(model))
+        vlm.index = CaptionIndex.load(external_index) if external_index else None
         loaded = [load_adapter(folder) for folder in adapters]
         identity = [vlm.fingerprint, *(read_adapter_manifest(folder).files for folder in adapters)]
         source = vlm
@@ -105,9 +110,12 @@ def export_with_documents(
     limit: int | None = None,
     max_new_tokens: int = 32,
     precision: str = "fp32",
+    mode: str = "bake",
     base_onnx: Path | None = None,
     providers: Sequence[str] = CPU,
     allow_wrong_base: bool = False,
+    enforce: bool = False,
+    external_index: Path | None = None,
     overwrite: bool = False,
     base_model: str | None = None,
     base_license: str | None = None,
@@ -117,6 +125,9 @@ def export_with_documents(
     """Export and write evaluation, card and report into the folder before it appears.
 
     Args:
+        mode: ``bake`` or ``fold``.
+        enforce: have the graph itself force a detector's refusals.
+        external_index: what an adapter searches whose index stays outside the graph.
         base_model: how the card calls the base; by default the last part of its path.
         base_license: its licence as the Hugging Face Hub spells it.
         measure: called with the finished graphs' folder, to add measurements that the card shows.
@@ -128,9 +139,12 @@ def export_with_documents(
 
     if precision not in get_args(Precision):
         raise UsageError(f"--precision cannot be {precision!r}.", f"It is one of {', '.join(get_args(Precision))}.")
+    if mode not in ("bake", "fold"):
+        raise UsageError(f"--mode cannot be {mode!r}.", "It is one of bake, fold.")
     loaded = [item if isinstance(item, Adapter) else load_adapter(item) for item in adapters]
     records = chosen_records(data, split, limit) if data else []
     vlm = VLM.from_pretrained(model_path(model))
+    vlm.index = CaptionIndex.load(external_index) if external_index else None
     comparison: Comparison | None = None
 
     def finish(work: Path, result: ExportResult) -> None:
@@ -151,6 +165,8 @@ def export_with_documents(
             write_atomic(work / LAYOUT.evaluation, canonical_json(comparison.model_dump(mode="json")))
         for number, one in enumerate(loaded):
             for name, value in one.attachments.items():
+                if name == CAPTIONS:
+                    continue  # they are in the folder, as captions.jsonl
                 write_atomic(work / attachment_name(name, number), canonical_json(value))
         facts = CardFacts(base_model=base_model or _model_name(model), base_license=base_license or _licence(model))
         write_atomic(work / FACTS, canonical_json(facts.model_dump(mode="json")))
@@ -165,11 +181,13 @@ def export_with_documents(
         loaded,
         out,
         precision=precision,  # type: ignore[arg-type]
+        mode=mode,  # type: ignore[arg-type]
         base_onnx=base_onnx,
         records=records,
         max_new_tokens=max_new_tokens,
         providers=providers,
         allow_wrong_base=allow_wrong_base,
+        enforce=enforce,
         overwrite=overwrite,
         finish=finish,
         progress=progress,
@@ -183,7 +201,13 @@ def export_with_documents(
 
 
 def verify_folder(
-    folder: Path, model: str | None, adapters: Sequence[Path], *, providers: Sequence[str] = CPU, progress: Say | None = None
+    folder: Path,
+    model: str | None,
+    adapters: Sequence[Path],
+    *,
+    providers: Sequence[str] = CPU,
+    external_index: Path | None = None,
+    progress: Say | None = None,
 ) -> dict[str, Any]:
     """Check an adapter or export folder; with ``model`` and ``adapters``, run parity again.
 
@@ -203,16 +227,20 @@ def verify_folder(
     if model is not None:
         from ..toolkit.vlm import VLM
 
-        loaded = [load_adapter(path) for path in adapters]
+        vlm = VLM.from_pretrained(model_path(model))
+        vlm.index = CaptionIndex.load(external_index) if external_index else None
+        given = [load_adapter(path) for path in adapters]
+        loaded = list(fold_all(vlm, given)) if manifest.mode == "fold" else given
         if [item.info for item in loaded] != list(manifest.adapters):
             raise UsageError(
                 f"{folder} was exported with {len(manifest.adapters)} other adapter(s) than those given.",
                 "Pass the same adapters in the same order with --adapter.",
             )
         report = check_parity(
-            VLM.from_pretrained(model_path(model)),
-            OnnxVLM.from_pretrained(folder, providers),
+            vlm,
+            OnnxVLM.from_pretrained(folder, providers, index=vlm.index),
             loaded,
+            unfolded=given if manifest.mode == "fold" else (),
             allow_wrong_base=manifest.wrong_base_allowed,
             progress=progress,
         )

@@ -2,6 +2,7 @@
 
 A throwaway copy of the graph gives these values as outputs, so that two questions are answered on the
 very graph that ships: does every intervention change something, and does it keep its op's invariant?
+A detector changes nothing: of it is asked whether its risk depends on what the model is fed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import onnx_ir as ir
 import torch
 
 from ..adapters.errors import UsageError
-from .bake import VISION_MASK, Placed
+from .bake import RISK, VISION_MASK, Placed
 from .compare import Gap
 from .layout import LAYOUT, ExportManifest, Graph
 from .residual import DOMAIN
@@ -32,8 +33,8 @@ class Seen:
     """What one intervention saw in one run.
 
     Attributes:
-        before, after: hidden state [batch, sequence, d] in the graph's dtype.
-        scope: [batch, sequence, 1]; 1 where the op applies.
+        before, after: hidden state [batch, sequence, d] in the graph's dtype; after a detecting op its risk [batch].
+        scope: [batch, sequence, 1]; 1 where the op applies. For a detecting op the past length.
         runtime: the op's per-call tensors, in order.
     """
 
@@ -74,6 +75,16 @@ class ExposedGraph:
                 value = model.graph.initializers[one.name(param)]
                 assert value.shape is not None
                 value.const_value = ir.tensor(np.full(value.shape.numpy(), number, np.float32), name=value.name)
+
+    def risk(self, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The output ``risk_score`` [batch]."""
+        return self._session.run([RISK], dict(feeds))[0]
+
+    def extras(self, feeds: Mapping[str, np.ndarray], index: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The hidden state that an op with plain extras read in a run, and these extras."""
+        names = self.by_index[index].item.make_op().extras
+        before, *found = self._session.run([self._names[index][0], *names], dict(feeds))
+        return before, dict(zip(names, found, strict=True))
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[int, Seen]:
         """Run once; what each intervention saw, by its index. One that the graph lacks is left out."""
@@ -119,16 +130,17 @@ def _probe(
 
 
 def require_movement(folder: Path, manifest: ExportManifest, placed: list[Placed]) -> None:
-    """Refuse a bake in which some intervention changes nothing on any probe.
+    """Refuse a bake in which some intervention changes nothing on any probe, or a risk depends on nothing.
 
     A gate may rightly stay closed on random states, so what has not moved is tried again with its gate
     forced open.
 
     Raises:
-        UsageError: naming the intervention and its site.
+        UsageError: naming the intervention and its site, or the detector.
     """
-    for name in sorted({graph_of(one.item.site) for one in placed}):
-        still = [one for one in placed if graph_of(one.item.site) == name]
+    correctors = [one for one in placed if not (one.item.make_op().detects or one.item.make_op().observes)]
+    for name in sorted({graph_of(one.item.site) for one in correctors}):
+        still = [one for one in correctors if graph_of(one.item.site) == name]
         for forced_open in (False, True):
             if still:
                 still = _unmoved(ExposedGraph(folder, name, placed, forced_open=forced_open), manifest, still)
@@ -138,14 +150,22 @@ def require_movement(folder: Path, manifest: ExportManifest, placed: list[Placed
                 f"{one.item.phase}) changes nothing on any probe.",
                 "Its parameters may be zero; fit the adapter again.",
             )
+    if manifest.detector is not None:
+        graph = ExposedGraph(folder, "decoder", [])
+        risks = np.concatenate([graph.risk(feeds) for feeds in probes(graph, manifest)])
+        if np.unique(risks[np.isfinite(risks)]).size < 2:
+            raise UsageError(
+                "The detector's risk is the same whatever the model is fed.",
+                "Its parameters may be zero; fit the adapter again.",
+            )
 
 
 def _unmoved(graph: ExposedGraph, manifest: ExportManifest, wanted: list[Placed]) -> list[Placed]:
     still = {one.index: one for one in wanted}
     for feeds in probes(graph, manifest):
         for index, seen in graph.run(feeds).items():
-            if (np.isfinite(seen.after) & (seen.before != seen.after)).any():
-                still.pop(index, None)
+            if index in still and (np.isfinite(seen.after) & (seen.before != seen.after)).any():
+                del still[index]
         if not still:
             break
     return list(still.values())
@@ -157,8 +177,10 @@ def check_ops(folder: Path, manifest: ExportManifest, placed: list[Placed]) -> I
     Yields:
         The intervention; the error of its result against the op's PyTorch code on the same hidden state
         (NaN if the graph lacks it); and how far its op's invariant is violated (None: nothing is
-        guaranteed). Both are shares of the hidden state's size, the largest over all probes.
+        guaranteed). Both are shares of the hidden state's size, the largest over all probes. The result of a
+        detecting op is its risk, whose error is absolute.
     """
+    placed = [one for one in placed if not one.item.make_op().observes]  # see export.retrieval
     for name in sorted({graph_of(one.item.site) for one in placed}):
         graph = ExposedGraph(folder, name, placed)
         op_gaps: dict[int, Gap] = {}
@@ -175,6 +197,12 @@ def check_ops(folder: Path, manifest: ExportManifest, placed: list[Placed]) -> I
 
 def _judge(one: Placed, seen: Seen) -> tuple[Gap, Gap | None]:
     op = one.item.make_op()
+    if op.detects:
+        if seen.scope > 0:  # past the prefill
+            return Gap(0.0 if np.isnan(seen.after).all() else float("nan"), 0.0, 0), None
+        hidden = torch.from_numpy(seen.before)
+        _, risk = op(hidden, hidden[..., :1], *one.item.arguments())
+        return Gap.between(risk.numpy(), seen.after), None
     before, after, scope, *runtime = (
         torch.from_numpy(array) for array in (seen.before, seen.after, seen.scope, *seen.runtime)
     )

@@ -16,8 +16,10 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import nn
 
 from ..adapters.adapter import Intervention
+from ..adapters.branch import Branch, BranchOp, get_branch_op
 from ..adapters.errors import UnsupportedGraph
-from ..adapters.ops import ScopeMask, get_op
+from ..adapters.forcing import ForcedRefusal
+from ..adapters.ops import Op, ScopeMask, get_op
 from ..adapters.sites import Phase, Scope
 from .base import quiet_export
 from .residual import DOMAIN
@@ -51,11 +53,26 @@ class OpFunction:
 def op_function(item: Intervention, hidden: ir.Value, opset: int) -> OpFunction:
     """The function of ``item``'s op for a hidden state like ``hidden`` [batch, sequence, d].
 
-    Arguments in order: hidden, scope mask, runtime inputs [batch, d] float32, stored parameters.
+    Arguments in order: hidden, scope mask, runtime inputs [batch, d] float32, stored parameters. A detecting op takes
+    the past length (int64 scalar) instead of the mask, and gives its risk alone: NaN past the prefill.
     """
     dtype, width = _describe(hidden)
     params = tuple((tensor.dtype, tuple(tensor.shape)) for tensor in item.arguments())
     return _trace_op(item.op, dtype, width, params, _require_opset(opset)).copy()
+
+
+def branch_functions(branch: Branch, hidden: ir.Value, opset: int) -> tuple[OpFunction, OpFunction]:
+    """How a branch starts, (safety, fused) → state, and how its risk is read, (normed, *parameters) → [batch]."""
+    dtype, width = _describe(hidden)
+    params = tuple((tensor.dtype, tuple(tensor.shape)) for tensor in branch.arguments())
+    start, risk = _trace_branch(branch.op, dtype, width, params, _require_opset(opset))
+    return start.copy(), risk.copy()
+
+
+def forcing_function(logits: ir.Value, opset: int) -> OpFunction:
+    """:class:`ForcedRefusal` for logits [batch, sequence, vocabulary] like these."""
+    dtype, width = _describe(logits)
+    return _trace_forcing(dtype, width, _require_opset(opset)).copy()
 
 
 def mask_function(scope: Scope, phase: Phase, hidden: ir.Value, opset: int) -> OpFunction:
@@ -88,9 +105,74 @@ def _trace_op(
     runtime = [torch.zeros(_BATCH, width) for _ in op.runtime_inputs]
     stored = [torch.zeros(shape, dtype=param_dtype) for param_dtype, shape in params]
     args = (*_hidden_and_scope(dtype, width), *runtime, *stored)
+    if op.detects:
+        args = (args[0], torch.tensor(0), *stored)
+        return _trace(_Risk(op), args, (_HIDDEN_AXES, {}, ({},) * len(stored)), name, opset)
+    if op.observes:
+        return _trace(_Extras(op), args, (_HIDDEN_AXES, _HIDDEN_AXES, ({},) * len(stored)), name, opset)
     # forward(hidden, scope, *tensors) of the base class: the axes follow the flat argument list
     axes = (_HIDDEN_AXES, _HIDDEN_AXES, *({0: "batch"} for _ in runtime), *({} for _ in stored))
     return _trace(op, args, axes, name, opset)
+
+
+class _Extras(nn.Module):
+    """What an observing op says of a hidden state."""
+
+    def __init__(self, op: Op) -> None:
+        super().__init__()
+        self.op = op
+
+    def forward(self, hidden: torch.Tensor, scope: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.op(hidden, scope, *tensors)[1:]
+
+
+class _Risk(nn.Module):
+    """What a detecting op says of a prefill, and NaN afterwards."""
+
+    def __init__(self, op: Op) -> None:
+        super().__init__()
+        self.op = op
+
+    def forward(self, hidden: torch.Tensor, past_length: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+        _, risk = self.op(hidden, hidden[..., :1], *tensors)
+        return torch.where(past_length == 0, risk, torch.nan)
+
+
+class _Start(nn.Module):
+    def __init__(self, op: BranchOp) -> None:
+        super().__init__()
+        self.op = op
+
+    def forward(self, safety: torch.Tensor, fused: torch.Tensor) -> torch.Tensor:
+        return self.op.start(safety, fused)
+
+
+class _Probe(nn.Module):
+    def __init__(self, op: BranchOp) -> None:
+        super().__init__()
+        self.op = op
+
+    def forward(self, normed: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+        return self.op.risk(normed, *tensors)
+
+
+@functools.lru_cache(maxsize=32)
+def _trace_branch(
+    name: str, dtype: torch.dtype, width: int, params: tuple[tuple[torch.dtype, tuple[int, ...]], ...], opset: int
+) -> tuple[OpFunction, OpFunction]:
+    op = get_branch_op(name)
+    hidden, _ = _hidden_and_scope(dtype, width)
+    stored = [torch.zeros(shape, dtype=param_dtype) for param_dtype, shape in params]
+    start = _trace(_Start(op), (hidden, hidden.clone()), (_HIDDEN_AXES, _HIDDEN_AXES), name, opset)
+    risk = _trace(_Probe(op), (hidden, *stored), (_HIDDEN_AXES, ({},) * len(stored)), "RiskProbe", opset)
+    return start, risk
+
+
+@functools.lru_cache(maxsize=32)
+def _trace_forcing(dtype: torch.dtype, width: int, opset: int) -> OpFunction:
+    logits, _ = _hidden_and_scope(dtype, width)
+    args = (logits, torch.zeros(_BATCH), torch.tensor(0.0), torch.tensor(0))
+    return _trace(ForcedRefusal(), args, (_HIDDEN_AXES, {0: "batch"}, {}, {}), "ForcedRefusal", opset)
 
 
 @functools.lru_cache(maxsize=32)

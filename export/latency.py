@@ -120,7 +120,7 @@ def measure_latency(
             f"{theirs.precision} of {theirs.base.fingerprint[:12]}.",
             "Pass the unmodified export of the same base and precision.",
         )
-    if theirs.interventions:
+    if theirs.interventions or theirs.detector:
         raise UsageError("The unmodified export holds adapters.", "Pass an export of the base without any.")
     inputs = baked.inputs.prepare(requests)
     text_only = None

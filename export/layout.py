@@ -14,10 +14,20 @@ from pydantic import Field
 
 from ..adapters.errors import InvalidArtifact, UsageError
 from ..adapters.files import read_inside, require_hashes, sha256_file, write_atomic
-from ..adapters.manifest import AdapterInfo, BaseInfo, FileName, Sha256, Strict, dump_sealed, load_sealed
+from ..adapters.manifest import (
+    AdapterInfo,
+    BaseInfo,
+    DetectorInfo,
+    FileName,
+    RetrievalInfo,
+    Sha256,
+    Strict,
+    dump_sealed,
+    load_sealed,
+)
 
 Precision = Literal["fp32", "fp16"]
-Mode = Literal["base", "bake"]
+Mode = Literal["base", "bake", "fold"]
 Graph = Literal["vision_encoder", "embed_tokens", "decoder"]
 GRAPHS: tuple[Graph, ...] = ("vision_encoder", "embed_tokens", "decoder")
 
@@ -36,6 +46,7 @@ class Layout:
     evaluation: str = "evaluation.json"
     card: str = "README.md"
     report: str = "report.html"
+    captions: str = "captions.jsonl"
 
     def graph(self, name: Graph) -> str:
         """File name of a graph."""
@@ -77,8 +88,31 @@ class InterventionInfo(Strict):
     runtime_inputs: tuple[str, ...] = ()
 
 
+class BranchInfo(Strict):
+    """The branch of a detector in the decoder.
+
+    Attributes:
+        adapter: to which adapter it belongs.
+        blocks: block evaluations of one prefill, those of the answer included.
+    """
+
+    adapter: int
+    op: str
+    safety: str
+    fused: str
+    blocks: int
+
+
 class ExportManifest(Strict):
-    """``safetykit.json``: what an export folder holds."""
+    """``safetykit.json``: what an export folder holds.
+
+    Attributes:
+        mode: ``bake`` puts parameters beside the base's weights, ``fold`` into them.
+        updates: weights of the base that have new values.
+        detector: when requests are refused before generation; the decoder then gives ``risk_score``.
+        enforce: whether the decoder forces the logits of refused requests itself.
+        retrieval: how texts are retrieved for pictures; the vision encoder then gives them or the query.
+    """
 
     schema_version: Literal[1] = 1
     kind: Literal["safetykit.export"] = "safetykit.export"
@@ -92,6 +126,11 @@ class ExportManifest(Strict):
     graphs: dict[Graph, GraphInfo]
     adapters: tuple[AdapterInfo, ...] = ()
     interventions: tuple[InterventionInfo, ...] = ()
+    updates: tuple[str, ...] = ()
+    branch: BranchInfo | None = None
+    detector: DetectorInfo | None = None
+    enforce: bool = False
+    retrieval: RetrievalInfo | None = None
     wrong_base_allowed: bool = False
     versions: dict[str, str]
     files: dict[FileName, Sha256] = Field(default_factory=dict)

@@ -4,13 +4,18 @@ Compared are, between PyTorch with hooks and ONNX Runtime:
 
 1. logits at all unpadded prompt positions and at each cached step, teacher-forced with the same
    tokens; single requests and padded batches, with pictures and without;
-2. the same with the adapter off, between the bare PyTorch model and the base graphs;
+2. the same with the adapter off, between the bare PyTorch model and the base graphs; and, where adapters were
+   folded into weights, with the adapters as hooks;
 3. scores the ops give at prefill;
 4. each op inside the graph against its PyTorch code, on its own inputs at several magnitudes, and
    the op's invariant where it has one (this also holds for quantised bases);
-5. decisions over evaluation records: what an answer amounts to, and whether each gate opened.
+5. a detector's risk, the log-odds of harm, end to end; and what the graph states and enforces: threshold, refusal,
+   and the forced logits of refused rows, which must be equal;
+6. decisions over evaluation records: what an answer amounts to, whether each gate opened and whether the detector
+   refused.
 
-An error passes when it is at most ``absolute + relative · (largest reference magnitude)``.
+An error passes when it is at most ``absolute + relative · (largest reference magnitude)``; for a risk that
+magnitude counts as 1 at least.
 """
 
 from __future__ import annotations
@@ -20,15 +25,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..adapters.adapter import Adapter
+import numpy as np
+import onnx_ir as ir
+
+from ..adapters.adapter import Adapter, the_detector
 from ..adapters.errors import InvalidArtifact, ParityFailed, UsageError
 from ..adapters.files import write_atomic
-from ..adapters.manifest import Strict, canonical_json
+from ..adapters.manifest import DetectorInfo, Strict, canonical_json
 from ..toolkit.inputs import Request
 from .adapt import place
 from .compare import Gap, compare_logits, compare_scores, parity_requests, parting_margin
+from .detector import StatedDetector, stated_detector
 from .exposed import check_ops
-from .layout import Precision
+from .layout import LAYOUT, Precision
+from .retrieval_checks import check_retrieval
 from .runtime import OnnxVLM
 
 if TYPE_CHECKING:
@@ -55,9 +65,11 @@ class Tolerances(Strict):
     scores: Tolerance
     op: Tolerance
     invariant: Tolerance
+    risk: Tolerance = Tolerance(absolute=0, relative=1e-5)
     flips: float
 
 
+_EXACT = Tolerance(absolute=0, relative=0)
 # Logits in fp32: 1e-5 of the largest one. Two right computations differ by their rounding, which grows with the
 # logits; on the reference VLM, PyTorch itself is 3e-6 of the largest logit away from its own float64 run.
 TOLERANCES: dict[Precision, Tolerances] = {
@@ -66,6 +78,7 @@ TOLERANCES: dict[Precision, Tolerances] = {
         scores=Tolerance(absolute=1e-5, relative=1e-5),
         op=Tolerance(absolute=2e-6, relative=0),
         invariant=Tolerance(absolute=2e-6, relative=0),
+        risk=Tolerance(absolute=0, relative=1e-5),
         flips=0,
     ),
     "fp16": Tolerances(
@@ -73,6 +86,7 @@ TOLERANCES: dict[Precision, Tolerances] = {
         scores=Tolerance(absolute=5e-3, relative=5e-3),
         op=Tolerance(absolute=1e-3, relative=0),
         invariant=Tolerance(absolute=1e-3, relative=0),
+        risk=Tolerance(absolute=0, relative=1e-2),
         flips=0.002,
     ),
 }
@@ -91,7 +105,7 @@ class Check(Strict):
         limit: largest error that would have passed.
     """
 
-    kind: Literal["logits", "adapter-off", "scores", "op", "invariant", "decisions"]
+    kind: Literal["logits", "adapter-off", "scores", "op", "invariant", "risk", "retrieval", "fold", "decisions"]
     case: str
     count: int
     error: float
@@ -169,6 +183,7 @@ def check_parity(
     onnx_vlm: OnnxVLM,
     adapters: Sequence[Adapter],
     *,
+    unfolded: Sequence[Adapter] = (),
     base: OnnxVLM | None = None,
     records: Sequence[Record] = (),
     decisions: tuple[Sequence[Decision], Sequence[Decision]] | None = None,
@@ -180,6 +195,7 @@ def check_parity(
     """Compare an export with the model and adapters it was made from.
 
     Args:
+        unfolded: the adapters as they were before they were folded into weights; they must give the same logits.
         base: the export without adapters, to check that "adapter off" is the bare model.
         records: prompts and pictures are taken from here; without any, built-in ones are used.
         decisions: what PyTorch and ONNX Runtime answered to ``records``, in that order.
@@ -193,30 +209,49 @@ def check_parity(
     table = TOLERANCES[onnx_vlm.manifest.precision]
     opened = {item.id for item in decisions[0] if max(item.scores.values(), default=-1.0) > 0} if decisions else set()
     requests = parity_requests(records, opened)
+    enforce = onnx_vlm.manifest.enforce
     checks: list[Check] = []
     for case, batch in requests.items():
         say(f"parity: {case}")
-        with vlm.applied(*adapters, allow_wrong_base=allow_wrong_base) as hooks:
-            gap = compare_logits(vlm, onnx_vlm, batch, steps)
+        with vlm.applied(*adapters, allow_wrong_base=allow_wrong_base, enforce=enforce) as hooks:
+            gap = compare_logits(vlm, onnx_vlm, batch, steps, hooks)
             scores = compare_scores(hooks.extras, gap.extras)
         checks.append(_check("logits", case, gap.logits, table.logits))
+        if gap.forced is not None:
+            checks.append(_check("risk", f"{case}, forced logits", gap.forced, _EXACT))
+        if (risk := scores.pop("risk", None)) is not None:
+            checks.append(_check("risk", case, risk.at_least(1), table.risk))
         checks += [_check("scores", f"{case}, {name}", found, table.scores) for name, found in scores.items()]
     if base is not None:
         for case, batch in requests.items():
             say(f"parity, adapter off: {case}")
             checks.append(_check("adapter-off", case, compare_logits(vlm, base, batch, steps).logits, table.logits))
+    for case, batch in requests.items() if unfolded else ():
+        say(f"parity, not folded: {case}")
+        with vlm.applied(*unfolded, allow_wrong_base=allow_wrong_base, enforce=enforce) as hooks:
+            checks.append(_check("fold", case, compare_logits(vlm, onnx_vlm, batch, steps, hooks).logits, table.logits))
     say("parity: ops")
     for one, op, invariant in check_ops(onnx_vlm.path, onnx_vlm.manifest, place(adapters)):
         name = f"{one.index}: {one.item.op} at {one.item.site}"
+        if one.item.make_op().detects:
+            checks.append(_check("risk", name, op.at_least(1), table.risk))
+            continue
         checks.append(_check("op", name, op, table.op))
         if invariant is not None:
             checks.append(_check("invariant", name, invariant, table.invariant))
+    checks += [
+        _check("retrieval", f"{one.index}: {one.item.op} at {one.item.site}", gap, table.scores)
+        for one, gap in check_retrieval(onnx_vlm.path, onnx_vlm.manifest, place(adapters))
+    ]
+    detector, stated = the_detector(adapters), stated_detector(ir.load(onnx_vlm.path / LAYOUT.decoder))
+    if detector or stated:
+        checks.append(_statement_check(detector, stated, enforce))
     flips: list[Flip] = []
     if decisions is not None:
         flips = find_flips(*decisions)
         checks.append(_flip_check(flips, len(decisions[0]), table.flips))
         pictured = {record.id: record for record in records}
-        with vlm.applied(*adapters, allow_wrong_base=allow_wrong_base):
+        with vlm.applied(*adapters, allow_wrong_base=allow_wrong_base, enforce=enforce):
             flips = [_with_margin(flip, vlm, onnx_vlm, pictured.get(flip.id), max_new_tokens) for flip in flips]
     return ParityReport(
         precision=onnx_vlm.manifest.precision,
@@ -241,6 +276,15 @@ def _check(kind: str, case: str, gap: Gap, tolerance: Tolerance) -> Check:
         limit=tolerance.absolute + tolerance.relative * gap.scale,
         passed=tolerance.passes(error, gap.scale),
     )
+
+
+def _statement_check(detector: DetectorInfo | None, stated: StatedDetector | None, enforce: bool) -> Check:
+    """Whether threshold, refusal and token are the adapter's, in the metadata and where the graph enforces them."""
+    settings = None
+    if detector and enforce:
+        settings = (float(np.float32(detector.threshold)), detector.refusal_token)
+    same = stated is not None and stated.info == detector and stated.enforced == settings
+    return _check("risk", "threshold and refusal", Gap(0.0 if same else 1.0, 1.0, 1), _EXACT)
 
 
 def _flip_check(flips: Sequence[Flip], count: int, share: float) -> Check:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..adapters.adapter import Adapter
+from ..adapters.adapter import Adapter, the_detector
 from ..adapters.errors import UsageError, WrongBase
 from ..adapters.files import atomic_folder
 from ..adapters.store import require_base
+from ..toolkit.folding import fold_all
 from .adapt import adapt, copy_base, place
 from .base import write_base
 from .exposed import require_movement
-from .layout import GRAPHS, LAYOUT, ExportManifest, Precision, read_manifest, write_manifest
+from .layout import GRAPHS, LAYOUT, ExportManifest, Mode, Precision, read_manifest, write_manifest
 from .parity import ParityReport, check_parity
+from .retrieval_checks import require_response
 from .runtime import OnnxVLM
 from .sessions import CPU
+from .updates import plan_updates
 
 if TYPE_CHECKING:
     from ..toolkit.evaluate import Decision
@@ -50,11 +54,13 @@ def export_onnx(
     out: Path | str,
     *,
     precision: Precision = "fp32",
+    mode: Mode = "bake",
     base_onnx: Path | str | None = None,
     records: Sequence[Record] = (),
     max_new_tokens: int = 32,
     providers: Sequence[str] = CPU,
     allow_wrong_base: bool = False,
+    enforce: bool = False,
     overwrite: bool = False,
     finish: Finish | None = None,
     progress: Callable[[str], None] | None = None,
@@ -62,16 +68,20 @@ def export_onnx(
     """Export ``vlm`` with ``adapters`` baked in; ``out`` appears only if parity holds.
 
     Args:
+        mode: ``bake`` keeps the interventions' parameters beside the base's weights; ``fold`` puts affine ones into
+            them, which adds no node.
         base_onnx: base folder to adapt instead of exporting anew; its weights are copied byte for byte.
         records: evaluation records over which decisions are compared; their prompts serve parity too.
         max_new_tokens: per record.
         providers: ONNX Runtime execution providers parity runs on.
         allow_wrong_base: accept adapters that were fitted on another model; recorded in the manifest.
+        enforce: have the decoder itself force the refusal of requests above the detector's threshold.
         finish: called with the unfinished folder, to add files such as the card, before it is sealed.
         progress: called with the name of each step as it starts.
 
     Raises:
-        UsageError: unsupported architecture, unknown site, an adapter without effect, ``out`` exists.
+        UsageError: unsupported architecture, unknown site, an adapter without effect or one that cannot be folded,
+            two detectors or none to enforce, ``out`` exists.
         UnsupportedGraph: the base graphs are not understood.
         WrongBase: adapter or base graphs belong to another model.
         ParityFailed: the export does not do what the model does.
@@ -81,24 +91,36 @@ def export_onnx(
     for adapter in adapters:
         if not allow_wrong_base:
             require_base(adapter, vlm.fingerprint, str(vlm.path))
-        for item in adapter.interventions:
-            vlm.parts.module(item.site)  # an unknown site is refused before minutes of exporting
-    if not any(adapter.interventions for adapter in adapters):
+        branch = [adapter.branch.safety, adapter.branch.fused] if adapter.branch else []
+        for site in [*(item.site for item in adapter.interventions), *branch]:
+            vlm.parts.module(site)  # an unknown site is refused before minutes of exporting
+    if the_detector(adapters) is None and enforce:
+        raise UsageError("There is no detector whose refusal could be enforced.", "Give one, or leave out --enforce.")
+    if all(adapter.empty for adapter in adapters):
         raise UsageError("There is nothing to bake: no adapter was given.", "Pass at least one with --adapter.")
+    unfolded = tuple(adapters) if mode == "fold" else ()
+    if mode == "fold":
+        adapters = fold_all(vlm, adapters)
+    layers = plan_updates(vlm, [update for adapter in adapters for update in adapter.updates])
     with atomic_folder(out, overwrite=overwrite) as work:
         base = _write_base(vlm, work, precision, base_onnx, say)
         bare = {name: (work / LAYOUT.graph(name)).read_bytes() for name in GRAPHS}
         say("baking")
-        manifest = adapt(work, base.model_copy(update={"wrong_base_allowed": allow_wrong_base}), adapters)
+        base = base.model_copy(update={"wrong_base_allowed": allow_wrong_base})
+        manifest = adapt(work, base, adapters, layers, mode=mode, enforce=enforce)
         require_movement(work, manifest, place(adapters))
-        onnx_vlm = OnnxVLM(work, manifest, vlm.inputs, providers)
+        require_response(work, manifest, place(adapters))
+        index = vlm.index if manifest.retrieval and manifest.retrieval.external else None
+        onnx_vlm = OnnxVLM(work, manifest, vlm.inputs, providers, index=index)
         decisions: tuple[Sequence[Decision], Sequence[Decision]] = ((), ())
         if records:
-            decisions = _decide(vlm, onnx_vlm, adapters, records, max_new_tokens, allow_wrong_base, say)
+            applied = vlm.applied(*adapters, allow_wrong_base=allow_wrong_base, enforce=enforce)
+            decisions = _decide(vlm, onnx_vlm, applied, records, max_new_tokens, say)
         report = check_parity(
             vlm,
             onnx_vlm,
             adapters,
+            unfolded=unfolded,
             base=OnnxVLM(work, base, vlm.inputs, providers, bare),
             records=records,
             decisions=decisions if records else None,
@@ -127,6 +149,11 @@ def _write_base(
             f"but {vlm.path} is {vlm.fingerprint[:12]}.",
             "Export the base graphs of this model, or leave out --base-onnx.",
         )
+    if manifest.mode != "base":
+        raise UsageError(
+            f"The graphs in {base_onnx} hold an adapter already.",
+            "Start from unmodified graphs and give all adapters at once: --adapter A --adapter B.",
+        )
     if manifest.precision != precision:
         raise UsageError(
             f"The base graphs in {base_onnx} are {manifest.precision}, not {precision}.",
@@ -139,16 +166,15 @@ def _write_base(
 def _decide(
     vlm: VLM,
     onnx_vlm: OnnxVLM,
-    adapters: Sequence[Adapter],
+    applied: AbstractContextManager[object],
     records: Sequence[Record],
     max_new_tokens: int,
-    allow_wrong_base: bool,
     say: Callable[[str], None],
 ) -> tuple[list[Decision], list[Decision]]:
     from ..toolkit.evaluate import decide
 
     say("answering the records with PyTorch")
-    with vlm.applied(*adapters, allow_wrong_base=allow_wrong_base):
+    with applied:
         ours = decide(vlm, records, max_new_tokens=max_new_tokens)
     say("answering the records with ONNX Runtime")
     return ours, decide(onnx_vlm, records, max_new_tokens=max_new_tokens)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from .sections.sweep import SweepTable
 
 BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#888888"
-_CYCLE = (BLUE, VERMILION, GREEN, PURPLE, "#E69F00", "#56B4E9")
-_INK = "#010203"  # never otherwise used; replaced by currentColor
+CYCLE = (BLUE, VERMILION, GREEN, PURPLE, "#E69F00", "#56B4E9")
+INK = "#010203"  # never otherwise used; replaced by currentColor
 _PANELS = 6
 _WIDTH = 4.6  # inches; narrow, so that text keeps its size on a telephone
 _STYLE = {
@@ -39,12 +39,12 @@ _STYLE = {
     "svg.hashsalt": "safetykit",
     "font.family": "DejaVu Sans",
     "font.size": 10,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
     "axes.titlesize": 10,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
@@ -70,8 +70,13 @@ class Plot:
 
 
 @contextmanager
-def _figure(height: float, axes: int = 1) -> Iterator[tuple[Figure, list[Axes], StringIO]]:
-    """A figure without any global state; its SVG is in the buffer after the block."""
+def canvas(height: float, axes: int = 1) -> Iterator[tuple[Figure, list[Axes], StringIO]]:
+    """A figure without any global state, its axes, and the buffer that holds its SVG after the block.
+
+    Args:
+        height: in inches.
+        axes: panels, one above the other.
+    """
     buffer = StringIO()
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE}):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
@@ -79,9 +84,14 @@ def _figure(height: float, axes: int = 1) -> Iterator[tuple[Figure, list[Axes], 
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
 
 
-def _plot(tag: str, title: str, caption: str, words: str, buffer: StringIO) -> Plot:
+def finished(tag: str, title: str, caption: str, words: str, buffer: StringIO) -> Plot:
+    """A figure's SVG made ready for a page.
+
+    Args:
+        words: what it shows, for those who cannot see it.
+    """
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     # Several figures share one page: their names must differ.
     svg = re.sub(r'(?<=\bid=")|(?<=href="#)|(?<=url\(#)', f"{tag}-", svg)
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -96,7 +106,7 @@ def rates(rows: Sequence[GroupRow], metric: Metric, title: str, better: str) -> 
     """
     places = {row.group: len(rows) - 1 - at for at, row in enumerate(rows)}
     pairs = [row.pairs[metric] for row in rows if metric in row.pairs]
-    with _figure(1.1 + 0.42 * len(rows)) as (_, (axes,), buffer):
+    with canvas(1.1 + 0.42 * len(rows)) as (_, (axes,), buffer):
         for name, offset, colour, marker in (("before", 0.13, VERMILION, "o"), ("after", -0.13, BLUE, "D")):
             found = [getattr(pair, name) for pair in pairs]
             centre = np.array([rate.rate for rate in found])
@@ -112,7 +122,7 @@ def rates(rows: Sequence[GroupRow], metric: Metric, title: str, better: str) -> 
         axes.grid(axis="x", color=GREY, alpha=0.3, lw=0.6)
         axes.figure.legend(loc="outside upper right", ncols=2)
     words = "; ".join(f"{p.group} {100 * p.before.rate:.1f}% before, {100 * p.after.rate:.1f}% after" for p in pairs)
-    return _plot(metric, title, f"{better} Bars are 95 % intervals.", words, buffer)
+    return finished(metric, title, f"{better} Bars are 95 % intervals.", words, buffer)
 
 
 def gate_scores(decisions: Iterable[Decision], names: Mapping[str, str]) -> Plot | None:
@@ -131,12 +141,12 @@ def gate_scores(decisions: Iterable[Decision], names: Mapping[str, str]) -> Plot
     if total > _PANELS:  # spread over the depth, the first and the last among them
         names_shown = [names_shown[round(at * (total - 1) / (_PANELS - 1))] for at in range(_PANELS)]
     scores = {name: scores[name] for name in names_shown}
-    with _figure(0.7 + 1.5 * len(scores), len(scores)) as (_, panels, buffer):
+    with canvas(0.7 + 1.5 * len(scores), len(scores)) as (_, panels, buffer):
         for axes, (name, labels) in zip(panels, scores.items(), strict=True):
             bins = np.histogram_bin_edges(np.concatenate([np.array(v, dtype=float) for v in labels.values()]), 30)
             for label, colour, style in (("harmful", PURPLE, "-"), ("harmless", GREEN, "--")):
                 axes.hist(labels[label], bins, histtype="step", color=colour, ls=style, lw=1.6, label=label)
-            axes.axvline(0, color=_INK, lw=1, ls=":", label="threshold")
+            axes.axvline(0, color=INK, lw=1, ls=":", label="threshold")
             axes.set_title(name, loc="left")
             axes.set_ylabel("records")
         panels[-1].set_xlabel("score minus threshold")
@@ -147,7 +157,7 @@ def gate_scores(decisions: Iterable[Decision], names: Mapping[str, str]) -> Plot
         for name, labels in scores.items()
     )
     caption = f"{len(scores)} of {total} gates. A gate is open right of the dotted line: {shares}."
-    return _plot("gates", "Gate scores", caption, shares, buffer)
+    return finished("gates", "Gate scores", caption, shares, buffer)
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:
@@ -170,7 +180,7 @@ def parity(kinds: Iterable[ParityKind]) -> Plot:
             checks.append((f"{kind.name}: worst of {len(kind.checks)}", kind.nearest))
     smallest = min((value for _, check in checks for value in (check.error, check.limit) if value > 0), default=1e-9)
     floor = smallest / 10  # where an error of exactly 0 is drawn
-    with _figure(1.1 + 0.3 * len(checks)) as (_, (axes,), buffer):
+    with canvas(1.1 + 0.3 * len(checks)) as (_, (axes,), buffer):
         places = np.arange(len(checks))[::-1]
         limits, errors = ([max(getattr(check, name), floor) for _, check in checks] for name in ("limit", "error"))
         axes.plot(limits, places, "|", ms=12, mew=2, color=VERMILION, label="limit")
@@ -183,19 +193,19 @@ def parity(kinds: Iterable[ParityKind]) -> Plot:
         axes.figure.legend(loc="outside upper right", ncols=2)
     words = "; ".join(f"{name}, error {check.error:.2g}, limit {check.limit:.2g}" for name, check in checks)
     caption = "Left of its bar an error passes; at the left edge it is 0."
-    return _plot("parity", "Parity errors", caption, words, buffer)
+    return finished("parity", "Parity errors", caption, words, buffer)
 
 
 def sweep(table: SweepTable, tag: str) -> Plot:
     """Attack success against over-refusal of every trial, the chosen one and the unmodified model marked."""
     trials = [(trial["over_refusal"], trial["attack_success"]) for trial in table.trials]
-    with _figure(3.6) as (_, (axes,), buffer):
+    with canvas(3.6) as (_, (axes,), buffer):
         axes.plot(*zip(*trials, strict=True), "o", ms=4, color=GREY, alpha=0.8, mew=0, label="trial")
         before, best = table.undefended, table.best
         axes.plot(before["over_refusal"], before["attack_success"], "s", ms=8, color=VERMILION, label="unmodified")
         axes.plot(best["over_refusal"], best["attack_success"], "D", ms=8, color=BLUE, label="chosen")
         limit = before["over_refusal"] + table.allowed_cost
-        axes.axvline(limit, color=_INK, lw=1, ls=":", label="allowed cost")
+        axes.axvline(limit, color=INK, lw=1, ls=":", label="allowed cost")
         axes.set_xlabel("over-refusal")
         axes.set_ylabel("attack success")
         for axis in (axes.xaxis, axes.yaxis):
@@ -211,15 +221,15 @@ def sweep(table: SweepTable, tag: str) -> Plot:
         f"{len(trials)} settings tried on the calibration split; down and left is better. Right of the dotted line the "
         "allowed over-refusal is exceeded."
     )
-    return _plot(tag, "Settings tried", caption, words, buffer)
+    return finished(tag, "Settings tried", caption, words, buffer)
 
 
 def spectra(values: Mapping[str, Sequence[float]], tag: str) -> Plot:
     """Singular values of the safety differences per layer, relative to the largest."""
-    with _figure(3.2) as (_, (axes,), buffer):
+    with canvas(3.2) as (_, (axes,), buffer):
         for at, (layer, spectrum) in enumerate(sorted(values.items(), key=lambda item: int(item[0]))):
             relative = np.array(spectrum[:16]) / max(spectrum[0], 1e-30)
-            style = {"marker": "os^Dv"[at % 5], "color": _CYCLE[at % len(_CYCLE)], "ms": 4, "lw": 1.2}
+            style = {"marker": "os^Dv"[at % 5], "color": CYCLE[at % len(CYCLE)], "ms": 4, "lw": 1.2}
             axes.plot(np.arange(1, len(relative) + 1), relative, label=layer, **style)
         axes.set_xlabel("singular value")
         axes.set_ylabel("relative to the largest")
@@ -229,4 +239,4 @@ def spectra(values: Mapping[str, Sequence[float]], tag: str) -> Plot:
         axes.legend(title="layer", ncols=2)
     caption = "A steep fall means that one or few directions hold what separates harmful from harmless text."
     words = "; ".join(f"layer {layer}: largest {spectrum[0]:.3g}" for layer, spectrum in values.items())
-    return _plot(tag, "Singular values per layer", caption, words, buffer)
+    return finished(tag, "Singular values per layer", caption, words, buffer)

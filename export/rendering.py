@@ -29,6 +29,11 @@ def share(value: float) -> str:
     return f"{100 * value:.1f}%"
 
 
+def part(value: float | None) -> str:
+    """A share that may be missing."""
+    return NOTHING if value is None else share(value)
+
+
 def rate(value: Rate | None) -> str:
     """A share with its interval, or a dash where the group holds no such record."""
     return NOTHING if value is None else f"{share(value.rate)} ({100 * value.low:.1f}–{100 * value.high:.1f})"
@@ -59,7 +64,7 @@ def setting(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-_NUMBERS: tuple[Callable[..., str], ...] = (share, rate, ratio, points, number, auroc)
+_NUMBERS: tuple[Callable[..., str], ...] = (share, part, rate, ratio, points, number, auroc)
 
 
 def escape_markdown(text: str) -> Markup:

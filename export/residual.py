@@ -109,6 +109,17 @@ def find_residual_stream(model: ir.Model) -> ResidualStream:
     return ResidualStream(base, steps, _head_input(logits))
 
 
+def bias_input(skip_norm: ir.Node) -> int:
+    """Which input of a skip-norm is its bias: the simplified one has no beta before it."""
+    return 3 if skip_norm.op_type == "SkipSimplifiedLayerNormalization" else 4
+
+
+def skip_bias(skip_norm: ir.Node) -> ir.Value | None:
+    """The bias that a skip-norm adds to its branch, if any."""
+    at = bias_input(skip_norm)
+    return skip_norm.inputs[at] if len(skip_norm.inputs) > at else None
+
+
 def require_unadapted(model: ir.Model) -> None:
     """Refuse a graph that already holds safetykit ops: two adapters are baked in one go instead.
 

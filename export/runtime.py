@@ -4,25 +4,32 @@ Prefill: pictures → ``vision_encoder`` → features scattered into the token e
 tokens → ``decoder`` with an empty KV cache. Each step then feeds one token per row. When an op asks
 for the text-only state of the same query, prefill first runs the prompts without their pictures and
 with the ops off, and hands each op's ``state`` back as its ``reference``.
+
+A detector's risk comes with the prefill. Rows above its threshold get its refusal, and no token is generated for them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
+from PIL import Image
 
-from ..adapters.errors import UsageError
+from ..adapters.errors import InvalidArtifact, UsageError
 from ..toolkit.inputs import Generation, InputProcessor, Inputs, Request
+from ..toolkit.retrieval.index import CaptionIndex
 from .layout import GRAPHS, LAYOUT, ExportManifest, Graph, read_manifest
+from .metadata import read_metadata
+from .retrieval import open_retriever
 from .sampling import Sampler
 from .sessions import CPU, open_session
 
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-_ENABLED, _VISION_MASK = "safetykit.enabled", "vision_mask"
+_ENABLED, _VISION_MASK, _RISK = "safetykit.enabled", "vision_mask", "risk_score"
 
 
 @dataclass(frozen=True)
@@ -33,12 +40,26 @@ class Decoding:
         logits: float32, of the tokens fed last.
         past: KV cache by input name, [batch, heads, length, head_dim].
         attention_mask: over everything fed so far, 0 at padding.
-        extras: ``{k}.{name}`` → output of intervention k's op at prefill.
+        extras: ``{k}.{name}`` → output of intervention k's op at prefill; ``risk`` → a detector's log-odds of harm;
+            what was retrieved for the pictures, see :class:`Seeing`.
     """
 
     logits: Float[np.ndarray, "batch seq vocab"]
     past: dict[str, np.ndarray]
     attention_mask: Int[np.ndarray, "batch total"]
+    extras: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Seeing:
+    """What the vision encoder made of pictures.
+
+    Attributes:
+        features: in the decoder's embedding space.
+        extras: ``retrieved_ids`` and ``retrieved_scores`` [pictures, k], or ``retrieval_query`` [pictures, d_key].
+    """
+
+    features: Float[np.ndarray, "pictures tokens d_model"]
     extras: dict[str, np.ndarray]
 
 
@@ -50,6 +71,7 @@ class OnnxVLM:
         manifest: what it holds.
         inputs: turns requests into model inputs, exactly as for PyTorch.
         providers: ONNX Runtime execution providers in use.
+        retriever: finds texts for pictures; None where the export does not.
     """
 
     def __init__(
@@ -59,18 +81,28 @@ class OnnxVLM:
         inputs: InputProcessor,
         providers: Sequence[str],
         graphs: Mapping[Graph, bytes] | None = None,
+        *,
+        index: CaptionIndex | Path | None = None,
     ) -> None:
         """Use :meth:`from_pretrained`; ``graphs`` replaces graph files of ``path`` that share its weights."""
         self.path, self.manifest, self.inputs = path, manifest, inputs
         self.providers = tuple(providers)
+        sources = {name: (graphs or {}).get(name, path / LAYOUT.graph(name)) for name in GRAPHS}
         self._vision, self._embed, self._decoder = (
-            open_session((graphs or {}).get(name, path / LAYOUT.graph(name)), providers, data_folder=path)
-            for name in GRAPHS
+            open_session(sources[name], providers, data_folder=path) for name in GRAPHS
         )
+        self._decoder_source = sources["decoder"]
+        self._vision_outputs = [value.name for value in self._vision.get_outputs()]
+        self.retriever = open_retriever(path, manifest.retrieval, index)
         self._types = {value.name: value.type for value in self._decoder.get_inputs()}
         self._float = _FLOATS[self._types["inputs_embeds"]]
         self._outputs = [value.name for value in self._decoder.get_outputs()]
         self._past_names = [name for name in self._types if name.startswith("past_key_values.")]
+        stated = read_metadata(self._decoder.get_modelmeta().custom_metadata_map)
+        if stated != manifest.detector:
+            raise InvalidArtifact(
+                f"{path} and its decoder do not state the same detector.", "Export the model again."
+            )
         self._references = [
             item.index
             for item in manifest.interventions
@@ -78,25 +110,40 @@ class OnnxVLM:
         ]
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str, providers: Sequence[str] = CPU, *, verify: bool = True) -> OnnxVLM:
+    def from_pretrained(
+        cls,
+        folder: Path | str,
+        providers: Sequence[str] = CPU,
+        *,
+        verify: bool = True,
+        index: CaptionIndex | Path | None = None,
+    ) -> OnnxVLM:
         """Open an export folder.
 
         Args:
             providers: ONNX Runtime execution providers; falling back to others is an error.
             verify: compare every file with the digest in the manifest first.
+            index: what an export searches whose index is not in its graph.
 
         Raises:
-            UsageError: no such folder, or a provider is not there.
+            UsageError: no such folder, a provider is not there, or the index is missing or not the right one.
             InvalidArtifact: a file is missing or was changed, or a graph does not load.
         """
         folder = Path(folder)
         manifest = read_manifest(folder, verify=verify)
-        return cls(folder, manifest, InputProcessor.from_pretrained(folder), providers)
+        return cls(folder, manifest, InputProcessor.from_pretrained(folder), providers, index=index)
 
     @property
     def needs_reference(self) -> bool:
         """Whether prefill needs the same requests without their pictures."""
         return bool(self._references)
+
+    @cached_property
+    def block_evaluations(self) -> int:
+        """Decoder blocks that one prefill runs, counted in the graph: those of the answer and those of a branch."""
+        from .blocks import block_evaluations
+
+        return block_evaluations(self._decoder_source)
 
     def generate(
         self,
@@ -108,23 +155,35 @@ class OnnxVLM:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> list[Generation]:
-        """Answer a batch of requests; greedy unless ``do_sample``."""
+        """Answer a batch of requests; greedy unless ``do_sample``.
+
+        A detector refuses row by row after the prefill; the other rows are answered as if those were still there.
+
+        Raises:
+            InvalidArtifact: the detector's risk of a request is not a number.
+        """
         sampler = Sampler(do_sample=do_sample, temperature=temperature, top_p=top_p, seed=seed)
         state = self.prefill_requests(requests)
         scores = {name: value for name, value in state.extras.items() if value.ndim == 1}
+        detector = self.manifest.detector
+        finished = np.zeros(len(requests), dtype=bool)
+        if detector:
+            scores["risk"] = scores["risk"] - np.float32(detector.threshold)
+            finished = scores["risk"] > 0
         eos = np.array(self.inputs.eos_token_ids)
         tokens: list[list[int]] = [[] for _ in requests]
-        finished = np.zeros(len(requests), dtype=bool)
         for count in range(1, max_new_tokens + 1):
+            if finished.all():
+                break
             chosen = np.where(finished, self.inputs.pad_token_id, sampler.choose(state.logits[:, -1]))
             finished |= np.isin(chosen, eos)
             for row in np.flatnonzero(~finished):
                 tokens[row].append(int(chosen[row]))
-            if finished.all() or count == max_new_tokens:
-                break
-            state = self.step(state, chosen)
+            if not finished.all() and count < max_new_tokens:
+                state = self.step(state, chosen)
+        refusal = detector.refusal if detector else None
         return [
-            Generation(self.inputs.decode(row), tuple(row), {name: float(value[at]) for name, value in scores.items()})
+            self.inputs.generation(row, {name: float(value[at]) for name, value in scores.items()}, refusal)
             for at, row in enumerate(tokens)
         ]
 
@@ -133,14 +192,35 @@ class OnnxVLM:
         text_only = None
         if self.needs_reference:
             text_only = self.inputs.prepare([Request(request.prompt) for request in requests])
-        return self.prefill(self.inputs.prepare(requests), text_only)
+        seen = None
+        if self.retriever and (rows := self.retriever.pending(requests)):
+            pixels = self.inputs.prepare([requests[at] for at in rows]).pixel_values
+            assert pixels is not None
+            seen = self.see(pixels)
+            requests = self.retriever.extended(requests, rows, seen.extras)
+            if len(rows) < sum(request.image is not None for request in requests):
+                seen = None  # other rows brought their texts along: the batch has more pictures than were seen
+        return self.prefill(self.inputs.prepare(requests), text_only, seen)
 
-    def prefill(self, inputs: Inputs, text_only: Inputs | None = None) -> Decoding:
+    def retrieved(self, pictures: Sequence[Image.Image]) -> list[tuple[str, ...]]:
+        """The texts found for each picture, best first.
+
+        Raises:
+            UsageError: this export retrieves nothing, or its external index was not given.
+        """
+        if self.retriever is None:
+            raise UsageError(f"{self.path} retrieves nothing.", "Export it with an adapter of `safetykit fit retrieval`.")
+        pixels = self.inputs.prepare([Request(".", picture) for picture in pictures]).pixel_values
+        assert pixels is not None
+        return self.retriever.texts(self.see(pixels).extras)
+
+    def prefill(self, inputs: Inputs, text_only: Inputs | None = None, seen: Seeing | None = None) -> Decoding:
         """Run the prompts.
 
         Args:
             inputs: the batch.
             text_only: the same requests without pictures; needed if :attr:`needs_reference`.
+            seen: what :meth:`see` made of the batch's pictures, if that was asked already.
 
         Raises:
             UsageError: pictures and image tokens do not match, or ``text_only`` is missing.
@@ -153,7 +233,7 @@ class OnnxVLM:
                 )
             first = self._prefill(text_only, {_ENABLED: np.array(0, np.float32)})
             feeds = {f"safetykit.{index}.reference": first.extras[f"{index}.state"] for index in self._references}
-        return self._prefill(inputs, feeds)
+        return self._prefill(inputs, feeds, seen)
 
     def step(self, state: Decoding, token_ids: Int[np.ndarray, "batch"]) -> Decoding:
         """Feed one token per row; ``extras`` stay those of the prefill."""
@@ -165,12 +245,19 @@ class OnnxVLM:
 
     def encode_images(self, pixel_values: Float[np.ndarray, "pictures 3 height width"]) -> np.ndarray:
         """Image features [pictures, tokens, d_model]."""
-        return self._vision.run(None, {"pixel_values": pixel_values})[0]
+        return self.see(pixel_values).features
 
-    def _prefill(self, inputs: Inputs, feeds: dict[str, np.ndarray]) -> Decoding:
-        embeds = self._embedded(inputs.input_ids)
+    def see(self, pixel_values: Float[np.ndarray, "pictures 3 height width"]) -> Seeing:
+        """Run the vision encoder."""
+        features, *_ = results = self._vision.run(self._vision_outputs, {"pixel_values": pixel_values})
+        found = zip(self._vision_outputs, results, strict=True)
+        return Seeing(features, {name: value for name, value in found if name.startswith(("retrieved_", "retrieval_"))})
+
+    def _prefill(self, inputs: Inputs, feeds: dict[str, np.ndarray], seen: Seeing | None = None) -> Decoding:
+        embeds, extras = self._embedded(inputs.input_ids), {}
         if inputs.pixel_values is not None:
-            features = self.encode_images(inputs.pixel_values)
+            seen = seen or self.see(inputs.pixel_values)
+            features, extras = seen.features, seen.extras
             wanted, given = int(inputs.vision_mask.sum()), features.shape[0] * features.shape[1]
             if wanted != given:
                 raise UsageError(
@@ -180,7 +267,8 @@ class OnnxVLM:
             embeds[inputs.vision_mask] = features.reshape(given, -1)
         batch, heads, width = len(embeds), self.manifest.n_kv_heads, self.manifest.head_dim
         past = {name: np.zeros((batch, heads, 0, width), self._float) for name in self._past_names}
-        return self._run(embeds, inputs.attention_mask, inputs.position_ids, past, inputs.vision_mask, feeds)
+        state = self._run(embeds, inputs.attention_mask, inputs.position_ids, past, inputs.vision_mask, feeds)
+        return replace(state, extras={**state.extras, **extras})
 
     def _embedded(self, ids: Int[np.ndarray, "batch seq"]) -> Float[np.ndarray, "batch seq d_model"]:
         return self._embed.run(None, {"input_ids": ids})[0]
@@ -201,6 +289,8 @@ class OnnxVLM:
             blank = np.zeros((len(embeds), embeds.shape[-1]), np.float32)
             feeds.setdefault(f"safetykit.{index}.reference", blank)
         results = dict(zip(self._outputs, self._decoder.run(self._outputs, feeds), strict=True))
+        if _RISK in results:
+            results["safetykit.risk"] = results[_RISK]
         return Decoding(
             logits=results["logits"].astype(np.float32),
             past={name: results[name.replace("past_key_values.", "present.")] for name in self._past_names},

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from ..adapters.errors import UnsupportedGraph
 from ..adapters.sites import Site
 from .layout import Graph
-from .residual import ResidualStream, Step
+from .residual import ResidualStream, Step, skip_bias
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def decoder_tap(graph: ir.Graph, stream: ResidualStream, site: Site) -> Tap:
     step = stream.steps[2 * site.layer + (site.kind != "attn")]
     if site.kind == "block":
         return _fused_sum(graph, step) if step.fused else _plain(graph, step.node.outputs[0])
-    if step.fused and len(step.node.inputs) > 4 and step.node.inputs[4] is not None:
+    if step.fused and skip_bias(step.node) is not None:
         raise UnsupportedGraph(
             f"The output of {site} is fused with its bias in {step.node.name!r}.", "Use the block's output instead."
         )
@@ -95,7 +95,7 @@ def _plain(graph: ir.Graph, value: ir.Value) -> Tap:
 def _fused_sum(graph: ir.Graph, step: Step) -> Tap:
     """The plain sum of a skip-norm, replaced without unfusing: branch' = branch + (new − sum)."""
     node, branch = step.node, step.operand(step.branch)
-    bias = node.inputs[4] if len(node.inputs) > 4 else None
+    bias = skip_bias(node)
     total = step.operand(step.residual)
     for part in filter(None, (branch, bias)):
         total = _binary(graph, "Add", total, part, branch)

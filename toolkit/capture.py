@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .vlm import VLM
 
 
-class _Reached(Exception):
+class Reached(Exception):
     """The deepest wanted site has been seen; the rest of the forward pass is not needed."""
 
 
@@ -93,9 +93,9 @@ def capture(
     deepest = max(sites, key=order.index)
     cached = not any(site.kind in ("vision", "projector") for site in sites)
     seen: dict[Site, Tensor] = {}
-    for batch in _batches(units, batch_size):
+    for batch in batches(units, batch_size):
         requests = [Request(record.prompt, record.picture()) for record in batch]
-        inputs = vlm.inputs.prepare(requests)
+        inputs = vlm.prepare(requests)
         mask = torch.from_numpy(inputs.attention_mask).bool()
         vision = torch.from_numpy(inputs.vision_mask)
         weights = _pool_weights(mask, vision, pool).to(vlm.device)
@@ -108,12 +108,14 @@ def capture(
                 stack.callback(register(hook).remove)
             try:
                 vlm.model(**vlm.arguments(inputs, cached_features=cached), use_cache=False)
-            except _Reached:
+            except Reached:
                 pass
         yield batch, dict(seen)
 
 
-def _batches(units: Sequence[Sequence[Record]], batch_size: int) -> Iterator[list[Record]]:
+def batches(units: Sequence[Sequence[Record]], batch_size: int) -> Iterator[list[Record]]:
+    """Units of similar length together, at most ``batch_size`` records at a time where units allow it."""
+
     def length(unit: Sequence[Record]) -> tuple[bool, int]:
         return any(record.image for record in unit), max(len(record.prompt) for record in unit)
 
@@ -148,6 +150,6 @@ def _reader(site: Site, seen: dict[Site, Tensor], weights: Tensor, stop: bool):
         pooled = hidden.mean(1) if site.kind in ("vision", "projector") else (hidden * weights[..., None]).sum(1)
         seen[site] = pooled.cpu()
         if stop:
-            raise _Reached
+            raise Reached
 
     return read

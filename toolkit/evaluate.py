@@ -67,7 +67,8 @@ class Row(_Model):
 
     Attributes:
         group: a carrier, ``all``, or ``carrier/tag`` for look-alikes and unseen renderings.
-        detector_auroc: how well the largest gate margin separates harmful from harmless records.
+        detector_auroc: how well the detector's risk, or else the largest gate margin, separates harmful from
+            harmless records.
     """
 
     group: str
@@ -197,4 +198,6 @@ def _auroc(decisions: Sequence[Decision]) -> float | None:
     labels = [item.label == "harmful" for item in decisions]
     if len(set(labels)) < 2 or not all(item.scores for item in decisions):
         return None
-    return float(roc_auc_score(labels, [max(item.scores.values()) for item in decisions]))
+    # A detector's own risk; of correctors, the gate that is nearest to opening.
+    found = [item.scores.get("risk", max(item.scores.values())) for item in decisions]
+    return float(roc_auc_score(labels, found))

@@ -1,4 +1,7 @@
-"""Running adapters in PyTorch: forward hooks that exist exactly as long as a ``with`` block."""
+"""Running adapters in PyTorch: forward hooks that exist exactly as long as a ``with`` block.
+
+A detector's branch runs when a prefill reaches the LM head, before anything is generated.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,49 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..adapters.adapter import Adapter, Intervention
+from ..adapters.adapter import Adapter, Intervention, the_branch, the_detector
 from ..adapters.errors import UsageError
+from ..adapters.forcing import ForcedRefusal
 from ..adapters.ops import ScopeMask
+from .branching import BranchRun
 from .parts import Parts
 
 _VISION_SITES = ("vision", "projector")
 
 
 class AppliedAdapters:
-    """The interventions that are active on a model, and what they saw in the last prefill.
+    """The interventions and the detector that are active on a model, and what they saw in the last prefill.
 
     Attributes:
-        extras: ``{k}.{name}`` → tensor, from the last prefill; k counts the interventions.
+        extras: ``{k}.{name}`` → tensor, from the last prefill; k counts the interventions. A detector's log-odds of
+            harm [batch] are called ``risk``.
+        detector: when to refuse; None without a detector.
         references: per-call inputs of ops that need them, by intervention index.
         enabled: False runs the model untouched while still recording ``extras``.
     """
 
-    def __init__(self, model: nn.Module, parts: Parts, image_token_id: int, adapters: Sequence[Adapter]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        parts: Parts,
+        image_token_id: int,
+        adapters: Sequence[Adapter],
+        *,
+        enforce: bool = False,
+    ) -> None:
+        """With ``enforce``, the logits of refused rows are forced as an enforcing export forces them.
+
+        Raises:
+            UsageError: ``enforce`` without a detector, two detectors, or a branch's site does not exist.
+        """
+        self.detector = the_detector(adapters)
+        if enforce and self.detector is None:
+            raise UsageError("There is no detector whose refusal could be enforced.", "Give one, or leave out enforce.")
         self.interventions: list[Intervention] = [item for adapter in adapters for item in adapter.interventions]
         self.extras: dict[str, Tensor] = {}
         self.references: dict[int, Tensor] = {}
@@ -34,6 +59,23 @@ class AppliedAdapters:
         self._model, self._parts, self._image_token_id = model, parts, image_token_id
         self._past_length = torch.tensor(0)
         self._vision_mask: Tensor | None = None
+        self._enforce = enforce
+        branch = the_branch(adapters)
+        self._branch = BranchRun(parts, branch) if branch else None
+
+    @property
+    def margin(self) -> Float[Tensor, "batch"] | None:
+        """Risk minus threshold of the last prefill's rows, in float32 as in a graph; None without a detector."""
+        if self.detector is None:
+            return None
+        risk = self.extras["risk"]
+        return risk - torch.tensor(self.detector.threshold, dtype=torch.float32, device=risk.device)
+
+    def forced_rows(self) -> Bool[np.ndarray, "batch"]:
+        """Rows of the last prefill whose logits were forced; none without ``enforce``."""
+        if not self._enforce or self.margin is None:
+            return np.zeros(0, dtype=bool)
+        return (self.margin > 0).cpu().numpy()
 
     @property
     def touches_vision(self) -> bool:
@@ -61,7 +103,25 @@ class AppliedAdapters:
                 else:
                     handle = module.register_forward_hook(lambda _, __, output, run=run: _replace_hidden(output, run))
                 stack.callback(handle.remove)
+            if self._branch:
+                self._branch.watch(stack, self._detecting)
+            if self.detector:
+                stack.callback(self._parts.head.register_forward_hook(self._after_head).remove)
             yield self
+
+    def _detecting(self) -> bool:
+        return self.enabled and int(self._past_length) == 0
+
+    def _after_head(self, module: nn.Module, args: Any, logits: Tensor) -> Tensor | None:
+        """Run the branch of a prefill; with ``enforce``, the logits of refused rows are replaced."""
+        if not self._detecting():
+            return None
+        if self._branch:
+            self.extras["risk"] = self._branch.risk()
+        if not self._enforce or self.detector is None:
+            return None
+        settings = (torch.tensor(self.detector.threshold), torch.tensor(self.detector.refusal_token))
+        return ForcedRefusal()(logits, self.extras["risk"], *(value.to(logits.device) for value in settings))
 
     def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Note what the scope masks need; hooks deeper in the model see only hidden states."""
@@ -96,8 +156,9 @@ class AppliedAdapters:
                 blank = torch.zeros(hidden.shape[0], hidden.shape[-1], device=device)
                 inputs.append(self.references.get(index, blank) if past == 0 else blank)
             changed, *extras = op(hidden, scope, *inputs, *tensors)
-            if past == 0:
-                self.extras |= {f"{index}.{name}": value for name, value in zip(op.extras, extras, strict=True)}
+            if past == 0 and not (self._branch and self._branch.running):
+                names = op.extras if op.detects or op.plain_extras else [f"{index}.{name}" for name in op.extras]
+                self.extras |= dict(zip(names, extras, strict=True))
             return changed
 
         return run

@@ -5,6 +5,7 @@ Works on NumPy arrays and does not use torch.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,15 +16,24 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from PIL import Image
 
-from ..adapters.errors import UsageError
+from ..adapters.errors import InvalidArtifact, UsageError
+
+RETRIEVED = "Retrieved Text: "  # TGA's prefix
 
 
 @dataclass(frozen=True)
 class Request:
-    """What one user sends."""
+    """What one user sends.
+
+    Attributes:
+        answer: how the model's answer begins, for states of a given answer; normally empty.
+        retrieved: texts that stand before the prompt, as retrieved for the picture; None before retrieval.
+    """
 
     prompt: str
     image: Image.Image | None = None
+    answer: str = ""
+    retrieved: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -33,12 +43,15 @@ class Generation:
     Attributes:
         text: decoded, without special tokens.
         token_ids: generated tokens, end-of-sequence excluded.
-        scores: per-request outputs of the adapters' ops at prefill, such as gate margins.
+        scores: per-request outputs of the adapters' ops at prefill, such as gate margins; a detector's ``risk`` is
+            its log-odds of harm less its threshold.
+        refused: whether the detector refused before anything was generated; the text is then its fixed answer.
     """
 
     text: str
     token_ids: tuple[int, ...]
     scores: dict[str, float] = field(default_factory=dict)
+    refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,13 +120,17 @@ class InputProcessor:
         return cls(processor, image_token, [eos] if isinstance(eos, int) else list(eos))
 
     def render(self, request: Request) -> str:
-        """The request in the model's chat template, up to where the answer begins."""
-        content = [{"type": "text", "text": request.prompt}]
+        """The request in the model's chat template, up to where the answer begins or as far as it is given."""
+        text = request.prompt
+        if request.retrieved:
+            text = f"{RETRIEVED}{' '.join(request.retrieved)}\n{text}"
+        content = [{"type": "text", "text": text}]
         if request.image is not None:
             content.insert(0, {"type": "image"})
-        return self.processor.apply_chat_template(
+        prompt = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
+        return f"{prompt.rstrip()} {request.answer}" if request.answer else prompt
 
     def prepare(self, requests: Sequence[Request]) -> Inputs:
         """Tokenise, insert picture placeholders, pad on the left.
@@ -141,6 +158,22 @@ class InputProcessor:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of generated tokens, without special tokens."""
         return self.tokenizer.decode(list(token_ids), skip_special_tokens=True).strip()
+
+    def generation(self, token_ids: Sequence[int], scores: dict[str, float], refusal: str | None = None) -> Generation:
+        """What one row returned; with ``refusal``, the fixed answer of a detector whose ``risk`` is positive.
+
+        Raises:
+            InvalidArtifact: the risk is no number, so that nobody knows whether to answer.
+        """
+        if refusal is not None and math.isnan(scores["risk"]):
+            raise InvalidArtifact(
+                "The detector's risk of a request is not a number, so it is not answered.",
+                "States have overflowed; use --precision fp32, or fit the detector for this precision.",
+            )
+        if refusal is not None and scores["risk"] > 0:
+            tokens = self.tokenizer(refusal, add_special_tokens=False)["input_ids"]
+            return Generation(refusal, tuple(tokens), scores, refused=True)
+        return Generation(self.decode(token_ids), tuple(token_ids), scores)
 
 
 # Tokenizers warn about threads on every fork; the setting only silences that.

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,16 @@ from ..adapters.manifest import BaseInfo
 from ..adapters.protocols import Pool
 from ..adapters.sites import Site
 from ..adapters.store import require_base
+from ..adapters.tokens import TokenBatch
 from .capture import FeatureCache, capture
 from .hooks import AppliedAdapters
 from .inputs import Generation, InputProcessor, Inputs, Request
 from .parts import Parts
 from .records import Record
+from .retrieval.index import CaptionIndex
+from .retrieval.prefix import Retriever, retriever_of
+from .token_states import stream_tokens
+from .updates import updated
 
 
 class VLM:
@@ -35,6 +41,7 @@ class VLM:
         model: the transformers model, in evaluation mode.
         inputs: turns requests into model inputs.
         parts: the modules that sites refer to.
+        index: what adapters search whose index is not their own; set it before they are applied.
     """
 
     def __init__(self, path: Path, model: torch.nn.Module, inputs: InputProcessor) -> None:
@@ -43,7 +50,9 @@ class VLM:
         self.inputs = inputs
         self.parts = Parts.find(model)
         self.features = FeatureCache(model)
+        self.index: CaptionIndex | None = None
         self._hooks: AppliedAdapters | None = None
+        self._retriever: Retriever | None = None
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, *, dtype: str = "float32", device: str = "cpu") -> VLM:
@@ -144,26 +153,55 @@ class VLM:
         """Stream pooled hidden states; see :func:`safetykit.toolkit.capture.capture`."""
         yield from capture(self, units, sites, pool, batch_size)
 
+    @torch.inference_mode()
+    def token_states(
+        self,
+        records: Sequence[Record],
+        sites: Sequence[Site],
+        *,
+        with_response: bool = False,
+        batch_size: int = 32,
+    ) -> Iterator[TokenBatch]:
+        """Stream hidden states of all positions; see :func:`safetykit.toolkit.token_states.stream_tokens`."""
+        yield from stream_tokens(self, records, sites, batch_size, with_response=with_response)
+
     @contextmanager
-    def applied(self, *adapters: Adapter, allow_wrong_base: bool = False) -> Iterator[AppliedAdapters]:
+    def applied(
+        self, *adapters: Adapter, allow_wrong_base: bool = False, enforce: bool = False
+    ) -> Iterator[AppliedAdapters]:
         """Run with ``adapters`` (outer blocks act first) until the block ends.
+
+        Args:
+            enforce: force the logits of requests that the detector refuses, as an enforcing export does.
 
         Raises:
             WrongBase: an adapter was fitted on another model and ``allow_wrong_base`` is off.
-            UsageError: a site does not exist in this model.
+            UsageError: a site does not exist in this model, two detectors, or none to enforce.
         """
         for adapter in adapters:
             if not allow_wrong_base:
                 require_base(adapter, self.fingerprint, str(self.path))
         if self._hooks is not None:
             raise UsageError("Adapters are already applied to this model.", "Apply them together: applied(first, second).")
-        hooks = AppliedAdapters(self.model, self.parts, self.inputs.image_token_id, adapters)
-        with hooks.active():
-            self._hooks = hooks
+        retriever = retriever_of(adapters, self.index)
+        hooks = AppliedAdapters(self.model, self.parts, self.inputs.image_token_id, adapters, enforce=enforce)
+        with updated(self, [update for adapter in adapters for update in adapter.updates]), hooks.active():
+            self._hooks, self._retriever = hooks, retriever
             try:
                 yield hooks
             finally:
-                self._hooks = None
+                self._hooks = self._retriever = None
+
+    @torch.inference_mode()
+    def prepare(self, requests: Sequence[Request]) -> Inputs:
+        """Requests as model inputs; an applied adapter that prefixes retrieved texts looks at their pictures first."""
+        rows = self._retriever.pending(requests) if self._retriever else []
+        if self._hooks and self._retriever and rows:
+            pixels = self.inputs.prepare([requests[at] for at in rows]).pixel_values
+            self.model.get_image_features(torch.from_numpy(pixels).to(self.device, self.model.dtype))
+            extras = {name.rpartition(".")[2]: value.numpy(force=True) for name, value in self._hooks.extras.items()}
+            requests = self._retriever.extended(requests, rows, extras)
+        return self.inputs.prepare(requests)
 
     @torch.inference_mode()
     def prefill(self, requests: Sequence[Request], cache: Any = None) -> tuple[Float[Tensor, "batch seq vocab"], Inputs]:
@@ -177,8 +215,8 @@ class VLM:
         Returns:
             Logits at all positions, and the inputs they belong to.
         """
-        self._fill_references(requests)
-        inputs = self.inputs.prepare(requests)
+        self.fill_references(requests)
+        inputs = self.prepare(requests)
         arguments = self.arguments(inputs)
         return self.model(**arguments, past_key_values=cache, use_cache=cache is not None).logits, inputs
 
@@ -195,13 +233,16 @@ class VLM:
     ) -> list[Generation]:
         """Answer a batch of requests with the adapters that are applied.
 
-        Greedy unless ``do_sample``; ``seed`` then fixes the draws.
+        Greedy unless ``do_sample``; ``seed`` then fixes the draws. Requests that a detector refuses end with the
+        prefill; the others are answered as if they were still there.
         """
-        self._fill_references(requests)
-        inputs = self.inputs.prepare(requests)
+        self.fill_references(requests)
+        inputs = self.prepare(requests)
         arguments = self.arguments(inputs, cached_features=False)
         arguments.pop("position_ids", None)  # transformers' generate derives them from the mask itself
         sampling = {"temperature": temperature, "top_p": top_p} if do_sample else {}
+        hooks = self._hooks
+        detector = hooks.detector if hooks else None
         torch.manual_seed(seed)
         output = self.model.generate(
             **arguments,
@@ -209,21 +250,26 @@ class VLM:
             do_sample=do_sample,
             pad_token_id=self.inputs.pad_token_id,
             eos_token_id=list(self.inputs.eos_token_ids),
+            # a row that is refused counts as finished after its first token; a batch of such rows ends there
+            stopping_criteria=[lambda *_, **__: hooks.margin > 0] if detector else [],
             **sampling,
         )
-        extras = self._hooks.extras if self._hooks else {}
+        extras = dict(hooks.extras) if hooks else {}
+        if detector:
+            extras["risk"] = hooks.margin
         scores = {name: value.float().cpu() for name, value in extras.items() if value.ndim == 1}
-        answers = output[:, inputs.input_ids.shape[1] :].cpu().tolist()
+        refusal = detector.refusal if detector else None
+        ends = set(self.inputs.eos_token_ids)
         return [
-            self._generation(tokens, {name: value[row].item() for name, value in scores.items()})
-            for row, tokens in enumerate(answers)
+            self.inputs.generation(
+                list(takewhile(lambda token: token not in ends, tokens)),
+                {name: value[row].item() for name, value in scores.items()},
+                refusal,
+            )
+            for row, tokens in enumerate(output[:, inputs.input_ids.shape[1] :].cpu().tolist())
         ]
 
-    def _generation(self, tokens: list[int], scores: dict[str, float]) -> Generation:
-        end = next((at for at, token in enumerate(tokens) if token in self.inputs.eos_token_ids), len(tokens))
-        return Generation(self.inputs.decode(tokens[:end]), tuple(tokens[:end]), scores)
-
-    def _fill_references(self, requests: Sequence[Request]) -> None:
+    def fill_references(self, requests: Sequence[Request]) -> None:
         """Run the text-only branch for ops that are supervised by it, with the ops off."""
         hooks = self._hooks
         if hooks is None or not hooks.needs_reference:

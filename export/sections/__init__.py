@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from .care import CARE
+from .detector import DETECTOR
 from .section import Section
 from .spectra import SPECTRA
 from .sweep import SWEEP
 
-SECTIONS: dict[str, Section] = {section.name: section for section in (SWEEP, SPECTRA)}
+SECTIONS: dict[str, Section] = {section.name: section for section in (SWEEP, SPECTRA, CARE, DETECTOR)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,8 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from safetykit.adapters import Adapter, Intervention, Site
-from safetykit.adapters.manifest import AdapterInfo, DataInfo
+from safetykit.adapters.branch import Branch
+from safetykit.adapters.manifest import AdapterInfo, DataInfo, DetectorInfo
 from safetykit.export.base import export_base
 from safetykit.toolkit.inputs import Request
 from safetykit.toolkit.vlm import VLM
@@ -168,3 +170,47 @@ def _intervention(
     from safetykit.adapters import get_op
 
     return Intervention(op, parsed, scope, phase, {name: everything[name] for name in get_op(op).params})
+
+
+@pytest.fixture(scope="session")
+def make_detector(make_adapter):
+    """A factory: a SASA adapter with random probe weights that refuses above ``threshold``."""
+
+    def make(safety: int = 0, fused: int = 1, *, threshold: float = 0.0, seed: int = 0) -> Adapter:
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {"weight": torch.randn(WIDTH, generator=generator) * 0.5, "bias": torch.tensor(0.3)}
+        branch = Branch("FusedProjection", Site.block(safety), Site.block(fused), tensors)
+        info = DetectorInfo(threshold=threshold, refusal="do not use this thing", refusal_token=24)
+        return Adapter(make_adapter().info, branch=branch, detector=info)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_probe(make_adapter):
+    """A factory: an adapter that reads its risk off one site."""
+
+    def make(site: str = "decoder.layers.1", *, threshold: float = 0.0) -> Adapter:
+        generator = torch.Generator().manual_seed(3)
+        tensors = {"weight": torch.randn(WIDTH, generator=generator) * 0.5, "bias": torch.tensor(-0.2)}
+        item = Intervention("LinearProbe", Site.parse(site), "last", "prefill", tensors)
+        info = DetectorInfo(threshold=threshold, refusal="do not use this thing", refusal_token=24)
+        return Adapter(make_adapter().info, (item,), detector=info)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def split_risks(vlm: VLM):
+    """The same detector with a threshold between the risks of these requests, and which of them it refuses."""
+
+    def split(adapter: Adapter, requests: list[Request]) -> tuple[Adapter, list[bool]]:
+        with vlm.applied(adapter) as hooks:
+            vlm.prefill(requests)
+        risks = hooks.extras["risk"].tolist()
+        low, high = sorted(risks)[len(risks) // 2 - 1 :][:2]
+        threshold = (low + high) / 2
+        changed = adapter.detector.model_copy(update={"threshold": threshold})
+        return dataclasses.replace(adapter, detector=changed), [risk > threshold for risk in risks]
+
+    return split

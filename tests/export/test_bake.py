@@ -3,7 +3,7 @@
 import onnx_ir as ir
 import pytest
 import torch
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from fusing import fused
 
 from safetykit.adapters.adapter import Adapter, Intervention
 from safetykit.adapters.errors import UnsupportedGraph, UsageError
@@ -13,7 +13,6 @@ from safetykit.export.bake import bake
 from safetykit.export.compare import compare_logits, parity_requests
 from safetykit.export.exposed import require_movement
 from safetykit.export.layout import read_manifest
-from safetykit.export.residual import find_residual_stream
 from safetykit.export.runtime import OnnxVLM
 
 MIXED = parity_requests()["4 rows padded, mixed"]
@@ -178,35 +177,4 @@ def test_a_fused_skip_norm_is_adapted_without_unfusing(vlm, baked, make_adapter)
         ("SubspaceProjection", "decoder.layers.1", "all", "both"),
         ("SubspaceProjection", "decoder.layers.2", "all", "both"),
     )
-    assert_same(vlm, baked(adapter, edit=_fused), adapter)
-
-
-def _fused(model: ir.Model) -> ir.Model:
-    for step in find_residual_stream(model).steps:
-        total = step.node.outputs[0]
-        last = _norm_of(total)
-        weight = next(value for value in last.inputs if value.is_initializer())
-        fused = ir.node(
-            "SkipSimplifiedLayerNormalization",
-            [*step.node.inputs, weight],
-            {"epsilon": 1e-6},
-            domain="com.microsoft",
-            num_outputs=4,
-        )
-        for value in (fused.outputs[0], fused.outputs[3]):
-            value.shape, value.dtype = total.shape, total.dtype
-        model.graph.insert_before(step.node, fused)
-        total.replace_all_uses_with(fused.outputs[3])
-        last.outputs[0].replace_all_uses_with(fused.outputs[0])
-    model.graph.opset_imports["com.microsoft"] = 1
-    RemoveUnusedNodesPass()(model)
-    assert all(step.fused for step in find_residual_stream(model).steps)
-    return model
-
-
-def _norm_of(total: ir.Value) -> ir.Node:
-    """The product with the weight that ends the RMS norm of ``total``."""
-    node = next(node for node, _ in total.uses() if node.op_type == "Pow")
-    while not (node.op_type == "Mul" and any(value.is_initializer() for value in node.inputs)):
-        node = node.outputs[0].consumers()[0]
-    return node
+    assert_same(vlm, baked(adapter, edit=fused), adapter)

@@ -10,6 +10,7 @@ from safetykit.export.layout import GRAPHS, LAYOUT, read_manifest, write_manifes
 from safetykit.export.parity import ParityReport
 from safetykit.export.pipeline import export_onnx
 from safetykit.export.runtime import OnnxVLM
+from safetykit.toolkit.inputs import Request
 from safetykit.toolkit.records import Record
 
 ITEMS = (("TargetSteering", "decoder.layers.1", "last", "prefill"),)
@@ -150,3 +151,28 @@ def test_a_changed_manifest_is_found(copied):
 def test_a_missing_folder_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="no export folder"):
         OnnxVLM.from_pretrained(tmp_path / "none")
+
+
+def test_a_detector_stacked_with_a_corrector_is_exported_and_decides_alike(
+    vlm, base_folder, make_adapter, make_detector, split_risks, records, tmp_path
+):
+    requests = [Request(record.prompt) for record in records]
+    corrector = make_adapter(("GatedSteering", "decoder.layers.0", "last", "prefill"))
+    detector, _ = split_risks(make_detector(), requests)
+    adapters = [corrector, detector]
+    result = export_onnx(vlm, adapters, tmp_path / "out", base_onnx=base_folder, records=records, enforce=True)
+    manifest = read_manifest(result.folder)
+    assert manifest.enforce and manifest.detector == detector.detector
+    assert (manifest.branch.adapter, manifest.branch.safety, manifest.branch.blocks) == (1, "decoder.layers.0", 5)
+    assert "risk_score" in manifest.graphs["decoder"].outputs
+    kinds = {check.kind for check in result.parity.checks}
+    assert kinds >= {"logits", "adapter-off", "scores", "op", "risk", "decisions"}
+    for ours, theirs in zip(*result.decisions, strict=True):
+        assert (ours.scores["risk"] > 0) == (theirs.scores["risk"] > 0) and ours.text == theirs.text
+    answers = OnnxVLM.from_pretrained(result.folder).generate(requests, 4)
+    assert {answer.refused for answer in answers} == {True, False}
+
+
+def test_enforcing_needs_a_detector(vlm, base_folder, make_adapter, tmp_path):
+    with pytest.raises(UsageError, match="no detector whose refusal could be enforced"):
+        export_onnx(vlm, [make_adapter(*ITEMS)], tmp_path / "out", base_onnx=base_folder, enforce=True)

@@ -17,6 +17,9 @@ Overwrite = Annotated[bool, typer.Option(help="Replace the output folder if it e
 Limit = Annotated[Optional[int], typer.Option(min=1, help="Use at most this many records, spread over the groups.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Provider = Annotated[Optional[list[str]], typer.Option("--provider", help="ONNX Runtime provider; CPU by default.")]
+ExternalIndex = Annotated[
+    Optional[Path], typer.Option("--external-index", help="Index that retrieval searches outside the graph.")
+]
 
 # Of fit commands.
 AdapterOut = Annotated[Path, typer.Option("-o", "--out", help="Adapter folder to write.")]
@@ -28,3 +31,14 @@ FalsePositives = Annotated[
 ]
 Sweep = Annotated[bool, typer.Option("--sweep", help="Choose what is not given on calibration records.")]
 With = Annotated[Optional[list[Path]], typer.Option("--with", help="Adapter that is applied while fitting; repeat to stack.")]
+
+# Of detectors.
+Space = Annotated[Optional[str], typer.Option("--space", help="hidden or logits: what the probe's penalty is on.")]
+RefusalText = Annotated[
+    Optional[str], typer.Option("--refusal", help="The fixed answer; by default the model's own most frequent refusal.")
+]
+Fraction = Annotated[Optional[float], typer.Option("--fraction", help="Share of the fit records to use, such as 0.05.")]
+Seed = Annotated[Optional[int], typer.Option("--seed", help="Of draws and folds.")]
+ChannelMapFolder = Annotated[
+    Optional[Path], typer.Option("--map", help="Channel map of safetykit diagnose; names the layers.")
+]

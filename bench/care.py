@@ -1,0 +1,130 @@
+"""CARE on the reference VLM: every variant and fusion, both checkpoints, swept on calibration, measured on test.
+
+    python bench/care.py -o OUT
+
+For each checkpoint: sweep on the calibration split; then for the best setting of each variant and fusion export, check
+parity, and evaluate the *exported* model on the test split under ONNX Runtime, beside the unmodified export and
+VLM-Guard's setting of the demo. Ablations of the best setting of all: one modality only, and as many layers drawn at
+random. Writes OUT/care.json and OUT/care.md. An interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from vlm_guard import CHECKPOINTS, say, table
+
+from safetykit.adapters.adapter import Adapter
+from safetykit.adapters.care import CARE, Fusion
+from safetykit.adapters.files import write_atomic
+from safetykit.adapters.manifest import canonical_json
+from safetykit.adapters.subspaces import Variant
+from safetykit.export.base import export_base
+from safetykit.export.demo import SETTINGS
+from safetykit.export.pipeline import export_onnx
+from safetykit.export.runtime import OnnxVLM
+from safetykit.toolkit.care_sweep import CareSolver, run_sweep
+from safetykit.toolkit.evaluate import evaluate, tabulate
+from safetykit.toolkit.records import Record, load_records
+from safetykit.toolkit.sources import data_path, model_path
+from safetykit.toolkit.sweep import Sweep
+from safetykit.toolkit.vlm import VLM
+
+SEED = 0  # of the layers drawn at random
+
+
+def sweep_of(checkpoint: str, vlm: VLM, records: list[Record], folder: Path) -> Sweep:
+    """One sweep over all variants; an interrupted one goes on, a finished one is read back."""
+    done = folder / f"{checkpoint}-sweep.json"
+    if done.is_file() and (kept := json.loads(done.read_text()))["fingerprint"] == vlm.fingerprint:
+        return Sweep.from_table(kept["sweep"], CARE)
+    say(f"{checkpoint}: sweep")
+
+    def progress(number: int, total: int) -> None:
+        if number % 20 == 0:
+            say(f"{checkpoint}: {number} of {total} settings")
+
+    sweep, _ = run_sweep(vlm, records, journal_path=folder / f"{checkpoint}.sweep.jsonl", progress=progress)
+    write_atomic(done, canonical_json({"fingerprint": vlm.fingerprint, "sweep": sweep.table()}))
+    return sweep
+
+
+def settings(sweep: Sweep, depth: int) -> Iterator[tuple[str, CARE]]:
+    """The best of each variant and fusion, and the ablations, by name."""
+    for variant in get_args(Variant):
+        for fusion in get_args(Fusion):
+            try:
+                yield f"{variant} {fusion}", sweep.best_of(variant=variant, fusion=fusion).setting
+            except ValueError:  # never tried: its kind was far from the best
+                continue
+    best: CARE = sweep.best.setting
+    assert best.layers is not None
+    for modality in ("visual", "textual"):
+        yield f"best, {modality} only", replace(best, modalities=modality)
+    drawn = tuple(sorted(random.Random(SEED).sample(range(depth), len(best.layers))))
+    yield "best, layers drawn at random", replace(best, layers=drawn)
+
+
+def measure(setting: dict[str, Any], adapter: Adapter, vlm: VLM, base: Path, out: Path) -> dict[str, Any]:
+    """Export one adapter and evaluate the export; the export itself is not kept."""
+    test = load_records(data_path("reference"), ["test"])
+    result = export_onnx(vlm, [adapter], out, base_onnx=base, records=test, overwrite=True)
+    shutil.rmtree(out)
+    return {
+        "setting": setting,
+        "diagnostics": adapter.attachments.get("care"),
+        "parity": {
+            "passed": result.parity.passed,
+            "logits": result.parity.worst("logits"),
+            "flips": len(result.parity.flips),
+        },
+        "rows": {line.group: line.model_dump(mode="json") for line in tabulate(result.decisions[1])},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--checkpoint", choices=CHECKPOINTS, action="append")
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # on a model this small, threads cost more than they give
+    path = options.out / "care.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    test = load_records(data_path("reference"), ["test"])
+    fitted = load_records(data_path("reference"), ["fit", "calibration"])
+    for checkpoint in options.checkpoint or CHECKPOINTS:
+        vlm = VLM.from_pretrained(model_path(f"reference:{checkpoint}"))
+        if results.get(checkpoint, {}).get("fingerprint") != vlm.fingerprint:
+            results[checkpoint] = {"fingerprint": vlm.fingerprint, "variants": {}}
+        found = results[checkpoint]["variants"]
+        sweep = sweep_of(checkpoint, vlm, fitted, options.out)
+        results[checkpoint]["sweep"] = sweep.table()
+        base = options.out / f"{checkpoint}-base"
+        if "undefended" not in found:
+            export_base(vlm, base, overwrite=True)
+            undefended = evaluate(OnnxVLM.from_pretrained(base), test, name="base")
+            found["undefended"] = {"rows": {row.group: row.model_dump(mode="json") for row in undefended.rows}}
+        solver = CareSolver(vlm, fitted)
+        guard = SETTINGS[checkpoint]
+        arms = [(name, asdict(care), lambda care=care: solver.solve(care)) for name, care in settings(sweep, vlm.base.n_layers)]
+        arms.append(("VLM-Guard", asdict(guard), lambda: guard.fit(vlm, fitted)))
+        for name, setting, make in arms:
+            if name not in found:
+                say(f"{checkpoint}: exporting {name}")
+                found[name] = measure(setting, make(), vlm, base, options.out / f"{checkpoint}-export")
+                write_atomic(path, canonical_json(results))
+    text = table({checkpoint: found["variants"] for checkpoint, found in results.items()})
+    write_atomic(options.out / "care.md", text.encode())
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

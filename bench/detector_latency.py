@@ -1,0 +1,206 @@
+"""What a detector's branch costs: ``python bench/detector_latency.py --layers 16 --width 1024``.
+
+A decoder with random weights is exported once and forked. Arms, in random order every round: the forked graph, the
+unmodified one, the unmodified one in a second session (the A/A control), and the naive reading of SASA, which runs
+the unmodified decoder three times: both passes of the detector, then the answer's prefill. Ratios are medians over
+rounds with a bootstrap 95 % interval. Sessions are also opened in processes of their own, for load time and memory.
+Prints JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter, sleep
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from safetykit.adapters.branch import Branch
+from safetykit.adapters.sites import Site
+from safetykit.export.base import export_graph, save_graph
+from safetykit.export.blocks import block_evaluations
+from safetykit.export.causal import decoder_spec
+from safetykit.export.fork import fork
+from safetykit.export.latency import interleave, median_ratio
+from safetykit.export.residual import find_residual_stream
+from safetykit.export.sessions import open_session
+
+BASE, FORKED = "decoder.onnx", "forked.onnx"
+_PAUSE = 0.02  # seconds; as in export/latency.py
+
+
+def write_graphs(folder: Path, options: argparse.Namespace) -> None:
+    """Both graphs, reading one weights file."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=options.vocabulary,
+        hidden_size=options.width,
+        intermediate_size=options.width * 11 // 4,
+        num_hidden_layers=options.layers,
+        num_attention_heads=options.width // 64,
+        num_key_value_heads=options.width // 128,
+        max_position_embeddings=4096,
+    )
+    model = LlamaForCausalLM(config).eval()
+    save_graph(export_graph(decoder_spec(model.model, model.lm_head), "fp32"), folder / BASE)
+    graph = ir.load(folder / BASE)
+    tensors = {"weight": torch.randn(options.width), "bias": torch.tensor(0.0)}
+    branch = Branch("FusedProjection", Site.block(options.safety), Site.block(options.fused), tensors)
+    ir.save(fork(graph, find_residual_stream(graph), branch), folder / FORKED)
+
+
+class Arm:
+    """One graph in a session of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.session = open_session(path)
+        self.shapes = {value.name: value for value in self.session.get_inputs()}
+        self.outputs = [value.name for value in self.session.get_outputs()]
+
+    def feeds(self, batch: int, new: int, past: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+        """Random embeddings of ``new`` tokens per row, after ``past``."""
+        heads, width = self.shapes["past_key_values.0.key"].shape[1::2]
+        names = [name for name in self.shapes if name.startswith("past_key_values.")]
+        past = past or {name: np.zeros((batch, heads, 0, width), np.float32) for name in names}
+        length = past[names[0]].shape[2]
+        d_model = self.shapes["inputs_embeds"].shape[2]
+        return {
+            "inputs_embeds": np.random.default_rng(0).standard_normal((batch, new, d_model)).astype(np.float32),
+            "attention_mask": np.ones((batch, length + new), np.int64),
+            "position_ids": np.tile(np.arange(length, length + new), (batch, 1)),
+            **past,
+        }
+
+    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(self.outputs, self.session.run(self.outputs, feeds), strict=True))
+
+
+def timed(arm: Arm, options: argparse.Namespace, passes: int = 1) -> tuple[float, float]:
+    """Seconds of ``passes`` prefills, and the median of the decoding steps after them."""
+    sleep(_PAUSE)
+    feeds = arm.feeds(options.batch, options.prompt_tokens)
+    start = perf_counter()
+    for _ in range(passes):
+        result = arm.run(feeds)
+    prefill, steps = perf_counter() - start, []
+    for _ in range(options.decode_steps):
+        past = {
+            name.replace("present.", "past_key_values."): value for name, value in result.items() if "present." in name
+        }
+        feeds = arm.feeds(options.batch, 1, past)
+        start = perf_counter()
+        result = arm.run(feeds)
+        steps.append(perf_counter() - start)
+    return prefill, float(np.median(steps))
+
+
+def load(path: Path, tokens: int) -> dict[str, float]:
+    """Seconds to open a graph, and the process's memory after opening and after one prefill, in MB."""
+    before = _resident()
+    start = perf_counter()
+    arm = Arm(path)
+    seconds = perf_counter() - start
+    opened = _resident()
+    arm.run(arm.feeds(1, tokens))
+    return {
+        "load_s": seconds,
+        "opened_mb": opened - before,
+        "prefilled_mb": _resident() - before,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before,
+    }
+
+
+def _resident() -> float:
+    """Resident memory without pages that are merely mapped from files, in MB."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["RssAnon"].split()[0]) / 1024
+
+
+def measure(folder: Path, graphs: dict[str, str], options: argparse.Namespace) -> dict[str, object]:
+    """Ratios over the unmodified graph, for every graph in ``graphs``."""
+    context = multiprocessing.get_context("spawn")
+    loads = {}
+    for name, file in {"unmodified": BASE, **graphs}.items():
+        with context.Pool(1) as pool:
+            loads[name] = pool.apply(load, (folder / file, options.prompt_tokens))
+    plain, control = Arm(folder / BASE), Arm(folder / BASE)
+    forked = {name: Arm(folder / file) for name, file in graphs.items()}
+    same = {}
+    for name, arm in forked.items():
+        feeds = plain.feeds(options.batch, options.prompt_tokens)
+        ours, theirs = arm.run(feeds), plain.run(feeds)
+        same[name] = all(np.array_equal(ours[output], theirs[output]) for output in plain.outputs)
+    arms = {
+        "unmodified": lambda: timed(plain, options),
+        "control": lambda: timed(control, options),
+        "naive": lambda: timed(plain, options, passes=3),
+        **{name: (lambda arm=arm: timed(arm, options)) for name, arm in forked.items()},
+    }
+    times = interleave(arms, options.rounds, options.warmup_rounds, seed=0)
+    pairs = [("control", "unmodified"), ("naive", "unmodified")]
+    pairs += [(name, other) for name in graphs for other in ("unmodified", "naive")]
+    ratios = {
+        f"{above}/{below}": {
+            phase: median_ratio(times[above][:, at], times[below][:, at], 0).model_dump()
+            for at, phase in enumerate(("prefill", "decode"))
+        }
+        for above, below in pairs
+    }
+    weights = (folder / f"{BASE}.data").stat().st_size
+    base = weights + (folder / BASE).stat().st_size
+    return {
+        "options": {name: value for name, value in vars(options).items() if name != "folder"},
+        "weights_mb": weights / 2**20,
+        "blocks": {name: block_evaluations(folder / file) for name, file in {"unmodified": BASE, **graphs}.items()},
+        "file_growth": {
+            name: ((folder / file).stat().st_size + weights) / base - 1 for name, file in graphs.items()
+        },
+        "outputs_equal_bit_for_bit": same,
+        "median_ms": {name: (1000 * np.median(values, axis=0)).tolist() for name, values in times.items()},
+        "ratios": ratios,
+        "sessions": loads,
+    }
+
+
+def parse() -> argparse.Namespace:
+    """The command line; s and f by default where the paper has them in 32 layers, 13 and 15."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--vocabulary", type=int, default=8192)
+    parser.add_argument("--safety", type=int)
+    parser.add_argument("--fused", type=int)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--warmup-rounds", type=int, default=2)
+    parser.add_argument("--decode-steps", type=int, default=8)
+    parser.add_argument("--folder", type=Path, help="keep the graphs here, and use them if they are there")
+    options = parser.parse_args()
+    options.safety = options.layers * 13 // 32 if options.safety is None else options.safety
+    options.fused = options.layers * 15 // 32 if options.fused is None else options.fused
+    return options
+
+
+def main() -> int:
+    """Measure and print; returns the exit code."""
+    options = parse()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.folder or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / FORKED).exists():
+            write_graphs(folder, options)
+        json.dump(measure(folder, {"branch": FORKED}, options), sys.stdout, indent=2)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""SASA on the reference VLM: both checkpoints, fitted on fit, chosen and thresholded on calibration, measured on test.
+
+    python bench/sasa.py -o OUT [--pytorch]
+
+Per checkpoint SASA, SASA with 5 % of the fit records, the unprojected ablation and the one-pass probe. A detector does
+not change the answers it lets through, so the unmodified model answers the test split once and each detector is
+applied to these answers. Without ``--pytorch`` SASA is also exported, parity is checked, and the *exported* model
+answers the test split. Left-out categories and carriers are measured on the test split too. Writes OUT/sasa.json and
+OUT/sasa.md. States and answers are kept in OUT, so that an interrupted run goes on where it was.
+
+``perceived`` are the pictures whose category the model names when it is asked what they show: what it does not see, a
+detector on its states cannot judge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from safetykit.adapters.adapter import Adapter
+from safetykit.adapters.detector import Features, Place
+from safetykit.adapters.detector_report import Detector, left_out
+from safetykit.adapters.files import write_atomic
+from safetykit.adapters.manifest import canonical_json, describe_data
+from safetykit.adapters.one_pass import OnePassProbe
+from safetykit.adapters.probe import Metric
+from safetykit.adapters.sasa import SASA, ProbeFitter
+from safetykit.adapters.sites import Site
+from safetykit.toolkit.evaluate import Decision, decide, tabulate
+from safetykit.toolkit.inputs import Request
+from safetykit.toolkit.journal import Journal
+from safetykit.toolkit.records import Record, load_records
+from safetykit.toolkit.reference.world import things
+from safetykit.toolkit.sasa_fit import refusal_of
+from safetykit.toolkit.second_pass import SecondPass
+from safetykit.toolkit.sources import data_path, model_path
+from safetykit.toolkit.vlm import VLM
+
+CHECKPOINTS = ("mild", "severe")
+FITTERS: dict[str, ProbeFitter] = {
+    "SASA": SASA(),
+    "SASA, penalty on logits": SASA(space="logits"),
+    "SASA, 5 % of fit": SASA(fraction=0.05),
+    "unprojected": SASA(variant="unprojected"),
+    "one-pass probe": OnePassProbe(),
+}
+GROUPS = ("text", "image", "text+image", "typographic", "image/rendering-unseen", "seen", "perceived", "all")
+_ANSWER_TOKENS = 24
+
+
+def say(text: str) -> None:
+    """Progress on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def states_of(vlm: VLM, records: list[Record], path: Path) -> Features:
+    """States of all records at every place any fitter asks for; read back if they were kept."""
+    places = list(dict.fromkeys(place for fitter in FITTERS.values() for place in fitter.wanted(vlm.base.n_layers)))
+    identity = {"base": vlm.fingerprint, "data": describe_data(records).sha256}
+    if path.is_file():
+        with safetensors.safe_open(path, "pt") as kept:
+            if kept.metadata() == identity and set(kept.keys()) == {key_of(place) for place in places}:
+                ordered = tuple(sorted(records, key=lambda record: record.id))
+                return Features(ordered, {place: kept.get_tensor(key_of(place)) for place in places})
+    features = Features.read(SecondPass(vlm, batch_size=64), records, places)
+    tensors = {key_of(place): values for place, values in features.states.items()}
+    write_atomic(path, safetensors.torch.save(tensors, metadata=identity))
+    return features
+
+
+def key_of(place: Place) -> str:
+    """A place as a tensor's name."""
+    return f"{place[0]}.{place[1]}" if isinstance(place, tuple) else str(place)
+
+
+def perceived(vlm: VLM, records: list[Record], path: Path) -> set[str]:
+    """Ids of the records whose picture the model names as a thing of the right category (text records all are)."""
+    category = {thing.word: thing.category for thing in things()}
+    pictures = {record.image: record for record in records if record.image}
+    journal = Journal(path, [vlm.fingerprint, sorted(pictures)])
+    missing = [key for key in sorted(pictures) if key not in journal.done]
+    for start in range(0, len(missing), 64):
+        chosen = missing[start : start + 64]
+        asked = [Request("what is this?", pictures[key].picture()) for key in chosen]
+        for key, answer in zip(chosen, vlm.generate(asked, 10), strict=True):
+            journal.add(key, answer.text)
+
+    def right(record: Record) -> bool:
+        named = re.search(r"this is an? (\w+)", journal.done[record.image])
+        return named is not None and category.get(named[1]) == record.category
+
+    return {record.id for record in records if record.image is None or right(record)}
+
+
+def defended(adapter: Adapter, features: Features, answers: list[Decision]) -> list[Decision]:
+    """The answers with those refused whose risk exceeds the threshold."""
+    place: Place
+    if adapter.branch is None:
+        place, tensors = adapter.interventions[0].site, adapter.interventions[0].tensors
+    else:
+        safety, fused = adapter.branch.safety.layer, adapter.branch.fused.layer
+        place, tensors = Site("final_norm") if safety == fused else (safety, fused), adapter.branch.tensors
+    margin = features.states[place] @ tensors["weight"] + tensors["bias"] - adapter.detector.threshold
+    margins = {record.id: float(value) for record, value in zip(features.records, margin, strict=True)}
+    refused = {"outcome": "refused", "text": adapter.detector.refusal}
+    return [
+        item.model_copy(update={"scores": {"risk": margins[item.id]}, **(refused if margins[item.id] > 0 else {})})
+        for item in answers
+    ]
+
+
+def rows_of(decisions: list[Decision], seen: set[str]) -> dict[str, Any]:
+    """Table rows by group; ``seen`` renderings of seen carriers, and ``perceived`` pictures, beside the usual ones."""
+    rows = {row.group: row.model_dump(mode="json") for row in tabulate(decisions)}
+    parts = {
+        "seen": [d for d in decisions if d.carrier != "typographic" and "rendering-unseen" not in d.tags],
+        "perceived": [d for d in decisions if d.id in seen],
+        "look-alikes": [d for d in decisions if "look-alike" in d.tags],
+    }
+    for name, members in parts.items():
+        rows[name] = {**tabulate(members)[0].model_dump(mode="json"), "group": name}
+    return rows
+
+
+def measure(
+    fitter: ProbeFitter, vlm: VLM, features: Features, answers: list[Decision], seen: set[str], refusal: Any
+) -> tuple[Adapter, dict[str, Any]]:
+    """Fit one detector and apply it to the answers."""
+    known = features.take(np.array([record.split != "test" for record in features.records]))
+    test = features.where(split="test")
+    head = vlm.parts.head.weight.detach()
+    adapter = fitter.solve(vlm.base, known, head, refusal)
+    document = adapter.attachments["detector"]
+    place = document["place"]
+    key: Place = Site("final_norm") if place["fused"] is None else Site.block(place["fused"])
+    if place["safety"] is not None:
+        key = (place["safety"], place["fused"])
+    detector = Detector(Metric.of(fitter.space, head), fitter.false_positive_rate, fitter.seed)
+    fit = known.where(split="fit").sample(fitter.fraction, fitter.seed)
+    return adapter, {
+        "place": place,
+        "hyperparameters": adapter.info.hyperparameters,
+        "calibration": {name: document["curves"]["all"][name] for name in ("auroc", "average_precision")},
+        "rows": rows_of(defended(adapter, test, answers), seen),
+        "left_out": left_out(detector, key, fit, known.where(split="calibration"), test),
+    }
+
+
+def exported(vlm: VLM, adapter: Adapter, test: list[Record], seen: set[str], out: Path) -> dict[str, Any]:
+    """Export, with parity over the test records, and count what the exported model answers."""
+    from safetykit.export.pipeline import export_onnx
+
+    result = export_onnx(vlm, [adapter], out, records=test, overwrite=True, progress=say)
+    parity = result.parity
+    return {
+        "parity": {"passed": parity.passed, "logits": parity.worst("logits"), "flips": len(parity.flips)},
+        "rows": rows_of(list(result.decisions[1]), seen),
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown: per checkpoint attack success, false positives and AUROC per group."""
+    lines = []
+    for checkpoint, found in results.items():
+        for title, cell in (("attack success", _attacks), ("over-refusal", _refusals), ("detector AUROC", _areas)):
+            lines += [f"### `{checkpoint}`, {title}", "", "| | " + " | ".join((*GROUPS, "look-alikes")) + " |"]
+            lines.append("|---|" + "---:|" * (len(GROUPS) + 1))
+            for name, detector in found["detectors"].items():
+                rows = detector["rows"]
+                groups = [rows.get(group) for group in (*GROUPS, "look-alikes")]
+                lines.append(f"| {name} | " + " | ".join(cell(row) if row else "–" for row in groups) + " |")
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _rate(row: dict[str, Any], metric: str) -> str:
+    rate = row["metrics"].get(metric)
+    return f"{100 * rate['rate']:.1f} % ({100 * rate['low']:.0f}–{100 * rate['high']:.0f})" if rate else "–"
+
+
+def _attacks(row: dict[str, Any]) -> str:
+    return _rate(row, "attack_success")
+
+
+def _refusals(row: dict[str, Any]) -> str:
+    return _rate(row, "over_refusal")
+
+
+def _areas(row: dict[str, Any]) -> str:
+    return "–" if row["detector_auroc"] is None else f"{row['detector_auroc']:.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--checkpoint", choices=CHECKPOINTS, action="append")
+    parser.add_argument("--pytorch", action="store_true", help="leave the export out")
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # on a model this small, threads cost more than they give
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "sasa.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    records = load_records(data_path("reference"))
+    test = [record for record in records if record.split == "test"]
+    for checkpoint in options.checkpoint or CHECKPOINTS:
+        vlm = VLM.from_pretrained(model_path(f"reference:{checkpoint}"))
+        found = results.get(checkpoint, {})
+        if found.get("fingerprint") != vlm.fingerprint:
+            found = {"fingerprint": vlm.fingerprint, "detectors": {}}
+        say(f"{checkpoint}: states")
+        features = states_of(vlm, records, options.out / f"{checkpoint}-states.safetensors")
+        say(f"{checkpoint}: answers")
+        seen = perceived(vlm, test, options.out / f"{checkpoint}-named.jsonl")
+        journal = Journal(options.out / f"{checkpoint}-answers.jsonl", [vlm.fingerprint, describe_data(test).sha256])
+        answers = decide(vlm, test, max_new_tokens=_ANSWER_TOKENS, batch_size=64, journal=journal)
+        refusal = refusal_of(vlm, [record for record in records if record.split == "fit"])
+        found["detectors"]["undefended"] = {"rows": rows_of(answers, seen)}
+        for name, fitter in FITTERS.items():
+            say(f"{checkpoint}: {name}")
+            adapter, found["detectors"][name] = measure(fitter, vlm, features, answers, seen, refusal)
+            if name == "SASA":
+                adapter.save(options.out / f"{checkpoint}-sasa", overwrite=True)
+                if not options.pytorch:
+                    out = options.out / f"{checkpoint}-export"
+                    found["detectors"]["SASA, exported"] = exported(vlm, adapter, test, seen, out)
+        results[checkpoint] = found
+        write_atomic(path, canonical_json(results))
+    text = table(results)
+    write_atomic(options.out / "sasa.md", text.encode())
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""TGA on the reference VLM: every variant and ablation, both checkpoints, trained on the captions, measured on test.
+
+    python bench/tga.py -o OUT [--checkpoint mild] [--arm lora …] [--calibration] [--export]
+
+No picture in the training data has a safety label and none is in another split. With ``--calibration`` the
+calibration split is measured instead, which is where settings are chosen. Answers come from PyTorch with the updates
+applied; with ``--export`` from the export under ONNX Runtime, after parity. ``captions`` are exact captions of test
+things in all renderings. Writes OUT/tga.json and OUT/tga.md (OUT/calibration.* with ``--calibration``); an interrupted
+run goes on where it was, inside an arm too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from safetykit.adapters.adapter import Adapter
+from safetykit.adapters.files import write_atomic
+from safetykit.adapters.manifest import canonical_json
+from safetykit.adapters.tga import TGA
+from safetykit.export.pipeline import export_onnx
+from safetykit.export.runtime import OnnxVLM
+from safetykit.toolkit.alignment import Aligner
+from safetykit.toolkit.captions import captions_path, load_captions
+from safetykit.toolkit.evaluate import Generator, Rate, evaluate
+from safetykit.toolkit.inputs import Request
+from safetykit.toolkit.records import load_records, open_picture
+from safetykit.toolkit.reference.atlas import SEEN_SETS, UNSEEN_SETS, data_folder, reference, shown
+from safetykit.toolkit.reference.language import answer
+from safetykit.toolkit.reference.world import things
+from safetykit.toolkit.sources import data_path, model_path
+from safetykit.toolkit.updates import updated
+from safetykit.toolkit.vlm import VLM
+
+CHECKPOINTS = ("mild", "severe")
+GROUPS = ("text", "image", "image/rendering-unseen", "text+image", "typographic")
+_PAPER = {"centred": False, "request_weight": 0.0, "opening_weight": 0.0, "shuffled": 0.0}
+ARMS: dict[str, TGA] = {
+    "lora": TGA(variant="lora"),
+    "projector": TGA(variant="projector"),
+    "low-rank": TGA(variant="low-rank"),
+    "closed-form": TGA(variant="closed-form"),
+    "lora, own requests only": TGA(variant="lora", shuffled=0.0),
+    "lora, paper's loss": TGA(variant="lora", guide_weight=1.0, prefixed=1.0, **_PAPER),
+    "projector, paper's loss": TGA(variant="projector", guide_weight=1.0, prefixed=1.0, **_PAPER),
+    "projector, centred guide only": TGA(variant="projector", **{**_PAPER, "centred": True}),
+    "lora, no guide": TGA(variant="lora", guide_weight=0.0),
+    "lora, answers only": TGA(variant="lora", guide_weight=0.0, request_weight=0.0, opening_weight=0.0, shuffled=0.0),
+    "lora, no retrieval": TGA(variant="lora", retrieval=False),
+}
+
+
+def say(text: str) -> None:
+    """Progress on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def caption_rate(model: Generator, split: str) -> Rate:
+    """Exact captions of the things of a split, in every rendering."""
+    shows = [
+        (thing, atlas)
+        for thing in things()
+        for atlas in SEEN_SETS + (UNSEEN_SETS if split == "test" else ())
+        if thing.split == split and thing.index in shown(atlas)
+    ]
+    right = 0
+    for start in range(0, len(shows), 64):
+        part = shows[start : start + 64]
+        pictures = [open_picture(reference(atlas, thing.index), data_folder() / "records") for thing, atlas in part]
+        answers = model.generate([Request("describe this.", picture) for picture in pictures], 16)
+        right += sum(found.text == answer(thing, "caption") for found, (thing, _) in zip(answers, part, strict=True))
+    return Rate.of(right, len(shows))
+
+
+def measure(model: Generator, split: str, name: str) -> dict[str, Any]:
+    """Figures of a model on a split."""
+    rows = evaluate(model, load_records(data_path("reference"), [split]), name=name, max_new_tokens=20, batch_size=64).rows
+    return {
+        "rows": {row.group: row.model_dump(mode="json") for row in rows},
+        "captions": caption_rate(model, split).model_dump(mode="json"),
+    }
+
+
+def run(vlm: VLM, settings: TGA, split: str, folder: Path, export: bool, name: str) -> dict[str, Any]:
+    """Train one arm and measure it."""
+    captions = load_captions(captions_path("reference"))
+    aligner = Aligner(vlm, captions, work=folder / "work", progress=every_50(name))
+    adapter = settings.fit(aligner)
+    adapter.save(folder / "adapter", overwrite=True)
+    aligner.finish()
+    with ExitStack() as stack:
+        if export:
+            parity = exported(vlm, adapter, folder / "export")
+            model: Generator = OnnxVLM.from_pretrained(folder / "export")
+        else:
+            parity, model = None, vlm
+            stack.enter_context(updated(vlm, adapter.updates))
+        found = measure(model, split, name)
+    shutil.rmtree(folder / "export", ignore_errors=True)
+    training = adapter.attachments["training"]
+    return {
+        **found,
+        "setting": asdict(settings),
+        "seconds": training["seconds"],
+        "parameters": training["parameters"],
+        "alignment": adapter.attachments["alignment"],
+        "parity": parity,
+    }
+
+
+def exported(vlm: VLM, adapter: Adapter, out: Path) -> dict[str, Any]:
+    """Export and say how parity went."""
+    records = load_records(data_path("reference"), ["calibration"])
+    result = export_onnx(vlm, [adapter], out, records=records, overwrite=True)
+    return {
+        "passed": result.parity.passed, "logits": result.parity.worst("logits"), "flips": len(result.parity.flips),
+    }  # fmt: skip
+
+
+def every_50(name: str):
+    """A progress callback that says little."""
+
+    def progress(step: int, steps: int) -> None:
+        if step % 50 == 0 or step == steps:
+            say(f"{name}: step {step} of {steps}")
+
+    return progress
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown: per checkpoint, attack success per carrier beside refusal, over-refusal and answers."""
+    lines = []
+    for checkpoint, found in results.items():
+        lines += [
+            f"### `{checkpoint}`",
+            "",
+            "| | " + " | ".join(f"attack, {group}" for group in GROUPS) + " | refused, image | over-refusal "
+            "| exact answers | exact, image | captions | minutes |",
+            "|---|" + "---:|" * (len(GROUPS) + 6),
+        ]
+        for name, arm in found["arms"].items():
+            metrics = {group: row["metrics"] for group, row in arm["rows"].items()}
+            cells = [percent(metrics.get(group, {}).get("attack_success")) for group in GROUPS]
+            cells += [percent(metrics["image"]["refused"])]
+            cells += [percent(metrics["all"][metric]) for metric in ("over_refusal", "exact")]
+            cells += [percent(metrics["image"]["exact"]), percent(arm["captions"])]
+            cells += [f"{arm['seconds'] / 60:.1f}" if "seconds" in arm else "–"]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def percent(rate: dict[str, Any] | None) -> str:
+    """12.3 % (9–16)."""
+    return f"{100 * rate['rate']:.1f} % ({100 * rate['low']:.0f}–{100 * rate['high']:.0f})" if rate else "–"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--checkpoint", choices=CHECKPOINTS, action="append")
+    parser.add_argument("--arm", choices=ARMS, action="append")
+    parser.add_argument("--calibration", action="store_true", help="measure the calibration split")
+    parser.add_argument("--export", action="store_true", help="answer with the export under ONNX Runtime")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # on a model this small, threads cost more than they give
+    torch.set_flush_denormal(True)
+    split, stem = ("calibration", "calibration") if options.calibration else ("test", "tga")
+    path = options.out / f"{stem}.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    for checkpoint in options.checkpoint or CHECKPOINTS:
+        vlm = VLM.from_pretrained(model_path(f"reference:{checkpoint}"))
+        if results.get(checkpoint, {}).get("fingerprint") != vlm.fingerprint:
+            results[checkpoint] = {"fingerprint": vlm.fingerprint, "arms": {}}
+        arms = results[checkpoint]["arms"]
+        if "undefended" not in arms:
+            arms["undefended"] = measure(vlm, split, "base")
+        for name in options.arm or ARMS:
+            settings = ARMS[name]
+            if arms.get(name, {}).get("setting") == json.loads(json.dumps(asdict(settings))):
+                continue
+            say(f"{checkpoint}: {name}")
+            folder = options.out / f"{checkpoint}-{name.replace(', ', '-').replace(' ', '-').replace(chr(39), '')}"
+            arms[name] = run(vlm, settings, split, folder, options.export, f"{checkpoint} {name}")
+            write_atomic(path, canonical_json(results))
+            write_atomic(options.out / f"{stem}.md", table(results).encode())
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

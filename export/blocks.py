@@ -1,0 +1,33 @@
+"""Counting block evaluations in a decoder graph, adapted or not; needs no torch.
+
+Every evaluation of a block's attention has exactly one node that reads the keys cached for its layer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+
+def cache_readers(graph: ir.Graph) -> list[tuple[int, bool]]:
+    """Attention evaluations: (layer, whether in a branch)."""
+    found = []
+    for value in graph.inputs:
+        parts = str(value.name).split(".")
+        if parts[0] == "past_key_values" and parts[-1] == "key":
+            readers = [node for node in value.consumers() if node.op_type != "Shape"]
+            found += [(int(parts[1]), node.graph is not graph) for node in readers]
+    return found
+
+
+def block_evaluations(source: Path | bytes) -> int:
+    """Block evaluations of one prefill of a decoder graph, its branch included."""
+    model = ir.load(source) if isinstance(source, Path) else ir.from_proto(_parse(source))
+    return len(cache_readers(model.graph))
+
+
+def _parse(data: bytes):
+    import onnx
+
+    return onnx.ModelProto.FromString(data)

@@ -1,0 +1,37 @@
+"""A detector in a decoder's ``metadata_props``, for runtimes that know the graph alone; needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..adapters.errors import InvalidArtifact
+from ..adapters.manifest import DetectorInfo
+
+THRESHOLD, REFUSAL, TOKEN = "safetykit.risk_threshold", "safetykit.refusal", "safetykit.refusal_token"
+
+
+def write_metadata(detector: DetectorInfo) -> dict[str, str]:
+    """What goes into the graph."""
+    return {
+        THRESHOLD: repr(detector.threshold),
+        REFUSAL: detector.refusal,
+        TOKEN: str(detector.refusal_token),
+    }
+
+
+def read_metadata(metadata: Mapping[str, str]) -> DetectorInfo | None:
+    """What :func:`write_metadata` wrote; None without a detector.
+
+    Raises:
+        InvalidArtifact: half of one is missing or is no number.
+    """
+    if THRESHOLD not in metadata:
+        return None
+    try:
+        return DetectorInfo(
+            threshold=float(metadata[THRESHOLD]), refusal=metadata[REFUSAL], refusal_token=int(metadata[TOKEN])
+        )
+    except (KeyError, ValueError) as error:
+        raise InvalidArtifact(
+            f"The decoder does not state its detector ({error}).", "Export the model again."
+        ) from None

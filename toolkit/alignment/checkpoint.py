@@ -1,0 +1,85 @@
+"""Checkpoints of a training run: the trained parameters, the optimizer's moments and the curve so far.
+
+Two files that are never pickled. Batches depend on the step alone and nothing else is random, so a run that goes on
+from a checkpoint does what an uninterrupted one would have done, bit by bit on the CPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from pydantic import JsonValue
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from ...adapters.files import atomic_folder
+from ...adapters.manifest import canonical_json
+
+_TENSORS, _STATE = "checkpoint.safetensors", "checkpoint.json"
+
+
+class Checkpoint:
+    """Where a run keeps its state.
+
+    Args:
+        folder: replaced as a whole with every save; None keeps nothing.
+        identity: JSON-able; what the run depends on. A checkpoint of another run is ignored.
+    """
+
+    def __init__(self, folder: Path | None, identity: JsonValue) -> None:
+        self._folder, self._identity = folder, hashlib.sha256(canonical_json(identity)).hexdigest()
+
+    def save(
+        self, step: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, curve: Sequence[Mapping]
+    ) -> None:
+        """Keep the state after ``step`` steps."""
+        if self._folder is None:
+            return
+        tensors = {f"value.{name}": item.detach().cpu() for name, item in parameters.items()}
+        for name, item in parameters.items():
+            for key, value in optimizer.state[item].items():
+                tensors[f"{key}.{name}"] = torch.as_tensor(value).detach().cpu()
+        state = {"identity": self._identity, "step": step, "curve": list(curve)}
+        with atomic_folder(self._folder, overwrite=True) as work:
+            (work / _TENSORS).write_bytes(save({name: item.contiguous() for name, item in tensors.items()}))
+            (work / _STATE).write_bytes(canonical_json(state))
+
+    def restore(
+        self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    ) -> tuple[int, list[dict]]:
+        """Put the kept state back; returns the steps done and their curve (0 and none without a checkpoint)."""
+        if self._folder is None or not (self._folder / _STATE).is_file():
+            return 0, []
+        try:
+            state = json.loads((self._folder / _STATE).read_bytes())
+            tensors = load((self._folder / _TENSORS).read_bytes())
+        except (OSError, ValueError, SafetensorError):
+            return 0, []
+        if state.get("identity") != self._identity:
+            return 0, []
+        with torch.no_grad():
+            for name, item in parameters.items():
+                item.copy_(tensors[f"value.{name}"])
+                optimizer.state[item] = _moments(tensors, name, item)
+        return state["step"], state["curve"]
+
+    def finish(self) -> None:
+        """The run is complete and its result stored elsewhere: remove the checkpoint."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _moments(tensors: Mapping[str, Tensor], name: str, item: Tensor) -> dict[str, Tensor]:
+    """The optimizer's tensors of one parameter; AdamW keeps its step count on the CPU."""
+    found = {}
+    for full, value in tensors.items():
+        key, _, rest = full.partition(".")
+        if rest == name and key != "value":
+            found[key] = value.to("cpu" if key == "step" else item.device)
+    return found

@@ -1,0 +1,102 @@
+"""`safetykit fit care`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from .options import AdapterOut, Data, Json, Layers, Model, Overwrite, PhaseName, ScopeName, Sweep
+
+_LAYERS_OF_MAP = 4
+
+
+def fit(
+    model: Model,
+    data: Data,
+    out: AdapterOut,
+    variant: Annotated[Optional[str], typer.Option(help="official or corrected.")] = None,
+    fusion: Annotated[Optional[str], typer.Option(help="adaptive, sequential, parallel, masked or injection.")] = None,
+    layers: Layers = None,
+    map_folder: Annotated[
+        Optional[Path], typer.Option("--map", help="Channel map of safetykit diagnose; names the layers of each modality.")
+    ] = None,
+    map_layers: Annotated[
+        Optional[int], typer.Option(min=1, help=f"How many layers to take from the map; {_LAYERS_OF_MAP} by default.")
+    ] = None,
+    k: Annotated[Optional[int], typer.Option(help="k, the dimension of each subspace.")] = None,
+    alpha: Annotated[Optional[float], typer.Option(help="α, the strength; 1 removes, more reflects.")] = None,
+    beta: Annotated[Optional[float], typer.Option(help="β of the injection.")] = None,
+    floor: Annotated[Optional[float], typer.Option(help="Leave out directions with λ at or below this.")] = None,
+    contrast: Annotated[
+        Optional[str], typer.Option(help="label, carrier or behaviour: what makes a record malicious.")
+    ] = None,
+    centre: Annotated[Optional[str], typer.Option(help="own or benign: the mean that malicious states vary about.")] = None,
+    shrinkage: Annotated[Optional[str], typer.Option(help="ledoit-wolf or oas.")] = None,
+    site: Annotated[Optional[str], typer.Option(help="mlp, attn or block outputs.")] = None,
+    modalities: Annotated[Optional[str], typer.Option(help="both, visual or textual.")] = None,
+    selection: Annotated[Optional[str], typer.Option(help="kernel, or none to pool every token.")] = None,
+    visual_share: Annotated[Optional[float], typer.Option(help="Share of image tokens that is pooled.")] = None,
+    textual_share: Annotated[Optional[float], typer.Option(help="Share of text tokens that is pooled.")] = None,
+    with_response: Annotated[
+        Optional[bool], typer.Option("--with-response", help="Pool the tokens of records' responses too.")
+    ] = None,
+    scope: ScopeName = None,
+    phase: PhaseName = None,
+    sweep: Sweep = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """CARE: safety subspaces of both modalities, projected out of the hidden states."""
+    from ...adapters.care import CARE, Fusion, Modalities, Where
+    from ...adapters.care_statistics import Contrast
+    from ...adapters.errors import UsageError
+    from ...adapters.sites import Phase, Scope
+    from ...adapters.statistics import Shrinkage
+    from ...adapters.subspaces import Centre, Variant
+    from ...adapters.tokens import Selection
+    from ..care_sweep import fit_by_sweep, fit_care
+    from ..diagnosis.channel_map import ChannelMap
+    from ..fitting import fit_and_save, parse_layers, require_choices
+
+    given = {
+        "variant": variant, "fusion": fusion, "layers": parse_layers(layers), "rank": k, "alpha": alpha, "beta": beta,
+        "floor": floor, "contrast": contrast, "centre": centre, "shrinkage": shrinkage, "site": site,
+        "modalities": modalities, "selection": selection, "visual_share": visual_share,
+        "textual_share": textual_share, "with_response": with_response, "scope": scope, "phase": phase,
+    }  # fmt: skip
+    given = {name: value for name, value in given.items() if value is not None}
+    choices = {
+        "variant": Variant, "fusion": Fusion, "contrast": Contrast, "centre": Centre, "shrinkage": Shrinkage,
+        "site": Where, "modalities": Modalities, "selection": Selection, "scope": Scope, "phase": Phase,
+    }  # fmt: skip
+    require_choices(given, choices)
+    if map_folder is None:
+        if map_layers is not None:
+            raise UsageError("--map-layers takes layers from a channel map.", "Name one with --map.")
+        channels = None
+    else:
+        if layers is not None:
+            raise UsageError("--layers and --map both name the layers.", "Leave out one of them.")
+        channels = ChannelMap.load(map_folder)
+        count = map_layers or _LAYERS_OF_MAP
+        wanted = given.get("modalities", "both")
+        visual, textual = (
+            channels.layers_for(name, count) if wanted in ("both", name) else () for name in ("visual", "textual")
+        )
+        given |= {"layers": visual, "textual_layers": textual}
+    CARE(**given)  # options that exclude each other are refused before a model is loaded
+    journal = Path(out).parent / f".{out.name}.sweep.jsonl"
+
+    def make(vlm, records, progress):
+        if channels is not None and channels.base.fingerprint != vlm.fingerprint:
+            raise UsageError(
+                f"The channel map {map_folder} belongs to another model than {model}.",
+                "Diagnose this model, or name the layers with --layers.",
+            )
+        if sweep:
+            return fit_by_sweep(vlm, records, given, progress=progress, journal_path=journal)
+        return fit_care(vlm, records, CARE(**given))
+
+    fit_and_save(model, data, out, make, doing="sweeping" if sweep else "fitting", overwrite=overwrite, as_json=as_json)

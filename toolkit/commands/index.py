@@ -1,0 +1,134 @@
+"""`safetykit index build` and `safetykit index search`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from .options import Json, Overwrite
+
+index = typer.Typer(no_args_is_help=True, help="Make and search indexes of texts that are retrieved for pictures.")
+
+ModelName = Annotated[Optional[str], typer.Option("--model", help="Vision-language model whose decoder embeds the texts.")]
+Encoder = Annotated[Optional[Path], typer.Option(help="Text encoder: CLIP or sentence-transformers folder.")]
+SiteName = Annotated[Optional[str], typer.Option("--site", help="Decoder site of --model, such as decoder.layers.5.")]
+
+
+@index.command()
+def build(
+    captions: Annotated[str, typer.Argument(help="JSONL, Parquet, a folder of pictures with captions, or `reference`.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Index folder to write.")],
+    model: ModelName = None,
+    encoder: Encoder = None,
+    site: SiteName = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts embedded at a time.")] = 256,
+    dtype: Annotated[str, typer.Option(help="float32 or float16, of the stored keys.")] = "float32",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Embed texts; an interrupted build goes on where it stopped when it is asked for again."""
+    from ...adapters.files import require_free
+    from .. import console
+    from ..fitting import require_choices
+    from ..retrieval.build import build_index
+    from ..retrieval.index import KeyType
+    from ..retrieval.sources import open_texts
+
+    require_choices({"dtype": dtype}, {"dtype": KeyType})
+    require_free(out, overwrite=overwrite)
+    texts = open_texts(captions)
+    embedder = make_embedder(model, encoder, site)
+    with console.progress_bar("embedding") as update:
+        made = build_index(
+            texts, embedder, out, batch_size=batch_size, dtype=dtype, overwrite=overwrite, progress=update  # type: ignore[arg-type]
+        )
+    console.emit({"index": str(out), **made.manifest.model_dump(mode="json")}, as_json=as_json, human=_show)
+
+
+@index.command()
+def search(
+    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="Index folder.")],
+    text: Annotated[Optional[str], typer.Option(help="Find texts near this one.")] = None,
+    image: Annotated[Optional[str], typer.Option(help="Find texts for this picture.")] = None,
+    adapter: Annotated[Optional[Path], typer.Option(help="Retrieval adapter fitted on this index; for --image.")] = None,
+    model: ModelName = None,
+    encoder: Encoder = None,
+    k: Annotated[int, typer.Option("-k", "--top", min=1, help="How many texts.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Search an index by a text, or by a picture as a fitted retrieval adapter does."""
+    from ...adapters.errors import UsageError
+    from .. import console
+    from ..retrieval.index import CaptionIndex
+
+    if (text is None) == (image is None):
+        raise UsageError("One thing is searched for at a time.", "Pass --text or --image.")
+    opened = CaptionIndex.load(folder)
+    if text is not None:
+        site = opened.manifest.embedder.site if model else None
+        query = opened.embed(make_embedder(model, encoder, site), [text])
+    else:
+        query = _picture_query(opened, str(image), adapter, model)
+    ids, scores = opened.search(query, min(k, len(opened)))
+    found = [
+        {"id": at, "score": score, "text": opened[at]} for at, score in zip(ids[0].tolist(), scores[0].tolist(), strict=True)
+    ]
+    console.emit(found, as_json=as_json, human=_show_found)
+
+
+def make_embedder(model: str | None, encoder: Path | None, site: str | None) -> Any:
+    """The embedder that the options name.
+
+    Raises:
+        UsageError: none or two of them.
+    """
+    from ...adapters.errors import UsageError
+    from ...adapters.sites import Site
+    from ..retrieval.embedders import EncoderEmbedder, VLMEmbedder
+    from ..sources import model_path
+    from ..vlm import VLM
+
+    if (model is None) == (encoder is None):
+        raise UsageError("One embedder makes an index.", "Pass --model or --encoder.")
+    if encoder is not None:
+        if site is not None:
+            raise UsageError("An encoder has no decoder sites.", "Leave out --site, or pass --model.")
+        return EncoderEmbedder(encoder)
+    return VLMEmbedder(VLM.from_pretrained(model_path(str(model))), Site.parse(site) if site else None)
+
+
+def _picture_query(opened: Any, image: str, adapter: Path | None, model: str | None) -> Any:
+    from ...adapters.errors import UsageError
+    from ...adapters.retrieval import retrieval_of
+    from ...adapters.store import load_adapter
+    from ..records import open_picture
+    from ..retrieval.fit import picture_query_of
+    from ..sources import model_path
+    from ..vlm import VLM
+
+    if adapter is None or model is None:
+        raise UsageError(
+            "A picture is searched for with its model and a fitted query.",
+            "Pass --model and --adapter (from `safetykit fit retrieval`).",
+        )
+    loaded = load_adapter(adapter)
+    found = retrieval_of([loaded])
+    if found is None or found[0].index != opened.digest:
+        raise UsageError(f"The adapter in {adapter} was not fitted on this index.", "Fit it on this index.")
+    return picture_query_of(VLM.from_pretrained(model_path(model)), loaded, open_picture(image))
+
+
+def _show(console: Any, value: dict[str, Any]) -> None:
+    embedder = value["embedder"]
+    console.print(
+        f"{value['count']} texts ({value['duplicates']} repeated ones dropped), keys of width {value['dimension']} "
+        f"({value['dtype']}) by {embedder['name']} ({embedder['kind']}) → {value['index']}",
+        markup=False,
+    )
+
+
+def _show_found(console: Any, value: list[dict[str, Any]]) -> None:
+    for item in value:
+        console.print(f"{item['score']:.3f}  {item['text']}", markup=False, soft_wrap=True)

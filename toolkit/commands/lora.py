@@ -1,0 +1,48 @@
+"""`safetykit lora`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Json, Model, Overwrite, WrongBase
+
+
+def lora(
+    model: Model,
+    adapter: Annotated[list[Path], typer.Option("--adapter", help="Adapter folder; repeat to stack.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="PEFT adapter folder to write.")],
+    allow_wrong_base: WrongBase = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write affine adapters as a LoRA folder that peft loads, for runtimes that serve LoRA."""
+    from dataclasses import replace
+
+    from ...adapters.errors import UsageError
+    from ...adapters.store import load_adapter, require_base
+    from .. import console
+    from ..folding import fold_all
+    from ..lora import write_peft
+    from ..sources import model_path
+    from ..vlm import VLM
+
+    loaded = [load_adapter(folder) for folder in adapter]
+    vlm = VLM.from_pretrained(model_path(model))
+    for one in loaded:
+        if not allow_wrong_base:
+            require_base(one, vlm.fingerprint, model)
+    folded = fold_all(vlm, loaded)
+    if detectors := [one.info.method for one in folded if one.branch]:
+        raise UsageError(f"{detectors[0]} runs a branch, which is no LoRA.", "Export it with `safetykit export`.")
+    together = replace(folded[0], updates=tuple(update for one in folded for update in one.updates))
+    write_peft(vlm, together, out, overwrite=overwrite)
+    value = {"folder": str(out), "adapters": [f"{one.info.method} ({one.info.variant})" for one in loaded]}
+    console.emit(value, as_json=as_json, human=_show)
+
+
+def _show(console, value) -> None:
+    console.print(f"{' + '.join(value['adapters'])} as LoRA: {value['folder']}", markup=False)
+    console.print("Load it with peft.PeftModel.from_pretrained(model, folder).", markup=False)

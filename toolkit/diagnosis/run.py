@@ -1,0 +1,262 @@
+"""The whole diagnosis: refusal, states, mediation, neurons, blocking, and the layers that they point to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...adapters.errors import UsageError
+from ...adapters.manifest import describe_data, library_versions
+from ..evaluate import Progress
+from ..journal import Journal
+from ..records import Record
+from ..refusal import ASKED, RefusalTokens
+from .assemble import Findings, assemble
+from .blocking import answer_without, windows
+from .channel_map import ChannelMap
+from .mediation import KINDS, Effects, mediate
+from .neurons import Attribution, drawn, foremost, verify
+from .pairs import POSITIONS, Modality, Pair, PairBatch, batches, chunks, find_pairs, same_pictures, spread
+from .patching import margins, mlp_output
+from .plan import Plan
+from .separation import pair_key
+from .states import layer_states
+
+if TYPE_CHECKING:
+    from ..vlm import VLM
+
+_STATES, _BLOCKED = 1024, 96
+
+
+def diagnose(
+    vlm: VLM,
+    records: Sequence[Record],
+    *,
+    budget: int | None = None,
+    pairs: int = 128,
+    neurons: int = 32,
+    seed: int = 0,
+    batch_size: int = 16,
+    max_new_tokens: int = 32,
+    progress: Progress | None = None,
+    journal_path: Path | None = None,
+    say: Callable[[str], None] | None = None,
+) -> ChannelMap:
+    """Diagnose a model on the ``fit`` split; other splits are not looked at.
+
+    The result depends on model, records and options alone, also when it was interrupted and resumed.
+
+    Args:
+        budget: most forward passes over a batch; fewer pairs, neurons and answered records are then used.
+        pairs: at most this many per modality (harm in text, harm in pictures).
+        neurons: how many MLP neurons to verify by patching per modality; 0 leaves neurons out.
+        batch_size: pairs per forward pass.
+        progress: called with forward passes done and planned.
+        journal_path: where finished batches are kept, to resume from; removed when all is done.
+        say: told the cost before it is paid.
+
+    Raises:
+        UsageError: there are too few pairs, the model refuses nothing, or the budget is too small.
+    """
+    records = [record for record in records if record.split == "fit"]
+    chosen, left_out = _choose(vlm, records, pairs)
+    if neurons:
+        mlp_output(vlm, 0)  # refuses now what would be refused after the long part
+    start = time.perf_counter()
+    refusal = RefusalTokens.find(vlm, records, max_new_tokens)
+    asked = min(2 * ASKED, sum(record.image is None for record in records))
+    asking = (time.perf_counter() - start) / asked
+    on_pictures = any(record.image is not None and record.label == "harmful" for record in records)
+    harmful = [record for record in records if record.label == "harmful" and (record.image is not None) == on_pictures]
+    full = Plan(
+        depth=vlm.base.n_layers,
+        pairs={modality: len(found) for modality, found in chosen.items()},
+        neurons=neurons,
+        blocked=min(_BLOCKED, len(harmful)),
+        states=min(_STATES, len(records)),
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+    )
+    plan = full.within(budget)
+    chosen = {modality: spread(found, plan.pairs[modality]) for modality, found in chosen.items()}
+    if say:
+        say(_cost(vlm, plan, full, chosen, refusal, asking))
+    identity = [vlm.fingerprint, describe_data(records).sha256, asdict(plan), seed, refusal.token_ids]
+    work = _Work(vlm, refusal, plan, seed, Journal(journal_path, identity) if journal_path else None, progress)
+    findings = Findings(
+        refusal=refusal,
+        states=layer_states(vlm, _whole_pairs(records, plan.states), plan.rows, work.tick),
+        effects={modality: work.mediation(found) for modality, found in chosen.items()},
+        pair_ids={modality: _ids(found, plan.batch_size) for modality, found in chosen.items()},
+        left_out=left_out,
+        neurons={modality: work.neurons(modality, found) for modality, found in chosen.items()} if plan.neurons else {},
+        outcomes=work.blocking(spread(harmful, plan.blocked)),
+        windows_on="pictures" if on_pictures else "text",
+    )
+    hyperparameters = {
+        **{name: value for name, value in asdict(plan).items() if name not in ("depth", "pairs")},
+        "pairs": {modality: len(found) for modality, found in chosen.items()},
+        "budget": budget,
+        "forward_passes": plan.forward_passes,
+        "backward_passes": plan.backward_passes,
+    }
+    result = assemble(vlm, findings, describe_data(records), hyperparameters, seed, library_versions())
+    work.finish()
+    return result
+
+
+def _choose(vlm: VLM, records: Sequence[Record], count: int) -> tuple[dict[Modality, list[Pair]], dict[Modality, int]]:
+    """At most ``count`` pairs per modality, and how many could not be used."""
+    found = find_pairs(records)
+    chosen: dict[Modality, list[Pair]] = {}
+    left_out: dict[Modality, int] = {}
+    for modality in POSITIONS:
+        mine = spread([pair for pair in found if pair.modality == modality], count)
+        if kept := same_pictures(vlm, mine):
+            chosen[modality], left_out[modality] = kept, len(mine) - len(kept)
+    if not chosen:
+        raise UsageError(
+            "There are no pairs of a harmful and a harmless record in the fit split.",
+            "Give records of the same wording and carrier each other's id in `pair`; with pictures of the same size.",
+        )
+    return chosen, left_out
+
+
+def _whole_pairs(records: Sequence[Record], count: int) -> list[Record]:
+    """At most ``count`` records, evenly over their order, that keep pairs together."""
+    units: dict[str, list[Record]] = {}
+    for record in records:
+        units.setdefault(pair_key(record), []).append(record)
+    kept = spread(list(units.values()), len(units) * count // max(len(records), count))
+    return [record for unit in kept for record in unit][:count]
+
+
+def _ids(pairs: Sequence[Pair], size: int) -> list[str]:
+    """Ids of the malicious records in the order of the batches."""
+    return [pair.malicious.id for chunk in chunks(pairs, size) for pair in chunk]
+
+
+def _cost(
+    vlm: VLM, plan: Plan, full: Plan, chosen: dict[Modality, list[Pair]], refusal: RefusalTokens, asking: float
+) -> str:
+    """What is about to be done; time from one timed batch per modality and from the answers given so far.
+
+    Args:
+        asking: seconds per answer.
+    """
+    seconds = asking * plan.blocked * len(windows(plan.depth))
+    for modality, pairs in chosen.items():
+        batch = PairBatch.prepare(vlm, chunks(pairs, plan.batch_size)[0])
+        margins(vlm, batch, refusal)
+        start = time.perf_counter()
+        margins(vlm, batch, refusal)
+        alone = replace(plan, pairs={modality: len(pairs)})
+        seconds += (time.perf_counter() - start) * (alone.patched_passes + 2 * alone.backward_passes)
+    text = f"{plan.describe()}; about {max(1, round(seconds))} s"
+    if plan != full:
+        text += f" (the budget left out {sum(full.pairs.values()) - sum(plan.pairs.values())} pairs, "
+        text += f"{full.neurons - plan.neurons} neurons and {full.blocked - plan.blocked} answered records)"
+    return text
+
+
+class _Work:
+    """The long part: passes are counted, and finished batches are found in the journal."""
+
+    def __init__(
+        self,
+        vlm: VLM,
+        refusal: RefusalTokens,
+        plan: Plan,
+        seed: int,
+        journal: Journal | None,
+        progress: Progress | None,
+    ) -> None:
+        self._vlm, self._refusal, self._plan, self._seed = vlm, refusal, plan, seed
+        self._journal, self._progress = journal, progress
+        self._passes = 0
+
+    def tick(self, count: int = 1) -> None:
+        """Count forward passes."""
+        self._passes += count
+        if self._progress:
+            self._progress(min(self._passes, self._plan.forward_passes), self._plan.forward_passes)
+
+    def finish(self) -> None:
+        """Everything is computed: the journal is not needed any more."""
+        if self._journal:
+            self._journal.finish()
+
+    def _once(self, key: str, passes: int, compute: Callable[[], Any]) -> Any:
+        """``compute()``, or what it gave before an interruption; JSON keeps every float exactly."""
+        if self._journal and key in self._journal.done:
+            self.tick(passes)
+            return self._journal.done[key]
+        value = compute()
+        if self._journal:
+            self._journal.add(key, value)
+        return value
+
+    def mediation(self, pairs: Sequence[Pair]) -> Effects:
+        """Effects of all sites on the pairs."""
+        modality = pairs[0].modality
+        positions = POSITIONS[modality]
+        found = []
+        for number, chunk in enumerate(chunks(pairs, self._plan.batch_size)):
+
+            def compute(chunk: list[Pair] = chunk) -> dict[str, Any]:
+                batch = PairBatch.prepare(self._vlm, chunk)
+                effects = mediate(self._vlm, batch, self._refusal, positions, self.tick)
+                return {name: getattr(effects, name).tolist() for name in ("malicious", "benign", "nie", "nde")}
+
+            passes = 1 + len(positions) * len(KINDS) * self._plan.depth
+            kept = self._once(f"mediation/{modality}/{number}", passes, compute)
+            found.append(Effects(modality, positions, **{name: np.array(kept[name], np.float32) for name in kept}))
+        return Effects.join(found)
+
+    def neurons(self, modality: Modality, pairs: Sequence[Pair]) -> dict[str, Any]:
+        """Attribution of all neurons, and exact effects of the foremost and of some drawn at random.
+
+        The attribution is one pass a batch and is not kept in the journal: it would be the largest part of it.
+        """
+        attribution = Attribution(POSITIONS[modality])
+        for batch in batches(self._vlm, pairs, self._plan.batch_size):
+            attribution.update(self._vlm, batch, self._refusal)
+            self.tick()
+        means = attribution.mean()
+        first = foremost(means["all"], self._plan.neurons)
+        verified = [*first, *drawn(means["all"], self._plan.drawn, first, self._seed)]
+        exact = []
+        for number, chunk in enumerate(chunks(pairs, self._plan.batch_size)):
+
+            def compute(chunk: list[Pair] = chunk) -> list[list[float]]:
+                batch = PairBatch.prepare(self._vlm, chunk)
+                return verify(self._vlm, batch, self._refusal, verified, "all", self.tick).tolist()
+
+            exact.append(self._once(f"neurons/{modality}/{number}", 1 + len(verified), compute))
+        return {
+            "attribution": means,
+            "foremost": len(first),
+            "verified": verified,
+            "exact": np.concatenate([np.array(part, np.float32) for part in exact], axis=-1),
+        }
+
+    def blocking(self, records: Sequence[Record]) -> dict[tuple[int, ...], list[Any]]:
+        """Outcomes of the records' answers for every window of skipped layers."""
+        outcomes = {}
+        passes = -(-len(records) // self._plan.rows) * self._plan.max_new_tokens
+        for layers in windows(self._plan.depth):
+
+            def compute(layers: tuple[int, ...] = layers) -> list[str]:
+                return answer_without(self._vlm, records, layers, self._plan.max_new_tokens, self._plan.rows)
+
+            key = f"blocking/{'-'.join(map(str, layers))}"
+            known = self._journal is not None and key in self._journal.done
+            outcomes[layers] = self._once(key, passes, compute)
+            if not known:
+                self.tick(passes)
+        return outcomes

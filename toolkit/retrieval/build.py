@@ -1,0 +1,240 @@
+"""Building an index: two passes over the texts, memory bounded by a batch and 16 bytes a text, resumable.
+
+The first pass counts the texts, drops repeated ones and so fixes the size of every tensor. The second embeds batch by
+batch into the preallocated file. Batches lie at fixed places and keep their members, so a resumed build gives the
+same bytes as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from ...adapters.errors import InvalidArtifact, UsageError
+from ...adapters.files import atomic_folder, require_free, sha256_file, write_atomic
+from ...adapters.manifest import canonical_json, dump_sealed, library_versions
+from ..evaluate import Progress
+from .index import DATA, MANIFEST, CaptionIndex, EmbedderInfo, IndexManifest, KeyType, map_arrays, normalised
+from .sources import Texts
+
+_PROGRESS = "progress.json"
+_TYPES = {"float32": ("F32", 4), "float16": ("F16", 2)}
+_DIGEST = 16  # bytes by which equal texts are found
+_CENTRE = 4096  # texts whose mean is the centre
+_FLUSH = 2**25  # bytes of keys between two notes of progress
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors.
+
+    Attributes:
+        info: which one it is.
+        dimension: width of the vectors.
+        centred: keys are directions from the texts' mean: hidden states share a large common part.
+    """
+
+    info: EmbedderInfo
+    dimension: int
+    centred: bool
+
+    def embed(self, texts: Sequence[str]) -> Float[np.ndarray, "batch dimension"]:
+        """Vectors of any length; the index normalises them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Census:
+    """What the first pass found.
+
+    Attributes:
+        keep: False for texts that repeat an earlier one.
+        nbytes: UTF-8 bytes of those that are kept.
+        sha256: of those that are kept, in order.
+    """
+
+    keep: Bool[np.ndarray, "texts"]
+    nbytes: int
+    sha256: str
+
+    @property
+    def count(self) -> int:
+        """Texts that are kept."""
+        return int(self.keep.sum())
+
+    @classmethod
+    def of(cls, texts: Texts) -> Census:
+        """Count the texts.
+
+        Raises:
+            UsageError: there are none.
+        """
+        digests = bytearray()
+        for text in texts():
+            digests += hashlib.blake2b(text.encode(), digest_size=_DIGEST).digest()
+        if not digests:
+            raise UsageError("There are no captions to index.", "Give a source with at least one.")
+        _, first = np.unique(np.frombuffer(digests, dtype=f"V{_DIGEST}"), return_index=True)
+        keep = np.zeros(len(digests) // _DIGEST, dtype=bool)
+        keep[first] = True
+        nbytes, whole = 0, hashlib.sha256()
+        for text in _kept(texts, keep):
+            data = text.encode()
+            nbytes += len(data)
+            whole.update(len(data).to_bytes(8, "little") + data)
+        return cls(keep, nbytes, whole.hexdigest())
+
+
+def build_index(
+    texts: Texts,
+    embedder: Embedder,
+    out: Path | str,
+    *,
+    batch_size: int = 256,
+    dtype: KeyType = "float32",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> CaptionIndex:
+    """Embed texts into the index folder ``out``, which appears complete or not at all.
+
+    An interrupted build goes on where it stopped when it is asked for again with the same texts and settings.
+
+    Args:
+        texts: each call streams all of them anew, always the same.
+        batch_size: texts that are embedded at a time.
+        progress: called with the number of texts done and in all.
+
+    Raises:
+        UsageError: no texts, ``out`` is taken, or the texts changed between two passes.
+        InvalidArtifact: a text has no embedding (NaN, infinite or zero).
+    """
+    out = Path(out)
+    require_free(out, overwrite=overwrite)
+    census = Census.of(texts)
+    manifest = IndexManifest(
+        embedder=embedder.info, count=census.count, dimension=embedder.dimension, dtype=dtype,
+        captions=census.sha256, duplicates=len(census.keep) - census.count, batch_size=batch_size,
+        versions=library_versions(), files={},
+    )  # fmt: skip
+    work = out.parent / f".{out.name}.building"
+    done = _prepare(work, manifest, census.nbytes)
+    arrays = map_arrays(work / DATA, writable=True)
+    if done == 0 and embedder.centred and census.count > 1:
+        arrays["centre"][:] = _centre(texts, census, embedder, batch_size)
+    last, used = done, int(arrays["offsets"][done])
+    for start, batch in _batches(texts, census, batch_size):
+        if start < done:
+            continue
+        stop = start + len(batch)
+        arrays["keys"][start:stop] = normalised(embedder.embed(batch), arrays["centre"], batch)
+        for at, text in enumerate(batch, start=start):
+            data = np.frombuffer(text.encode(), np.uint8)
+            if used + len(data) > census.nbytes:
+                raise _changed()
+            arrays["bytes"][used : used + len(data)] = data
+            used += len(data)
+            arrays["offsets"][at + 1] = used
+        if progress:
+            progress(stop, census.count)
+        if stop == census.count or (stop - last) * arrays["keys"].strides[0] >= _FLUSH:
+            arrays["keys"].base.flush()
+            _note(work, manifest, stop)
+            last = stop
+    if last != census.count or used != census.nbytes:
+        raise _changed()
+    del arrays
+    return _finish(work, out, manifest, overwrite)
+
+
+def _finish(work: Path, out: Path, manifest: IndexManifest, overwrite: bool) -> CaptionIndex:
+    manifest = manifest.model_copy(update={"files": {DATA: sha256_file(work / DATA)}})
+    with atomic_folder(out, overwrite=overwrite) as folder:
+        os.replace(work / DATA, folder / DATA)
+        (folder / MANIFEST).write_bytes(dump_sealed(manifest))
+    shutil.rmtree(work)
+    return CaptionIndex.load(out, verify=False)
+
+
+def _kept(texts: Texts, keep: Bool[np.ndarray, "texts"]) -> Iterator[str]:
+    number = 0
+    for number, text in enumerate(texts(), start=1):
+        if number > len(keep):
+            break
+        if keep[number - 1]:
+            yield text
+    if number != len(keep):
+        raise _changed()
+
+
+def _batches(texts: Texts, census: Census, size: int) -> Iterator[tuple[int, tuple[str, ...]]]:
+    start, kept = 0, _kept(texts, census.keep)
+    while batch := tuple(islice(kept, size)):
+        yield start, batch
+        start += len(batch)
+
+
+def _centre(texts: Texts, census: Census, embedder: Embedder, batch_size: int) -> Float[np.ndarray, "dimension"]:
+    total, seen = np.zeros(embedder.dimension), 0
+    for start, batch in _batches(texts, census, batch_size):
+        if start >= _CENTRE:
+            break
+        total += np.asarray(embedder.embed(batch), dtype=np.float64).sum(0)
+        seen += len(batch)
+    return total / seen
+
+
+def _prepare(work: Path, manifest: IndexManifest, nbytes: int) -> int:
+    """Make the work folder, or find the one of an interrupted build; returns the number of texts done."""
+    if work.is_dir():
+        try:
+            state = json.loads((work / _PROGRESS).read_bytes())
+            if state["work"] == _identity(manifest) and (work / DATA).is_file():
+                return int(state["done"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        shutil.rmtree(work)
+    work.mkdir(parents=True)
+    _allocate(work / DATA, manifest, nbytes)
+    _note(work, manifest, 0)
+    return 0
+
+
+def _allocate(path: Path, manifest: IndexManifest, nbytes: int) -> None:
+    """Write a safetensors file full of zeros; wide types come first, so that each tensor is aligned."""
+    code, width = _TYPES[manifest.dtype]
+    count, dimension = manifest.count, manifest.dimension
+    header, end = {}, 0
+    for name, dtype, shape, size in (
+        ("offsets", "I64", [count + 1], 8 * (count + 1)),
+        ("centre", "F32", [dimension], 4 * dimension),
+        ("keys", code, [count, dimension], width * count * dimension),
+        ("bytes", "U8", [nbytes], nbytes),
+    ):
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+
+
+def _identity(manifest: IndexManifest) -> str:
+    return hashlib.sha256(canonical_json(manifest.model_dump(mode="json"))).hexdigest()
+
+
+def _note(work: Path, manifest: IndexManifest, done: int) -> None:
+    write_atomic(work / _PROGRESS, canonical_json({"work": _identity(manifest), "done": done}))
+
+
+def _changed() -> UsageError:
+    return UsageError("The captions changed while they were indexed.", "Build the index again from files that stay.")

@@ -1,0 +1,44 @@
+"""Exact search by FAISS (``IndexFlatIP``), for indexes too large for a graph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ...adapters.errors import UsageError
+from .ranking import level, ordered
+
+if TYPE_CHECKING:
+    from .index import CaptionIndex
+
+_SPARE = 8
+
+
+class FaissSearch:
+    """Searches as :meth:`CaptionIndex.search` does, with the same ids."""
+
+    def __init__(self, index: CaptionIndex) -> None:
+        try:
+            import faiss
+        except ImportError:
+            raise UsageError("FAISS is not installed.", "pip install 'safetykit[retrieval]'.") from None
+        self._index = index
+        self._flat = faiss.IndexFlatIP(index.manifest.dimension)
+        for _, keys in index.blocks():
+            self._flat.add(np.ascontiguousarray(keys))
+
+    def search(
+        self, queries: Float[np.ndarray, "batch dimension"], k: int
+    ) -> tuple[Int[np.ndarray, "batch k"], Float[np.ndarray, "batch k"]]:
+        """Ids and scores of the k best texts; see :meth:`CaptionIndex.search`."""
+        queries = np.ascontiguousarray(self._index.checked(queries, k))
+        fetch = min(k + _SPARE, len(self._index))
+        while True:
+            # FAISS leaves open which of equal scores it returns: fetch until the next lower score is in sight.
+            scores, ids = self._flat.search(queries, fetch)
+            levels = level(scores)
+            if fetch == len(self._index) or (levels[:, -1] < levels[:, k - 1]).all():
+                return ordered(ids, scores, k)
+            fetch = min(2 * fetch, len(self._index))
