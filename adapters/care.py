@@ -24,6 +24,9 @@ Where the sources are silent, and we chose: Σ are covariances, not second momen
 μ_b too; Σ_m is about the malicious mean (``centre="own"``), or about μ_b by option. The kernel that ranks tokens. For
 ``injection``, that both subspaces act, one after the other. With one modality only, every fusion but ``injection`` is
 the plain h + Δ_m.
+
+What was measured on the reference VLM: where all harmful records count as malicious, the first directions hold the
+model's own sign of harm, and removing them makes it refuse less. Hence the contrasts ``carrier`` and ``behaviour``.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class Moments:
         """``cubic`` and ``quartic`` about mean + shift: y − shift put in and expanded, where Σ y = 0."""
         trace, square, turned = self.scatter.trace(), shift @ shift, self.scatter @ shift
         cubic = self.cubic - 2 * turned - (trace + self.count * square) * shift
-        quartic = self.quartic + 4 * shift @ turned - 4 * self.cubic @ shift + square * (2 * trace + self.count * square)
+        quartic = self.quartic + 4 * (turned - self.cubic) @ shift + square * (2 * trace + self.count * square)
         return cubic, float(quartic)
 
     def second_moment(self, about: Float[Tensor, "d_model"] | None = None) -> Float[Tensor, "d_model d_model"]:

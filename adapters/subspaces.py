@@ -85,7 +85,9 @@ def safety_subspace(
                 "Give more records in the fit split.",
             )
     if not 1 <= rank <= d:
-        raise UsageError(f"k = {rank} directions were asked for; states have {d} dimensions.", f"Choose k from 1 to {d}.")
+        raise UsageError(
+            f"k = {rank} directions were asked for; states have {d} dimensions.", f"Choose k from 1 to {d}."
+        )
     sigma_m = malicious.covariance(benign.mean if centre == "benign" else None)
     sigma_b, weight = benign.covariance(), 0.0
     eye = torch.eye(d, dtype=torch.float64)

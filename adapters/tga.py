@@ -96,21 +96,21 @@ class TGA:
         seed: of rows and initial values.
     """
 
-    variant: Variant = "projector"
+    variant: Variant = "lora"
     layers: tuple[int, ...] | None = None
-    guide_weight: float = 1.0
+    guide_weight: float = 0.1
     centred: bool = True
     retrieval: bool = True
     prefixed: float = 0.0
-    request_weight: float = 1.0
+    request_weight: float = 0.5
     opening_weight: float = 1.0
-    shuffled: float = 0.0
-    ce_weight: float = 1.0
-    steps: int = 300
+    shuffled: float = 0.5
+    ce_weight: float = 2.0
+    steps: int = 200
     batch_size: int = 16
     accumulate: int = 1
     lr: float | None = None
-    rank: int = 8
+    rank: int = 4
     ridge: float | None = None
     seed: int = 0
 

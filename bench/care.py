@@ -114,7 +114,10 @@ def main() -> None:
             found["undefended"] = {"rows": {row.group: row.model_dump(mode="json") for row in undefended.rows}}
         solver = CareSolver(vlm, fitted)
         guard = SETTINGS[checkpoint]
-        arms = [(name, asdict(care), lambda care=care: solver.solve(care)) for name, care in settings(sweep, vlm.base.n_layers)]
+        arms = [
+            (name, asdict(care), lambda care=care: solver.solve(care))
+            for name, care in settings(sweep, vlm.base.n_layers)
+        ]
         arms.append(("VLM-Guard", asdict(guard), lambda: guard.fit(vlm, fitted)))
         for name, setting, make in arms:
             if name not in found:

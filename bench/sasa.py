@@ -53,6 +53,7 @@ FITTERS: dict[str, ProbeFitter] = {
     "one-pass probe": OnePassProbe(),
 }
 GROUPS = ("text", "image", "text+image", "typographic", "image/rendering-unseen", "seen", "perceived", "all")
+ORDER = ("undefended", *FITTERS, "SASA, exported")
 _ANSWER_TOKENS = 24
 
 
@@ -173,8 +174,8 @@ def table(results: dict[str, Any]) -> str:
         for title, cell in (("attack success", _attacks), ("over-refusal", _refusals), ("detector AUROC", _areas)):
             lines += [f"### `{checkpoint}`, {title}", "", "| | " + " | ".join((*GROUPS, "look-alikes")) + " |"]
             lines.append("|---|" + "---:|" * (len(GROUPS) + 1))
-            for name, detector in found["detectors"].items():
-                rows = detector["rows"]
+            for name in (name for name in ORDER if name in found["detectors"]):
+                rows = found["detectors"][name]["rows"]
                 groups = [rows.get(group) for group in (*GROUPS, "look-alikes")]
                 lines.append(f"| {name} | " + " | ".join(cell(row) if row else "–" for row in groups) + " |")
             lines.append("")

@@ -43,7 +43,7 @@ from safetykit.toolkit.vlm import VLM
 
 CHECKPOINTS = ("mild", "severe")
 GROUPS = ("text", "image", "image/rendering-unseen", "text+image", "typographic")
-_PAPER = {"centred": False, "request_weight": 0.0, "opening_weight": 0.0, "shuffled": 0.0}
+_PAPER = {"centred": False, "ce_weight": 1.0, "request_weight": 0.0, "opening_weight": 0.0, "shuffled": 0.0}
 ARMS: dict[str, TGA] = {
     "lora": TGA(variant="lora"),
     "projector": TGA(variant="projector"),
@@ -83,7 +83,8 @@ def caption_rate(model: Generator, split: str) -> Rate:
 
 def measure(model: Generator, split: str, name: str) -> dict[str, Any]:
     """Figures of a model on a split."""
-    rows = evaluate(model, load_records(data_path("reference"), [split]), name=name, max_new_tokens=20, batch_size=64).rows
+    records = load_records(data_path("reference"), [split])
+    rows = evaluate(model, records, name=name, max_new_tokens=20, batch_size=64).rows
     return {
         "rows": {row.group: row.model_dump(mode="json") for row in rows},
         "captions": caption_rate(model, split).model_dump(mode="json"),

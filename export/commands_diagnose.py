@@ -45,7 +45,7 @@ def diagnose(
             say=lambda text: print(text, file=sys.stderr, flush=True),
         )  # fmt: skip
     beside = {}
-    for item in diagnosis_plots(found):
+    for item in diagnosis_plots(found.info):
         beside |= {f"{item.plot.tag}.png": item.png, f"{item.plot.tag}.svg": item.plot.svg.encode()}
     found.save(out, overwrite=overwrite, beside=beside)
     value = {"map": str(out), **found.info.model_dump(mode="json")}

@@ -16,8 +16,7 @@ import numpy as np
 from matplotlib.colors import FuncNorm
 from matplotlib.ticker import MaxNLocator
 
-from ..toolkit.diagnosis import ChannelMap
-from ..toolkit.diagnosis.channel_map import ModalityEffects
+from ..toolkit.diagnosis.channel_map import ChannelMapInfo, ModalityEffects
 from ..toolkit.diagnosis.mediation import KINDS
 from ..toolkit.diagnosis.pairs import Modality, Positions
 from ..toolkit.diagnosis.separation import Curve
@@ -57,12 +56,11 @@ def _canvas(height: float, panels: int = 1) -> Iterator[tuple[list[Axes], String
         figure.savefig(picture, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
 
 
-def diagnosis_plots(found: ChannelMap) -> list[DiagnosisPlot]:
+def diagnosis_plots(info: ChannelMapInfo) -> list[DiagnosisPlot]:
     """Everything a map can show; what the records did not give is left out."""
-    info = found.info
     plots = [effect_map(modality, effects) for modality, effects in info.effects.items()]
     plots += [neurons(modality, effects) for modality, effects in info.effects.items() if effects.neurons]
-    plots.append(windows(found))
+    plots.append(windows(info))
     areas = [curve for curve in info.separation if curve.measure.endswith("AUROC")]
     marks = {"safety layer": info.layers.safety, "fused layer": info.layers.fused}
     if areas:
@@ -153,9 +151,9 @@ def neurons(modality: Modality, effects: ModalityEffects) -> DiagnosisPlot:
     return _both(f"neurons-{modality}", f"Neurons, {modality} harm", caption, words, buffer, picture)
 
 
-def windows(found: ChannelMap) -> DiagnosisPlot:
+def windows(info: ChannelMapInfo) -> DiagnosisPlot:
     """Change of attacks and refusals when neighbouring layers are skipped."""
-    whole, *rows = sorted(found.info.windows, key=lambda window: len(window.layers) and window.layers[0] + 1)
+    whole, *rows = sorted(info.windows, key=lambda window: len(window.layers) and window.layers[0] + 1)
     labels = ["–".join(map(str, dict.fromkeys((window.layers[0], window.layers[-1])))) for window in rows]
     with _canvas(1.2 + 0.34 * len(rows)) as ((axes,), buffer, picture):
         places = np.arange(len(rows))[::-1]
@@ -173,7 +171,7 @@ def windows(found: ChannelMap) -> DiagnosisPlot:
         axes.figure.legend(loc="outside upper right", ncols=2)
     n = whole.attack_success.n
     caption = (
-        f"{n} harmful records ({found.info.windows_on}); whole model: {100 * whole.attack_success.rate:.1f} % attack "
+        f"{n} harmful records ({info.windows_on}); whole model: {100 * whole.attack_success.rate:.1f} % attack "
         f"success, {100 * whole.refused.rate:.1f} % refused. Both fall where skipping destroys the answers."
     )
     words = "; ".join(

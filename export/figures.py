@@ -94,7 +94,7 @@ class Figures:
         """Carriers evaluated but in the data of no adapter's fit."""
         if self.comparison is None:
             return ()
-        seen = {key.split("/")[1] for item in self.manifest.adapters for key in item.data.counts}
+        seen = {key.split("/")[1] for item in self.manifest.adapters for key in item.data.counts if "/" in key}
         return tuple(carrier for carrier in self.comparison.carriers() if carrier not in seen)
 
     @property

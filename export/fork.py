@@ -12,6 +12,12 @@ and runs copies of the nodes between the stream's value at block s and the final
 - Ops baked into blocks after s are copied with them, their scores are not: the branch runs the blocks as adapted.
 - A skip-norm gives the sum and its norm. Both start anew: the sum is the branch's first state, the norm is taken
   of it by the unfused operator with the same weight.
+
+Why an ``If`` (``bench/detector_latency.py``, 197M parameters, 16 blocks, s = 6, f = 7, 128 tokens, two busy CPU cores,
+CPU time over the unmodified graph): prefill 1.55 in an ``If`` and 1.53 without one, for 25 blocks over 16 (control
+1.00); decode 1.04 in an ``If`` (control 1.11) and 1.70 without one. Its body reads external data through the outer
+graph, and the session shares them: 813 MB opened against 768 MB unmodified, where a second graph for the risk took
+1177 MB. The file grew by 0.02 %.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from ..adapters.errors import UsageError, WrongBase
 from ..adapters.files import atomic_folder
 from ..adapters.store import require_base
 from ..toolkit.folding import fold_all
+from ..toolkit.retrieval.prefix import retriever_of
 from .adapt import adapt, copy_base, place
 from .base import write_base
 from .exposed import require_movement
@@ -94,6 +95,7 @@ def export_onnx(
         branch = [adapter.branch.safety, adapter.branch.fused] if adapter.branch else []
         for site in [*(item.site for item in adapter.interventions), *branch]:
             vlm.parts.module(site)  # an unknown site is refused before minutes of exporting
+    retriever_of(adapters, vlm.index)  # an index that is missing is as well
     if the_detector(adapters) is None and enforce:
         raise UsageError("There is no detector whose refusal could be enforced.", "Give one, or leave out --enforce.")
     if all(adapter.empty for adapter in adapters):

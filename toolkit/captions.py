@@ -7,7 +7,6 @@ lines carry one is refused, so that none can slip into training.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -147,5 +146,5 @@ def describe_captions(captions: Iterable[CaptionedPicture]) -> DataInfo:
     """Hash and counts for an adapter's manifest; the order of lines does not matter."""
     captions = sorted(captions, key=lambda item: item.id)
     digest = hashlib.sha256("\n".join(item.digest() for item in captions).encode()).hexdigest()
-    counts = Counter({"captions": len(captions), "turns": sum(len(item.turns) for item in captions)})
-    return DataInfo(sha256=digest, counts=dict(sorted(counts.items())))
+    counts = {"captions": len(captions), "turns": sum(len(item.turns) for item in captions)}
+    return DataInfo(sha256=digest, counts=counts)

@@ -101,7 +101,7 @@ class AppliedAdapters:
                         lambda _, args, run=run: (run(args[0]), *args[1:])
                     )
                 else:
-                    handle = module.register_forward_hook(lambda _, __, output, run=run: _replace_hidden(output, run))
+                    handle = module.register_forward_hook(lambda _, __, output, run=run: replace_hidden(output, run))
                 stack.callback(handle.remove)
             if self._branch:
                 self._branch.watch(stack, self._detecting)
@@ -164,7 +164,7 @@ class AppliedAdapters:
         return run
 
 
-def _replace_hidden(output: Any, run) -> Any:
+def replace_hidden(output: Any, run) -> Any:
     """Change the hidden states in a module's output: blocks return a tensor or a tuple that starts with it."""
     if isinstance(output, Tensor):
         return run(output)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from .alignment import ALIGNMENT
 from .care import CARE
 from .detector import DETECTOR
+from .diagnosis import DIAGNOSIS
+from .retrieval import RETRIEVAL
 from .section import Section
 from .spectra import SPECTRA
 from .sweep import SWEEP
+from .training import TRAINING
 
-SECTIONS: dict[str, Section] = {section.name: section for section in (SWEEP, SPECTRA, CARE, DETECTOR)}
+_IN_ORDER = (DIAGNOSIS, SWEEP, SPECTRA, CARE, DETECTOR, TRAINING, ALIGNMENT, RETRIEVAL)
+SECTIONS: dict[str, Section] = {section.name: section for section in _IN_ORDER}

@@ -203,7 +203,11 @@ def test_statistics_of_two_halves_add_up_to_those_of_the_whole(model, data):
         (lambda r: r.label == "harmless", {}, "fit split holds no harmful record"),
         (lambda r: r.label == "harmful", {}, "fit split holds no harmless record"),
         (lambda r: r.carrier == "text", {}, "no harmful record with a picture. Choose --contrast label"),
-        (lambda r: r.carrier == "text", {"contrast": "label"}, "no malicious record with a picture.*--modalities textual"),
+        (
+            lambda r: r.carrier == "text",
+            {"contrast": "label"},
+            "no malicious record with a picture.*--modalities textual",
+        ),
         (
             lambda r: r.label == "harmful" or r.carrier == "text",
             {"contrast": "label"},

@@ -157,7 +157,7 @@ def test_the_attachments_hold_a_curve_and_the_nearness_per_layer(random_vlm, cap
 
 
 def test_training_brings_pictures_nearer_to_their_captions(random_vlm, captions):
-    settings = TGA(**{**SHORT, "steps": 30}, request_weight=0, opening_weight=0, ce_weight=0)
+    settings = TGA(variant="projector", **{**SHORT, "steps": 30}, request_weight=0, opening_weight=0, ce_weight=0)
     adapter = settings.fit(Aligner(random_vlm, captions))
     for layer in adapter.attachments["alignment"].values():
         assert layer["after"]["centred_caption"] > layer["before"]["centred_caption"] + 0.1
@@ -226,7 +226,8 @@ def test_the_command_fits_and_saves_an_adapter(random_checkpoint, captions, tmp_
     assert shown["method"] == "tga" and shown["data"]["counts"]["captions"] == len(captions)
     adapter = Adapter.load(out)
     assert adapter.info.hyperparameters["layers"] == [2, 3] and len(adapter.updates) == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "captions.jsonl", "pictures"]  # no work folder is left
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["adapter", "captions.jsonl", "pictures"]  # and no work folder
 
 
 @pytest.mark.parametrize(
@@ -255,8 +256,8 @@ def test_retrieved_texts_can_come_from_a_caption_index(random_vlm, captions, tmp
     words = list(dict.fromkeys(item.caption for item in captions))
     index = build_index(lambda: iter([*words, "something else."]), VLMEmbedder(random_vlm), tmp_path / "index")
     found = Aligner(random_vlm, captions, FromIndex(random_vlm, index)).retrieved
-    assert len(found) == len(captions)
-    assert all(text != item.caption and text in [*words, "something else."] for text, item in zip(found, captions, strict=True))
+    assert set(found) <= {*words, "something else."}
+    assert all(text != item.caption for text, item in zip(found, captions, strict=True))
 
 
 def few(captions, folder):

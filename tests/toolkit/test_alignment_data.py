@@ -67,8 +67,8 @@ def test_captions_without_turns_are_refused(random_vlm, captions):
 def test_the_caption_mask_holds_the_captions_words_and_no_markup(random_vlm):
     texts = ["a picture of a red apple.", "user user", "dagger"]
     inputs, mask = caption_mask(random_vlm.inputs, texts)
-    found = [random_vlm.inputs.tokenizer.decode(ids[keep]) for ids, keep in zip(inputs.input_ids, mask.numpy(), strict=True)]
-    assert found == texts
+    kept = [ids[row] for ids, row in zip(inputs.input_ids, mask.numpy(), strict=True)]
+    assert [random_vlm.inputs.tokenizer.decode(ids) for ids in kept] == texts
     with pytest.raises(UsageError, match="has no token of its own"):
         caption_mask(random_vlm.inputs, [" "])
 
@@ -87,7 +87,8 @@ def test_cached_features_give_the_states_that_the_model_gives(random_vlm, captio
     batch = made(random_vlm, captions).encode([Draw(2, "what is this?", "this is a dagger.")])
     with torch.no_grad():
         mine = run(random_vlm, batch.pictured, (0, 7), features.projected([2]), tail=3)
-        whole = random_vlm.model(**random_vlm.arguments(batch.pictured, cached_features=False), output_hidden_states=True)
+        arguments = random_vlm.arguments(batch.pictured, cached_features=False)
+        whole = random_vlm.model(**arguments, output_hidden_states=True)
     assert torch.allclose(mine.states[0], whole.hidden_states[1], atol=1e-5)
     assert torch.allclose(mine.logits, whole.logits[:, -3:], atol=1e-5)
 

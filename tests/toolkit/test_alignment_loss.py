@@ -43,13 +43,12 @@ def captions():
 
 @pytest.mark.parametrize("term", TERMS)
 def test_each_term_has_the_gradient_of_finite_differences_at_the_projector(double_vlm, captions, term):
-    settings = TGA(layers=(1, 5), **{**NONE, **TERMS[term]})
+    settings = TGA(variant="projector", layers=(1, 5), **{**NONE, **TERMS[term]})
     generator = torch.Generator().manual_seed(3)
 
     def drawn():
-        return {
-            layer: torch.randn(len(captions), 128, generator=generator, dtype=torch.float64) for layer in settings.layers
-        }
+        shape = (len(captions), 128)
+        return {layer: torch.randn(shape, generator=generator, dtype=torch.float64) for layer in settings.layers}
 
     centre = {layer: (0.1 * rows.mean(0), 0.1 * rows.mean(0)) for layer, rows in drawn().items()}
     texts = TextStates(drawn(), drawn(), centre)

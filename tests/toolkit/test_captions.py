@@ -13,7 +13,8 @@ from safetykit.toolkit.reference.language import REFUSALS, phrasings
 from safetykit.toolkit.reference.world import things
 from safetykit.toolkit.sources import data_path
 
-LINE = {"id": "a", "caption": "a red apple", "image": "apple.png", "turns": [{"instruction": "what?", "answer": "this."}]}
+TURN = {"instruction": "what?", "answer": "this."}
+LINE = {"id": "a", "caption": "a red apple", "image": "apple.png", "turns": [TURN]}
 
 
 @pytest.fixture
@@ -36,7 +37,8 @@ def test_a_line_reads_back_with_its_picture_and_turns(write):
 
 @pytest.mark.parametrize("key", ["label", "harmful", "category"])
 def test_a_safety_label_is_refused_and_the_reason_given(write, key):
-    with pytest.raises(InvalidArtifact, match=f"jsonl:2: it carries '{key}', but TGA is trained without safety labels") as error:
+    words = f"jsonl:2: it carries '{key}', but TGA is trained without safety labels"
+    with pytest.raises(InvalidArtifact, match=words) as error:
         load_captions(write(LINE, {**LINE, "id": "b", key: "harmful"}))
     assert "Remove the key" in error.value.next_step
 

@@ -47,7 +47,8 @@ def test_the_response_follows_the_prompt_as_text(random_vlm, records):
     added = len(random_vlm.inputs.tokenizer(record.response).input_ids)
     assert long.textual.sum() - short.textual.sum() == added > 0
     before = short.states[site].shape[1]
-    assert torch.allclose(long.states[site][:, :before], short.states[site], atol=1e-5), "the prompt sees no later token"
+    same = torch.allclose(long.states[site][:, :before], short.states[site], atol=1e-5)
+    assert same, "the prompt sees no later token"
 
 
 def test_a_site_without_prompt_positions_is_refused(random_vlm, records):

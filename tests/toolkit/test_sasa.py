@@ -192,7 +192,7 @@ def few(tmp_path_factory, records):
 
 
 @pytest.mark.slow
-def test_sasa_and_the_one_pass_probe_fit_from_the_command_line(few, tmp_path):
+def test_sasa_and_the_one_pass_probe_fit_from_the_command_line(vlm, records, few, tmp_path):
     out, second = tmp_path / "sasa", tmp_path / "probe"
     common = ["reference:mild", "--data", str(few), "--json"]
     layers = ["--safety-layer", "2", "--fused-layer", "4"]
@@ -201,9 +201,21 @@ def test_sasa_and_the_one_pass_probe_fit_from_the_command_line(few, tmp_path):
     made = Adapter.load(out)
     assert (made.branch.safety, made.branch.fused) == (Site.block(2), Site.block(4))
     assert made.detector.refusal == "sorry."
-    result = CliRunner().invoke(app, ["fit", "one-pass", *common, "-o", str(second), "--fused-layer", "4"])
+    guard = VLMGuard(layers=(1,), alpha=4.0).fit(vlm, records).save(tmp_path / "guard")
+    options = ["-o", str(second), "--fused-layer", "4", "--refusal", "sorry."]
+    result = CliRunner().invoke(app, ["fit", "one-pass", *common, *options, "--with", str(guard)])
     assert result.exit_code == 0, result.output
-    assert Adapter.load(second).interventions[0].site == Site.block(4)
+    corrected = Adapter.load(second)
+    assert corrected.interventions[0].site == Site.block(4)
+    assert corrected.info.hyperparameters["corrected_by"] == describe_correctors([guard])
+
+
+def test_layers_that_exclude_each_other_are_refused_before_a_model_is_loaded(few, tmp_path):
+    layers = ["--safety-layer", "5", "--fused-layer", "2"]
+    options = ["--data", str(few), "-o", str(tmp_path / "x"), *layers]
+    result = CliRunner().invoke(app, ["fit", "sasa", "no-model", *options])
+    assert isinstance(result.exception, UsageError)
+    assert "safety layer 5 lies after the fused layer 2" in str(result.exception)
 
 
 def test_a_detector_is_no_corrector(vlm, records, tmp_path):

@@ -110,7 +110,8 @@ class Batches:
         for row in rows:
             item = self._captions[row.item]
             answer = f"{row.answer}{self._end}" if row.answer else ""
-            pictured.append(Request(row.instruction, item.picture(), answer, (row.retrieved,) if row.retrieved else None))
+            retrieved = (row.retrieved,) if row.retrieved else None
+            pictured.append(Request(row.instruction, item.picture(), answer, retrieved))
             # After the caption, as it stands after the picture.
             prefix = f"{RETRIEVED}{row.retrieved}\n" if row.retrieved else ""
             twin.append(Request(f"{item.caption} {prefix}{row.instruction}", None, answer))

@@ -36,7 +36,11 @@ class Checkpoint:
         self._folder, self._identity = folder, hashlib.sha256(canonical_json(identity)).hexdigest()
 
     def save(
-        self, step: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, curve: Sequence[Mapping]
+        self,
+        step: int,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        curve: Sequence[Mapping[str, float]],
     ) -> None:
         """Keep the state after ``step`` steps."""
         if self._folder is None:

@@ -6,13 +6,12 @@ is mapped into memory, and each step runs only the projector and the decoder.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import inspect
 
 import torch
 from jaxtyping import Bool, Float
@@ -82,7 +81,7 @@ class PictureFeatures:
         """The projector's output, with gradient."""
         return self._projector(self.table[list(items)].to(self._vlm.device, self._vlm.model.dtype))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _encode(self, captions: Sequence[CaptionedPicture]) -> Tensor:
         seen: list[Tensor] = []
         handle = self._projector.register_forward_pre_hook(lambda _, args: seen.append(args[0].float().cpu()))
@@ -99,9 +98,9 @@ class PictureFeatures:
                 "The projector does not read one block of tokens per picture.",
                 "Text-guided alignment needs pictures that all become the same number of tokens.",
             )
-        return torch.cat(seen).clone()
+        return torch.cat(seen)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _require_faithful(self, item: CaptionedPicture) -> None:
         """The model must use the projector's output as it is, or training would see other features than it."""
         inputs = self._vlm.inputs.prepare([Request("", item.picture())])
@@ -154,10 +153,8 @@ def _keeper(states: dict[int, Tensor], layer: int):
     return keep
 
 
-@torch.inference_mode()
-def caption_states(
-    vlm: VLM, texts: Sequence[str], layers: Sequence[int]
-) -> dict[int, Float[Tensor, "texts d_model"]]:
+@torch.no_grad()
+def caption_states(vlm: VLM, texts: Sequence[str], layers: Sequence[int]) -> dict[int, Float[Tensor, "texts d_model"]]:
     """Mean state of each text's own tokens, alone in a turn, per layer: float32 on the CPU. No gradient."""
     found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     for start in range(0, len(texts), _BATCH):
@@ -165,5 +162,4 @@ def caption_states(
         states = run(vlm, inputs, layers).states
         for layer in layers:
             found[layer].append(pooled(states[layer].float(), mask.to(vlm.device)).cpu())
-    # Cloned outside inference mode by the reader: tensors made in it cannot take part in a backward pass.
     return {layer: torch.cat(rows) for layer, rows in found.items()}

@@ -93,7 +93,7 @@ def _low_rank(vlm: VLM, settings: TGA) -> Iterator[Trained]:
     if not targets:
         raise UsageError("The projector has no linear layer.", "Train it as a whole: --variant projector.")
     # alpha = rank: the product of up and down is the change itself.
-    config = LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=targets, lora_dropout=0.0, bias="none")
+    config = LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=targets, bias="none")
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(settings.seed)

@@ -55,7 +55,7 @@ class Losses:
     """The terms of the loss for one batch.
 
     Args:
-        base: context in which the model runs as the base, for the text twins.
+        trained: what is trained; text twins are answered without it.
     """
 
     def __init__(self, vlm: VLM, settings: TGA, features: PictureFeatures, texts: TextStates, trained: Trained) -> None:
@@ -82,7 +82,7 @@ class Losses:
                 ]
                 terms["request"] = torch.stack(shares).mean()
             if settings.opening_weight:
-                rows, at = torch.arange(len(answers)), tail - 1 - answers  # the position that gives the first answer token
+                rows, at = torch.arange(len(answers)), tail - 1 - answers  # what gives the first answer token
                 terms["opening"] = opening_loss(widened(made.logits[rows, at]), widened(twin.logits[rows, at]))
         if settings.ce_weight:
             ids = torch.from_numpy(batch.pictured.input_ids)[:, -tail:].to(self._vlm.device)
@@ -129,7 +129,7 @@ def train(
         The attachment ``training``.
     """
     torch.set_flush_denormal(True)  # states that die out would make a CPU slower by far
-    accelerator = _accelerator(vlm, settings)
+    accelerator = _accelerator(vlm)
     parameters = list(trained.parameters.values())
     optimizer = torch.optim.AdamW(parameters, lr=settings.rate, weight_decay=0.0)
     checkpoint = Checkpoint(folder, [identity, asdict(settings)])
@@ -174,7 +174,7 @@ def schedule(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / warm) * (1 - step / steps)
 
 
-def _accelerator(vlm: VLM, settings: TGA) -> Any:
+def _accelerator(vlm: VLM) -> Any:
     from accelerate import Accelerator
 
     cpu = vlm.device.type == "cpu"

@@ -20,7 +20,7 @@ def fit(
     fusion: Annotated[Optional[str], typer.Option(help="adaptive, sequential, parallel, masked or injection.")] = None,
     layers: Layers = None,
     map_folder: Annotated[
-        Optional[Path], typer.Option("--map", help="Channel map of safetykit diagnose; names the layers of each modality.")
+        Optional[Path], typer.Option("--map", help="Channel map of safetykit diagnose: the layers of each modality.")
     ] = None,
     map_layers: Annotated[
         Optional[int], typer.Option(min=1, help=f"How many layers to take from the map; {_LAYERS_OF_MAP} by default.")
@@ -32,7 +32,7 @@ def fit(
     contrast: Annotated[
         Optional[str], typer.Option(help="label, carrier or behaviour: what makes a record malicious.")
     ] = None,
-    centre: Annotated[Optional[str], typer.Option(help="own or benign: the mean that malicious states vary about.")] = None,
+    centre: Annotated[Optional[str], typer.Option(help="own or benign: the mean of malicious spread.")] = None,
     shrinkage: Annotated[Optional[str], typer.Option(help="ledoit-wolf or oas.")] = None,
     site: Annotated[Optional[str], typer.Option(help="mlp, attn or block outputs.")] = None,
     modalities: Annotated[Optional[str], typer.Option(help="both, visual or textual.")] = None,
@@ -49,6 +49,8 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """CARE: safety subspaces of both modalities, projected out of the hidden states."""
+    from dataclasses import replace
+
     from ...adapters.care import CARE, Fusion, Modalities, Where
     from ...adapters.care_statistics import Contrast
     from ...adapters.errors import UsageError
@@ -96,7 +98,12 @@ def fit(
                 "Diagnose this model, or name the layers with --layers.",
             )
         if sweep:
-            return fit_by_sweep(vlm, records, given, progress=progress, journal_path=journal)
-        return fit_care(vlm, records, CARE(**given))
+            adapter = fit_by_sweep(vlm, records, given, progress=progress, journal_path=journal)
+        else:
+            adapter = fit_care(vlm, records, CARE(**given))
+        if channels is None:
+            return adapter
+        diagnosis = channels.info.model_dump(mode="json")  # card and report show why these layers
+        return replace(adapter, attachments={**adapter.attachments, "diagnosis": diagnosis})
 
     fit_and_save(model, data, out, make, doing="sweeping" if sweep else "fitting", overwrite=overwrite, as_json=as_json)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...adapters.errors import UsageError
 from ...adapters.sites import Site
-from ..hooks import _replace_hidden
+from ..hooks import replace_hidden
 from ..refusal import RefusalTokens
 from .pairs import PairBatch, Positions
 
@@ -32,7 +32,7 @@ def swapped(vlm: VLM, batch: PairBatch, site: Site, positions: Positions) -> Ite
     def swap(hidden: Tensor) -> Tensor:
         return torch.where(mask, batch.counterpart(hidden), hidden)
 
-    handle = vlm.parts.module(site).register_forward_hook(lambda _, __, output: _replace_hidden(output, swap))
+    handle = vlm.parts.module(site).register_forward_hook(lambda _, __, output: replace_hidden(output, swap))
     try:
         yield
     finally:
@@ -62,7 +62,7 @@ def skipped(vlm: VLM, layers: Sequence[int]) -> Iterator[None]:
 
     def skip(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
-        return _replace_hidden(output, lambda _: hidden)
+        return replace_hidden(output, lambda _: hidden)
 
     with ExitStack() as stack:
         for layer in layers:
