@@ -15,6 +15,7 @@ _HOME = {
     "VLMGuard": ".adapters",
     "CARE": ".adapters",
     "SASA": ".adapters",
+    "TGA": ".adapters",
     "load_adapter": ".adapters",
     "SafetykitError": ".adapters.errors",
     "VLM": ".toolkit.vlm",

@@ -31,6 +31,7 @@ _HOME = {
     "save_adapter": ".store",
     "SASA": ".sasa",
     "OnePassProbe": ".one_pass",
+    "TGA": ".tga",
     "VLMGuard": ".vlm_guard",
 }
 

@@ -4,8 +4,8 @@
 
 For each checkpoint: sweep on the calibration split; then for the best setting of each variant and fusion export, check
 parity, and evaluate the *exported* model on the test split under ONNX Runtime, beside the unmodified export and
-VLM-Guard's setting of the demo. Ablations of the best setting of all: one modality only, and as many layers drawn at
-random. Writes OUT/care.json and OUT/care.md. An interrupted run goes on where it was.
+VLM-Guard's setting of the demo. Ablations of the best setting of all: one modality only; and, instead of the layers that
+the sweep chose, as many from the causal map of `safetykit diagnose` and as many drawn at random. Writes OUT/care.json and OUT/care.md. An interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from safetykit.export.demo import SETTINGS
 from safetykit.export.pipeline import export_onnx
 from safetykit.export.runtime import OnnxVLM
 from safetykit.toolkit.care_sweep import CareSolver, run_sweep
+from safetykit.toolkit.diagnosis import ChannelMap, diagnose
 from safetykit.toolkit.evaluate import evaluate, tabulate
 from safetykit.toolkit.records import Record, load_records
 from safetykit.toolkit.sources import data_path, model_path
@@ -57,7 +58,16 @@ def sweep_of(checkpoint: str, vlm: VLM, records: list[Record], folder: Path) -> 
     return sweep
 
 
-def settings(sweep: Sweep, depth: int) -> Iterator[tuple[str, CARE]]:
+def map_of(vlm: VLM, records: list[Record], folder: Path) -> ChannelMap:
+    """The causal map of the fit split; read back if it was made before."""
+    if folder.is_dir() and (kept := ChannelMap.load(folder)).base.fingerprint == vlm.fingerprint:
+        return kept
+    found = diagnose(vlm, [record for record in records if record.split == "fit"], say=say)
+    found.save(folder, overwrite=True)
+    return found
+
+
+def settings(sweep: Sweep, channels: ChannelMap, depth: int) -> Iterator[tuple[str, CARE]]:
     """The best of each variant and fusion, and the ablations, by name."""
     for variant in get_args(Variant):
         for fusion in get_args(Fusion):
@@ -69,6 +79,8 @@ def settings(sweep: Sweep, depth: int) -> Iterator[tuple[str, CARE]]:
     assert best.layers is not None
     for modality in ("visual", "textual"):
         yield f"best, {modality} only", replace(best, modalities=modality)
+    visual, textual = (channels.layers_for(name, len(best.layers)) for name in ("visual", "textual"))
+    yield "best, layers of the causal map", replace(best, layers=visual, textual_layers=textual)
     drawn = tuple(sorted(random.Random(SEED).sample(range(depth), len(best.layers))))
     yield "best, layers drawn at random", replace(best, layers=drawn)
 
@@ -112,11 +124,12 @@ def main() -> None:
             export_base(vlm, base, overwrite=True)
             undefended = evaluate(OnnxVLM.from_pretrained(base), test, name="base")
             found["undefended"] = {"rows": {row.group: row.model_dump(mode="json") for row in undefended.rows}}
+        channels = map_of(vlm, fitted, options.out / f"{checkpoint}-map")
         solver = CareSolver(vlm, fitted)
         guard = SETTINGS[checkpoint]
         arms = [
             (name, asdict(care), lambda care=care: solver.solve(care))
-            for name, care in settings(sweep, vlm.base.n_layers)
+            for name, care in settings(sweep, channels, vlm.base.n_layers)
         ]
         arms.append(("VLM-Guard", asdict(guard), lambda: guard.fit(vlm, fitted)))
         for name, setting, make in arms:

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from safetykit.adapters import Adapter, Intervention, Site
 from safetykit.adapters.manifest import AdapterInfo, DataInfo, RetrievalInfo
@@ -96,17 +97,22 @@ def _tiles(vlm: VLM, split: str, atlases: Sequence[str]) -> tuple[np.ndarray, np
     chosen = [(t.index, a) for t in things() if t.split == split for a in atlases if t.index in shown(a)]
     states = []
     for start in range(0, len(chosen), 32):
-        tiles = [open_picture(reference(atlas, at), data_folder() / "records") for at, atlas in chosen[start : start + 32]]
+        tiles = [_tile(at, atlas) for at, atlas in chosen[start : start + 32]]
         states += [one.mean(0).numpy() for one in image_states(vlm, tiles)]
     return np.array([at for at, _ in chosen]), np.stack(states)
 
 
+def _tile(at: int, atlas: str) -> Image.Image:
+    return open_picture(reference(atlas, at), data_folder() / "records")
+
+
 def latency(vlm: VLM, base: Path, sizes: Sequence[int], rounds: int, k: int) -> Iterator[dict[str, Any]]:
-    """One picture's prefill: unmodified twice, with the index in the graph, and with the query and a search beside it."""
-    inputs = vlm.inputs.prepare([Request("what is this ?", open_picture(reference("noto", 0), data_folder() / "records"))])
+    """One picture's prefill: unmodified twice, with the index in the graph, and with a search beside it."""
+    inputs = vlm.inputs.prepare([Request("what is this ?", _tile(0, "noto"))])
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
-            index = build_index(lambda size=size: (f"text {at}" for at in range(size)), Drawn(128), Path(folder) / "index")
+            texts = [f"text {at}" for at in range(size)]
+            index = build_index(lambda texts=texts: iter(texts), Drawn(128), Path(folder) / "index")
             flat = index.faiss()
             inside = _export(vlm, base, index, Path(folder) / "inside", k, external=False)
             outside = _export(vlm, base, index, Path(folder) / "outside", k, external=True)

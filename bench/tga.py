@@ -38,7 +38,6 @@ from safetykit.toolkit.reference.atlas import SEEN_SETS, UNSEEN_SETS, data_folde
 from safetykit.toolkit.reference.language import answer
 from safetykit.toolkit.reference.world import things
 from safetykit.toolkit.sources import data_path, model_path
-from safetykit.toolkit.updates import updated
 from safetykit.toolkit.vlm import VLM
 
 CHECKPOINTS = ("mild", "severe")
@@ -104,7 +103,7 @@ def run(vlm: VLM, settings: TGA, split: str, folder: Path, export: bool, name: s
             model: Generator = OnnxVLM.from_pretrained(folder / "export")
         else:
             parity, model = None, vlm
-            stack.enter_context(updated(vlm, adapter.updates))
+            stack.enter_context(vlm.applied(adapter))
         found = measure(model, split, name)
     shutil.rmtree(folder / "export", ignore_errors=True)
     training = adapter.attachments["training"]
@@ -148,7 +147,9 @@ def table(results: dict[str, Any]) -> str:
             "| exact answers | exact, image | captions | minutes |",
             "|---|" + "---:|" * (len(GROUPS) + 6),
         ]
-        for name, arm in found["arms"].items():
+        for name in ("undefended", *ARMS):
+            if (arm := found["arms"].get(name)) is None:
+                continue
             metrics = {group: row["metrics"] for group, row in arm["rows"].items()}
             cells = [percent(metrics.get(group, {}).get("attack_success")) for group in GROUPS]
             cells += [percent(metrics["image"]["refused"])]

@@ -206,7 +206,7 @@ class _Builder(GraphBuilder):
         if op.detects:
             add_risk(self.graph, results[0])
             return hidden
-        for name, value in zip(op.extras, results[not op.observes :], strict=True):
+        for name, value in zip(op.extras, results if op.observes else results[1:], strict=True):
             value.name = name if op.plain_extras else one.name(name)
             if any(output.name == value.name for output in self.graph.outputs):
                 raise UsageError(f"Two ops give an output {name!r}.", f"Export with one {op.name} or the like.")

@@ -95,7 +95,7 @@ def export_onnx(
         branch = [adapter.branch.safety, adapter.branch.fused] if adapter.branch else []
         for site in [*(item.site for item in adapter.interventions), *branch]:
             vlm.parts.module(site)  # an unknown site is refused before minutes of exporting
-    retriever_of(adapters, vlm.index)  # an index that is missing is as well
+    retriever_of(adapters, vlm.index)  # so is a missing index
     if the_detector(adapters) is None and enforce:
         raise UsageError("There is no detector whose refusal could be enforced.", "Give one, or leave out --enforce.")
     if all(adapter.empty for adapter in adapters):

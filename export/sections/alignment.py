@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ...adapters.manifest import Strict
 from ..plots import BLUE, GREY, VERMILION, Plot, canvas, finished
-from .section import Section
+from .section import LayerName, Section
 
 
 class Nearness(Strict):
@@ -28,7 +28,7 @@ class Change(Strict):
     after: Nearness
 
 
-Alignment = dict[str, Change]
+Alignment = dict[LayerName, Change]
 
 
 def _cosines(value: Alignment, tag: str) -> tuple[Plot, ...]:

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ...adapters.manifest import Strict
 from ..plots import CYCLE, GREY, INK, Plot, canvas, finished
-from .section import Section
+from .section import LayerName, Section
 
 _SHOWN = 64
 
@@ -51,7 +51,7 @@ class Layer(Strict):
 class Subspaces(Strict):
     """The attachment."""
 
-    layers: dict[str, Layer]
+    layers: dict[LayerName, Layer]
 
 
 def _spectra(value: Subspaces, tag: str) -> Plot:

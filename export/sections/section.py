@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import StringConstraints
 
 from ..plots import Plot
+
+LayerName = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,5}$")]  # a decoder layer as a key of JSON
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .. import plots
-from .section import Section
+from .section import LayerName, Section
 
-Spectra = dict[str, list[float]]
+Spectra = dict[LayerName, list[float]]
 
 SPECTRA = Section("spectra", Spectra, lambda spectra, tag: (plots.spectra(spectra, tag),))

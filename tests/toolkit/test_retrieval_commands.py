@@ -26,7 +26,8 @@ def call(capsys):
 
 @pytest.fixture
 def captions(tmp_path):
-    texts = ["a picture of a brown dagger.", "a picture of a grey sword.", "a bow and a band.", "a picture of a brown dagger."]
+    texts = ["a picture of a brown dagger.", "a picture of a grey sword.", "a bow and a band."]
+    texts.append(texts[0])
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return path
@@ -38,8 +39,9 @@ def test_an_index_is_built_and_searched_by_text(call, captions, random_checkpoin
     assert code == 0 and (made["count"], made["duplicates"], made["dimension"]) == (3, 1, 128)
     assert made["embedder"]["site"] == "decoder.layers.5"
     code, out, _ = call(
-        "index", "search", tmp_path / "index", "--text", "a picture of a grey sword.", "--model", random_checkpoint, "--json"
-    )
+        "index", "search", tmp_path / "index", "--text", "a picture of a grey sword.", "--model", random_checkpoint,
+        "--json",
+    )  # fmt: skip
     found = json.loads(out)
     assert code == 0 and len(found) == 3
     assert found[0]["text"] == "a picture of a grey sword." and found[0]["score"] == pytest.approx(1, abs=1e-5)

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_DAMPING = 0.01  # of the mean square of the response's singular values
+DAMPING = 1.0  # of the mean square of the response's singular values
 _GRID = 41  # λ from 1e-4 to 1e6 times the mean eigenvalue
 
 
@@ -91,8 +91,14 @@ class AffineCorrection:
         states: Float[Tensor, "pictures d_model"],
         captions: Float[Tensor, "pictures d_model"],
         penalty: float | None = None,
+        damping: float = DAMPING,
     ) -> AffineCorrection:
-        """Fit from mean projected tokens, mean picture states and mean caption states at one layer."""
+        """Fit from mean projected tokens, mean picture states and mean caption states at one layer.
+
+        Args:
+            penalty: λ; None chooses it by generalised cross-validation.
+            damping: of G⁺; little of it moves pictures far along directions that the decoder hardly reads.
+        """
         mean = projected.double().mean(0)
         p = projected.double() - mean
         i = states.double() - states.double().mean(0)
@@ -100,7 +106,7 @@ class AffineCorrection:
         response = ridge(p, i)  # p G' ≈ I
         wanted = c * (i.norm() / c.norm().clamp_min(1e-12)) - i
         # δ_n = G⁺ wanted_n, damped where the response is weak: there a state would cost a large change of p.
-        step = ridge(response.weight.T, wanted.T, _DAMPING * response.weight.square().sum().item() / p.shape[1])
+        step = ridge(response.weight.T, wanted.T, damping * response.weight.square().sum().item() / p.shape[1])
         found = ridge(p, step.weight.T, penalty)
         return cls(found.weight.T, mean, found.penalty, found.error)
 

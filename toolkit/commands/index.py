@@ -11,7 +11,7 @@ from .options import Json, Overwrite
 
 index = typer.Typer(no_args_is_help=True, help="Make and search indexes of texts that are retrieved for pictures.")
 
-ModelName = Annotated[Optional[str], typer.Option("--model", help="Vision-language model whose decoder embeds the texts.")]
+ModelName = Annotated[Optional[str], typer.Option("--model", help="Model whose decoder embeds the texts.")]
 Encoder = Annotated[Optional[Path], typer.Option(help="Text encoder: CLIP or sentence-transformers folder.")]
 SiteName = Annotated[Optional[str], typer.Option("--site", help="Decoder site of --model, such as decoder.layers.5.")]
 
@@ -42,8 +42,9 @@ def build(
     embedder = make_embedder(model, encoder, site)
     with console.progress_bar("embedding") as update:
         made = build_index(
-            texts, embedder, out, batch_size=batch_size, dtype=dtype, overwrite=overwrite, progress=update  # type: ignore[arg-type]
-        )
+            texts, embedder, out, batch_size=batch_size, dtype=dtype,  # type: ignore[arg-type]
+            overwrite=overwrite, progress=update,
+        )  # fmt: skip
     console.emit({"index": str(out), **made.manifest.model_dump(mode="json")}, as_json=as_json, human=_show)
 
 
@@ -72,9 +73,8 @@ def search(
     else:
         query = _picture_query(opened, str(image), adapter, model)
     ids, scores = opened.search(query, min(k, len(opened)))
-    found = [
-        {"id": at, "score": score, "text": opened[at]} for at, score in zip(ids[0].tolist(), scores[0].tolist(), strict=True)
-    ]
+    ranked = zip(ids[0].tolist(), scores[0].tolist(), strict=True)
+    found = [{"id": at, "score": score, "text": opened[at]} for at, score in ranked]
     console.emit(found, as_json=as_json, human=_show_found)
 
 

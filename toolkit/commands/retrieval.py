@@ -24,7 +24,7 @@ def fit(
         bool, typer.Option("--external-index", help="Keep the index out of the graph; the runtime searches it.")
     ] = False,
     in_graph_limit: Annotated[Optional[int], typer.Option(min=1, help="Most texts that are put into a graph.")] = None,
-    encoder: Annotated[Optional[Path], typer.Option(help="The index's encoder, for captions that it does not hold.")] = None,
+    encoder: Annotated[Optional[Path], typer.Option(help="The index's encoder, for captions it lacks.")] = None,
     corrected_by: With = None,
     overwrite: Overwrite = False,
     as_json: Json = False,

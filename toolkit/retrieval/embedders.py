@@ -43,7 +43,7 @@ class VLMEmbedder:
         """
         self.site = site or Site.block(max(3 * len(vlm.parts.layers) // 4 - 1, 0))
         if self.site.kind in ("vision", "projector", "logits"):
-            raise UsageError(f"Texts cannot be embedded at {self.site}.", "Use a decoder site, such as decoder.layers.4.")
+            raise UsageError(f"Texts cannot be embedded at {self.site}.", "Use one such as decoder.layers.4.")
         self._vlm, self._module = vlm, vlm.parts.module(self.site)
         self.dimension: int = vlm.base.d_model
         self.info = EmbedderInfo(kind="vlm", name=vlm.path.name, sha256=vlm.fingerprint, site=str(self.site))
@@ -168,9 +168,8 @@ def token_ids(
     tokenizer: Any, texts: Sequence[str], limit: int | None = None
 ) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
     """Token ids and mask; texts longer than ``limit`` are cut. Padding on the right moves no position."""
-    found = tokenizer(
-        list(texts), padding=True, padding_side="right", truncation=limit is not None, max_length=limit, return_tensors="pt"
-    )
+    cut = {"truncation": True, "max_length": limit} if limit else {}
+    found = tokenizer(list(texts), padding=True, padding_side="right", return_tensors="pt", **cut)
     return found["input_ids"], found["attention_mask"]
 
 

@@ -1,8 +1,8 @@
 """The caption index: normalised embeddings of texts, searched exactly; a million of them load by memory map.
 
 A folder of two files. ``index.safetensors`` holds ``keys`` [N, d_key], which are embeddings less their ``centre``
-[d_key] at length 1, and the texts as their UTF-8 ``bytes`` end to end with ``offsets`` [N + 1]; ``manifest.json`` is sealed and says which embedder made them.
-Equal scores go to the lower id, here, with FAISS and in a graph alike.
+[d_key] at length 1, and the texts as their UTF-8 ``bytes`` end to end with ``offsets`` [N + 1]; ``manifest.json`` is
+sealed and says which embedder made them. Equal scores go to the lower id, here, with FAISS and in a graph alike.
 """
 
 from __future__ import annotations
@@ -242,7 +242,7 @@ def normalised(
     bad = ~(np.isfinite(norms[:, 0]) & (norms[:, 0] > 0))
     if bad.any():
         raise InvalidArtifact(
-            f"The caption {texts[int(bad.argmax())]!r} has no embedding (NaN, infinite, or the mean of all texts itself).",
+            f"The caption {texts[int(bad.argmax())]!r} has no embedding (NaN, infinite, or just the mean of all texts).",
             "Take it out, or use another embedder.",
         )
     return vectors / norms
