@@ -45,8 +45,6 @@ INTERRUPTED = 130
 
 app.add_typer(fit, name="fit")
 app.add_typer(index, name="index")
-app.command()(diagnose)
-app.command()(lora)
 
 
 @app.callback()
@@ -83,6 +81,9 @@ def inspect(model: Model, as_json: Json = False) -> None:
 
     vlm = VLM.from_pretrained(model_path(model))
     console.emit({**vlm.describe(), "export": exportable(vlm.model)}, as_json=as_json, human=views.inspect)
+
+
+app.command()(diagnose)
 
 
 @app.command(name="eval")
@@ -150,6 +151,9 @@ def export(
             base_model=base_model, base_license=base_license, progress=say,
         )  # fmt: skip
     console.emit(result, as_json=as_json, human=views.export)
+
+
+app.command()(lora)
 
 
 @app.command()
