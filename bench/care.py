@@ -85,6 +85,18 @@ def settings(sweep: Sweep, channels: ChannelMap, depth: int) -> Iterator[tuple[s
     yield "best, layers drawn at random", replace(best, layers=drawn)
 
 
+def subspaces(attached: Any) -> dict[str, Any]:
+    """Per site and modality the largest λ, the directions kept and the gain within them."""
+    return {
+        f"{entry['site']} {name}": {
+            "largest": entry[name]["eigenvalues"][0], "rank": entry[name]["rank"], "gain": entry[name]["gain"],
+        }
+        for entry in attached["layers"].values()
+        for name in ("visual", "textual")
+        if name in entry
+    }  # fmt: skip
+
+
 def measure(setting: dict[str, Any], adapter: Adapter, vlm: VLM, base: Path, out: Path) -> dict[str, Any]:
     """Export one adapter and evaluate the export; the export itself is not kept."""
     test = load_records(data_path("reference"), ["test"])
@@ -92,7 +104,7 @@ def measure(setting: dict[str, Any], adapter: Adapter, vlm: VLM, base: Path, out
     shutil.rmtree(out)
     return {
         "setting": setting,
-        "diagnostics": adapter.attachments.get("care"),
+        "subspaces": subspaces(adapter.attachments["care"]) if "care" in adapter.attachments else None,
         "parity": {
             "passed": result.parity.passed,
             "logits": result.parity.worst("logits"),

@@ -1,12 +1,12 @@
 """TGA on the reference VLM: every variant and ablation, both checkpoints, trained on the captions, measured on test.
 
-    python bench/tga.py -o OUT [--checkpoint mild] [--arm lora …] [--calibration] [--export]
+    python bench/tga.py -o OUT [--checkpoint mild] [--arm lora …] [--calibration] [--pytorch]
 
 No picture in the training data has a safety label and none is in another split. With ``--calibration`` the
-calibration split is measured instead, which is where settings are chosen. Answers come from PyTorch with the updates
-applied; with ``--export`` from the export under ONNX Runtime, after parity. ``captions`` are exact captions of test
-things in all renderings. Writes OUT/tga.json and OUT/tga.md (OUT/calibration.* with ``--calibration``); an interrupted
-run goes on where it was, inside an arm too.
+calibration split is measured instead, which is where settings are chosen. Answers come from the *export* under ONNX
+Runtime, after parity over the same records; with ``--pytorch`` from PyTorch with the updates applied. ``captions``
+are exact captions of test things in all renderings. Writes OUT/tga.json and OUT/tga.md (OUT/calibration.* with
+``--calibration``); an interrupted run goes on where it was, inside an arm too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from safetykit.export.pipeline import export_onnx
 from safetykit.export.runtime import OnnxVLM
 from safetykit.toolkit.alignment import Aligner
 from safetykit.toolkit.captions import captions_path, load_captions
-from safetykit.toolkit.evaluate import Generator, Rate, evaluate
+from safetykit.toolkit.evaluate import Generator, Rate, Row, evaluate, tabulate
 from safetykit.toolkit.inputs import Request
 from safetykit.toolkit.records import load_records, open_picture
 from safetykit.toolkit.reference.atlas import SEEN_SETS, UNSEEN_SETS, data_folder, reference, shown
@@ -41,6 +41,7 @@ from safetykit.toolkit.sources import data_path, model_path
 from safetykit.toolkit.vlm import VLM
 
 CHECKPOINTS = ("mild", "severe")
+LIMITS = {"max_new_tokens": 20}
 GROUPS = ("text", "image", "image/rendering-unseen", "text+image", "typographic")
 _PAPER = {"centred": False, "ce_weight": 1.0, "request_weight": 0.0, "opening_weight": 0.0, "shuffled": 0.0}
 ARMS: dict[str, TGA] = {
@@ -82,30 +83,40 @@ def caption_rate(model: Generator, split: str) -> Rate:
 
 def measure(model: Generator, split: str, name: str) -> dict[str, Any]:
     """Figures of a model on a split."""
-    records = load_records(data_path("reference"), [split])
-    rows = evaluate(model, records, name=name, max_new_tokens=20, batch_size=64).rows
+    rows = evaluate(model, load_records(data_path("reference"), [split]), name=name, **LIMITS).rows
+    return figures(rows, model, split)
+
+
+def figures(rows: Sequence[Row], model: Generator, split: str) -> dict[str, Any]:
+    """Rows by group, and the captions that ``model`` gives."""
     return {
         "rows": {row.group: row.model_dump(mode="json") for row in rows},
         "captions": caption_rate(model, split).model_dump(mode="json"),
     }
 
 
-def run(vlm: VLM, settings: TGA, split: str, folder: Path, export: bool, name: str) -> dict[str, Any]:
-    """Train one arm and measure it."""
-    captions = load_captions(captions_path("reference"))
-    aligner = Aligner(vlm, captions, work=folder / "work", progress=every_50(name))
+def trained(vlm: VLM, settings: TGA, folder: Path, name: str) -> Adapter:
+    """One arm's adapter; read back if it was trained before."""
+    if (folder / "adapter").is_dir():
+        kept = Adapter.load(folder / "adapter")
+        same = all(kept.info.hyperparameters.get(key) == value for key, value in asdict(settings).items() if value is not None)
+        if same and kept.info.base.fingerprint == vlm.fingerprint:
+            return kept
+    aligner = Aligner(vlm, load_captions(captions_path("reference")), work=folder / "work", progress=every_50(name))
     adapter = settings.fit(aligner)
     adapter.save(folder / "adapter", overwrite=True)
     aligner.finish()
-    with ExitStack() as stack:
-        if export:
-            parity = exported(vlm, adapter, folder / "export")
-            model: Generator = OnnxVLM.from_pretrained(folder / "export")
-        else:
-            parity, model = None, vlm
-            stack.enter_context(vlm.applied(adapter))
-        found = measure(model, split, name)
-    shutil.rmtree(folder / "export", ignore_errors=True)
+    return adapter
+
+
+def run(vlm: VLM, settings: TGA, split: str, folder: Path, pytorch: bool, name: str) -> dict[str, Any]:
+    """Train one arm and measure it."""
+    adapter = trained(vlm, settings, folder, name)
+    if pytorch:
+        with vlm.applied(adapter):
+            found = measure(vlm, split, name)
+    else:
+        found = exported(vlm, adapter, split, folder / "export")
     training = adapter.attachments["training"]
     return {
         **found,
@@ -113,17 +124,20 @@ def run(vlm: VLM, settings: TGA, split: str, folder: Path, export: bool, name: s
         "seconds": training["seconds"],
         "parameters": training["parameters"],
         "alignment": adapter.attachments["alignment"],
-        "parity": parity,
     }
 
 
-def exported(vlm: VLM, adapter: Adapter, out: Path) -> dict[str, Any]:
-    """Export and say how parity went."""
-    records = load_records(data_path("reference"), ["calibration"])
-    result = export_onnx(vlm, [adapter], out, records=records, overwrite=True)
+def exported(vlm: VLM, adapter: Adapter, split: str, out: Path) -> dict[str, Any]:
+    """Export, with parity over the split, and count what the exported model answers; the export is not kept."""
+    records = load_records(data_path("reference"), [split])
+    result = export_onnx(vlm, [adapter], out, records=records, max_new_tokens=LIMITS["max_new_tokens"], overwrite=True)
+    found = figures(tabulate(result.decisions[1]), OnnxVLM.from_pretrained(out), split)
+    shutil.rmtree(out)
+    parity = result.parity
     return {
-        "passed": result.parity.passed, "logits": result.parity.worst("logits"), "flips": len(result.parity.flips),
-    }  # fmt: skip
+        **found,
+        "parity": {"passed": parity.passed, "logits": parity.worst("logits"), "flips": len(parity.flips)},
+    }
 
 
 def every_50(name: str):
@@ -172,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", choices=CHECKPOINTS, action="append")
     parser.add_argument("--arm", choices=ARMS, action="append")
     parser.add_argument("--calibration", action="store_true", help="measure the calibration split")
-    parser.add_argument("--export", action="store_true", help="answer with the export under ONNX Runtime")
+    parser.add_argument("--pytorch", action="store_true", help="leave the export out")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # on a model this small, threads cost more than they give
     torch.set_flush_denormal(True)
@@ -192,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 continue
             say(f"{checkpoint}: {name}")
             folder = options.out / f"{checkpoint}-{name.replace(', ', '-').replace(' ', '-').replace(chr(39), '')}"
-            arms[name] = run(vlm, settings, split, folder, options.export, f"{checkpoint} {name}")
+            arms[name] = run(vlm, settings, split, folder, options.pytorch, f"{checkpoint} {name}")
             write_atomic(path, canonical_json(results))
             write_atomic(options.out / f"{stem}.md", table(results).encode())
     print(table(results))

@@ -77,6 +77,18 @@ def windows(depth: int) -> dict[str, tuple[int, ...]]:
     return {name: tuple(range(start, start + length)) for name, (start, length) in starts.items()}
 
 
+def usual(depth: int, width: int, given: Mapping[str, Any]) -> CARE:
+    """What is fitted without a sweep: ``given`` options, and where they leave a choice what did best with both
+    modalities on the reference VLM (``bench/care.py``), k as a share of the width.
+    """
+    options: dict[str, Any] = {"layers": windows(depth)["half"], "rank": max(1, width // 8)}
+    if given.get("variant") != "official":
+        options |= {"fusion": "masked", "site": "block", "contrast": "behaviour"}
+    if given.get("scope", "all") != "all" or given.get("modalities", "both") != "both":
+        options["fusion"] = "adaptive"  # masked has scopes of its own
+    return CARE(**{**options, **given})
+
+
 def coarse(depth: int, width: int, given: Mapping[str, Any]) -> list[CARE]:
     """First round, with k as a share of the width; ``given`` options are fixed.
 

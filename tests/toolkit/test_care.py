@@ -10,7 +10,7 @@ from safetykit.adapters.adapter import Adapter
 from safetykit.adapters.care import CARE
 from safetykit.adapters.errors import UsageError
 from safetykit.adapters.sites import Site
-from safetykit.toolkit.care_sweep import CareSolver, coarse, fit_care, harmful_outcomes, refined, windows
+from safetykit.toolkit.care_sweep import CareSolver, coarse, fit_care, harmful_outcomes, refined, usual, windows
 from safetykit.toolkit.records import load_records, subset
 from safetykit.toolkit.sources import data_path
 from safetykit.toolkit.token_states import stream_tokens
@@ -146,3 +146,13 @@ def test_the_command_writes_an_adapter_with_its_diagnostics(random_checkpoint, t
     assert adapter.info.method == "care" and adapter.info.hyperparameters["rank"] == 4
     assert [str(item.site) for item in adapter.interventions] == ["decoder.layers.2.mlp", "decoder.layers.3.mlp"]
     assert set(adapter.attachments["care"]["layers"]) == {"2", "3"}
+
+
+def test_what_is_fitted_without_a_sweep_keeps_given_options_and_scales_with_the_model():
+    care = usual(8, 128, {})
+    assert (care.layers, care.rank, care.site, care.contrast) == ((2, 3, 4, 5), 16, "block", "behaviour")
+    assert usual(32, 4096, {"rank": 64}).rank == 64
+    assert usual(32, 4096, {}).layers == tuple(range(8, 24))
+    assert usual(8, 128, {"variant": "official"}).site == "mlp"
+    assert usual(8, 128, {"scope": "last"}).fusion == "adaptive"
+    assert usual(8, 128, {"fusion": "sequential", "site": "mlp"}).fusion == "sequential"

@@ -58,7 +58,7 @@ def fit(
     from ...adapters.statistics import Shrinkage
     from ...adapters.subspaces import Centre, Variant
     from ...adapters.tokens import Selection
-    from ..care_sweep import fit_by_sweep, fit_care
+    from ..care_sweep import fit_by_sweep, fit_care, usual
     from ..diagnosis.channel_map import ChannelMap
     from ..fitting import fit_and_save, parse_layers, require_choices
 
@@ -100,7 +100,7 @@ def fit(
         if sweep:
             adapter = fit_by_sweep(vlm, records, given, progress=progress, journal_path=journal)
         else:
-            adapter = fit_care(vlm, records, CARE(**given))
+            adapter = fit_care(vlm, records, usual(vlm.base.n_layers, vlm.base.d_model, given))
         if channels is None:
             return adapter
         diagnosis = channels.info.model_dump(mode="json")  # card and report show why these layers
