@@ -2,7 +2,7 @@
 
     python bench/summary.py
 
-Reads bench/results/{vlm_guard,care,sasa,tga}.json, of models exported to ONNX and measured on the test split.
+Reads bench/results/{vlm_guard,care,sasa,tga,stack}.json, of models exported to ONNX and measured on the test split.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ ARMS = (
     ("one-pass probe", "sasa", "detectors", "one-pass probe"),
     ("TGA, `lora`", "tga", "arms", "lora"),
     ("TGA, `projector`", "tga", "arms", "projector"),
+    ("TGA `lora` and SASA, stacked", "stack", "variants", "TGA + SASA"),
 )
 
 
