@@ -51,8 +51,8 @@ def baked(vlm, base_folder, tmp_path):
     "care",
     [
         CARE(layers=(0, 2), rank=3, alpha=0.8, beta=0.5, site="block"),
-        CARE(layers=(1,), rank=3, alpha=1.0, site="mlp"),
-        CARE("official", layers=(1, 2), rank=3, alpha=4.5),
+        pytest.param(CARE(layers=(1,), rank=3, alpha=1.0, site="mlp"), marks=pytest.mark.slow),
+        pytest.param(CARE("official", layers=(1, 2), rank=3, alpha=4.5), marks=pytest.mark.slow),
     ],
     ids=["corrected at blocks", "corrected at an MLP", "official"],
 )

@@ -95,6 +95,7 @@ def test_two_interventions_at_one_site_of_non_orthogonal_bases(vlm, exported):
     assert nodes["decoder"][0] == nodes["decoder"][1]
 
 
+@pytest.mark.slow
 def test_in_half_precision(vlm, exported, half_folder):
     adapter = adapter_of(vlm.base, *(projection(f"decoder.layers.{site}", WIDTH) for site in ("1.mlp", "2.attn")))
     onnx_vlm, nodes = exported(fold(vlm, adapter).updates, base=half_folder)
@@ -168,6 +169,7 @@ def test_the_token_embedding_is_refused(vlm):
         plan_updates(vlm, [update])
 
 
+@pytest.mark.slow
 def test_an_update_that_changes_nothing_is_refused(vlm, base_folder, half_folder):
     old = vlm.model.get_submodule(f"{DECODER}.1.mlp.down_proj").weight.detach()
     layers = plan_updates(vlm, [WeightUpdate(f"{DECODER}.1.mlp.down_proj.weight", {"value": old.half().float()})])
@@ -176,6 +178,7 @@ def test_an_update_that_changes_nothing_is_refused(vlm, base_folder, half_folder
         update_graph(ir.load(half_folder / "decoder.onnx"), "decoder", layers)
 
 
+@pytest.mark.slow
 def test_a_value_beyond_half_precision_is_refused(vlm, half_folder):
     layers = plan_updates(vlm, [WeightUpdate(f"{DECODER}.1.mlp.down_proj.bias", {"value": torch.full((WIDTH,), 1e5)})])
     with pytest.raises(UsageError, match="down_proj.bias overflows float16.*Export in fp32"):
