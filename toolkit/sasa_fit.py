@@ -6,14 +6,13 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
 
 from ..adapters.adapter import Adapter
 from ..adapters.detector import Refusal
-from ..adapters.errors import UsageError, WrongBase
-from ..adapters.manifest import BaseInfo
+from ..adapters.errors import UsageError
 from ..adapters.probe import Space
 from ..adapters.sasa import ProbeFitter, Variant, require_labels
 from ..adapters.store import MANIFEST, load_adapter
@@ -23,6 +22,9 @@ from .records import Record
 from .refusal import RefusalTokens
 from .second_pass import SecondPass
 from .vlm import VLM
+
+if TYPE_CHECKING:
+    from .diagnosis.channel_map import ChannelMap
 
 
 def fit_detector(
@@ -56,7 +58,7 @@ def fit_detector(
 
     def make(vlm: VLM, records: list[Record], progress: Progress) -> Adapter:
         if of_map:
-            of_map.require(vlm)
+            of_map.channels.require_base(vlm.fingerprint, str(vlm.path))
         fitter.places(vlm.base.n_layers)  # layers that do not exist are refused before anything runs
         require_labels(records)
         source = SecondPass(vlm, progress=progress)
@@ -100,27 +102,15 @@ def describe_correctors(folders: Sequence[Path]) -> list[dict[str, JsonValue]]:
 
 @dataclass(frozen=True)
 class LayersOfMap:
-    """What a channel map says about SASA's layers, and of which model.
+    """What a channel map says about SASA's layers.
 
     Attributes:
         options: ``safety_layer`` and ``fused_layer``.
-        base: the model that was diagnosed.
+        channels: the map.
     """
 
     options: Mapping[str, int]
-    base: BaseInfo
-
-    def require(self, vlm: VLM) -> None:
-        """Refuse another model than the diagnosed one.
-
-        Raises:
-            WrongBase: its fingerprint differs.
-        """
-        if vlm.fingerprint != self.base.fingerprint:
-            raise WrongBase(
-                f"The channel map was made for another model than {vlm.path}.",
-                "Diagnose this model, or give the layers.",
-            )
+    channels: ChannelMap
 
 
 def layers_of_map(folder: Path, given: Mapping[str, Any]) -> LayersOfMap:
@@ -138,4 +128,4 @@ def layers_of_map(folder: Path, given: Mapping[str, Any]) -> LayersOfMap:
             "Leave out --map, or --safety-layer, --fused-layer and --variant unprojected.",
         )
     found = ChannelMap.load(folder)
-    return LayersOfMap({"safety_layer": found.safety_layer, "fused_layer": found.fused_layer}, found.base)
+    return LayersOfMap({"safety_layer": found.safety_layer, "fused_layer": found.fused_layer}, found)

@@ -92,11 +92,8 @@ def fit(
     journal = Path(out).parent / f".{out.name}.sweep.jsonl"
 
     def make(vlm, records, progress):
-        if channels is not None and channels.base.fingerprint != vlm.fingerprint:
-            raise UsageError(
-                f"The channel map {map_folder} belongs to another model than {model}.",
-                "Diagnose this model, or name the layers with --layers.",
-            )
+        if channels is not None:
+            channels.require_base(vlm.fingerprint, model)
         if sweep:
             adapter = fit_by_sweep(vlm, records, given, progress=progress, journal_path=journal)
         else:

@@ -62,14 +62,18 @@ def fit(
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     require_choices(given, {"variant": Variant})
+    channels = None
     if channel_map is not None:
         from ..diagnosis.channel_map import ChannelMap
 
-        given["layers"] = ChannelMap.load(channel_map).align_layers
+        channels = ChannelMap.load(channel_map)
+        given["layers"] = channels.align_layers
     settings = TGA(**given)
     require_free(out, overwrite=overwrite)
     captions = load_captions(captions_path(data))
     vlm = VLM.from_pretrained(model_path(model))
+    if channels is not None:
+        channels.require_base(vlm.fingerprint, model)
     work = Path(out).parent / f".{out.name}.aligning"
     with console.progress_bar("aligning") as update:
         retriever = FromIndex(vlm, CaptionIndex.load(index)) if index is not None else None

@@ -28,7 +28,7 @@ import safetensors
 import safetensors.numpy
 from pydantic import JsonValue
 
-from ...adapters.errors import InvalidArtifact, UsageError
+from ...adapters.errors import InvalidArtifact, UsageError, WrongBase
 from ...adapters.files import atomic_folder, read_inside
 from ...adapters.manifest import BaseInfo, DataInfo, FileName, Sha256, Strict, dump_sealed, load_sealed
 from .blocking import Window
@@ -166,6 +166,22 @@ class ChannelMap:
     def base(self) -> BaseInfo:
         """The model that was diagnosed."""
         return self.info.base
+
+    def require_base(self, fingerprint: str, name: str) -> None:
+        """Refuse another model than the diagnosed one.
+
+        Args:
+            fingerprint: of the model whose layers are to be chosen.
+            name: how to call it in the error.
+
+        Raises:
+            WrongBase: the fingerprints differ.
+        """
+        if fingerprint != self.base.fingerprint:
+            raise WrongBase(
+                f"The channel map was made for model {self.base.fingerprint[:12]}, but {name} is {fingerprint[:12]}.",
+                "Diagnose this model, or name the layers yourself.",
+            )
 
     def layers_for(self, modality: Modality, count: int) -> tuple[int, ...]:
         """The ``count`` most critical layers of a modality, ascending.
