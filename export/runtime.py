@@ -243,10 +243,6 @@ class OnnxVLM:
         after = self._run(self._embedded(ids), mask, positions, state.past, ids == self.inputs.image_token_id, {})
         return Decoding(after.logits, after.past, mask, state.extras)
 
-    def encode_images(self, pixel_values: Float[np.ndarray, "pictures 3 height width"]) -> np.ndarray:
-        """Image features [pictures, tokens, d_model]."""
-        return self.see(pixel_values).features
-
     def see(self, pixel_values: Float[np.ndarray, "pictures 3 height width"]) -> Seeing:
         """Run the vision encoder."""
         features, *_ = results = self._vision.run(self._vision_outputs, {"pixel_values": pixel_values})

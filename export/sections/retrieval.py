@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Self
+
+from pydantic import model_validator
+
 from ...adapters.manifest import RetrievalInfo, Strict
+from ...toolkit.evaluate import Rate
 from .section import Section
 
 
 class Accuracy(Strict):
-    """How often a left-out picture's own caption is among the first texts."""
+    """How many of ``n`` left-out pictures find their own caption first, and among the first five.
+
+    Written by :func:`safetykit.toolkit.retrieval.fit.accuracy`.
+    """
 
     n: int
-    top1: float
-    top5: float
+    top1: int
+    top5: int
+
+    @model_validator(mode="after")
+    def _counts(self) -> Self:
+        if not 0 <= self.top1 <= self.top5 <= self.n or not self.n:
+            raise ValueError("the counts do not fit their total")
+        return self
+
+    @property
+    def first(self) -> Rate:
+        """Share that comes first."""
+        return Rate.of(self.top1, self.n)
+
+    @property
+    def among_five(self) -> Rate:
+        """Share among the first five."""
+        return Rate.of(self.top5, self.n)
 
 
 class RetrievalAccuracy(Strict):

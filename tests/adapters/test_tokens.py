@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from planted_tokens import TELLING, TEXTUAL, VISUAL, PlantedTokens, token_records
+from planted_tokens import TELLING, VISUAL, PlantedTokens, token_records
 
 from safetykit.adapters.sites import Site
 from safetykit.adapters.tokens import KernelWitness, pick, pool_best, sample

@@ -67,7 +67,7 @@ def folder(tmp_path_factory, channel_map):
         "alignment.json": ALIGNMENT,
         "retrieval.json": {"k": 3, "prefix": True, "external": False, "count": 302, "index": "ab" * 32},
         "retrieval_accuracy.json": {
-            "among": 302, "unseen_picture": {"n": 40, "top1": 0.5, "top5": 0.75}, "unseen_caption": None,
+            "among": 302, "unseen_picture": {"n": 40, "top1": 20, "top5": 31}, "unseen_caption": None,
         },
         "diagnosis.json": channel_map.info,
     }  # fmt: skip
@@ -96,6 +96,14 @@ def test_the_names_inside_the_drawings_of_a_page_differ(folder):
 
     names = re.findall(r'\bid="([^"]+)"', (folder / LAYOUT.report).read_text())
     assert len(names) == len(set(names)) > 50
+
+
+def test_counts_of_found_captions_become_shares(folder, tmp_path):
+    assert "| 40 | 50.0% (35.2–64.8) | 77.5% (" in (folder / LAYOUT.card).read_text()
+    wrong = {"among": 9, "unseen_picture": {"n": 4, "top1": 5, "top5": 5}, "unseen_caption": None}
+    spoiled = write_folder(tmp_path / "export", {**documents(), "retrieval_accuracy.json": wrong})
+    with pytest.raises(InvalidArtifact, match="retrieval_accuracy.json is not valid"):
+        write_card(spoiled)
 
 
 def test_figures_in_the_card_are_those_of_the_fit(folder):
