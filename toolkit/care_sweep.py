@@ -23,7 +23,6 @@ from .sweep import Sweep, Trials
 from .vlm import VLM
 
 _FUSIONS = ("adaptive", "sequential", "parallel", "masked")  # injection with β = 1 is sequential with α = 1
-_OVERALL = 2  # leaders of the first round that the second one varies, beside the best of each variant and fusion
 
 
 def harmful_outcomes(vlm: VLM, records: Sequence[Record], max_new_tokens: int = 16) -> dict[str, str]:
@@ -165,12 +164,12 @@ def run_sweep(
         journal_path=journal_path,
     )
     width = vlm.base.d_model
-    trials.attempt(coarse(vlm.base.n_layers, width, given))
-    ranked = trials.ranked()
-    leaders = {(trial.setting.variant, trial.setting.fusion): trial.setting for trial in reversed(ranked)}
-    chosen = dict.fromkeys([*leaders.values(), *(trial.setting for trial in ranked[:_OVERALL])])
-    trials.attempt([care for leader in chosen for care in refined(leader, width, given)])
-    return trials.finish(), solver
+    sweep = trials.two_rounds(
+        coarse(vlm.base.n_layers, width, given),
+        lambda care: refined(care, width, given),
+        lambda care: (care.variant, care.fusion),
+    )
+    return sweep, solver
 
 
 def fit_by_sweep(

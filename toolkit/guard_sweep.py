@@ -20,7 +20,6 @@ from .records import Record
 from .sweep import Sweep, Trials, layer_windows
 from .vlm import VLM
 
-_OVERALL = 2  # leaders of the first round that the second one varies, beside the best of each variant
 _READINGS = (("svd", "paper"), ("mean", "calibrated"), ("mean", "whitened"))  # of direction and gate; first the paper's
 
 
@@ -103,13 +102,9 @@ def run_sweep(
         progress=progress,
         journal_path=journal_path,
     )
-    first = coarse(vlm.base.n_layers, given)
-    trials.attempt(first)
-    ranked = trials.ranked()
-    leaders = {trial.setting.variant: trial.setting for trial in reversed(ranked)}  # the best of each variant
-    chosen = dict.fromkeys([*leaders.values(), *(trial.setting for trial in ranked[:_OVERALL])])
-    trials.attempt([guard for leader in chosen for guard in refined(leader, given)])
-    sweep = trials.finish()
+    sweep = trials.two_rounds(
+        coarse(vlm.base.n_layers, given), lambda guard: refined(guard, given), lambda guard: guard.variant
+    )
     solve(sweep.best.setting)  # a sweep read back from its journal has not collected anything yet
     return sweep, statistics[0]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +33,7 @@ def fit_detector(
     data: str,
     out: Path,
     *,
-    of_map: LayersOfMap | None = None,
+    channels: ChannelMap | None = None,
     refusal: str | None = None,
     corrected_by: Sequence[Path] | None = None,
     overwrite: bool = False,
@@ -43,7 +42,7 @@ def fit_detector(
     """Fit, save and show; options that are None keep the fitter's default.
 
     Args:
-        of_map: where the layers come from, if not from options or a choice.
+        channels: where the layers come from, if not from options or a choice.
         refusal: the fixed answer; by default the model's own most frequent refusal.
         corrected_by: adapters that are applied while fitting, and that the detector is to be stacked with.
 
@@ -51,14 +50,15 @@ def fit_detector(
         SafetykitError: whatever was wrong; nothing is written then.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    given |= of_map.options if of_map else {}
+    if channels:
+        given |= {"safety_layer": channels.safety_layer, "fused_layer": channels.fused_layer}
     require_choices(given, {"variant": Variant, "space": Space})
     fitter = kind(**given)
     correctors = describe_correctors(corrected_by or ())
 
     def make(vlm: VLM, records: list[Record], progress: Progress) -> Adapter:
-        if of_map:
-            of_map.channels.require_base(vlm.fingerprint, str(vlm.path))
+        if channels:
+            channels.require_base(vlm.fingerprint, str(vlm.path))
         fitter.places(vlm.base.n_layers)  # layers that do not exist are refused before anything runs
         require_labels(records)
         source = SecondPass(vlm, progress=progress)
@@ -100,24 +100,11 @@ def describe_correctors(folders: Sequence[Path]) -> list[dict[str, JsonValue]]:
     return found
 
 
-@dataclass(frozen=True)
-class LayersOfMap:
-    """What a channel map says about SASA's layers.
-
-    Attributes:
-        options: ``safety_layer`` and ``fused_layer``.
-        channels: the map.
-    """
-
-    options: Mapping[str, int]
-    channels: ChannelMap
-
-
-def layers_of_map(folder: Path, given: Mapping[str, Any]) -> LayersOfMap:
-    """The safety layer and the fused layer that a channel map names.
+def map_for_layers(folder: Path, given: Mapping[str, Any]) -> ChannelMap:
+    """The channel map that is to name the safety layer and the fused layer.
 
     Raises:
-        UsageError: a layer is given as well, or the map names none.
+        UsageError: a layer is given as well.
         InvalidArtifact: the map is damaged.
     """
     from .diagnosis.channel_map import ChannelMap
@@ -127,5 +114,4 @@ def layers_of_map(folder: Path, given: Mapping[str, Any]) -> LayersOfMap:
             "--map says where SASA acts, and so does another option.",
             "Leave out --map, or --safety-layer, --fused-layer and --variant unprojected.",
         )
-    found = ChannelMap.load(folder)
-    return LayersOfMap({"safety_layer": found.safety_layer, "fused_layer": found.fused_layer}, found)
+    return ChannelMap.load(folder)

@@ -174,6 +174,21 @@ class Trials:
         """All trials, the preferred first."""
         return sorted(self._trials.values(), key=lambda trial: preference(trial, self.undefended))
 
+    def two_rounds(
+        self,
+        first: Iterable[Any],
+        refined: Callable[[Any], Iterable[Any]],
+        kind: Callable[[Any], Any],
+        overall: int = 2,
+    ) -> Sweep:
+        """Try ``first``, then what ``refined`` makes of the leaders: the best of each kind and the ``overall`` best."""
+        self.attempt(first)
+        ranked = [trial.setting for trial in self.ranked()]
+        leaders = {kind(setting): setting for setting in reversed(ranked)}
+        chosen = dict.fromkeys([*leaders.values(), *ranked[:overall]])
+        self.attempt([setting for leader in chosen for setting in refined(leader)])
+        return self.finish()
+
     def finish(self) -> Sweep:
         """The result; the journal is removed."""
         if self._journal:

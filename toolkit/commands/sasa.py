@@ -41,14 +41,14 @@ def fit(
 ) -> None:
     """SASA: a probe before generation, on late semantics projected onto an early layer."""
     from ...adapters.sasa import SASA
-    from ..sasa_fit import fit_detector, layers_of_map
+    from ..sasa_fit import fit_detector, map_for_layers
 
     given = {
         "variant": variant, "safety_layer": safety_layer, "fused_layer": fused_layer,
         "false_positive_rate": false_positive_rate, "space": space, "fraction": fraction, "seed": seed,
     }  # fmt: skip
-    of_map = layers_of_map(map_folder, given) if map_folder else None
+    channels = map_for_layers(map_folder, given) if map_folder else None
     fit_detector(
         SASA, given, model, data, out,
-        of_map=of_map, refusal=refusal, corrected_by=corrected_by, overwrite=overwrite, as_json=as_json,
+        channels=channels, refusal=refusal, corrected_by=corrected_by, overwrite=overwrite, as_json=as_json,
     )  # fmt: skip
