@@ -24,7 +24,7 @@ from safetykit.adapters.adapter import Adapter, Intervention
 from safetykit.adapters.errors import SafetykitError
 from safetykit.adapters.manifest import AdapterInfo, canonical_json, describe_data, library_versions
 from safetykit.adapters.sites import Site
-from safetykit.export.adapt import adapt, copy_base
+from safetykit.export.adapt import adapt, copy_base, save_adapted
 from safetykit.export.base import export_base
 from safetykit.export.compare import compare_logits, parity_requests
 from safetykit.export.latency import measure_latency
@@ -67,7 +67,7 @@ def write_folded(vlm: VLM, folded: Adapter, base: Path, manifest: ExportManifest
     layers = plan_updates(vlm, folded.updates)
     for name in sorted({layer.graph for layer in layers}):
         model = merge_biases(update_graph(ir.load(folder / LAYOUT.graph(name)), name, layers))
-        ir.save(model, folder / LAYOUT.graph(name))
+        save_adapted(model, folder, name)
 
 
 def count_nodes(folder: Path) -> dict[str, dict[str, int]]:
