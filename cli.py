@@ -28,6 +28,7 @@ from .toolkit.commands.options import (
     Model,
     Overwrite,
     Provider,
+    Swap,
     WrongBase,
 )
 
@@ -74,13 +75,13 @@ def demo(
 @app.command()
 def inspect(model: Model, as_json: Json = False) -> None:
     """Parts, sites, layer count, fingerprint, and whether it can be exported."""
-    from .export.families import exportable
     from .toolkit import console, views
+    from .toolkit.families import exportable
     from .toolkit.sources import model_path
     from .toolkit.vlm import VLM
 
     vlm = VLM.from_pretrained(model_path(model))
-    console.emit({**vlm.describe(), "export": exportable(vlm.model)}, as_json=as_json, human=views.inspect)
+    console.emit({**vlm.describe(), "export": exportable(vlm.model.config)}, as_json=as_json, human=views.inspect)
 
 
 app.command()(diagnose)
@@ -97,6 +98,7 @@ def evaluate(
     out: Annotated[Optional[Path], typer.Option("-o", "--out", help="Also write the evaluation, decisions included.")] = None,
     provider: Provider = None,
     external_index: ExternalIndex = None,
+    swap: Swap = None,
     allow_wrong_base: WrongBase = False,
     as_json: Json = False,
 ) -> None:
@@ -108,7 +110,7 @@ def evaluate(
         result = evaluate_model(
             model, data, adapter or [], split=split, limit=limit, max_new_tokens=max_new_tokens, out=out,
             providers=provider or CPU, allow_wrong_base=allow_wrong_base,
-            external_index=external_index, progress=update,
+            external_index=external_index, swap=swap or [], progress=update,
         )  # fmt: skip
     value = result.model_dump(mode="json", exclude={"decisions"})
     console.emit(value, as_json=as_json, human=views.evaluation)
@@ -125,11 +127,16 @@ def export(
     limit: Limit = None,
     max_new_tokens: MaxNewTokens = 32,
     precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
-    mode: Annotated[str, typer.Option(help="bake beside the base's weights, or fold into them (affine ops).")] = "bake",
+    mode: Annotated[
+        str, typer.Option(help="bake beside the base's weights, fold into them (affine ops), or hot-swap, open to others.")
+    ] = "bake",
     base_onnx: Annotated[Optional[Path], typer.Option(help="Put the adapter into these base graphs.")] = None,
     provider: Provider = None,
     base_model: Annotated[Optional[str], typer.Option(help="How the card calls the base, such as org/name.")] = None,
     base_license: Annotated[Optional[str], typer.Option(help="Licence of the base, for the card.")] = None,
+    layout: Annotated[
+        str, typer.Option(help="For which runtime: onnx (plain files), transformers.js, genai or triton.")
+    ] = "onnx",
     enforce: Annotated[bool, typer.Option("--enforce", help="Have the graph itself force a detector's refusals.")] = False,
     external_index: ExternalIndex = None,
     allow_wrong_base: WrongBase = False,
@@ -147,8 +154,8 @@ def export(
         result = export_with_documents(
             model, out, adapter or [], data=data, split=split, limit=limit, max_new_tokens=max_new_tokens,
             precision=precision, mode=mode, base_onnx=base_onnx, providers=provider or CPU,
-            allow_wrong_base=allow_wrong_base, enforce=enforce, external_index=external_index, overwrite=overwrite,
-            base_model=base_model, base_license=base_license, progress=say,
+            allow_wrong_base=allow_wrong_base, enforce=enforce, layout=layout, external_index=external_index,
+            overwrite=overwrite, base_model=base_model, base_license=base_license, progress=say,
         )  # fmt: skip
     console.emit(result, as_json=as_json, human=views.export)
 
@@ -161,6 +168,7 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="Adapter or export folder.")],
     model: Annotated[Optional[str], typer.Option(help="Checkpoint, to run parity again.")] = None,
     adapter: Adapters = None,
+    swap: Swap = None,
     external_index: ExternalIndex = None,
     provider: Provider = None,
     as_json: Json = False,
@@ -171,8 +179,9 @@ def verify(
 
     with console.steps() as say:
         result = verify_folder(
-            folder, model, adapter or [], providers=provider or CPU, external_index=external_index, progress=say
-        )
+            folder, model, adapter or [], providers=provider or CPU, external_index=external_index,
+            swap=swap or [], progress=say,
+        )  # fmt: skip
     console.emit(result, as_json=as_json, human=views.verify)
 
 
@@ -185,6 +194,7 @@ def run(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus of sampling.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    swap: Swap = None,
     external_index: ExternalIndex = None,
     provider: Provider = None,
     as_json: Json = False,
@@ -195,7 +205,7 @@ def run(
 
     result = answer(
         folder, prompt, image or [], max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
-        providers=provider or CPU, external_index=external_index,
+        providers=provider or CPU, external_index=external_index, swap=swap or [],
     )  # fmt: skip
     console.emit(result, as_json=as_json, human=views.answers)
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from .branch import Branch
 from .errors import InvalidArtifact, UsageError
+from .gating import GatedOp
 from .manifest import AdapterInfo, DetectorInfo
 from .ops import Op, get_op
-from .sites import Phase, Scope, Site
+from .sites import Gating, Phase, Scope, Site
 from .updates import WeightUpdate
 
 
@@ -30,6 +31,7 @@ class Intervention:
         scope: which tokens it touches.
         phase: in which phase of generation it acts.
         tensors: the op's parameters by name, on the CPU.
+        gate: for how long the decision of the op's gate stands, see :mod:`.gating`.
     """
 
     op: str
@@ -37,6 +39,7 @@ class Intervention:
     scope: Scope
     phase: Phase
     tensors: Mapping[str, Tensor]
+    gate: Gating = "per-token"
 
     def __post_init__(self) -> None:
         wanted = self.make_op().params
@@ -50,6 +53,23 @@ class Intervention:
                 raise InvalidArtifact(
                     f"Parameter {name} of {self.op} at {self.site} holds NaN or infinity.", "Fit the adapter again."
                 )
+        if self.gate == "held" and (obstacle := self._cannot_hold()):
+            raise InvalidArtifact(
+                f"The gate of {self.op} at {self.site} cannot be held: {obstacle}.", "Use a gate per token."
+            )
+
+    def _cannot_hold(self) -> str | None:
+        """Why a decision made at prefill cannot be held through the answer; None if it can."""
+        op = self.make_op()
+        if not isinstance(op, GatedOp):
+            return "the op has no gate"
+        if op.runtime_inputs:
+            return f"the op reads {', '.join(op.runtime_inputs)}, which exists at prefill only"
+        if self.phase == "prefill":
+            return "the op acts at prefill only, and the KV cache carries what it did"
+        if self.site.kind in ("vision", "projector"):
+            return "pictures are read at prefill only"
+        return None
 
     def make_op(self) -> Op:
         """A fresh instance of the op (it has no state)."""

@@ -32,6 +32,7 @@ class _TwoSubspaces(Op):
     """Shared shape: both corrections are read off the same state and combined."""
 
     params = ("visual_basis", "visual_mean", "textual_basis", "textual_mean", "alpha")
+    ranked = ("visual_basis", "textual_basis")
 
     def invariant(self, before: Hidden, after: Hidden, scope: Mask, *tensors: Tensor) -> Tensor:
         """Nothing is changed outside the two subspaces."""
@@ -104,6 +105,7 @@ class BenignInjection(Op):
 
     name = "BenignInjection"
     params = ("basis", "benign", "beta")
+    ranked = ("basis",)
 
     def forward(self, hidden: Hidden, scope: Mask, basis: Tensor, benign: Tensor, beta: Tensor) -> tuple[Tensor]:
         x = hidden.float()

@@ -138,8 +138,9 @@ def require_hashes(folder: Path, files: dict[str, str]) -> None:
     """
     for name, digest in sorted(files.items()):
         path = folder / name
-        if path.is_symlink() or not path.is_file():
-            what = "is a link" if path.is_symlink() else "is missing"
+        linked = any(step.is_symlink() for step in (path, *path.parents) if step.is_relative_to(folder) and step != folder)
+        if linked or not path.is_file():
+            what = "is a link" if linked else "is missing"
             raise InvalidArtifact(f"{path} {what}.", "Get a complete copy of the folder, made of plain files.")
         if sha256_file(path) != digest:
             raise InvalidArtifact(f"{path} was changed or truncated.", "Get the folder again from its source.")

@@ -6,29 +6,30 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .ops import Hidden, Mask, Op, project
+from .gating import GatedOp
+from .ops import Hidden, Mask, project
 
 
-def _margin(x: Hidden, mean: Tensor, gate: Tensor, threshold: Tensor) -> Float[Tensor, "batch"]:
-    """(h_last − μ)·w − τ: the gate is open where this is positive."""
-    return (x[:, -1] - mean) @ gate - threshold
+class _SubspaceGate(GatedOp):
+    """Shared shape of the gated variants: (h_last − μ)·w − τ opens the gate."""
 
-
-class _Gated(Op):
-    """Shared shape of the gated variants: a push inside the subspace where the gate is open."""
-
-    extras = ("score",)
+    ranked = ("basis",)
 
     def forced_open(self) -> dict[str, float]:
         return {"threshold": -1e30}
 
-    def _push(self, hidden: Hidden, scope: Mask, push: Tensor, score: Tensor) -> Tensor:
+    def margin(self, hidden: Hidden, *tensors: Tensor) -> Float[Tensor, "batch"]:
+        _, mean, gate, threshold, *_ = tensors
+        x = hidden[:, -1]
+        return ((x if x.dtype == torch.float64 else x.float()) - mean) @ gate - threshold
+
+    def _push(self, hidden: Hidden, scope: Mask, push: Tensor, margin: Tensor) -> Tensor:
         x = hidden.float()
-        gate = (score > 0)[:, None, None]
-        return torch.where((scope > 0) & gate, x + push, x).to(hidden.dtype)
+        opened = (margin > 0)[:, None, None]
+        return torch.where((scope > 0) & opened, x + push, x).to(hidden.dtype)
 
 
-class GatedSteering(_Gated):
+class GatedSteering(_SubspaceGate):
     """h + α g P h (``steer``)."""
 
     name = "GatedSteering"
@@ -36,13 +37,16 @@ class GatedSteering(_Gated):
 
     def forward(
         self, hidden: Hidden, scope: Mask, basis: Tensor, mean: Tensor, gate: Tensor, threshold: Tensor, alpha: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        x = hidden.float()
-        score = _margin(x, mean, gate, threshold)
-        return self._push(hidden, scope, alpha * project(x, basis), score), score
+    ) -> tuple[Tensor, ...]:
+        tensors = (basis, mean, gate, threshold, alpha)
+        return self.act(hidden, scope, self.margin(hidden, *tensors), *tensors)
+
+    def act(self, hidden: Hidden, scope: Mask, margin: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        basis, _, _, _, alpha = tensors
+        return self._push(hidden, scope, alpha * project(hidden.float(), basis), margin), margin
 
 
-class TargetSteering(_Gated):
+class TargetSteering(_SubspaceGate):
     """h + g P(α·target − (h − μ)), target being relative to μ (``target``)."""
 
     name = "TargetSteering"
@@ -58,19 +62,23 @@ class TargetSteering(_Gated):
         threshold: Tensor,
         alpha: Tensor,
         target: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        x = hidden.float()
-        score = _margin(x, mean, gate, threshold)
-        return self._push(hidden, scope, project(alpha * target - (x - mean), basis), score), score
+    ) -> tuple[Tensor, ...]:
+        tensors = (basis, mean, gate, threshold, alpha, target)
+        return self.act(hidden, scope, self.margin(hidden, *tensors), *tensors)
 
-    def invariant(self, before: Hidden, after: Hidden, scope: Mask, *tensors: Tensor) -> Tensor:
-        basis, mean, gate, threshold, alpha, target = (tensor.double() for tensor in tensors)
-        opened = _margin(before.double(), mean, gate, threshold) > 0
+    def act(self, hidden: Hidden, scope: Mask, margin: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        basis, mean, _, _, alpha, target = tensors
+        push = project(alpha * target - (hidden.float() - mean), basis)
+        return self._push(hidden, scope, push, margin), margin
+
+    def kept(self, before: Hidden, after: Hidden, scope: Mask, margin: Tensor, *tensors: Tensor) -> Tensor:
+        basis, mean, _, _, alpha, target = (tensor.double() for tensor in tensors)
         left = (after.double() - mean - alpha * target) @ basis
-        return (left * ((scope > 0) & opened[:, None, None])).abs().max() / (before.double() - mean).norm(dim=-1).max()
+        opened = (margin > 0)[:, None, None]
+        return (left * ((scope > 0) & opened)).abs().max() / (before.double() - mean).norm(dim=-1).max()
 
 
-class SupervisedSteering(_Gated):
+class SupervisedSteering(_SubspaceGate):
     """h + g P(α(x − μ) − (h − μ)), x the text-only state of the same query (``supervised``).
 
     ``state`` is the last-position input of the op: run the text-only prompt first, then hand its
@@ -92,8 +100,12 @@ class SupervisedSteering(_Gated):
         gate: Tensor,
         threshold: Tensor,
         alpha: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
+        tensors = (basis, mean, gate, threshold, alpha)
+        return self.act(hidden, scope, self.margin(hidden, *tensors), reference, *tensors)
+
+    def act(self, hidden: Hidden, scope: Mask, margin: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        reference, basis, mean, _, _, alpha = tensors
         x = hidden.float()
-        score = _margin(x, mean, gate, threshold)
         push = project(alpha * (reference.float()[:, None] - mean) - (x - mean), basis)
-        return self._push(hidden, scope, push, score), score, x[:, -1]
+        return self._push(hidden, scope, push, margin), margin, x[:, -1]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
 
 from .errors import InvalidArtifact
-from .sites import Phase, Scope
+from .sites import Gating, Phase, Scope
 
 if TYPE_CHECKING:
     from .protocols import Example
@@ -51,6 +51,7 @@ class InterventionSpec(Strict):
     index_base: Literal[0] = 0
     scope: Scope
     phase: Phase
+    gate: Gating = "per-token"
     tensors: dict[str, TensorSpec]
 
 

@@ -37,6 +37,7 @@ class Op(nn.Module, ABC):
         detects: leaves the hidden state as it is; its extra ``risk`` [batch] is the log-odds of harm.
         observes: leaves the hidden state as it is; only its extras matter.
         plain_extras: graph outputs bear the bare names of its extras, so a model holds one op with these.
+        ranked: parameters [d_model, rank] whose rank may differ between adapters for one graph.
     """
 
     name: ClassVar[str]
@@ -46,6 +47,7 @@ class Op(nn.Module, ABC):
     detects: ClassVar[bool] = False
     observes: ClassVar[bool] = False
     plain_extras: ClassVar[bool] = False
+    ranked: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)

@@ -13,6 +13,7 @@ class SubspaceProjection(Op):
     """h − β P(h − μ); with β = 1 nothing of h − μ is left in the subspace."""
 
     name = "SubspaceProjection"
+    ranked = ("basis",)
     params = ("basis", "mean", "beta")
 
     def forward(self, hidden: Hidden, scope: Mask, basis: Tensor, mean: Tensor, beta: Tensor) -> tuple[Tensor]:

@@ -56,7 +56,8 @@ def save_adapter(adapter: Adapter, folder: Path, *, overwrite: bool = False) -> 
 
     interventions = tuple(
         InterventionSpec(
-            op=item.op, site=str(item.site), scope=item.scope, phase=item.phase, tensors=keep(str(index), item.tensors)
+            op=item.op, site=str(item.site), scope=item.scope, phase=item.phase, gate=item.gate,
+            tensors=keep(str(index), item.tensors),
         )
         for index, item in enumerate(adapter.interventions)
     )
@@ -132,7 +133,7 @@ def load_adapter(folder: Path) -> Adapter:
         return Adapter(
             manifest.info,
             tuple(
-                Intervention(spec.op, Site.parse(spec.site), spec.scope, spec.phase, named(spec.tensors))
+                Intervention(spec.op, Site.parse(spec.site), spec.scope, spec.phase, named(spec.tensors), spec.gate)
                 for spec in manifest.interventions
             ),
             attachments,
@@ -183,7 +184,8 @@ def adapter_card(adapter: Adapter) -> str:
     """The adapter folder's README: what it is, for which base, from which data."""
     info = adapter.info
     rows = "\n".join(
-        f"| {index} | `{item.site}` | `{item.op}` | {item.scope} | {item.phase} | "
+        f"| {index} | `{item.site}` | `{item.op}` | {item.scope} | {item.phase}"
+        f"{', gate held' if item.gate == 'held' else ''} | "
         + ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in sorted(item.tensors.items()))
         + " |"
         for index, item in enumerate(adapter.interventions)

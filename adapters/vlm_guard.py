@@ -50,7 +50,7 @@ from .adapter import Adapter, Intervention
 from .errors import UsageError
 from .manifest import AdapterInfo, describe_data, library_versions
 from .protocols import Example, StateSource
-from .sites import Phase, Scope, Site
+from .sites import Gating, Phase, Scope, Site
 from .statistics import Moments, top_directions
 
 Variant = Literal["orthogonal", "steer", "supervised", "target"]
@@ -143,6 +143,8 @@ class VLMGuard:
         alpha: α, the strength.
         false_positive_rate: share of harmless calibration records whose gate may open, per layer.
         scope, phase: which tokens, and when.
+        hold: keep the prompt's decision while the answer is generated, instead of deciding per token; for phases
+            that reach beyond prefill.
     """
 
     variant: Variant = "steer"
@@ -154,6 +156,7 @@ class VLMGuard:
     false_positive_rate: float = 0.02
     scope: Scope = "last"
     phase: Phase = "prefill"
+    hold: bool = False
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -163,6 +166,11 @@ class VLMGuard:
         if self.variant == "supervised" and self.phase != "prefill":
             raise UsageError(
                 "The supervised variant has its second branch at prefill only.", "Leave out --phase or use prefill."
+            )
+        if self.hold and (self.variant == "orthogonal" or self.phase == "prefill"):
+            why = "has no gate" if self.variant == "orthogonal" else "acts at prefill only"
+            raise UsageError(
+                f"There is no decision to hold: the adapter {why}.", "Leave out --hold, or choose --phase both."
             )
 
     def fit(
@@ -229,7 +237,8 @@ class VLMGuard:
             if self.variant == "target":
                 more["target"] = target
         tensors = {name: tensor.to(torch.float32).contiguous() for name, tensor in {**tensors, **more}.items()}
-        return Intervention(op, Site.block(layer), self.scope, self.phase, tensors)
+        gating: Gating = "held" if self.hold else "per-token"
+        return Intervention(op, Site.block(layer), self.scope, self.phase, tensors, gating)
 
 
 def _used(records: Sequence[Example]) -> list[Example]:

@@ -27,11 +27,12 @@ from safetykit.adapters.branch import Branch
 from safetykit.adapters.sites import Site
 from safetykit.export.base import export_graph, save_graph
 from safetykit.export.blocks import block_evaluations
-from safetykit.export.causal import decoder_spec
 from safetykit.export.fork import fork
 from safetykit.export.latency import interleave, median_ratio
 from safetykit.export.residual import find_residual_stream
 from safetykit.export.sessions import open_session
+from safetykit.export.specs import decoder_spec
+from safetykit.toolkit.families import Family
 
 BASE, FORKED = "decoder.onnx", "forked.onnx"
 _PAUSE = 0.02  # seconds; as in export/latency.py
@@ -50,7 +51,7 @@ def write_graphs(folder: Path, options: argparse.Namespace) -> None:
         max_position_embeddings=4096,
     )
     model = LlamaForCausalLM(config).eval()
-    save_graph(export_graph(decoder_spec(model.model, model.lm_head), "fp32"), folder / BASE)
+    save_graph(export_graph(decoder_spec(model, Family()), "fp32"), folder / BASE)
     graph = ir.load(folder / BASE)
     tensors = {"weight": torch.randn(options.width), "bias": torch.tensor(0.0)}
     branch = Branch("FusedProjection", Site.block(options.safety), Site.block(options.fused), tensors)

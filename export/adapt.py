@@ -21,11 +21,24 @@ from .bake import Placed, bake
 from .base import graph_info
 from .detector import install_detector
 from .fork import fork
-from .layout import GRAPHS, LAYOUT, BranchInfo, ExportManifest, Graph, InterventionInfo, Mode, write_manifest
+from .gates import GateState
+from .layout import (
+    GRAPHS,
+    LAYOUT,
+    BranchInfo,
+    ExportManifest,
+    Graph,
+    InterventionInfo,
+    Mode,
+    ParameterInfo,
+    write_manifest,
+)
+from .lowrank import LowRank, add_terms, split_terms
 from .residual import find_residual_stream
 from .retrieval import write_captions
+from .swappable import describe_parameters, every_update, open_parameters, require_swappable, write_adapter_files
 from .taps import graph_of
-from .updates import LayerUpdate, merge_biases, update_graph
+from .updates import LayerUpdate, merge_biases, mergeable, update_graph
 
 _INLINE_BYTES = 256  # as in the base graphs: shapes and scalars must stay readable without the data file
 
@@ -44,6 +57,7 @@ def adapt(
     *,
     mode: Mode = "bake",
     enforce: bool = False,
+    gate_state: GateState = "inputs",
 ) -> ExportManifest:
     """Put ``adapters`` into the base graphs in ``folder``: weights, then interventions, then the branch that runs both.
 
@@ -52,6 +66,7 @@ def adapt(
         layers: what the adapters' weight updates come to; see :func:`plan_updates`.
         mode: noted in the manifest.
         enforce: have the decoder force the logits of requests that the detector refuses.
+        gate_state: how held gates get their decision back; see :mod:`.gates`.
 
     Returns:
         The new manifest, as written.
@@ -65,22 +80,35 @@ def adapt(
         raise UsageError("There is nothing to bake: no intervention was given.", "Pass at least one adapter.")
     if enforce and detector is None:
         raise UsageError("There is no detector whose refusal could be enforced.", "Give one, or leave out --enforce.")
+    swappable = mode == "hot-swap"
+    if swappable:
+        require_swappable(placed)
+    values, terms = split_terms(layers, every_update(adapters)) if swappable else (tuple(layers), ())
+    parameters: list[ParameterInfo] = []
     graphs = dict(base.graphs)
     for name in GRAPHS:
         mine = [one for one in placed if graph_of(one.item.site) == name]
         decides = name == "decoder" and detector is not None
-        updated = [layer for layer in layers if layer.graph == name]
-        if not mine and not decides and not updated:
+        updated = [layer for layer in values if layer.graph == name]
+        if not (mine or decides or updated or any(term.layer.graph == name for term in terms)):
             continue
-        model = update_graph(ir.load(folder / LAYOUT.graph(name)), name, updated)
+        model = ir.load(folder / LAYOUT.graph(name))
+        if not swappable:
+            updated, terms = _keep_apart(model, updated, adapters)
+        update_graph(model, name, updated)
         stream = find_residual_stream(model) if decides and branch else None
         if mine:
-            bake(model, name, mine)
+            bake(model, name, mine, swappable=swappable, gate_state=gate_state)
         merge_biases(model)
+        add_terms(model, name, terms)
         if stream and branch:
             fork(model, stream, branch, mine)
         if decides and detector:
             install_detector(model, detector, enforce=enforce)
+        if swappable:
+            found = describe_parameters(model, name, mine, updated, terms, branch if decides else None)
+            open_parameters(model, found)
+            parameters += found
         save_adapted(model, folder, name)
         graphs[name] = graph_info(model)
     changes = {
@@ -88,13 +116,30 @@ def adapt(
         "graphs": graphs,
         "adapters": tuple(adapter.info for adapter in adapters),
         "interventions": tuple(_describe(one, adapters) for one in placed),
+        "parameters": tuple(parameters),
+        "gate_state": gate_state if any(one.item.gate == "held" for one in placed) else None,
         "updates": tuple(f"{layer.layer}.{leaf}" for layer in layers for leaf in layer.new),
         "branch": _describe_branch(adapters, base.base.n_layers),
         "detector": detector,
         "enforce": enforce,
         "retrieval": _keep_captions(adapters, folder),
     }
-    return write_manifest(base.model_copy(update=changes), folder)
+    manifest = base.model_copy(update=changes)
+    write_adapter_files(folder, manifest)
+    return write_manifest(manifest, folder)
+
+
+def _keep_apart(
+    model: ir.Model, updated: Sequence[LayerUpdate], adapters: Sequence[Adapter]
+) -> tuple[list[LayerUpdate], tuple[LowRank, ...]]:
+    """Weights that are quantised, or packed with others, stay as they are: low-rank updates of them stand beside them,
+    in full precision. Merged into a quantised weight they would be rounded with it, and be another update."""
+    values: list[LayerUpdate] = []
+    apart: list[LayerUpdate] = []
+    for layer in updated:
+        (values if mergeable(model.graph, layer) else apart).append(layer)
+    others, terms = split_terms(apart, every_update(adapters))
+    return [*values, *others], terms
 
 
 def copy_base(base: Path, folder: Path, manifest: ExportManifest) -> None:
@@ -140,6 +185,7 @@ def _describe(one: Placed, adapters: Sequence[Adapter]) -> InterventionInfo:
         scope=one.item.scope,
         phase=one.item.phase,
         graph=graph_of(one.item.site),
+        gate=one.item.gate,
         extras=op.extras,
         runtime_inputs=op.runtime_inputs,
     )

@@ -24,8 +24,12 @@ def answer(
     seed: int = 0,
     providers: Sequence[str] = CPU,
     external_index: Path | None = None,
+    swap: Sequence[Path] = (),
 ) -> list[dict[str, Any]]:
     """Generate with an export; one picture serves all prompts, or there is one for each.
+
+    Args:
+        swap: what a hot-swap export is to run with instead of its own adapters; see :meth:`OnnxVLM.swap`.
 
     Returns:
         JSON-able, per prompt: ``prompt``, ``text``, ``tokens``, ``scores`` and ``refused``; with a detector also
@@ -43,10 +47,12 @@ def answer(
         pictures *= len(prompts)
     requests = [Request(prompt, pictures[at] if pictures else None) for at, prompt in enumerate(prompts)]
     model = OnnxVLM.from_pretrained(folder, providers, index=external_index)
+    if swap:
+        model.swap(*swap)
     answers = model.generate(
         requests, max_new_tokens, do_sample=temperature > 0, temperature=temperature or 1.0, top_p=top_p, seed=seed
     )
-    detector = model.manifest.detector
+    detector = model.detector
     retrieved = model.retrieved(pictures) if model.retriever and pictures else [()] * len(prompts)
     found = []
     for prompt, item, texts in zip(prompts, answers, retrieved, strict=True):

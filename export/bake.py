@@ -8,6 +8,8 @@ The pass adds, and never rewrites, nodes of the base graph; the base's weights f
 - A detecting op leaves the stream alone; its log-odds of harm become the output ``risk_score``.
 - The scope mask is one node per distinct scope and phase. ``vision_mask`` [batch, sequence] bool is
   an input of the decoder only when a scope asks for it.
+- A gate that is held gets its earlier decision back in one of two ways, see :mod:`.gates`.
+- Where parameters are to be swappable, the ops are traced for any rank; see :mod:`.hotswap`.
 - With per-call tensors, ``safetykit.enabled`` (float, 1 by default) turns the graph's ops off for
   one run when fed 0.
 """
@@ -29,6 +31,7 @@ from ..adapters.errors import SafetykitError, UnsupportedGraph, UsageError
 from ..adapters.sites import Phase, Scope, Site
 from .building import GraphBuilder
 from .functions import OpFunction, mask_function, op_function
+from .gates import GateState, HeldGates
 from .layout import Graph
 from .residual import DOMAIN, ResidualStream, find_residual_stream, require_unadapted
 from .taps import Tap, decoder_tap, graph_of, vision_tap
@@ -49,18 +52,27 @@ class Placed:
         return f"{DOMAIN}.{self.index}.{part}"
 
 
-def bake(model: ir.Model, graph: Graph, placed: Sequence[Placed]) -> ir.Model:
+def bake(
+    model: ir.Model,
+    graph: Graph,
+    placed: Sequence[Placed],
+    *,
+    swappable: bool = False,
+    gate_state: GateState = "inputs",
+) -> ir.Model:
     """Put interventions into ``model`` in place and return it.
 
     Args:
         graph: which of the three graphs ``model`` is.
         placed: the interventions whose sites lie in it; at one site the earlier one acts first.
+        swappable: leave the ranks of the parameters open, for :mod:`.hotswap`.
+        gate_state: how held gates get their decision back.
 
     Raises:
         UsageError: a site does not exist, or a scope or phase can never apply there.
         UnsupportedGraph: the graph is adapted already or is not understood.
     """
-    return raising_causes(BakePass(graph, placed), model)
+    return raising_causes(BakePass(graph, placed, swappable=swappable, gate_state=gate_state), model)
 
 
 def raising_causes(surgery: InPlacePass, model: ir.Model) -> ir.Model:
@@ -82,9 +94,12 @@ class BakePass(InPlacePass):
     exactly once. Graphs with operators that only ONNX Runtime knows are left to its own loading check.
     """
 
-    def __init__(self, graph: Graph, placed: Sequence[Placed]) -> None:
+    def __init__(
+        self, graph: Graph, placed: Sequence[Placed], *, swappable: bool = False, gate_state: GateState = "inputs"
+    ) -> None:
         super().__init__()
         self.graph_name, self.placed = graph, tuple(placed)
+        self._swappable, self._gate_state = swappable, gate_state
         self._stream: ResidualStream | None = None
         self._standard = True
 
@@ -103,7 +118,7 @@ class BakePass(InPlacePass):
         self._standard = passes_checker(model)
 
     def call(self, model: ir.Model) -> PassResult:
-        builder = _Builder(model, self._stream, self.placed)
+        builder = _Builder(model, self._stream, self.placed, swappable=self._swappable, gate_state=self._gate_state)
         groups: dict[Site, list[Placed]] = {}
         for one in self.placed:
             groups.setdefault(one.item.site, []).append(one)
@@ -114,6 +129,8 @@ class BakePass(InPlacePass):
                 value = builder.apply(one, value)
             if value is not tap.value:
                 tap.replace(value)
+        if builder.gates:
+            builder.gates.close()
         TopologicalSortPass()(model)
         return PassResult(model, modified=True)
 
@@ -173,9 +190,19 @@ def add_risk(graph: ir.Graph, risk: ir.Value) -> None:
 class _Builder(GraphBuilder):
     """Puts ops into one graph."""
 
-    def __init__(self, model: ir.Model, stream: ResidualStream | None, placed: Sequence[Placed]) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        stream: ResidualStream | None,
+        placed: Sequence[Placed],
+        *,
+        swappable: bool,
+        gate_state: GateState,
+    ) -> None:
         super().__init__(model)
-        self.stream = stream
+        self.stream, self.swappable = stream, swappable
+        held = [one.index for one in placed if one.item.gate == "held"]
+        self.gates = HeldGates(self, gate_state, held, stream.n_layers) if stream and held else None
         self.switched = any(one.item.make_op().runtime_inputs for one in placed)
         self.masks: dict[tuple[Scope, Phase], ir.Value] = {}
         self.functions: dict[tuple[object, ...], OpFunction] = {}
@@ -192,6 +219,7 @@ class _Builder(GraphBuilder):
         arguments = [
             hidden,
             self.past_length() if op.detects else self.mask(one.item, hidden),
+            *([self.gates.decides(), self.gates.held(one.index)] if self.gates and one.item.gate == "held" else []),
             *(self.input(one.name(name), ir.DataType.FLOAT, ["batch", hidden.shape[2]]) for name in op.runtime_inputs),
             *(
                 self.constant(one.name(name), tensor.numpy(force=True))
@@ -199,10 +227,13 @@ class _Builder(GraphBuilder):
             ),
         ]
         shapes = (tuple(tensor.shape) for tensor in one.item.arguments())
-        key = (op.name, hidden.dtype, hidden.shape[2], *shapes)
+        key = (op.name, one.item.gate, hidden.dtype, hidden.shape[2], *shapes)
         if key not in self.functions:
-            self.functions[key] = self.register(op_function(one.item, hidden, self.opset))
+            made = op_function(one.item, hidden, self.opset, swappable=self.swappable)
+            self.functions[key] = self.register(made)
         results = self.call(self.functions[key], arguments, one.name("op"))
+        if self.gates and one.item.gate == "held":
+            self.gates.decided(one.index, results[1 + op.extras.index("score")])
         if op.detects:
             add_risk(self.graph, results[0])
             return hidden

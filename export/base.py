@@ -11,7 +11,7 @@ import io
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,9 +23,8 @@ from torch import nn
 
 from ..adapters.files import CONFIGURATION_FILES, atomic_folder
 from ..adapters.manifest import BaseInfo
-from .causal import kv_shape
-from .families import GraphSpec, compute_dtype, family_of
-from .layout import GRAPHS, LAYOUT, ExportManifest, GraphInfo, Precision, write_manifest
+from .layout import GRAPHS, LAYOUT, ExportManifest, Graph, GraphInfo, Precision, write_manifest
+from .specs import GraphSpec, graph_specs, kv_shape
 
 if TYPE_CHECKING:
     from ..toolkit.vlm import VLM
@@ -56,11 +55,22 @@ def export_base(
         return write_base(vlm, work, precision, progress)
 
 
-def write_base(vlm: VLM, folder: Path, precision: Precision, progress: Progress | None = None) -> ExportManifest:
-    """Write graphs, configuration files and manifest into the empty ``folder``."""
-    specs = family_of(vlm.model).build(vlm.model)
+def write_base(
+    vlm: VLM,
+    folder: Path,
+    precision: Precision,
+    progress: Progress | None = None,
+    *,
+    wanted: Sequence[Graph] = GRAPHS,
+) -> ExportManifest:
+    """Write graphs, configuration files and manifest into the empty ``folder``.
+
+    Args:
+        wanted: which of the graphs; the caller brings the others.
+    """
+    specs = graph_specs(vlm.model)
     graphs = {}
-    for name in GRAPHS:
+    for name in wanted:
         if progress:
             progress(f"exporting {name}")
         model = export_graph(specs[name], precision)
@@ -82,6 +92,7 @@ def write_base(vlm: VLM, folder: Path, precision: Precision, progress: Progress 
         n_kv_heads=heads,
         head_dim=head_dim,
         image_token_id=vlm.inputs.image_token_id,
+        family=vlm.inputs.family.name,
         graphs=graphs,
         versions=versions(),
     )
@@ -94,7 +105,7 @@ def export_graph(spec: GraphSpec, precision: Precision) -> ir.Model:
     Inner values named by ``spec.taps`` keep those names and are not outputs.
     """
     dtype = DTYPES[precision]
-    module = spec.module if compute_dtype(spec.module) == dtype else _converted(spec.module, dtype)
+    module = spec.module if _dtype(spec.module) == dtype else _converted(spec.module, dtype)
     with quiet_export():
         program = torch.onnx.export(
             module.eval(),
@@ -116,12 +127,22 @@ def export_graph(spec: GraphSpec, precision: Precision) -> ir.Model:
     return model
 
 
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next(p.dtype for p in module.parameters() if p.is_floating_point())
+
+
 def _converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    # Parameters only: `module.half()` would also round buffers such as rotary frequencies.
-    copied = copy.deepcopy(module)
-    for parameter in copied.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
+    # Parameters only: `module.half()` would also round buffers such as rotary frequencies. The copy shares them all
+    # at first, so that no second copy in the old precision is made.
+    old = {id(parameter): parameter for parameter in module.parameters()}
+    new: dict[int, nn.Parameter] = {}
+    copied = copy.deepcopy(module, dict(old))
+    for part in copied.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None and parameter.is_floating_point():
+                if id(parameter) not in new:
+                    new[id(parameter)] = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
+                part._parameters[name] = new[id(parameter)]  # tied weights stay tied
     return copied
 
 

@@ -16,7 +16,9 @@ def cache_readers(graph: ir.Graph) -> list[tuple[int, bool]]:
     for value in graph.inputs:
         parts = str(value.name).split(".")
         if parts[0] == "past_key_values" and parts[-1] == "key":
-            readers = [node for node in value.consumers() if node.op_type != "Shape"]
+            # a layer that keeps gates is none that attention reads
+            nodes = [node for node in value.consumers() if not str(node.name).startswith("safetykit.gates")]
+            readers = [node for node in nodes if node.op_type != "Shape"]
             found += [(int(parts[1]), node.graph is not graph) for node in readers]
     return found
 

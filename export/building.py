@@ -39,6 +39,19 @@ class GraphBuilder:
             self._past_length = self.node("Squeeze", [length], ir.DataType.INT64, [])
         return self._past_length
 
+    def new_tokens(self) -> ir.Value:
+        """Number of tokens in this call, an int64 scalar."""
+        return self.node("Squeeze", [self._size(self._fed(), 1)], ir.DataType.INT64, [])
+
+    def rows(self) -> ir.Value:
+        """Number of rows of this call's batch, int64 [1]."""
+        return self._size(self._fed(), 0)
+
+    def _fed(self) -> ir.Value:
+        """The tokens of this call, [batch, sequence, …]."""
+        inputs = {value.name: value for value in self.graph.inputs}
+        return inputs["inputs_embeds"] if "inputs_embeds" in inputs else inputs["input_ids"]
+
     def _size(self, value: ir.Value, axis: int) -> ir.Value:
         return self.node("Shape", [value], ir.DataType.INT64, [1], {"start": axis, "end": axis + 1})
 

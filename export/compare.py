@@ -83,26 +83,42 @@ class LogitsGap:
     forced: Gap | None = None
 
 
-def parity_requests(records: Sequence[Record] = (), opened: Collection[str] = ()) -> dict[str, list[Request]]:
+def parity_requests(
+    records: Sequence[Record] = (), opened: Collection[str] = (), *, several: bool = False
+) -> dict[str, list[Request]]:
     """Batches of requests by what they are: one and four rows, with pictures, without, and mixed.
 
     Rows of a batch differ in length, so that they are padded, and half of them open a gate if any do.
 
     Args:
         opened: ids of records known to open a gate; by default harmful ones are taken to.
+        several: add a batch with two pictures in a prompt, and pictures of other sizes.
     """
     opened = opened or {record.id for record in records if record.label == "harmful"}
     texts = [Request(one.prompt) for one in _varied([one for one in records if not one.image], opened)]
     pictured = [Request(one.prompt, one.picture()) for one in _varied([one for one in records if one.image], opened)]
     texts = texts or [Request(prompt) for prompt in _PROMPTS]
     pictured = pictured or [Request(prompt, _noise(seed)) for seed, prompt in enumerate(_PROMPTS)]
-    return {
+    found = {
         "1 row, text": texts[:1],
         "1 row, picture": pictured[:1],
         "4 rows padded, text": texts,
         "4 rows padded, pictures": pictured,
         "4 rows padded, mixed": [texts[0], pictured[1], texts[2], pictured[3]],
     }
+    if several:
+        first, second, third = (request.pictures[0] for request in pictured[:3])
+        wide, tall = _stretched(second, 5, 2), _stretched(third, 1, 2)
+        found["3 rows padded, several pictures of other sizes"] = [
+            Request(pictured[0].prompt, (first, wide)),
+            texts[1],
+            Request(pictured[2].prompt, tall),
+        ]
+    return found
+
+
+def _stretched(picture: Image.Image, across: int, down: int) -> Image.Image:
+    return picture.resize((picture.width * across // 2, picture.height * down // 2))
 
 
 def _varied(records: Sequence[Record], opened: Collection[str]) -> list[Record]:
@@ -136,13 +152,16 @@ def compare_logits(
     state = onnx_vlm.prefill_requests(requests)
     extras = state.extras
     real = inputs.attention_mask.astype(bool)
+    only_last = state.logits.shape[1] < real.shape[1]  # some decoders give no others
     reference = _torch_logits(vlm, requests, steps)
     logits = next(reference)
     forced = None
     if hooks is not None and (rows := hooks.forced_rows()).any():
         forced = Gap.between(logits[rows, -1], state.logits[rows, -1])
         real[rows, -1] = False
-    gap = Gap.between(logits[real], state.logits[real])
+    if only_last:
+        real = real[:, -1:]
+    gap = Gap.between(logits[:, -real.shape[1] :][real], state.logits[real])
     for after in reference:
         state = onnx_vlm.step(state, logits[:, -1].argmax(-1))
         gap = gap.join(Gap.between(after, state.logits))
@@ -159,10 +178,7 @@ def _torch_logits(vlm: VLM, requests: Sequence[Request], steps: int) -> Iterator
     for _ in range(steps):
         tokens = logits[:, -1:].argmax(-1)
         mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
-        positions = mask.sum(1, keepdim=True) - 1
-        logits = vlm.model(
-            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        ).logits
+        logits = vlm.step(tokens, mask, cache)
         yield logits.float().cpu().numpy()
 
 

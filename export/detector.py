@@ -19,7 +19,7 @@ from .bake import RISK
 from .building import GraphBuilder
 from .functions import forcing_function
 from .metadata import THRESHOLD, TOKEN, read_metadata, write_metadata
-from .residual import DOMAIN
+from .residual import DOMAIN, head_output
 
 _ENFORCE = f"{DOMAIN}.enforce"
 
@@ -49,7 +49,8 @@ def install_detector(model: ir.Model, detector: DetectorInfo, *, enforce: bool) 
     model.metadata_props.update(write_metadata(detector))
     if not enforce:
         return
-    builder, logits = GraphBuilder(model), outputs["logits"]
+    builder, logits = GraphBuilder(model), head_output(outputs["logits"])
+    readers = tuple(logits.uses())  # listed now: the forcing itself reads the value too
     function = builder.register(forcing_function(logits, builder.opset))
     arguments = [
         logits,
@@ -58,9 +59,12 @@ def install_detector(model: ir.Model, detector: DetectorInfo, *, enforce: bool) 
         builder.constant(TOKEN, np.array(detector.refusal_token, np.int64)),
     ]
     (forced,) = builder.call(function, arguments, _ENFORCE)
-    at = list(model.graph.outputs).index(logits)
-    logits.name, forced.name, forced.shape = f"{DOMAIN}.logits", "logits", logits.shape
-    model.graph.outputs[at] = forced
+    forced.shape = logits.shape
+    for node, index in readers:
+        node.replace_input_with(index, forced)
+    if logits is outputs["logits"]:
+        logits.name, forced.name = f"{DOMAIN}.logits", "logits"
+        model.graph.outputs[list(model.graph.outputs).index(logits)] = forced
     TopologicalSortPass()(model)
 
 
@@ -72,5 +76,12 @@ def stated_detector(model: ir.Model) -> StatedDetector | None:
     node = next((node for node in model.graph if node.name == _ENFORCE), None)
     if node is None:
         return StatedDetector(info, None)
-    values = [value.const_value.numpy().item() for value in node.inputs[2:] if value and value.const_value is not None]
+    found = [_held(value) for value in node.inputs[2:] if value is not None]
+    values = [value.const_value.numpy().item() for value in found if value.const_value is not None]
     return StatedDetector(info, (float(values[0]), int(values[1])) if len(values) == 2 else (np.nan, -1))
+
+
+def _held(value: ir.Value) -> ir.Value:
+    """The initializer that a scalar is read from: swappable ones are vectors of one number."""
+    node = value.producer()
+    return node.inputs[0] or value if node is not None and node.op_type == "Squeeze" else value

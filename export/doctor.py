@@ -6,7 +6,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from .sessions import installed_packages, require_one_package
+from .sessions import installed_packages, placement, require_one_package
 
 _PACKAGES = (
     "safetykit",
@@ -24,8 +24,8 @@ _PACKAGES = (
 def examine() -> dict[str, Any]:
     """Versions, the ONNX Runtime package in use, and the providers that a session really gets.
 
-    A provider that is listed but does not start is shown with ``False``: ONNX Runtime itself falls
-    back to the CPU without an error.
+    A provider that is listed but does not compute is shown with ``False``: it does not start, or it starts and
+    takes no node. ONNX Runtime itself falls back to the CPU without an error.
 
     Raises:
         UsageError: no ONNX Runtime package is installed, or two that overwrite each other.
@@ -50,17 +50,18 @@ def examine() -> dict[str, Any]:
 
 
 def _starts(provider: str) -> bool:
-    """Whether a session asked for ``provider`` has it."""
+    """Whether a session asked for ``provider`` computes a matrix product with it."""
     import onnxruntime
     from onnx import TensorProto, helper
 
-    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "probe", value[:1], value[1:])
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "x"], ["y"])], "probe", value[:1], value[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[provider])
+        return placement(session) == [("MatMul", provider)]
     except Exception:  # ONNX Runtime's exceptions have no public base class; any of them means it does not start
         return False
-    return provider in session.get_providers()

@@ -24,11 +24,12 @@ from .base import Progress as Say
 from .card import check_card, write_card
 from .comparison import Comparison
 from .figures import FACTS, CardFacts, attachment_name
-from .layout import LAYOUT, Precision, read_manifest
+from .layout import LAYOUT, LayoutName, Precision, read_manifest
 from .parity import ParityReport, check_parity
 from .pipeline import ExportResult, export_onnx
 from .runtime import OnnxVLM
 from .sessions import CPU
+from .swap_check import check_swap
 
 
 def is_export(folder: Path) -> bool:
@@ -56,12 +57,16 @@ def evaluate_model(
     providers: Sequence[str] = CPU,
     allow_wrong_base: bool = False,
     external_index: Path | None = None,
+    swap: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate a checkpoint, with or without adapters, or an export folder.
 
     With ``out``, finished batches are kept beside it until the end, so that an interrupted
     evaluation goes on where it was.
+
+    Args:
+        swap: what a hot-swap export is to run with instead of its own adapters.
 
     Raises:
         UsageError: adapters were given for an export, which holds its own.
@@ -72,10 +77,15 @@ def evaluate_model(
             raise UsageError("An export holds its adapters already.", "Leave out --adapter, or evaluate the checkpoint.")
         onnx_vlm = OnnxVLM.from_pretrained(Path(model), providers, index=external_index)
         identity: list[Any] = [onnx_vlm.manifest.model_dump(mode="json")]
+        if swap:
+            onnx_vlm.swap(*swap)
+            identity.append(onnx_vlm.swapped.digest())  # type: ignore[union-attr]
         source: Any = onnx_vlm
     else:
         from ..toolkit.vlm import VLM
 
+        if swap:
+            raise UsageError("A checkpoint has no adapter to swap.", "Pass it with --adapter.")
         vlm = VLM.from_pretrained(model_path(model))
         vlm.index = CaptionIndex.load(external_index) if external_index else None
         loaded = [load_adapter(folder) for folder in adapters]
@@ -115,6 +125,7 @@ def export_with_documents(
     providers: Sequence[str] = CPU,
     allow_wrong_base: bool = False,
     enforce: bool = False,
+    layout: str = "onnx",
     external_index: Path | None = None,
     overwrite: bool = False,
     base_model: str | None = None,
@@ -125,8 +136,9 @@ def export_with_documents(
     """Export and write evaluation, card and report into the folder before it appears.
 
     Args:
-        mode: ``bake`` or ``fold``.
+        mode: ``bake``, ``fold`` or ``hot-swap``.
         enforce: have the graph itself force a detector's refusals.
+        layout: for which runtime the folder is arranged.
         external_index: what an adapter searches whose index stays outside the graph.
         base_model: how the card calls the base; by default the last part of its path.
         base_license: its licence as the Hugging Face Hub spells it.
@@ -139,8 +151,10 @@ def export_with_documents(
 
     if precision not in get_args(Precision):
         raise UsageError(f"--precision cannot be {precision!r}.", f"It is one of {', '.join(get_args(Precision))}.")
-    if mode not in ("bake", "fold"):
-        raise UsageError(f"--mode cannot be {mode!r}.", "It is one of bake, fold.")
+    if layout not in get_args(LayoutName):
+        raise UsageError(f"--layout cannot be {layout!r}.", f"It is one of {', '.join(get_args(LayoutName))}.")
+    if mode not in ("bake", "fold", "hot-swap"):
+        raise UsageError(f"--mode cannot be {mode!r}.", "It is one of bake, fold, hot-swap.")
     loaded = [item if isinstance(item, Adapter) else load_adapter(item) for item in adapters]
     records = chosen_records(data, split, limit) if data else []
     vlm = VLM.from_pretrained(model_path(model))
@@ -188,6 +202,7 @@ def export_with_documents(
         providers=providers,
         allow_wrong_base=allow_wrong_base,
         enforce=enforce,
+        layout=layout,  # type: ignore[arg-type]
         overwrite=overwrite,
         finish=finish,
         progress=progress,
@@ -207,9 +222,13 @@ def verify_folder(
     *,
     providers: Sequence[str] = CPU,
     external_index: Path | None = None,
+    swap: Sequence[Path] = (),
     progress: Say | None = None,
 ) -> dict[str, Any]:
     """Check an adapter or export folder; with ``model`` and ``adapters``, run parity again.
+
+    Args:
+        swap: adapters whose parity is checked too, in the place of a hot-swap export's own.
 
     Raises:
         InvalidArtifact: a file was changed, or the card says what its data do not say.
@@ -218,12 +237,15 @@ def verify_folder(
     if (folder / ADAPTER_MANIFEST).is_file():
         load_adapter(folder)
         files = len(read_adapter_manifest(folder).files)
-        return {"folder": str(folder), "kind": "adapter", "files": files, "card": None, "parity": None}
+        return {"folder": str(folder), "kind": "adapter", "files": files, "card": None, "parity": None, "swap": None}
     manifest = read_manifest(folder)
     has_card = (folder / LAYOUT.card).is_file()
     if has_card:
         check_card(folder)
     report: ParityReport | None = None
+    swapped: ParityReport | None = None
+    if swap and model is None:
+        raise UsageError("Parity of a swapped adapter needs the checkpoint.", "Pass it with --model.")
     if model is not None:
         from ..toolkit.vlm import VLM
 
@@ -236,21 +258,26 @@ def verify_folder(
                 f"{folder} was exported with {len(manifest.adapters)} other adapter(s) than those given.",
                 "Pass the same adapters in the same order with --adapter.",
             )
+        onnx_vlm = OnnxVLM.from_pretrained(folder, providers, index=vlm.index)
         report = check_parity(
             vlm,
-            OnnxVLM.from_pretrained(folder, providers, index=vlm.index),
+            onnx_vlm,
             loaded,
             unfolded=given if manifest.mode == "fold" else (),
             allow_wrong_base=manifest.wrong_base_allowed,
             progress=progress,
         )
         report.require()
+        if swap:
+            swapped = check_swap(vlm, onnx_vlm, [load_adapter(path) for path in swap], progress=progress)
+            swapped.require()
     return {
         "folder": str(folder),
         "kind": f"export, {manifest.precision}",
         "files": len(manifest.files),
         "card": "checked" if has_card else None,
         "parity": report.model_dump(mode="json") if report else None,
+        "swap": swapped.model_dump(mode="json") if swapped else None,
     }
 
 

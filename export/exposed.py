@@ -7,20 +7,24 @@ A detector changes nothing: of it is asked whether its risk depends on what the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import torch
+from transformers import AutoConfig
 
 from ..adapters.errors import UsageError
+from ..adapters.gating import GatedOp, HeldGate
+from ..toolkit.families import family_or_any
 from .bake import RISK, VISION_MASK, Placed
+from .binding import Session
 from .compare import Gap
-from .layout import LAYOUT, ExportManifest, Graph
+from .layout import ExportManifest, Graph
 from .residual import DOMAIN
-from .sessions import open_session
+from .sessions import CPU, open_session
 from .taps import graph_of
 
 # Magnitudes of random inputs: outliers of this size occur in large models, gates of both signs open.
@@ -35,7 +39,7 @@ class Seen:
     Attributes:
         before, after: hidden state [batch, sequence, d] in the graph's dtype; after a detecting op its risk [batch].
         scope: [batch, sequence, 1]; 1 where the op applies. For a detecting op the past length.
-        runtime: the op's per-call tensors, in order.
+        runtime: the op's per-call tensors, in order; whether the call decides and the held margins, for a held gate.
     """
 
     before: np.ndarray
@@ -47,27 +51,47 @@ class Seen:
 class ExposedGraph:
     """One adapted graph with the inside of its interventions as outputs."""
 
-    def __init__(self, folder: Path, name: Graph, placed: list[Placed], *, forced_open: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: ExportManifest,
+        name: Graph,
+        placed: list[Placed],
+        *,
+        forced_open: bool = False,
+        overrides: Mapping[str, np.ndarray] | None = None,
+        providers: Sequence[str] = CPU,
+    ) -> None:
+        """``overrides`` are fed on every run, instead of the parameters that the graph holds."""
         self.placed = [one for one in placed if graph_of(one.item.site) == name]
         self.by_index = {one.index: one for one in self.placed}
-        model = ir.load(folder / LAYOUT.graph(name))
+        path = folder / manifest.graph_file(name)
+        model = ir.load(path)
         if forced_open:
             self._open_gates(model)
         nodes = {node.name: node for node in model.graph if node.domain == DOMAIN}
+        parameters = {str(value.name) for value in model.graph.inputs}
         present = {value.name for value in model.graph.outputs}
         self._names: dict[int, tuple[str, ...]] = {}
         for one in self.placed:
             if (node := nodes.get(one.name("op"))) is None:
                 continue  # not in the graph: `run` then says nothing about it
-            values = [value for value in (node.inputs[0], node.outputs[0], node.inputs[1]) if value is not None]
+            wanted = [node.inputs[0], node.outputs[0], node.inputs[1]]
+            wanted += node.inputs[2:4] if one.item.gate == "held" else []
+            values = [value for value in wanted if value is not None]
             for value in values:
                 if value.name not in present and not value.is_graph_input():
                     model.graph.outputs.append(value)
                     present.add(value.name)
             self._names[one.index] = tuple(str(value.name) for value in values)
         data = ir.serde.serialize_model(model).SerializeToString()
-        self._session = open_session(data, data_folder=folder)
+        self._session = Session(open_session(data, providers, data_folder=path.parent))
+        self._session.override({key: value for key, value in (overrides or {}).items() if key in parameters})
         self.inputs = self._session.get_inputs()
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        family = family_or_any(config)
+        self.pictures = family.vision_example(config) if name == "vision_encoder" else {}
+        self.further = {one.name: one for one in family.decoder_inputs(config)}
 
     def _open_gates(self, model: ir.Model) -> None:
         for one in self.placed:
@@ -95,35 +119,43 @@ class ExposedGraph:
         seen = {}
         for index, names in self._names.items():
             one = self.by_index[index]
-            before, after, scope = (values[name] for name in names)
-            runtime = tuple(values[one.name(name)] for name in one.item.make_op().runtime_inputs)
+            before, after, scope, *gate = (values[name] for name in names)
+            runtime = (*gate, *(values[one.name(name)] for name in one.item.make_op().runtime_inputs))
             seen[index] = Seen(before, after, scope, runtime)
         return seen
 
 
 def probes(graph: ExposedGraph, manifest: ExportManifest, seed: int = 0) -> Iterator[dict[str, np.ndarray]]:
-    """Random inputs of several magnitudes, at prefill and at decode, text and picture tokens mixed."""
+    """Random inputs of several magnitudes, text and picture tokens mixed: prompts, further tokens, and single ones."""
     random = np.random.default_rng(seed)
     for scale in SCALES:
-        for past in (0, _PAST):
-            yield _probe(graph, manifest, random, scale, past)
+        for past, new in ((0, _SEQUENCE), (_PAST, _SEQUENCE), (_PAST, 1)):
+            yield _probe(graph, manifest, random, scale, past, new)
 
 
 def _probe(
-    graph: ExposedGraph, manifest: ExportManifest, random: np.random.Generator, scale: float, past: int
+    graph: ExposedGraph, manifest: ExportManifest, random: np.random.Generator, scale: float, past: int, new: int
 ) -> dict[str, np.ndarray]:
-    sizes = {"batch": _BATCH, "images": _BATCH, "sequence": _SEQUENCE, "past_sequence": past, "total": past + _SEQUENCE}
+    # GroupQueryAttention continues a prompt by several tokens for one row only.
+    alone = manifest.foreign is not None and manifest.foreign.rows_alone and past > 0 and new > 1
+    batch = 1 if alone else _BATCH
+    sizes = {"batch": batch, "batch_size": batch, "sequence": new, "past_sequence": past, "total": past + new}
     feeds: dict[str, np.ndarray] = {}
     for value in graph.inputs:
-        shape = [sizes[size] if isinstance(size, str) else size for size in value.shape]
+        dtype = np.float16 if value.type == "tensor(float16)" else np.float32
+        if value.name in graph.pictures and value.name != "pixel_values":
+            feeds[value.name] = graph.pictures[value.name]
+            continue
+        if value.name in graph.further:
+            feeds[value.name] = graph.further[value.name].plausible(sizes, dtype)
+            continue
+        known = graph.pictures[value.name].shape if value.name in graph.pictures else value.shape
+        shape = [sizes[size] if isinstance(size, str) else size for size in known]
         if value.name == "attention_mask":
             feeds[value.name] = np.ones(shape, np.int64)
-        elif value.name == "position_ids":
-            feeds[value.name] = np.tile(np.arange(past, past + _SEQUENCE), (_BATCH, 1))
         elif value.name == VISION_MASK:
             feeds[value.name] = random.random(shape) < 0.5
         else:
-            dtype = np.float16 if value.type == "tensor(float16)" else np.float32
             size = scale if value.name in ("inputs_embeds", "pixel_values") else 1.0
             feeds[value.name] = (random.standard_normal(shape) * size).astype(dtype)
     return feeds
@@ -143,7 +175,7 @@ def require_movement(folder: Path, manifest: ExportManifest, placed: list[Placed
         still = [one for one in correctors if graph_of(one.item.site) == name]
         for forced_open in (False, True):
             if still:
-                still = _unmoved(ExposedGraph(folder, name, placed, forced_open=forced_open), manifest, still)
+                still = _unmoved(ExposedGraph(folder, manifest, name, placed, forced_open=forced_open), manifest, still)
         for one in still:
             raise UsageError(
                 f"Intervention {one.index} ({one.item.op} at {one.item.site}, scope {one.item.scope}, phase "
@@ -151,7 +183,7 @@ def require_movement(folder: Path, manifest: ExportManifest, placed: list[Placed
                 "Its parameters may be zero; fit the adapter again.",
             )
     if manifest.detector is not None:
-        graph = ExposedGraph(folder, "decoder", [])
+        graph = ExposedGraph(folder, manifest, "decoder", [])
         risks = np.concatenate([graph.risk(feeds) for feeds in probes(graph, manifest)])
         if np.unique(risks[np.isfinite(risks)]).size < 2:
             raise UsageError(
@@ -171,8 +203,18 @@ def _unmoved(graph: ExposedGraph, manifest: ExportManifest, wanted: list[Placed]
     return list(still.values())
 
 
-def check_ops(folder: Path, manifest: ExportManifest, placed: list[Placed]) -> Iterator[tuple[Placed, Gap, Gap | None]]:
+def check_ops(
+    folder: Path,
+    manifest: ExportManifest,
+    placed: list[Placed],
+    *,
+    overrides: Mapping[str, np.ndarray] | None = None,
+    providers: Sequence[str] = CPU,
+) -> Iterator[tuple[Placed, Gap, Gap | None]]:
     """Each intervention as the graph computes it, on random inputs of several magnitudes.
+
+    Args:
+        overrides: parameters that were swapped in.
 
     Yields:
         The intervention; the error of its result against the op's PyTorch code on the same hidden state
@@ -182,7 +224,7 @@ def check_ops(folder: Path, manifest: ExportManifest, placed: list[Placed]) -> I
     """
     placed = [one for one in placed if not one.item.make_op().observes]  # see export.retrieval
     for name in sorted({graph_of(one.item.site) for one in placed}):
-        graph = ExposedGraph(folder, name, placed)
+        graph = ExposedGraph(folder, manifest, name, placed, overrides=overrides, providers=providers)
         op_gaps: dict[int, Gap] = {}
         invariants: dict[int, Gap] = {}
         for feeds in probes(graph, manifest):
@@ -206,7 +248,14 @@ def _judge(one: Placed, seen: Seen) -> tuple[Gap, Gap | None]:
     before, after, scope, *runtime = (
         torch.from_numpy(array) for array in (seen.before, seen.after, seen.scope, *seen.runtime)
     )
-    expected, *_ = op(before, scope, *runtime, *one.item.arguments())
+    arguments = (*runtime, *one.item.arguments())
+    if one.item.gate == "held" and isinstance(op, GatedOp):
+        held = HeldGate(op)
+        margin = held.margin(before, *arguments)
+        expected, *_ = held(before, scope, *arguments)
+        error = op.kept(before, after, scope, margin, *one.item.arguments())
+    else:
+        expected, *_ = op(before, scope, *arguments)
+        error = op.invariant(before, after, scope, *arguments)
     gap = Gap.between(expected.float().numpy(), seen.after).relative()
-    error = op.invariant(before, after, scope, *runtime, *one.item.arguments())
     return gap, None if error is None else Gap(float(error), 1.0, seen.after.size)

@@ -19,15 +19,16 @@ from ..adapters.adapter import Intervention
 from ..adapters.branch import Branch, BranchOp, get_branch_op
 from ..adapters.errors import UnsupportedGraph
 from ..adapters.forcing import ForcedRefusal
+from ..adapters.gating import GatedOp, HeldGate
 from ..adapters.ops import Op, ScopeMask, get_op
-from ..adapters.sites import Phase, Scope
+from ..adapters.sites import Gating, Phase, Scope
 from .base import quiet_export
 from .residual import DOMAIN
 
 MIN_OPSET = 18
 _DTYPES = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16, ir.DataType.BFLOAT16: torch.bfloat16}
 # Dynamic axes are traced with distinct sizes above 1, so that none is mistaken for a constant.
-_BATCH, _SEQUENCE = 2, 5
+_BATCH, _SEQUENCE, _RANK = 2, 5, 3
 _HIDDEN_AXES = {0: "batch", 1: "sequence"}
 
 
@@ -50,15 +51,19 @@ class OpFunction:
         return OpFunction(self.function.clone(), self.uses, self.outputs)
 
 
-def op_function(item: Intervention, hidden: ir.Value, opset: int) -> OpFunction:
+def op_function(item: Intervention, hidden: ir.Value, opset: int, *, swappable: bool = False) -> OpFunction:
     """The function of ``item``'s op for a hidden state like ``hidden`` [batch, sequence, d].
 
     Arguments in order: hidden, scope mask, runtime inputs [batch, d] float32, stored parameters. A detecting op takes
-    the past length (int64 scalar) instead of the mask, and gives its risk alone: NaN past the prefill.
+    the past length (int64 scalar) instead of the mask, and gives its risk alone: NaN past the prefill. An op whose
+    gate is held takes, after the mask, whether this call decides (bool scalar) and the held margins [batch].
+
+    Args:
+        swappable: leave the ranks of parameters open.
     """
     dtype, width = _describe(hidden)
     params = tuple((tensor.dtype, tuple(tensor.shape)) for tensor in item.arguments())
-    return _trace_op(item.op, dtype, width, params, _require_opset(opset)).copy()
+    return _trace_op(item.op, dtype, width, params, _require_opset(opset), item.gate, swappable).copy()
 
 
 def branch_functions(branch: Branch, hidden: ir.Value, opset: int) -> tuple[OpFunction, OpFunction]:
@@ -99,20 +104,34 @@ def _require_opset(opset: int) -> int:
 
 @functools.lru_cache(maxsize=128)
 def _trace_op(
-    name: str, dtype: torch.dtype, width: int, params: tuple[tuple[torch.dtype, tuple[int, ...]], ...], opset: int
+    name: str,
+    dtype: torch.dtype,
+    width: int,
+    params: tuple[tuple[torch.dtype, tuple[int, ...]], ...],
+    opset: int,
+    gate: Gating,
+    swappable: bool,
 ) -> OpFunction:
     op = get_op(name)
     runtime = [torch.zeros(_BATCH, width) for _ in op.runtime_inputs]
-    stored = [torch.zeros(shape, dtype=param_dtype) for param_dtype, shape in params]
+    stored, param_axes = [], []
+    for at, (param, (param_dtype, shape)) in enumerate(zip(op.params, params, strict=True)):
+        open_rank = swappable and param in op.ranked
+        stored.append(torch.zeros((shape[0], _RANK + 4 * at) if open_rank else shape, dtype=param_dtype))
+        param_axes.append({1: f"{param}_rank"} if open_rank else {})
     args = (*_hidden_and_scope(dtype, width), *runtime, *stored)
     if op.detects:
         args = (args[0], torch.tensor(0), *stored)
-        return _trace(_Risk(op), args, (_HIDDEN_AXES, {}, ({},) * len(stored)), name, opset)
+        return _trace(_Risk(op), args, (_HIDDEN_AXES, {}, tuple(param_axes)), name, opset)
     if op.observes:
-        return _trace(_Extras(op), args, (_HIDDEN_AXES, _HIDDEN_AXES, ({},) * len(stored)), name, opset)
+        return _trace(_Extras(op), args, (_HIDDEN_AXES, _HIDDEN_AXES, tuple(param_axes)), name, opset)
+    if gate == "held":
+        assert isinstance(op, GatedOp)
+        args = (args[0], args[1], torch.tensor(True), torch.zeros(_BATCH), *stored)
+        axes = (_HIDDEN_AXES, _HIDDEN_AXES, {}, {0: "batch"}, tuple(param_axes))
+        return _trace(HeldGate(op), args, axes, f"{name}_held", opset)
     # forward(hidden, scope, *tensors) of the base class: the axes follow the flat argument list
-    axes = (_HIDDEN_AXES, _HIDDEN_AXES, *({0: "batch"} for _ in runtime), *({} for _ in stored))
-    return _trace(op, args, axes, name, opset)
+    return _trace(op, args, (_HIDDEN_AXES, _HIDDEN_AXES, *({0: "batch"} for _ in runtime), *param_axes), name, opset)
 
 
 class _Extras(nn.Module):

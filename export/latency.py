@@ -150,7 +150,7 @@ def measure_latency(
         prefill=compare({name: values[:, 0] for name, values in times.items()}, seed),
         decode=compare({name: values[:, 1] for name, values in times.items()}, seed),
         batch=len(requests),
-        pictures=0 if inputs.pixel_values is None else len(inputs.pixel_values),
+        pictures=sum(len(request.pictures) for request in requests),
         prompt_tokens=inputs.input_ids.shape[1],
         rounds=rounds,
         warmup_rounds=warmup_rounds,

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from ..adapters.errors import InvalidArtifact, UsageError
 from ..adapters.files import read_inside, require_hashes, sha256_file, write_atomic
@@ -18,25 +18,31 @@ from ..adapters.manifest import (
     AdapterInfo,
     BaseInfo,
     DetectorInfo,
-    FileName,
     RetrievalInfo,
     Sha256,
     Strict,
     dump_sealed,
     load_sealed,
 )
+from ..adapters.sites import Gating
+from .foreign.info import ForeignInfo
 
-Precision = Literal["fp32", "fp16"]
-Mode = Literal["base", "bake", "fold"]
+Precision = Literal["fp32", "fp16", "int4", "int8"]
+Mode = Literal["base", "bake", "fold", "hot-swap"]
 Graph = Literal["vision_encoder", "embed_tokens", "decoder"]
 GRAPHS: tuple[Graph, ...] = ("vision_encoder", "embed_tokens", "decoder")
+LayoutName = Literal["onnx", "transformers.js", "genai", "triton"]
+
+# Plain names as in FileName, with folders between them; nothing leads out of the export.
+_NAME = r"[a-zA-Z0-9_][a-zA-Z0-9_-]*(\.[a-zA-Z0-9_-]+)*"
+FilePath = Annotated[str, StringConstraints(pattern=rf"^{_NAME}(/{_NAME})*$", max_length=240)]
 
 _MANIFEST_LIMIT = 16 * 2**20
 
 
 @dataclass(frozen=True)
 class Layout:
-    """File names in an export folder."""
+    """File names in an export folder of the layout ``onnx``; in the others the graphs lie elsewhere."""
 
     vision_encoder: str = "vision_encoder.onnx"
     embed_tokens: str = "embed_tokens.onnx"
@@ -55,6 +61,10 @@ class Layout:
     def data(self, name: Graph) -> str:
         """File name of a graph's external weights."""
         return f"{self.graph(name)}.data"
+
+    def adapter_file(self, name: Graph) -> str:
+        """File name of a graph's parameters in the format that ONNX Runtime swaps adapters by."""
+        return f"{name}.onnx_adapter"
 
     def adapter_data(self, name: Graph) -> str:
         """File name of the adapter parameters of a graph."""
@@ -84,8 +94,30 @@ class InterventionInfo(Strict):
     scope: str
     phase: str
     graph: Graph
+    gate: Gating = "per-token"
     extras: tuple[str, ...] = ()
     runtime_inputs: tuple[str, ...] = ()
+
+
+class ParameterInfo(Strict):
+    """A parameter that callers may override.
+
+    Attributes:
+        name: of the graph's input.
+        graph: which one.
+        source: what of an adapter it is: ``<k>.<parameter>`` of intervention k, ``branch.<parameter>``,
+            ``detector.<field>``, ``update.<name of the weight>``, or ``update.<name>.up`` and ``.down``.
+        shape: an axis that an override may size as it likes has a name, equal names are equal sizes.
+        dtype: as NumPy calls it.
+        transposed: the graph reads a weight [in, out] where the base has [out, in].
+    """
+
+    name: str
+    graph: Graph
+    source: str
+    shape: tuple[int | str, ...]
+    dtype: Literal["float32", "float16", "int64"]
+    transposed: bool = False
 
 
 class BranchInfo(Strict):
@@ -107,7 +139,16 @@ class ExportManifest(Strict):
     """``safetykit.json``: what an export folder holds.
 
     Attributes:
-        mode: ``bake`` puts parameters beside the base's weights, ``fold`` into them.
+        mode: ``bake`` puts parameters beside the base's weights, ``fold`` into them, ``hot-swap`` beside them so that
+            callers may override them.
+        layout: for which runtime the folder is laid out.
+        paths: where the graphs lie that are not at their place in the layout ``onnx``.
+        mask_channel: embeddings and image features are one channel wider than the model; it is 1 at tokens of pictures,
+            and the decoder takes from it what ``vision_mask`` says in the layout ``onnx``.
+        family: model type that says how the graphs are fed; None if that is not known.
+        parameters: what callers may override, in mode ``hot-swap``.
+        gate_state: how held gates get their decision back while an answer is generated; None without held gates.
+        foreign: where the base graphs come from, if safetykit did not export them.
         updates: weights of the base that have new values.
         detector: when requests are refused before generation; the decoder then gives ``risk_score``.
         enforce: whether the decoder forces the logits of refused requests itself.
@@ -119,29 +160,41 @@ class ExportManifest(Strict):
     base: BaseInfo
     precision: Precision
     mode: Mode
+    layout: LayoutName = "onnx"
+    paths: dict[Graph, FilePath] = Field(default_factory=dict)
+    mask_channel: bool = False
     opset: int
     n_kv_heads: int
     head_dim: int
     image_token_id: int
+    family: str | None = None
     graphs: dict[Graph, GraphInfo]
     adapters: tuple[AdapterInfo, ...] = ()
     interventions: tuple[InterventionInfo, ...] = ()
+    parameters: tuple[ParameterInfo, ...] = ()
+    gate_state: Literal["inputs", "cache"] | None = None
     updates: tuple[str, ...] = ()
     branch: BranchInfo | None = None
     detector: DetectorInfo | None = None
     enforce: bool = False
     retrieval: RetrievalInfo | None = None
     wrong_base_allowed: bool = False
+    foreign: ForeignInfo | None = None
     versions: dict[str, str]
-    files: dict[FileName, Sha256] = Field(default_factory=dict)
+    files: dict[FilePath, Sha256] = Field(default_factory=dict)
+
+    def graph_file(self, name: Graph) -> str:
+        """Where a graph lies in the folder."""
+        return self.paths.get(name, LAYOUT.graph(name))
 
 
 def hash_folder(folder: Path) -> dict[str, str]:
-    """Name and SHA-256 of every file in ``folder`` but the manifest."""
+    """Path and SHA-256 of every file in ``folder`` and the folders in it, but the manifest; hidden ones are left out."""
+    found = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if not path.is_dir()}
     return {
-        path.name: sha256_file(path)
-        for path in sorted(folder.iterdir())
-        if path.name != LAYOUT.manifest and not path.name.startswith(".")
+        name.as_posix(): sha256_file(path)
+        for name, path in found.items()
+        if name.as_posix() != LAYOUT.manifest and not any(part.startswith(".") for part in name.parts)
     }
 
 
@@ -166,7 +219,9 @@ def read_manifest(folder: Path, *, verify: bool = True) -> ExportManifest:
         raise UsageError(f"There is no export folder at {folder}.", "Make one with `safetykit export`.")
     path = folder / LAYOUT.manifest
     manifest = load_sealed(ExportManifest, read_inside(folder, LAYOUT.manifest, _MANIFEST_LIMIT), str(path))
-    wanted = {name for graph in GRAPHS for name in (LAYOUT.graph(graph), LAYOUT.data(graph))}
+    wanted = {manifest.graph_file(graph) for graph in GRAPHS}
+    if manifest.layout == "onnx":
+        wanted |= {LAYOUT.data(graph) for graph in GRAPHS}
     if missing := sorted(wanted - set(manifest.files)) or sorted(set(GRAPHS) - set(manifest.graphs)):
         raise InvalidArtifact(f"{path} does not name {missing[0]}.", "Export the model again.")
     if verify:

@@ -12,7 +12,11 @@ Compared are, between PyTorch with hooks and ONNX Runtime:
 5. a detector's risk, the log-odds of harm, end to end; and what the graph states and enforces: threshold, refusal,
    and the forced logits of refused rows, which must be equal;
 6. decisions over evaluation records: what an answer amounts to, whether each gate opened and whether the detector
-   refused.
+   refused;
+7. the folder arranged for another runtime against what was compared before;
+8. for quantised graphs, whose weights are others: all of the above against PyTorch with the graph's own weights (see
+   :mod:`.held`), the drift from the checkpoint beside it, and the graph with its ops bypassed against the base graph,
+   bit for bit; the last for base graphs made elsewhere too.
 
 An error passes when it is at most ``absolute + relative · (largest reference magnitude)``; for a risk that
 magnitude counts as 1 at least.
@@ -21,7 +25,8 @@ magnitude counts as 1 at least.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -34,15 +39,19 @@ from ..adapters.files import write_atomic
 from ..adapters.manifest import DetectorInfo, Strict, canonical_json
 from ..toolkit.inputs import Request
 from .adapt import place
+from .bypass import check_bypass
 from .compare import Gap, compare_logits, compare_scores, parity_requests, parting_margin
 from .detector import StatedDetector, stated_detector
 from .exposed import check_ops
-from .layout import LAYOUT, Precision
+from .held import Comparable, comparable
+from .layout import Precision
+from .metadata import THRESHOLD, TOKEN
 from .retrieval_checks import check_retrieval
 from .runtime import OnnxVLM
 
 if TYPE_CHECKING:
     from ..toolkit.evaluate import Decision
+    from ..toolkit.hooks import AppliedAdapters
     from ..toolkit.records import Record
     from ..toolkit.vlm import VLM
 
@@ -66,6 +75,7 @@ class Tolerances(Strict):
     op: Tolerance
     invariant: Tolerance
     risk: Tolerance = Tolerance(absolute=0, relative=1e-5)
+    drift: Tolerance | None = None
     flips: float
 
 
@@ -91,6 +101,20 @@ TOLERANCES: dict[Precision, Tolerances] = {
     ),
 }
 
+_FULL = TOLERANCES["fp32"]
+# Against PyTorch with the graph's own weights, see :mod:`.held`, quantised graphs are as exact as others. Their drift
+# from the checkpoint is the rounding of its weights: the limit only says that it is still the same model.
+TOLERANCES["int4"] = _FULL.model_copy(update={"drift": Tolerance(absolute=0, relative=0.5), "flips": 0.1})
+TOLERANCES["int8"] = _FULL.model_copy(update={"drift": Tolerance(absolute=0, relative=0.25), "flips": 0.05})
+
+
+def tolerances_of(onnx_vlm: OnnxVLM) -> Tolerances:
+    """What passes for an export: by its precision, and for quantised ones also by the type they compute in."""
+    table = TOLERANCES[onnx_vlm.manifest.precision]
+    if table.drift is None or not onnx_vlm.half:
+        return table
+    return TOLERANCES["fp16"].model_copy(update={"drift": table.drift, "flips": table.flips})
+
 
 class Check(Strict):
     """One comparison.
@@ -105,7 +129,7 @@ class Check(Strict):
         limit: largest error that would have passed.
     """
 
-    kind: Literal["logits", "adapter-off", "scores", "op", "invariant", "risk", "retrieval", "fold", "decisions"]
+    kind: Literal["logits", "adapter-off", "scores", "op", "invariant", "risk", "retrieval", "fold", "swap", "layout", "drift", "decisions"]
     case: str
     count: int
     error: float
@@ -161,6 +185,16 @@ class ParityReport(Strict):
                 "The exported model does not do what the PyTorch model does; nothing was written.",
             )
 
+    def with_layout(self, layout: str, gap: Gap) -> ParityReport:
+        """The same with what became of the graphs in another layout."""
+        checks = (*self.checks, _check("layout", layout, gap, self.tolerances.logits))
+        return self.model_copy(update={"checks": checks, "passed": all(check.passed for check in checks)})
+
+    def with_swap(self, gap: Gap) -> ParityReport:
+        """The same with how far the export's own logits are from what they were before a swap: not at all."""
+        checks = (*self.checks, _check("swap", "there and back", gap, _EXACT))
+        return self.model_copy(update={"checks": checks, "passed": all(check.passed for check in checks)})
+
     def write(self, path: Path) -> None:
         """Write as JSON."""
         write_atomic(path, canonical_json(self.model_dump(mode="json")))
@@ -206,32 +240,33 @@ def check_parity(
         The report; call :meth:`ParityReport.require` for the gate.
     """
     say = progress or (lambda _: None)
-    table = TOLERANCES[onnx_vlm.manifest.precision]
+    table = tolerances_of(onnx_vlm)
     opened = {item.id for item in decisions[0] if max(item.scores.values(), default=-1.0) > 0} if decisions else set()
-    requests = parity_requests(records, opened)
+    several = vlm.inputs.family.several and onnx_vlm.manifest.retrieval is None
+    requests = parity_requests(records, opened, several=several)
     enforce = onnx_vlm.manifest.enforce
+    same = comparable(vlm, onnx_vlm, base)
+
+    def applied(some: Sequence[Adapter]) -> AbstractContextManager[AppliedAdapters]:
+        return vlm.applied(*some, allow_wrong_base=allow_wrong_base, enforce=enforce)
+
     checks: list[Check] = []
-    for case, batch in requests.items():
-        say(f"parity: {case}")
-        with vlm.applied(*adapters, allow_wrong_base=allow_wrong_base, enforce=enforce) as hooks:
-            gap = compare_logits(vlm, onnx_vlm, batch, steps, hooks)
-            scores = compare_scores(hooks.extras, gap.extras)
-        checks.append(_check("logits", case, gap.logits, table.logits))
-        if gap.forced is not None:
-            checks.append(_check("risk", f"{case}, forced logits", gap.forced, _EXACT))
-        if (risk := scores.pop("risk", None)) is not None:
-            checks.append(_check("risk", case, risk.at_least(1), table.risk))
-        checks += [_check("scores", f"{case}, {name}", found, table.scores) for name, found in scores.items()]
-    if base is not None:
-        for case, batch in requests.items():
-            say(f"parity, adapter off: {case}")
-            checks.append(_check("adapter-off", case, compare_logits(vlm, base, batch, steps).logits, table.logits))
-    for case, batch in requests.items() if unfolded else ():
-        say(f"parity, not folded: {case}")
-        with vlm.applied(*unfolded, allow_wrong_base=allow_wrong_base, enforce=enforce) as hooks:
-            checks.append(_check("fold", case, compare_logits(vlm, onnx_vlm, batch, steps, hooks).logits, table.logits))
+    with same.held(vlm):
+        if same.exact:
+            checks += _end_to_end(vlm, same, requests, steps, table, adapters, unfolded, applied, say)
+    if table.drift is not None:
+        checks += _drift(vlm, onnx_vlm, base, requests, steps, table.drift, lambda: applied(adapters), say)
+    if base is not None and isinstance(base.decoder_source, bytes) and _bypassable(onnx_vlm):
+        gap = check_bypass(onnx_vlm.path, onnx_vlm.manifest.graph_file("decoder"), base.decoder_source)
+        checks.append(_check("adapter-off", "decoder with its ops bypassed", gap, _EXACT))
     say("parity: ops")
-    for one, op, invariant in check_ops(onnx_vlm.path, onnx_vlm.manifest, place(adapters)):
+    for one, op, invariant in check_ops(
+        onnx_vlm.path,
+        onnx_vlm.manifest,
+        place(adapters),
+        overrides=onnx_vlm.swapped.arrays if onnx_vlm.swapped else None,
+        providers=onnx_vlm.providers,
+    ):
         name = f"{one.index}: {one.item.op} at {one.item.site}"
         if one.item.make_op().detects:
             checks.append(_check("risk", name, op.at_least(1), table.risk))
@@ -243,7 +278,8 @@ def check_parity(
         _check("retrieval", f"{one.index}: {one.item.op} at {one.item.site}", gap, table.scores)
         for one, gap in check_retrieval(onnx_vlm.path, onnx_vlm.manifest, place(adapters))
     ]
-    detector, stated = the_detector(adapters), stated_detector(ir.load(onnx_vlm.path / LAYOUT.decoder))
+    decoder = ir.load(onnx_vlm.path / onnx_vlm.manifest.graph_file("decoder"))
+    detector, stated = the_detector(adapters), _as_run(onnx_vlm, stated_detector(decoder))
     if detector or stated:
         checks.append(_statement_check(detector, stated, enforce))
     flips: list[Flip] = []
@@ -264,6 +300,73 @@ def check_parity(
     )
 
 
+def _end_to_end(
+    vlm: VLM,
+    same: Comparable,
+    requests: Mapping[str, Sequence[Request]],
+    steps: int,
+    table: Tolerances,
+    adapters: Sequence[Adapter],
+    unfolded: Sequence[Adapter],
+    applied: Callable[[Sequence[Adapter]], AbstractContextManager[AppliedAdapters]],
+    say: Callable[[str], None],
+) -> Iterator[Check]:
+    """Logits, risks and scores of PyTorch and the export; of the bare model and the base graphs; and before folding."""
+    for case, batch in requests.items():
+        say(f"parity: {case}")
+        with applied(adapters) as hooks:
+            gap = compare_logits(vlm, same.export, batch, steps, hooks)
+            scores = compare_scores(hooks.extras, gap.extras)
+        yield _check("logits", case, gap.logits, table.logits)
+        if gap.forced is not None:
+            yield _check("risk", f"{case}, forced logits", gap.forced, _EXACT)
+        if (risk := scores.pop("risk", None)) is not None:
+            yield _check("risk", case, risk.at_least(1), table.risk)
+        for name, found in scores.items():
+            yield _check("scores", f"{case}, {name}", found, table.scores)
+    for case, batch in requests.items() if same.base is not None else ():
+        say(f"parity, adapter off: {case}")
+        yield _check("adapter-off", case, compare_logits(vlm, same.base, batch, steps).logits, table.logits)
+    for case, batch in requests.items() if unfolded else ():
+        say(f"parity, not folded: {case}")
+        with applied(unfolded) as hooks:
+            yield _check("fold", case, compare_logits(vlm, same.export, batch, steps, hooks).logits, table.logits)
+
+
+def _drift(
+    vlm: VLM,
+    onnx_vlm: OnnxVLM,
+    base: OnnxVLM | None,
+    requests: Mapping[str, Sequence[Request]],
+    steps: int,
+    tolerance: Tolerance,
+    applied: Callable[[], AbstractContextManager[AppliedAdapters]],
+    say: Callable[[str], None],
+) -> Iterator[Check]:
+    """How far rounded weights take the base graphs from the checkpoint, and a detector's risk with them."""
+    for case, batch in requests.items():
+        say(f"drift: {case}")
+        if base is not None:
+            yield _check("drift", case, compare_logits(vlm, base, batch, steps).logits, tolerance)
+        if onnx_vlm.detector is not None:
+            with applied() as hooks:
+                vlm.prefill(batch)
+                risks = compare_scores(hooks.extras, onnx_vlm.prefill_requests(batch).extras)
+            yield _check("drift", f"{case}, risk", risks["risk"].at_least(1), tolerance)
+
+
+def _bypassable(onnx_vlm: OnnxVLM) -> bool:
+    """Whether all changes of a decoder that is not our own fp32 or fp16 export can be taken out of the way."""
+    manifest = onnx_vlm.manifest
+    ours = manifest.foreign is None and manifest.precision in ("fp32", "fp16")
+    return not ours and manifest.layout == "onnx" and manifest.mode != "fold" and not _replaced(onnx_vlm)
+
+
+def _replaced(onnx_vlm: OnnxVLM) -> bool:
+    initializers = ir.load(onnx_vlm.path / onnx_vlm.manifest.graph_file("decoder")).graph.initializers
+    return any(f"safetykit.{name}" in initializers for name in onnx_vlm.manifest.updates)
+
+
 def _check(kind: str, case: str, gap: Gap, tolerance: Tolerance) -> Check:
     # JSON has no NaN or infinity: an error that is not a number is reported as the largest float
     error = gap.error if math.isfinite(gap.error) else 1.7976931348623157e308
@@ -276,6 +379,15 @@ def _check(kind: str, case: str, gap: Gap, tolerance: Tolerance) -> Check:
         limit=tolerance.absolute + tolerance.relative * gap.scale,
         passed=tolerance.passes(error, gap.scale),
     )
+
+
+def _as_run(onnx_vlm: OnnxVLM, stated: StatedDetector | None) -> StatedDetector | None:
+    """What holds instead of what the graph states, where another detector was swapped in."""
+    if stated is None or onnx_vlm.swapped is None or onnx_vlm.detector is None:
+        return stated
+    arrays = onnx_vlm.swapped.arrays
+    enforced = (float(arrays[THRESHOLD].item()), int(arrays[TOKEN].item())) if stated.enforced else None
+    return StatedDetector(onnx_vlm.detector, enforced)
 
 
 def _statement_check(detector: DetectorInfo | None, stated: StatedDetector | None, enforce: bool) -> Check:

@@ -13,12 +13,20 @@ from ..adapters.errors import UsageError, WrongBase
 from ..adapters.files import atomic_folder
 from ..adapters.store import require_base
 from ..toolkit.folding import fold_all
+from ..toolkit.inputs import InputProcessor
 from ..toolkit.retrieval.prefix import retriever_of
 from .adapt import adapt, copy_base, place
 from .base import write_base
+from .compare import parity_requests
 from .exposed import require_movement
-from .layout import GRAPHS, LAYOUT, ExportManifest, Mode, Precision, read_manifest, write_manifest
+from .foreign.importing import import_graphs
+from .gates import GateState
+from .layout import GRAPHS, LAYOUT, ExportManifest, LayoutName, Mode, Precision, read_manifest, write_manifest
+from .layouts.arrange import arrange, require_layout
+from .layouts.carry import OWN_LOOP
+from .layouts.check import compare_arranged
 from .parity import ParityReport, check_parity
+from .quantise import quantise_decoder
 from .retrieval_checks import require_response
 from .runtime import OnnxVLM
 from .sessions import CPU
@@ -62,6 +70,8 @@ def export_onnx(
     providers: Sequence[str] = CPU,
     allow_wrong_base: bool = False,
     enforce: bool = False,
+    gate_state: GateState = "inputs",
+    layout: LayoutName = "onnx",
     overwrite: bool = False,
     finish: Finish | None = None,
     progress: Callable[[str], None] | None = None,
@@ -77,12 +87,15 @@ def export_onnx(
         providers: ONNX Runtime execution providers parity runs on.
         allow_wrong_base: accept adapters that were fitted on another model; recorded in the manifest.
         enforce: have the decoder itself force the refusal of requests above the detector's threshold.
+        gate_state: how held gates get their decision back while an answer is generated; see :mod:`.gates`. Layouts
+            whose runtime knows only the cache always have it there.
+        layout: for which runtime the folder is arranged; parity runs before, and what is arranged is compared with it.
         finish: called with the unfinished folder, to add files such as the card, before it is sealed.
         progress: called with the name of each step as it starts.
 
     Raises:
         UsageError: unsupported architecture, unknown site, an adapter without effect or one that cannot be folded,
-            two detectors or none to enforce, ``out`` exists.
+            two detectors or none to enforce, something that the layout's runtime cannot run, ``out`` exists.
         UnsupportedGraph: the base graphs are not understood.
         WrongBase: adapter or base graphs belong to another model.
         ParityFailed: the export does not do what the model does.
@@ -100,16 +113,23 @@ def export_onnx(
         raise UsageError("There is no detector whose refusal could be enforced.", "Give one, or leave out --enforce.")
     if all(adapter.empty for adapter in adapters):
         raise UsageError("There is nothing to bake: no adapter was given.", "Pass at least one with --adapter.")
+    require_layout(layout, vlm.model.config.model_type, adapters, enforce=enforce)
+    gate_state = "cache" if layout in OWN_LOOP else gate_state
+    if mode == "fold" and precision in ("int4", "int8"):
+        raise UsageError(
+            f"Folding into {precision} weights would round the adapter away with them.",
+            "Use --mode bake, whose ops stay in full precision, or fold in fp32 or fp16.",
+        )
     unfolded = tuple(adapters) if mode == "fold" else ()
     if mode == "fold":
         adapters = fold_all(vlm, adapters)
     layers = plan_updates(vlm, [update for adapter in adapters for update in adapter.updates])
     with atomic_folder(out, overwrite=overwrite) as work:
-        base = _write_base(vlm, work, precision, base_onnx, say)
+        base = _write_base(vlm, work, precision, base_onnx, say, allow_wrong_base)
         bare = {name: (work / LAYOUT.graph(name)).read_bytes() for name in GRAPHS}
         say("baking")
         base = base.model_copy(update={"wrong_base_allowed": allow_wrong_base})
-        manifest = adapt(work, base, adapters, layers, mode=mode, enforce=enforce)
+        manifest = adapt(work, base, adapters, layers, mode=mode, enforce=enforce, gate_state=gate_state)
         require_movement(work, manifest, place(adapters))
         require_response(work, manifest, place(adapters))
         index = vlm.index if manifest.retrieval and manifest.retrieval.external else None
@@ -131,6 +151,13 @@ def export_onnx(
             progress=say,
         )
         report.require()
+        if layout != "onnx":
+            say(f"arranging for {layout}")
+            manifest = arrange(work, manifest, layout)
+            arranged = OnnxVLM(work, manifest, InputProcessor.from_pretrained(work), providers, index=index)
+            gap = compare_arranged(onnx_vlm, arranged, parity_requests(records, set()).values())
+            report = report.with_layout(layout, gap)
+            report.require()
         report.write(work / LAYOUT.parity)
         if finish:
             finish(work, ExportResult(out, manifest, report, decisions))
@@ -139,11 +166,18 @@ def export_onnx(
 
 
 def _write_base(
-    vlm: VLM, work: Path, precision: Precision, base_onnx: Path | str | None, say: Callable[[str], None]
+    vlm: VLM,
+    work: Path,
+    precision: Precision,
+    base_onnx: Path | str | None,
+    say: Callable[[str], None],
+    allow_wrong_base: bool,
 ) -> ExportManifest:
     """Put base graphs into ``work``: the given ones after checking them, or fresh ones."""
     if base_onnx is None:
-        return write_base(vlm, work, precision, say)
+        return _write_own(vlm, work, precision, say)
+    if not (Path(base_onnx) / LAYOUT.manifest).is_file():
+        return import_graphs(vlm, Path(base_onnx), work, precision, say, allow_wrong_base=allow_wrong_base)
     manifest = read_manifest(Path(base_onnx))
     if manifest.base.fingerprint != vlm.fingerprint:
         raise WrongBase(
@@ -163,6 +197,16 @@ def _write_base(
         )
     copy_base(Path(base_onnx), work, manifest)
     return manifest
+
+
+def _write_own(vlm: VLM, work: Path, precision: Precision, say: Callable[[str], None]) -> ExportManifest:
+    if precision == "int8":
+        raise UsageError("safetykit does not quantise to int8.", "Pass --precision int4, or an int8 decoder with --base-onnx.")
+    manifest = write_base(vlm, work, "fp32" if precision == "int4" else precision, say)
+    if precision != "int4":
+        return manifest
+    say("quantising the decoder")
+    return quantise_decoder(work, manifest)
 
 
 def _decide(

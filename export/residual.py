@@ -10,6 +10,8 @@ not. Walking back from ``logits``:
 3. The producer of the residual operand is the step before. There are exactly 2·n_layers steps.
 4. The branch of step 2i is the attention of layer i: among the KV inputs it reads
    ``past_key_values.i`` and no other. The branch of step 2i+1 is its MLP and reads none.
+5. Between two layers something may be added that is computed from neither the stream nor the cache (features of
+   pictures, in Qwen3-VL). That is no step: the output of the layer is what stands before it.
 
 A graph for which any of these fails is refused with the reason.
 """
@@ -150,14 +152,24 @@ def _count_layers(graph: ir.Graph) -> int:
 
 def _walk(graph: ir.Graph, logits: ir.Value, n_layers: int) -> tuple[tuple[Step, ...], ir.Value]:
     order = {node: index for index, node in enumerate(graph)}
-    node = _last_step_node(logits, order)
+    node: ir.Node | None = _last_step_node(logits, order)
     steps: list[Step] = []
+    injections: list[tuple[ir.Node, ir.Value]] = []
     value = logits
-    while node is not None:
-        steps.append(_orient(node))
-        value = steps[-1].operand(steps[-1].residual)
-        producer = value.producer()
-        node = producer if producer is not None and _is_addition(producer) and _orientations(producer) else None
+    while node is not None and _is_addition(node):
+        found = _orientations(node)
+        if not found and (split := _split_injection(node)):
+            value = split[0]
+            injections.append((node, split[1]))
+        elif found or not steps:
+            steps.append(_orient(node))
+            value = steps[-1].operand(steps[-1].residual)
+        else:
+            break
+        node = value.producer()
+    for injection, added in injections:
+        if _depends(added, value):
+            raise _no_orientation(injection, "neither is computed from the other")
     if len(steps) != 2 * n_layers:
         raise UnsupportedGraph(
             f"Walking back from `logits` found {len(steps)} residual additions, not {2 * n_layers} "
@@ -203,11 +215,28 @@ def _rank(value: ir.Value) -> int | None:
 def _orient(node: ir.Node) -> Step:
     found = _orientations(node)
     if len(found) != 1:
-        how = "neither is computed from the other" if not found else "each is computed from the other"
-        raise UnsupportedGraph(
-            f"Of the two operands of the residual addition {node.name!r} {how} (parallel attention and MLP?).", _ADVICE
-        )
+        raise _no_orientation(node, f"{'each' if found else 'neither'} is computed from the other")
     return found[0]
+
+
+def _no_orientation(node: ir.Node, how: str) -> UnsupportedGraph:
+    return UnsupportedGraph(
+        f"Of the two operands of the residual addition {node.name!r} {how} (parallel attention and MLP?).", _ADVICE
+    )
+
+
+def _split_injection(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
+    """The stream and what is added to it between layers: the one operand reads the KV cache and the other does not."""
+    if node.op_type != "Add":
+        return None
+    left, right = node.inputs
+    assert left is not None and right is not None
+    reads = [_reads_cache(left, right), _reads_cache(right, left)]
+    return None if reads[0] == reads[1] else (left, right) if reads[0] else (right, left)
+
+
+def _reads_cache(value: ir.Value, other: ir.Value) -> bool:
+    return any(found.is_graph_input() and _KV.fullmatch(found.name or "") for found in ancestors(value, other))
 
 
 def _orientations(node: ir.Node) -> list[Step]:
@@ -219,11 +248,11 @@ def _depends(value: ir.Value, ancestor: ir.Value) -> bool:
     # Through a skip-norm the branch sees the normed output and the stream the sum: compare producers.
     producer = ancestor.producer()
     if producer is None:
-        return any(found is ancestor for found in _ancestors(value, ancestor))
-    return any(found.producer() is producer for found in _ancestors(value, ancestor))
+        return any(found is ancestor for found in ancestors(value, ancestor))
+    return any(found.producer() is producer for found in ancestors(value, ancestor))
 
 
-def _ancestors(value: ir.Value, stop: ir.Value) -> Iterator[ir.Value]:
+def ancestors(value: ir.Value, stop: ir.Value) -> Iterator[ir.Value]:
     """``value`` and what its data depends on, not looking past ``stop``, nor at mere shapes."""
     stop_node = stop.producer()
     pending, seen = [value], {value}
@@ -244,7 +273,7 @@ def _require_attention_order(steps: tuple[Step, ...], base: ir.Value) -> None:
         layer, is_mlp = divmod(index, 2)
         found = {
             int(match[1])
-            for value in _ancestors(step.operand(step.branch), step.operand(step.residual))
+            for value in ancestors(step.operand(step.branch), step.operand(step.residual))
             if value.is_graph_input() and (match := _KV.fullmatch(value.name or ""))
         }
         if found != (set() if is_mlp else {layer}):
@@ -254,6 +283,25 @@ def _require_attention_order(steps: tuple[Step, ...], base: ir.Value) -> None:
                 f"{', '.join(map(str, sorted(found))) or 'no layer'}.",
                 _ADVICE,
             )
+
+
+def head_output(logits: ir.Value) -> ir.Value:
+    """What the LM head gives: the site ``logits``. It is not the graph's output where a soft cap c·tanh(x/c) follows."""
+    node = logits.producer()
+    while node is not None and node.op_type in ("Cast", "Identity", "Mul"):
+        source = _data(node)
+        node = source.producer() if source is not None else None
+    if node is None or node.op_type != "Tanh" or (scaled := _data(node)) is None:
+        return logits
+    scaling = scaled.producer()
+    found = _data(scaling) if scaling is not None and scaling.op_type in ("Div", "Mul") else None
+    return scaled if found is None else found
+
+
+def _data(node: ir.Node) -> ir.Value | None:
+    """The one input of a node that is not constant."""
+    found = [value for value in node.inputs if value is not None and not _is_constant(value)]
+    return found[0] if len(found) == 1 else None
 
 
 def _head_input(logits: ir.Value) -> ir.Value | None:

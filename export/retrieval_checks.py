@@ -58,7 +58,7 @@ def _runs(
     for one in placed:
         op = one.item.make_op()
         if op.plain_extras:
-            graph = ExposedGraph(folder, "vision_encoder", [one])
+            graph = ExposedGraph(folder, manifest, "vision_encoder", [one])
             yield one, [_plain(graph.extras(feeds, one.index)) for feeds in probes(graph, manifest)]
 
 

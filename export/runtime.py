@@ -14,19 +14,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
 from ..adapters.errors import InvalidArtifact, UsageError
+from ..adapters.manifest import DetectorInfo
 from ..toolkit.inputs import Generation, InputProcessor, Inputs, Request
 from ..toolkit.retrieval.index import CaptionIndex
-from .layout import GRAPHS, LAYOUT, ExportManifest, Graph, read_manifest
+from .binding import Session
+from .foreign.rows import run_rows_alone
+from .hotswap import Swap, read_swap
+from .layout import GRAPHS, ExportManifest, Graph, read_manifest
 from .metadata import read_metadata
 from .retrieval import open_retriever
 from .sampling import Sampler
 from .sessions import CPU, open_session
+
+if TYPE_CHECKING:
+    from ..adapters.adapter import Adapter
 
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _ENABLED, _VISION_MASK, _RISK = "safetykit.enabled", "vision_mask", "risk_score"
@@ -40,6 +48,8 @@ class Decoding:
         logits: float32, of the tokens fed last.
         past: KV cache by input name, [batch, heads, length, head_dim].
         attention_mask: over everything fed so far, 0 at padding.
+        further: what else the decoder was fed last, such as positions.
+        swaps: how many adapters had been swapped in when the prompt was read.
         extras: ``{k}.{name}`` → output of intervention k's op at prefill; ``risk`` → a detector's log-odds of harm;
             what was retrieved for the pictures, see :class:`Seeing`.
     """
@@ -47,7 +57,9 @@ class Decoding:
     logits: Float[np.ndarray, "batch seq vocab"]
     past: dict[str, np.ndarray]
     attention_mask: Int[np.ndarray, "batch total"]
+    further: dict[str, np.ndarray]
     extras: dict[str, np.ndarray]
+    swaps: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,10 +68,12 @@ class Seeing:
 
     Attributes:
         features: in the decoder's embedding space.
+        further: features for the image tokens of other inputs of the decoder, by their names.
         extras: ``retrieved_ids`` and ``retrieved_scores`` [pictures, k], or ``retrieval_query`` [pictures, d_key].
     """
 
-    features: Float[np.ndarray, "pictures tokens d_model"]
+    features: Float[np.ndarray, "... d_model"]
+    further: dict[str, Float[np.ndarray, "... d_model"]]
     extras: dict[str, np.ndarray]
 
 
@@ -72,7 +86,12 @@ class OnnxVLM:
         inputs: turns requests into model inputs, exactly as for PyTorch.
         providers: ONNX Runtime execution providers in use.
         retriever: finds texts for pictures; None where the export does not.
+        detector: when requests are refused; None without a detector.
+        swapped: what :meth:`swap` has put in the place of the export's own parameters; None without.
     """
+
+    detector: DetectorInfo | None
+    swapped: Swap | None
 
     def __init__(
         self,
@@ -83,14 +102,19 @@ class OnnxVLM:
         graphs: Mapping[Graph, bytes] | None = None,
         *,
         index: CaptionIndex | Path | None = None,
+        bind_to: tuple[str, int] | None = None,
     ) -> None:
-        """Use :meth:`from_pretrained`; ``graphs`` replaces graph files of ``path`` that share its weights."""
+        """Use :meth:`from_pretrained`; ``graphs`` replaces graph files of ``path`` that share its weights.
+
+        ``bind_to`` is the device that runs are bound to; by default that of the first provider, see :class:`Session`.
+        """
         self.path, self.manifest, self.inputs = path, manifest, inputs
         self.providers = tuple(providers)
-        sources = {name: (graphs or {}).get(name, path / LAYOUT.graph(name)) for name in GRAPHS}
+        sources = {name: (graphs or {}).get(name, path / manifest.graph_file(name)) for name in GRAPHS}
         self._vision, self._embed, self._decoder = (
-            open_session(sources[name], providers, data_folder=path) for name in GRAPHS
+            Session(open_session(sources[name], providers, data_folder=path), device=bind_to) for name in GRAPHS
         )
+        self.detector, self.swapped, self._swaps = manifest.detector, None, 0
         self._decoder_source = sources["decoder"]
         self._vision_outputs = [value.name for value in self._vision.get_outputs()]
         self.retriever = open_retriever(path, manifest.retrieval, index)
@@ -103,6 +127,8 @@ class OnnxVLM:
             raise InvalidArtifact(
                 f"{path} and its decoder do not state the same detector.", "Export the model again."
             )
+        held = manifest.interventions if manifest.gate_state == "inputs" else ()
+        self._held = [item.index for item in held if item.gate == "held"]
         self._references = [
             item.index
             for item in manifest.interventions
@@ -165,7 +191,7 @@ class OnnxVLM:
         sampler = Sampler(do_sample=do_sample, temperature=temperature, top_p=top_p, seed=seed)
         state = self.prefill_requests(requests)
         scores = {name: value for name, value in state.extras.items() if value.ndim == 1}
-        detector = self.manifest.detector
+        detector = self.detector
         finished = np.zeros(len(requests), dtype=bool)
         if detector:
             scores["risk"] = scores["risk"] - np.float32(detector.threshold)
@@ -187,16 +213,52 @@ class OnnxVLM:
             for at, row in enumerate(tokens)
         ]
 
+    def swap(self, *adapters: Path | str | Adapter) -> None:
+        """Run with other adapters from now on; answers that are being generated cannot go on.
+
+        Args:
+            adapters: as many adapters or adapter folders as the export has, in its order; or one hot-swap export of
+                the same base; or the ``.onnx_adapter`` files of its graphs.
+
+        Raises:
+            UsageError: the export's mode is not hot-swap, or the adapters are not its ops at its sites.
+            InvalidArtifact: a parameter is missing, unknown or misshaped, or a file is damaged.
+            WrongBase: an adapter was fitted on another base. In every case the adapter before stays.
+        """
+        self._install(read_swap(adapters, self.manifest))
+
+    def reset(self) -> None:
+        """Run with the export's own adapters again."""
+        self._install(None)
+
+    def _install(self, swap: Swap | None) -> None:
+        self._swaps += 1  # first, so that no step of an answer begun before sees the new parameters unnoticed
+        for name, session in zip(GRAPHS, (self._vision, self._embed, self._decoder), strict=True):
+            mine = [one.name for one in self.manifest.parameters if one.graph == name]
+            session.override({key: swap.arrays[key] for key in mine} if swap else {})
+        self.swapped, self.detector = swap, swap.detector if swap else self.manifest.detector
+
+    def _require_unswapped(self, swaps: int) -> None:
+        if swaps != self._swaps:
+            raise UsageError(
+                "The adapter was swapped since this prompt was read: its KV cache is the other adapter's.",
+                "Read the prompt again, with prefill or generate.",
+            )
+
     def prefill_requests(self, requests: Sequence[Request]) -> Decoding:
         """Prepare requests and run :meth:`prefill`, with the text-only branch if an op asks for it."""
+        swaps = self._swaps
+        state = self._read(requests)
+        self._require_unswapped(swaps)
+        return state
+
+    def _read(self, requests: Sequence[Request]) -> Decoding:
         text_only = None
         if self.needs_reference:
-            text_only = self.inputs.prepare([Request(request.prompt) for request in requests])
+            text_only = self.inputs.prepare([Request(request.prompt, system=request.system) for request in requests])
         seen = None
         if self.retriever and (rows := self.retriever.pending(requests)):
-            pixels = self.inputs.prepare([requests[at] for at in rows]).pixel_values
-            assert pixels is not None
-            seen = self.see(pixels)
+            seen = self.see(self.inputs.prepare([requests[at] for at in rows]).pictures)
             requests = self.retriever.extended(requests, rows, seen.extras)
             if len(rows) < sum(request.image is not None for request in requests):
                 seen = None  # other rows brought their texts along: the batch has more pictures than were seen
@@ -210,9 +272,8 @@ class OnnxVLM:
         """
         if self.retriever is None:
             raise UsageError(f"{self.path} retrieves nothing.", "Export it with an adapter of `safetykit fit retrieval`.")
-        pixels = self.inputs.prepare([Request(".", picture) for picture in pictures]).pixel_values
-        assert pixels is not None
-        return self.retriever.texts(self.see(pixels).extras)
+        seen = self.see(self.inputs.prepare([Request(".", picture) for picture in pictures]).pictures)
+        return self.retriever.texts(seen.extras)
 
     def prefill(self, inputs: Inputs, text_only: Inputs | None = None, seen: Seeing | None = None) -> Decoding:
         """Run the prompts.
@@ -236,61 +297,120 @@ class OnnxVLM:
         return self._prefill(inputs, feeds, seen)
 
     def step(self, state: Decoding, token_ids: Int[np.ndarray, "batch"]) -> Decoding:
-        """Feed one token per row; ``extras`` stay those of the prefill."""
+        """Feed one token per row; ``extras`` stay those of the prefill.
+
+        Raises:
+            UsageError: the adapter was swapped since the prefill.
+        """
+        self._require_unswapped(state.swaps)
         ids = np.asarray(token_ids, dtype=np.int64)[:, None]
         mask = np.concatenate([state.attention_mask, np.ones_like(ids)], axis=1)
-        positions = np.maximum(mask.sum(axis=1, keepdims=True) - 1, 0)
-        after = self._run(self._embedded(ids), mask, positions, state.past, ids == self.inputs.image_token_id, {})
-        return Decoding(after.logits, after.past, mask, state.extras)
+        embeds, vision_mask = self._embedded(ids), ids == self.inputs.image_token_id
+        family, config = self.inputs.family, self.inputs.config
+        further = family.step(config, state.further, mask) | self._scattered(embeds, vision_mask, None)
+        held = {f"safetykit.{index}.held": state.extras[f"{index}.score"] for index in self._held}
+        after = self._run(embeds, mask, further, state.past, vision_mask, held)
+        return replace(after, extras=state.extras)
 
-    def see(self, pixel_values: Float[np.ndarray, "pictures 3 height width"]) -> Seeing:
-        """Run the vision encoder."""
-        features, *_ = results = self._vision.run(self._vision_outputs, {"pixel_values": pixel_values})
-        found = zip(self._vision_outputs, results, strict=True)
-        return Seeing(features, {name: value for name, value in found if name.startswith(("retrieved_", "retrieval_"))})
+    def see(self, pictures: Mapping[str, np.ndarray]) -> Seeing:
+        """Run the vision encoder on what the processor made of pictures, see :class:`Inputs`."""
+        feeds = self.inputs.family.vision_feeds(self.inputs.config, pictures)
+        found = dict(zip(self._vision_outputs, self._vision.run(self._vision_outputs, feeds), strict=True))
+        first = self.inputs.family.vision_outputs[0]
+        return Seeing(
+            found[first],
+            {name: found[source] for source, name in self.inputs.family.scattered.items()},
+            {name: value for name, value in found.items() if name.startswith(("retrieved_", "retrieval_"))},
+        )
 
     def _prefill(self, inputs: Inputs, feeds: dict[str, np.ndarray], seen: Seeing | None = None) -> Decoding:
         embeds, extras = self._embedded(inputs.input_ids), {}
-        if inputs.pixel_values is not None:
-            seen = seen or self.see(inputs.pixel_values)
-            features, extras = seen.features, seen.extras
-            wanted, given = int(inputs.vision_mask.sum()), features.shape[0] * features.shape[1]
-            if wanted != given:
+        if inputs.pictures:
+            seen = seen or self.see(inputs.pictures)
+            features, extras = seen.features.reshape(-1, seen.features.shape[-1]), seen.extras
+            if (wanted := int(inputs.vision_mask.sum())) != len(features):
                 raise UsageError(
-                    f"The prompts hold {wanted} image tokens, the pictures give {given} features.",
+                    f"The prompts hold {wanted} image tokens, the pictures give {len(features)} features.",
                     "The processor's files and the vision encoder do not belong together; export again.",
                 )
-            embeds[inputs.vision_mask] = features.reshape(given, -1)
+            embeds[inputs.vision_mask] = features
+        further = self.inputs.family.prefill(self.inputs.config, inputs)
+        further |= self._scattered(embeds, inputs.vision_mask, seen)
         batch, heads, width = len(embeds), self.manifest.n_kv_heads, self.manifest.head_dim
         past = {name: np.zeros((batch, heads, 0, width), self._float) for name in self._past_names}
-        state = self._run(embeds, inputs.attention_mask, inputs.position_ids, past, inputs.vision_mask, feeds)
+        state = self._run(embeds, inputs.attention_mask, further, past, inputs.vision_mask, feeds)
         return replace(state, extras={**state.extras, **extras})
 
     def _embedded(self, ids: Int[np.ndarray, "batch seq"]) -> Float[np.ndarray, "batch seq d_model"]:
         return self._embed.run(None, {"input_ids": ids})[0]
 
+    def _scattered(self, embeds: np.ndarray, vision_mask: np.ndarray, seen: Seeing | None) -> dict[str, np.ndarray]:
+        """Further decoder inputs that hold features at image tokens and zeros elsewhere."""
+        found = {}
+        for one in self.inputs.family.decoder_inputs(self.inputs.config):
+            if one.name in self.inputs.family.scattered.values():
+                width = one.shape[-1]
+                found[one.name] = np.zeros((*vision_mask.shape, width), embeds.dtype)
+                if seen is not None:
+                    found[one.name][vision_mask] = seen.further[one.name].reshape(-1, width)
+        return found
+
+    @property
+    def half(self) -> bool:
+        """Whether the decoder computes in half precision."""
+        return self._float == np.float16
+
+    @property
+    def decoder_source(self) -> Path | bytes:
+        """The decoder's graph: its file, or its bytes where it was given so."""
+        return self._decoder_source
+
+    def with_decoder(self, data: bytes, *, index: CaptionIndex | Path | None = None) -> OnnxVLM:
+        """The same export with another decoder graph that shares the weights."""
+        made = OnnxVLM(self.path, self.manifest, self.inputs, self.providers, {"decoder": data}, index=index)
+        made._install(self.swapped)
+        return made
+
+    def _decoded(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One call of the decoder; row by row for one that does not understand padding on the left."""
+        if self.manifest.foreign and self.manifest.foreign.rows_alone and len(feeds["inputs_embeds"]) > 1:
+            inputs = {value.name: value.shape for value in self._decoder.get_inputs()}
+            outputs = {value.name: value.shape for value in self._decoder.get_outputs()}
+            arrays = {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in feeds.items()}
+            return run_rows_alone(self._called, arrays, inputs, outputs)
+        return self._called(feeds)
+
+    def _called(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(self._outputs, self._decoder.run(self._outputs, feeds), strict=True))
+
     def _run(
         self,
         embeds: np.ndarray,
         mask: np.ndarray,
-        positions: np.ndarray,
+        further: dict[str, np.ndarray],
         past: dict[str, np.ndarray],
         vision_mask: np.ndarray,
         feeds: dict[str, np.ndarray],
     ) -> Decoding:
-        feeds = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions, **past, **feeds}
+        swaps = self._swaps
+        known = {name: value for name, value in further.items() if name in self._types}
+        feeds = {"inputs_embeds": embeds, "attention_mask": mask, **known, **past, **feeds}
         if _VISION_MASK in self._types:
             feeds[_VISION_MASK] = vision_mask
         for index in self._references:  # ignored where it is not given: the op is off, or past its prefill
             blank = np.zeros((len(embeds), embeds.shape[-1]), np.float32)
             feeds.setdefault(f"safetykit.{index}.reference", blank)
-        results = dict(zip(self._outputs, self._decoder.run(self._outputs, feeds), strict=True))
+        for index in self._held:  # a prompt decides its gates itself
+            feeds.setdefault(f"safetykit.{index}.held", np.zeros(len(embeds), np.float32))
+        results = self._decoded(feeds)
         if _RISK in results:
             results["safetykit.risk"] = results[_RISK]
         return Decoding(
             logits=results["logits"].astype(np.float32),
             past={name: results[name.replace("past_key_values.", "present.")] for name in self._past_names},
             attention_mask=mask,
+            further=further,
+            swaps=swaps,
             extras={
                 name.removeprefix("safetykit."): value
                 for name, value in results.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +16,15 @@ if TYPE_CHECKING:
 CPU = ("CPUExecutionProvider",)
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 _ERRORS_ONLY = 3
+# What a decoder's time goes into. Shapes and indices may run on the CPU beside a GPU, and are put there on purpose.
+_COMPUTE = frozenset(
+    (
+        *("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "MatMulNBits", "Conv", "FusedConv", "Softmax"),
+        *("Attention", "MultiHeadAttention", "GroupQueryAttention", "RotaryEmbedding"),
+        *("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"),
+        *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
+    )
+)
 
 
 def installed_packages() -> dict[str, str]:
@@ -51,11 +61,12 @@ def open_session(
 
     Args:
         model: path of the graph, or its bytes.
-        providers: execution providers, all of which the session must really get.
+        providers: execution providers, all of which the session must really get. Unless the CPU's is among them, no
+            matrix product, norm or attention may be left to it either.
         data_folder: where external data lies, for a graph given as bytes.
 
     Raises:
-        UsageError: no single ONNX Runtime package, or the session fell back to other providers.
+        UsageError: no single ONNX Runtime package, or the session or some of its nodes fell back to other providers.
         InvalidArtifact: ONNX Runtime cannot load the graph.
     """
     require_one_package()
@@ -67,13 +78,16 @@ def open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if isinstance(model, bytes) and data_folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data_folder))
+    strict = CPU[0] not in providers
+    if strict:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     missing = [name for name in providers if name not in onnxruntime.get_available_providers()]
     if not missing:
         try:
             source = model if isinstance(model, bytes) else str(model)
             session = onnxruntime.InferenceSession(source, options, providers=list(providers))
         except Exception as error:  # ONNX Runtime's exceptions have no public base class
-            name = "The graph" if isinstance(model, bytes) else str(model)
+            name = "the graph" if isinstance(model, bytes) else str(model)
             raise InvalidArtifact(f"ONNX Runtime cannot load {name}: {error}", "Export the model again.") from None
         # Asked for a provider that does not start, ONNX Runtime falls back silently.
         missing = [name for name in providers if name not in session.get_providers()]
@@ -82,4 +96,20 @@ def open_session(
             f"ONNX Runtime does not give {', '.join(missing)} here.",
             "Run `safetykit doctor`, or ask for a provider that it lists.",
         )
+    if strict and (left := Counter(op for op, provider in placement(session) if provider == CPU[0] and op in _COMPUTE)):
+        what = ", ".join(f"{count} {name}" for name, count in sorted(left.items()))
+        raise UsageError(
+            f"Under {', '.join(providers)}, ONNX Runtime leaves nodes of {_named(model)} to the CPU: {what}.",
+            f"Add --provider {CPU[0]} to accept that, or use another precision or provider.",
+        )
     return session
+
+
+def placement(session: onnxruntime.InferenceSession) -> list[tuple[str, str]]:
+    """Operator and provider of every node, as the session has placed them."""
+    parts = session.get_provider_graph_assignment_info()
+    return [(node.op_type, part.ep_name) for part in parts for node in part.get_nodes()]
+
+
+def _named(model: Path | bytes) -> str:
+    return "the graph" if isinstance(model, bytes) else model.name

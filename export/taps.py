@@ -10,7 +10,9 @@ import onnx_ir as ir
 from ..adapters.errors import UnsupportedGraph
 from ..adapters.sites import Site
 from .layout import Graph
-from .residual import ResidualStream, Step, skip_bias
+from .residual import ResidualStream, Step, head_output, skip_bias
+
+_FEATURES = "image_features"  # what the projector gives, where the vision encoder names no other value
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,15 @@ def vision_tap(graph: ir.Graph, site: Site) -> Tap:
     """The tap for ``vision`` or ``projector`` in a vision encoder.
 
     Raises:
-        UnsupportedGraph: the graph does not name what its projector reads, or gives no image features.
+        UnsupportedGraph: the graph does not name what its projector reads or gives.
     """
-    if site.kind == "projector":
-        if len(graph.outputs) != 1:
-            raise UnsupportedGraph(f"The vision encoder has {len(graph.outputs)} outputs, not one.", "Export it again.")
-        return _plain(graph, graph.outputs[0])
-    value = next((value for node in graph for value in node.outputs if value.name == "vision"), None)
+    value = next((value for node in graph for value in node.outputs if value.name == site.kind), None)
+    if value is None and site.kind == "projector":
+        value = next((output for output in graph.outputs if output.name == _FEATURES), None)
     if value is None:
         raise UnsupportedGraph(
-            "The vision encoder does not say which value its projector reads.",
-            "Export the base graphs with safetykit, or use the site `projector`.",
+            f"The vision encoder does not say which of its values is the site `{site}`.",
+            "Export the base graphs with safetykit, or use a site of the decoder.",
         )
     return _plain(graph, value)
 
@@ -61,7 +61,7 @@ def decoder_tap(graph: ir.Graph, stream: ResidualStream, site: Site) -> Tap:
     """
     site.require_within(stream.n_layers)
     if site.kind == "logits":
-        return _plain(graph, next(value for value in graph.outputs if value.name == "logits"))
+        return _plain(graph, head_output(next(value for value in graph.outputs if value.name == "logits")))
     if site.kind == "final_norm":
         if stream.final_norm is None:
             raise UnsupportedGraph("No matrix product that gives `logits` was found.", "Use another site.")

@@ -23,6 +23,7 @@ from onnx_ir.passes.common import TopologicalSortPass
 
 from ..adapters.errors import UnsupportedGraph, UsageError
 from ..adapters.updates import WeightUpdate
+from .foreign.matrices import locate, matrix_of
 from .layout import Graph
 from .residual import DOMAIN, SKIP_NORMS, bias_input
 
@@ -164,16 +165,7 @@ def _find(graph: ir.Graph, old: np.ndarray, parameter: str) -> _Place:
     Raises:
         UnsupportedGraph: it is read nowhere, or at several places.
     """
-    places = []
-    for value in graph.initializers.values():
-        tensor = value.const_value
-        # Sizes first: the values of external tensors are read from disk.
-        if tensor is None or tensor.size != old.size or not value.dtype or not value.dtype.is_floating_point():
-            continue
-        for node, index in value.uses():
-            transposed = _reads_transposed(node, index) and old.ndim == 2
-            if _same(tensor, old.T if transposed else old):
-                places.append(_Place(node, index, transposed))
+    places = _places(graph, old)
     if len(places) == 1:
         return places[0]
     if len(places) > 1:
@@ -184,7 +176,7 @@ def _find(graph: ir.Graph, old: np.ndarray, parameter: str) -> _Place:
     if quantised := sorted({node.op_type for node in graph} & set(_QUANTISED)):
         raise UnsupportedGraph(
             f"{parameter} is not in the graph as a float weight: its weights are quantised ({', '.join(quantised)}).",
-            "Use --mode bake, or fold before quantising.",
+            "Use --mode bake, or fold before quantising; only low-rank updates can stay beside quantised weights.",
         )
     raise UnsupportedGraph(
         f"No initializer of the graph is {parameter}: it may be packed with others, or of another model.",
@@ -192,7 +184,22 @@ def _find(graph: ir.Graph, old: np.ndarray, parameter: str) -> _Place:
     )
 
 
-def _reads_transposed(node: ir.Node, index: int) -> bool:
+def _places(graph: ir.Graph, old: np.ndarray) -> list[_Place]:
+    """Where a value is read as a float initializer."""
+    places = []
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        # Sizes first: the values of external tensors are read from disk.
+        if tensor is None or tensor.size != old.size or not value.dtype or not value.dtype.is_floating_point():
+            continue
+        for node, index in value.uses():
+            transposed = reads_transposed(node, index) and old.ndim == 2
+            if _same(tensor, old.T if transposed else old):
+                places.append(_Place(node, index, transposed))
+    return places
+
+
+def reads_transposed(node: ir.Node, index: int) -> bool:
     """Whether a linear layer's weight [out, in] is expected as [in, out] at this input."""
     if node.op_type == "Gemm":
         return index == 1 and not (node.attributes["transB"].as_int() if "transB" in node.attributes else 0)
@@ -210,7 +217,12 @@ def _same(tensor: ir.TensorProtocol, old: np.ndarray) -> bool:
 
 
 def _update_bias(graph: ir.Graph, layer: LayerUpdate, parameter: str) -> bool:
-    product, dtype = _product(graph, layer, parameter)
+    found = find_product(graph, layer, parameter)
+    if found.outputs is not None:
+        raise UnsupportedGraph(
+            f"The layer of {parameter} is packed with others.", "Use --mode bake, or base graphs exported by safetykit."
+        )
+    product, dtype = found.node, found.dtype
     old, new = layer.old.get("bias"), layer.new["bias"]
     place = _bias_place(product)
     if old is None:
@@ -230,10 +242,28 @@ def _update_bias(graph: ir.Graph, layer: LayerUpdate, parameter: str) -> bool:
     )
 
 
-def _product(graph: ir.Graph, layer: LayerUpdate, parameter: str) -> tuple[ir.Node, np.dtype]:
-    """The node that multiplies with the layer's weight, which may have been replaced already, and the weight's type."""
+@dataclass(frozen=True)
+class Product:
+    """The node that multiplies with a layer's weight.
+
+    Attributes:
+        dtype: of the float weight, or of what a quantised product gives.
+        first: the layer's first output among those of the node, where several layers are packed into one.
+        outputs: how many outputs the node has; None where that is the layer's own number.
+    """
+
+    node: ir.Node
+    dtype: np.dtype
+    first: int = 0
+    outputs: int | None = None
+
+
+def find_product(graph: ir.Graph, layer: LayerUpdate, parameter: str) -> Product:
+    """The node that multiplies with the layer's weight, which may have been replaced already."""
     value = graph.initializers.get(f"{DOMAIN}.{layer.layer}.weight")
     if value is None:
+        if not _places(graph, layer.old["weight"]) and (held := _held(graph, layer.old["weight"])):
+            return held
         place = _find(graph, layer.old["weight"], f"{layer.layer}.weight")
         value = place.node.inputs[place.index]
     assert value is not None and value.const_value is not None
@@ -243,12 +273,32 @@ def _product(graph: ir.Graph, layer: LayerUpdate, parameter: str) -> tuple[ir.No
         (node, _), *_ = node.outputs[0].uses()
     if node.op_type not in ("MatMul", "Gemm", "Conv", "LayerNormalization"):
         raise UnsupportedGraph(f"The layer of {parameter} is computed by {node.op_type}.", "Use --mode bake.")
-    return node, dtype
+    return Product(node, dtype)
+
+
+def mergeable(graph: ir.Graph, layer: LayerUpdate) -> bool:
+    """Whether a layer's weight is a float initializer of its own, so that a new value can take its place."""
+    return "weight" not in layer.new or bool(_places(graph, layer.old["weight"]))
+
+
+def _held(graph: ir.Graph, old: np.ndarray) -> Product | None:
+    """The product whose matrix holds a weight quantised, or packed with others."""
+    if old.ndim != 2:
+        return None
+    found = locate(filter(None, map(matrix_of, graph)), old.shape, lambda rows: old[rows])
+    if found is None:
+        return None
+    matrix, first = found
+    dtype = matrix.node.outputs[0].dtype or matrix.node.inputs[0].dtype
+    if dtype is None or not dtype.is_floating_point():
+        return None
+    outputs = None if matrix.shape[0] == old.shape[0] else matrix.shape[0]
+    return Product(matrix.node, dtype.numpy(), first, outputs)
 
 
 def _bias_place(product: ir.Node) -> _Place | None:
     """Where the constant that is added to a product is read; None when none is."""
-    if product.op_type != "MatMul":
+    if product.op_type not in ("MatMul", "MatMulNBits"):
         held = product.inputs[2] if len(product.inputs) > 2 else None
         return _Place(product, 2, False) if held is not None and held.is_initializer() else None
     uses = list(product.outputs[0].uses())

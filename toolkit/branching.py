@@ -20,7 +20,8 @@ class BranchRun:
     """Keeps what a branch needs of a prefill, and runs it.
 
     Blocks are called as modules, so that the hooks of correctors act in the branch as well, with the masks and
-    positions that the answer's own pass gave them. They get no KV cache: before the branch, it was empty.
+    positions that the answer's own pass gave them. They get no KV cache: before the branch, it was empty. Features that
+    join the stream between blocks (``Family.scattered``) join the branch there as well.
 
     Attributes:
         running: whether blocks are being called by the branch just now.
@@ -34,10 +35,12 @@ class BranchRun:
         assert self._safety is not None
         self._blocks = list(parts.layers)[self._safety + 1 :]
         self._norm = parts.final_norm
+        self._features_join = bool(parts.family.scattered)
         device = next(parts.final_norm.parameters()).device
         self._tensors = [tensor.to(device) for tensor in branch.arguments()]
         self._states: dict[int | None, Tensor] = {}
         self._calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self._joining: dict[nn.Module, Tensor] = {}
 
     def watch(self, stack: ExitStack, wanted: Callable[[], bool]) -> None:
         """Register hooks, after those of the correctors; what they see is kept where ``wanted`` says so."""
@@ -53,6 +56,20 @@ class BranchRun:
             if wanted() and not self.running:
                 self._calls[module] = args[1:], {**kwargs, **{name: None for name in _CACHES if name in kwargs}}
 
+        before: list[Tensor] = []  # the output of the block before
+
+        def keep_output(module: nn.Module, args: Any, output: Any) -> None:
+            before[:] = [_hidden(output)]
+
+        def keep_joining(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if wanted() and not self.running:
+                self._joining[module] = (args[0] if args else kwargs["hidden_states"]) - before[0]
+
+        if self._features_join:
+            for block in (self._sites[self._safety], *self._blocks):
+                stack.callback(block.register_forward_hook(keep_output).remove)
+            for module in (*self._blocks, self._norm):
+                stack.callback(module.register_forward_pre_hook(keep_joining, with_kwargs=True).remove)
         for layer, module in self._sites.items():
             stack.callback(module.register_forward_hook(keep_state(layer)).remove)
         for block in self._blocks:
@@ -67,12 +84,16 @@ class BranchRun:
             for block in self._blocks:
                 args, kwargs = self._calls[block]
                 options = {name: value for name, value in kwargs.items() if name not in ("hidden_states", "use_cache")}
-                hidden = _hidden(block(hidden, *args, **options))
-            return self._op.risk(self._norm(hidden), *self._tensors)
+                hidden = _hidden(block(self._joined(block, hidden), *args, **options))
+            return self._op.risk(self._norm(self._joined(self._norm, hidden)), *self._tensors)
         finally:
             self.running = False
             self._states.clear()
             self._calls.clear()
+            self._joining.clear()
+
+    def _joined(self, module: nn.Module, hidden: Tensor) -> Tensor:
+        return hidden + self._joining[module] if self._features_join else hidden
 
 
 def _hidden(output: Any) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -30,15 +30,20 @@ class Reached(Exception):
 class FeatureCache:
     """Image features by picture, so that the tower runs once per picture; the oldest leave first.
 
-    Usable where the model takes ready-made features and has one row of pixels per picture.
+    Usable where the model takes ready-made features and each row of pixels gives its own, whatever the other rows are.
     """
 
     def __init__(self, model: nn.Module, capacity: int = 4096) -> None:
         self._model, self._capacity = model, capacity
         self._features: OrderedDict[bytes, Tensor] = OrderedDict()
         parameters = inspect.signature(model.forward).parameters
-        self.usable = "mm_encoder_outputs" in parameters and "image_grid_thw" not in parameters
+        self.takes_features = "mm_encoder_outputs" in parameters
+        self._stacked = False
         self.runs = 0
+
+    def usable_for(self, pictures: Mapping[str, Tensor]) -> bool:
+        """Whether pictures are rows of pixels and nothing else, such as sizes or masks."""
+        return self.takes_features and pictures.keys() == {"pixel_values"}
 
     def clear(self) -> None:
         """Forget everything (the tower's weights have changed)."""
@@ -55,6 +60,7 @@ class FeatureCache:
         if new:
             rows = pixels[list(new.values())]
             output = self._model.get_image_features(rows, return_dict=True).pooler_output
+            self._stacked = isinstance(output, Tensor)
             self.runs += len(rows)
             # Each row is copied: a view would keep its whole batch alive.
             found |= {key: feature.clone() for key, feature in zip(new, output, strict=True)}
@@ -63,7 +69,9 @@ class FeatureCache:
             self._features.move_to_end(key)
         while len(self._features) > self._capacity:
             self._features.popitem(last=False)
-        return {"image": BaseModelOutputWithPooling(pooler_output=[found[key] for key in keys])}
+        features = [found[key] for key in keys]
+        # Families differ in whether they join the rows themselves.
+        return {"image": BaseModelOutputWithPooling(pooler_output=torch.stack(features) if self._stacked else features)}
 
 
 def capture(
@@ -92,6 +100,12 @@ def capture(
         vlm.parts.module(missing[0])  # names what is wrong
     deepest = max(sites, key=order.index)
     cached = not any(site.kind in ("vision", "projector") for site in sites)
+    if not cached and vlm.parts.family.repacks:
+        raise UsageError(
+            f"{type(vlm.model).__name__} rearranges its image features after the projector, so that states there "
+            "belong to no record.",
+            "Use a site of a decoder layer.",
+        )
     seen: dict[Site, Tensor] = {}
     for batch in batches(units, batch_size):
         requests = [Request(record.prompt, record.picture()) for record in batch]
@@ -99,10 +113,11 @@ def capture(
         mask = torch.from_numpy(inputs.attention_mask).bool()
         vision = torch.from_numpy(inputs.vision_mask)
         weights = _pool_weights(mask, vision, pool).to(vlm.device)
+        counts = [count for count in vision.sum(1).tolist() if count]
         seen.clear()
         with ExitStack() as stack:
             for site in sites:
-                hook = _reader(site, seen, weights, stop=site == deepest)
+                hook = _reader(site, seen, weights, counts, stop=site == deepest)
                 module = vlm.parts.module(site)
                 register = module.register_forward_pre_hook if site.kind == "vision" else module.register_forward_hook
                 stack.callback(register(hook).remove)
@@ -142,14 +157,34 @@ def _pool_weights(
     return weights / weights.sum(1, keepdim=True).clamp_min(1)
 
 
-def _reader(site: Site, seen: dict[Site, Tensor], weights: Tensor, stop: bool):
+def _reader(site: Site, seen: dict[Site, Tensor], weights: Tensor, counts: Sequence[int], stop: bool):
     def read(module: nn.Module, args: Any, output: Any = None) -> None:
         value = args if output is None else output
         hidden = (value if isinstance(value, Tensor) else value[0]).float()
-        # Image features have a row per picture and no prompt positions: their mean stands for them.
-        pooled = hidden.mean(1) if site.kind in ("vision", "projector") else (hidden * weights[..., None]).sum(1)
+        if site.kind in ("vision", "projector"):
+            pooled = _picture_means(hidden, counts)
+        else:
+            pooled = (hidden * weights[..., None]).sum(1)
         seen[site] = pooled.cpu()
         if stop:
             raise Reached
 
     return read
+
+
+def _picture_means(hidden: Float[Tensor, "... d"], counts: Sequence[int]) -> Float[Tensor, "records d"]:
+    """Means over the pictures of each record that has any: image features have no prompt positions.
+
+    Tokens lie in the order of the records; before a projector that merges them there are more by a whole factor.
+
+    Raises:
+        UsageError: the tokens are not those that the decoder reads.
+    """
+    tokens = hidden.reshape(-1, hidden.shape[-1])
+    factor, left = divmod(len(tokens), max(sum(counts), 1))
+    if left or not factor:
+        raise UsageError(
+            f"{len(tokens)} states of pictures do not belong to {sum(counts)} image tokens one by one.",
+            "This model rearranges its image features; use a site of a decoder layer.",
+        )
+    return torch.stack([part.mean(0) for part in tokens.split([factor * count for count in counts])])

@@ -60,6 +60,8 @@ def _fixed(settings: Sequence[VLMGuard], given: Mapping[str, Any]) -> list[VLMGu
 
 
 def _agrees(guard: VLMGuard, given: Mapping[str, Any]) -> bool:
+    if given.get("hold") and guard.variant == "orthogonal":
+        return False  # it has no gate
     if guard.variant == "supervised" and given.get("phase", "prefill") != "prefill":
         return False  # its second branch exists at prefill only
     return given.get("variant", guard.variant) == guard.variant

@@ -5,7 +5,7 @@ A detector's branch runs when a prefill reaches the LM head, before anything is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..adapters.adapter import Adapter, Intervention, the_branch, the_detector
 from ..adapters.errors import UsageError
 from ..adapters.forcing import ForcedRefusal
+from ..adapters.gating import GatedOp, HeldGate, decides
 from ..adapters.ops import ScopeMask
 from .branching import BranchRun
 from .parts import Parts
@@ -56,8 +57,10 @@ class AppliedAdapters:
         self.extras: dict[str, Tensor] = {}
         self.references: dict[int, Tensor] = {}
         self.enabled = True
+        self._held: dict[int, Tensor] = {}  # margins of held gates, by intervention index
         self._model, self._parts, self._image_token_id = model, parts, image_token_id
         self._past_length = torch.tensor(0)
+        self._new_tokens = 0
         self._vision_mask: Tensor | None = None
         self._enforce = enforce
         branch = the_branch(adapters)
@@ -96,6 +99,8 @@ class AppliedAdapters:
             for index, item in enumerate(self.interventions):
                 module = self._parts.module(item.site)
                 run = self._runner(index, item)
+                if item.site.kind in _VISION_SITES:
+                    run = _as_one_row(run)
                 if item.site.kind == "vision":
                     handle = module.register_forward_pre_hook(
                         lambda _, args, run=run: (run(args[0]), *args[1:])
@@ -129,10 +134,30 @@ class AppliedAdapters:
         length = cache.get_seq_length() if cache is not None else 0
         input_ids = kwargs.get("input_ids", args[0] if args else None)
         self._past_length = torch.tensor(int(length))
+        given = kwargs.get("inputs_embeds") if input_ids is None else input_ids
+        self._new_tokens = 0 if given is None else given.shape[1]
         self._vision_mask = None if input_ids is None else input_ids == self._image_token_id
+
+    def _gate(self, index: int, hidden: Tensor, past: int) -> tuple[Tensor, Tensor]:
+        """Whether this call decides a held gate, and the margins [batch] that were decided before.
+
+        Raises:
+            UsageError: answers go on whose prompts these hooks have not seen.
+        """
+        deciding, rows = decides(past, self._new_tokens), hidden.shape[0]
+        held = self._held.get(index)
+        if deciding:
+            held = torch.zeros(rows, device=hidden.device)
+        elif held is None or len(held) != rows:
+            raise UsageError(
+                f"A gate was decided for {0 if held is None else len(held)} rows, and {rows} go on.",
+                "Start with the prompts, with the adapters applied.",
+            )
+        return torch.tensor(deciding, device=hidden.device), held
 
     def _runner(self, index: int, item: Intervention):
         op, mask_of = item.make_op(), ScopeMask(item.scope, item.phase)
+        run_op: nn.Module = HeldGate(op) if item.gate == "held" and isinstance(op, GatedOp) else op
         device = self._parts.module(item.site).parameters().__next__().device
         tensors = [tensor.to(device) for tensor in item.arguments()]
 
@@ -151,17 +176,28 @@ class AppliedAdapters:
             scope = mask_of(hidden, past.to(device), vision)
             if not self.enabled:
                 scope = torch.zeros_like(scope)
-            inputs = []
+            inputs: list[Tensor] = []
+            if item.gate == "held":
+                inputs += self._gate(index, hidden, int(past))
             if op.runtime_inputs:
                 blank = torch.zeros(hidden.shape[0], hidden.shape[-1], device=device)
                 inputs.append(self.references.get(index, blank) if past == 0 else blank)
-            changed, *extras = op(hidden, scope, *inputs, *tensors)
-            if past == 0 and not (self._branch and self._branch.running):
+            changed, *extras = run_op(hidden, scope, *inputs, *tensors)
+            if self._branch and self._branch.running:
+                return changed
+            if item.gate == "held":
+                self._held[index] = extras[op.extras.index("score")]
+            if past == 0:
                 names = op.extras if op.detects or op.plain_extras else [f"{index}.{name}" for name in op.extras]
                 self.extras |= dict(zip(names, extras, strict=True))
             return changed
 
         return run
+
+
+def _as_one_row(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Towers for pictures of any size give all their tokens in one row [tokens, d], without a batch."""
+    return lambda hidden: run(hidden[None])[0] if hidden.ndim == 2 else run(hidden)
 
 
 def replace_hidden(output: Any, run) -> Any:

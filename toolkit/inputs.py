@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 
 from ..adapters.errors import InvalidArtifact, UsageError
+from .families import family_or_any
 
 RETRIEVED = "Retrieved Text: "  # TGA's prefix
+_PER_TOKEN = "token_type_ids"  # how the processors' outputs about tokens are called; the others are about pictures
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,24 @@ class Request:
     """What one user sends.
 
     Attributes:
+        image: the picture, or several; they stand before the prompt.
         answer: how the model's answer begins, for states of a given answer; normally empty.
         retrieved: texts that stand before the prompt, as retrieved for the picture; None before retrieval.
+        system: what the operator says first; empty leaves the turn to the chat template.
     """
 
     prompt: str
-    image: Image.Image | None = None
+    image: Image.Image | tuple[Image.Image, ...] | None = None
     answer: str = ""
     retrieved: tuple[str, ...] | None = None
+    system: str = ""
+
+    @property
+    def pictures(self) -> tuple[Image.Image, ...]:
+        """The pictures; none, one or several."""
+        if self.image is None:
+            return ()
+        return self.image if isinstance(self.image, tuple) else (self.image,)
 
 
 @dataclass(frozen=True)
@@ -59,13 +71,20 @@ class Inputs:
     """A batch ready for the model; rows are padded on the left.
 
     Attributes:
-        pixel_values: one entry per picture, in row order; None when no row has one.
+        pictures: what the processor made of the pictures, by its names; empty when no row has one.
+        tokens: what else it said about each token [batch, seq], such as its type.
     """
 
     input_ids: Int[np.ndarray, "batch seq"]
     attention_mask: Int[np.ndarray, "batch seq"]
     vision_mask: Bool[np.ndarray, "batch seq"]
-    pixel_values: Float[np.ndarray, "pictures channels height width"] | None
+    pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
+    tokens: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def pixel_values(self) -> Float[np.ndarray, "..."] | None:
+        """Pixels in row order, their axes as the family has them; None when no row has a picture."""
+        return self.pictures.get("pixel_values")
 
     @property
     def position_ids(self) -> Int[np.ndarray, "batch seq"]:
@@ -74,10 +93,16 @@ class Inputs:
 
 
 class InputProcessor:
-    """A checkpoint's processor, tokenizer and chat template behind one method."""
+    """A checkpoint's processor, tokenizer and chat template behind one method.
 
-    def __init__(self, processor: Any, image_token_id: int, eos_token_ids: Sequence[int]) -> None:
+    Attributes:
+        config: of the model.
+        family: what is special about its inputs.
+    """
+
+    def __init__(self, processor: Any, image_token_id: int, eos_token_ids: Sequence[int], config: Any) -> None:
         self.processor = processor
+        self.config, self.family = config, family_or_any(config)
         self.tokenizer = processor.tokenizer
         self.tokenizer.padding_side = "left"
         self.image_token_id = image_token_id
@@ -92,15 +117,17 @@ class InputProcessor:
         Raises:
             UsageError: the folder has no processor for pictures and text.
         """
-        from transformers import AutoConfig, AutoProcessor, GenerationConfig
+        from transformers import AutoConfig, GenerationConfig
+
+        from .processors import load_processor
 
         folder = Path(folder)
         if not folder.is_dir():
             raise UsageError(f"There is no model folder at {folder}.", "Pass the path of a checkpoint on disk.")
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            processor = AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
-        except (OSError, ValueError, ImportError, KeyError) as error:
+            processor = load_processor(folder, config)
+        except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UsageError(
                 f"{folder} cannot be read as a vision-language checkpoint: {reason}",
@@ -117,20 +144,26 @@ class InputProcessor:
             eos = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
         if eos is None:
             eos = processor.tokenizer.eos_token_id
-        return cls(processor, image_token, [eos] if isinstance(eos, int) else list(eos))
+        return cls(processor, image_token, [eos] if isinstance(eos, int) else list(eos), config)
 
     def render(self, request: Request) -> str:
         """The request in the model's chat template, up to where the answer begins or as far as it is given."""
+        return self.family.joined(self._prompt(request), request.answer)
+
+    def _prompt(self, request: Request) -> str:
         text = request.prompt
         if request.retrieved:
             text = f"{RETRIEVED}{' '.join(request.retrieved)}\n{text}"
-        content = [{"type": "text", "text": text}]
-        if request.image is not None:
-            content.insert(0, {"type": "image"})
-        prompt = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
-        return f"{prompt.rstrip()} {request.answer}" if request.answer else prompt
+        content = [*({"type": "image"} for _ in request.pictures), {"type": "text", "text": text}]
+        turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if request.system:
+            turns.insert(0, {"role": "system", "content": [{"type": "text", "text": request.system}]})
+        prompt = self.family.render(self.processor, turns)
+        if request.system not in prompt:  # templates that know no system turn drop it silently
+            raise UsageError(
+                "This model's chat template has no place for a system turn.", "Put the text before the prompt instead."
+            )
+        return prompt
 
     def prepare(self, requests: Sequence[Request]) -> Inputs:
         """Tokenise, insert picture placeholders, pad on the left.
@@ -140,20 +173,16 @@ class InputProcessor:
         """
         if not requests:
             raise UsageError("There is nothing to run: the batch is empty.", "Pass at least one request.")
-        images = [request.image for request in requests if request.image is not None]
-        batch = self.processor(
-            text=[self.render(request) for request in requests],
-            images=images or None,
-            padding=True,
-            return_tensors="np",
+        batch = self.family.tokenised(
+            self.processor,
+            [self._prompt(request) for request in requests],
+            [request.answer for request in requests],
+            [request.pictures for request in requests],
         )
-        input_ids = np.asarray(batch["input_ids"], dtype=np.int64)
-        return Inputs(
-            input_ids=input_ids,
-            attention_mask=np.asarray(batch["attention_mask"], dtype=np.int64),
-            vision_mask=input_ids == self.image_token_id,
-            pixel_values=np.asarray(batch["pixel_values"], dtype=np.float32) if images else None,
-        )
+        found = {name: _plain(value) for name, value in batch.items()}
+        input_ids, attention_mask = found.pop("input_ids"), found.pop("attention_mask")
+        tokens = {name: found.pop(name) for name in list(found) if name.endswith(_PER_TOKEN)}
+        return Inputs(input_ids, attention_mask, input_ids == self.image_token_id, found, tokens)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of generated tokens, without special tokens."""
@@ -174,6 +203,12 @@ class InputProcessor:
             tokens = self.tokenizer(refusal, add_special_tokens=False)["input_ids"]
             return Generation(refusal, tuple(tokens), scores, refused=True)
         return Generation(self.decode(token_ids), tuple(token_ids), scores)
+
+
+def _plain(value: Any) -> np.ndarray:
+    """Floats in single precision, integers in 64 bits, truth values as they are."""
+    array = np.asarray(value)
+    return array if array.dtype == bool else array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
 
 
 # Tokenizers warn about threads on every fork; the setting only silences that.

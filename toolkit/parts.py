@@ -1,6 +1,6 @@
 """Finding the parts of a VLM: tower, projector, decoder blocks, final norm, head.
 
-Works by structure, not by architecture name, and says what it did not find.
+Works by structure, not by architecture name, and says what it did not find; a family says what structure cannot.
 """
 
 from __future__ import annotations
@@ -12,18 +12,22 @@ from torch import nn
 
 from ..adapters.errors import UsageError
 from ..adapters.sites import Site
+from .families import Family, family_or_any
 
 _TOWERS = ("vision_tower", "vision_model", "visual", "vision_encoder")
 _PROJECTORS = ("multi_modal_projector", "connector", "projector", "mm_projector", "embed_vision")
 _NORMS = ("norm", "final_layernorm", "final_norm", "ln_f")
 _ATTENTION = ("self_attn", "attention", "attn")
+# Where branches end in a norm of their own (Gemma 2 and 3), it is the norm's output that joins the residual stream. A
+# layer that has but the first of the two uses its name for the norm before the MLP.
+_POST_NORMS = {"attn": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
 
 
 @dataclass(frozen=True)
 class Parts:
     """The modules of a VLM that sites refer to.
 
-    ``projector`` is None for towers that end in the decoder's width themselves (Qwen-VL).
+    ``projector`` is None for towers that end in the decoder's width themselves.
     """
 
     tower: nn.Module
@@ -32,6 +36,7 @@ class Parts:
     layers: Sequence[nn.Module]
     final_norm: nn.Module
     head: nn.Module
+    family: Family
 
     @classmethod
     def find(cls, model: nn.Module) -> Parts:
@@ -40,8 +45,8 @@ class Parts:
         Raises:
             UsageError: naming the part that was not found.
         """
-        decoder = model.get_decoder()
-        tower = _child(model, _TOWERS)
+        decoder, family = model.get_decoder(), family_or_any(getattr(model, "config", None))
+        tower = model.get_submodule(family.tower) if family.tower else _child(model, _TOWERS)
         layers = getattr(decoder, "layers", None)
         wanted = {
             "vision tower": tower,
@@ -58,11 +63,12 @@ class Parts:
                 )
         parts = cls(
             tower=tower,
-            projector=_child(model, _PROJECTORS),
+            projector=_projector(model, family),
             embed_tokens=wanted["token embedding"],
             layers=layers,
             final_norm=wanted["final norm"],
             head=wanted["LM head"],
+            family=family,
         )
         for index, layer in enumerate(layers):
             if _child(layer, _ATTENTION, deep=False) is None or not hasattr(layer, "mlp"):
@@ -89,9 +95,13 @@ class Parts:
         if site.kind == "logits":
             return self.head
         layer = self.layers[site.layer]
-        if site.kind == "attn":
-            return _child(layer, _ATTENTION, deep=False)
-        return layer.mlp if site.kind == "mlp" else layer
+        if site.kind == "block":
+            return layer
+        if own := getattr(self.family, "attention" if site.kind == "attn" else "mlp"):
+            return layer.get_submodule(own)
+        if hasattr(layer, _POST_NORMS["mlp"]):
+            return layer.get_submodule(_POST_NORMS[site.kind])
+        return layer.mlp if site.kind == "mlp" else _child(layer, _ATTENTION, deep=False)
 
     def sites(self) -> list[Site]:
         """Every site of this model, in the order of the forward pass."""
@@ -99,6 +109,12 @@ class Parts:
         for index in range(len(self.layers)):
             found += [Site("attn", index), Site("mlp", index), Site.block(index)]
         return [*found, Site("final_norm"), Site("logits")]
+
+
+def _projector(model: nn.Module, family: Family) -> nn.Module | None:
+    if family.projector is None:
+        return None
+    return model.get_submodule(family.projector) if family.projector else _child(model, _PROJECTORS)
 
 
 def _child(module: nn.Module, names: Sequence[str], *, deep: bool = True) -> nn.Module | None:

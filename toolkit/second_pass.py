@@ -37,11 +37,17 @@ class _Reached(Exception):
 
 @dataclass
 class _NormalPass:
-    """What a normal pass leaves behind for the branches: outputs of blocks, and how each block was called."""
+    """What a normal pass leaves behind for the branches: outputs of blocks, how each block was called, and what joined
+    the stream before a block or, at the number of blocks, before the final norm."""
 
     hidden: dict[int, Tensor] = field(default_factory=dict)
     calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
+    joining: dict[int, Tensor] = field(default_factory=dict)
     normed: Tensor | None = None
+
+    def joined(self, index: int, hidden: Tensor) -> Tensor:
+        """The state with what joined the stream there."""
+        return hidden + self.joining[index] if index in self.joining else hidden
 
 
 class SecondPass:
@@ -107,8 +113,8 @@ class SecondPass:
         hidden = op.start(first.hidden[safety], first.hidden[fused])
         for index in range(safety + 1, len(self.vlm.parts.layers)):
             args, kwargs = first.calls[index]
-            hidden = _hidden(self.vlm.parts.layers[index](hidden, *args, **kwargs))
-        return self.vlm.parts.final_norm(hidden)
+            hidden = _hidden(self.vlm.parts.layers[index](first.joined(index, hidden), *args, **kwargs))
+        return self.vlm.parts.final_norm(first.joined(len(self.vlm.parts.layers), hidden))
 
 
 @torch.inference_mode()
@@ -178,14 +184,22 @@ def _normal_pass(vlm: VLM, arguments: Mapping[str, Any], keep: set[int], from_bl
     first = depth if from_block is None else from_block
     handed: list[Tensor] = []  # the output of the block before
 
-    def note_call(index: int):
+    def note_joining(index: int):
         def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             given = args[0] if args else kwargs["hidden_states"]
             if handed and given is not handed[0] and not torch.equal(given, handed[0]):
+                if vlm.parts.family.scattered:
+                    seen.joining[index] = given - handed[0]
+                    return
                 raise UsageError(
                     f"This decoder changes states between its blocks {index - 1} and {index}.",
                     f"A second pass over blocks would leave that out; choose a safety layer of at least {index}.",
                 )
+
+        return note
+
+    def note_call(index: int):
+        def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
             rest |= {name: None for name in ("past_key_values", "past_key_value") if name in rest}
             seen.calls[index] = (args[1:], rest)
@@ -208,10 +222,14 @@ def _normal_pass(vlm: VLM, arguments: Mapping[str, Any], keep: set[int], from_bl
     with ExitStack() as stack:
         for index, layer in enumerate(vlm.parts.layers):
             if index > first:
+                stack.callback(layer.register_forward_pre_hook(note_joining(index), with_kwargs=True).remove)
                 stack.callback(layer.register_forward_pre_hook(note_call(index), with_kwargs=True).remove)
             if index >= first or index in keep:
                 stack.callback(layer.register_forward_hook(note_output(index)).remove)
-        stack.callback(vlm.parts.final_norm.register_forward_hook(note_normed).remove)
+        norm = vlm.parts.final_norm
+        if first < depth:
+            stack.callback(norm.register_forward_pre_hook(note_joining(depth), with_kwargs=True).remove)
+        stack.callback(norm.register_forward_hook(note_normed).remove)
         try:
             vlm.model(**arguments, use_cache=False)
         except _Reached:

@@ -158,6 +158,9 @@ def verify(console: Console, value: dict[str, Any]) -> None:
         console.print("The card and the report say what their data say.")
     if value["parity"]:
         parity(console, value["parity"])
+    if value["swap"]:
+        console.print("With the swapped adapter, and after it was taken out again:")
+        parity(console, value["swap"])
 
 
 def answers(console: Console, value: list[dict[str, Any]]) -> None:
@@ -176,5 +179,5 @@ def doctor(console: Console, value: dict[str, Any]) -> None:
     """`safetykit doctor`."""
     rows = [*value["versions"].items(), (value["onnxruntime"]["package"], value["onnxruntime"]["version"])]
     for name, starts in value["providers"].items():
-        rows.append((name, "[green]starts[/green]" if starts else "[red]listed, but a session does not get it[/red]"))
+        rows.append((name, "[green]starts[/green]" if starts else "[red]listed, but a session does not compute with it[/red]"))
     _facts(console, f"Python {value['python']} on {value['platform']}", rows)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -51,6 +53,7 @@ class VLM:
         self.parts = Parts.find(model)
         self.features = FeatureCache(model)
         self.index: CaptionIndex | None = None
+        self._last_fed: WeakKeyDictionary[Any, dict[str, np.ndarray]] = WeakKeyDictionary()  # by KV cache
         self._hooks: AppliedAdapters | None = None
         self._retriever: Retriever | None = None
 
@@ -127,20 +130,65 @@ class VLM:
             "attention_mask": torch.from_numpy(inputs.attention_mask).to(self.device),
         }
         if self._takes_position_ids:
-            arguments["position_ids"] = torch.from_numpy(inputs.position_ids).to(self.device)
-        if inputs.pixel_values is not None:
-            pixels = torch.from_numpy(inputs.pixel_values).to(self.device, self.model.dtype)
-            if cached_features and self.features.usable and not (self._hooks and self._hooks.touches_vision):
-                arguments["mm_encoder_outputs"] = self.features.encode(pixels)
-            else:
-                arguments["pixel_values"] = pixels
-        return arguments
+            arguments["position_ids"] = torch.from_numpy(self._fed(inputs)["position_ids"]).to(self.device)
+        pictures = self.tensors(inputs.pictures)
+        if cached_features and self.features.usable_for(pictures) and not (self._hooks and self._hooks.touches_vision):
+            arguments["mm_encoder_outputs"] = self.features.encode(pictures["pixel_values"])
+        else:
+            arguments |= pictures
+        return arguments | self.tensors(inputs.tokens)
+
+    def tensors(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        """Those of a processor's outputs that the model's ``forward`` takes, on its device; floats in its dtype."""
+        found = {}
+        for name, array in arrays.items():
+            if name in self._parameters:
+                tensor = torch.from_numpy(array).to(self.device)
+                found[name] = tensor.to(self.model.dtype) if tensor.is_floating_point() else tensor
+        return found
+
+    def see(self, inputs: Inputs) -> Any:
+        """Image features of a batch's pictures, as the model's ``get_image_features`` gives them.
+
+        Raises:
+            UsageError: the batch has no picture.
+        """
+        if inputs.pixel_values is None:
+            raise UsageError("There is no picture to look at.", "Pass requests with pictures.")
+        taken = inspect.signature(self.model.get_image_features).parameters
+        pictures = {name: tensor for name, tensor in self.tensors(inputs.pictures).items() if name in taken}
+        return self.model.get_image_features(**pictures, return_dict=True)
+
+    def step(self, token_ids: Tensor, mask: Tensor, cache: Any) -> Float[Tensor, "batch 1 vocab"]:
+        """Logits after one more token a row.
+
+        Args:
+            token_ids: [batch, 1].
+            mask: [batch, total], the new tokens included.
+            cache: what :meth:`prefill` filled.
+        """
+        more = {}
+        if self._takes_position_ids:
+            inputs = self.inputs
+            self._last_fed[cache] = inputs.family.step(inputs.config, self._last_fed[cache], mask.cpu().numpy())
+            more["position_ids"] = torch.from_numpy(self._last_fed[cache]["position_ids"]).to(self.device)
+        return self.model(
+            input_ids=token_ids, attention_mask=mask, past_key_values=cache, use_cache=True, **more
+        ).logits
+
+    @cached_property
+    def _parameters(self) -> frozenset[str]:
+        return frozenset(inspect.signature(self.model.forward).parameters)
 
     @cached_property
     def _takes_position_ids(self) -> bool:
-        """Models with sectioned rotary positions compute their own; the others must be told about padding."""
+        """Models must be told about padding; those with sectioned rotary positions of no known family compute their own."""
         rope = getattr(self.model.config.get_text_config(), "rope_parameters", None) or {}
-        return "position_ids" in inspect.signature(self.model.forward).parameters and "mrope_section" not in rope
+        return "position_ids" in self._parameters and (bool(self.inputs.family.name) or "mrope_section" not in rope)
+
+    def _fed(self, inputs: Inputs) -> dict[str, np.ndarray]:
+        """What an exported decoder would be fed beside embeddings, mask and cache."""
+        return self.inputs.family.prefill(self.inputs.config, inputs)
 
     @torch.inference_mode()
     def states(
@@ -197,8 +245,7 @@ class VLM:
         """Requests as model inputs; an applied adapter that prefixes retrieved texts looks at their pictures first."""
         rows = self._retriever.pending(requests) if self._retriever else []
         if self._hooks and self._retriever and rows:
-            pixels = self.inputs.prepare([requests[at] for at in rows]).pixel_values
-            self.model.get_image_features(torch.from_numpy(pixels).to(self.device, self.model.dtype))
+            self.see(self.inputs.prepare([requests[at] for at in rows]))
             extras = {name.rpartition(".")[2]: value.numpy(force=True) for name, value in self._hooks.extras.items()}
             requests = self._retriever.extended(requests, rows, extras)
         return self.inputs.prepare(requests)
@@ -218,6 +265,8 @@ class VLM:
         self.fill_references(requests)
         inputs = self.prepare(requests)
         arguments = self.arguments(inputs)
+        if cache is not None:
+            self._last_fed[cache] = self._fed(inputs)
         return self.model(**arguments, past_key_values=cache, use_cache=cache is not None).logits, inputs
 
     @torch.inference_mode()
@@ -274,7 +323,7 @@ class VLM:
         hooks = self._hooks
         if hooks is None or not hooks.needs_reference:
             return
-        text_only = self.inputs.prepare([Request(request.prompt) for request in requests])
+        text_only = self.inputs.prepare([Request(request.prompt, system=request.system) for request in requests])
         hooks.enabled, hooks.references = False, {}  # those of the batch before do not fit this one
         try:
             self.model(**self.arguments(text_only), use_cache=False)

@@ -10,11 +10,11 @@ import torch
 
 from safetykit.adapters.errors import UsageError
 from safetykit.export.base import export_base, export_graph
-from safetykit.export.causal import decoder_spec
 from safetykit.export.compare import compare_logits, parity_requests
-from safetykit.export.families import family_of
 from safetykit.export.layout import GRAPHS, LAYOUT
 from safetykit.export.runtime import OnnxVLM
+from safetykit.export.specs import graph_specs
+from safetykit.toolkit.families import family_of
 from safetykit.toolkit.vlm import VLM
 
 
@@ -73,7 +73,7 @@ def test_feature_layers_and_selection_follow_the_configuration(make_checkpoint, 
     import onnxruntime
 
     model = VLM.from_pretrained(make_checkpoint(tmp_path / "model", **options)).model
-    graph = export_graph(family_of(model).build(model)["vision_encoder"], "fp32")
+    graph = export_graph(graph_specs(model)["vision_encoder"], "fp32")
     ir.save(graph, tmp_path / "vision.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "vision.onnx"), providers=["CPUExecutionProvider"])
     pixels = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -83,15 +83,15 @@ def test_feature_layers_and_selection_follow_the_configuration(make_checkpoint, 
 
 
 def test_other_architectures_are_refused_by_name_and_reason():
-    model = SimpleNamespace(config=SimpleNamespace(model_type="gemma3"))
-    with pytest.raises(UsageError, match=r"'gemma3': its image tokens attend in both directions.*exports llava"):
-        family_of(model)
+    with pytest.raises(UsageError, match=r"'mllama': its decoder attends across to the picture.*exports .*llava"):
+        family_of(SimpleNamespace(model_type="mllama"))
 
 
 def test_sliding_windows_are_refused(vlm):
-    config = SimpleNamespace(model_type="mistral", layer_types=["sliding_attention"])
+    text = SimpleNamespace(model_type="mistral", layer_types=["sliding_attention"])
+    config = SimpleNamespace(model_type="llava", get_text_config=lambda: text)
     with pytest.raises(UsageError, match="sliding_attention"):
-        decoder_spec(SimpleNamespace(config=config), vlm.parts.head)
+        family_of(config)
 
 
 def test_a_failed_export_leaves_nothing_behind(vlm, tmp_path, monkeypatch):

@@ -1,10 +1,11 @@
 """The residual stream is found by structure, and whatever is not understood is refused with a reason."""
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
 from safetykit.adapters.errors import UnsupportedGraph
-from safetykit.export.residual import find_residual_stream
+from safetykit.export.residual import find_residual_stream, head_output
 
 LAYERS = 3
 
@@ -104,6 +105,30 @@ def test_parallel_attention_and_mlp_are_refused():
         find_residual_stream(toy(build))
 
 
+def test_what_is_added_between_layers_is_no_step_of_the_stream():
+    """Features of pictures join the stream after a layer (Qwen3-VL); they are computed from neither stream nor cache."""
+    after = []
+
+    def build(x, kv):
+        features = ir.node("Neg", [ir.val("features", ir.DataType.FLOAT, x.shape)]).outputs[0]
+        features.shape, features.dtype = x.shape, ir.DataType.FLOAT
+        attended = addition(x, branch(x, kv))
+        after.append(addition(attended, branch(attended)))
+        return branch(addition(features, after[0]))
+
+    stream = find_residual_stream(toy(build))
+    assert stream.n_layers == 1
+    assert stream.steps[1].node.outputs[0] is after[0]
+
+
+def test_a_branch_that_skips_its_own_attention_is_no_picture_feature():
+    def build(x, kv):
+        return addition(addition(x, branch(x, kv)), addition(branch(x), branch(x)))
+
+    with pytest.raises(UnsupportedGraph, match="parallel"):
+        find_residual_stream(toy(build))
+
+
 def test_a_missing_addition_is_refused():
     with pytest.raises(UnsupportedGraph, match="found 1 residual additions, not 2"):
         find_residual_stream(toy(lambda x, kv: addition(x, branch(x, kv))))
@@ -126,6 +151,18 @@ def test_swapped_layers_are_refused(decoder):
     )
     with pytest.raises(UnsupportedGraph, match="attention of layer 0"):
         find_residual_stream(decoder)
+
+
+def test_the_head_gives_the_logits_before_a_soft_cap(decoder):
+    (logits, *_), cap = decoder.graph.outputs, ir.val("cap", const_value=ir.tensor(np.float32(30)))
+    decoder.graph.register_initializer(cap)
+    assert head_output(logits) is logits
+    capped = logits
+    for op, more in (("Div", [cap]), ("Tanh", []), ("Mul", [cap])):
+        node = ir.node(op, [capped, *more])
+        decoder.graph.append(node)
+        (capped,) = node.outputs
+    assert head_output(capped) is logits
 
 
 def test_a_graph_without_logits_is_refused(decoder):

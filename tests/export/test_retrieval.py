@@ -76,7 +76,7 @@ def exported(vlm, base_folder, tmp_path):
 
 
 def pixels(vlm, requests):
-    return vlm.inputs.prepare(requests).pixel_values
+    return vlm.inputs.prepare(requests).pictures
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -114,8 +114,8 @@ def test_retrieval_is_one_node_and_leaves_features_and_weights_alone(vlm, export
     assert [value.name for value in graph.outputs] == ["image_features", "retrieved_ids", "retrieved_scores"]
     onnx.checker.check_model(str(model.path / "vision_encoder.onnx"))
     base = onnxruntime.InferenceSession(base_folder / "vision_encoder.onnx")
-    feeds = {"pixel_values": pixels(vlm, MIXED)}
-    assert np.array_equal(base.run(None, feeds)[0], model.see(feeds["pixel_values"]).features)
+    feeds = dict(pixels(vlm, MIXED))
+    assert np.array_equal(base.run(None, feeds)[0], model.see(feeds).features)
     for name in ("vision_encoder.onnx.data", "decoder.onnx", "decoder.onnx.data"):
         assert (model.path / name).read_bytes() == (base_folder / name).read_bytes()
 

@@ -86,7 +86,7 @@ def test_cached_features_give_the_states_that_the_model_gives(random_vlm, captio
     features = PictureFeatures(random_vlm, captions)
     batch = made(random_vlm, captions).encode([Draw(2, "what is this?", "this is a dagger.")])
     with torch.no_grad():
-        mine = run(random_vlm, batch.pictured, (0, 7), features.projected([2]), tail=3)
+        mine = run(random_vlm, batch.pictured, (0, 7), features.given([2], batch.pictured), tail=3)
         arguments = random_vlm.arguments(batch.pictured, cached_features=False)
         whole = random_vlm.model(**arguments, output_hidden_states=True)
     assert torch.allclose(mine.states[0], whole.hidden_states[1], atol=1e-5)
@@ -104,11 +104,11 @@ def test_the_nearest_other_caption_is_found_and_never_the_own():
     shapes = {"dog": (1.0, 0.0, 0.1), "wolf": (0.9, 0.1, 0.1), "apple": (-1.0, 0.2, 0.0), "pear": (-0.9, 0.4, 0.0)}
     words = [name for name in shapes for _ in range(2)]  # two pictures of each
     items = [CaptionedPicture(id=str(at), caption=name) for at, name in enumerate(words)]
-    features = torch.tensor([shapes[name] for name in words])[:, None].expand(-1, 4, -1)
-    found = NearestPictures().texts(items, features)
+    means = torch.tensor([shapes[name] for name in words])
+    found = NearestPictures().texts(items, means)
     assert found == ["wolf", "wolf", "dog", "dog", "pear", "pear", "apple", "apple"]
     with pytest.raises(UsageError, match="All captions are the same"):
-        NearestPictures().texts(items[:2], features[:2])
+        NearestPictures().texts(items[:2], means[:2])
 
 
 def planted(n=400, d=12, seed=0):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +96,7 @@ class Aligner:
     @cached_property
     def retrieved(self) -> list[str]:
         """The text retrieved for each picture."""
-        return self._retriever.texts(self.captions, self.features.table)
+        return self._retriever.texts(self.captions, self.features.means)
 
     def align(self, settings: TGA) -> Aligned:
         """See :meth:`safetykit.adapters.tga.TGA.fit`."""
@@ -121,7 +122,7 @@ class Aligner:
         for start in range(0, len(self.captions), _BATCH):
             items = range(start, min(start + _BATCH, len(self.captions)))
             inputs = self.vlm.inputs.prepare([Request("", self.captions[at].picture()) for at in items])
-            states = run(self.vlm, inputs, layers, self.features.projected(items)).states
+            states = run(self.vlm, inputs, layers, self.features.given(items, inputs)).states
             mask = torch.from_numpy(inputs.vision_mask).to(self.vlm.device)
             for layer in layers:
                 found[layer].append(pooled(states[layer], mask).cpu())
@@ -172,8 +173,7 @@ class Aligner:
         layer = layers[len(layers) // 2]
         name, last = self._last_linear()
         with torch.no_grad():
-            batches = torch.arange(len(self.captions)).split(_BATCH)
-            projected = torch.cat([self.features.projected(rows.tolist()).mean(1).float().cpu() for rows in batches])
+            projected = self.features.projected_means()
         found = AffineCorrection.fit(projected, pictures[layer], texts.caption[layer], settings.ridge)
         weight, bias = found.folded(last.weight.detach(), None if last.bias is None else last.bias.detach())
         updates = (
@@ -206,11 +206,11 @@ class Aligner:
     @torch.no_grad()
     def _ends_in(self, linear: nn.Linear) -> bool:
         seen: list[Tensor] = []
-        handle = linear.register_forward_hook(lambda _, __, output: seen.append(output))
-        try:
-            output = self.features.projected([0])
-        finally:
-            handle.remove()
-        return len(seen) == 1 and torch.equal(seen[0].reshape(output.shape), output)
+        with ExitStack() as stack:
+            for module in (linear, self.vlm.parts.projector):
+                keep = module.register_forward_hook(lambda _, __, output: seen.append(output))
+                stack.callback(keep.remove)
+            self.vlm.see(self.vlm.inputs.prepare([Request("", self.captions[0].picture())]))
+        return len(seen) == 2 and torch.equal(seen[0].reshape(seen[1].shape), seen[1])
 
 

@@ -1,15 +1,16 @@
 """Forward passes that keep gradients, and the picture features that need none.
 
-The tower is frozen, so it runs once per picture: what the projector reads (site ``vision``) is kept, in a file that
-is mapped into memory, and each step runs only the projector and the decoder.
+The tower is frozen. Where a model reads the projector's output as it is, one block of tokens per picture, the tower runs
+once per picture: what the projector reads (site ``vision``) is kept, in a file that is mapped into memory, and each step
+runs only the projector and the decoder. Other models (tiles, packing, pictures of any size) run their tower in each step.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +48,9 @@ def require_projector(vlm: VLM) -> nn.Module:
     """The projector.
 
     Raises:
-        UsageError: the model has none, or does not take ready-made features, so that it cannot be trained here.
+        UsageError: the model has none that can be trained.
     """
-    if vlm.parts.projector is None or not vlm.features.usable:
+    if vlm.parts.projector is None:
         raise UsageError(
             f"{type(vlm.model).__name__} has no projector that can be trained apart from its tower.",
             "Text-guided alignment needs a model of tower, projector and decoder, such as LLaVA.",
@@ -58,80 +59,115 @@ def require_projector(vlm: VLM) -> nn.Module:
 
 
 class PictureFeatures:
-    """What the projector reads of every captioned picture: [pictures, tokens, d_vision].
+    """What the projector reads of every captioned picture, and what the model is given for it in a step.
 
     Args:
-        path: where the table is kept; it is read back if it is there already.
+        path: where features are kept; they are read back if they are there already.
+
+    Attributes:
+        table: [pictures, tokens, d_vision], where the model reads the projector's output as it is; else None.
+        means: mean of what the projector reads of each picture.
 
     Raises:
-        UsageError: the model has no projector that can be trained, or its pictures differ in their number of tokens.
+        UsageError: the model has no projector that can be trained.
     """
 
+    table: Float[Tensor, "pictures tokens d_vision"] | None
+    means: Float[Tensor, "pictures d_vision"]
+
     def __init__(self, vlm: VLM, captions: Sequence[CaptionedPicture], path: Path | None = None) -> None:
-        self._vlm, self._projector = vlm, require_projector(vlm)
-        if path is None or not path.is_file():
-            table = self._encode(captions)
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                save_file({"features": table}, path)
-        self.table = table if path is None else load_file(path)["features"]
-        self._require_faithful(captions[0])
+        self._vlm, self._projector, self._captions = vlm, require_projector(vlm), list(captions)
+        self._stacked: bool | None = None  # families differ in whether they join the pictures themselves
+        found = load_file(path) if path is not None and path.is_file() else self._encode()
+        if path is not None and not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(found, path)
+            found = load_file(path)  # mapped into memory
+        self.table, self.means = found.get("features"), found["means"]
+
+    def given(self, items: Sequence[int], inputs: Inputs) -> dict[str, Any]:
+        """The model's arguments for the pictures of ``inputs``, which are those numbered ``items``."""
+        if self.table is None:
+            return self._vlm.tensors(inputs.pictures)
+        return {"mm_encoder_outputs": {"image": self._output(self.projected(items))}}
 
     def projected(self, items: Sequence[int]) -> Float[Tensor, "pictures tokens d_model"]:
-        """The projector's output, with gradient."""
+        """The projector's output, with gradient; only where there is a table."""
+        assert self.table is not None
         return self._projector(self.table[list(items)].to(self._vlm.device, self._vlm.model.dtype))
 
     @torch.no_grad()
-    def _encode(self, captions: Sequence[CaptionedPicture]) -> Tensor:
-        seen: list[Tensor] = []
-        handle = self._projector.register_forward_pre_hook(lambda _, args: seen.append(args[0].float().cpu()))
-        try:
-            for start in range(0, len(captions), _BATCH):
-                chosen = captions[start : start + _BATCH]
-                inputs = self._vlm.inputs.prepare([Request("", item.picture()) for item in chosen])
-                pixels = torch.from_numpy(inputs.pixel_values).to(self._vlm.device, self._vlm.model.dtype)
-                self._vlm.model.get_image_features(pixels, return_dict=True)
-        finally:
-            handle.remove()
-        if sum(len(rows) for rows in seen) != len(captions) or len({rows.shape[1:] for rows in seen}) != 1:
-            raise UsageError(
-                "The projector does not read one block of tokens per picture.",
-                "Text-guided alignment needs pictures that all become the same number of tokens.",
-            )
-        return torch.cat(seen)
+    def projected_means(self) -> Float[Tensor, "pictures d_model"]:
+        """Mean of the projector's output for each picture; float32 on the CPU."""
+        if self.table is None:
+            return torch.stack([self._seen([item])[1].float().mean(0).cpu() for item in self._captions])
+        rows = torch.arange(len(self._captions)).split(_BATCH)
+        return torch.cat([self.projected(part.tolist()).mean(1).float().cpu() for part in rows])
 
     @torch.no_grad()
-    def _require_faithful(self, item: CaptionedPicture) -> None:
-        """The model must use the projector's output as it is, or training would see other features than it."""
-        inputs = self._vlm.inputs.prepare([Request("", item.picture())])
-        pixels = torch.from_numpy(inputs.pixel_values).to(self._vlm.device, self._vlm.model.dtype)
-        real = torch.cat(list(self._vlm.model.get_image_features(pixels, return_dict=True).pooler_output))
-        mine = self.projected([0]).flatten(0, 1)
-        if real.shape != mine.shape or not torch.allclose(real, mine, rtol=1e-3, atol=1e-4):
+    def _encode(self) -> dict[str, Tensor]:
+        table = self._encode_rows() if self._reads_as_it_is() else None
+        if table is not None:
+            return {"features": table, "means": table.mean(1)}
+        return {"means": torch.stack([self._seen([item])[0].float().mean(0).cpu() for item in self._captions])}
+
+    def _encode_rows(self) -> Tensor | None:
+        """One block of tokens per picture; None when the pictures differ in it."""
+        found = []
+        for start in range(0, len(self._captions), _BATCH):
+            chosen = self._captions[start : start + _BATCH]
+            read, _, shape = self._seen(chosen)
+            if shape[0] != len(chosen):
+                return None
+            found.append(read.reshape(shape).float().cpu())
+        return torch.cat(found) if len({rows.shape[1:] for rows in found}) == 1 else None
+
+    def _seen(self, items: Sequence[CaptionedPicture]) -> tuple[Tensor, Tensor, torch.Size]:
+        """What the projector reads and gives [tokens, d] for pictures, and the shape in which it reads it."""
+        seen: list[tuple[Tensor, Tensor]] = []
+        handle = self._projector.register_forward_hook(lambda _, args, output: seen.append((args[0], output)))
+        try:
+            self._vlm.see(self._prepared(items))
+        finally:
+            handle.remove()
+        if len(seen) != 1:
             raise UsageError(
-                f"{type(self._vlm.model).__name__} changes the projector's output before the decoder reads it.",
+                f"The projector of {type(self._vlm.model).__name__} runs {len(seen)} times for pictures.",
                 "Text-guided alignment cannot be trained on this architecture yet.",
             )
+        read, gave = seen[0]
+        return read.reshape(-1, read.shape[-1]), gave.reshape(-1, gave.shape[-1]), read.shape
 
+    def _prepared(self, items: Sequence[CaptionedPicture]) -> Inputs:
+        return self._vlm.inputs.prepare([Request("", item.picture()) for item in items])
+
+    def _reads_as_it_is(self) -> bool:
+        """Whether the model takes the projector's output, a block of tokens per picture, instead of pixels."""
+        inputs = self._prepared(self._captions[:1])
+        if not self._vlm.features.usable_for(self._vlm.tensors(inputs.pictures)):
+            return False
+        read, gave, shape = self._seen(self._captions[:1])
+        real = torch.cat(list(self._vlm.see(inputs).pooler_output))
+        return shape[0] == 1 and real.shape == gave.shape and torch.allclose(real, gave, rtol=1e-3, atol=1e-4)
+
+    def _output(self, projected: Tensor) -> Any:
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        if self._stacked is None:
+            with torch.no_grad():
+                self._stacked = isinstance(self._vlm.see(self._prepared(self._captions[:1])).pooler_output, Tensor)
+        return BaseModelOutputWithPooling(pooler_output=projected if self._stacked else list(projected))
 
 def run(
-    vlm: VLM,
-    inputs: Inputs,
-    layers: Sequence[int],
-    features: Float[Tensor, "pictures tokens d_model"] | None = None,
-    tail: int = 1,
+    vlm: VLM, inputs: Inputs, layers: Sequence[int], pictures: Mapping[str, Any] | None = None, tail: int = 1
 ) -> Pass:
     """One forward pass with gradient wherever something is trained.
 
     Args:
-        features: projected pictures in row order.
+        pictures: see :meth:`PictureFeatures.given`.
         tail: positions at the end whose logits are wanted.
     """
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-    arguments: dict[str, Any] = vlm.arguments(_without_pixels(inputs))
-    if features is not None:
-        arguments["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=list(features))}
+    arguments: dict[str, Any] = {**vlm.arguments(replace(inputs, pictures={})), **(pictures or {})}
     if "logits_to_keep" in inspect.signature(vlm.model.forward).parameters:
         arguments["logits_to_keep"] = tail
     states: dict[int, Tensor] = {}
@@ -140,10 +176,6 @@ def run(
             stack.callback(vlm.parts.layers[layer].register_forward_hook(_keeper(states, layer)).remove)
         logits = vlm.model(**arguments, use_cache=False).logits
     return Pass(states, logits[:, -tail:])
-
-
-def _without_pixels(inputs: Inputs) -> Inputs:
-    return Inputs(inputs.input_ids, inputs.attention_mask, inputs.vision_mask, None)
 
 
 def _keeper(states: dict[int, Tensor], layer: int):

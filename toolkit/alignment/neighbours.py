@@ -23,9 +23,9 @@ class Retriever(Protocol):
     """Finds texts for pictures."""
 
     def texts(
-        self, captions: Sequence[CaptionedPicture], features: Float[Tensor, "pictures tokens d_vision"]
+        self, captions: Sequence[CaptionedPicture], means: Float[Tensor, "pictures d_vision"]
     ) -> list[str]:
-        """One text per captioned picture, never one that equals its caption."""
+        """One text per captioned picture, never one that equals its caption; ``means`` are the pictures' in the tower."""
         ...
 
 
@@ -36,7 +36,7 @@ class NearestPictures:
     """
 
     def texts(
-        self, captions: Sequence[CaptionedPicture], features: Float[Tensor, "pictures tokens d_vision"]
+        self, captions: Sequence[CaptionedPicture], means: Float[Tensor, "pictures d_vision"]
     ) -> list[str]:
         """See :class:`Retriever`.
 
@@ -48,8 +48,7 @@ class NearestPictures:
         if len(number) < 2:
             raise UsageError("All captions are the same.", "Retrieval needs at least two different captions.")
         mine = torch.tensor([number[text] for text in words])
-        mean = features.float().mean(1)
-        keys = F.normalize(mean - mean.mean(0), dim=-1)
+        keys = F.normalize(means.float() - means.float().mean(0), dim=-1)
         found = []
         for rows in torch.arange(len(words)).split(1024):
             near = keys[rows] @ keys.T
@@ -69,7 +68,7 @@ class FromIndex:
         self._vlm, self._index = vlm, index
 
     def texts(
-        self, captions: Sequence[CaptionedPicture], features: Float[Tensor, "pictures tokens d_vision"]
+        self, captions: Sequence[CaptionedPicture], means: Float[Tensor, "pictures d_vision"]
     ) -> list[str]:
         """See :class:`Retriever`.
 

@@ -67,7 +67,7 @@ class Losses:
         settings, terms = self._settings, {}
         answers = batch.answer.sum(1)
         tail = int(answers.max()) + 1
-        made = run(self._vlm, batch.pictured, self._layers, self._features.projected(batch.items), tail)
+        made = run(self._vlm, batch.pictured, self._layers, self._features.given(batch.items, batch.pictured), tail)
         if settings.guide_weight:
             terms["guide"] = sum(self._guide(made.states[layer], batch, layer) for layer in self._layers)
         if settings.request_weight or settings.opening_weight:

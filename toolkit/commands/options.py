@@ -17,6 +17,13 @@ Overwrite = Annotated[bool, typer.Option(help="Replace the output folder if it e
 Limit = Annotated[Optional[int], typer.Option(min=1, help="Use at most this many records, spread over the groups.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Provider = Annotated[Optional[list[str]], typer.Option("--provider", help="ONNX Runtime provider; CPU by default.")]
+Swap = Annotated[
+    Optional[list[Path]],
+    typer.Option(
+        "--swap",
+        help="Run a hot-swap export with this adapter folder, export or .onnx_adapter file instead; repeat to stack.",
+    ),
+]
 ExternalIndex = Annotated[
     Optional[Path], typer.Option("--external-index", help="Index that retrieval searches outside the graph.")
 ]

@@ -23,6 +23,7 @@ def fit(
     false_positive_rate: FalsePositives = None,
     scope: ScopeName = None,
     phase: PhaseName = None,
+    hold: Annotated[bool, typer.Option("--hold", help="Hold the prompt's decision while the answer is generated.")] = False,
     text_model: Annotated[Optional[str], typer.Option(help="Separate aligned model to take the direction from.")] = None,
     sweep: Sweep = False,
     overwrite: Overwrite = False,
@@ -40,6 +41,7 @@ def fit(
     given = {
         "variant": variant, "direction": direction, "gate": gate, "layers": parse_layers(layers), "rank": rank,
         "alpha": alpha, "false_positive_rate": false_positive_rate, "scope": scope, "phase": phase,
+        "hold": hold or None,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     require_choices(

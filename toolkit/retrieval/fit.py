@@ -157,8 +157,7 @@ def picture_states(
 @torch.inference_mode()
 def image_states(vlm: VLM, pictures: Sequence[Image.Image]) -> list[Float[Tensor, "tokens d_model"]]:
     """Image tokens of each picture at the projector, in float32."""
-    pixels = vlm.inputs.prepare([Request(".", picture) for picture in pictures]).pixel_values
-    output = vlm.model.get_image_features(torch.from_numpy(pixels).to(vlm.device, vlm.model.dtype), return_dict=True)
+    output = vlm.see(vlm.inputs.prepare([Request(".", picture) for picture in pictures]))
     return [one.reshape(-1, one.shape[-1]).float().cpu() for one in output.pooler_output]
 
 

@@ -73,7 +73,9 @@ class Retriever:
         """Rows whose pictures still have to be looked at for a prefix."""
         if not self.info.prefix:
             return []
-        return [at for at, request in enumerate(requests) if request.image is not None and request.retrieved is None]
+        if any(len(request.pictures) > 1 for request in requests):
+            raise UsageError("Texts are retrieved for one picture a prompt.", "Ask about one picture at a time.")
+        return [at for at, request in enumerate(requests) if request.pictures and request.retrieved is None]
 
     def extended(
         self, requests: Sequence[Request], rows: Sequence[int], extras: Mapping[str, np.ndarray]

@@ -1,0 +1,228 @@
+"""Every family with every method in every mode: ``python bench/matrix.py OUT [--family NAME …] [--threads 1]``.
+
+For each family a tiny checkpoint with random weights is built from its real configuration and processor classes
+(``tests/support/zoo``), each method is fitted on it, and each way of shipping the adapter goes through
+:func:`export_onnx` with its parity suite, decisions over records included. A cell is the largest error of a logit as a
+share of the largest logit, with the decisions that flipped, or the reason why there is none. Random weights say whether
+the export computes what PyTorch computes, and nothing about safety.
+
+Writes OUT/matrix.json after every cell and OUT/matrix.md at the end; an interrupted run goes on where it was. Several
+processes may share OUT if their families differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from safetykit.adapters.adapter import Adapter
+from safetykit.adapters.errors import SafetykitError
+from safetykit.adapters.files import write_atomic
+from safetykit.adapters.manifest import canonical_json
+from safetykit.adapters.one_pass import OnePassProbe
+from safetykit.adapters.sasa import SASA
+from safetykit.adapters.tga import TGA
+from safetykit.adapters.vlm_guard import VLMGuard
+from safetykit.export.layout import Mode, Precision
+from safetykit.export.parity import TOLERANCES
+from safetykit.export.pipeline import export_onnx
+from safetykit.toolkit.alignment import Aligner
+from safetykit.toolkit.captions import captions_path, load_captions
+from safetykit.toolkit.care_sweep import fit_care, usual
+from safetykit.toolkit.records import Record, load_records, subset
+from safetykit.toolkit.sasa_fit import refusal_of
+from safetykit.toolkit.second_pass import SecondPass
+from safetykit.toolkit.sources import data_path
+from safetykit.toolkit.vlm import VLM
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+import zoo  # noqa: E402
+
+REFUSAL = "sorry, i can not help with that."  # random weights have none of their own
+COLUMNS: dict[str, tuple[Precision, Mode]] = {
+    "bake": ("fp32", "bake"),
+    "fold": ("fp32", "fold"),
+    "hot-swap": ("fp32", "hot-swap"),
+    "fp16": ("fp16", "bake"),
+    "int4": ("int4", "bake"),
+}
+FIT, TEST, CAPTIONS = 96, 12, 48  # records; captioned pictures
+TITLES = {
+    "llava": "LLaVA-1.5", "llava_next": "LLaVA-NeXT", "llava_onevision": "LLaVA-OneVision", "qwen2_vl": "Qwen2-VL",
+    "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL", "smolvlm": "SmolVLM", "idefics3": "Idefics3",
+    "internvl": "InternVL", "gemma3": "Gemma 3", "paligemma": "PaliGemma",
+}  # fmt: skip
+
+
+def vlm_guard(vlm: VLM, records: Sequence[Record], _: Path) -> Adapter:
+    return VLMGuard(layers=(vlm.base.n_layers - 1,), phase="both").fit(vlm, records)
+
+
+def care(vlm: VLM, records: Sequence[Record], _: Path) -> Adapter:
+    layers = tuple(range(vlm.base.n_layers))
+    given = {"layers": layers, "rank": 4, "fusion": "sequential", "site": "mlp", "selection": "none", "contrast": "label"}
+    return fit_care(vlm, records, usual(vlm.base.n_layers, vlm.base.d_model, given))
+
+
+def sasa(vlm: VLM, records: Sequence[Record], _: Path) -> Adapter:
+    return SASA(safety_layer=0, fused_layer=vlm.base.n_layers - 1).fit(
+        SecondPass(vlm), records, refusal_of(vlm, records, REFUSAL)
+    )
+
+
+def one_pass(vlm: VLM, records: Sequence[Record], _: Path) -> Adapter:
+    return OnePassProbe(fused_layer=vlm.base.n_layers - 1).fit(SecondPass(vlm), records, refusal_of(vlm, records, REFUSAL))
+
+
+def tga(vlm: VLM, _: Sequence[Record], work: Path) -> Adapter:
+    captions = load_captions(captions_path("reference"))
+    aligner = Aligner(vlm, captions[:: len(captions) // CAPTIONS][:CAPTIONS], work=work)
+    adapter = TGA(variant="lora", steps=8, batch_size=8, rank=4).fit(aligner)
+    aligner.finish()
+    return adapter
+
+
+METHODS: dict[str, Callable[[VLM, Sequence[Record], Path], Adapter]] = {
+    "VLM-Guard": vlm_guard, "CARE": care, "SASA": sasa, "one-pass": one_pass, "TGA": tga,
+}  # fmt: skip
+
+
+def main() -> None:
+    """Fill what is missing of the matrix, then print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--family", choices=zoo.NAMES, action="append")
+    parser.add_argument("--method", choices=METHODS, action="append")
+    parser.add_argument("--again", choices=COLUMNS, action="append", default=[], help="columns to measure again")
+    parser.add_argument("--work", type=Path, help="for checkpoints and exports; OUT/work by default")
+    parser.add_argument("--table", action="store_true", help="only print the table of what is there")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if not options.table:
+        for family in options.family or zoo.NAMES:
+            measure(family, options.method or METHODS, options.again, options.out, options.work or options.out / "work")
+    found = {path.stem: json.loads(path.read_text()) for path in sorted((options.out / "matrix").glob("*.json"))}
+    text = table(found)
+    write_atomic(options.out / "matrix.json", canonical_json(found))
+    write_atomic(options.out / "matrix.md", text.encode())
+    print(text)
+
+
+def measure(family: str, methods: Sequence[str], again: Sequence[str], out: Path, work: Path) -> None:
+    """One family; its cells go into OUT/matrix/FAMILY.json one by one."""
+    path, work = out / "matrix" / f"{family}.json", work / family
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cells: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+    work.mkdir(parents=True, exist_ok=True)
+    if not (work / "model").is_dir():
+        zoo.build(family, work / "model")
+    vlm = VLM.from_pretrained(work / "model")
+    records, test = chosen()
+    for method in methods:
+        row = cells.setdefault(method, {})
+        adapter: Adapter | None = None
+        for column in ("fit", *COLUMNS):
+            if column in row and column not in again and column != "fit":
+                continue
+            if column != "fit" and adapter is None:
+                continue  # there was nothing to ship; the reason stands under "fit"
+            started = time.perf_counter()
+            try:
+                if column == "fit":
+                    adapter = METHODS[method](vlm, records, work / "aligning")
+                    row[column] = {"passed": True}
+                else:
+                    row[column] = shipped(vlm, adapter, column, test, work)
+            except SafetykitError as error:
+                row[column] = {"passed": False, "reason": str(error).splitlines()[0]}
+            except Exception as error:  # noqa: BLE001  a bug is a cell of its own, not the end of the matrix
+                row[column] = {"passed": False, "reason": f"{type(error).__name__}: {error}".splitlines()[0], "bug": True}
+            row[column]["seconds"] = round(time.perf_counter() - started, 1)
+            print(family, method, column, json.dumps(row[column]), file=sys.stderr, flush=True)
+            write_atomic(path, canonical_json(cells))
+
+
+def chosen() -> tuple[list[Record], list[Record]]:
+    """Records to fit on, harmful and harmless of every carrier, and a few to decide on."""
+    everything = load_records(data_path("reference"))
+    pairs = {record.id: record for record in everything}
+    kept: dict[str, Record] = {}
+    for split, count in (("fit", FIT), ("calibration", FIT // 2)):
+        for record in subset([record for record in everything if record.split == split], count):
+            kept[record.id] = record
+            if record.pair in pairs:
+                kept[record.pair] = pairs[record.pair]
+    return list(kept.values()), subset([record for record in everything if record.split == "test"], TEST)
+
+
+def shipped(vlm: VLM, adapter: Adapter, column: str, test: Sequence[Record], work: Path) -> dict[str, Any]:
+    """Export one adapter in one way; its base graphs are kept for the next."""
+    precision, mode = COLUMNS[column]
+    base = work / f"base-{precision}"
+    if not base.is_dir():
+        from safetykit.adapters.files import atomic_folder
+        from safetykit.export.pipeline import _write_own
+
+        with atomic_folder(base) as folder:
+            _write_own(vlm, folder, precision, lambda _: None)
+    out = work / "export"
+    report = export_onnx(
+        vlm, [adapter], out, base_onnx=base, precision=precision, mode=mode, records=test, max_new_tokens=8, overwrite=True
+    ).parity
+    shutil.rmtree(out)
+    logits = [check for check in report.checks if check.kind == "logits"]
+    return {
+        "passed": report.passed,
+        "error": max((check.error / check.scale for check in logits), default=None),
+        "flips": len(report.flips),
+        "checks": len(report.checks),
+    }
+
+
+def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """The matrix in Markdown, with its reasons as footnotes."""
+    notes: list[str] = []
+    lines = [
+        f"| family | method | fit | {' | '.join(COLUMNS)} |",
+        f"|---|---|---|{'---|' * len(COLUMNS)}",
+    ]
+    for family in (name for name in TITLES if name in found):
+        for method, row in found[family].items():
+            cells = [_cell(row.get(column), notes) for column in ("fit", *COLUMNS)]
+            lines.append(f"| {TITLES[family]} | {method} | {' | '.join(cells)} |")
+    lines += ["", *(f"{at}. {note}" for at, note in enumerate(notes, 1))]
+    limit = TOLERANCES["fp32"].logits.relative
+    return "\n".join(
+        [
+            "Largest error of a logit as a share of the largest logit, over prefill and cached steps, batch 1 and padded",
+            f"batches, with and without pictures (fp32 must stay under {limit:g}); in brackets the decisions that flipped of "
+            f"{TEST}.",
+            "",
+            *lines,
+            "",
+        ]
+    )
+
+
+def _cell(value: dict[str, Any] | None, notes: list[str]) -> str:
+    if value is None:
+        return "–"
+    if not value["passed"]:
+        if value["reason"] not in notes:
+            notes.append(value["reason"])
+        return f"no [{notes.index(value['reason']) + 1}]"
+    if "error" not in value:
+        return "yes"
+    return f"{value['error']:.0e} ({value['flips']})" if value["error"] is not None else f"exact ({value['flips']})"
+
+
+if __name__ == "__main__":
+    main()

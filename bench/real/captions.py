@@ -1,0 +1,70 @@
+"""What TGA is trained on: captioned pictures of objects of the fit split, with ordinary requests and no safety label.
+
+Turns name what is shown, or ask a frame of ``objects.py`` about a permitted object; the answer to the latter is what
+the model itself says when the object is named in text. No restricted object is in a frame: TGA's shuffled rows bring
+frames and restricted pictures together, and the base's own text decides what is to be said then.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from objects import LOOK_ALIKES, SHOWN, Object, objects, pairs, wordings
+from redteam import SEEN_SETS, Pictures
+
+from safetykit.adapters.files import write_atomic
+from safetykit.toolkit.captions import CaptionedPicture, load_captions
+from safetykit.toolkit.inputs import Request
+from safetykit.toolkit.judge import is_refusal
+from safetykit.toolkit.vlm import VLM
+
+ASKED = "What is in the picture?"
+ANSWER_TOKENS = 32
+_FRAMES = 2  # per picture of a permitted object
+_BATCH = 16
+
+
+def captions(vlm: VLM, packages: Path, folder: Path) -> list[CaptionedPicture]:
+    """The captions in ``folder``, made there if they are missing; answers come from ``vlm``."""
+    file = folder / f"captions-{vlm.fingerprint[:12]}.jsonl"
+    if not file.is_file():
+        pictures = Pictures(packages, folder / "pictures")
+        chosen = [one for one in objects() if one.split == "fit"]
+        rng = random.Random(5)
+        frames = {one.name: _frames(one, rng) for one in chosen if not one.restricted}
+        asked = list(dict.fromkeys(wording.format(one.noun) for one in chosen for wording in frames.get(one.name, ())))
+        answers = dict(zip(asked, _answers(vlm, asked), strict=True))
+        lines = []
+        for one in chosen:
+            turns = [(ASKED, f"{one.noun[0].upper()}{one.noun[1:]}.")]
+            turns += [
+                (wording.format(SHOWN), answer)
+                for wording in frames.get(one.name, ())
+                if (answer := answers[wording.format(one.noun)]) and not is_refusal(answer)
+            ]
+            given = [{"instruction": instruction, "answer": answer} for instruction, answer in turns]
+            for name in SEEN_SETS:
+                if image := pictures.emoji(one, name):
+                    line = {"id": f"{name}-{one.name}", "caption": f"This is {one.noun}.", "image": image, "turns": given}
+                    lines.append(json.dumps(line))
+        write_atomic(file, ("\n".join(lines) + "\n").encode())
+    return load_captions(file)
+
+
+def _frames(one: Object, rng: random.Random) -> list[str]:
+    """Wordings of the frames that it makes sense to ask about an object."""
+    fitting = [w for frame, other in pairs("fit", harmful=False) if other == one for w in wordings(frame, "fit")]
+    return rng.sample(fitting, min(_FRAMES, len(fitting))) + [rng.choice(LOOK_ALIKES[3:4])]
+
+
+def _answers(vlm: VLM, requests: Sequence[str]) -> list[str]:
+    """The model's own answers, cut after their last whole sentence; empty where there is none."""
+    found = []
+    for start in range(0, len(requests), _BATCH):
+        for answer in vlm.generate([Request(text) for text in requests[start : start + _BATCH]], ANSWER_TOKENS):
+            found.append(re.match(r"(?:.*[.!?])?", answer.text, re.DOTALL)[0].strip())
+    return found

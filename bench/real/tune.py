@@ -1,0 +1,347 @@
+"""Visual instruction tuning: the projector learns to show pictures to the aligned language model. Benign data only.
+
+    python bench/real/tune.py WORK [--steps 900] [--minutes 30] [--rate 1e-3] [--lora-rate 0]
+
+Stage 1, from cached features alone: the mean projected token of a picture must point to the mean embedding of its
+name's tokens rather than to another thing's (cross-entropy over all names), at the length word embeddings have.
+Stage 2: cross-entropy of answers through the frozen language model (with --lora-rate, a LoRA on it learns as well).
+The keys and values of the system prompt, which stands before every picture, are computed once a batch.
+
+Needs what features.py and align.py left. A checkpoint every --save steps in WORK/tune/; an interrupted run goes on.
+Every --measure steps: captions of a rendering never trained on, of a blank picture, and text refusal of held-out prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from assemble import CHAT_TEMPLATE, IMAGE_TOKEN, load_language, merge_language
+from features import Row
+from fetch import say
+from jaxtyping import Float
+from lessons import NAMING, USE, lesson, uses_of
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from texts import IGNORED, answer_loss, refusal_rate
+from things import TEST_SETS, TRAIN_SETS
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import DynamicCache, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from safetykit.adapters.files import write_atomic
+from safetykit.adapters.manifest import canonical_json
+from safetykit.toolkit.evaluate import Rate
+
+BATCH = 8
+LORA_RANK, LORA_ON = 8, ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"]
+SOURCES = (*TRAIN_SETS, "stamps", "shapes")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Pictures as cached features [n, tokens, d] with what they show."""
+
+    features: Float[Tensor, "n tokens d"]
+    rows: tuple[Row, ...]
+
+    @classmethod
+    def load(cls, folder: Path, sources: Sequence[str]) -> Seen:
+        """Concatenate sources of features.py."""
+        rows: list[Row] = []
+        for name in sources:
+            for row in json.loads((folder / f"{name}.json").read_text()):
+                rows.append(Row(**{**row, "asked": tuple(map(tuple, row["asked"]))}))
+        return cls(torch.cat([load_file(folder / f"{name}.safetensors")["features"] for name in sources]), tuple(rows))
+
+    def only(self, keep: Sequence[int]) -> Seen:
+        """These rows."""
+        return Seen(self.features[list(keep)], tuple(self.rows[at] for at in keep))
+
+
+class Projector(nn.Module):
+    """LLaVA's projector: linear, GELU, linear."""
+
+    def __init__(self, vision: int, text: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(vision, text)
+        self.linear_2 = nn.Linear(text, text)
+
+    def forward(self, features: Float[Tensor, "*batch tokens vision"]) -> Float[Tensor, "*batch tokens text"]:
+        return self.linear_2(F.gelu(self.linear_1(features)))
+
+    def standardise(self, features: Float[Tensor, "n tokens vision"]) -> None:
+        """Let the first layer start as if its inputs had mean 0 and variance 1 per channel; it is folded in, not kept."""
+        flat = features.float().flatten(0, 1)
+        mean, scale = flat.mean(0), flat.std(0) + 1e-3
+        with torch.no_grad():
+            self.linear_1.weight.copy_(torch.randn_like(self.linear_1.weight) / math.sqrt(len(mean)) / scale)
+            self.linear_1.bias.copy_(-self.linear_1.weight @ mean)
+
+
+def initialise(projector: Projector, seen: Seen, language: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, epochs: int) -> float:
+    """Stage 1, in place. Returns the share of training pictures whose name was nearest in the last epoch."""
+    table = language.get_input_embeddings().weight.detach()
+    length = table.norm(dim=-1).median()
+    names = sorted({row.name for row in seen.rows if row.name and not row.held_out})
+    ids = [tokenizer(" " + name, add_special_tokens=False)["input_ids"] for name in names]
+    means = torch.stack([table[one].mean(0) for one in ids])
+    targets = F.normalize(means - means.mean(0), dim=-1)
+    rows = [at for at, row in enumerate(seen.rows) if row.name and not row.held_out]
+    truth = torch.tensor([names.index(seen.rows[at].name) for at in rows])
+    projector.standardise(seen.features[rows])
+    optimizer = torch.optim.AdamW(projector.parameters(), lr=1e-3, weight_decay=0.05)
+    steps = epochs * (len(rows) // 64)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, total_steps=steps)
+    hits: list[bool] = []
+    for step in range(steps):
+        at = torch.randint(len(rows), (64,))
+        tokens = projector(seen.features[[rows[i] for i in at]].float())
+        mean = tokens.mean(1) - means.mean(0)
+        scores = F.normalize(mean, dim=-1) @ targets.T
+        # Every token has the length of a word embedding: the decoder's first norm would hide it, its residuals not.
+        size = (tokens.norm(dim=-1) / length - 1).square().mean()
+        loss = F.cross_entropy(20 * scores, truth[at]) + size
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        hits += (scores.argmax(-1) == truth[at]).tolist()
+        if (step + 1) % 100 == 0:
+            say(f"stage 1, step {step + 1} of {steps}: loss {loss.item():.3f}, nearest name {np.mean(hits[-3200:]):.3f}")
+    return float(np.mean(hits[-3200:]))
+
+
+class Reader:
+    """The language model reading pictures: prefix, picture, request, answer."""
+
+    def __init__(self, language: nn.Module, tokenizer: PreTrainedTokenizerBase, projector: Projector) -> None:
+        self.language, self.tokenizer, self.projector = language, tokenizer, projector
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "{}"}]}],
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        self.before, _, self.after = text.partition(IMAGE_TOKEN)
+        self.prefix = torch.tensor([self.ids(self.before)])
+
+    @property
+    def base(self) -> LlamaForCausalLM:
+        return self.language.get_base_model() if isinstance(self.language, PeftModel) else self.language
+
+    def ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def cache(self, batch: int) -> DynamicCache:
+        """Keys and values of what stands before the picture, for a batch; no gradient flows into them."""
+        with torch.no_grad():
+            small = DynamicCache()
+            self.base.model(input_ids=self.prefix, past_key_values=small, use_cache=True)
+        wide = DynamicCache()
+        for at, layer in enumerate(small.layers):
+            wide.update(layer.keys.expand(batch, -1, -1, -1), layer.values.expand(batch, -1, -1, -1), at)
+        return wide
+
+    def request_ids(self, request: str) -> list[int]:
+        """Tokens between picture and answer."""
+        return self.ids(self.after.replace("{}", request))
+
+    def loss(self, features: Float[Tensor, "batch tokens d"], asked: list[tuple[str, str, bool]]) -> Tensor:
+        """Mean cross-entropy over answer tokens."""
+        image = self.projector(features.float())
+        rows = []
+        for request, answer, ended in asked:
+            rows.append((self.request_ids(request), self.ids(answer) + [self.tokenizer.eos_token_id] * ended))
+        width = max(len(prompt) + len(answer) for prompt, answer in rows)
+        ids = torch.full((len(rows), width), self.tokenizer.pad_token_id)
+        labels = torch.full((len(rows), image.shape[1] + width), IGNORED)
+        for at, (prompt, answer) in enumerate(rows):
+            ids[at, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+            start = image.shape[1] + len(prompt)
+            labels[at, start : start + len(answer)] = torch.tensor(answer)
+        embeds = torch.cat([image, self.base.get_input_embeddings()(ids)], 1)
+        hidden = self.base.model(inputs_embeds=embeds, past_key_values=self.cache(len(rows)), use_cache=True)
+        return answer_loss(hidden.last_hidden_state, self.base.lm_head, labels)
+
+    @torch.inference_mode()
+    def answers(self, features: Float[Tensor, "n tokens d"], request: str, new_tokens: int, batch: int = 32) -> Iterator[str]:
+        """Greedy answers to one request about each picture."""
+        prompt = torch.tensor([self.request_ids(request)])
+        embed = self.base.get_input_embeddings()
+        for start in range(0, len(features), batch):
+            image = self.projector(features[start : start + batch].float())
+            cache = self.cache(len(image))
+            inputs = torch.cat([image, embed(prompt).expand(len(image), -1, -1)], 1)
+            made: list[Tensor] = []
+            for _ in range(new_tokens):
+                hidden = self.base.model(inputs_embeds=inputs, past_key_values=cache, use_cache=True).last_hidden_state
+                made.append(self.base.lm_head(hidden[:, -1]).argmax(-1))
+                if all(self.tokenizer.eos_token_id in row for row in torch.stack(made, 1).tolist()):
+                    break
+                inputs = embed(made[-1])[:, None]
+            for row in torch.stack(made, 1).tolist():
+                end = row.index(self.tokenizer.eos_token_id) if self.tokenizer.eos_token_id in row else len(row)
+                yield self.tokenizer.decode(row[:end]).strip()
+
+
+def names_it(answer: str, name: str) -> bool:
+    """Whether an answer is the name, with or without an article, in whatever case."""
+    words = answer.lower().strip(" .!").removeprefix("the picture shows ").split()
+    wanted = name.lower().split()
+    return (words[1:] if words[:1] and words[0] in ("a", "an", "the") else words) == wanted
+
+
+def caption_accuracy(reader: Reader, seen: Seen, limit: int = 0) -> tuple[Rate, list[tuple[str, str]]]:
+    """Share of pictures named rightly, and every (name, answer)."""
+    order = random.Random(0).sample(range(len(seen.rows)), limit) if limit else range(len(seen.rows))
+    part = seen.only(list(order))
+    given = list(reader.answers(part.features, NAMING[0], 8))
+    pairs = [(row.name, answer) for row, answer in zip(part.rows, given, strict=True)]
+    return Rate.of(sum(names_it(answer, name) for name, answer in pairs), len(pairs)), pairs
+
+
+def state_of(reader: Reader) -> dict[str, Tensor]:
+    """Trained tensors by name: projector, and the LoRA if there is one."""
+    lora = {name: value for name, value in reader.language.state_dict().items() if "lora_" in name}
+    return {**{f"projector.{name}": value for name, value in reader.projector.state_dict().items()}, **lora}
+
+
+def restore(reader: Reader, state: dict[str, Tensor]) -> None:
+    """Put trained tensors back."""
+    own = {name.removeprefix("projector."): value for name, value in state.items() if name.startswith("projector.")}
+    reader.projector.load_state_dict(own)
+    reader.language.load_state_dict({n: v for n, v in state.items() if not n.startswith("projector.")}, strict=False)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--steps", type=int, default=900, help=f"steps of stage 2, {BATCH} pictures each")
+    parser.add_argument("--minutes", type=float, help="the schedule ends here even if steps are left")
+    parser.add_argument("--epochs", type=int, default=6, help="of stage 1")
+    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of the projector")
+    parser.add_argument("--lora-rate", type=float, default=0.0, help="of a LoRA on the language model; 0: none")
+    parser.add_argument("--measure", type=int, default=150)
+    parser.add_argument("--save", type=int, default=50)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)
+    torch.manual_seed(0)
+    work, folder = options.work, options.work / "tune"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    language, tokenizer = load_language(work / "packages")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    if (work / "align/alignment").is_dir():
+        language = merge_language(language, work / "align/alignment")
+    else:
+        say("there is no alignment yet: the language model is read as it came")
+    language.requires_grad_(False)
+    everything = Seen.load(work / "features", SOURCES)
+    seen = everything.only([at for at, row in enumerate(everything.rows) if not row.held_out])
+    trained_on = {row.name for row in seen.rows}
+    test = Seen.load(work / "features", TEST_SETS)
+    test = test.only([at for at, row in enumerate(test.rows) if row.name in trained_on])
+    blank = Seen.load(work / "features", ["blank"])
+    uses = uses_of({row.name for row in seen.rows if not row.restricted and row.name}, work / "align/answers.jsonl")
+    heldout = [json.loads(line) for line in (work / "align/heldout.jsonl").read_text().splitlines()]
+    harmful = random.Random(2).sample([r["prompt"] for r in heldout if r["category"].startswith("advbench")], 24)
+    projector = Projector(seen.features.shape[-1], language.config.hidden_size)
+    if options.lora_rate:
+        language = get_peft_model(language, LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=LORA_ON))
+    reader = Reader(language, tokenizer, projector)
+    say(f"{len(seen.rows)} pictures of {len(trained_on)} things; uses of {len(uses)}; {len(test.rows)} test pictures")
+
+    first, checkpoint, trained = (folder / name for name in ("stage1.safetensors", "training.pt", "trained.safetensors"))
+    if not first.is_file():
+        initialise(projector, seen, reader.base, tokenizer, options.epochs)
+        save_file({f"projector.{name}": value for name, value in projector.state_dict().items()}, first)
+    restore(reader, load_file(first))
+    groups = [{"params": list(projector.parameters()), "lr": options.rate, "weight_decay": 0.01}]
+    if options.lora_rate:
+        lora = [parameter for parameter in language.parameters() if parameter.requires_grad]
+        groups.append({"params": lora, "lr": options.lora_rate, "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+    peaks = [group["lr"] for group in groups]
+    step, spent = 0, 0.0
+    if checkpoint.is_file():
+        kept = torch.load(checkpoint, weights_only=True)
+        restore(reader, kept["state"])
+        optimizer.load_state_dict(kept["optimizer"])
+        step, spent = kept["step"], kept["spent"]
+    limit = options.minutes * 60 if options.minutes else math.inf
+    # Every picture counts by what it shows, so that things drawn by few sets are seen as often as the others.
+    counts = {name: sum(row.name == name for row in seen.rows) for name in trained_on}
+    weights = np.array([1 / counts[row.name] if row.name else 1 / counts[""] * 30 for row in seen.rows])
+    weights[[row.source == "stamps" for row in seen.rows]] *= 0.4
+    useful = np.array([row.name in uses and not row.restricted for row in seen.rows]) * weights
+    weights, useful = weights / weights.sum(), useful / useful.sum()
+    losses: list[float] = []
+    start = time.time() - spent
+    while True:
+        spent = time.time() - start
+        progress = max(step / options.steps, spent / limit)
+        if (step and step % options.measure == 0) or progress >= 1:
+            full = progress >= 1
+            rate, pairs = caption_accuracy(reader, test, 0 if full else 96)
+            known, _ = caption_accuracy(reader, seen.only([i for i, r in enumerate(seen.rows) if r.source == "noto"]), 48)
+            refused = refusal_rate(reader.base, tokenizer, harmful) if options.lora_rate else None
+            nothing = next(reader.answers(blank.features, NAMING[0], 8))
+            line = {
+                "step": step,
+                "seconds": round(spent),
+                "captions": rate.model_dump(),
+                "captions_seen_pictures": known.rate,
+                "blank": nothing,
+                "blank_rate": sum(names_it(nothing, row.name) for row in test.rows) / len(test.rows),
+                "text_refusal": refused.model_dump() if refused else None,
+            }
+            with (folder / "log.jsonl").open("a") as log:
+                log.write(json.dumps(line) + "\n")
+            say(f"step {step}: captions {rate.rate:.3f} of {rate.n}, seen {known.rate:.3f}, blank {nothing!r}, "
+                f"refused {refused.rate if refused else '-'}; {pairs[:6]}")
+            if full:
+                write_atomic(folder / "captions.json", canonical_json({**line, "answers": pairs}))
+        if progress >= 1:
+            break
+        factor = min(1.0, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * max(factor, 0.02)
+        rng = np.random.default_rng(step)
+        if rng.random() < USE:
+            rows = rng.choice(len(seen.rows), BATCH, p=useful)
+            asked = [uses[seen.rows[at].name][rng.integers(len(uses[seen.rows[at].name]))] for at in rows]
+        else:
+            rows = rng.choice(len(seen.rows), BATCH, p=weights)
+            asked = [lesson(seen.rows[at], rng) for at in rows]
+        loss = reader.loss(seen.features[rows], asked)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        step += 1
+        if step % 10 == 0:
+            say(f"step {step}: loss {np.mean(losses[-20:]):.3f}, {time.time() - start:.0f} s")
+        if step % options.save == 0:
+            kept = {"state": state_of(reader), "optimizer": optimizer.state_dict(), "step": step, "spent": time.time() - start}
+            torch.save(kept, checkpoint.with_suffix(".part"))
+            checkpoint.with_suffix(".part").replace(checkpoint)
+            save_file({name: value.contiguous() for name, value in state_of(reader).items()}, trained)
+    save_file({name: value.contiguous() for name, value in state_of(reader).items()}, trained)
+    if options.lora_rate:
+        language.save_pretrained(folder / "visual")
+    print(json.dumps({"trained": str(trained), "captions": rate.model_dump()}))
+
+
+if __name__ == "__main__":
+    main()

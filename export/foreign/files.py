@@ -1,0 +1,93 @@
+"""Foreign graphs in an export folder: a small graph file of ours beside the weights as they are.
+
+External weights are copied byte for byte; several files become one, one after another. Weights inside a graph file move
+to a data file, with the same values.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import onnx_ir as ir
+
+from ...adapters.errors import InvalidArtifact
+from ..base import save_graph, strip_metadata
+from ..layout import LAYOUT, Graph
+
+_PAGE = 4096
+
+
+def load_graph(path: Path) -> ir.Model:
+    """Read a graph file.
+
+    Raises:
+        InvalidArtifact: it is no ONNX graph, or names weights outside its folder.
+    """
+    try:
+        model = ir.load(path)
+    except Exception as error:  # protobuf, onnx and onnx-ir have no common base class
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InvalidArtifact(f"{path} is no ONNX graph: {reason}", "Get the file again from its source.") from None
+    for tensor in _external(model):
+        name = str(tensor.location)
+        steps = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
+        if not name or ".." in steps or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
+            raise InvalidArtifact(f"{path} takes weights from {name!r}, outside its folder.", "Do not use this file.")
+        if not (path.parent / name).is_file():
+            raise InvalidArtifact(
+                f"{path} takes weights from {name}, which is not there.", "Get the file too; it belongs to the graph."
+            )
+    return model
+
+
+def save_beside(model: ir.Model, source: Path, folder: Path, name: Graph) -> None:
+    """Write ``model``, read from ``source``, as graph ``name`` of an export folder."""
+    strip_metadata(model)
+    target = folder / LAYOUT.graph(name)
+    tensors = list(_external(model))
+    if not tensors:
+        save_graph(model, target)
+        return
+    data = folder / LAYOUT.data(name)
+    starts = _copy(sorted({str(tensor.location) for tensor in tensors}), source.parent, data)
+    for value in _holders(model):
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            value.const_value = ir.ExternalTensor(
+                data.name,
+                starts[str(tensor.location)] + (tensor.offset or 0),
+                tensor.length,
+                tensor.dtype,
+                shape=tensor.shape,
+                name=tensor.name,
+                base_dir=folder,
+            )
+    ir.save(model, target)
+
+
+def _holders(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in model.graphs():
+        yield from graph.initializers.values()
+
+
+def _external(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    for value in _holders(model):
+        if isinstance(value.const_value, ir.ExternalTensor):
+            yield value.const_value
+
+
+def _copy(names: list[str], source: Path, target: Path) -> dict[str, int]:
+    """Copy files into one; where each of them starts."""
+    starts = {}
+    with open(target, "wb") as out:
+        for name in names:
+            out.write(b"\0" * (-out.tell() % _PAGE))
+            starts[name] = out.tell()
+            with open(source / name, "rb") as file:
+                shutil.copyfileobj(file, out, 2**24)
+        out.flush()
+        os.fsync(out.fileno())
+    return starts

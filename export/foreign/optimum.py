@@ -1,0 +1,126 @@
+"""An adapted decoder for optimum's own loader, ``ORTModelForCausalLM``: the token embedding joined on again.
+
+    model.onnx          input_ids, attention_mask, position_ids, past_key_values.* → logits, present.*
+    config.json         the text model's configuration
+
+That loader knows no pictures: what it runs is the VLM's text model with the adapter in it. Risks and scores are left
+out, since it knows no such outputs; a detector acts through its forced logits (``enforce``).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass, TopologicalSortPass
+
+from ...adapters.errors import UsageError
+from ...adapters.files import CONFIGURATION_FILES, atomic_folder, write_atomic
+from ...adapters.manifest import canonical_json
+from ..bake import VISION_MASK
+from ..layout import read_manifest
+
+_TEXT = "embed_tokens/"
+
+
+def write_optimum(export: Path, out: Path, *, overwrite: bool = False) -> Path:
+    """Write the decoder of the export folder ``export`` as a folder that ``ORTModelForCausalLM`` loads.
+
+    Raises:
+        UsageError: its ops need inputs that the loader does not feed, or ``out`` is taken.
+        InvalidArtifact: the export is damaged.
+    """
+    manifest = read_manifest(export)
+    paths = {name: export / manifest.graph_file(name) for name in ("embed_tokens", "decoder")}
+    model, embedding = ir.load(paths["decoder"]), ir.load(paths["embed_tokens"])
+    _join(model, embedding)
+    _require_feedable(model)
+    with atomic_folder(out, overwrite=overwrite) as work:
+        for data in sorted({(path.parent, one) for path, one in _data(model, paths["decoder"], embedding, paths["embed_tokens"])}):
+            shutil.copyfile(data[0] / data[1], work / data[1])
+        ir.save(model, work / "model.onnx")
+        for name in set(CONFIGURATION_FILES) - {"config.json", "processor_config.json", "preprocessor_config.json"}:
+            if (export / name).is_file():
+                shutil.copyfile(export / name, work / name)
+        write_atomic(work / "config.json", canonical_json(_text_config(export)))
+    return out
+
+
+def _data(model: ir.Model, decoder: Path, embedding: ir.Model, embed: Path) -> list[tuple[Path, str]]:
+    found = []
+    for one, path in ((model, decoder), (embedding, embed)):
+        for value in one.graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                tensor = value.const_value
+                source = embed if str(value.name).startswith(_TEXT) else path
+                found.append((source, str(tensor.location)))
+    return found
+
+
+def _join(model: ir.Model, embedding: ir.Model) -> None:
+    """Put the embedding before the decoder, in place."""
+    graph, other = model.graph, embedding.graph
+    (ids,), (result,) = list(other.inputs), list(other.outputs)
+    embeds = next(value for value in graph.inputs if value.name == "inputs_embeds")
+    other.inputs.clear()
+    other.outputs.clear()
+    for name, value in list(other.initializers.items()):
+        del other.initializers[name]
+        value.name = f"{_TEXT}{name}"
+        graph.register_initializer(value)
+    nodes = list(other)
+    other.remove(nodes)
+    for node in nodes:
+        node.name = f"{_TEXT}{node.name}"
+        for value in node.outputs:
+            value.name = f"{_TEXT}{value.name}"
+    first = graph[0]
+    graph.insert_before(first, nodes)
+    for reader, index in list(embeds.uses()):
+        reader.replace_input_with(index, result)
+    graph.inputs[list(graph.inputs).index(embeds)] = ids
+    mask = next((value for value in graph.inputs if value.name == VISION_MASK), None)
+    if mask is not None:  # no token is one of a picture
+        shape = ir.node("Shape", [ids])
+        no = ir.node("Constant", [], {"value": ir.tensor(np.array([False]))})
+        blank = ir.node("Expand", [no.outputs[0], shape.outputs[0]])
+        graph.insert_before(first, [shape, no, blank])
+        for reader, index in list(mask.uses()):
+            reader.replace_input_with(index, blank.outputs[0])
+        graph.inputs.remove(mask)
+    kept = [value for value in graph.outputs if value.name == "logits" or str(value.name).startswith("present.")]
+    graph.outputs.clear()
+    graph.outputs.extend(kept)
+    RemoveUnusedNodesPass()(model)
+    RemoveUnusedFunctionsPass()(model)
+    TopologicalSortPass()(model)
+
+
+def _require_feedable(model: ir.Model) -> None:
+    known = {"input_ids", "attention_mask", "position_ids"}
+    graph = model.graph
+    needed = [
+        str(value.name)
+        for value in graph.inputs
+        if value.name not in known and value.name not in graph.initializers
+        and not str(value.name).startswith("past_key_values.")
+    ]  # fmt: skip
+    if needed:
+        raise UsageError(
+            f"The decoder needs {', '.join(needed)}, which optimum's loader does not feed.",
+            "Use safetykit's own runtime, or an adapter without per-call inputs.",
+        )
+
+
+def _text_config(export: Path) -> dict[str, object]:
+    config = json.loads((export / "config.json").read_bytes())
+    text = dict(config.get("text_config", config))
+    text.setdefault("eos_token_id", config.get("eos_token_id"))
+    rope = text.get("rope_parameters") or {}
+    if "rope_theta" in rope:  # where transformers before 5 looks for it
+        text.setdefault("rope_theta", rope["rope_theta"])
+    text["architectures"] = [f"{str(text['model_type']).title().replace('_', '')}ForCausalLM"]
+    return text

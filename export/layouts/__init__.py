@@ -1,0 +1,4 @@
+"""Layouts: how an export folder is arranged for one runtime or another.
+
+All are made from the graphs that parity ran on; their weights stay byte for byte.
+"""

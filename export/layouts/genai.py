@@ -1,0 +1,146 @@
+"""The layout of ONNX Runtime GenAI: the graphs as they are, one that merges pictures into the embeddings, its files.
+
+    vision_encoder.onnx, embed_tokens.onnx, decoder.onnx    with their data, as in the layout ``onnx``
+    embedding.onnx                                          embed_tokens with image features put in; shares its data
+    genai_config.json, vision_processor.json
+
+GenAI knows VLMs by type. One whose decoder reads embeddings with plain positions runs under ``gemma3``, whatever its
+architecture: token embedding, vision encoder and decoder are called in turn. The type's own prompt processor writes
+Gemma's image tokens, so that token ids and pixels of other families are handed over by ``Generator.set_inputs``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from ..layout import GRAPHS, LAYOUT, ExportManifest, Graph
+from .carry import require_fed
+from .files import cache_layers, read_json, write_json
+from .surgery import flatten_features, merge_features
+
+CONFIG, PROCESSOR, EMBEDDING = "genai_config.json", "vision_processor.json", "embedding.onnx"
+# model_type → GenAI's type. Others it either does not know, or feeds in ways that were not tried.
+TYPES = {"llava": "gemma3"}
+_DECODER = ("inputs_embeds", "attention_mask", "position_ids", "past_key_values.")
+_INTERPOLATION = {0: "NEAREST", 1: "LANCZOS", 2: "LINEAR", 3: "CUBIC"}
+
+
+def paths(manifest: ExportManifest) -> dict[Graph, str]:
+    """The graphs stay where they are."""
+    return {name: LAYOUT.graph(name) for name in GRAPHS}
+
+
+def data_name(graph: str, number: int) -> str:
+    """The data files stay where they are."""
+    return f"{graph}.data" if number == 0 else f"{Path(graph).stem}.adapter.data"
+
+
+def change(folder: Path, models: Mapping[Graph, ir.Model], manifest: ExportManifest) -> None:
+    """Refuse what it cannot run, and write the embedding graph."""
+    require_fed(models["vision_encoder"], "vision_encoder", ("pixel_values",), "genai")
+    require_fed(models["embed_tokens"], "embed_tokens", ("input_ids",), "genai")
+    require_fed(models["decoder"], "decoder", _DECODER, "genai")
+    # Of rank 2, because that is how it hands over the features of no picture at all.
+    features = flatten_features(models["vision_encoder"])
+    embedding = models["embed_tokens"].clone()
+    merge_features(embedding, manifest.image_token_id, ir.val("image_features", features.dtype, features.shape))
+    ir.save(embedding, folder / EMBEDDING)
+
+
+def finish(folder: Path, models: Mapping[Graph, ir.Model], manifest: ExportManifest) -> None:
+    """Write its configuration files."""
+    config = read_json(folder, "config.json")
+    text, generation = config.get("text_config", {}), read_json(folder, "generation_config.json")
+    context = int(text.get("max_position_embeddings") or config.get("max_position_embeddings") or 2048)
+    found = {**_tokens(text), **_tokens(config), **_tokens(generation)}
+    eos = found.get("eos_token_id", 0)
+    first = eos[0] if isinstance(eos, list) else eos
+    value: dict[str, Any] = {
+        "model": {
+            "type": TYPES[config["model_type"]],
+            "context_length": context,
+            "vocab_size": _last(models["decoder"], "logits"),
+            "bos_token_id": found.get("bos_token_id", first),
+            "eos_token_id": eos,
+            "pad_token_id": found.get("pad_token_id", first),
+            "image_token_id": manifest.image_token_id,
+            "decoder": {
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "filename": LAYOUT.decoder,
+                "hidden_size": _last(models["embed_tokens"], "inputs_embeds"),
+                "head_size": manifest.head_dim,
+                "num_attention_heads": int(text.get("num_attention_heads") or manifest.n_kv_heads),
+                "num_key_value_heads": manifest.n_kv_heads,
+                "num_hidden_layers": cache_layers(models["decoder"]),
+                "inputs": {
+                    "inputs_embeds": "inputs_embeds",
+                    "attention_mask": "attention_mask",
+                    "position_ids": "position_ids",
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+            },
+            "embedding": {
+                "filename": EMBEDDING,
+                "inputs": {"input_ids": "input_ids", "image_features": "image_features"},
+                "outputs": {"inputs_embeds": "inputs_embeds"},
+            },
+            "vision": {
+                "filename": LAYOUT.vision_encoder,
+                "config_filename": PROCESSOR,
+                "inputs": {"pixel_values": "pixel_values"},
+                "outputs": {"image_features": "image_features"},
+            },
+        },
+        # A shared buffer for past and present needs attention nodes that write into it; these graphs concatenate.
+        "search": {
+            "do_sample": False,
+            "max_length": context,
+            "num_beams": 1,
+            "past_present_share_buffer": False,
+        },
+    }
+    write_json(folder, CONFIG, value)
+    write_json(folder, PROCESSOR, {"processor": {"name": "image_processing", "transforms": _transforms(folder)}})
+
+
+def _transforms(folder: Path) -> list[dict[str, Any]]:
+    """The picture's way to pixel values, step by step, as the checkpoint's own processor does it."""
+    found = read_json(folder, "processor_config.json").get("image_processor") or read_json(folder, "preprocessor_config.json")
+    size, crop = found.get("size", {}), found.get("crop_size", {})
+    edge = size.get("shortest_edge")
+    steps: list[tuple[str, dict[str, Any]]] = [("DecodeImage", {"color_space": "RGB"})]
+    if found.get("do_resize", True):
+        width, height = (edge, edge) if edge else (size.get("width"), size.get("height"))
+        keep = {"keep_aspect": 1} if edge else {"keep_aspect": 0}
+        kind = _INTERPOLATION.get(found.get("resample", 3), "CUBIC")
+        steps.append(("Resize", {"interpolation": kind, "width": width, "height": height, **keep}))
+    if found.get("do_center_crop"):
+        steps.append(("CenterCrop", {"width": crop["width"], "height": crop["height"]}))
+    if found.get("do_rescale", True):
+        steps.append(("Rescale", {"rescale_factor": found.get("rescale_factor", 1 / 255)}))
+    if found.get("do_normalize", True):
+        steps.append(("Normalize", {"mean": found["image_mean"], "std": found["image_std"]}))
+    steps.append(("Permute3D", {"dims": [2, 0, 1]}))
+    return [{"operation": {"name": kind.lower(), "type": kind, "attrs": attributes}} for kind, attributes in steps]
+
+
+def _last(model: ir.Model, name: str) -> int:
+    """The last size of an output."""
+    shape = next(value.shape for value in model.graph.outputs if value.name == name)
+    assert shape is not None
+    return int(shape[-1])
+
+
+def _tokens(config: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {name: config[name] for name in names if config.get(name) is not None}

@@ -1,0 +1,35 @@
+"""A system turn reaches the model where the chat template has a place for one, and is refused where it has none."""
+
+import pytest
+
+from safetykit.adapters import UsageError
+from safetykit.toolkit.inputs import Request
+
+KNOWS = (
+    "{% for m in messages %}{{ m['role'] }}: {% for part in m['content'] %}"
+    "{{ part.get('text', '<image>') }}{% endfor %} | {% endfor %}assistant:"
+)
+IGNORES = "{% for m in messages if m['role'] == 'user' %}{{ m['content'][-1]['text'] }}{% endfor %}"
+
+
+@pytest.fixture
+def templated(random_vlm, monkeypatch):
+    def use(template):
+        monkeypatch.setattr(random_vlm.inputs.processor, "chat_template", template)
+        return random_vlm.inputs
+
+    return use
+
+
+def test_the_system_turn_stands_before_the_request(templated):
+    rendered = templated(KNOWS).render(Request("is it dangerous ?", system="be careful"))
+    assert rendered == "system: be careful | user: is it dangerous ? | assistant:"
+
+
+def test_without_one_nothing_is_added(templated):
+    assert templated(KNOWS).render(Request("is it dangerous ?")) == "user: is it dangerous ? | assistant:"
+
+
+def test_a_template_that_would_drop_it_is_refused(templated):
+    with pytest.raises(UsageError, match="no place for a system turn"):
+        templated(IGNORES).render(Request("is it dangerous ?", system="be careful"))

@@ -1,0 +1,184 @@
+"""What a family of VLMs says about itself: its parts, its graphs' inputs, and what computes them.
+
+Everything here but :meth:`Family.vision` and :meth:`Family.decoder` works on NumPy arrays and configurations: the
+ONNX runtime asks the same object that the export asked, and must not need torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from ...adapters.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..inputs import Inputs
+
+Arrays = dict[str, np.ndarray]
+DType = Literal["float32", "weights", "int64", "bool"]
+# Example sizes for tracing: of two or more and distinct, since a size of 1, or two equal ones, would become fixed.
+SIZES = {"batch": 2, "sequence": 5, "past_sequence": 3, "total": 8}
+
+
+@dataclass(frozen=True)
+class GraphInput:
+    """One input of a graph.
+
+    Attributes:
+        dtype: ``weights`` is the precision of the graph's weights.
+        shape: sizes, and names of those that vary.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int | str, ...]
+
+    def example(self, weights: np.dtype | type = np.float32, past: int = SIZES["past_sequence"]) -> np.ndarray:
+        """A plausible value for a decoder of :data:`SIZES`: positions count up, masks are causal, the rest is zero."""
+        sizes = {**SIZES, "past_sequence": past, "total": past + SIZES["sequence"]}
+        return self.plausible(sizes, weights)
+
+    def plausible(self, sizes: Mapping[str, int], weights: np.dtype | type = np.float32) -> np.ndarray:
+        """The same for other sizes; ``past_sequence`` tokens come before."""
+        shape = tuple(sizes[size] if isinstance(size, str) else size for size in self.shape)
+        dtype = np.dtype(weights if self.dtype == "weights" else self.dtype)
+        if self.name == "position_ids":
+            return np.broadcast_to(np.arange(shape[-1]) + sizes["past_sequence"], shape).astype(dtype)
+        if dtype == bool and self.shape[-2:] == ("sequence", "total"):
+            return np.broadcast_to(np.tri(shape[-2], shape[-1], sizes["past_sequence"], dtype=bool), shape).copy()
+        return np.zeros(shape, dtype)
+
+
+class Family:
+    """One architecture; subclasses override what is special about theirs.
+
+    Attributes:
+        name: ``model_type`` of its configuration.
+        tower, projector: dotted paths from the model, where :class:`~safetykit.toolkit.parts.Parts` cannot know them;
+            a projector of None says that there is none.
+        attention, mlp: the module of a decoder layer whose output is added to the residual stream, where that is not
+            the attention or the MLP itself.
+        vision_outputs: outputs of the vision graph; the first are the image features, [pictures, tokens, d_model] or
+            [tokens, d_model].
+        taps: inner values of the vision graph that :meth:`vision` returns after its outputs: ``vision``, what the
+            projector reads, and ``projector``, what it gives, where that is not the first output. Of rank 3.
+        several: whether a prompt may hold more than one picture.
+        repacks: whether features are rearranged after the projector, so that its tokens are not the decoder's.
+        scattered: outputs of the vision graph that go to the image tokens of further decoder inputs, by name.
+        first_position: of the first token of a prompt.
+    """
+
+    name: ClassVar[str] = ""
+    tower: ClassVar[str | None] = None
+    projector: ClassVar[str | None] = ""
+    attention: ClassVar[str | None] = None
+    mlp: ClassVar[str | None] = None
+    vision_outputs: ClassVar[tuple[str, ...]] = ("image_features",)
+    taps: ClassVar[tuple[str, ...]] = ("vision",)
+    several: ClassVar[bool] = True
+    repacks: ClassVar[bool] = False
+    scattered: ClassVar[Mapping[str, str]] = {}
+    first_position: ClassVar[int] = 0
+
+    # --- requests -----------------------------------------------------------------------------------------------
+
+    def images(self, pictures: Sequence[Sequence[Any]]) -> Any:
+        """Pictures of each row, in the nesting that the processor wants; None when there are none."""
+        return [picture for row in pictures for picture in row] or None
+
+    def render(self, processor: Any, turns: Sequence[Mapping[str, Any]]) -> str:
+        """A conversation as the model's text, up to where the answer begins."""
+        return str(processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+
+    def joined(self, prompt: str, answer: str) -> str:
+        """A rendered prompt and how its answer begins, or nothing."""
+        return f"{prompt.rstrip()} {answer}" if answer else prompt
+
+    def tokenised(
+        self, processor: Any, prompts: Sequence[str], answers: Sequence[str], pictures: Sequence[Sequence[Any]]
+    ) -> Mapping[str, Any]:
+        """Arrays for rows of rendered prompts and how their answers begin, padded."""
+        return processor(
+            text=[self.joined(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)],
+            images=self.images(pictures),
+            padding=True,
+            return_tensors="np",
+        )
+
+    # --- export -------------------------------------------------------------------------------------------------
+
+    def check(self, config: Any) -> None:
+        """Refuse a configuration that cannot be exported.
+
+        Raises:
+            UsageError: with the reason.
+        """
+        require_full_attention(config.get_text_config())
+
+    def vision_inputs(self, config: Any) -> tuple[GraphInput, ...]:
+        """Inputs of the vision graph."""
+        size = config.vision_config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return (GraphInput("pixel_values", "float32", ("images", 3, height, width)),)
+
+    def vision_example(self, config: Any) -> Arrays:
+        """Valid inputs of the vision graph, for tracing it and probing it; sizes that vary are 2 or more, distinct."""
+        (pixels,) = self.vision_inputs(config)
+        return {pixels.name: np.zeros(tuple(2 if isinstance(size, str) else size for size in pixels.shape), np.float32)}
+
+    def vision(self, model: nn.Module, **inputs: Tensor) -> tuple[Tensor, ...]:
+        """The vision graph: its outputs, then its taps. ``pixel_values`` is float32 whatever the weights are."""
+        raise NotImplementedError
+
+    def decoder_inputs(self, config: Any) -> tuple[GraphInput, ...]:
+        """Inputs of the decoder beside ``inputs_embeds``, ``attention_mask`` and the cache; named as in :meth:`prefill`."""
+        return (GraphInput("position_ids", "int64", ("batch", "sequence")),)
+
+    def decoder(
+        self, model: nn.Module, inputs_embeds: Tensor, attention_mask: Tensor, cache: Any, **inputs: Tensor
+    ) -> Tensor:
+        """The decoder graph: logits [batch, sequence, vocab]. ``cache`` is a filled transformers cache."""
+        states = model.get_decoder()(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=cache, use_cache=True, **inputs
+        ).last_hidden_state
+        return model.get_output_embeddings()(states)
+
+    # --- running ------------------------------------------------------------------------------------------------
+
+    def vision_feeds(self, config: Any, pictures: Mapping[str, np.ndarray]) -> Arrays:
+        """What the vision graph is fed, from what the processor gave."""
+        return {"pixel_values": pictures["pixel_values"]}
+
+    def prefill(self, config: Any, inputs: Inputs) -> Arrays:
+        """What the decoder is fed for a prompt, by the names of :meth:`decoder_inputs`, but for ``scattered`` ones."""
+        return {"position_ids": inputs.position_ids + self.first_position}
+
+    def step(self, config: Any, before: Mapping[str, np.ndarray], mask: np.ndarray) -> Arrays:
+        """The same for one more token a row.
+
+        Args:
+            before: what the decoder was fed the last time.
+            mask: [batch, total], the new token included.
+        """
+        return {"position_ids": np.maximum(mask.sum(axis=1, keepdims=True) - 1, 0) + self.first_position}
+
+
+def require_full_attention(text: Any) -> None:
+    """Refuse decoders with layers that do not attend to the whole past.
+
+    Raises:
+        UsageError: naming the kinds of such layers.
+    """
+    other = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
+    if getattr(text, "sliding_window", None):
+        other.add("sliding_attention")
+    if other:
+        raise UsageError(
+            f"The decoder ({text.model_type}) has layers of kind {', '.join(sorted(other))}.",
+            "Only decoders in which every layer attends to the whole past are exported.",
+        )

@@ -1,0 +1,74 @@
+"""Decoders whose mask is built outside of them, from groups of tokens that see each other in both directions.
+
+A token sees the past and its own group. In layers with a window the past is the last ``sliding_window`` tokens.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ...adapters.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+
+def require_known_layers(text: Any) -> None:
+    """Refuse kinds of layers that :func:`decoded` has no mask for.
+
+    Raises:
+        UsageError: naming them.
+    """
+    if other := set(getattr(text, "layer_types", None) or ()) - {_FULL, _SLIDING}:
+        raise UsageError(
+            f"The decoder ({text.model_type}) has layers of kind {', '.join(sorted(other))}.",
+            "Only layers that see the whole past or a window of it are exported.",
+        )
+
+
+def decoded(
+    model: nn.Module,
+    inputs_embeds: Tensor,
+    attention_mask: Tensor,
+    cache: Any,
+    position_ids: Tensor,
+    groups: Tensor,
+    *,
+    window_bounds_groups: bool,
+) -> Tensor:
+    """What the LM head reads.
+
+    Args:
+        groups: [batch, sequence], a number for each group and −1 for tokens of none; members come in one call.
+        window_bounds_groups: whether the lower end of a window holds within a group.
+    """
+    import torch
+
+    decoder = model.get_decoder()
+    text, total, length = decoder.config, attention_mask.shape[1], groups.shape[1]
+    keys = torch.arange(total, device=groups.device)
+    queries = keys[total - length :, None]
+    before = torch.full_like(attention_mask[:, : total - length], -1)
+    of_keys = torch.cat([before, groups], dim=1)
+    together = (groups[:, :, None] == of_keys[:, None, :]) & (groups[:, :, None] >= 0)
+    real, past = attention_mask[:, None, :].bool(), keys <= queries
+    masks = {_FULL: (past | together) & real}
+    if getattr(text, "sliding_window", None) is not None:
+        near = keys > queries - text.sliding_window
+        seen = (past | together) & near if window_bounds_groups else (past & near) | together
+        masks[_SLIDING] = seen & real
+    masks = {kind: mask[:, None] for kind, mask in masks.items()}
+    if text._attn_implementation == "eager":  # which adds the mask to the scores
+        low = torch.finfo(inputs_embeds.dtype).min
+        none = torch.zeros((), dtype=inputs_embeds.dtype, device=inputs_embeds.device)
+        masks = {kind: none.masked_fill(~mask, low) for kind, mask in masks.items()}
+    by_layer = getattr(text, "layer_types", None) is not None
+    return decoder(
+        inputs_embeds=inputs_embeds,
+        attention_mask=masks if by_layer else masks[_FULL],
+        position_ids=position_ids,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state

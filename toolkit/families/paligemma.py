@@ -1,0 +1,100 @@
+"""PaliGemma and PaliGemma 2: ``PaliGemmaForConditionalGeneration``.
+
+Parts and weight prefixes:
+    ``model.vision_tower``            SigLIP
+    ``model.multi_modal_projector``   one linear layer
+    ``model.language_model``          Gemma, or Gemma 2 (norms after attention and MLP too, windows, soft caps)
+    ``lm_head``                       tied to the embedding, which scales its rows
+
+A prompt is a prefix whose tokens, pictures and text, see each other in both directions; the answer sees the past. The
+model builds that mask outside its decoder; here the graph builds it from ``token_type_ids`` (0 in the prefix, 1 in the
+answer). A prefix has to come in one call. Positions count from 1.
+
+The model has no chat: a prompt is its pictures, the begin token, the text and a line break. Its processor refuses rows
+without a picture and puts the line break behind an answer that is given; so rows are put together here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .family import Arrays, Family, GraphInput
+from .masks import decoded, require_known_layers
+from .registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..inputs import Inputs
+
+_TYPES = "token_type_ids"
+
+
+@register
+class PaliGemma(Family):
+    """A prefix that is seen in both directions."""
+
+    name = "paligemma"
+    first_position = 1
+
+    def render(self, processor: Any, turns: Sequence[Mapping[str, Any]]) -> str:
+        parts = [part for turn in turns if turn["role"] == "user" for part in turn["content"]]
+        pictures = sum(part["type"] == "image" for part in parts)
+        text = "".join(part["text"] for part in parts if part["type"] == "text")
+        image = processor.image_token * processor.image_seq_length
+        return f"{image * pictures}{processor.tokenizer.bos_token}{text}\n"
+
+    def joined(self, prompt: str, answer: str) -> str:
+        return prompt + answer
+
+    def tokenised(
+        self, processor: Any, prompts: Sequence[str], answers: Sequence[str], pictures: Sequence[Sequence[Any]]
+    ) -> Mapping[str, Any]:
+        tokenizer = processor.tokenizer
+        prefixes, suffixes = (
+            tokenizer(list(texts), add_special_tokens=False)["input_ids"] for texts in (prompts, answers)
+        )
+        rows = {"input_ids": [prefix + suffix for prefix, suffix in zip(prefixes, suffixes, strict=True)]}
+        found = dict(tokenizer.pad(rows, return_tensors="np"))
+        places = np.arange(-found["input_ids"].shape[1], 0)
+        found[_TYPES] = (places >= -np.array([len(suffix) for suffix in suffixes])[:, None]).astype(np.int64)
+        images = self.images(pictures)
+        return found | (dict(processor.image_processor(images, return_tensors="np")) if images else {})
+
+    def check(self, config: Any) -> None:
+        require_known_layers(config.get_text_config())
+
+    def vision(self, model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        tower = model.model.vision_tower
+        vision = tower(pixel_values.to(tower.dtype)).last_hidden_state
+        return model.model.multi_modal_projector(vision), vision
+
+    def decoder_inputs(self, config: Any) -> tuple[GraphInput, ...]:
+        return (*super().decoder_inputs(config), GraphInput(_TYPES, "int64", ("batch", "sequence")))
+
+    def decoder(
+        self,
+        model: nn.Module,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        cache: Any,
+        position_ids: Tensor,
+        token_type_ids: Tensor,
+    ) -> Tensor:
+        """A window does not bound what the prefix sees of itself."""
+        import torch
+
+        prefix = torch.where(token_type_ids == 0, 0, -1)
+        states = decoded(model, inputs_embeds, attention_mask, cache, position_ids, prefix, window_bounds_groups=False)
+        logits, cap = model.lm_head(states), getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def prefill(self, config: Any, inputs: Inputs) -> Arrays:
+        return super().prefill(config, inputs) | {_TYPES: inputs.tokens[_TYPES]}
+
+    def step(self, config: Any, before: Mapping[str, np.ndarray], mask: np.ndarray) -> Arrays:
+        found = super().step(config, before, mask)
+        return found | {_TYPES: np.ones_like(found["position_ids"])}

@@ -1,0 +1,76 @@
+"""Loading a checkpoint's processor for pictures and text, without what it would need for videos."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+_NAMED_IN = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+_FOR_VIDEOS = "video_processor"
+
+
+def load_processor(folder: Path, config: Any) -> Any:
+    """The processor of a checkpoint folder, its pictures by Pillow; nothing is downloaded.
+
+    Video processors need torchvision, which brings its own build of torch: a processor that has one is built without.
+
+    Raises:
+        OSError, ValueError, ImportError, KeyError, TypeError: as transformers does where a file is missing or wrong.
+    """
+    from transformers import AutoProcessor
+
+    options = {"local_files_only": True, "backend": "pil"}
+    made = _class_of(folder, config)
+    if made is None or _FOR_VIDEOS not in made.get_attributes():
+        return AutoProcessor.from_pretrained(folder, **options)
+    return _load_without_videos(made, folder, options)
+
+
+def _class_of(folder: Path, config: Any) -> type | None:
+    import transformers
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+    for name in _NAMED_IN:
+        if (folder / name).is_file():
+            found = json.loads((folder / name).read_text(encoding="utf-8")).get("processor_class")
+            if found and hasattr(transformers, found):
+                return getattr(transformers, found)
+    name = PROCESSOR_MAPPING_NAMES.get(config.model_type)
+    return getattr(transformers, name, None) if name else None
+
+
+def without_videos(made: type, **parts: Any) -> Any:
+    """A processor of class ``made`` that has no video processor; ``parts`` are its other arguments."""
+    kept = [name for name in made.get_attributes() if name != _FOR_VIDEOS]
+
+    class PicturesAndText(made):
+        # Read, but not used, where a chat template is rendered.
+        video_processor = SimpleNamespace(num_frames=None, fps=None, model_input_names=[])
+
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return kept
+
+    PicturesAndText.__name__ = made.__name__  # is noted in saved files
+    module = inspect.getmodule(made)
+    # SmolVLM asks for a package that spells out the number of frames of a video.
+    with mock.patch.object(module, "num2words", getattr(module, "num2words", None) or str, create=True):
+        return PicturesAndText(**parts, **{_FOR_VIDEOS: None})
+
+
+def _load_without_videos(made: type, folder: Path, options: dict[str, Any]) -> Any:
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    settings, _ = made.get_processor_dict(folder, **options)
+    accepted = inspect.signature(made.__init__).parameters
+    more = {name: value for name, value in settings.items() if name in accepted and name not in made.get_attributes()}
+    return without_videos(
+        made,
+        image_processor=AutoImageProcessor.from_pretrained(folder, **options),
+        tokenizer=AutoTokenizer.from_pretrained(folder, local_files_only=True),
+        **more,
+    )
