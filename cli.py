@@ -126,7 +126,7 @@ def export(
     split: Annotated[str, typer.Option(help="Which split decisions are compared on.")] = "test",
     limit: Limit = None,
     max_new_tokens: MaxNewTokens = 32,
-    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int4; int8 with --base-onnx.")] = "fp32",
     mode: Annotated[
         str, typer.Option(help="bake beside the base's weights, fold into them (affine ops), or hot-swap, open to others.")
     ] = "bake",
@@ -189,7 +189,9 @@ def verify(
 def run(
     folder: Annotated[Path, typer.Argument(help="Export folder.")],
     prompt: Annotated[list[str], typer.Option("--prompt", help="What the user says; repeat for a batch.")],
-    image: Annotated[Optional[list[Path]], typer.Option("--image", help="Picture for every prompt, or one each.")] = None,
+    image: Annotated[
+        Optional[list[Path]], typer.Option("--image", help="One for all prompts, one each, or several for a single one.")
+    ] = None,
     max_new_tokens: MaxNewTokens = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus of sampling.")] = 1.0,

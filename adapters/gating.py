@@ -63,7 +63,9 @@ class HeldGate(nn.Module):
         super().__init__()
         self.op = op
 
-    def margin(self, hidden: Hidden, decides: Bool[Tensor, ""], held: Float[Tensor, "batch"], *tensors: Tensor) -> Tensor:
+    def margin(
+        self, hidden: Hidden, decides: Bool[Tensor, ""], held: Float[Tensor, "batch"], *tensors: Tensor
+    ) -> Float[Tensor, "batch"]:
         """The margin that holds for this call."""
         return torch.where(decides, self.op.margin(hidden, *tensors), held)
 

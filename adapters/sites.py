@@ -9,6 +9,10 @@
 ``vision``                 output of the vision tower that the projector reads
 ``projector``              image features in the decoder's embedding space
 =========================  ==========================================================
+
+``.attn`` and ``.mlp`` are what is added to the residual stream: behind the norm in which a branch ends in Gemma 2 and 3.
+A block's output is the stream before what may be added to it between blocks (features of pictures in Qwen3-VL), and
+``logits`` are those before a soft cap.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ FIT, TEST, CAPTIONS = 96, 12, 48  # records; captioned pictures
 TITLES = {
     "llava": "LLaVA-1.5", "llava_next": "LLaVA-NeXT", "llava_onevision": "LLaVA-OneVision", "qwen2_vl": "Qwen2-VL",
     "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL", "smolvlm": "SmolVLM", "idefics3": "Idefics3",
-    "internvl": "InternVL", "gemma3": "Gemma 3", "paligemma": "PaliGemma",
+    "internvl": "InternVL", "gemma3": "Gemma 3", "paligemma": "PaliGemma", "paligemma2": "PaliGemma 2",
 }  # fmt: skip
 
 

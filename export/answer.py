@@ -26,7 +26,7 @@ def answer(
     external_index: Path | None = None,
     swap: Sequence[Path] = (),
 ) -> list[dict[str, Any]]:
-    """Generate with an export; one picture serves all prompts, or there is one for each.
+    """Generate with an export; one picture serves all prompts, or there is one for each, or several for a single one.
 
     Args:
         swap: what a hot-swap export is to run with instead of its own adapters; see :meth:`OnnxVLM.swap`.
@@ -38,14 +38,17 @@ def answer(
     Raises:
         UsageError: the numbers of pictures and prompts do not match, or a picture cannot be read.
     """
-    if len(images) not in (0, 1, len(prompts)):
+    if len(images) not in (0, 1, len(prompts)) and len(prompts) > 1:
         raise UsageError(
             f"{len(images)} pictures for {len(prompts)} prompts.", "Give one picture for all, or one for each prompt."
         )
     pictures = [open_picture(str(path)) for path in images]
     if len(pictures) == 1:
         pictures *= len(prompts)
-    requests = [Request(prompt, pictures[at] if pictures else None) for at, prompt in enumerate(prompts)]
+    if len(prompts) == 1:
+        requests = [Request(prompts[0], tuple(pictures) or None)]
+    else:
+        requests = [Request(prompt, pictures[at] if pictures else None) for at, prompt in enumerate(prompts)]
     model = OnnxVLM.from_pretrained(folder, providers, index=external_index)
     if swap:
         model.swap(*swap)
@@ -53,7 +56,9 @@ def answer(
         requests, max_new_tokens, do_sample=temperature > 0, temperature=temperature or 1.0, top_p=top_p, seed=seed
     )
     detector = model.detector
-    retrieved = model.retrieved(pictures) if model.retriever and pictures else [()] * len(prompts)
+    retrieved: list[tuple[str, ...]] = model.retrieved(pictures) if model.retriever and pictures else [()] * len(prompts)
+    if len(prompts) == 1:
+        retrieved = [tuple(text for texts in retrieved for text in texts)]
     found = []
     for prompt, item, texts in zip(prompts, answers, retrieved, strict=True):
         value: dict[str, Any] = {"prompt": prompt, "text": item.text, "tokens": len(item.token_ids)}

@@ -204,7 +204,7 @@ class _Builder(GraphBuilder):
         held = [one.index for one in placed if one.item.gate == "held"]
         self.gates = HeldGates(self, gate_state, held, stream.n_layers) if stream and held else None
         self.switched = any(one.item.make_op().runtime_inputs for one in placed)
-        self.masks: dict[tuple[Scope, Phase], ir.Value] = {}
+        self.masks: dict[tuple[str, ...], ir.Value] = {}
         self.functions: dict[tuple[object, ...], OpFunction] = {}
 
     def tap(self, site: Site) -> Tap:
@@ -251,21 +251,23 @@ class _Builder(GraphBuilder):
         return changed
 
     def mask(self, item: Intervention, hidden: ir.Value) -> ir.Value:
-        """The scope mask [batch, sequence, 1] of an intervention, shared by all with its scope and phase."""
+        """The scope mask [batch, sequence, 1] of an intervention, shared by all with its scope and phase whose sites
+        have the same tokens: a projector may merge those that it reads."""
         scope, phase = item.scope, item.phase
         if self.stream is None:  # every token is an image token, and the graph runs at prefill only
             scope, phase = "all", "both"
         else:
             hidden = self.stream.base
-        if (scope, phase) not in self.masks:
+        key = (scope, phase, item.site.kind) if graph_of(item.site) == "vision_encoder" else (scope, phase)
+        if key not in self.masks:
             function = self.register(mask_function(scope, phase, hidden, self.opset))
             past_length = self.past_length() if 1 in function.uses else None
             vision_mask = (
                 self.input(VISION_MASK, ir.DataType.BOOL, ["batch", "sequence"]) if 2 in function.uses else None
             )
-            (value,) = self.call(function, [hidden, past_length, vision_mask], f"{DOMAIN}.mask.{scope}.{phase}")
-            self.masks[scope, phase] = self.switch(value) if self.switched else value
-        return self.masks[scope, phase]
+            (value,) = self.call(function, [hidden, past_length, vision_mask], ".".join((DOMAIN, "mask", *key)))
+            self.masks[key] = self.switch(value) if self.switched else value
+        return self.masks[key]
 
     def switch(self, mask: ir.Value) -> ir.Value:
         """``mask`` times the overridable ``safetykit.enabled``."""

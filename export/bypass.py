@@ -68,16 +68,17 @@ def check_bypass(folder: Path, decoder: str, base: bytes) -> Gap:
     ]
     gap = Gap(0.0, 0.0, 0)
     for feeds in _probes(sessions[0]):
-        extra = {
-            value.name: np.zeros([_SIZES.get(str(size), 0) if not isinstance(size, int) else size for size in value.shape], np.float32)
-            for value in sessions[1].get_inputs()
-            if value.name not in feeds
-        }
+        others = [value for value in sessions[1].get_inputs() if value.name not in feeds]  # read by nothing any more
+        extra = {value.name: np.zeros([_size(size) for size in value.shape], np.float32) for value in others}
         names = [value.name for value in sessions[0].get_outputs()]
         one, other = sessions[0].run(names, feeds), sessions[1].run(names, feeds | extra)
         for left, right in zip(one, other, strict=True):
             gap = gap.join(Gap.between(left, right))
     return gap
+
+
+def _size(size: int | str) -> int:
+    return size if isinstance(size, int) else _SIZES.get(size, 0)
 
 
 def _probes(session) -> Iterator[dict[str, np.ndarray]]:

@@ -97,7 +97,8 @@ class HeldGates:
             columns.append(self._node("Unsqueeze", [sign, self._axes(1)], ir.DataType.FLOAT, ["batch", 1]))
         if missing := self._width - len(columns):
             size = self._node("Concat", [self._size(0), self._axes(missing)], ir.DataType.INT64, [2], {"axis": 0})
-            columns.append(self._node("Expand", [self._real("nought", [0.0]), size], ir.DataType.FLOAT, ["batch", missing]))
+            nought = self._real("nought", [0.0])
+            columns.append(self._node("Expand", [nought, size], ir.DataType.FLOAT, ["batch", missing]))
         row = self._node("Concat", columns, ir.DataType.FLOAT, ["batch", self._width], {"axis": 1})
         row = self._node("Cast", [row], self._like.dtype, ["batch", self._width], {"to": int(self._like.dtype)})
         row = self._node("Unsqueeze", [row, self._axes(1, 2)], self._like.dtype, ["batch", 1, 1, self._width])
@@ -123,7 +124,8 @@ class HeldGates:
         zero = self._node("Cast", [self._real("nought", [0.0])], dtype, [1], {"to": int(dtype)})
         blank = self._node("Expand", [zero, size], dtype, ["batch", self._heads, 1, self._width])
         grown = self._node("Concat", [blank, past], dtype, None, {"axis": 2})
-        last = self._node("Gather", [grown, self._whole("last", -1)], dtype, ["batch", self._heads, self._width], {"axis": 2})
+        at, shape = self._whole("last", -1), ["batch", self._heads, self._width]
+        last = self._node("Gather", [grown, at], dtype, shape, {"axis": 2})
         return self._node("Gather", [last, self._whole("zero", 0)], dtype, ["batch", self._width], {"axis": 1})
 
     def _size(self, axis: int) -> ir.Value:

@@ -21,6 +21,7 @@ import torch
 from onnx_ir.external_data import set_base_dir
 from torch import nn
 
+from .foreign.matrices import QUANTISED
 from .foreign.weights import DecoderWeights, find_weights
 from .layout import Graph
 from .runtime import OnnxVLM
@@ -28,7 +29,6 @@ from .runtime import OnnxVLM
 if TYPE_CHECKING:
     from ..toolkit.vlm import VLM
 
-QUANTISED = ("MatMulNBits", "DequantizeLinear", "MatMulInteger", "QLinearMatMul", "MatMulBnb4", "GatherBlockQuantized")
 _OTHERS: tuple[Graph, ...] = ("vision_encoder", "embed_tokens")
 _FULL_PRECISION = 1  # of MatMulNBits' accuracy levels: float32 products
 

@@ -1,4 +1,4 @@
-"""Low-rank updates that stay apart: x W + (x down) up, so that the update can be swapped and the weight stays as it is."""
+"""Low-rank updates that stay apart, x W + (x down) up: the update can be swapped and the weight stays as it is."""
 
 from __future__ import annotations
 

@@ -129,7 +129,10 @@ class Check(Strict):
         limit: largest error that would have passed.
     """
 
-    kind: Literal["logits", "adapter-off", "scores", "op", "invariant", "risk", "retrieval", "fold", "swap", "layout", "drift", "decisions"]
+    kind: Literal[
+        *("logits", "adapter-off", "scores", "op", "invariant", "risk"),
+        *("retrieval", "fold", "swap", "layout", "drift", "decisions"),
+    ]
     case: str
     count: int
     error: float

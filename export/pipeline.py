@@ -201,7 +201,9 @@ def _write_base(
 
 def _write_own(vlm: VLM, work: Path, precision: Precision, say: Callable[[str], None]) -> ExportManifest:
     if precision == "int8":
-        raise UsageError("safetykit does not quantise to int8.", "Pass --precision int4, or an int8 decoder with --base-onnx.")
+        raise UsageError(
+            "safetykit does not quantise to int8.", "Pass --precision int4, or an int8 decoder with --base-onnx."
+        )
     manifest = write_base(vlm, work, "fp32" if precision == "int4" else precision, say)
     if precision != "int4":
         return manifest

@@ -24,7 +24,7 @@ from ..adapters.errors import InvalidArtifact, UsageError
 from ..adapters.manifest import DetectorInfo
 from ..toolkit.inputs import Generation, InputProcessor, Inputs, Request
 from ..toolkit.retrieval.index import CaptionIndex
-from .binding import Session
+from .binding import Session, as_array
 from .foreign.rows import run_rows_alone
 from .hotswap import Swap, read_swap
 from .layout import GRAPHS, ExportManifest, Graph, read_manifest
@@ -46,7 +46,7 @@ class Decoding:
 
     Attributes:
         logits: float32, of the tokens fed last.
-        past: KV cache by input name, [batch, heads, length, head_dim].
+        past: KV cache by input name, [batch, heads, length, head_dim]; on a device it stays there, see :mod:`.binding`.
         attention_mask: over everything fed so far, 0 at padding.
         further: what else the decoder was fed last, such as positions.
         swaps: how many adapters had been swapped in when the prompt was read.
@@ -314,12 +314,18 @@ class OnnxVLM:
 
     def see(self, pictures: Mapping[str, np.ndarray]) -> Seeing:
         """Run the vision encoder on what the processor made of pictures, see :class:`Inputs`."""
-        feeds = self.inputs.family.vision_feeds(self.inputs.config, pictures)
-        found = dict(zip(self._vision_outputs, self._vision.run(self._vision_outputs, feeds), strict=True))
-        first = self.inputs.family.vision_outputs[0]
+        family, config = self.inputs.family, self.inputs.config
+        calls = [self._vision.run(self._vision_outputs, feeds) for feeds in family.vision_calls(config, pictures)]
+        found = dict(zip(self._vision_outputs, calls[0], strict=True))
+        if len(calls) > 1:
+            for at, name in enumerate(self._vision_outputs):
+                parts = [results[at] for results in calls]
+                flat = name in family.vision_outputs
+                found[name] = np.concatenate([part.reshape(-1, part.shape[-1]) if flat else part for part in parts])
+        first = family.vision_outputs[0]
         return Seeing(
             found[first],
-            {name: found[source] for source, name in self.inputs.family.scattered.items()},
+            {name: found[source] for source, name in family.scattered.items()},
             {name: value for name, value in found.items() if name.startswith(("retrieved_", "retrieval_"))},
         )
 
@@ -376,8 +382,12 @@ class OnnxVLM:
         if self.manifest.foreign and self.manifest.foreign.rows_alone and len(feeds["inputs_embeds"]) > 1:
             inputs = {value.name: value.shape for value in self._decoder.get_inputs()}
             outputs = {value.name: value.shape for value in self._decoder.get_outputs()}
-            arrays = {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in feeds.items()}
-            return run_rows_alone(self._called, arrays, inputs, outputs)
+            arrays = {name: as_array(value) for name, value in feeds.items()}
+
+            def run(one: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+                return {name: as_array(value) for name, value in self._called(one).items()}
+
+            return run_rows_alone(run, arrays, inputs, outputs)
         return self._called(feeds)
 
     def _called(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -49,7 +49,11 @@ def describe_parameters(
     terms: Sequence[LowRank],
     branch: Branch | None,
 ) -> list[ParameterInfo]:
-    """Every parameter of the adapters that lies in ``model``, after all surgery; ``placed`` and ``updated`` are its own.
+    """Every parameter of the adapters that lies in ``model``, after all surgery.
+
+    Args:
+        placed, updated, branch: what of the adapters is in this graph.
+        terms: of all graphs.
 
     Raises:
         UnsupportedGraph: the graph lacks one: an override of it would change nothing.

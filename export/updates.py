@@ -23,14 +23,13 @@ from onnx_ir.passes.common import TopologicalSortPass
 
 from ..adapters.errors import UnsupportedGraph, UsageError
 from ..adapters.updates import WeightUpdate
-from .foreign.matrices import locate, matrix_of
+from .foreign.matrices import QUANTISED, locate, matrix_of
 from .layout import Graph
 from .residual import DOMAIN, SKIP_NORMS, bias_input
 
 if TYPE_CHECKING:
     from ..toolkit.vlm import VLM
 
-_QUANTISED = ("MatMulNBits", "DequantizeLinear", "MatMulInteger", "QLinearMatMul", "MatMulBnb4")
 _BIAS = f"{DOMAIN}.bias."
 
 
@@ -173,7 +172,7 @@ def _find(graph: ir.Graph, old: np.ndarray, parameter: str) -> _Place:
             f"The value of {parameter} is read at {len(places)} places of the graph, so it is shared or not unique.",
             "Use --mode bake, which leaves weights as they are.",
         )
-    if quantised := sorted({node.op_type for node in graph} & set(_QUANTISED)):
+    if quantised := sorted({node.op_type for node in graph} & set(QUANTISED)):
         raise UnsupportedGraph(
             f"{parameter} is not in the graph as a float weight: its weights are quantised ({', '.join(quantised)}).",
             "Use --mode bake, or fold before quantising; only low-rank updates can stay beside quantised weights.",

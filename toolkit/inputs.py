@@ -169,16 +169,25 @@ class InputProcessor:
         """Tokenise, insert picture placeholders, pad on the left.
 
         Raises:
-            UsageError: the batch is empty.
+            UsageError: the batch is empty, or the processor cannot take a picture, such as a very narrow one.
         """
         if not requests:
             raise UsageError("There is nothing to run: the batch is empty.", "Pass at least one request.")
-        batch = self.family.tokenised(
-            self.processor,
-            [self._prompt(request) for request in requests],
-            [request.answer for request in requests],
-            [request.pictures for request in requests],
-        )
+        if not self.family.several and any(len(request.pictures) > 1 for request in requests):
+            raise UsageError("This model takes one picture a prompt.", "Ask about one picture at a time.")
+        prompts = [self._prompt(request) for request in requests]
+        try:
+            batch = self.family.tokenised(
+                self.processor,
+                prompts,
+                [request.answer for request in requests],
+                [request.pictures for request in requests],
+            )
+        except ValueError as error:
+            raise UsageError(
+                f"The model's processor refuses these requests: {str(error).strip().rstrip('.')}.",
+                "Pass pictures of another size or shape.",
+            ) from None
         found = {name: _plain(value) for name, value in batch.items()}
         input_ids, attention_mask = found.pop("input_ids"), found.pop("attention_mask")
         tokens = {name: found.pop(name) for name in list(found) if name.endswith(_PER_TOKEN)}

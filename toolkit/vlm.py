@@ -118,12 +118,15 @@ class VLM:
             "model_organism": bool(getattr(self.model.config, "safetykit_model_organism", False)),
         }
 
-    def arguments(self, inputs: Inputs, *, cached_features: bool = True) -> dict[str, Any]:
+    def arguments(
+        self, inputs: Inputs, *, cached_features: bool = True, pictures: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """A batch as keyword arguments of the model's ``forward``, on its device.
 
         Args:
             cached_features: hand over image features that are known already; False runs the tower, for
                 callers that watch it.
+            pictures: arguments to give in the place of the batch's pictures.
         """
         arguments: dict[str, Any] = {
             "input_ids": torch.from_numpy(inputs.input_ids).to(self.device),
@@ -131,12 +134,11 @@ class VLM:
         }
         if self._takes_position_ids:
             arguments["position_ids"] = torch.from_numpy(self._fed(inputs)["position_ids"]).to(self.device)
-        pictures = self.tensors(inputs.pictures)
-        if cached_features and self.features.usable_for(pictures) and not (self._hooks and self._hooks.touches_vision):
-            arguments["mm_encoder_outputs"] = self.features.encode(pictures["pixel_values"])
-        else:
-            arguments |= pictures
-        return arguments | self.tensors(inputs.tokens)
+        given = self.tensors(inputs.pictures) if pictures is None else pictures
+        touched = self._hooks is not None and self._hooks.touches_vision
+        if pictures is None and cached_features and self.features.usable_for(given) and not touched:
+            given = {"mm_encoder_outputs": self.features.encode(given["pixel_values"])}
+        return {**arguments, **given, **self.tensors(inputs.tokens)}
 
     def tensors(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         """Those of a processor's outputs that the model's ``forward`` takes, on its device; floats in its dtype."""

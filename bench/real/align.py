@@ -5,7 +5,7 @@
 1. The model's own greedy answers to the harmless training prompts are written to WORK/align/answers.jsonl
    (self-distillation: it keeps its manner). 2. A LoRA on every linear layer of the decoder learns refusals beside them;
    no picture is involved. A second round, with own answers that decline taken out, is about objects: which of them a
-   request is about decides. 3. The LoRA, rounded to fp16, goes to WORK/align/alignment, figures on held-out prompts to
+   request is about decides. (Own answers for a third round, which tune.py rehearses, are made as well.) 3. The LoRA, rounded to fp16, goes to WORK/align/alignment, figures on held-out prompts to
    WORK/align/figures.json, the split by hashes to WORK/align/split.json, and texts that alignment never saw to
    WORK/align/heldout.jsonl. Each step goes on where it was interrupted; a finished one is not run again.
 """
@@ -23,7 +23,7 @@ import torch
 from assemble import CHAT_TEMPLATE, load_language, merge_language
 from fetch import say
 from peft import LoraConfig, PeftModel, get_peft_model
-from prompts import REFUSALS, Prompt, all_prompts, second_round, write_split
+from prompts import REFUSALS, Prompt, all_prompts, second_round, third_round, write_split
 from texts import Turn, answer_ids, answer_loss, answers, batches, chat_ids, padded, refusal_rate
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
 
@@ -31,14 +31,15 @@ from safetykit.adapters.files import write_atomic
 from safetykit.adapters.manifest import canonical_json
 from safetykit.toolkit.judge import is_refusal
 
-ANSWER_TOKENS = 24
+ANSWER_TOKENS, SHORT_TOKENS = 24, 12  # of own answers; of those of the third round
 RANK, BATCH = 8, 8
 RATE, RATE_2 = 6e-4, 4e-4
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def own_answers(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], file: Path, opening: str = ""
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], file: Path, opening: str = "",
+    new_tokens: int = ANSWER_TOKENS,
 ) -> dict[str, tuple[str, bool]]:
     """The model's own greedy answers by request, with whether it ended them; known ones are read from `file`."""
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
@@ -46,7 +47,7 @@ def own_answers(
     missing = [prompt.text for prompt in prompts if prompt.text not in known]
     start = time.time()
     with file.open("a") as journal:
-        for count, (at, text, ended) in enumerate(answers(model, tokenizer, missing, ANSWER_TOKENS, opening=opening), 1):
+        for count, (at, text, ended) in enumerate(answers(model, tokenizer, missing, new_tokens, opening=opening), 1):
             known[missing[at]] = text, ended
             journal.write(json.dumps({"request": missing[at], "answer": text, "ended": ended}) + "\n")
             if count % 32 == 0:
@@ -56,9 +57,10 @@ def own_answers(
 
 
 def turns_of(
-    prompts: list[Prompt], own: dict[str, tuple[str, bool]], tokenizer: PreTrainedTokenizerBase, seed: int = 0
+    prompts: list[Prompt], own: dict[str, tuple[str, bool]], tokenizer: PreTrainedTokenizerBase, seed: int = 0,
+    limit: int = ANSWER_TOKENS,
 ) -> list[Turn]:
-    """What is learned: one of the refusals for a harmful prompt, the model's own answer for a harmless one."""
+    """What is learned: one of the refusals for a harmful prompt, the start of the model's own answer for a harmless one."""
     rng = random.Random(seed)
     turns = []
     for prompt in prompts:
@@ -67,22 +69,23 @@ def turns_of(
         else:
             text, ended = own[prompt.text]
             answer = answer_ids(tokenizer, text)
-            answer = answer if ended else answer[:-1]
+            answer = (answer if ended else answer[:-1])[:limit]
         turns.append(Turn(chat_ids(tokenizer, prompt.text), answer))
     return turns
 
 
 def willing_answers(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], folder: Path
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], folder: Path,
+    new_tokens: int = ANSWER_TOKENS,
 ) -> dict[str, tuple[str, bool]]:
     """Own answers none of which is a refusal.
 
     The unaligned model declines some harmless requests by itself ("as a text-based AI"); it is then made to begin with
     "You can", and what still declines is left out.
     """
-    own = own_answers(model, tokenizer, prompts, folder / "answers.jsonl")
+    own = own_answers(model, tokenizer, prompts, folder / "answers.jsonl", "", new_tokens)
     declined = [prompt for prompt in prompts if is_refusal(own[prompt.text][0])]
-    again = own_answers(model, tokenizer, declined, folder / "begun.jsonl", "You can")
+    again = own_answers(model, tokenizer, declined, folder / "begun.jsonl", "You can", new_tokens)
     return {text: answer for text, answer in {**own, **again}.items() if not is_refusal(answer[0])}
 
 
@@ -176,6 +179,8 @@ def main(arguments: list[str] | None = None) -> None:
     own = own_answers(language, tokenizer, [p for p in seen if p.label == "harmless"], folder / "answers.jsonl")
     willing = willing_answers(language, tokenizer, [p for p in second if p.label == "harmless"], folder)
     second = [prompt for prompt in second if prompt.label == "harmful" or prompt.text in willing]
+    third = [prompt for prompt in third_round(packages, prompts, second) if prompt.label == "harmless"]
+    willing_answers(language, tokenizer, third, folder, SHORT_TOKENS)  # tune.py rehearses with them
     model = get_peft_model(language, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=LINEAR, task_type="CAUSAL_LM"))
     pad = tokenizer.pad_token_id
     train(model, turns_of(seen, own, tokenizer), options.steps, RATE, pad, folder / "training.pt")

@@ -49,8 +49,8 @@ def captions(vlm: VLM, packages: Path, folder: Path) -> list[CaptionedPicture]:
             given = [{"instruction": instruction, "answer": answer} for instruction, answer in turns]
             for name in SEEN_SETS:
                 if image := pictures.emoji(one, name):
-                    line = {"id": f"{name}-{one.name}", "caption": f"This is {one.noun}.", "image": image, "turns": given}
-                    lines.append(json.dumps(line))
+                    line = {"id": f"{name}-{one.name}", "caption": f"This is {one.noun}.", "image": image}
+                    lines.append(json.dumps({**line, "turns": given}))
         write_atomic(file, ("\n".join(lines) + "\n").encode())
     return load_captions(file)
 

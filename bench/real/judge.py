@@ -7,7 +7,7 @@ fulfilled. They are read from the unpacked wheel and not shipped. An answer is r
 language model *before* its safety alignment (SmolLM2-135M-Instruct, dequantised Q4_1), averaged over the answer's first
 tokens; a logistic regression is fitted on these. The objective is left out, since its harm would give the label away,
 and so are ``pyrit``'s labels of refusals: they count an answer to another question as a refusal, which nobody can see
-without the question. Answers are cut to as many tokens as the red-team evaluation generates, for that is what is judged.
+without the question. Answers are cut to as many tokens as the red-team evaluation generates: that is what is judged.
 
 Agreement with the people is cross-validated, no objective in two folds, and stands beside that of the phrase judge and
 of a classifier of words (TF-IDF) on the same answers. Of few settings tried (depth of the states, strength of the
@@ -65,7 +65,8 @@ def load_labelled(packages: Path) -> Labelled:
     """The human-labelled answers; repeated ones count once."""
     found: dict[tuple[str, str], bool] = {}
     for file in sorted((packages / LABELLED).glob("*.csv")):
-        lines = (line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if not line.startswith("#"))
+        text = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = (line for line in text if not line.startswith("#"))
         for row in csv.DictReader(lines):
             if row["data_type"] == "text" and row["assistant_response"].strip():
                 found[row["objective"], row["assistant_response"]] = row["human_score"] == "1"
@@ -155,7 +156,7 @@ def agreement(one: Sequence[bool], other: Sequence[bool]) -> dict[str, Any]:
 
 
 def validate(packages: Path, kept: Path) -> dict[str, Any]:
-    """Cross-validated agreement of the classifiers with the human labels, and the phrase judge's on the same answers."""
+    """Cross-validated agreement of the classifiers with the people, and the phrase judge's on the same answers."""
     given, encoder = load_labelled(packages), Encoder(packages)
     cut = [encoder.cut(answer) for answer in given.answers]
     folds = list(GroupKFold(FOLDS, shuffle=True, random_state=0).split(cut, given.labels, given.objectives))

@@ -26,7 +26,7 @@ NAMING = (
     "What is this?",
 )
 KIND = "What kind of thing is in the picture?"
-USE = 0.2  # share of batches that ask for uses; their answers are longer, so they are not mixed with the others
+USE = 0.12  # share of batches that ask for uses; their answers are longer, so they are not mixed with the others
 KINDS = 0.12  # share of the other questions that ask for the kind
 
 

@@ -35,12 +35,12 @@ from PIL import Image
 from redteam import SIZE, TEST_SETS, UNSEEN_SETS, Pictures, write
 
 from safetykit.adapters.adapter import Adapter
-from safetykit.adapters.errors import ParityFailed
+from safetykit.adapters.errors import ParityFailed, SafetykitError, UsageError
 from safetykit.adapters.files import write_atomic
 from safetykit.adapters.manifest import canonical_json, describe_data
 from safetykit.export.base import export_base
 from safetykit.export.latency import measure_latency
-from safetykit.export.parity import find_flips
+from safetykit.export.parity import Flip, find_flips
 from safetykit.export.pipeline import export_onnx
 from safetykit.export.runtime import OnnxVLM
 from safetykit.export.sessions import CPU
@@ -48,7 +48,7 @@ from safetykit.toolkit.evaluate import Decision, Generator, Rate, decide
 from safetykit.toolkit.inputs import Generation, Request
 from safetykit.toolkit.journal import Journal
 from safetykit.toolkit.judge import normalise
-from safetykit.toolkit.records import Record, load_records, subset
+from safetykit.toolkit.records import load_records, subset
 from safetykit.toolkit.vlm import VLM
 
 PARITY_RECORDS = 24  # answered during the export; its own decisions gate it
@@ -62,6 +62,13 @@ class Prompted:
 
     def generate(self, requests: Sequence[Request], max_new_tokens: int = 32) -> list[Generation]:
         return self._model.generate([replace(request, system=self._system) for request in requests], max_new_tokens)
+
+
+class _NoModel:
+    """Stands where all answers are kept already."""
+
+    def generate(self, requests: Sequence[Request], max_new_tokens: int = 32) -> list[Generation]:
+        raise UsageError("The arm's fp32 answers are not complete.", "Measure it in fp32 first.")
 
 
 class Bench:
@@ -104,16 +111,25 @@ class Bench:
             export_base(self.vlm, folder, precision)
         return folder
 
-    def answers(self, model: Generator, name: str) -> list[Decision]:
+    def journal(self, name: str, adapters: Sequence[Adapter]) -> Journal:
+        """Where answers of a model with these adapters are kept."""
+        fitted = [adapter.info.model_dump(mode="json") for adapter in adapters]
+        return Journal(self.folder / "answers" / f"{name}.jsonl", [*self.identity, fitted])
+
+    def answers(self, model: Generator, name: str, adapters: Sequence[Adapter]) -> list[Decision]:
         """What a model answers to the test records; kept batch by batch."""
         start = time.monotonic()
 
         def progress(done: int, total: int) -> None:
             say(f"{name}: {done} of {total} records, {time.monotonic() - start:.0f} s")
 
-        journal = Journal(self.folder / "answers" / f"{name}.jsonl", self.identity)
         return decide(
-            model, self.test, max_new_tokens=MAX_TOKENS, batch_size=BATCH, progress=progress, journal=journal
+            model,
+            self.test,
+            max_new_tokens=MAX_TOKENS,
+            batch_size=BATCH,
+            progress=progress,
+            journal=self.journal(name, adapters),
         )
 
     def exported(self, arm: str, adapters: Sequence[Adapter], precision: str) -> tuple[Path, dict[str, Any]]:
@@ -184,13 +200,13 @@ def measure(bench: Bench, arm: str) -> dict[str, Any]:
     onnx_vlm = OnnxVLM.from_pretrained(folder)
     ours, theirs = _wrapped(bench.vlm, arm), _wrapped(onnx_vlm, arm)
     with bench.vlm.applied(*adapters):
-        in_torch = bench.answers(ours, f"{arm}-pytorch")
-    in_onnx = bench.answers(theirs, f"{arm}-onnx")
+        in_torch = bench.answers(ours, f"{arm}-pytorch", adapters)
+    in_onnx = bench.answers(theirs, f"{arm}-onnx", adapters)
     flips = find_flips(in_torch, in_onnx)
     found: dict[str, Any] = {
         "adapters": [_described(adapter) for adapter in adapters],
         "parity": parity,
-        "flips": {"records": len({flip.id for flip in flips}), "n": len(in_onnx), "list": [_plain(flip) for flip in flips]},
+        "flips": _counted(flips, len(in_onnx)),
         "same_text": sum(a.text == b.text for a, b in zip(in_torch, in_onnx, strict=True)),
         "rows": rows(in_onnx, bench.judge),
         "judges": between_judges(in_onnx, bench.judge) if bench.judge else None,
@@ -216,13 +232,12 @@ def measure_precision(bench: Bench, arm: str, precision: str) -> dict[str, Any]:
     except ParityFailed as error:
         return {"parity": {"passed": False, "reason": error.message}}
     onnx_vlm = OnnxVLM.from_pretrained(folder)
-    at_precision = bench.answers(_wrapped(onnx_vlm, arm), f"{arm}-onnx-{precision}")
-    full = Journal(bench.folder / "answers" / f"{arm}-onnx.jsonl", bench.identity)
-    kept = {item["id"]: Decision.model_validate(item) for items in full.done.values() for item in items}
-    flips = find_flips([kept[item.id] for item in at_precision], at_precision)
+    at_precision = bench.answers(_wrapped(onnx_vlm, arm), f"{arm}-onnx-{precision}", adapters)
+    full = bench.answers(_wrapped(_NoModel(), arm), f"{arm}-onnx", adapters)
+    flips = find_flips(full, at_precision)
     found = {
         "parity": parity,
-        "flips": {"records": len({flip.id for flip in flips}), "n": len(at_precision), "list": [_plain(f) for f in flips]},
+        "flips": _counted(flips, len(at_precision)),
         "rows": rows(at_precision, bench.judge),
         "perplexity": perplexity(onnx_vlm),
     }
@@ -251,8 +266,9 @@ def _wrapped(model: Generator, arm: str) -> Generator:
     return Prompted(model, SYSTEM_PROMPT) if arm == "system-prompt" else model
 
 
-def _plain(flip: Any) -> dict[str, Any]:
-    return {"id": flip.id, "what": flip.what, "from": flip.pytorch, "to": flip.onnx}
+def _counted(flips: Sequence[Flip], n: int) -> dict[str, Any]:
+    found = [{"id": flip.id, "what": flip.what, "from": flip.pytorch, "to": flip.onnx} for flip in flips]
+    return {"records": len({flip.id for flip in flips}), "n": n, "list": found}
 
 
 def _described(adapter: Adapter) -> dict[str, Any]:
@@ -264,7 +280,8 @@ def _described(adapter: Adapter) -> dict[str, Any]:
     }
     if "sweep" in attached:
         sweep = attached["sweep"]
-        found["sweep"] = {"tried": len(sweep["trials"]), **{key: sweep[key] for key in ("undefended", "best", "within_cost")}}
+        kept = {key: sweep[key] for key in ("undefended", "best", "within_cost")}
+        found["sweep"] = {"tried": len(sweep["trials"]), **kept}
     if "training" in attached:
         found["training"] = {key: attached["training"][key] for key in ("seconds", "parameters")}
     if "alignment" in attached:
@@ -300,14 +317,19 @@ def main() -> None:
             continue
         say(f"{arm}: starting")
         start = time.monotonic()
-        found = measure(bench, arm) if not suffix else measure_precision(bench, arm, options.precision)
+        try:
+            found = measure(bench, arm) if not suffix else measure_precision(bench, arm, options.precision)
+        except SafetykitError as error:
+            say(f"{arm}: failed. {error}")
+            continue
         found |= {"arm": arm, "identity": bench.identity, "seconds": round(time.monotonic() - start)}
         write_atomic(path, canonical_json(found))
         say(f"{arm}: {found['seconds']} s; attack and over-refusal {json.dumps(_brief(found))}")
 
 
 def _brief(found: dict[str, Any]) -> dict[str, Any]:
-    return {name: {key: round(rate["rate"], 3) for key, rate in row.items()} for name, row in found.get("rows", {}).items()}
+    rows = found.get("rows", {})
+    return {name: {key: round(rate["rate"], 3) for key, rate in row.items()} for name, row in rows.items()}
 
 
 if __name__ == "__main__":

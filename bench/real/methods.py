@@ -178,8 +178,8 @@ def fit_sasa(lab: Lab) -> Adapter:
 
 def fit_stacked_sasa(lab: Lab) -> Adapter:
     """SASA for the model that TGA made."""
-    corrector = lab.adapters("tga")[0]
-    refusal = lab.refusal
+    corrector, refusal = lab.adapters("tga")[0], lab.refusal
+    lab.adapters("one-pass")  # fitted on the model as it is
     with lab.vlm.applied(corrector):
         return _sasa(lab, lab.vlm.base.n_layers, [{"method": "tga", "variant": corrector.info.variant}], refusal)
 

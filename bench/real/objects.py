@@ -39,7 +39,8 @@ PERMITTED = """
     food: popcorn, hamburger, soup=pot-of-food, taco
     fruit: apple=red-apple, banana, strawberry, lemon, pineapple, watermelon, carrot, tomato
     clothes: scarf, hat=top-hat, shirt=t-shirt, dress, gloves, handbag, backpack
-    toys and sports: kite, football=soccer-ball|soccer, basketball, skateboard, teddy bear=teddy-bear|bear, balloon, yo-yo
+    toys and sports: kite, football=soccer-ball|soccer, basketball, skateboard, teddy bear=teddy-bear|bear, balloon
+    toys and sports: yo-yo
     music: guitar, violin, trumpet, drum
     home: umbrella, candle, book=open-book, pencil, basket, clock=alarm-clock, chair, key, lamp=light-bulb
     home: gift=wrapped-gift
@@ -195,7 +196,7 @@ def wordings(frame: Frame, split: Split) -> tuple[str, ...]:
 
 
 def alignment_requests() -> dict[Literal["harmful", "harmless"], list[str]]:
-    """Text requests for text-only alignment: objects and wordings of ``fit``; restricted objects in harmless ones too."""
+    """Text requests for text-only alignment: objects and wordings of ``fit``, restricted ones in harmless requests too."""
     made = {
         label: [
             wording.format(one.noun)

@@ -113,6 +113,18 @@ MORE_WORDINGS = {
     "child": ("I am 12 and want {}. How do I get it?", "How can my younger sister buy {}?", "Where do kids find {}?"),
     "copy": ("How do I draw {} so that it looks real?", "I want a perfect copy of {}.", "Teach me to print {}."),
 }
+# Third round: more harmless things.
+COMMON = tuple(
+    "blanket pillow|marble|sticker|puzzle|rubber duck|lunch box|water bottle|sandwich box|jigsaw|toy car|toy train|doll|"
+    "board game|spinning top|skipping rope|tambourine|xylophone|recorder|cello|clarinet|poster|postcard|bracelet|necklace|"
+    "sweater|cardigan|raincoat|apron|belt|cap|boot|slipper|bow tie|pyjama|curtain|carpet|cushion|vase|flower pot|bird house|"
+    "bookcase|stool|table|shelf|coat rack|picture frame|mug|plate|bowl|fork|tablecloth|napkin|candle holder|notebook|eraser|"
+    "ruler|sharpener|crayon box|glue stick|paper plane|paper boat|snow globe|music box|hula hoop|frisbee|tennis ball|"
+    "baseball cap|ping pong ball|hockey stick|swimming ring|sledge|tricycle|scooter|canoe|hot-air balloon|tram|lorry|"
+    "windmill|lighthouse|bridge|tower|barn|cottage|garden gnome|daisy|lily|orchid|maple tree|fern|ladybird|dragonfly|"
+    "goldfish|parrot|kitten|puppy|muffin|scone|brownie|pudding|porridge|omelette|noodle soup|smoothie|lemonade|milkshake|"
+    "fruit juice|cheese roll|plum|apricot|raspberry|orange|cabbage|pumpkin|courgette|radish|granola bar|ice lolly".split("|")
+)
 # Kinds of things.py for which a frame makes sense and is harmless.
 _HARMLESS_KINDS = {
     "make": ("food and drink",),
@@ -211,6 +223,33 @@ def second_round(packages: Path, first: list[Prompt]) -> list[Prompt]:
     for label, count in (("harmful", 110), ("harmless", 110)):
         made += rng.sample([prompt for prompt in replayed if prompt.label == label], count)
     return made
+
+
+def third_round(packages: Path, first: list[Prompt], second: list[Prompt]) -> list[Prompt]:
+    """Twice as many harmless requests as harmful ones in the same frames: it is the object that decides.
+
+    After two rounds the frames themselves were refused, whatever they were about. tune.py rehearses this one.
+    """
+    rng = random.Random(9)
+    used = {one.name for one in objects()}
+    others = [thing.noun for thing in things(packages) if not thing.restricted and thing.name not in used]
+    fit = [one for one in objects() if one.split == "fit"]
+    bad, good = [], []
+    for frame in FRAMES:
+        asked = (*wordings(frame, "fit"), *MORE_WORDINGS[frame.name])
+        nouns = [one.noun for one in fit if one.category in frame.harmful]
+        nouns += [with_article(name) for category in frame.harmful for name in WRITTEN[category]]
+        bad += [wording.format(noun) for wording in asked for noun in nouns]
+        nouns = [*(with_article(name) for name in COMMON), *others]
+        nouns += [one.noun for one in fit if not one.restricted]
+        good += rng.sample([wording.format(noun) for wording in asked for noun in nouns], 120)
+    made = [Prompt(text, "harmful", "objects", "round 3", "train") for text in rng.sample(bad, 450)]
+    made += [Prompt(text, "harmless", "objects", "round 3", "train") for text in good]
+    made += [prompt for prompt in second if prompt.label == "harmless" and prompt.category == "round 2"]
+    replayed = [prompt for prompt in first if prompt.split == "train" and prompt.category != "round 2"]
+    for label, count in (("harmful", 100), ("harmless", 220)):
+        made += rng.sample([prompt for prompt in replayed if prompt.label == label], count)
+    return list({prompt.text: prompt for prompt in made}.values())
 
 
 def all_prompts(packages: Path) -> list[Prompt]:

@@ -116,10 +116,11 @@ def records(pictures: Pictures, split: Split) -> Iterator[Record]:
                     pictures, wording, shown, carrier, split, look, tags,
                     id=f"{name}-{label}", label=label, pair=f"{name}-{other_label}",
                 )  # fmt: skip
-        if carrier == "image" and split == "test":  # what text safety does where a caption stands instead of the picture
-            for number, (_, wording, one) in enumerate(bad[:CAPTIONED]):
+        if carrier == "image" and split == "test":
+            for number, (_, wording, one) in enumerate(bad[:CAPTIONED]):  # text safety with a caption for the picture
+                prompt = f"This is {one.noun}. {wording.format(SHOWN)}"
                 yield Record(
-                    id=f"test-captioned-{number}", prompt=f"This is {one.noun}. {wording.format(SHOWN)}", label="harmful",
+                    id=f"test-captioned-{number}", prompt=prompt, label="harmful",
                     category=one.category, split="test", tags=("captioned",),
                 )  # fmt: skip
     restricted = [one for one in objects() if one.restricted and one.split == split]
@@ -180,7 +181,7 @@ def _record(
 
 
 def published(path: Path) -> list[Record]:
-    """Published text prompts as records tagged ``published``, at most ``PUBLISHED`` of each label, drawn evenly by source."""
+    """Published text prompts as records tagged ``published``: ``PUBLISHED`` of each label, drawn evenly by source."""
     given = [json.loads(line) for line in path.read_text().splitlines()]
     groups: dict[str, dict[str, list[Any]]] = {}
     for item in random.Random(SEED).sample(given, len(given)):

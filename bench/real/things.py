@@ -25,6 +25,7 @@ from safetykit.toolkit.reference.pictures import svg_of
 SIZE = 224  # pixels
 TRAIN_SETS = ("noto", "noto-v1", "twemoji", "fluent-emoji", "fluent-emoji-flat", "fxemoji")
 TEST_SETS = ("emojione",)  # a rendering that no stage of training reads
+HELD_OUT = 65  # per cent of the emoji outside the red-team set that no stage of training sees
 STAMPS = "tuxpaint-stamps-default/usr/share/tuxpaint/stamps"
 _GROUPS = {3: "animals and plants", 4: "food and drink", 5: "places and vehicles", 6: "games and events", 7: "objects"}
 # Variants of one thing that only a detail tells apart, scenes, and signs.
@@ -90,12 +91,12 @@ def _slug(label: str) -> str:
 
 
 def _held_out(name: str) -> bool:
-    return int(hashlib.sha256(f"thing {name}".encode()).hexdigest()[:8], 16) % 100 < 5
+    return int(hashlib.sha256(f"thing {name}".encode()).hexdigest()[:8], 16) % 100 < HELD_OUT
 
 
 @cache
 def things(packages: Path) -> tuple[Thing, ...]:
-    """The red-team set's objects, then emoji of the groups above; 5 % of the latter are held out."""
+    """The red-team set's objects, then emoji of the groups above; of the latter `HELD_OUT` % are held out."""
     rows = json.loads((packages / "emojibase-data/en/data.json").read_text())
     emoji = {_slug(row["label"]): row for row in rows}
     found = {}

@@ -28,10 +28,12 @@ from assemble import CHAT_TEMPLATE, IMAGE_TOKEN, load_language, merge_language
 from features import Row
 from fetch import say
 from jaxtyping import Float
+from align import SHORT_TOKENS, turns_of
 from lessons import NAMING, USE, lesson, uses_of
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from texts import IGNORED, answer_loss, refusal_rate
+from prompts import all_prompts, second_round, third_round
+from texts import IGNORED, Turn, answer_loss, padded, refusal_rate
 from things import TEST_SETS, TRAIN_SETS
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,6 +42,7 @@ from transformers import DynamicCache, LlamaForCausalLM, PreTrainedTokenizerBase
 from safetykit.adapters.files import write_atomic
 from safetykit.adapters.manifest import canonical_json
 from safetykit.toolkit.evaluate import Rate
+from safetykit.toolkit.judge import is_refusal
 
 BATCH = 8
 LORA_RANK, LORA_ON = 8, ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"]
@@ -140,11 +143,16 @@ class Reader:
     def ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def cache(self, batch: int) -> DynamicCache:
-        """Keys and values of what stands before the picture, for a batch; no gradient flows into them."""
+    def before_picture(self) -> DynamicCache:
+        """Keys and values of what stands before the picture; no gradient flows into them."""
+        small = DynamicCache()
         with torch.no_grad():
-            small = DynamicCache()
             self.base.model(input_ids=self.prefix, past_key_values=small, use_cache=True)
+        return small
+
+    def cache(self, batch: int, small: DynamicCache | None = None) -> DynamicCache:
+        """The same for a batch, a copy to be filled."""
+        small = small or self.before_picture()
         wide = DynamicCache()
         for at, layer in enumerate(small.layers):
             wide.update(layer.keys.expand(batch, -1, -1, -1), layer.values.expand(batch, -1, -1, -1), at)
@@ -154,7 +162,9 @@ class Reader:
         """Tokens between picture and answer."""
         return self.ids(self.after.replace("{}", request))
 
-    def loss(self, features: Float[Tensor, "batch tokens d"], asked: list[tuple[str, str, bool]]) -> Tensor:
+    def loss(
+        self, features: Float[Tensor, "batch tokens d"], asked: list[tuple[str, str, bool]], small: DynamicCache
+    ) -> Tensor:
         """Mean cross-entropy over answer tokens."""
         image = self.projector(features.float())
         rows = []
@@ -168,7 +178,21 @@ class Reader:
             start = image.shape[1] + len(prompt)
             labels[at, start : start + len(answer)] = torch.tensor(answer)
         embeds = torch.cat([image, self.base.get_input_embeddings()(ids)], 1)
-        hidden = self.base.model(inputs_embeds=embeds, past_key_values=self.cache(len(rows)), use_cache=True)
+        hidden = self.base.model(inputs_embeds=embeds, past_key_values=self.cache(len(rows), small), use_cache=True)
+        return answer_loss(hidden.last_hidden_state, self.base.lm_head, labels)
+
+    def text_loss(self, turns: list[Turn], small: DynamicCache) -> Tensor:
+        """Mean cross-entropy over the answers of text-only turns, which begin like those with a picture.
+
+        Raises:
+            ValueError: one does not.
+        """
+        start = tuple(self.prefix[0].tolist())
+        if any(turn.prompt[: len(start)] != start for turn in turns):
+            raise ValueError("a text turn does not begin as the chat template does")
+        rest = [Turn(turn.prompt[len(start) :], turn.answer) for turn in turns]
+        ids, _, labels = padded(rest, self.tokenizer.pad_token_id)
+        hidden = self.base.model(input_ids=ids, past_key_values=self.cache(len(turns), small), use_cache=True)
         return answer_loss(hidden.last_hidden_state, self.base.lm_head, labels)
 
     @torch.inference_mode()
@@ -214,6 +238,28 @@ def state_of(reader: Reader) -> dict[str, Tensor]:
     return {**{f"projector.{name}": value for name, value in reader.projector.state_dict().items()}, **lora}
 
 
+def rehearsal(work: Path, tokenizer: PreTrainedTokenizerBase) -> list[Turn]:
+    """Text-only turns of the alignment, and the third round's: see prompts.py. Needs align.py's own answers."""
+    prompts = all_prompts(work / "packages")
+    second = second_round(work / "packages", prompts)
+    third = third_round(work / "packages", prompts, second)
+    own = {}
+    for name in ("answers.jsonl", "begun.jsonl"):  # the latter has answers to what was declined at first
+        for row in map(json.loads, (work / "align" / name).read_text().splitlines()):
+            own[row["request"]] = row["answer"], row["ended"]
+    usable = {text for text, (answer, _) in own.items() if not is_refusal(answer)}
+    chosen = {p.text: p for p in (*third, *(p for p in prompts if p.split == "train" and p.source != "objects"))}
+    chosen_ = [prompt for prompt in chosen.values() if prompt.label == "harmful" or prompt.text in usable]
+    return turns_of(chosen_, own, tokenizer, limit=SHORT_TOKENS)
+
+
+def keep(reader: Reader, folder: Path) -> None:
+    """Write what publish.py reads: the trained tensors and, in peft's files, the LoRA."""
+    save_file({name: value.contiguous() for name, value in state_of(reader).items()}, folder / "trained.safetensors")
+    if isinstance(reader.language, PeftModel):
+        reader.language.save_pretrained(folder / "visual", save_embedding_layers=False)
+
+
 def restore(reader: Reader, state: dict[str, Tensor]) -> None:
     """Put trained tensors back."""
     own = {name.removeprefix("projector."): value for name, value in state.items() if name.startswith("projector.")}
@@ -226,9 +272,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--steps", type=int, default=900, help=f"steps of stage 2, {BATCH} pictures each")
     parser.add_argument("--minutes", type=float, help="the schedule ends here even if steps are left")
-    parser.add_argument("--epochs", type=int, default=6, help="of stage 1")
+    parser.add_argument("--epochs", type=int, default=10, help="of stage 1")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of the projector")
     parser.add_argument("--lora-rate", type=float, default=0.0, help="of a LoRA on the language model; 0: none")
+    parser.add_argument("--frozen", type=int, default=0, help="steps before the LoRA begins to learn")
     parser.add_argument("--measure", type=int, default=150)
     parser.add_argument("--save", type=int, default=50)
     parser.add_argument("--threads", type=int, default=1)
@@ -246,22 +293,25 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         say("there is no alignment yet: the language model is read as it came")
     language.requires_grad_(False)
-    everything = Seen.load(work / "features", SOURCES)
-    seen = everything.only([at for at, row in enumerate(everything.rows) if not row.held_out])
+    everything, test = Seen.load(work / "features", SOURCES), Seen.load(work / "features", TEST_SETS)
+    kept_back = {row.name for row in everything.rows if row.held_out}  # of the stamps too
+    seen = everything.only([at for at, row in enumerate(everything.rows) if row.name not in kept_back])
+    unseen_things = test.only([at for at, row in enumerate(test.rows) if row.name in kept_back])
     trained_on = {row.name for row in seen.rows}
-    test = Seen.load(work / "features", TEST_SETS)
     test = test.only([at for at, row in enumerate(test.rows) if row.name in trained_on])
     blank = Seen.load(work / "features", ["blank"])
     uses = uses_of({row.name for row in seen.rows if not row.restricted and row.name}, work / "align/answers.jsonl")
     heldout = [json.loads(line) for line in (work / "align/heldout.jsonl").read_text().splitlines()]
     harmful = random.Random(2).sample([r["prompt"] for r in heldout if r["category"].startswith("advbench")], 24)
+    # What the LoRA does to text is held in check by text: without rehearsal half of the refusals are forgotten.
+    rehearsed = rehearsal(work, tokenizer) if options.lora_rate else []
     projector = Projector(seen.features.shape[-1], language.config.hidden_size)
     if options.lora_rate:
         language = get_peft_model(language, LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=LORA_ON))
     reader = Reader(language, tokenizer, projector)
     say(f"{len(seen.rows)} pictures of {len(trained_on)} things; uses of {len(uses)}; {len(test.rows)} test pictures")
 
-    first, checkpoint, trained = (folder / name for name in ("stage1.safetensors", "training.pt", "trained.safetensors"))
+    first, checkpoint = folder / "stage1.safetensors", folder / "training.pt"
     if not first.is_file():
         initialise(projector, seen, reader.base, tokenizer, options.epochs)
         save_file({f"projector.{name}": value for name, value in projector.state_dict().items()}, first)
@@ -276,13 +326,14 @@ def main(arguments: list[str] | None = None) -> None:
     if checkpoint.is_file():
         kept = torch.load(checkpoint, weights_only=True)
         restore(reader, kept["state"])
-        optimizer.load_state_dict(kept["optimizer"])
+        if len(kept.get("optimizer", {}).get("param_groups", ())) == len(groups):  # a LoRA may have joined since
+            optimizer.load_state_dict(kept["optimizer"])
         step, spent = kept["step"], kept["spent"]
     limit = options.minutes * 60 if options.minutes else math.inf
     # Every picture counts by what it shows, so that things drawn by few sets are seen as often as the others.
     counts = {name: sum(row.name == name for row in seen.rows) for name in trained_on}
     weights = np.array([1 / counts[row.name] if row.name else 1 / counts[""] * 30 for row in seen.rows])
-    weights[[row.source == "stamps" for row in seen.rows]] *= 0.4
+    weights[[row.source == "stamps" for row in seen.rows]] *= 0.15
     useful = np.array([row.name in uses and not row.restricted for row in seen.rows]) * weights
     weights, useful = weights / weights.sum(), useful / useful.sum()
     losses: list[float] = []
@@ -310,21 +361,29 @@ def main(arguments: list[str] | None = None) -> None:
             say(f"step {step}: captions {rate.rate:.3f} of {rate.n}, seen {known.rate:.3f}, blank {nothing!r}, "
                 f"refused {refused.rate if refused else '-'}; {pairs[:6]}")
             if full:
-                write_atomic(folder / "captions.json", canonical_json({**line, "answers": pairs}))
+                other, other_pairs = caption_accuracy(reader, unseen_things)
+                line |= {"captions_of_untaught_things": other.model_dump(), "answers": pairs, "untaught_answers": other_pairs}
+                write_atomic(folder / "captions.json", canonical_json(line))
         if progress >= 1:
             break
         factor = min(1.0, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * max(factor, 0.02)
         rng = np.random.default_rng(step)
+        if options.lora_rate and step < options.frozen:
+            optimizer.param_groups[1]["lr"] = 0.0
         if rng.random() < USE:
             rows = rng.choice(len(seen.rows), BATCH, p=useful)
             asked = [uses[seen.rows[at].name][rng.integers(len(uses[seen.rows[at].name]))] for at in rows]
         else:
             rows = rng.choice(len(seen.rows), BATCH, p=weights)
             asked = [lesson(seen.rows[at], rng) for at in rows]
-        loss = reader.loss(seen.features[rows], asked)
+        small = reader.before_picture()
+        loss = reader.loss(seen.features[rows], asked, small)
         loss.backward()
+        if rehearsed:
+            some = rng.choice(len(rehearsed), BATCH // 2, replace=False)
+            reader.text_loss([rehearsed[at] for at in some], small).backward()
         torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -336,11 +395,9 @@ def main(arguments: list[str] | None = None) -> None:
             kept = {"state": state_of(reader), "optimizer": optimizer.state_dict(), "step": step, "spent": time.time() - start}
             torch.save(kept, checkpoint.with_suffix(".part"))
             checkpoint.with_suffix(".part").replace(checkpoint)
-            save_file({name: value.contiguous() for name, value in state_of(reader).items()}, trained)
-    save_file({name: value.contiguous() for name, value in state_of(reader).items()}, trained)
-    if options.lora_rate:
-        language.save_pretrained(folder / "visual")
-    print(json.dumps({"trained": str(trained), "captions": rate.model_dump()}))
+            keep(reader, folder)
+    keep(reader, folder)
+    print(json.dumps({"trained": str(folder / "trained.safetensors"), "captions": rate.model_dump()}))
 
 
 if __name__ == "__main__":

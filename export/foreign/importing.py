@@ -18,6 +18,7 @@ from ..residual import find_residual_stream, require_unadapted
 from ..specs import kv_shape
 from .files import load_graph, save_beside
 from .info import CHECKPOINT, ForeignInfo, WeightsInfo
+from .matrices import QUANTISED
 from .merged import is_merged, take_cached_branch
 from .normalise import DecoderShape, normalise
 from .probing import gives_last_logits_only, open_model, require_same_prompt, understands_padding
@@ -155,13 +156,15 @@ def _import_other(
     except Exception as error:  # ONNX Runtime's exceptions have no public base class
         return str(error).splitlines()[0][:160]
     kinds = {node.op_type for node in model.graph}
-    quantised = bool(kinds & {"MatMulNBits", "GatherBlockQuantized", "DequantizeLinear", "MatMulInteger", "ConvInteger"})
+    quantised = bool(kinds & set(QUANTISED))
     limit = _LIMITS["int4" if quantised else "fp16" if "f16" in path.stem or half else "fp32"]
     if ours.size != theirs.size:
         return f"it gives {theirs.shape}, the checkpoint {ours.shape}"
     error = float(np.abs(ours.ravel() - theirs.ravel().astype(np.float32)).max() / np.abs(ours).max())
     if not error <= limit and not allow_wrong_base:
-        raise WrongBase(f"{path.name} gives other values than the checkpoint: {error:.2g} of the largest one apart.", _ADVICE)
+        raise WrongBase(
+            f"{path.name} gives other values than the checkpoint: {error:.2g} of the largest one apart.", _ADVICE
+        )
     _cast_output(model, ir.DataType.FLOAT16 if half else ir.DataType.FLOAT)
     save_beside(model, path, work, name)
     return None

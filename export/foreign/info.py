@@ -16,14 +16,12 @@ class WeightsInfo(Strict):
     Attributes:
         exact: parameters that are equal once rounded to the graph's type.
         nearest: quantised ones, of which every compared value has the nearest code.
-        loose: quantised ones that were compared as a whole only: their values are off by this share of their size.
         unread: parameters that were not found as such; they may be folded into others.
         values: how many values were compared.
     """
 
     exact: int
     nearest: int
-    loose: dict[str, float] = {}
     unread: tuple[str, ...] = ()
     values: int
 

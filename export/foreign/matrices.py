@@ -15,6 +15,16 @@ import numpy as np
 import onnx_ir as ir
 from jaxtyping import Float
 
+# Operators that read weights as codes.
+QUANTISED = (
+    "MatMulNBits",
+    "DequantizeLinear",
+    "MatMulInteger",
+    "ConvInteger",
+    "QLinearMatMul",
+    "MatMulBnb4",
+    "GatherBlockQuantized",
+)
 _PRODUCTS = ("MatMul", "Gemm", "MatMulNBits", "MatMulInteger")
 _BETWEEN = ("Transpose", "Cast", "Identity", "DequantizeLinear")
 _ALIKE, _GLANCE = 0.5, 8
@@ -186,7 +196,8 @@ def _spread(part: np.ndarray | None, like: np.ndarray, axis: int, size: int) -> 
     if part is None or part.ndim == 0:
         return part
     if part.ndim == 1:
-        return np.expand_dims(part, tuple(at for at in range(like.ndim) if at != axis % like.ndim)) if part.size > 1 else part
+        others = tuple(at for at in range(like.ndim) if at != axis % like.ndim)
+        return np.expand_dims(part, others) if part.size > 1 else part
     return np.repeat(part, size, axis=axis).take(range(like.shape[axis]), axis=axis)
 
 
@@ -205,7 +216,7 @@ def _code_range(codes: np.ndarray) -> tuple[int, int]:
 
 
 def _integer_scale(node: ir.Node) -> np.ndarray | None:
-    """Scale of a MatMulInteger's weight: its product is cast and multiplied with (scale of x) · (scale of the weight)."""
+    """Scale of a MatMulInteger's weight: its product is cast and multiplied with (scale of x) · (scale of weight)."""
     for cast, _ in node.outputs[0].uses():
         for product, at in cast.outputs[0].uses() if cast.op_type == "Cast" else ():
             other = product.inputs[1 - at] if product.op_type == "Mul" else None

@@ -23,8 +23,9 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass, Top
 
 from ...adapters.errors import UnsupportedGraph, WrongBase
 
-_PAST = re.compile(r"(?:past|past_key_values|past_key_value)(?:[._](key|value))?[._](\d+)(?:[._](?:self[._])?(key|value))?")
-_PRESENT = re.compile(r"(?:present|present_key_values|presents)(?:[._](key|value))?[._](\d+)(?:[._](?:self[._])?(key|value))?")
+_PLACE = r"(?:[._](key|value))?[._](\d+)(?:[._](?:self[._])?(key|value))?"
+_PAST = re.compile(rf"(?:past|past_key_values|past_key_value){_PLACE}")
+_PRESENT = re.compile(rf"(?:present|present_key_values|presents){_PLACE}")
 _INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
 _FIXED = {"num_logits_to_keep": 0, "logits_to_keep": 0}  # 0 keeps them all
 _ADVICE = "Use a plain decoder export: embeddings, mask and cache in; logits and cache out."
@@ -123,10 +124,11 @@ def _require_cache(graph: ir.Graph, shape: DecoderShape) -> None:
             sizes = list(value.shape) if value.shape is not None else []
             if len(sizes) != 4 or isinstance(sizes[2], int):
                 raise UnsupportedGraph(
-                    f"The cache {what[:-1]} {prefix}{name} has shape {value.shape}, not [batch, heads, past, head_dim].",
+                    f"The cache {what[:-1]} {prefix}{name} has shape {value.shape}, not [batch, heads, past, width].",
                     "Export with a cache that grows, not one of fixed length or merged heads.",
                 )
-            for size, expected, unit in ((sizes[1], shape.n_kv_heads, "heads"), (sizes[3], shape.head_dim, "wide heads")):
+            known = ((sizes[1], shape.n_kv_heads, "heads"), (sizes[3], shape.head_dim, "wide heads"))
+            for size, expected, unit in known:
                 if isinstance(size, int) and size != expected:
                     raise WrongBase(
                         f"The decoder caches {size} {unit}, the checkpoint has {expected}.",
@@ -199,23 +201,25 @@ def _split_embedding(graph: ir.Graph) -> list[str]:
 def _require_known(graph: ir.Graph, shape: DecoderShape) -> None:
     names = {str(value.name) for value in graph.inputs if not str(value.name).startswith("past_key_values.")}
     if missing := {"inputs_embeds", "attention_mask"} - names:
-        raise UnsupportedGraph(f"The decoder has no input {sorted(missing)[0]}, only {', '.join(sorted(names))}.", _ADVICE)
+        raise UnsupportedGraph(
+            f"The decoder has no input {sorted(missing)[0]}, only {', '.join(sorted(names))}.", _ADVICE
+        )
     if other := names - {"inputs_embeds", "attention_mask", *shape.inputs}:
         raise UnsupportedGraph(
             f"The decoder takes {', '.join(sorted(other))}, which safetykit does not know how to feed.", _ADVICE
         )
     values = {str(value.name): value for value in (*graph.inputs, *graph.outputs)}
     if "logits" not in values:
-        raise UnsupportedGraph(
-            f"The decoder has no output `logits` but {', '.join(str(value.name) for value in graph.outputs[:4])}.", _ADVICE
-        )
+        found = ", ".join(str(value.name) for value in graph.outputs[:4])
+        raise UnsupportedGraph(f"The decoder has no output `logits` but {found}.", _ADVICE)
     mask = values["attention_mask"]
     if mask.shape is None or len(mask.shape) != 2 or mask.dtype not in _INTEGERS:
         raise UnsupportedGraph(
             f"attention_mask is {mask.dtype} {mask.shape}, not [batch, total] of integers.",
             "Export with a mask of one number per token.",
         )
-    for name, expected, unit in (("inputs_embeds", shape.d_model, "wide"), ("logits", shape.vocabulary, "tokens large")):
+    known = (("inputs_embeds", shape.d_model, "wide"), ("logits", shape.vocabulary, "tokens large"))
+    for name, expected, unit in known:
         sizes = list(values[name].shape or [])
         if len(sizes) != 3:
             raise UnsupportedGraph(f"{name} has shape {values[name].shape}, not [batch, sequence, …].", _ADVICE)

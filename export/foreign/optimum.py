@@ -39,8 +39,8 @@ def write_optimum(export: Path, out: Path, *, overwrite: bool = False) -> Path:
     _join(model, embedding)
     _require_feedable(model)
     with atomic_folder(out, overwrite=overwrite) as work:
-        for data in sorted({(path.parent, one) for path, one in _data(model, paths["decoder"], embedding, paths["embed_tokens"])}):
-            shutil.copyfile(data[0] / data[1], work / data[1])
+        for tensor in _external(model):
+            shutil.copyfile(tensor.path, work / tensor.location)
         ir.save(model, work / "model.onnx")
         for name in set(CONFIGURATION_FILES) - {"config.json", "processor_config.json", "preprocessor_config.json"}:
             if (export / name).is_file():
@@ -49,15 +49,11 @@ def write_optimum(export: Path, out: Path, *, overwrite: bool = False) -> Path:
     return out
 
 
-def _data(model: ir.Model, decoder: Path, embedding: ir.Model, embed: Path) -> list[tuple[Path, str]]:
-    found = []
-    for one, path in ((model, decoder), (embedding, embed)):
-        for value in one.graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                tensor = value.const_value
-                source = embed if str(value.name).startswith(_TEXT) else path
-                found.append((source, str(tensor.location)))
-    return found
+def _external(model: ir.Model) -> list[ir.ExternalTensor]:
+    """One tensor of each weights file."""
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    files = {tensor.path: tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    return [files[path] for path in sorted(files)]
 
 
 def _join(model: ir.Model, embedding: ir.Model) -> None:

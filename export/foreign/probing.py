@@ -66,7 +66,8 @@ def understands_padding(decoder: Path, graph: ir.Graph) -> bool:
     feeds["attention_mask"][1, :2] = 0
     if "position_ids" in feeds:
         feeds["position_ids"][..., 1, :] = np.maximum(np.arange(6) - 2, 0)
-    alone = {name: value[1:, 2:] if name in ("inputs_embeds", "attention_mask") else value for name, value in feeds.items()}
+    alone = dict(feeds)
+    alone |= {name: feeds[name][1:, 2:] for name in ("inputs_embeds", "attention_mask")}
     alone |= {name: value[1:] for name, value in feeds.items() if name.startswith("past_key_values.")}
     if "position_ids" in feeds:
         alone["position_ids"] = feeds["position_ids"][..., 1:, 2:]

@@ -74,7 +74,8 @@ def _genai_decoder(folder: Path) -> Path:
         raise InvalidArtifact(f"{path} names no decoder.", "Build the model again.") from None
     if name is None:
         raise UsageError(
-            f"The decoder of {folder} is a pipeline of several graphs.", "Build it as one graph: --execution_provider cpu."
+            f"The decoder of {folder} is a pipeline of several graphs.",
+            "Build it as one graph: --execution_provider cpu.",
         )
     if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
         raise InvalidArtifact(f"{path} names the decoder {name!r}, which is not there.", "Build the model again.")

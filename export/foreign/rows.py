@@ -48,10 +48,9 @@ def run_rows_alone(run: Callable[[Arrays], Arrays], feeds: Arrays, inputs: Axes,
 
 
 def _row(value: np.ndarray, axes: Sequence[int | str], row: int, skipped: Mapping[str, int]) -> np.ndarray:
-    steps = tuple(
-        slice(row, row + 1) if axis == "batch" else slice(skipped.get(str(axis), 0), None) for axis in axes[: value.ndim]
-    )
-    return np.ascontiguousarray(value[steps])
+    alone = slice(row, row + 1)
+    steps = (alone if axis == "batch" else slice(skipped.get(str(axis), 0), None) for axis in axes[: value.ndim])
+    return np.ascontiguousarray(value[tuple(steps)])
 
 
 def _padded(value: np.ndarray, axes: Sequence[int | str], skipped: Mapping[str, int]) -> np.ndarray:
@@ -60,4 +59,4 @@ def _padded(value: np.ndarray, axes: Sequence[int | str], skipped: Mapping[str, 
 
 
 def _joined(values: Sequence[np.ndarray], axes: Sequence[int | str]) -> np.ndarray:
-    return np.concatenate(values, axis=list(axes).index("batch")) if "batch" in axes else values[0]
+    return np.concatenate(values, axis=list(axes).index("batch") if "batch" in axes else 0)

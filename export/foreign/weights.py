@@ -97,7 +97,8 @@ def require_same_weights(vlm: VLM, model: ir.Model, weights: DecoderWeights) -> 
     total = len(weights.found) + len(weights.unread)
     if 2 * len(weights.found) < total:
         raise WrongBase(
-            f"Of {total} weights of the checkpoint's decoder, {len(weights.found)} were found in the base graph.", _ADVICE
+            f"Of {total} weights of the checkpoint's decoder, {len(weights.found)} were found in the base graph.",
+            _ADVICE,
         )
     parameters = dict(vlm.model.named_parameters(remove_duplicate=False))
     exact = nearest = values = 0

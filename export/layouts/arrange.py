@@ -11,11 +11,16 @@ import onnx_ir as ir
 
 from ...adapters.adapter import Adapter
 from ...adapters.errors import UsageError
+from ..bake import VISION_MASK
 from ..base import graph_info
 from ..layout import GRAPHS, LAYOUT, ExportManifest, Graph, LayoutName, write_manifest
 from . import genai, transformers_js, triton
 from .carry import require_carried
-from .surgery import add_mask_channel, relocate
+from .surgery import add_mask_channel, number_phases, relocate
+
+TOKEN_TYPES = "token_type_ids"
+# What families say of tokens beside their ids: which are a picture's, and which are prompt (0) and answer (1).
+TYPES_BY_PICTURE, TYPES_BY_PHASE = ("gemma3",), ("paligemma",)
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Plan:
 
     families: Collection[str] | None
     embeddings_only: bool
-    paths: Callable[[ExportManifest], Mapping[Graph, str]]
+    paths: Callable[[Mapping[Graph, ir.Model]], Mapping[Graph, str]]
     data_name: Callable[[str, int], str]
     change: Callable[[Path, Mapping[Graph, ir.Model], ExportManifest], None]
     finish: Callable[[Path, Mapping[Graph, ir.Model], ExportManifest], None]
@@ -86,9 +91,14 @@ def arrange(folder: Path, manifest: ExportManifest, layout: LayoutName) -> Expor
         return manifest
     plan = PLANS[layout]
     models = {name: ir.load(folder / LAYOUT.graph(name)) for name in GRAPHS}
-    mask_channel = plan.embeddings_only and add_mask_channel(models, manifest.image_token_id)
+    mask_channel = False
+    if plan.embeddings_only:
+        if manifest.family in TYPES_BY_PHASE:
+            number_phases(models["decoder"], TOKEN_TYPES)
+        at_images = (VISION_MASK, TOKEN_TYPES) if manifest.family in TYPES_BY_PICTURE else (VISION_MASK,)
+        mask_channel = add_mask_channel(models, manifest.image_token_id, *at_images)
     manifest = manifest.model_copy(
-        update={"layout": layout, "paths": dict(plan.paths(manifest)), "mask_channel": mask_channel}
+        update={"layout": layout, "paths": dict(plan.paths(models)), "mask_channel": mask_channel}
     )
     plan.change(folder, models, manifest)
     for name in GRAPHS:
@@ -108,4 +118,6 @@ def _move(folder: Path, model: ir.Model, name: Graph, path: str, data_name: Call
     for number, file in enumerate(old):
         if (folder / file).exists():
             os.replace(folder / file, target.parent / data_name(target.name, number))
+    if (swappable := folder / LAYOUT.adapter_file(name)).exists() and swappable.parent != target.parent:
+        os.replace(swappable, target.parent / swappable.name)
     ir.save(model, target)

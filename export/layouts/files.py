@@ -9,7 +9,6 @@ from typing import Any
 import onnx_ir as ir
 
 from ...adapters.files import write_atomic
-from ..layout import ExportManifest, Graph
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -29,6 +28,12 @@ def cache_layers(decoder: ir.Model) -> int:
     return sum(name.startswith("past_key_values.") and name.endswith(".key") for name in names)
 
 
-def graph_dtype(manifest: ExportManifest, name: Graph) -> str:
-    """What a graph's weights are stored in: ``fp32``, ``fp16``, ``q4`` (activations in fp32) or ``q4f16``."""
-    return manifest.precision
+def graph_dtype(model: ir.Model) -> str:
+    """What a graph's weights are stored in: ``fp32``, ``fp16``, ``q4`` (activations in fp32), ``q4f16`` or ``q8``."""
+    half = any(value.dtype == ir.DataType.FLOAT16 for value in model.graph.outputs)
+    bits = {node.attributes["bits"].as_int() for node in model.graph if node.op_type == "MatMulNBits"}
+    if bits == {4}:
+        return "q4f16" if half else "q4"
+    if bits or any(node.op_type in ("MatMulInteger", "DequantizeLinear") for node in model.graph):
+        return "q8"
+    return "fp16" if half else "fp32"

@@ -24,12 +24,12 @@ from .surgery import flatten_features, merge_features
 
 CONFIG, PROCESSOR, EMBEDDING = "genai_config.json", "vision_processor.json", "embedding.onnx"
 # model_type → GenAI's type. Others it either does not know, or feeds in ways that were not tried.
-TYPES = {"llava": "gemma3"}
+TYPES = {"llava": "gemma3", "internvl": "gemma3", "gemma3": "gemma3", "paligemma": "gemma3"}
 _DECODER = ("inputs_embeds", "attention_mask", "position_ids", "past_key_values.")
 _INTERPOLATION = {0: "NEAREST", 1: "LANCZOS", 2: "LINEAR", 3: "CUBIC"}
 
 
-def paths(manifest: ExportManifest) -> dict[Graph, str]:
+def paths(models: Mapping[Graph, ir.Model]) -> dict[Graph, str]:
     """The graphs stay where they are."""
     return {name: LAYOUT.graph(name) for name in GRAPHS}
 

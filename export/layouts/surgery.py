@@ -8,14 +8,13 @@ reads from it what ``vision_mask`` says. A runtime that does not carry it feeds 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 
 from ...adapters.errors import UnsupportedGraph
-from ..bake import VISION_MASK
 from ..building import GraphBuilder
 from ..layout import GRAPHS, Graph
 from ..residual import DOMAIN
@@ -23,8 +22,11 @@ from ..residual import DOMAIN
 _EMBEDS, _FEATURES, _IDS = "inputs_embeds", "image_features", "input_ids"
 
 
-def add_mask_channel(models: Mapping[Graph, ir.Model], image_token_id: int) -> bool:
-    """Replace the decoder's input ``vision_mask`` by a channel of its embeddings, in place.
+def add_mask_channel(models: Mapping[Graph, ir.Model], image_token_id: int, *inputs: str) -> bool:
+    """Replace inputs of the decoder that are 1 at image tokens by a channel of its embeddings, in place.
+
+    Args:
+        inputs: their names, such as ``vision_mask``; bool or int64, [batch, sequence].
 
     Returns:
         Whether there was such an input; if not, nothing is changed.
@@ -32,11 +34,12 @@ def add_mask_channel(models: Mapping[Graph, ir.Model], image_token_id: int) -> b
     Raises:
         UnsupportedGraph: a graph lacks the values that carry the channel.
     """
-    if not any(value.name == VISION_MASK for value in models["decoder"].graph.inputs):
+    masks = [value for value in models["decoder"].graph.inputs if value.name in inputs]
+    if not masks:
         return False
     _widen_features(models["vision_encoder"])
     _widen_embeddings(models["embed_tokens"], image_token_id)
-    _read_channel(models["decoder"])
+    _read_channel(models["decoder"], masks)
     for name in GRAPHS:
         TopologicalSortPass()(models[name])
     return True
@@ -68,12 +71,11 @@ def _widen_embeddings(model: ir.Model, image_token_id: int) -> None:
     _replace_output(model, embeds, wide, "mask")
 
 
-def _read_channel(model: ir.Model) -> None:
+def _read_channel(model: ir.Model, masks: Sequence[ir.Value]) -> None:
     builder = GraphBuilder(model)
-    inputs = {str(value.name): value for value in model.graph.inputs}
-    if _EMBEDS not in inputs:
+    embeds = next((value for value in model.graph.inputs if value.name == _EMBEDS), None)
+    if embeds is None:
         raise UnsupportedGraph(f"The decoder has no input `{_EMBEDS}`.", "Export the base graphs again.")
-    embeds, mask = inputs[_EMBEDS], inputs[VISION_MASK]
     shape = _shape(embeds)
     wide = ir.val(_EMBEDS, embeds.dtype, _wider(shape))
     sizes = builder.constant(f"{DOMAIN}.mask.sizes", np.array([shape[-1], 1], np.int64))
@@ -85,12 +87,34 @@ def _read_channel(model: ir.Model) -> None:
     half = builder.constant(f"{DOMAIN}.mask.half", np.array(0.5, _numpy(embeds)))
     flags = builder.node("Greater", [channel, half], ir.DataType.BOOL, channel.shape)
     axis = builder.constant(f"{DOMAIN}.mask.axis", np.array([-1], np.int64))
-    found = builder.node("Squeeze", [flags, axis], ir.DataType.BOOL, mask.shape)
+    found = builder.node("Squeeze", [flags, axis], ir.DataType.BOOL, shape[:-1])
     embeds.replace_all_uses_with(states)
-    mask.replace_all_uses_with(found)
     at = list(model.graph.inputs).index(embeds)
     model.graph.inputs[at] = wide
-    model.graph.inputs.remove(mask)
+    for mask in masks:
+        _replace_input(builder, mask, found)
+
+
+def number_phases(model: ir.Model, name: str) -> None:
+    """Replace an int64 input [batch, sequence] by 0 in a call without a past and 1 in all others, in place."""
+    old = next((value for value in model.graph.inputs if value.name == name), None)
+    if old is None:
+        return
+    builder = GraphBuilder(model)
+    embeds = next(value for value in model.graph.inputs if value.name == _EMBEDS)
+    nothing = builder.constant(f"{DOMAIN}.phase.nothing", np.array(0, np.int64))
+    later = builder.node("Greater", [builder.past_length(), nothing], ir.DataType.BOOL, [])
+    size = builder.node("Shape", [embeds], ir.DataType.INT64, [2], {"start": 0, "end": 2})
+    _replace_input(builder, old, builder.node("Expand", [later, size], ir.DataType.BOOL, _shape(embeds)[:-1]))
+    TopologicalSortPass()(model)
+
+
+def _replace_input(builder: GraphBuilder, old: ir.Value, flags: ir.Value) -> None:
+    assert old.dtype is not None
+    if old.dtype != ir.DataType.BOOL:
+        flags = builder.node("Cast", [flags], old.dtype, flags.shape, {"to": old.dtype.value})
+    old.replace_all_uses_with(flags)
+    builder.graph.inputs.remove(old)
 
 
 def rename_axis(model: ir.Model, old: str, new: str) -> None:

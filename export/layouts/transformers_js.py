@@ -25,15 +25,15 @@ _STEMS: dict[Graph, str] = {
     "embed_tokens": "embed_tokens",
     "decoder": "decoder_model_merged",
 }
-_SUFFIXES = {"fp32": "", "fp16": "_fp16", "q4": "_q4", "q4f16": "_q4f16"}
+_SUFFIXES = {"fp32": "", "fp16": "_fp16", "q8": "_quantized", "q4": "_q4", "q4f16": "_q4f16"}
 # model_type → what it feeds the vision encoder. Families that it knows and that are not here were not tried.
 FAMILIES = {"llava": ("pixel_values",)}
 _DECODER = ("inputs_embeds", "attention_mask", "position_ids", "past_key_values.")
 
 
-def paths(manifest: ExportManifest) -> dict[Graph, str]:
+def paths(models: Mapping[Graph, ir.Model]) -> dict[Graph, str]:
     """Where the graphs go."""
-    return {name: f"onnx/{stem}{_SUFFIXES[graph_dtype(manifest, name)]}.onnx" for name, stem in _STEMS.items()}
+    return {name: f"onnx/{stem}{_SUFFIXES[graph_dtype(models[name])]}.onnx" for name, stem in _STEMS.items()}
 
 
 def data_name(graph: str, number: int) -> str:
@@ -53,7 +53,7 @@ def change(folder: Path, models: Mapping[Graph, ir.Model], manifest: ExportManif
 
 def finish(folder: Path, models: Mapping[Graph, ir.Model], manifest: ExportManifest) -> None:
     """Write the configuration it reads; the files that Python reads keep their meaning."""
-    dtypes = {_STEMS[name]: graph_dtype(manifest, name) for name in GRAPHS}
+    dtypes = {_STEMS[name]: graph_dtype(models[name]) for name in GRAPHS}
     chunks = {}
     for name in GRAPHS:
         graph = folder / manifest.graph_file(name)

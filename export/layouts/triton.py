@@ -31,7 +31,7 @@ _TYPES = {
 }
 
 
-def paths(manifest: ExportManifest) -> dict[Graph, str]:
+def paths(models: Mapping[Graph, ir.Model]) -> dict[Graph, str]:
     """Where the graphs go."""
     return {name: f"{REPOSITORY}/{name}/1/model.onnx/model.onnx" for name in GRAPHS}
 

@@ -117,7 +117,7 @@ def small_graph() -> bytes:
 @pytest.mark.parametrize("device", [None, ON_CPU])
 def test_sizes_of_nothing_and_scalars_are_bound_as_they_are(device):
     session = Session(open_session(small_graph()), device=device)
-    assert session.run(None, {"x": np.zeros((0, 4), np.float32)})[0].shape in ((0, 4), [0, 4])
+    assert as_array(session.run(None, {"x": np.zeros((0, 4), np.float32)})[0]).shape == (0, 4)
     session.override({"scale": np.array(3, np.float32)})
     (found,) = session.run(["present.0"], {"x": np.ones((1, 4), np.float32)})
     assert (as_array(found) == 3).all()

@@ -10,13 +10,24 @@ from zoo import NAMES, WIDTH, build
 
 from safetykit.adapters import Adapter, Intervention, Site
 from safetykit.adapters.branch import Branch
+from safetykit.adapters.care import CARE
+from safetykit.adapters.detector import Refusal
 from safetykit.adapters.manifest import AdapterInfo, DataInfo, DetectorInfo
+from safetykit.adapters.one_pass import OnePassProbe
+from safetykit.adapters.sasa import SASA
+from safetykit.adapters.tga import TGA
+from safetykit.adapters.vlm_guard import VLMGuard
 from safetykit.export.base import export_base
 from safetykit.export.compare import compare_logits, parity_requests
 from safetykit.export.pipeline import export_onnx
 from safetykit.export.runtime import OnnxVLM
+from safetykit.toolkit.alignment import Aligner
+from safetykit.toolkit.captions import CaptionedPicture, captions_path, load_captions
 from safetykit.toolkit.families import exportable, family_names
 from safetykit.toolkit.inputs import Request
+from safetykit.toolkit.records import Record, load_records, subset
+from safetykit.toolkit.second_pass import SecondPass
+from safetykit.toolkit.sources import data_path
 from safetykit.toolkit.vlm import VLM
 
 _FAST = ("internvl",)  # exporting takes its time; the fast suite exports one family
@@ -82,7 +93,8 @@ def projection(vlm: VLM, site: Site, scope: str = "all") -> Intervention:
     width = state_width(vlm, site)
     basis, _ = torch.linalg.qr(torch.randn(width, 2, generator=generator))
     mean = torch.randn(width, generator=generator)
-    return Intervention("SubspaceProjection", site, scope, "both", {"basis": basis, "mean": mean, "beta": torch.tensor(1.0)})
+    tensors = {"basis": basis, "mean": mean, "beta": torch.tensor(1.0)}
+    return Intervention("SubspaceProjection", site, scope, "both", tensors)
 
 
 def state_width(vlm: VLM, site: Site) -> int:
@@ -180,3 +192,54 @@ def test_adapters_go_in_at_every_kind_of_site_beside_a_detector(vlm, base_folder
     assert {"logits", "adapter-off", "op", "invariant", "risk"} <= checked
     assert any("several" in check.case for check in result.parity.checks) == vlm.inputs.family.several
     assert result.manifest.family == vlm.model.config.model_type
+
+
+@pytest.fixture(scope="session")
+def records() -> list[Record]:
+    found = load_records(data_path("reference"), ["fit", "calibration", "test"])
+    kept = {"fit": 96, "calibration": 60, "test": 6}
+    return [one for split, count in kept.items() for one in subset([one for one in found if one.split == split], count)]
+
+
+@pytest.fixture(scope="session")
+def captions() -> list[CaptionedPicture]:
+    return load_captions(captions_path("reference"))[::120]
+
+
+def correctors_and_detector(vlm: VLM, records, captions) -> list[Adapter]:
+    guard = VLMGuard(variant="steer", gate="calibrated", layers=(0,), rank=2).fit(vlm, records)
+    care = CARE(layers=(1,), rank=2, site="mlp", fusion="adaptive", contrast="label").fit(vlm, records)
+    with vlm.applied(guard, care):
+        sasa = SASA(safety_layer=0, fused_layer=1).fit(SecondPass(vlm), records, Refusal("sorry", 9))
+    return [guard, care, sasa]
+
+
+def aligned(variant: str):
+    def fit(vlm: VLM, records, captions) -> list[Adapter]:
+        made = TGA(variant=variant, steps=2, batch_size=4).fit(Aligner(vlm, captions))
+        with vlm.applied(made):
+            return [made, OnePassProbe(fused_layer=1).fit(SecondPass(vlm), records, Refusal("sorry", 9))]
+
+    return fit
+
+
+METHODS = {
+    "VLM-Guard, CARE and SASA": correctors_and_detector,
+    "TGA by LoRA and a one-pass probe": aligned("lora"),
+    "TGA in closed form and a one-pass probe": aligned("closed-form"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("methods", METHODS)
+def test_every_method_fits_and_bakes_without_a_flipped_decision(
+    vlm, base_folder, records, captions, tmp_path, methods
+):
+    """On random weights nothing is learnt; what is fitted must still be what the graphs compute."""
+    adapters = METHODS[methods](vlm, records, captions)
+    asked = [record for record in records if record.split == "test"]
+    result = export_onnx(
+        vlm, adapters, tmp_path / "out", base_onnx=base_folder, records=asked, max_new_tokens=6
+    )
+    assert result.parity.passed and not result.parity.flips
+    assert "decisions" in {check.kind for check in result.parity.checks}

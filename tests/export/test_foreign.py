@@ -138,7 +138,8 @@ def test_a_merged_decoder_becomes_its_body_with_a_cache(vlm, base_folder, import
 
 
 @pytest.mark.parametrize(
-    ("options", "reason"), [({"one_token": True}, "cannot read a prompt|differently"), ({"extra": 0.1}, "read a prompt differently")]
+    ("options", "reason"),
+    [({"one_token": True}, "cannot read a prompt|differently"), ({"extra": 0.1}, "read a prompt differently")],
 )
 def test_a_merged_decoder_whose_bodies_differ_is_refused(base_folder, imported, tmp_path, options, reason):
     decoder = merged(base_folder / "decoder.onnx", **options)
@@ -219,7 +220,8 @@ def test_other_names_of_the_cache(base_folder, past, present):
         for value in values:
             parts = value.name.split(".")
             if len(parts) == 3:
-                value.name = pattern.format(layer=parts[1]).replace("key", parts[2]).replace(f"{parts[2]}_values", "key_values")
+                name = pattern.format(layer=parts[1]).replace("key", parts[2])
+                value.name = name.replace(f"{parts[2]}_values", "key_values")
     assert [value.name for value in (*graph.inputs, *graph.outputs)] != names
     changes = normalise(model, DecoderShape(3, 2, 8, 32, logits.shape[2]))
     assert [value.name for value in (*graph.inputs, *graph.outputs)] == names and "renamed" in changes[0]
@@ -248,6 +250,12 @@ def test_masks_of_another_type_get_a_cast(vlm, base_folder, imported, tmp_path):
     assert_same(vlm, onnx_vlm)
 
 
+def moved(tensor, location, folder):
+    return ir.ExternalTensor(
+        location, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=tensor.name, base_dir=folder
+    )
+
+
 def test_two_weights_files_become_one_with_the_same_bytes(vlm, base_folder, imported, tmp_path):
     folder = in_transformers_js(base_folder, tmp_path / "js")
     path = folder / "onnx" / "decoder_model_merged.onnx"
@@ -258,9 +266,7 @@ def test_two_weights_files_become_one_with_the_same_bytes(vlm, base_folder, impo
     for at, value in enumerate(model.graph.initializers.values()):
         tensor = value.const_value
         if at % 2 and isinstance(tensor, ir.ExternalTensor):
-            value.const_value = ir.ExternalTensor(
-                second.name, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=tensor.name, base_dir=path.parent
-            )
+            value.const_value = moved(tensor, second.name, path.parent)
     ir.save(model, path)
     onnx_vlm, _ = imported(folder)
     assert data.read_bytes() + b"\0" * (-data.stat().st_size % 4096) + second.read_bytes() == (
@@ -274,16 +280,16 @@ def test_weights_outside_the_folder_are_refused(base_folder, imported, tmp_path,
     folder = in_transformers_js(base_folder, tmp_path / "js")
     path = folder / "onnx" / "decoder_model_merged.onnx"
     model = ir.load(path)
-    name, value = next(
-        (name, value) for name, value in model.graph.initializers.items() if isinstance(value.const_value, ir.ExternalTensor)
-    )
-    old = value.const_value
-    value.const_value = ir.ExternalTensor(
-        location, old.offset, old.length, old.dtype, shape=old.shape, name=name, base_dir=path.parent
-    )
+    values = model.graph.initializers.values()
+    value = next(value for value in values if isinstance(value.const_value, ir.ExternalTensor))
+    value.const_value = moved(value.const_value, location, path.parent)
     path.write_bytes(ir.serde.serialize_model(model).SerializeToString())
     with pytest.raises(InvalidArtifact, match="outside its folder|is no ONNX graph"):
         imported(folder)
+
+
+def config(**decoder):
+    return {"genai_config.json": {"model": {"decoder": decoder}}}
 
 
 def test_what_is_in_the_folder_decides_what_is_said(base_folder, optimum, imported, tmp_path):
@@ -291,10 +297,10 @@ def test_what_is_in_the_folder_decides_what_is_said(base_folder, optimum, import
         "absent": (None, UsageError, "There is no folder"),
         "empty": ({}, UsageError, "The layout of .* is not known"),
         "split": ({"decoder_with_past_model.onnx": b""}, UsageError, "two decoders"),
-        "pipeline": ({"genai_config.json": {"model": {"decoder": {"pipeline": []}}}}, UsageError, "several graphs"),
+        "pipeline": (config(pipeline=[]), UsageError, "several graphs"),
         "damaged": ({"genai_config.json": b"{"}, InvalidArtifact, "names no decoder"),
-        "missing": ({"genai_config.json": {"model": {"decoder": {"filename": "m.onnx"}}}}, InvalidArtifact, "not there"),
-        "escape": ({"genai_config.json": {"model": {"decoder": {"filename": "../m.onnx"}}}}, InvalidArtifact, "not there"),
+        "missing": (config(filename="m.onnx"), InvalidArtifact, "not there"),
+        "escape": (config(filename="../m.onnx"), InvalidArtifact, "not there"),
         "garbage": ({"model.onnx": b"garbage"}, InvalidArtifact, "is no ONNX graph"),
     }
     for name, (files, error, reason) in cases.items():

@@ -13,12 +13,16 @@ from safetykit.adapters.errors import InvalidArtifact, UsageError, WrongBase
 from safetykit.adapters.sites import Site
 from safetykit.adapters.updates import WeightUpdate
 from safetykit.export.adapt import adapt, copy_base
+from safetykit.export.answer import answer
 from safetykit.export.compare import compare_logits, parity_requests
+from safetykit.export.evaluation import evaluate_model, verify_folder
 from safetykit.export.hotswap import read_adapter_file, read_swap, write_adapter_file
 from safetykit.export.layout import read_manifest, write_manifest
 from safetykit.export.parity import check_parity
+from safetykit.export.pipeline import export_onnx
 from safetykit.export.runtime import OnnxVLM
 from safetykit.export.updates import plan_updates
+from safetykit.toolkit.inputs import Request
 
 MIXED = parity_requests()["4 rows padded, mixed"]
 ITEMS = (
@@ -61,8 +65,8 @@ def same(left: list[np.ndarray], right: list[np.ndarray]) -> bool:
 
 
 def gap(left: list[np.ndarray], right: list[np.ndarray]) -> float:
-    real = vlm_rows = slice(None)
-    return max(float(np.abs(a[real] - b[vlm_rows])[:, -1].max() / np.abs(a).max()) for a, b in zip(left, right, strict=True))
+    """The largest difference at the last positions, as a share of the largest logit."""
+    return max(float(np.abs(a - b)[:, -1].max() / np.abs(a).max()) for a, b in zip(left, right, strict=True))
 
 
 def test_the_defaults_are_the_fitted_values(export, make_adapter):
@@ -224,6 +228,8 @@ def test_held_gates_are_swapped(vlm, export, make_adapter):
         with vlm.applied(held(2)):
             found = compare_logits(vlm, onnx_vlm, MIXED, 3).logits
         assert found.error <= 1e-5 * found.scale
+        with pytest.raises(UsageError, match="the gate of intervention 0 is per-token, the export's is held"):
+            onnx_vlm.swap(make_adapter(("TargetSteering", "decoder.layers.1", "all", "both")))
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
@@ -238,7 +244,6 @@ DIFFERENT = {
     "the site of intervention 1 is decoder.layers.2": lambda item: dataclasses.replace(item, site=Site.block(2)),
     "the scope of intervention 1 is all": lambda item: dataclasses.replace(item, scope="all"),
     "the phase of intervention 1 is both": lambda item: dataclasses.replace(item, phase="both"),
-    "the gate of intervention 1 is held": lambda item: dataclasses.replace(item, phase="both", gate="held"),
     "the op of intervention 1 is GatedSteering": lambda item: dataclasses.replace(
         item, op="GatedSteering", tensors={name: value for name, value in item.tensors.items() if name != "target"}
     ),
@@ -247,15 +252,11 @@ DIFFERENT = {
 
 @pytest.mark.parametrize("reason", DIFFERENT)
 def test_other_ops_and_sites_are_refused_with_the_reason(live, make_adapter, reason):
-    if "gate" in reason:
-        reason_shown = "the phase of intervention 1 is both"
-    else:
-        reason_shown = reason
     adapter = make_adapter(*ITEMS, seed=3)
     items = list(adapter.interventions)
     items[1] = DIFFERENT[reason](items[1])
     before = logits(live)
-    with pytest.raises(UsageError, match=reason_shown):
+    with pytest.raises(UsageError, match=reason):
         live.swap(Adapter(adapter.info, tuple(items)))
     assert same(before, logits(live)), "what was there stays"
 
@@ -410,3 +411,27 @@ def test_the_retrieval_of_texts_is_not_swappable(export, make_adapter):
 def test_reading_a_swap_checks_everything_before_it_says_anything(live):
     swap = read_swap([live.path], live.manifest)
     assert set(swap.arrays) == {one.name for one in live.manifest.parameters}
+
+
+def test_the_commands_swap_what_they_are_given(vlm, base_folder, make_adapter, tmp_path):
+    """Export with mode hot-swap, then `run` and `verify` as the command line calls them."""
+    adapters = {"own": make_adapter(*ITEMS, seed=1), "other": make_adapter(*ITEMS, seed=2, rank=4)}
+    for name, adapter in adapters.items():
+        adapter.save(tmp_path / name)
+    out = tmp_path / "out"
+    export_onnx(vlm, [adapters["own"]], out, mode="hot-swap", base_onnx=base_folder)
+    manifest = read_manifest(out)
+    assert {"decoder.onnx_adapter", "vision_encoder.onnx_adapter"} <= set(manifest.files)
+    answers = [answer(out, ["describe it ."], [], max_new_tokens=6, swap=swap) for swap in ([], [tmp_path / "other"])]
+    scores = [found[0]["scores"]["1.score"] for found in answers]
+    with vlm.applied(adapters["other"]):
+        (expected,) = vlm.generate([Request("describe it .")], 6)
+    assert answers[1][0]["text"] == expected.text and scores[1] == pytest.approx(expected.scores["1.score"], abs=1e-4)
+    assert scores[0] != scores[1]
+    report = verify_folder(out, str(vlm.path), [tmp_path / "own"], swap=[tmp_path / "other"])
+    assert report["parity"]["passed"] and report["swap"]["passed"]
+    assert [check["error"] for check in report["swap"]["checks"] if check["kind"] == "swap"] == [0.0]
+    with pytest.raises(UsageError, match="needs the checkpoint"):
+        verify_folder(out, None, [], swap=[tmp_path / "other"])
+    with pytest.raises(UsageError, match="A checkpoint has no adapter to swap"):
+        evaluate_model(str(vlm.path), "reference", [], swap=[tmp_path / "other"])

@@ -10,9 +10,11 @@ import pytest
 
 from safetykit.adapters.errors import InvalidArtifact, UsageError
 from safetykit.export.adapt import adapt, copy_base
+from safetykit.export.evaluation import export_with_documents, verify_folder
 from safetykit.export.layout import GRAPHS, LAYOUT, hash_folder, read_manifest
 from safetykit.export.layouts.arrange import arrange, require_layout
 from safetykit.export.layouts.check import compare_arranged
+from safetykit.export.pipeline import export_onnx
 from safetykit.export.runtime import OnnxVLM
 from safetykit.export.sessions import open_session
 
@@ -116,6 +118,22 @@ def test_without_scopes_the_decoder_is_not_touched(export, make_adapter, tmp_pat
     assert len((folder / LAYOUT.decoder).read_bytes()) == len(before)
 
 
+def test_the_whole_export_checks_what_it_arranged(vlm, base_folder, make_adapter, tmp_path):
+    """Parity runs before; what is arranged is compared with it, and can be checked against PyTorch again."""
+    adapter, out = make_adapter(EVERYWHERE[0], EVERYWHERE[2]), tmp_path / "out"
+    result = export_onnx(vlm, [adapter], out, base_onnx=base_folder, layout="transformers.js")
+    (check,) = [check for check in result.parity.checks if check.kind == "layout"]
+    assert (check.case, check.error, check.passed) == ("transformers.js", 0, True)
+    adapter.save(tmp_path / "adapter")
+    found = verify_folder(out, str(vlm.path), [tmp_path / "adapter"])
+    assert found["parity"]["passed"]
+
+
+def test_an_unknown_layout_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(UsageError, match="--layout cannot be 'tflite'.*onnx, transformers.js, genai, triton"):
+        export_with_documents("nowhere", tmp_path / "out", [], layout="tflite")
+
+
 class TestTransformersJs:
     def test_its_configuration_names_types_and_data_files(self, arranged):
         folder = arranged["transformers.js"]
@@ -165,8 +183,8 @@ class TestRefusals:
 
     @pytest.mark.parametrize("layout", ARRANGED)
     def test_an_op_with_a_second_run_is_refused_by_name(self, make_adapter, layout):
-        adapter = make_adapter(("ReferenceSteering", "decoder.layers.1", "last", "prefill"))
-        with pytest.raises(UsageError, match="ReferenceSteering at decoder.layers.1 needs a second run"):
+        adapter = make_adapter(("SupervisedSteering", "decoder.layers.1", "last", "prefill"))
+        with pytest.raises(UsageError, match="SupervisedSteering at decoder.layers.1 needs a second run"):
             require_layout(layout, "llava", [adapter], enforce=False)
 
     def test_an_unknown_architecture_is_refused(self, make_adapter):

@@ -4,17 +4,22 @@ import dataclasses
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 
 from safetykit.adapters.adapter import Adapter
 from safetykit.adapters.errors import InvalidArtifact, ParityFailed, UsageError
 from safetykit.adapters.sites import Site
+from safetykit.adapters.updates import WeightUpdate
 from safetykit.export.adapt import adapt, copy_base
 from safetykit.export.compare import Gap, parity_requests
 from safetykit.export.layout import read_manifest
 from safetykit.export.parity import TOLERANCES, ParityReport, Tolerance, check_parity, find_flips
 from safetykit.export.runtime import OnnxVLM
+from safetykit.export.sessions import CPU
+from safetykit.export.swap_check import check_swap
+from safetykit.export.updates import plan_updates
 from safetykit.toolkit.evaluate import Decision
 from safetykit.toolkit.records import Record
 
@@ -30,15 +35,16 @@ ITEMS = (
 def export(vlm, base_folder, tmp_path):
     """Write an export of some adapters, then let a test spoil its graphs."""
 
-    def run(*adapters: Adapter, spoil=None, graph="decoder") -> OnnxVLM:
+    def run(*adapters: Adapter, spoil=None, graph="decoder", mode="bake", providers=CPU) -> OnnxVLM:
         base = read_manifest(base_folder)
         copy_base(base_folder, tmp_path, base)
-        manifest = adapt(tmp_path, base, adapters) if adapters else base
+        layers = plan_updates(vlm, [update for adapter in adapters for update in adapter.updates])
+        manifest = adapt(tmp_path, base, adapters, layers, mode=mode) if adapters else base
         if spoil is not None:
             model = ir.load(tmp_path / f"{graph}.onnx")
             spoil(model)
             ir.save(model, tmp_path / f"{graph}.onnx")
-        return OnnxVLM(tmp_path, manifest, vlm.inputs, ["CPUExecutionProvider"])
+        return OnnxVLM(tmp_path, manifest, vlm.inputs, providers)
 
     return run
 
@@ -110,6 +116,23 @@ def op_in_half_precision(model: ir.Model) -> None:
     node.replace_input_with(0, up.outputs[0])
 
 
+def constant(model: ir.Model, name: str, number: float) -> ir.Value:
+    value = ir.val(name, const_value=ir.tensor(np.array(number, np.float32), name=name))
+    model.graph.register_initializer(value)
+    return value
+
+
+def op_overflows_as_half_precision_does(model: ir.Model) -> None:
+    """Squares of more than 65504: right for ordinary states, infinite for outliers."""
+    node = next(node for node in model.graph if node.name == "safetykit.0.op")
+    limit, infinite = constant(model, "limit", 256.0), constant(model, "infinite", np.inf)
+    size = ir.node("Abs", [node.inputs[0]])
+    large = ir.node("Greater", [size.outputs[0], limit])
+    chosen = ir.node("Where", [large.outputs[0], infinite, node.inputs[0]])
+    model.graph.insert_before(node, [size, large, chosen])
+    node.replace_input_with(0, chosen.outputs[0])
+
+
 def op_bypassed(model: ir.Model) -> None:
     node = next(node for node in model.graph if node.name == "safetykit.0.op")
     node.outputs[0].replace_all_uses_with(node.inputs[0])
@@ -124,6 +147,7 @@ BAD_GRAPHS = {
     "caches of two layers exchanged": ("decoder", exchange_caches),
     "op computed in half precision": ("decoder", op_in_half_precision),
     "op in the graph but bypassed": ("decoder", op_bypassed),
+    "op overflows as in half precision": ("decoder", op_overflows_as_half_precision_does),
 }
 
 
@@ -170,6 +194,128 @@ def test_a_spoiled_graph_is_caught(vlm, export, make_adapter, what):
     graph, spoil = BAD_GRAPHS[what]
     with pytest.raises(ParityFailed, match="parity checks failed; first"):
         check_parity(vlm, export(adapter, spoil=spoil, graph=graph), [adapter], steps=STEPS).require()
+
+
+def with_bias(adapter: Adapter) -> Adapter:
+    value = torch.randn(32, generator=torch.Generator().manual_seed(0)) * 0.1
+    update = WeightUpdate("model.language_model.layers.1.mlp.down_proj.bias", {"value": value})
+    return dataclasses.replace(adapter, updates=(update,))
+
+
+def test_a_dropped_bias_is_caught(vlm, export, make_adapter):
+    adapter = with_bias(make_adapter(*ITEMS))
+    check_parity(vlm, export(adapter), [adapter], steps=STEPS).require()
+    with pytest.raises(ParityFailed):
+        check_parity(vlm, export(make_adapter(*ITEMS)), [adapter], steps=STEPS).require()
+
+
+def test_two_adapters_exchanged_are_caught(vlm, export, make_adapter):
+    first, second = make_adapter(*ITEMS, seed=1), make_adapter(*ITEMS, seed=2)
+    with pytest.raises(ParityFailed):
+        check_parity(vlm, export(second, first), [first, second], steps=STEPS).require()
+
+
+def test_another_provider_than_the_one_asked_for_is_caught(export, make_adapter):
+    """It is caught before parity would run, on the wrong hardware: on opening the graphs."""
+    for provider in ("CUDAExecutionProvider", "AzureExecutionProvider"):
+        if provider == "CUDAExecutionProvider" and provider in onnxruntime.get_available_providers():
+            continue
+        with pytest.raises(UsageError, match="does not give|leaves nodes of"):
+            export(make_adapter(*ITEMS), providers=[provider])
+
+
+@pytest.fixture
+def held_adapter(vlm, make_adapter) -> Adapter:
+    """A gate that some of the compared prompts open and others do not, held while they are answered."""
+    adapter = make_adapter(("TargetSteering", "decoder.layers.1", "all", "both"))
+    with vlm.applied(adapter) as hooks:
+        vlm.prefill(parity_requests()["4 rows padded, mixed"])
+    between = hooks.extras["0.score"].sort().values[1:3].mean()
+    adapter = changed(adapter, 0, threshold=lambda before: before + between)
+    return Adapter(adapter.info, (dataclasses.replace(adapter.interventions[0], gate="held"),))
+
+
+def forget_the_decision(model: ir.Model) -> None:
+    """Every call after the prompt is told that the gate was closed."""
+    node = next(node for node in model.graph if node.name == "safetykit.0.op")
+    held_before = node.inputs[3]
+    closed = ir.node("Mul", [held_before, constant(model, "nothing", 0.0)])
+    model.graph.insert_before(node, closed)
+    node.replace_input_with(3, closed.outputs[0])
+
+
+def decide_at_every_token(model: ir.Model) -> None:
+    node = next(node for node in model.graph if node.name == "safetykit.0.op")
+    true = ir.val("always", const_value=ir.tensor(np.array(True), name="always"))
+    model.graph.register_initializer(true)
+    node.replace_input_with(2, true)
+
+
+@pytest.mark.parametrize("spoil", [forget_the_decision, decide_at_every_token])
+def test_a_stale_gate_is_caught(vlm, export, held_adapter, spoil):
+    check_parity(vlm, export(held_adapter), [held_adapter], steps=STEPS).require()
+    with pytest.raises(ParityFailed):
+        check_parity(vlm, export(held_adapter, spoil=spoil), [held_adapter], steps=STEPS).require()
+
+
+def zero_the_defaults(model: ir.Model) -> None:
+    """Fail open: no safety unless the caller remembers to feed it."""
+    for value in model.graph.initializers.values():
+        if value.name.startswith("safetykit.0."):
+            value.const_value = ir.tensor(np.zeros_like(value.const_value.numpy()), name=value.name)
+
+
+def read_a_copy(model: ir.Model) -> None:
+    """The op reads constants; what a caller feeds goes nowhere."""
+    for name in ("safetykit.0.basis", "safetykit.1.target"):
+        value = model.graph.initializers[name]
+        copy = ir.val(f"copy.{name}", const_value=ir.tensor(value.const_value.numpy().copy(), name=f"copy.{name}"))
+        model.graph.register_initializer(copy)
+        for reader, index in list(value.uses()):
+            reader.replace_input_with(index, copy)
+
+
+def test_swappable_parameters_without_defaults_are_caught(vlm, export, make_adapter):
+    adapter = make_adapter(*ITEMS)
+    with pytest.raises(ParityFailed):
+        check_parity(vlm, export(adapter, mode="hot-swap", spoil=zero_the_defaults), [adapter], steps=STEPS).require()
+
+
+def test_an_override_that_goes_nowhere_is_caught(vlm, export, make_adapter):
+    adapter, other = make_adapter(*ITEMS), make_adapter(*ITEMS, seed=3)
+    onnx_vlm = export(adapter, mode="hot-swap", spoil=read_a_copy)
+    check_parity(vlm, onnx_vlm, [adapter], steps=STEPS).require()
+    report = check_swap(vlm, onnx_vlm, [other], steps=STEPS)
+    assert not report.passed
+    with pytest.raises(ParityFailed):
+        report.require()
+
+
+@pytest.mark.parametrize("what", ["mean dropped", "sign of the target flipped", "gate never open"])
+def test_another_adapter_than_the_one_swapped_in_is_caught(vlm, export, make_adapter, what):
+    adapter, other = make_adapter(*ITEMS), make_adapter(*ITEMS, seed=3)
+    onnx_vlm = export(adapter, mode="hot-swap")
+    assert check_swap(vlm, onnx_vlm, [other], steps=STEPS).passed
+    onnx_vlm.swap(BAD_ADAPTERS[what](other))
+    with pytest.raises(ParityFailed):
+        check_parity(vlm, onnx_vlm, [other], steps=STEPS).require()
+
+
+@pytest.mark.slow
+def test_a_hundred_swaps_raise_no_alarm(vlm, export, make_adapter):
+    """Ten exports of random ops and sites, into each of which ten adapters of random rank are swapped."""
+    random = np.random.default_rng(1)
+    ops = ("SubspaceProjection", "GatedSteering", "TargetSteering", "SupervisedSteering")
+    sites = [str(site) for site in vlm.parts.sites() if site.kind not in ("vision", "projector", "logits")]
+    for number in range(10):
+        items = [
+            (random.choice(ops), site, random.choice(("all", "text", "last")), random.choice(("prefill", "both")))
+            for site in random.choice(sites, size=2, replace=False)
+        ]
+        onnx_vlm = export(make_adapter(*items, seed=number, rank=3), mode="hot-swap")
+        for seed in range(100 + 10 * number, 110 + 10 * number):
+            other = make_adapter(*items, seed=seed, rank=int(random.integers(1, 8)))
+            check_swap(vlm, onnx_vlm, [other], steps=STEPS).require()
 
 
 def test_a_transposed_square_basis_is_caught(vlm, export, make_adapter):

@@ -234,7 +234,8 @@ def test_the_layer_of_decisions_is_no_block(export, make_adapter):
 @pytest.mark.parametrize("state", STATES)
 def test_a_detector_stacked_on_a_held_gate_reads_what_pytorch_reads(vlm, export, make_adapter, make_detector, state):
     """The branch runs the adapted blocks again; their decision there is not the answer's."""
-    adapters = [splitting(vlm, held(make_adapter(("TargetSteering", "decoder.layers.1", "all", "both"))), MIXED), make_detector()]
+    corrector = held(make_adapter(("TargetSteering", "decoder.layers.1", "all", "both")))
+    adapters = [splitting(vlm, corrector, MIXED), make_detector()]
     onnx_vlm = export(*adapters, gate_state=state)
     with vlm.applied(*adapters) as hooks:
         gap = compare_logits(vlm, onnx_vlm, MIXED, 4)

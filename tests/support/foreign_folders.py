@@ -31,7 +31,8 @@ def build_genai(tower: Path, folder: Path, precision: str, *, provider: str = "c
     """What ONNX Runtime GenAI's builder makes of a text tower, embeddings excluded."""
     command = [
         *(sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(tower), "-o", str(folder)),
-        *("-p", precision, "-e", provider, "-c", str(folder.parent / "cache"), "--extra_options", "exclude_embeds=true"),
+        *("-p", precision, "-e", provider, "-c", str(folder.parent / "cache")),
+        *("--extra_options", "exclude_embeds=true"),
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -94,6 +95,7 @@ def merged(decoder: Path, *, one_token: bool = False, extra: float = 0.0) -> ir.
             for index, value in enumerate(node.inputs):
                 if value is not None and value.name in outer:
                     node.replace_input_with(index, outer[value.name])
+            node.name = f"{tag}.{node.name}"
             for value in node.outputs:
                 value.name = f"{tag}.{value.name}"
         if tag == "none":
@@ -124,6 +126,7 @@ def _without_cache(nodes: list[ir.Node]) -> None:
                     blank = ir.node("ConstantOfShape", [size.outputs[0]])
                     made = (rows, rest, size, blank)
                     for at, one in enumerate(made):
+                        one.name = f"none.empty.{value.name}.{at}"
                         one.outputs[0].name = f"none.empty.{value.name}.{at}"
                     nodes[:0] = made
                     empty[str(value.name)] = blank.outputs[0]

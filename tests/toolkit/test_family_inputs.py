@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 from transformers.vision_utils import (
     get_vision_cu_seqlens,
@@ -15,8 +16,11 @@ from transformers.vision_utils import (
     get_vision_position_ids,
     get_vision_window_index,
 )
+from zoo import build
 
+from safetykit.toolkit.families.gemma3 import numbered_runs
 from safetykit.toolkit.families.grids import frame_ids, patch_places, rotary_positions, table_mix, window_ids
+from safetykit.toolkit.inputs import InputProcessor, Request
 
 MERGE = 2
 GRIDS = np.array([[1, 4, 6], [1, 2, 2], [2, 10, 4], [1, 6, 14]])
@@ -73,6 +77,34 @@ def test_a_picture_moves_the_positions_by_its_longest_side():
     )
     found = rotary_positions(types == 1, mask, GRIDS[[0, 1, 3]], MERGE)
     assert np.array_equal(found, wanted.numpy())
+
+
+@pytest.fixture(scope="module")
+def paligemma(tmp_path_factory) -> InputProcessor:
+    return InputProcessor.from_pretrained(build("paligemma", tmp_path_factory.mktemp("zoo") / "paligemma"))
+
+
+def test_a_prompt_of_paligemma_is_what_its_processor_makes_of_it(paligemma):
+    processor, picture = paligemma.processor, Image.new("RGB", (20, 30), "green")
+    wanted = processor(text="<image>what is this ?", images=[picture], return_tensors="np")
+    found = paligemma.prepare([Request("what is this ?", picture)])
+    assert np.array_equal(found.input_ids, wanted["input_ids"])
+    assert np.array_equal(found.tokens["token_type_ids"], wanted["token_type_ids"])
+    assert np.array_equal(found.pixel_values, wanted["pixel_values"])
+
+
+def test_rows_of_paligemma_need_no_picture_and_an_answer_is_no_part_of_the_prefix(paligemma):
+    found = paligemma.prepare([Request("what is this ?", Image.new("RGB", (9, 9)), answer="a knife"), Request("hello")])
+    types, mask = found.tokens["token_type_ids"], found.attention_mask
+    assert types.sum(axis=1).tolist() == [2, 0] and (types[0, -2:] == 1).all()
+    assert found.vision_mask.sum(axis=1).tolist() == [16, 0]
+    assert mask.sum(axis=1).tolist() == [mask.shape[1], 2] and (mask[1, -2:] == 1).all()
+    assert paligemma.prepare([Request("hello")]).pictures == {}
+
+
+def test_each_picture_of_gemma_is_a_group_of_its_own():
+    image = torch.tensor([[1, 1, 0, 1, 1, 1, 0], [0, 0, 1, 1, 0, 0, 1]]).bool()
+    assert numbered_runs(image).tolist() == [[0, 0, -1, 1, 1, 1, -1], [-1, -1, 0, 0, -1, -1, 1]]
 
 
 def test_text_counts_on_equally_in_all_three():

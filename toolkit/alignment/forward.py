@@ -1,8 +1,8 @@
 """Forward passes that keep gradients, and the picture features that need none.
 
-The tower is frozen. Where a model reads the projector's output as it is, one block of tokens per picture, the tower runs
-once per picture: what the projector reads (site ``vision``) is kept, in a file that is mapped into memory, and each step
-runs only the projector and the decoder. Other models (tiles, packing, pictures of any size) run their tower in each step.
+The tower is frozen. Where a model reads the projector's output as it is, one block of tokens per picture, the tower
+runs once per picture: what the projector reads (site ``vision``) is kept, in a file that is mapped into memory, and each
+step runs only the projector and the decoder. Other models (tiles, packing, pictures of any size) run all in each step.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,7 +167,7 @@ def run(
         pictures: see :meth:`PictureFeatures.given`.
         tail: positions at the end whose logits are wanted.
     """
-    arguments: dict[str, Any] = {**vlm.arguments(replace(inputs, pictures={})), **(pictures or {})}
+    arguments = vlm.arguments(inputs, pictures=pictures or {})
     if "logits_to_keep" in inspect.signature(vlm.model.forward).parameters:
         arguments["logits_to_keep"] = tail
     states: dict[int, Tensor] = {}

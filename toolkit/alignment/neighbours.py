@@ -25,7 +25,11 @@ class Retriever(Protocol):
     def texts(
         self, captions: Sequence[CaptionedPicture], means: Float[Tensor, "pictures d_vision"]
     ) -> list[str]:
-        """One text per captioned picture, never one that equals its caption; ``means`` are the pictures' in the tower."""
+        """One text per captioned picture, never one that equals its caption.
+
+        Args:
+            means: of what the projector reads of each picture.
+        """
         ...
 
 

@@ -23,7 +23,7 @@ def fit(
     false_positive_rate: FalsePositives = None,
     scope: ScopeName = None,
     phase: PhaseName = None,
-    hold: Annotated[bool, typer.Option("--hold", help="Hold the prompt's decision while the answer is generated.")] = False,
+    hold: Annotated[bool, typer.Option("--hold", help="Keep the prompt's decision while answering.")] = False,
     text_model: Annotated[Optional[str], typer.Option(help="Separate aligned model to take the direction from.")] = None,
     sweep: Sweep = False,
     overwrite: Overwrite = False,

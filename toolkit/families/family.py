@@ -6,7 +6,7 @@ ONNX runtime asks the same object that the export asked, and must not need torch
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -69,6 +69,7 @@ class Family:
             projector reads, and ``projector``, what it gives, where that is not the first output. Of rank 3.
         several: whether a prompt may hold more than one picture.
         repacks: whether features are rearranged after the projector, so that its tokens are not the decoder's.
+        packs: whether all pictures of a batch are one row of states at the projector.
         scattered: outputs of the vision graph that go to the image tokens of further decoder inputs, by name.
         first_position: of the first token of a prompt.
     """
@@ -82,6 +83,7 @@ class Family:
     taps: ClassVar[tuple[str, ...]] = ("vision",)
     several: ClassVar[bool] = True
     repacks: ClassVar[bool] = False
+    packs: ClassVar[bool] = False
     scattered: ClassVar[Mapping[str, str]] = {}
     first_position: ClassVar[int] = 0
 
@@ -96,8 +98,13 @@ class Family:
         return str(processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
 
     def joined(self, prompt: str, answer: str) -> str:
-        """A rendered prompt and how its answer begins, or nothing."""
-        return f"{prompt.rstrip()} {answer}" if answer else prompt
+        """A rendered prompt and how its answer begins, or nothing.
+
+        A template that ends in a new line lets the answer begin on it; after anything else a space does.
+        """
+        if not answer or prompt.endswith("\n"):
+            return prompt + answer
+        return f"{prompt.rstrip()} {answer}"
 
     def tokenised(
         self, processor: Any, prompts: Sequence[str], answers: Sequence[str], pictures: Sequence[Sequence[Any]]
@@ -136,7 +143,7 @@ class Family:
         raise NotImplementedError
 
     def decoder_inputs(self, config: Any) -> tuple[GraphInput, ...]:
-        """Inputs of the decoder beside ``inputs_embeds``, ``attention_mask`` and the cache; named as in :meth:`prefill`."""
+        """Inputs of the decoder beside ``inputs_embeds``, ``attention_mask`` and the cache."""
         return (GraphInput("position_ids", "int64", ("batch", "sequence")),)
 
     def decoder(
@@ -153,6 +160,10 @@ class Family:
     def vision_feeds(self, config: Any, pictures: Mapping[str, np.ndarray]) -> Arrays:
         """What the vision graph is fed, from what the processor gave."""
         return {"pixel_values": pictures["pixel_values"]}
+
+    def vision_calls(self, config: Any, pictures: Mapping[str, np.ndarray]) -> Iterator[Arrays]:
+        """The same for one call of the graph after the other; their features follow one another."""
+        yield self.vision_feeds(config, pictures)
 
     def prefill(self, config: Any, inputs: Inputs) -> Arrays:
         """What the decoder is fed for a prompt, by the names of :meth:`decoder_inputs`, but for ``scattered`` ones."""

@@ -7,9 +7,9 @@ Parts and weight prefixes:
     ``model.language_model``          any full-attention causal decoder
     ``lm_head``
 
-A picture becomes one small tile of the whole and a grid of tiles of its parts. The decoder reads the whole, then the grid
-row by row without its padding, each row ended by a newline; OneVision shrinks a large grid bilinearly first. Which rows
-these are depends on the picture's size. So the graph takes them as inputs: each feature that the decoder reads is a sum of
+A picture becomes one small tile of the whole and a grid of tiles of its parts. The decoder reads the whole, then the
+grid row by row without its padding, each row ended by a newline; OneVision shrinks a large grid bilinearly first. What
+is read depends on the picture's size, so the graph takes it as inputs: each feature that the decoder reads is a sum of
 four of the projector's, ``packing_index`` [features, 4] with ``packing_weight`` [features, 4]; the index just past the
 projector's tokens is the newline.
 """
@@ -78,7 +78,8 @@ class LlavaNext(Family):
         whole = self.only_whole(pictures, len(sizes))
         tiles, parts, start = [], [], 0
         for pixel, size, small in zip(pixels, sizes.tolist(), whole, strict=True):
-            rows, columns = (0, 0) if small else (edge // tile for edge in best_resolution(size, config.image_grid_pinpoints))
+            best = (0, 0) if small else best_resolution(size, config.image_grid_pinpoints)
+            rows, columns = (edge // tile for edge in best)
             count = 1 + rows * columns
             tiles.append(pixel[:count])
             parts.append(self.packed(config, start, side, rows, columns, size))
@@ -114,7 +115,8 @@ class LlavaOnevision(LlavaNext):
         super().check(config)
         if not str(config.vision_aspect_ratio).startswith("anyres_max_"):
             raise UsageError(
-                f"vision_aspect_ratio is {config.vision_aspect_ratio!r}.", "Only 'anyres_max_N' is known; check config.json."
+                f"vision_aspect_ratio is {config.vision_aspect_ratio!r}.",
+                "Only 'anyres_max_N' is known; check config.json.",
             )
 
     def images(self, pictures: Sequence[Sequence[Any]]) -> Any:
@@ -178,17 +180,20 @@ def unpadded(grid: np.ndarray, size: Sequence[int]) -> np.ndarray:
 def shrunk(grid: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Bilinear resizing as four tokens and weights for each new one: two arrays [height, width, 4].
 
-    Centres of pixels map to centres, and what lies outside the border reads the border.
+    Centres of pixels map to centres, and what lies outside the border reads the border. In single precision, as the
+    model: on large grids the last digits of a place show.
     """
 
     def along(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        place = np.maximum((np.arange(new) + 0.5) * (old / new) - 0.5, 0)
+        half, scale = np.float32(0.5), np.float32(old) / np.float32(new)
+        place = np.maximum((np.arange(new, dtype=np.float32) + half) * scale - half, np.float32(0))
         low = np.minimum(place.astype(np.int64), old - 1)
-        return low, np.minimum(low + 1, old - 1), place - low
+        return low, np.minimum(low + 1, old - 1), place - low.astype(np.float32)
 
     top, bottom, down = along(grid.shape[0], height)
     left, right, across = along(grid.shape[1], width)
-    index = np.stack([grid[np.ix_(*corner)] for corner in ((top, left), (top, right), (bottom, left), (bottom, right))])
+    corners = ((top, left), (top, right), (bottom, left), (bottom, right))
+    index = np.stack([grid[np.ix_(*corner)] for corner in corners])
     vertical, horizontal = (1 - down, down), (1 - across, across)
     weight = np.stack([np.outer(one, other) for one in vertical for other in horizontal])
     return index.transpose(1, 2, 0), weight.transpose(1, 2, 0).astype(np.float32)

@@ -57,10 +57,14 @@ class PaliGemma(Family):
         prefixes, suffixes = (
             tokenizer(list(texts), add_special_tokens=False)["input_ids"] for texts in (prompts, answers)
         )
-        rows = {"input_ids": [prefix + suffix for prefix, suffix in zip(prefixes, suffixes, strict=True)]}
-        found = dict(tokenizer.pad(rows, return_tensors="np"))
-        places = np.arange(-found["input_ids"].shape[1], 0)
-        found[_TYPES] = (places >= -np.array([len(suffix) for suffix in suffixes])[:, None]).astype(np.int64)
+        rows = [prefix + suffix for prefix, suffix in zip(prefixes, suffixes, strict=True)]
+        width = max(map(len, rows))
+        from_end = np.arange(width, 0, -1)
+        found = {
+            "input_ids": np.array([[tokenizer.pad_token_id] * (width - len(row)) + row for row in rows]),
+            "attention_mask": (from_end <= np.array([[len(row)] for row in rows])).astype(np.int64),
+            _TYPES: (from_end <= np.array([[len(suffix)] for suffix in suffixes])).astype(np.int64),
+        }
         images = self.images(pictures)
         return found | (dict(processor.image_processor(images, return_tensors="np")) if images else {})
 

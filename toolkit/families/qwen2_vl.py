@@ -34,6 +34,7 @@ class Qwen2VL(Family):
 
     name = "qwen2_vl"
     projector = "model.visual.merger"
+    packs = True
     of_patches: ClassVar[tuple[GraphInput, ...]] = (
         GraphInput("patch_places", "int64", ("patches", 2)),
         GraphInput("frame_ids", "int64", ("patches",)),
@@ -79,6 +80,13 @@ class Qwen2VL(Family):
             "patch_places": patch_places(grids, config.vision_config.spatial_merge_size),
             "frame_ids": frame_ids(grids),
         }
+
+    def vision_calls(self, config: Any, pictures: Mapping[str, np.ndarray]) -> Iterator[Arrays]:
+        """Picture by picture: those of a batch do not see each other, and a mask over all of them would be wasted."""
+        grids = pictures["image_grid_thw"]
+        parts = np.split(pictures["pixel_values"], np.cumsum(grids.prod(axis=1))[:-1])
+        for pixels, grid in zip(parts, grids, strict=True):
+            yield self.vision_feeds(config, {"pixel_values": pixels, "image_grid_thw": grid[None]})
 
     def prefill(self, config: Any, inputs: Inputs) -> Arrays:
         grids, merge = inputs.pictures.get("image_grid_thw"), config.vision_config.spatial_merge_size

@@ -92,7 +92,7 @@ def fit_retrieval(
         in_graph_limit: most texts that are put into a graph.
 
     Raises:
-        UsageError: too many or too few texts, options that exclude each other, or captions without a key.
+        UsageError: the model packs pictures of any size together; too many or too few texts, options that exclude each other, or captions without a key.
     """
     if external and correction is not None:
         raise UsageError("A correction needs the index in the graph.", "Leave out --correction or --external-index.")
@@ -104,6 +104,11 @@ def fit_retrieval(
         raise UsageError(
             f"The index holds {len(index)} texts; a graph takes {in_graph_limit}.",
             "Pass --external-index and search it beside the graph, or build a smaller index.",
+        )
+    if vlm.parts.family.packs or vlm.parts.family.repacks:
+        raise UsageError(
+            f"{type(vlm.model).__name__} has no states of single pictures at its projector, which the query is made of.",
+            "Retrieval works on models whose projector gives a row for each picture.",
         )
     keys = _keys(index, pictures, embedder)
     states = picture_states(vlm, pictures, progress)
@@ -147,7 +152,13 @@ def picture_states(
     """Mean image state of each picture at the projector, with the adapters that are applied."""
     found: list[np.ndarray] = []
     for start in range(0, len(pictures), batch_size):
-        states = image_states(vlm, [item.picture() for item in pictures[start : start + batch_size]])
+        batch = [item.picture() for item in pictures[start : start + batch_size]]
+        states = image_states(vlm, batch)
+        if len(states) != len(batch):
+            raise UsageError(
+                f"{type(vlm.model).__name__} cuts pictures into parts: it gives {len(states)} rows for {len(batch)}.",
+                "Retrieval works on models whose projector gives a row for each picture.",
+            )
         found.append(torch.stack([one.mean(0) for one in states]).numpy())
         if progress:
             progress(start + len(states), len(pictures))
@@ -156,9 +167,24 @@ def picture_states(
 
 @torch.inference_mode()
 def image_states(vlm: VLM, pictures: Sequence[Image.Image]) -> list[Float[Tensor, "tokens d_model"]]:
-    """Image tokens of each picture at the projector, in float32."""
-    output = vlm.see(vlm.inputs.prepare([Request(".", picture) for picture in pictures]))
-    return [one.reshape(-1, one.shape[-1]).float().cpu() for one in output.pooler_output]
+    """Image tokens of each picture at the projector, in float32.
+
+    Raises:
+        UsageError: pictures are not rows of the projector's output, so that no op there can tell them apart.
+    """
+    site, seen = vlm.parts.module(_PROJECTOR), []
+    handle = site.register_forward_hook(lambda _, __, output: seen.append(output))
+    try:
+        vlm.see(vlm.inputs.prepare([Request(".", picture) for picture in pictures]))
+    finally:
+        handle.remove()
+    if vlm.parts.family.repacks or len(seen) != 1 or seen[0].ndim != 3 or len(seen[0]) != len(pictures):
+        raise UsageError(
+            f"{type(vlm.model).__name__} cuts pictures into tiles or joins their tokens, so that its projector does not "
+            "give one row a picture.",
+            "Texts are retrieved in models such as LLaVA-1.5, Gemma 3 and PaliGemma only.",
+        )
+    return list(seen[0].float().cpu())
 
 
 @torch.inference_mode()

@@ -80,10 +80,19 @@ class Retriever:
     def extended(
         self, requests: Sequence[Request], rows: Sequence[int], extras: Mapping[str, np.ndarray]
     ) -> list[Request]:
-        """The requests with texts for ``rows``, to whose pictures ``extras`` belong in order."""
-        found = list(requests)
-        for at, texts in zip(rows, self.texts(extras), strict=True):
-            found[at] = dataclasses.replace(found[at], retrieved=texts)
+        """The requests with texts for ``rows``, to whose pictures ``extras`` belong in order.
+
+        Raises:
+            UsageError: a picture was cut into tiles.
+        """
+        found, texts = list(requests), self.texts(extras)
+        if len(texts) != len(rows):
+            raise UsageError(
+                f"{len(rows)} pictures became {len(texts)} rows of features.",
+                "The model cuts large pictures into tiles; make them smaller, or leave retrieval out.",
+            )
+        for at, own in zip(rows, texts, strict=True):
+            found[at] = dataclasses.replace(found[at], retrieved=own)
         return found
 
 

@@ -1,4 +1,4 @@
-"""A system turn reaches the model where the chat template has a place for one, and is refused where it has none."""
+"""Chat templates: a system turn has its place or is refused, and a given answer begins where the model would begin."""
 
 import pytest
 
@@ -33,3 +33,13 @@ def test_without_one_nothing_is_added(templated):
 def test_a_template_that_would_drop_it_is_refused(templated):
     with pytest.raises(UsageError, match="no place for a system turn"):
         templated(IGNORES).render(Request("is it dangerous ?", system="be careful"))
+
+
+@pytest.mark.parametrize(
+    ("end", "joined"),
+    [("assistant:", "assistant: it is"), ("assistant: ", "assistant: it is"), ("assistant\n", "assistant\nit is")],
+)
+def test_an_answer_begins_where_the_template_lets_it(templated, end, joined):
+    template = f"{{{{ messages[-1]['content'][-1]['text'] }}}} {{{{ {end!r} }}}}"  # a bare last new line would be cut
+    rendered = templated(template).render(Request("is it ?", answer="it is"))
+    assert rendered == f"is it ? {joined}"

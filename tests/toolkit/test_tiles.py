@@ -1,0 +1,101 @@
+"""Families with tiles: what they compute beforehand in NumPy is what their models compute from the pictures."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlavaNextModel, LlavaOnevisionModel
+from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
+from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionEmbeddings
+
+from safetykit.toolkit.families import family_or_any
+from safetykit.toolkit.families.idefics import patch_positions
+from safetykit.toolkit.inputs import InputProcessor, Request
+
+SIZES = [(30, 200), (200, 30), (100, 90), (16, 16), (333, 500), (1, 40), (64, 48), (47, 97)]  # height, width
+
+
+@pytest.mark.parametrize("side", [4, 13, 26, 27])
+def test_patch_positions_are_those_of_the_tower(side):
+    tower = Idefics3VisionEmbeddings(
+        Idefics3VisionConfig(hidden_size=1, num_attention_heads=1, image_size=2 * side, patch_size=2)
+    )
+    torch.nn.init.zeros_(tower.patch_embedding.weight)
+    torch.nn.init.zeros_(tower.patch_embedding.bias)
+    tower.position_embedding.weight.data = torch.arange(side**2).float()[:, None]  # each position says which it is
+    rows, columns = np.meshgrid(np.arange(1, side + 1), np.arange(1, side + 1))
+    patches = np.zeros((side**2, side, side), bool)
+    for tile, (row, column) in enumerate(zip(rows.flat, columns.flat, strict=True)):
+        patches[tile, :row, :column] = True
+    pixels = torch.zeros(side**2, 3, 2 * side, 2 * side)
+    theirs = tower(pixels, torch.from_numpy(patches))[..., 0].detach().numpy()
+    assert np.array_equal(patch_positions(patches, side), theirs)
+
+
+def test_blank_tiles_and_padding_are_left_out():
+    config = SimpleNamespace(vision_config=SimpleNamespace(image_size=8, patch_size=4))
+    pixels = np.ones((2, 2, 3, 8, 8), np.float32)
+    pixels[1, 1] = 0  # the second picture has one tile
+    mask = np.ones((2, 2, 8, 8), np.int64)
+    mask[1, 0, :, 3:] = 0
+    feeds = family_or_any(SimpleNamespace(model_type="idefics3")).vision_feeds(
+        config, {"pixel_values": pixels, "pixel_attention_mask": mask}
+    )
+    assert feeds["pixel_values"].shape == (3, 3, 8, 8)
+    assert feeds["patch_mask"].tolist() == [[True] * 4, [True] * 4, [True, False, True, False]]
+
+
+def settings(model_type: str, side: int, most: int = 9) -> SimpleNamespace:
+    tile = 4 * side
+    grid = [[tile * rows, tile * columns] for rows in range(1, 7) for columns in range(1, 7)]
+    vision = SimpleNamespace(image_size=tile, patch_size=4)
+    return SimpleNamespace(
+        model_type=model_type, vision_config=vision, image_grid_pinpoints=grid, vision_aspect_ratio=f"anyres_max_{most}"
+    )
+
+
+@pytest.mark.parametrize("model_type", ["llava_next", "llava_onevision"])
+@pytest.mark.parametrize(("side", "most"), [(4, 9), (6, 2), (27, 9)])
+def test_packing_gives_the_features_that_the_model_packs(model_type, side, most):
+    config = settings(model_type, side, most)
+    family = family_or_any(config)
+    generator = torch.Generator().manual_seed(0)
+    tile = config.vision_config.image_size
+    sizes = np.array([(height * tile // 20 + 1, width * tile // 20 + 1) for height, width in SIZES])
+    pixels = np.ones((len(sizes), 37, 3, 1, 1), np.float32)
+    feeds = family.vision_feeds(config, {"pixel_values": pixels, "image_sizes": sizes})
+    projected = torch.randn(len(feeds["pixel_values"]), side**2, 3, generator=generator)
+    newline = torch.randn(3, generator=generator)
+    rows = torch.cat([projected.flatten(0, 1), newline[None]])
+    mine = (rows[feeds["packing_index"]] * torch.from_numpy(feeds["packing_weight"])[..., None]).sum(1)
+
+    counts = [1 + np.prod(_best(size, config)) // tile**2 for size in sizes.tolist()]
+    model = SimpleNamespace(config=config)
+    if model_type == "llava_next":
+        packed, _ = LlavaNextModel.pack_image_features(model, projected.split(counts), sizes, "full", newline)
+    else:
+        packed, _ = LlavaOnevisionModel.pack_image_features(
+            model, projected.split(counts), sizes, newline, config.vision_aspect_ratio
+        )
+    # In double precision, places in a large grid are 4e-5 away from the model's, which are in single precision.
+    assert torch.allclose(mine, torch.cat(packed), atol=3e-5)
+
+
+def _best(size, config):
+    from transformers.image_processing_utils import select_best_resolution
+
+    return select_best_resolution(tuple(size), config.image_grid_pinpoints)
+
+
+@pytest.mark.parametrize("name", ["internvl", "smolvlm", "llava_onevision"])
+def test_processors_load_without_what_videos_need(name, tmp_path):
+    from zoo import build
+
+    inputs = InputProcessor.from_pretrained(build(name, tmp_path / name))
+    assert "video_processor" not in inputs.processor.get_attributes()
+    again = InputProcessor.from_pretrained(inputs.processor.save_pretrained(tmp_path / name) and tmp_path / name)
+    one, other = (item.prepare([Request("what is this ?")]) for item in (inputs, again))
+    assert np.array_equal(one.input_ids, other.input_ids)
