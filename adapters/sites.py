@@ -10,8 +10,8 @@
 ``projector``              image features in the decoder's embedding space
 =========================  ==========================================================
 
-``.attn`` and ``.mlp`` are what is added to the residual stream: behind the norm in which a branch ends in Gemma 2 and 3.
-A block's output is the stream before what may be added to it between blocks (features of pictures in Qwen3-VL), and
+``.attn`` and ``.mlp`` are what is added to the residual stream: behind the norm that ends a branch in Gemma 2 and 3.
+A block's output is the stream before what may be added to it between blocks (features of pictures in Qwen3-VL).
 ``logits`` are those before a soft cap.
 """
 

@@ -32,8 +32,8 @@ from safetykit.adapters.sasa import SASA
 from safetykit.adapters.tga import TGA
 from safetykit.adapters.vlm_guard import VLMGuard
 from safetykit.export.layout import Mode, Precision
-from safetykit.export.parity import TOLERANCES
 from safetykit.export.pipeline import export_onnx
+from safetykit.export.tolerances import TOLERANCES
 from safetykit.toolkit.alignment import Aligner
 from safetykit.toolkit.captions import captions_path, load_captions
 from safetykit.toolkit.care_sweep import fit_care, usual

@@ -19,7 +19,7 @@ Compared are, between PyTorch with hooks and ONNX Runtime:
    bit for bit; the last for base graphs made elsewhere too.
 
 An error passes when it is at most ``absolute + relative · (largest reference magnitude)``; for a risk that
-magnitude counts as 1 at least.
+magnitude counts as 1 at least. The table is in :mod:`.tolerances`.
 """
 
 from __future__ import annotations
@@ -48,72 +48,13 @@ from .layout import Precision
 from .metadata import THRESHOLD, TOKEN
 from .retrieval_checks import check_retrieval
 from .runtime import OnnxVLM
+from .tolerances import EXACT, Tolerance, Tolerances, tolerances_of
 
 if TYPE_CHECKING:
     from ..toolkit.evaluate import Decision
     from ..toolkit.hooks import AppliedAdapters
     from ..toolkit.records import Record
     from ..toolkit.vlm import VLM
-
-
-class Tolerance(Strict):
-    """Largest error that passes."""
-
-    absolute: float
-    relative: float
-
-    def passes(self, error: float, scale: float) -> bool:
-        """False for NaN."""
-        return error <= self.absolute + self.relative * scale
-
-
-class Tolerances(Strict):
-    """What passes at one precision; ``flips`` is the share of records whose decision may change."""
-
-    logits: Tolerance
-    scores: Tolerance
-    op: Tolerance
-    invariant: Tolerance
-    risk: Tolerance = Tolerance(absolute=0, relative=1e-5)
-    drift: Tolerance | None = None
-    flips: float
-
-
-_EXACT = Tolerance(absolute=0, relative=0)
-# Logits in fp32: 1e-5 of the largest one. Two right computations differ by their rounding, which grows with the
-# logits; on the reference VLM, PyTorch itself is 3e-6 of the largest logit away from its own float64 run.
-TOLERANCES: dict[Precision, Tolerances] = {
-    "fp32": Tolerances(
-        logits=Tolerance(absolute=0, relative=1e-5),
-        scores=Tolerance(absolute=1e-5, relative=1e-5),
-        op=Tolerance(absolute=2e-6, relative=0),
-        invariant=Tolerance(absolute=2e-6, relative=0),
-        risk=Tolerance(absolute=0, relative=1e-5),
-        flips=0,
-    ),
-    "fp16": Tolerances(
-        logits=Tolerance(absolute=5e-3, relative=5e-3),
-        scores=Tolerance(absolute=5e-3, relative=5e-3),
-        op=Tolerance(absolute=1e-3, relative=0),
-        invariant=Tolerance(absolute=1e-3, relative=0),
-        risk=Tolerance(absolute=0, relative=1e-2),
-        flips=0.002,
-    ),
-}
-
-_FULL = TOLERANCES["fp32"]
-# Against PyTorch with the graph's own weights, see :mod:`.held`, quantised graphs are as exact as others. Their drift
-# from the checkpoint is the rounding of its weights: the limit only says that it is still the same model.
-TOLERANCES["int4"] = _FULL.model_copy(update={"drift": Tolerance(absolute=0, relative=0.5), "flips": 0.1})
-TOLERANCES["int8"] = _FULL.model_copy(update={"drift": Tolerance(absolute=0, relative=0.25), "flips": 0.05})
-
-
-def tolerances_of(onnx_vlm: OnnxVLM) -> Tolerances:
-    """What passes for an export: by its precision, and for quantised ones also by the type they compute in."""
-    table = TOLERANCES[onnx_vlm.manifest.precision]
-    if table.drift is None or not onnx_vlm.half:
-        return table
-    return TOLERANCES["fp16"].model_copy(update={"drift": table.drift, "flips": table.flips})
 
 
 class Check(Strict):
@@ -130,9 +71,9 @@ class Check(Strict):
     """
 
     kind: Literal[
-        *("logits", "adapter-off", "scores", "op", "invariant", "risk"),
-        *("retrieval", "fold", "swap", "layout", "drift", "decisions"),
-    ]
+        "logits", "adapter-off", "scores", "op", "invariant", "risk",
+        "retrieval", "fold", "swap", "layout", "drift", "decisions",
+    ]  # fmt: skip
     case: str
     count: int
     error: float
@@ -195,7 +136,7 @@ class ParityReport(Strict):
 
     def with_swap(self, gap: Gap) -> ParityReport:
         """The same with how far the export's own logits are from what they were before a swap: not at all."""
-        checks = (*self.checks, _check("swap", "there and back", gap, _EXACT))
+        checks = (*self.checks, _check("swap", "there and back", gap, EXACT))
         return self.model_copy(update={"checks": checks, "passed": all(check.passed for check in checks)})
 
     def write(self, path: Path) -> None:
@@ -258,10 +199,11 @@ def check_parity(
         if same.exact:
             checks += _end_to_end(vlm, same, requests, steps, table, adapters, unfolded, applied, say)
     if table.drift is not None:
-        checks += _drift(vlm, onnx_vlm, base, requests, steps, table.drift, lambda: applied(adapters), say)
+        exact = same.exact
+        checks += _drift(vlm, onnx_vlm, base, requests, steps, table.drift, lambda: applied(adapters), say, risks=not exact)
     if base is not None and isinstance(base.decoder_source, bytes) and _bypassable(onnx_vlm):
         gap = check_bypass(onnx_vlm.path, onnx_vlm.manifest.graph_file("decoder"), base.decoder_source)
-        checks.append(_check("adapter-off", "decoder with its ops bypassed", gap, _EXACT))
+        checks.append(_check("adapter-off", "decoder with its ops bypassed", gap, EXACT))
     say("parity: ops")
     for one, op, invariant in check_ops(
         onnx_vlm.path,
@@ -322,7 +264,7 @@ def _end_to_end(
             scores = compare_scores(hooks.extras, gap.extras)
         yield _check("logits", case, gap.logits, table.logits)
         if gap.forced is not None:
-            yield _check("risk", f"{case}, forced logits", gap.forced, _EXACT)
+            yield _check("risk", f"{case}, forced logits", gap.forced, EXACT)
         if (risk := scores.pop("risk", None)) is not None:
             yield _check("risk", case, risk.at_least(1), table.risk)
         for name, found in scores.items():
@@ -345,17 +287,23 @@ def _drift(
     tolerance: Tolerance,
     applied: Callable[[], AbstractContextManager[AppliedAdapters]],
     say: Callable[[str], None],
+    *,
+    risks: bool,
 ) -> Iterator[Check]:
-    """How far rounded weights take the base graphs from the checkpoint, and a detector's risk with them."""
+    """How far rounded weights take the base graphs from the checkpoint, and a detector's risk with them.
+
+    Args:
+        risks: whether risks were not compared otherwise.
+    """
     for case, batch in requests.items():
         say(f"drift: {case}")
         if base is not None:
             yield _check("drift", case, compare_logits(vlm, base, batch, steps).logits, tolerance)
-        if onnx_vlm.detector is not None:
+        if risks and onnx_vlm.detector is not None:
             with applied() as hooks:
                 vlm.prefill(batch)
-                risks = compare_scores(hooks.extras, onnx_vlm.prefill_requests(batch).extras)
-            yield _check("drift", f"{case}, risk", risks["risk"].at_least(1), tolerance)
+                found = compare_scores(hooks.extras, onnx_vlm.prefill_requests(batch).extras)
+            yield _check("drift", f"{case}, risk", found["risk"].at_least(1), tolerance)
 
 
 def _bypassable(onnx_vlm: OnnxVLM) -> bool:
@@ -399,7 +347,7 @@ def _statement_check(detector: DetectorInfo | None, stated: StatedDetector | Non
     if detector and enforce:
         settings = (float(np.float32(detector.threshold)), detector.refusal_token)
     same = stated is not None and stated.info == detector and stated.enforced == settings
-    return _check("risk", "threshold and refusal", Gap(0.0 if same else 1.0, 1.0, 1), _EXACT)
+    return _check("risk", "threshold and refusal", Gap(0.0 if same else 1.0, 1.0, 1), EXACT)
 
 
 def _flip_check(flips: Sequence[Flip], count: int, share: float) -> Check:

@@ -31,7 +31,7 @@ from ..adapters.errors import UnsupportedGraph
 SKIP_NORMS = ("SkipSimplifiedLayerNormalization", "SkipLayerNormalization")
 DOMAIN = "safetykit"
 _KV = re.compile(r"past_key_values\.(\d+)\.(key|value)")
-_HEADS = ("MatMul", "Gemm", "MatMulNBits")
+_HEADS = ("MatMul", "Gemm", "MatMulNBits", "MatMulInteger")
 _AFTER_HEAD = ("Cast", "Identity", "Add", "Mul", "Div", "Tanh", "Reshape")
 _ADVICE = "Export the decoder with safetykit, or as a plain pre-norm decoder with KV cache inputs."
 
@@ -247,7 +247,7 @@ def _orientations(node: ir.Node) -> list[Step]:
 def _depends(value: ir.Value, ancestor: ir.Value) -> bool:
     # Through a skip-norm the branch sees the normed output and the stream the sum: compare producers.
     producer = ancestor.producer()
-    if producer is None:
+    if producer is None or producer.op_type not in SKIP_NORMS:
         return any(found is ancestor for found in ancestors(value, ancestor))
     return any(found.producer() is producer for found in ancestors(value, ancestor))
 
@@ -286,7 +286,7 @@ def _require_attention_order(steps: tuple[Step, ...], base: ir.Value) -> None:
 
 
 def head_output(logits: ir.Value) -> ir.Value:
-    """What the LM head gives: the site ``logits``. It is not the graph's output where a soft cap c·tanh(x/c) follows."""
+    """What the LM head gives: the site ``logits``, from which the output differs by a soft cap c·tanh(x/c), if any."""
     node = logits.producer()
     while node is not None and node.op_type in ("Cast", "Identity", "Mul"):
         source = _data(node)
@@ -304,11 +304,17 @@ def _data(node: ir.Node) -> ir.Value | None:
     return found[0] if len(found) == 1 else None
 
 
+def _unquantised(value: ir.Value | None) -> ir.Value | None:
+    """What was rounded to 8 bits for an integer product."""
+    node = value.producer() if value is not None else None
+    return node.inputs[0] if node is not None and node.op_type == "DynamicQuantizeLinear" else value
+
+
 def _head_input(logits: ir.Value) -> ir.Value | None:
     value: ir.Value | None = logits
     while value is not None and (node := value.producer()) is not None:
         if node.op_type in _HEADS:
-            return node.inputs[0]
+            return _unquantised(node.inputs[0])
         if node.op_type not in _AFTER_HEAD:
             return None
         value = next((v for v in node.inputs if v is not None and not _is_constant(v)), None)

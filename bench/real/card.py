@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from safetykit.adapters.files import write_atomic
 from safetykit.export.latency import Ratio
-from safetykit.export.rendering import NOTHING, number, rate, ratio
+from safetykit.export.rendering import NOTHING, auroc, number, rate, ratio
 from safetykit.toolkit.evaluate import Rate
 
 HERE = Path(__file__).parent
@@ -73,6 +73,16 @@ def utility(found: Found) -> str:
         cells = [_rate(names.get(name)) for name in NAMED]
         lines.append([TITLES[arm], *cells, f"{text['plain']:.2f}", f"{text['answers']:.2f}"])
     return table(["", *(f"named, {name}" for name in NAMED), "perplexity, prose", "perplexity, answers"], lines)
+
+
+def detectors(found: Found) -> str:
+    """How well the risk ranks harmful records above harmless ones."""
+    lines = [
+        [TITLES[arm], auroc(found[arm]["detector_auroc"])]
+        for arm in _measured(found)
+        if found[arm]["detector_auroc"] is not None
+    ]
+    return table(["", "AUROC of the risk, all test records"], lines) if lines else "Not run."
 
 
 def exports(found: Found) -> str:
@@ -168,6 +178,7 @@ def render(folder: Path) -> str:
         attacks_judge=shares(found, ATTACKED, "attack_judge"),
         refusals=shares(found, REFUSED, "over_refusal"),
         utility=utility(found),
+        detectors=detectors(found),
         exports=exports(found),
         precisions=precisions(found),
         latencies=latencies(found),

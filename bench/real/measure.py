@@ -36,12 +36,15 @@ from redteam import SIZE, TEST_SETS, UNSEEN_SETS, Pictures, write
 
 from safetykit.adapters.adapter import Adapter
 from safetykit.adapters.errors import ParityFailed, SafetykitError, UsageError
-from safetykit.adapters.files import write_atomic
+from safetykit.adapters.files import atomic_folder, write_atomic
 from safetykit.adapters.manifest import canonical_json, describe_data
+from safetykit.export.adapt import copy_base
 from safetykit.export.base import export_base
 from safetykit.export.latency import measure_latency
+from safetykit.export.layout import read_manifest
 from safetykit.export.parity import Flip, find_flips
 from safetykit.export.pipeline import export_onnx
+from safetykit.export.quantise import quantise_decoder
 from safetykit.export.runtime import OnnxVLM
 from safetykit.export.sessions import CPU
 from safetykit.toolkit.evaluate import Decision, Generator, Rate, decide
@@ -106,9 +109,18 @@ class Bench:
     def base(self, precision: str) -> Path:
         """The unmodified export at a precision."""
         folder = self.folder / f"base-{precision}"
-        if not folder.is_dir():
-            say(f"exporting the base, {precision}")
-            export_base(self.vlm, folder, precision)
+        if folder.is_dir():
+            return folder
+        if precision == "int4":
+            full = self.base("fp32")
+            say("quantising the base to int4")
+            with atomic_folder(folder) as made:
+                manifest = read_manifest(full)
+                copy_base(full, made, manifest)
+                quantise_decoder(made, manifest)
+            return folder
+        say(f"exporting the base, {precision}")
+        export_base(self.vlm, folder, precision)
         return folder
 
     def journal(self, name: str, adapters: Sequence[Adapter]) -> Journal:
@@ -196,11 +208,11 @@ class Bench:
 def measure(bench: Bench, arm: str) -> dict[str, Any]:
     """Everything about one arm in fp32."""
     adapters = bench.lab.adapters(arm)
+    with bench.vlm.applied(*adapters):
+        in_torch = bench.answers(_wrapped(bench.vlm, arm), f"{arm}-pytorch", adapters)
     folder, parity = bench.exported(arm, adapters, "fp32")
     onnx_vlm = OnnxVLM.from_pretrained(folder)
-    ours, theirs = _wrapped(bench.vlm, arm), _wrapped(onnx_vlm, arm)
-    with bench.vlm.applied(*adapters):
-        in_torch = bench.answers(ours, f"{arm}-pytorch", adapters)
+    theirs = _wrapped(onnx_vlm, arm)
     in_onnx = bench.answers(theirs, f"{arm}-onnx", adapters)
     flips = find_flips(in_torch, in_onnx)
     found: dict[str, Any] = {
@@ -294,7 +306,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("-o", "--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--precision", default="fp32", help="other than fp32: compare with the fp32 figures")
+    parser.add_argument("--precision", choices=("fp32", "fp16", "int4"), default="fp32", help="other than fp32: compare with the fp32 figures")
     parser.add_argument("--model", type=Path, help="checkpoint; WORK/model by default")
     parser.add_argument("--data", type=Path, help="other records than the red-team set")
     parser.add_argument("--steps", type=int, default=80, help="optimizer steps of TGA")

@@ -40,7 +40,9 @@ def collect(work: Path, parts: Path) -> None:
             weights = load_file(source / "adapter_model.safetensors")
             halved = {key: value.half().contiguous() for key, value in weights.items()}
             save_file(halved, parts / name / "adapter_model.safetensors")
-            shutil.copy(source / "adapter_config.json", parts / name)
+            settings = json.loads((source / "adapter_config.json").read_text())
+            settings["base_model_name_or_path"] = "SmolLM2-135M-Instruct"  # peft wrote the path on this machine
+            write_atomic(parts / name / "adapter_config.json", canonical_json(settings))
     trained = load_file(work / "tune/trained.safetensors")
     own = {name.removeprefix("projector."): value.half() for name, value in trained.items() if name.startswith("projector.")}
     save_file(own, parts / "projector.safetensors")

@@ -152,7 +152,7 @@ class Reader:
 
     def cache(self, batch: int, small: DynamicCache | None = None) -> DynamicCache:
         """The same for a batch, a copy to be filled."""
-        small = small or self.before_picture()
+        small = self.before_picture() if small is None else small
         wide = DynamicCache()
         for at, layer in enumerate(small.layers):
             wide.update(layer.keys.expand(batch, -1, -1, -1), layer.values.expand(batch, -1, -1, -1), at)

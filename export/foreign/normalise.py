@@ -276,8 +276,9 @@ def _cast_inputs(graph: ir.Graph) -> list[str]:
     for value in list(graph.inputs):
         if value.name not in ("attention_mask", "position_ids") or value.dtype == ir.DataType.INT64:
             continue
+        readers = list(value.uses())
         cast = ir.node("Cast", [value], {"to": int(value.dtype or ir.DataType.INT32)})
-        for node, index in list(value.uses()):
+        for node, index in readers:
             node.replace_input_with(index, cast.outputs[0])
         cast.outputs[0].name, cast.outputs[0].dtype = f"{value.name}.cast", value.dtype
         cast.outputs[0].shape = value.shape

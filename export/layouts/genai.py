@@ -7,6 +7,8 @@
 GenAI knows VLMs by type. One whose decoder reads embeddings with plain positions runs under ``gemma3``, whatever its
 architecture: token embedding, vision encoder and decoder are called in turn. The type's own prompt processor writes
 Gemma's image tokens, so that token ids and pixels of other families are handed over by ``Generator.set_inputs``.
+``vision_processor.json`` is the checkpoint's way to pixels in its words; version 0.18 stretches a picture where the
+checkpoint keeps its shape, so that only pictures of the model's own shape come out the same.
 """
 
 from __future__ import annotations
@@ -121,15 +123,16 @@ def _transforms(folder: Path) -> list[dict[str, Any]]:
     steps: list[tuple[str, dict[str, Any]]] = [("DecodeImage", {"color_space": "RGB"})]
     if found.get("do_resize", True):
         width, height = (edge, edge) if edge else (size.get("width"), size.get("height"))
-        keep = {"keep_aspect": 1} if edge else {"keep_aspect": 0}
         kind = _INTERPOLATION.get(found.get("resample", 3), "CUBIC")
-        steps.append(("Resize", {"interpolation": kind, "width": width, "height": height, **keep}))
+        sizes = {"width": width, "height": height, "keep_aspect_ratio": int(bool(edge))}
+        steps.append(("Resize", {"interpolation": kind, **sizes}))
     if found.get("do_center_crop"):
         steps.append(("CenterCrop", {"width": crop["width"], "height": crop["height"]}))
     if found.get("do_rescale", True):
         steps.append(("Rescale", {"rescale_factor": found.get("rescale_factor", 1 / 255)}))
     if found.get("do_normalize", True):
-        steps.append(("Normalize", {"mean": found["image_mean"], "std": found["image_std"]}))
+        mean, std = ([float(number) for number in found[name]] for name in ("image_mean", "image_std"))
+        steps.append(("Normalize", {"mean": mean, "std": std}))
     steps.append(("Permute3D", {"dims": [2, 0, 1]}))
     return [{"operation": {"name": kind.lower(), "type": kind, "attrs": attributes}} for kind, attributes in steps]
 

@@ -149,7 +149,7 @@ def merge_features(model: ir.Model, image_token_id: int, features: ir.Value) -> 
 
     Args:
         features: the new graph input, [image_tokens, d], in the order of the image tokens. There must be as many as
-            image tokens; else the graph fails.
+            image tokens, or none at all, which leaves the tokens' own embeddings; else the graph fails.
 
     Raises:
         UnsupportedGraph: the graph has no embeddings or no token ids.
@@ -163,6 +163,12 @@ def merge_features(model: ir.Model, image_token_id: int, features: ir.Value) -> 
     found = builder.node("Equal", [ids, token], ir.DataType.BOOL, ids.shape)
     places = builder.node("NonZero", [found], ir.DataType.INT64, [2, "image_tokens"])
     indices = builder.node("Transpose", [places], ir.DataType.INT64, ["image_tokens", 2], {"perm": [1, 0]})
+    zero, one = (builder.constant(f"{DOMAIN}.merge.{number}", np.array([number], np.int64)) for number in (0, 1))
+    everything = builder.constant(f"{DOMAIN}.merge.all", np.array([np.iinfo(np.int64).max], np.int64))
+    given = builder.node("Shape", [features], ir.DataType.INT64, [1], {"start": 0, "end": 1})
+    nothing = builder.node("Less", [given, one], ir.DataType.BOOL, [1])
+    end = builder.node("Where", [nothing, zero, everything], ir.DataType.INT64, [1])
+    indices = builder.node("Slice", [indices, zero, end, zero], ir.DataType.INT64, ["image_tokens", 2])
     merged = builder.node("ScatterND", [embeds, indices, features], embeds.dtype, embeds.shape)
     _replace_output(model, embeds, merged, "merge")
     TopologicalSortPass()(model)

@@ -17,10 +17,12 @@ from safetykit.adapters.one_pass import OnePassProbe
 from safetykit.adapters.sasa import SASA
 from safetykit.adapters.tga import TGA
 from safetykit.adapters.vlm_guard import VLMGuard
-from safetykit.export.base import export_base
+from safetykit.export.base import export_base, export_graph, save_graph
 from safetykit.export.compare import compare_logits, parity_requests
 from safetykit.export.pipeline import export_onnx
 from safetykit.export.runtime import OnnxVLM
+from safetykit.export.sessions import open_session
+from safetykit.export.specs import graph_specs
 from safetykit.toolkit.alignment import Aligner
 from safetykit.toolkit.captions import CaptionedPicture, captions_path, load_captions
 from safetykit.toolkit.families import exportable, family_names
@@ -174,6 +176,17 @@ def test_base_graphs_compute_what_pytorch_computes(vlm, base, case):
     assert gap.error <= 1e-5 * gap.scale
 
 
+@pytest.mark.slow
+def test_the_vision_graph_in_half_precision_stays_near(vlm, tmp_path):
+    save_graph(export_graph(graph_specs(vlm.model)["vision_encoder"], "fp16"), tmp_path / "vision.onnx")
+    session = open_session(tmp_path / "vision.onnx")
+    family, inputs = vlm.inputs.family, vlm.inputs.prepare(REQUESTS[:1])
+    features = session.run(None, family.vision_feeds(vlm.inputs.config, inputs.pictures))[0].astype(np.float32)
+    with torch.no_grad():
+        real = torch.cat([one.reshape(-1, WIDTH) for one in vlm.see(inputs).pooler_output]).numpy()
+    assert np.abs(features.reshape(-1, WIDTH) - real).max() < 0.02 * np.abs(real).max()
+
+
 @exported
 def test_both_generate_the_same(vlm, base):
     theirs = [answer.token_ids for answer in base.generate(REQUESTS, 8)]
@@ -183,7 +196,8 @@ def test_both_generate_the_same(vlm, base):
 @exported
 def test_adapters_go_in_at_every_kind_of_site_beside_a_detector(vlm, base_folder, tmp_path):
     items = [projection(vlm, site, scope="vision" if site.kind == "block" else "all") for site in sites(vlm)]
-    probe = {"weight": torch.randn(WIDTH, generator=torch.Generator().manual_seed(1)), "bias": torch.tensor(0.1)}
+    weight = torch.randn(WIDTH, generator=torch.Generator().manual_seed(1)) / WIDTH**0.5
+    probe = {"weight": weight, "bias": torch.tensor(0.1)}
     branch = Branch("FusedProjection", Site.block(0), Site.block(1), probe)
     detector = DetectorInfo(threshold=0.0, refusal="sorry", refusal_token=7)
     adapters = [adapter(vlm, *items), adapter(vlm, branch=branch, detector=detector)]

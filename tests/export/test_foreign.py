@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from foreign_folders import build_genai, in_foreign_clothes, in_transformers_js, loaded, merged, save_text_tower
+from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from safetykit.adapters.errors import InvalidArtifact, UnsupportedGraph, UsageError, WrongBase
 from safetykit.export.base import save_graph
@@ -239,8 +240,9 @@ def test_masks_of_another_type_get_a_cast(vlm, base_folder, imported, tmp_path):
     decoder = loaded(base_folder / "decoder.onnx")
     graph = decoder.graph
     mask = next(value for value in graph.inputs if value.name == "attention_mask")
+    readers = list(mask.uses())
     cast = ir.node("Cast", [mask], {"to": 7})
-    for reader, index in list(mask.uses())[:-1]:
+    for reader, index in readers:
         reader.replace_input_with(index, cast.outputs[0])
     cast.outputs[0].name, cast.outputs[0].shape, cast.outputs[0].dtype = "wide", mask.shape, ir.DataType.INT64
     graph.insert_before(graph[0], cast)
@@ -327,6 +329,19 @@ def test_an_adapted_decoder_is_no_base(vlm, optimum, imported, make_adapter, fro
     shutil.copyfile(tmp_path / "out" / "decoder.onnx", folder / "model.onnx")
     with pytest.raises(UnsupportedGraph, match="already holds a safetykit adapter"):
         imported(folder)
+
+
+def test_an_eight_bit_decoder_is_measured_by_its_drift(vlm, base_folder, make_adapter, from_checkpoint, tmp_path):
+    """Its activations are rounded too, so nothing end to end can be exact; the op and all the rest of the graph are."""
+    folder = in_transformers_js(base_folder, tmp_path / "js")
+    target = folder / "onnx" / "decoder_model_merged_quantized.onnx"
+    quantize_dynamic(base_folder / "decoder.onnx", target, weight_type=QuantType.QInt8)
+    result = export_onnx(vlm, [make_adapter(GUARD)], tmp_path / "out", precision="int8", base_onnx=folder)
+    kinds = {check.kind for check in result.parity.checks}
+    assert {"drift", "op", "adapter-off"} <= kinds and "logits" not in kinds
+    assert result.parity.worst("adapter-off") == 0 < result.parity.worst("drift")
+    assert result.manifest.foreign.weights.nearest == 7 * 3 + 1
+    assert result.manifest.foreign.sources["embed_tokens"] == "embed_tokens.onnx"
 
 
 def test_graphs_of_the_folder_that_cannot_be_used_are_taken_from_the_checkpoint(vlm, base_folder, imported, tmp_path):

@@ -2,11 +2,15 @@
 
 import dataclasses
 import importlib.util
+import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from runtimes import genai_answers, greedy, node_answers, run_node, without_node
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from zoo import build
 
 from safetykit.adapters.adapter import Adapter
@@ -116,6 +120,32 @@ def test_architectures_that_genai_does_not_know_run_under_its_type_gemma3(name, 
     plain, arranged = OnnxVLM.from_pretrained(tmp_path / "plain"), OnnxVLM.from_pretrained(tmp_path / "arranged")
     asked = parity_requests()["4 rows padded, mixed"]
     assert genai_answers(arranged, asked, LENGTH) == [greedy(plain, request, LENGTH) for request in asked]
+
+
+@genai
+def test_genais_own_picture_processor_makes_our_pixels(base_folder, tmp_path):
+    """From a picture of the model's size; GenAI needs a tokenizer that it can read to open it."""
+    import onnxruntime_genai
+
+    folder = shutil.copytree(base_folder, tmp_path / "export")
+    arrange(folder, read_manifest(folder), "genai")
+    ours = OnnxVLM.from_pretrained(folder).inputs
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = ["<|endoftext|>", "<start_of_image>", "<image_soft_token>", "<end_of_image>"]
+    tokenizer.train_from_iterator(
+        ["what is this"] * 4, trainers.BpeTrainer(special_tokens=words, initial_alphabet=alphabet)
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    told = {"tokenizer_class": "GPT2Tokenizer", **dict.fromkeys(("bos_token", "eos_token", "unk_token"), words[0])}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    picture.save(tmp_path / "picture.png")
+    processor = onnxruntime_genai.Model(str(folder)).create_multimodal_processor()
+    found = processor("<start_of_image>", images=onnxruntime_genai.Images.open(str(tmp_path / "picture.png")))
+    wanted = ours.prepare([Request("what is this", picture)]).pixel_values
+    np.testing.assert_allclose(found["pixel_values"].as_numpy(), wanted, atol=1e-5)
 
 
 @node

@@ -98,7 +98,7 @@ def test_a_bad_export_is_caught_although_the_weights_are_rounded(vlm, guarded, m
     model = ir.load(folder / LAYOUT.decoder)
     steering = next(node for node in model.graph if node.name == "safetykit.0.op")
     if what == "sign":
-        value = model.graph.initializers["safetykit.0.target"]
+        value = model.graph.initializers["safetykit.0.alpha"]
         value.const_value = ir.tensor(-value.const_value.numpy(), name=value.name)
         ir.save(model, folder / LAYOUT.decoder)
     elif what == "dropped":

@@ -29,7 +29,7 @@ def branch(value: ir.Value, kv: ir.Value | None = None) -> ir.Value:
 
 
 def toy(build) -> ir.Model:
-    """A graph with one layer's cache whose logits ``build(hidden, cache)`` makes."""
+    """A graph whose logits ``build(hidden, cache)`` makes; whatever else that reads is an input too."""
     hidden = ir.val("inputs_embeds", ir.DataType.FLOAT, ["batch", "sequence", 8])
     cache = ir.val("past_key_values.0.key", ir.DataType.FLOAT, ["batch", "sequence", 8])
     logits = build(hidden, cache)
@@ -40,7 +40,9 @@ def toy(build) -> ir.Model:
         if node is not None and node not in nodes:
             nodes.append(node)
             pending.extend(value for value in node.inputs if value is not None)
-    graph = ir.Graph([hidden, cache], [logits], nodes=nodes, opset_imports={"": 20}, name="toy")
+    read = dict.fromkeys(value for node in nodes for value in node.inputs if value is not None)
+    inputs = [value for value in read if value.producer() is None]
+    graph = ir.Graph(inputs, [logits], nodes=nodes, opset_imports={"": 20}, name="toy")
     graph.sort()
     return ir.Model(graph, ir_version=10)
 
@@ -106,19 +108,22 @@ def test_parallel_attention_and_mlp_are_refused():
 
 
 def test_what_is_added_between_layers_is_no_step_of_the_stream():
-    """Features of pictures join the stream after a layer (Qwen3-VL); they are computed from neither stream nor cache."""
+    """Features of pictures join the stream after a layer (Qwen3-VL), computed from neither stream nor cache."""
     after = []
 
     def build(x, kv):
-        features = ir.node("Neg", [ir.val("features", ir.DataType.FLOAT, x.shape)]).outputs[0]
-        features.shape, features.dtype = x.shape, ir.DataType.FLOAT
-        attended = addition(x, branch(x, kv))
-        after.append(addition(attended, branch(attended)))
-        return branch(addition(features, after[0]))
+        split = ir.node("Split", [ir.val("features", ir.DataType.FLOAT, x.shape)], num_outputs=2)
+        for features in split.outputs:
+            features.shape, features.dtype = x.shape, ir.DataType.FLOAT
+        for features in split.outputs:
+            attended = addition(x, branch(x, kv))
+            after.append(addition(attended, branch(attended)))
+            x, kv = addition(features, after[-1]), ir.val("past_key_values.1.key", ir.DataType.FLOAT, x.shape)
+        return branch(x)
 
     stream = find_residual_stream(toy(build))
-    assert stream.n_layers == 1
-    assert stream.steps[1].node.outputs[0] is after[0]
+    assert stream.n_layers == 2
+    assert [step.node.outputs[0] for step in stream.steps[1::2]] == after
 
 
 def test_a_branch_that_skips_its_own_attention_is_no_picture_feature():

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from safetykit.adapters.errors import InvalidArtifact, UsageError
 from safetykit.export import sessions
@@ -150,3 +151,17 @@ def test_the_runtime_does_not_import_torch():
 def test_a_request_is_all_it_takes(bare):
     (answer,) = bare.generate([Request("describe it .")], 4)
     assert isinstance(answer.text, str)
+
+
+def test_a_single_prompt_may_have_several_pictures(vlm, base_folder, tmp_path):
+    from safetykit.export.answer import answer
+
+    pictures = [Image.fromarray(np.full((16, 16, 3), shade, np.uint8)) for shade in (40, 200)]
+    paths = [tmp_path / f"{at}.png" for at in range(2)]
+    for picture, path in zip(pictures, paths, strict=True):
+        picture.save(path)
+    prompt = "what is in the picture ?"
+    (found,) = answer(base_folder, [prompt], paths, max_new_tokens=4)
+    assert found["text"] == vlm.generate([Request(prompt, tuple(pictures))], 4)[0].text
+    with pytest.raises(UsageError, match="2 pictures for 3 prompts"):
+        answer(base_folder, [prompt] * 3, paths)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import LlavaNextModel, LlavaOnevisionModel
 from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
 from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionEmbeddings
+from zoo import build
 
+from safetykit.adapters.errors import UsageError
 from safetykit.toolkit.families import family_or_any
 from safetykit.toolkit.families.idefics import patch_positions
 from safetykit.toolkit.inputs import InputProcessor, Request
+from safetykit.toolkit.vlm import VLM
 
 SIZES = [(30, 200), (200, 30), (100, 90), (16, 16), (333, 500), (1, 40), (64, 48), (47, 97)]  # height, width
 
@@ -46,6 +52,25 @@ def test_blank_tiles_and_padding_are_left_out():
     )
     assert feeds["pixel_values"].shape == (3, 3, 8, 8)
     assert feeds["patch_mask"].tolist() == [[True] * 4, [True] * 4, [True, False, True, False]]
+
+
+def test_a_tile_that_a_picture_does_not_fill_gives_the_features_of_the_model(tmp_path):
+    vlm = VLM.from_pretrained(build("idefics3", tmp_path / "model"))
+    config, family = vlm.inputs.config, vlm.inputs.family
+    size = config.vision_config.image_size
+    generator = np.random.default_rng(0)
+    pixels = generator.standard_normal((1, 2, 3, size, size)).astype(np.float32)
+    mask = np.ones((1, 2, size, size), np.int64)
+    mask[0, 1, :, size // 2 :] = 0
+    pixels[0, 1, :, :, size // 2 :] = 0
+    given = {"pixel_values": pixels, "pixel_attention_mask": mask}
+    with torch.no_grad():
+        feeds = {name: torch.from_numpy(value) for name, value in family.vision_feeds(config, given).items()}
+        mine = family.vision(vlm.model, **feeds)[0].flatten(0, 1)
+        theirs = vlm.model.get_image_features(**vlm.tensors(given), return_dict=True).pooler_output[0]
+    assert torch.allclose(mine, theirs, atol=1e-4)
+    with pytest.raises(UsageError, match="makes tiles of 8 by 16 pixels, the tower reads 16 by 16"):
+        family.vision_feeds(config, {name: value[..., : size // 2] for name, value in given.items()})
 
 
 def settings(model_type: str, side: int, most: int = 9) -> SimpleNamespace:
@@ -90,12 +115,30 @@ def _best(size, config):
     return select_best_resolution(tuple(size), config.image_grid_pinpoints)
 
 
-@pytest.mark.parametrize("name", ["internvl", "smolvlm", "llava_onevision"])
-def test_processors_load_without_what_videos_need(name, tmp_path):
-    from zoo import build
-
-    inputs = InputProcessor.from_pretrained(build(name, tmp_path / name))
-    assert "video_processor" not in inputs.processor.get_attributes()
-    again = InputProcessor.from_pretrained(inputs.processor.save_pretrained(tmp_path / name) and tmp_path / name)
-    one, other = (item.prepare([Request("what is this ?")]) for item in (inputs, again))
-    assert np.array_equal(one.input_ids, other.input_ids)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("internvl", "GotOcr2ImageProcessorFast"),
+        ("smolvlm", "SmolVLMImageProcessor"),
+        ("llava_onevision", "LlavaOnevisionImageProcessor"),
+    ],
+)
+def test_processors_load_without_what_videos_need_from_files_of_both_layouts(name, kind, tmp_path):
+    """Published checkpoints have one file for each part; newer ones have all parts in one file."""
+    new, old = build(name, tmp_path / "new"), tmp_path / "old"
+    shutil.copytree(new, old)
+    whole = json.loads((old / "processor_config.json").read_text())
+    pictures = {**whole.pop("image_processor"), "image_processor_type": kind, "processor_class": whole["processor_class"]}
+    videos = {"video_processor_type": "Unknown", "processor_class": whole["processor_class"]}
+    for file, value in {
+        "processor_config.json": whole,
+        "preprocessor_config.json": pictures,
+        "video_preprocessor_config.json": videos,
+        "chat_template.json": {"chat_template": (old / "chat_template.jinja").read_text()},
+    }.items():
+        (old / file).write_text(json.dumps(value))
+    (old / "chat_template.jinja").unlink()
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    made = [InputProcessor.from_pretrained(folder).prepare([Request("what is this ?", picture)]) for folder in (new, old)]
+    assert np.array_equal(made[0].input_ids, made[1].input_ids)
+    assert all(np.array_equal(made[0].pictures[key], made[1].pictures[key]) for key in made[0].pictures)

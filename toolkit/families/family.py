@@ -69,7 +69,6 @@ class Family:
             projector reads, and ``projector``, what it gives, where that is not the first output. Of rank 3.
         several: whether a prompt may hold more than one picture.
         repacks: whether features are rearranged after the projector, so that its tokens are not the decoder's.
-        packs: whether all pictures of a batch are one row of states at the projector.
         scattered: outputs of the vision graph that go to the image tokens of further decoder inputs, by name.
         first_position: of the first token of a prompt.
     """
@@ -83,7 +82,6 @@ class Family:
     taps: ClassVar[tuple[str, ...]] = ("vision",)
     several: ClassVar[bool] = True
     repacks: ClassVar[bool] = False
-    packs: ClassVar[bool] = False
     scattered: ClassVar[Mapping[str, str]] = {}
     first_position: ClassVar[int] = 0
 

@@ -1,7 +1,7 @@
 """Pictures of any size as grids of patches (Qwen-VL): what a tower and a decoder must know about where patches lie.
 
-A picture of ``t × h × w`` patches is written frame by frame, in a frame block by block: the ``merge × merge`` patches that
-become one image token stand together. Grids are [pictures, 3] int64; patches of all pictures follow one another.
+A picture of ``t × h × w`` patches is written frame by frame, in a frame block by block: the ``merge × merge`` patches
+that become one image token stand together. Grids are [pictures, 3] int64; patches of all pictures follow one another.
 """
 
 from __future__ import annotations

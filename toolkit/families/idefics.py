@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...adapters.errors import UsageError
 from .family import Arrays, Family, GraphInput
 from .registry import register
 
@@ -66,6 +67,12 @@ class Idefics3(Family):
     def vision_feeds(self, config: Any, pictures: Mapping[str, np.ndarray]) -> Arrays:
         pixels = pictures["pixel_values"].reshape(-1, *pictures["pixel_values"].shape[2:])
         masks = pictures["pixel_attention_mask"].reshape(-1, *pictures["pixel_attention_mask"].shape[2:]).astype(bool)
+        if pixels.shape[2:] != (_size(config), _size(config)):
+            raise UsageError(
+                f"The processor makes tiles of {pixels.shape[3]} by {pixels.shape[2]} pixels, the tower reads "
+                f"{_size(config)} by {_size(config)}.",
+                "Set do_image_splitting and max_image_size in preprocessor_config.json to the tower's tiles.",
+            )
         real = (pixels != 0).any(axis=(1, 2, 3))
         side, patch = _side(config), config.vision_config.patch_size
         patches = masks[real].reshape(-1, side, patch, side, patch).any(axis=(2, 4))

@@ -1,7 +1,7 @@
 """Qwen2.5-VL: ``Qwen2_5_VLForConditionalGeneration``. Parts and weight prefixes are those of Qwen2-VL.
 
-Most blocks of the tower see a window of the picture only. The model sorts the patches by window for that; here they stay
-in their order, and the mask of those blocks is by window.
+Most blocks of the tower see a window of the picture only. The model sorts the patches by window for that; here they
+stay in their order, and the mask of those blocks is by window.
 """
 
 from __future__ import annotations

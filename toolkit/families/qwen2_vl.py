@@ -6,9 +6,10 @@ Parts and weight prefixes:
     ``model.language_model``    Qwen2 with rotary positions in time, height and width
     ``lm_head``
 
-The model computes places of patches and lengths of pictures from the grids, in loops that depend on the data and cannot
-be traced; here they are inputs of the graph, computed beforehand. Patches of all pictures come in one row, and which see
-each other is a dense mask over them: right for any grid, with memory that grows with the square of their number.
+The model computes places of patches and lengths of pictures from the grids, in loops that depend on the data and
+cannot be traced; here they are inputs of the graph, computed beforehand. Patches of all pictures come in one row, and
+which see each other is a dense mask over them: right for any grid, with memory that grows with the square of their
+number. Our runtime feeds one picture at a time.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ class Qwen2VL(Family):
 
     name = "qwen2_vl"
     projector = "model.visual.merger"
-    packs = True
     of_patches: ClassVar[tuple[GraphInput, ...]] = (
         GraphInput("patch_places", "int64", ("patches", 2)),
         GraphInput("frame_ids", "int64", ("patches",)),

@@ -7,9 +7,9 @@ Parts and weight prefixes:
     ``model.language_model``                Qwen3 with interleaved rotary positions in time, height and width
     ``lm_head``
 
-Features of the further projectors are added to the image tokens *between* the first decoder layers, after layers 0, 1, ….
-The site ``decoder.layers.N`` is the output of the layer, before that addition. They come as one input ``deepstack``, side by
-side, with zeros at tokens of text.
+Features of the further projectors are added to the image tokens *between* the first decoder layers, after layers 0,
+1, …. The site ``decoder.layers.N`` is the output of the layer, before that addition. They come as one input
+``deepstack``, side by side, with zeros at tokens of text.
 """
 
 from __future__ import annotations

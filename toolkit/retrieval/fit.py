@@ -92,7 +92,7 @@ def fit_retrieval(
         in_graph_limit: most texts that are put into a graph.
 
     Raises:
-        UsageError: the model packs pictures of any size together; too many or too few texts, options that exclude each other, or captions without a key.
+        UsageError: too many or too few texts, options that exclude each other, or captions without a key.
     """
     if external and correction is not None:
         raise UsageError("A correction needs the index in the graph.", "Leave out --correction or --external-index.")
@@ -104,11 +104,6 @@ def fit_retrieval(
         raise UsageError(
             f"The index holds {len(index)} texts; a graph takes {in_graph_limit}.",
             "Pass --external-index and search it beside the graph, or build a smaller index.",
-        )
-    if vlm.parts.family.packs or vlm.parts.family.repacks:
-        raise UsageError(
-            f"{type(vlm.model).__name__} has no states of single pictures at its projector, which the query is made of.",
-            "Retrieval works on models whose projector gives a row for each picture.",
         )
     keys = _keys(index, pictures, embedder)
     states = picture_states(vlm, pictures, progress)
@@ -152,13 +147,7 @@ def picture_states(
     """Mean image state of each picture at the projector, with the adapters that are applied."""
     found: list[np.ndarray] = []
     for start in range(0, len(pictures), batch_size):
-        batch = [item.picture() for item in pictures[start : start + batch_size]]
-        states = image_states(vlm, batch)
-        if len(states) != len(batch):
-            raise UsageError(
-                f"{type(vlm.model).__name__} cuts pictures into parts: it gives {len(states)} rows for {len(batch)}.",
-                "Retrieval works on models whose projector gives a row for each picture.",
-            )
+        states = image_states(vlm, [item.picture() for item in pictures[start : start + batch_size]])
         found.append(torch.stack([one.mean(0) for one in states]).numpy())
         if progress:
             progress(start + len(states), len(pictures))

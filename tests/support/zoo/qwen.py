@@ -52,7 +52,8 @@ def _rope(*section: int) -> dict:
 
 
 def _tower(**options: object) -> dict:
-    return {"depth": 2, "num_heads": 2, "patch_size": PATCH, "spatial_merge_size": 2, "temporal_patch_size": 2, **options}
+    merging = {"spatial_merge_size": 2, "temporal_patch_size": 2}
+    return {"depth": 2, "num_heads": 2, "patch_size": PATCH, **merging, **options}
 
 
 @checkpoint("qwen2_vl")

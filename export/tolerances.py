@@ -1,0 +1,68 @@
+"""How far PyTorch and an export may be apart, by precision."""
+
+from __future__ import annotations
+
+from ..adapters.manifest import Strict
+from .layout import Precision
+from .runtime import OnnxVLM
+
+
+class Tolerance(Strict):
+    """Largest error that passes."""
+
+    absolute: float
+    relative: float
+
+    def passes(self, error: float, scale: float) -> bool:
+        """False for NaN."""
+        return error <= self.absolute + self.relative * scale
+
+
+class Tolerances(Strict):
+    """What passes at one precision; ``flips`` is the share of records whose decision may change."""
+
+    logits: Tolerance
+    scores: Tolerance
+    op: Tolerance
+    invariant: Tolerance
+    risk: Tolerance = Tolerance(absolute=0, relative=1e-5)
+    drift: Tolerance | None = None
+    flips: float
+
+
+EXACT = Tolerance(absolute=0, relative=0)
+# Logits in fp32: 1e-5 of the largest one. Two right computations differ by their rounding, which grows with the
+# logits; on the reference VLM, PyTorch itself is 3e-6 of the largest logit away from its own float64 run.
+TOLERANCES: dict[Precision, Tolerances] = {
+    "fp32": Tolerances(
+        logits=Tolerance(absolute=0, relative=1e-5),
+        scores=Tolerance(absolute=1e-5, relative=1e-5),
+        op=Tolerance(absolute=2e-6, relative=0),
+        invariant=Tolerance(absolute=2e-6, relative=0),
+        risk=Tolerance(absolute=0, relative=1e-5),
+        flips=0,
+    ),
+    "fp16": Tolerances(
+        logits=Tolerance(absolute=5e-3, relative=5e-3),
+        scores=Tolerance(absolute=5e-3, relative=5e-3),
+        op=Tolerance(absolute=1e-3, relative=0),
+        invariant=Tolerance(absolute=1e-3, relative=0),
+        risk=Tolerance(absolute=0, relative=1e-2),
+        flips=0.002,
+    ),
+}
+
+_FULL = TOLERANCES["fp32"]
+# Against PyTorch with the graph's own weights, see :mod:`.held`, quantised graphs are as exact as others. Their drift
+# from the checkpoint is the rounding of its weights, and so are decisions that flip: these limits only say that it is
+# still the same model.
+TOLERANCES["int4"] = _FULL.model_copy(update={"drift": Tolerance(absolute=0, relative=0.5), "flips": 0.2})
+TOLERANCES["int8"] = _FULL.model_copy(update={"drift": Tolerance(absolute=0, relative=0.25), "flips": 0.1})
+
+
+def tolerances_of(onnx_vlm: OnnxVLM) -> Tolerances:
+    """What passes for an export: by its precision, and for quantised ones also by the type they compute in."""
+    table = TOLERANCES[onnx_vlm.manifest.precision]
+    if table.drift is None or not onnx_vlm.half:
+        return table
+    return TOLERANCES["fp16"].model_copy(update={"drift": table.drift, "flips": table.flips})
