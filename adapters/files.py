@@ -138,7 +138,8 @@ def require_hashes(folder: Path, files: dict[str, str]) -> None:
     """
     for name, digest in sorted(files.items()):
         path = folder / name
-        linked = any(step.is_symlink() for step in (path, *path.parents) if step.is_relative_to(folder) and step != folder)
+        steps = [step for step in (path, *path.parents) if step.is_relative_to(folder) and step != folder]
+        linked = any(step.is_symlink() for step in steps)
         if linked or not path.is_file():
             what = "is a link" if linked else "is missing"
             raise InvalidArtifact(f"{path} {what}.", "Get a complete copy of the folder, made of plain files.")

@@ -48,7 +48,7 @@ def measure(export: Path, records: Sequence[Record], max_new_tokens: int) -> dic
         "precision": manifest.precision,
         "enforced": manifest.enforce,
         "gate_state": manifest.gate_state,
-        "ops": sorted({item.op for item in manifest.interventions} | ({manifest.branch.op} if manifest.branch else set())),
+        "ops": sorted({item.op for item in (*manifest.interventions, manifest.branch) if item is not None}),
         "records": len(records),
         "with pictures": sum(request.image is not None for request in requests),
         "safetykit": counts(plain, records, ours),

@@ -17,8 +17,8 @@ from .compare import Gap
 from .residual import DOMAIN
 from .sessions import open_session
 
-_SIZES = {"batch": 1, "sequence": 5}  # some attention kernels continue a prompt for one row only
-_PAST = (0, 3)
+_SIZES = {"batch": 2, "sequence": 5}
+_PROBES = ((0, 5), (3, 1))  # cached and new tokens; not every decoder takes several after cached ones
 
 
 def bypassed(model: ir.Model) -> ir.Model:
@@ -83,8 +83,8 @@ def _size(size: int | str) -> int:
 
 def _probes(session) -> Iterator[dict[str, np.ndarray]]:
     random = np.random.default_rng(0)
-    for past in _PAST:
-        sizes = {**_SIZES, "past_sequence": past, "total": past + _SIZES["sequence"]}
+    for past, new in _PROBES:
+        sizes = {**_SIZES, "sequence": new, "past_sequence": past, "total": past + new}
         feeds = {}
         for value in session.get_inputs():
             shape = [size if isinstance(size, int) else sizes.get(size, 1) for size in value.shape]

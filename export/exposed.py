@@ -128,8 +128,9 @@ class ExposedGraph:
 def probes(graph: ExposedGraph, manifest: ExportManifest, seed: int = 0) -> Iterator[dict[str, np.ndarray]]:
     """Random inputs of several magnitudes, text and picture tokens mixed: prompts, further tokens, and single ones."""
     random = np.random.default_rng(seed)
+    whole = manifest.foreign is not None and not manifest.foreign.continues
     for scale in SCALES:
-        for past, new in ((0, _SEQUENCE), (_PAST, _SEQUENCE), (_PAST, 1)):
+        for past, new in ((0, _SEQUENCE), (_PAST, 1 if whole else _SEQUENCE), (_PAST, 1)):
             yield _probe(graph, manifest, random, scale, past, new)
 
 

@@ -189,7 +189,7 @@ class ExportManifest(Strict):
 
 
 def hash_folder(folder: Path) -> dict[str, str]:
-    """Path and SHA-256 of every file in ``folder`` and the folders in it, but the manifest; hidden ones are left out."""
+    """Path and SHA-256 of every file in ``folder`` and below, but the manifest; hidden ones are left out."""
     found = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if not path.is_dir()}
     return {
         name.as_posix(): sha256_file(path)

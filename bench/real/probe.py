@@ -19,12 +19,11 @@ from assemble import _VISION, MEAN, STD
 from fetch import say
 from jaxtyping import Float
 from PIL import Image
-from things import TEST_SETS, EmojiSets, Thing, things
-from vision_weights import PATCH, load_tower
-
 from safetykit.adapters.files import write_atomic
 from safetykit.adapters.manifest import canonical_json
 from safetykit.toolkit.evaluate import Rate
+from things import TEST_SETS, EmojiSets, Thing, things
+from vision_weights import PATCH, load_tower
 
 SETS = ("noto", "twemoji", "fluent-emoji", "fluent-emoji-flat", "noto-v1")
 BLOCKS = (6, 8, 9, 10, 11, 12)  # hidden_states index: after this many blocks
@@ -88,7 +87,9 @@ def main(arguments: list[str] | None = None) -> None:
             hits = max((named(seen[at], names, unseen[at], truth, ridge) for ridge in RIDGES), key=np.sum)
             rate = Rate.of(int(hits.sum()), len(hits))
             found[f"{size} px block {block}"] = {**rate.model_dump(), "tokens": (size // PATCH) ** 2}
-            say(f"{size} px, after block {block}: {rate.rate:.3f} [{rate.low:.3f}, {rate.high:.3f}] of {len(chosen)} things")
+            say(
+                f"{size} px, after block {block}: {rate.rate:.3f} [{rate.low:.3f}, {rate.high:.3f}] of {len(chosen)} things"
+            )
         write_atomic(file, canonical_json(found))
     print(json.dumps({"probe": str(file)}))
 

@@ -19,14 +19,19 @@ from pathlib import Path
 import assemble
 from fetch import DEBIAN, NPM, WHEELS, say
 from safetensors.torch import load_file, save_file
-
 from safetykit.adapters.files import write_atomic
 from safetykit.adapters.fingerprint import fingerprint
 from safetykit.adapters.manifest import canonical_json
 
 PARTS = Path(__file__).parent / "parts"
-_FIGURES = {"align/figures.json": "alignment.json", "align/split.json": "split.json", "probe.json": "probe.json",
-            "tune/captions.json": "captions.json", "tune/log.jsonl": "tuning.jsonl"}
+_FIGURES = {
+    "align/figures.json": "alignment.json",
+    "align/split.json": "split.json",
+    "probe.json": "probe.json",
+    "tune/captions.json": "captions.json",
+    "tune/log.jsonl": "tuning.jsonl",
+    "score.json": "score.json",
+}
 
 
 def collect(work: Path, parts: Path) -> None:
@@ -44,7 +49,11 @@ def collect(work: Path, parts: Path) -> None:
             settings["base_model_name_or_path"] = "SmolLM2-135M-Instruct"  # peft wrote the path on this machine
             write_atomic(parts / name / "adapter_config.json", canonical_json(settings))
     trained = load_file(work / "tune/trained.safetensors")
-    own = {name.removeprefix("projector."): value.half() for name, value in trained.items() if name.startswith("projector.")}
+    own = {
+        name.removeprefix("projector."): value.half()
+        for name, value in trained.items()
+        if name.startswith("projector.")
+    }
     save_file(own, parts / "projector.safetensors")
     for source, target in _FIGURES.items():
         if (work / source).is_file():
@@ -68,7 +77,9 @@ def main(arguments: list[str] | None = None) -> None:
         collect(options.work, options.o)
         assemble.main([str(options.work), "--with-parts", str(options.o)])
         made = json.loads((options.o / "parts.json").read_text())
-        write_atomic(options.o / "parts.json", canonical_json({**made, "fingerprint": fingerprint(options.work / "model")}))
+        write_atomic(
+            options.o / "parts.json", canonical_json({**made, "fingerprint": fingerprint(options.work / "model")})
+        )
     recorded = json.loads((options.o / "parts.json").read_text())["fingerprint"]
     found = fingerprint(options.work / "model")
     size = sum(file.stat().st_size for file in options.o.rglob("*") if file.is_file())

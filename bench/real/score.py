@@ -20,15 +20,14 @@ from fetch import say
 from lessons import NAMING
 from objects import SHOWN, objects, pairs, wordings
 from PIL import Image
-from things import TEST_SETS, EmojiSets, things
-from tune import names_it
-
+from reader import names_it
 from safetykit.adapters.files import write_atomic
 from safetykit.adapters.manifest import canonical_json
 from safetykit.toolkit.evaluate import Rate
 from safetykit.toolkit.inputs import Request
 from safetykit.toolkit.judge import is_refusal
 from safetykit.toolkit.vlm import VLM
+from things import TEST_SETS, EmojiSets, things
 
 BATCH = 24
 REFUSAL_TOKENS, CAPTION_TOKENS = 14, 8
@@ -53,14 +52,19 @@ def text_groups(file: Path, limit: int) -> dict[str, list[Request]]:
         kind = category if source in ("do-not-answer", "own") else ""
         groups.setdefault(f"{row['label']} {source} {kind}".strip(), []).append(row["prompt"])
     rng = random.Random(4)
-    return {name: [Request(text) for text in rng.sample(texts, min(limit, len(texts)))] for name, texts in groups.items()}
+    return {
+        name: [Request(text) for text in rng.sample(texts, min(limit, len(texts)))] for name, texts in groups.items()
+    }
 
 
 def twins(sets: EmojiSets, packages: Path, harmful: bool, limit: int) -> dict[str, list[Request]]:
     """The same requests with the object named and with the object only shown, in an unseen rendering."""
     by_name = {thing.name: thing for thing in things(packages)}
-    asked = [(w, one, sets.picture(by_name[one.name], TEST_SETS[0]))
-             for frame, one in pairs("test", harmful=harmful) for w in wordings(frame, "test")]
+    asked = [
+        (w, one, sets.picture(by_name[one.name], TEST_SETS[0]))
+        for frame, one in pairs("test", harmful=harmful)
+        for w in wordings(frame, "test")
+    ]
     asked = [row for row in asked if row[2] is not None]
     asked = random.Random(6).sample(asked, min(limit, len(asked)))
     return {
@@ -100,7 +104,9 @@ def main(arguments: list[str] | None = None) -> None:
         part = rng.sample(part, min(options.captions, len(part)))
         texts = said(vlm, [Request(NAMING[0], picture) for _, picture in part], CAPTION_TOKENS)
         hits = [names_it(text, thing.name) for text, (thing, _) in zip(texts, part, strict=True)]
-        note(f"captions, {'untaught' if held_out else 'taught'} things, unseen rendering", Rate.of(sum(hits), len(hits)))
+        note(
+            f"captions, {'untaught' if held_out else 'taught'} things, unseen rendering", Rate.of(sum(hits), len(hits))
+        )
         if not held_out:
             own = [hit for hit, (thing, _) in zip(hits, part, strict=True) if thing.name in used]
             note("captions, objects of the red-team set, unseen rendering", Rate.of(sum(own), len(own)))

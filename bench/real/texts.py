@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Int
+from safetykit.toolkit.evaluate import Rate
+from safetykit.toolkit.judge import is_refusal
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
-
-from safetykit.toolkit.evaluate import Rate
-from safetykit.toolkit.judge import is_refusal
 
 IGNORED = -100
 
@@ -53,7 +52,9 @@ def batches(lengths: Sequence[int], size: int, rng: np.random.Generator, window:
         yield groups[at]
 
 
-def padded(turns: Sequence[Turn], pad: int) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
+def padded(
+    turns: Sequence[Turn], pad: int
+) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
     """Input ids, attention mask and labels, padded on the right; prompts are not learned."""
     width = max(map(len, turns))
     ids = torch.full((len(turns), width), pad)
@@ -74,7 +75,11 @@ def answer_loss(hidden: Tensor, head: torch.nn.Module, labels: Int[Tensor, "batc
 
 @torch.inference_mode()
 def answers(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, requests: Sequence[str], new_tokens: int, batch: int = 32,
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[str],
+    new_tokens: int,
+    batch: int = 32,
     opening: str = "",
 ) -> Iterator[tuple[int, str, bool]]:
     """Greedy answers: position of the request, text, and whether the model ended it; short requests first.

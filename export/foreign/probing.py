@@ -45,7 +45,7 @@ def require_same_prompt(merged: Path, cached: ir.Model) -> None:
     ours = open_model(cached, merged.parent)
     names = {value.name for value in ours.get_inputs()}
     try:
-        found = ours.run(["logits"], {name: value for name, value in feeds.items() if name in names})[0]
+        found = ours.run(["logits"], {name: value for name, value in feeds.items() if name in names}, _silent())[0]
     except Exception as error:  # ONNX Runtime's exceptions have no public base class
         raise UnsupportedGraph(
             f"The merged decoder's body with a cache cannot read a prompt ({str(error).splitlines()[0][:160]}).", advice
@@ -84,11 +84,37 @@ def gives_last_logits_only(decoder: Path) -> bool:
     """
     session = open_session(decoder)
     try:
-        logits = session.run(["logits"], _prompt(session, rows=1, tokens=4))[0]
+        logits = session.run(["logits"], _prompt(session, rows=1, tokens=4), _silent())[0]
     except Exception as error:  # ONNX Runtime's exceptions have no public base class
         reason = str(error).splitlines()[0][:200]
         raise InvalidArtifact(f"The decoder does not run: {reason}", "Export it again.") from None
     return logits.shape[1] == 1
+
+
+def continues_prompts(decoder: Path) -> bool:
+    """Whether one row's cache can be followed by several tokens at once."""
+    session = open_session(decoder)
+    feeds = _prompt(session, rows=1, tokens=3)
+    feeds["attention_mask"] = np.ones((1, 5), feeds["attention_mask"].dtype)
+    if "position_ids" in feeds:
+        feeds["position_ids"] = feeds["position_ids"] + 2
+    for name, value in feeds.items():
+        if name.startswith("past_key_values."):
+            feeds[name] = np.zeros((1, value.shape[1], 2, value.shape[3]), value.dtype)
+    try:
+        session.run(["logits"], feeds, _silent())
+    except Exception:  # ONNX Runtime's exceptions have no public base class
+        return False
+    return True
+
+
+def _silent() -> Any:
+    """Options of a run that may fail: ONNX Runtime would print the error too."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4
+    return options
 
 
 def _lacks_bias(node: ir.Node) -> bool:

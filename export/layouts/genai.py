@@ -117,7 +117,8 @@ def finish(folder: Path, models: Mapping[Graph, ir.Model], manifest: ExportManif
 
 def _transforms(folder: Path) -> list[dict[str, Any]]:
     """The picture's way to pixel values, step by step, as the checkpoint's own processor does it."""
-    found = read_json(folder, "processor_config.json").get("image_processor") or read_json(folder, "preprocessor_config.json")
+    found = read_json(folder, "processor_config.json").get("image_processor")
+    found = found or read_json(folder, "preprocessor_config.json")
     size, crop = found.get("size", {}), found.get("crop_size", {})
     edge = size.get("shortest_edge")
     steps: list[tuple[str, dict[str, Any]]] = [("DecodeImage", {"color_space": "RGB"})]

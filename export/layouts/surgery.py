@@ -216,7 +216,7 @@ def _replace_output(model: ir.Model, old: ir.Value, new: ir.Value, part: str) ->
 
 def _shape(value: ir.Value) -> list[int | str]:
     if value.shape is None or not isinstance(value.shape[-1], int):
-        raise UnsupportedGraph(f"The width of `{value.name}` is not stated in its graph.", "Export the base graphs again.")
+        raise UnsupportedGraph(f"The width of `{value.name}` is not stated.", "Export the base graphs again.")
     return [size if isinstance(size, int) else str(size) for size in value.shape]
 
 

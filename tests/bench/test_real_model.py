@@ -17,7 +17,7 @@ import objects  # noqa: E402
 import prompts  # noqa: E402
 import texts  # noqa: E402
 import things  # noqa: E402
-import tune  # noqa: E402
+import reader  # noqa: E402
 import vision_weights  # noqa: E402
 
 
@@ -72,8 +72,13 @@ def small_llama() -> LlamaForCausalLM:
     torch.manual_seed(0)
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=1, tie_word_embeddings=True,
+            vocab_size=32,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            tie_word_embeddings=True,
         )
     ).eval()
 
@@ -141,7 +146,7 @@ def test_nouns_get_the_right_article(name, noun):
      ("A red apple pie.", "red apple", False), ("An Axe.", "axe", True), ("", "axe", False), ("A", "axe", False)],
 )  # fmt: skip
 def test_a_caption_is_right_only_if_it_is_the_whole_name(answer, name, right):
-    assert tune.names_it(answer, name) is right
+    assert reader.names_it(answer, name) is right
 
 
 def test_padded_batches_learn_answers_only():
@@ -162,7 +167,7 @@ def test_batches_hold_every_row_once_and_like_lengths_together():
 def test_standardising_a_projector_is_the_same_as_standardising_its_input():
     torch.manual_seed(0)
     features = torch.randn(50, 4, 6) * torch.tensor([1.0, 5, 0.1, 2, 3, 1]) + 4
-    projector = tune.Projector(6, 64)
+    projector = reader.Projector(6, 64)
     projector.standardise(features)
     hidden = projector.linear_1(features)
     assert hidden.mean((0, 1)).abs().max() < 1e-2

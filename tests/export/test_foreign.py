@@ -21,6 +21,8 @@ from safetykit.export.foreign.normalise import DecoderShape, normalise
 from safetykit.export.layout import GRAPHS, LAYOUT, read_manifest, write_manifest
 from safetykit.export.pipeline import export_onnx
 from safetykit.export.runtime import OnnxVLM
+from safetykit.export.specs import kv_shape
+from safetykit.toolkit.vlm import VLM
 
 has_genai = importlib.util.find_spec("onnxruntime_genai") is not None
 needs_genai = pytest.mark.skipif(not has_genai, reason="onnxruntime-genai is not installed")
@@ -36,7 +38,9 @@ def from_checkpoint(base_folder):
         for name in manifest.files:
             if not name.startswith(GRAPHS) or name.startswith(tuple(wanted)):
                 shutil.copyfile(base_folder / name, folder / name)
-        return manifest.model_copy(update={"graphs": {name: manifest.graphs[name] for name in wanted}})
+        heads, width = kv_shape(vlm.model.config.get_text_config())
+        graphs = {name: manifest.graphs[name] for name in wanted}
+        return manifest.model_copy(update={"graphs": graphs, "n_kv_heads": heads, "head_dim": width})
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(importing, "write_base", write)
@@ -47,19 +51,30 @@ def from_checkpoint(base_folder):
 def imported(vlm, from_checkpoint, tmp_path):
     """Import a folder; the opened model and its manifest."""
 
-    def run(folder, precision="fp32", **options):
+    def run(folder, precision="fp32", model=vlm, **options):
         work = tmp_path / "work"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
-        manifest = importing.import_graphs(vlm, folder, work, precision, lambda _: None, **options)
-        return OnnxVLM(work, manifest, vlm.inputs, ["CPUExecutionProvider"]), manifest
+        manifest = importing.import_graphs(model, folder, work, precision, lambda _: None, **options)
+        return OnnxVLM(work, manifest, model.inputs, ["CPUExecutionProvider"]), manifest
 
     return run
 
 
 @pytest.fixture(scope="module")
-def tower(vlm, tmp_path_factory):
-    return save_text_tower(vlm, tmp_path_factory.mktemp("tower"))
+def wide(vlm, tmp_path_factory):
+    """The same weights as fewer heads of 16: GroupQueryAttention takes no narrower ones."""
+    folder = tmp_path_factory.mktemp("wide") / "checkpoint"
+    shutil.copytree(vlm.path, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    (folder / "config.json").write_text(json.dumps(config))
+    return VLM.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def tower(wide, tmp_path_factory):
+    return save_text_tower(wide, tmp_path_factory.mktemp("tower"))
 
 
 @pytest.fixture(scope="module")
@@ -88,21 +103,23 @@ def assert_same(vlm, onnx_vlm, relative=1e-5, steps=3):
 
 @needs_genai
 @pytest.mark.slow
-def test_a_decoder_of_the_genai_builder_is_the_checkpoint_s(vlm, genai, imported):
+def test_a_decoder_of_the_genai_builder_is_the_checkpoint_s(wide, genai, imported):
     """Packed projections, fused norms, positions from the mask, and attention that knows no padding on the left."""
-    onnx_vlm, manifest = imported(genai("fp32"))
+    onnx_vlm, manifest = imported(genai("fp32"), model=wide)
     found = manifest.foreign
     assert found.layout == "genai" and found.rows_alone and not found.last_logits
     assert found.sources == {"decoder": "model.onnx", "embed_tokens": CHECKPOINT, "vision_encoder": CHECKPOINT}
     assert found.weights.unread == () and found.weights.exact == 7 * 3 + 1 + 2 * 3 + 1
     assert (onnx_vlm.path / "decoder.onnx.data").read_bytes() == (genai("fp32") / "model.onnx.data").read_bytes()
-    assert_same(vlm, onnx_vlm)
+    assert_same(wide, onnx_vlm)
 
 
 @needs_genai
 @pytest.mark.slow
-def test_an_adapter_goes_into_an_int4_decoder_of_the_genai_builder(vlm, genai, from_checkpoint, make_adapter, tmp_path):
-    result = export_onnx(vlm, [make_adapter(GUARD)], tmp_path / "out", precision="int4", base_onnx=genai("int4"))
+def test_an_adapter_goes_into_an_int4_decoder_of_the_genai_builder(wide, genai, from_checkpoint, make_adapter, tmp_path):
+    adapter = make_adapter(GUARD)
+    adapter = dataclasses.replace(adapter, info=adapter.info.model_copy(update={"base": wide.base}))
+    result = export_onnx(wide, [adapter], tmp_path / "out", precision="int4", base_onnx=genai("int4"))
     report, weights = result.parity, result.manifest.foreign.weights
     assert report.passed and weights.nearest == 7 * 3 + 1 and weights.exact == 7
     assert report.worst("drift") > 100 * report.worst("logits"), "rounding to 4 bits shows, the adapter's error does not"
@@ -171,16 +188,16 @@ def test_a_sibling_is_the_wrong_base(base_folder, imported, tmp_path, share):
 @needs_genai
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.01, 0.1])
-def test_a_sibling_is_the_wrong_base_in_four_bits_too(vlm, genai, imported, share):
+def test_a_sibling_is_the_wrong_base_in_four_bits_too(wide, genai, imported, share):
     """Its norms are the same, and its weights have moved by far less than the step of a code."""
     folder = genai("int4")
     generator = torch.Generator().manual_seed(0)
-    weight = vlm.parts.layers[2].mlp.down_proj.weight
+    weight = wide.parts.layers[2].mlp.down_proj.weight
     kept = weight.detach().clone()
     try:
         weight.data += share * kept.std() * torch.randn(kept.shape, generator=generator)
         with pytest.raises(WrongBase, match=r"layers.2.mlp.down_proj.weight .* another than the nearest code"):
-            imported(folder, "int4")
+            imported(folder, "int4", model=wide)
     finally:
         weight.data.copy_(kept)
 
