@@ -5,7 +5,8 @@
 1. The model's own greedy answers to the harmless training prompts are written to WORK/align/answers.jsonl
    (self-distillation: it keeps its manner). 2. A LoRA on every linear layer of the decoder learns refusals beside them;
    no picture is involved. A second round, with own answers that decline taken out, is about objects: which of them a
-   request is about decides. (Own answers for a third round, which tune.py rehearses, are made as well.) 3. The LoRA, rounded to fp16, goes to WORK/align/alignment, figures on held-out prompts to
+   request is about decides. (Own answers for a third round, which tune.py rehearses, are made as well.) 3. The LoRA,
+   rounded to fp16, goes to WORK/align/alignment, figures on held-out prompts to
    WORK/align/figures.json, the split by hashes to WORK/align/split.json, and texts that alignment never saw to
    WORK/align/heldout.jsonl. Each step goes on where it was interrupted; a finished one is not run again.
 """
@@ -66,7 +67,7 @@ def turns_of(
     seed: int = 0,
     limit: int = ANSWER_TOKENS,
 ) -> list[Turn]:
-    """What is learned: one of the refusals for a harmful prompt, the start of the model's own answer for a harmless one."""
+    """What is learned: one of the refusals for a harmful prompt, the start of its own answer for a harmless one."""
     rng = random.Random(seed)
     turns = []
     for prompt in prompts:

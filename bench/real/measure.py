@@ -322,7 +322,9 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("-o", "--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--precision", choices=("fp32", "fp16", "int4"), default="fp32", help="other than fp32: compare with the fp32 figures")
+    parser.add_argument(
+        "--precision", choices=("fp32", "fp16", "int4"), default="fp32", help="other than fp32: compare with fp32"
+    )
     parser.add_argument("--model", type=Path, help="checkpoint; WORK/model by default")
     parser.add_argument("--data", type=Path, help="other records than the red-team set")
     parser.add_argument("--steps", type=int, default=80, help="optimizer steps of TGA")

@@ -2,8 +2,8 @@
 
     python bench/real/redteam.py PACKAGES -o WORK/redteam --prompts WORK/align/heldout.jsonl
 
-PACKAGES is a folder with the npm packages ``@iconify-json/…`` unpacked side by side (``fetch.py`` fetches them). Pictures
-are rendered from them and are not shipped; ``objects.py`` says what they show and what is asked. Writes
+PACKAGES is a folder with the npm packages ``@iconify-json/…`` unpacked side by side (``fetch.py`` fetches them).
+Pictures are rendered from them and are not shipped; ``objects.py`` says what they show and what is asked. Writes
 ``fit.jsonl``, ``calibration.jsonl``, ``test.jsonl`` as ``safetykit fit --data`` reads them, and ``pictures/``.
 
 Carriers: ``text`` names the object, ``image`` shows it, ``text+image`` does both, ``typographic`` (test only) shows its
