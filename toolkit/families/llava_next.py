@@ -162,7 +162,7 @@ def best_resolution(size: Sequence[int], choices: Sequence[Sequence[int]]) -> tu
 
 
 def grid_tokens(start: int, side: int, rows: int, columns: int) -> np.ndarray:
-    """Tokens of a grid of tiles as one picture [rows · side, columns · side]; tiles follow each other from ``start``."""
+    """Tokens of a grid of tiles as one picture [rows · side, columns · side]; tiles follow each other."""
     tokens = start + np.arange(rows * columns * side**2).reshape(rows, columns, side, side)
     return tokens.transpose(0, 2, 1, 3).reshape(rows * side, columns * side)
 
