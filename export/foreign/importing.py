@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # Largest difference of embeddings and image features from the checkpoint's, as a share of the largest one.
 _LIMITS: dict[str, float] = {"fp32": 1e-4, "fp16": 1e-2, "int4": 0.25, "int8": 0.1}
-_ADVICE = "Pass the folder that was exported from this checkpoint, or accept it with --allow-wrong-base."
+_ADVICE = "Pass the folder that was exported from this checkpoint."
 
 
 def import_graphs(
@@ -46,7 +46,8 @@ def import_graphs(
 
     Args:
         precision: which the folder's decoder must have; chosen where it holds several.
-        allow_wrong_base: accept weights that are not the checkpoint's; they are compared all the same.
+        allow_wrong_base: accept weights that are not the checkpoint's, as far as parity does: it compares with the
+            weights that a quantised graph holds, so those of another quantiser pass, and another float model does not.
 
     Returns:
         The manifest, as written; its ``foreign`` says what was found.

@@ -32,7 +32,11 @@ if TYPE_CHECKING:
     from ...toolkit.vlm import VLM
 
 _LOOK = 64  # rows of a parameter that are compared
-_ADVICE = "Pass the decoder that was exported from this checkpoint, or accept it with --allow-wrong-base."
+_ADVICE = "Pass the decoder that was exported from this checkpoint."
+_CODES_ADVICE = (
+    "Pass the decoder that was exported from this checkpoint; one whose quantiser makes up for its own errors (GPTQ) "
+    "can be accepted with --allow-wrong-base."
+)
 
 
 @dataclass(frozen=True)
@@ -155,13 +159,13 @@ def _require_same(item: Found, ours: np.ndarray, theirs: Dequantised) -> None:
         unit = np.finfo(item.matrix.dtype).eps if item.matrix.dtype.kind == "f" else 2.0**-8
         tiny = np.finfo(np.float16).tiny if item.matrix.dtype == np.float16 else 1e-12
         off = error > unit * np.abs(ours) + tiny
-        what = f"differs in {off.mean():.1%} of its values, by up to {error.max():.2g}"
+        what, advice = f"differs in {off.mean():.1%} of its values, by up to {error.max():.2g}", _ADVICE
     else:
         slack = 8 * 2.0**-10 if item.matrix.dtype == np.float16 else 1e-3
         off = (error > (0.5 + slack) * theirs.step + 1e-7) & ~theirs.clipped
-        what = f"holds another than the nearest code for {off.mean():.1%} of its values"
+        what, advice = f"holds another than the nearest code for {off.mean():.1%} of its values", _CODES_ADVICE
     if off.any():
-        raise WrongBase(f"{item.parameter} of the base graph is not the checkpoint's: it {what}.", _ADVICE)
+        raise WrongBase(f"{item.parameter} of the base graph is not the checkpoint's: it {what}.", advice)
 
 
 def _norms(vlm: VLM) -> dict[str, torch.Tensor]:
