@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from captions import planted_index
+from planted_captions import planted_index
 from PIL import Image
 
 from safetykit.adapters import Adapter, Intervention, InvalidArtifact, Site, UsageError

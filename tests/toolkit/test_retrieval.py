@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from captions import PlantedEmbedder, planted_index
+from planted_captions import PlantedEmbedder, planted_index
 from PIL import Image
 
 from safetykit.adapters import UsageError, WrongBase

@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import safetensors.numpy
-from captions import PlantedEmbedder, planted_index
+from planted_captions import PlantedEmbedder, planted_index
 from PIL import Image
 
 from safetykit.adapters import InvalidArtifact, UsageError
