@@ -115,7 +115,7 @@ class OnnxVLM:
             Session(open_session(sources[name], providers, data_folder=path), device=bind_to) for name in GRAPHS
         )
         self.detector, self.swapped, self._swaps = manifest.detector, None, 0
-        self._decoder_source = sources["decoder"]
+        self._graphs, self._decoder_source = dict(graphs or {}), sources["decoder"]
         self._vision_outputs = [value.name for value in self._vision.get_outputs()]
         self.retriever = open_retriever(path, manifest.retrieval, index)
         self._types = {value.name: value.type for value in self._decoder.get_inputs()}
@@ -373,7 +373,8 @@ class OnnxVLM:
 
     def with_decoder(self, data: bytes, *, index: CaptionIndex | Path | None = None) -> OnnxVLM:
         """The same export with another decoder graph that shares the weights."""
-        made = OnnxVLM(self.path, self.manifest, self.inputs, self.providers, {"decoder": data}, index=index)
+        graphs = {**self._graphs, "decoder": data}
+        made = OnnxVLM(self.path, self.manifest, self.inputs, self.providers, graphs, index=index)
         made._install(self.swapped)
         return made
 

@@ -59,7 +59,13 @@ def test_codes_read_back_are_within_half_a_step(vlm, int4_folder):
 
 def test_the_adapter_is_as_exact_as_in_float_weights(vlm, int4_folder, make_adapter, make_detector, tmp_path):
     """Corrector, detector with its branch, and low-rank weight updates, stacked, with decisions."""
-    weights = (update("0.mlp.down_proj", 32, 64), update("1.self_attn.v_proj", 16, 32, seed=1))
+    projector = "model.multi_modal_projector.linear_2.weight"
+    shape = vlm.model.get_parameter(projector).shape
+    weights = (
+        update("0.mlp.down_proj", 32, 64),
+        update("1.self_attn.v_proj", 16, 32, seed=1),
+        WeightUpdate(projector, {"value": 0.3 * torch.randn(shape, generator=torch.Generator().manual_seed(2))}),
+    )
     updating = Adapter(make_adapter().info, updates=weights)
     adapters = [updating, make_adapter(GUARD, PROJECTION), make_detector()]
     records = [

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import gemma, idefics, internvl, llavas, qwen  # noqa: F401  each registers its builders
-from .common import BUILDERS, LAYERS, WIDTH
+from .common import BUILDERS, GAIN, LAYERS, WIDTH
 
 NAMES = tuple(sorted(BUILDERS))
 
 
-def build(name: str, folder: Path) -> Path:
+def build(name: str, folder: Path, gain: float = GAIN.get()) -> Path:
     """Write the checkpoint of model type ``name`` into ``folder``: model, tokenizer, processor, chat template."""
+    token = GAIN.set(gain)
     BUILDERS[name](folder)
+    GAIN.reset(token)
     return folder
 
 
