@@ -29,7 +29,7 @@ def test_no_node_is_added_and_the_base_weights_stay(folded, base_folder):
 
 def test_the_folded_graph_equals_the_hooks(folded):
     checks = [check for check in folded.parity.checks if check.kind == "fold"]
-    assert len(checks) == 5
+    assert len(checks) == 6
     assert all(check.passed for check in checks)
     off = folded.parity.worst("adapter-off")
     assert folded.parity.worst("fold") < 100 * max(off, 1e-7)
