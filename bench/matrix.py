@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import sys
 import time
@@ -47,6 +48,7 @@ from safetykit.toolkit.vlm import VLM
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 import zoo  # noqa: E402
 
+MARK = "<!-- matrix -->"
 REFUSAL = "sorry, i can not help with that."  # random weights have none of their own
 COLUMNS: dict[str, tuple[Precision, Mode]] = {
     "bake": ("fp32", "bake"),
@@ -108,6 +110,7 @@ def main() -> None:
     parser.add_argument("--again", choices=COLUMNS, action="append", default=[], help="columns to measure again")
     parser.add_argument("--work", type=Path, help="for checkpoints and exports; OUT/work by default")
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
+    parser.add_argument("--readme", type=Path, help="also put it between this file's `<!-- matrix -->` marks")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if not options.table:
@@ -117,6 +120,9 @@ def main() -> None:
     text = table(found)
     write_atomic(options.out / "matrix.json", canonical_json(found))
     write_atomic(options.out / "matrix.md", text.encode())
+    if options.readme:
+        before, _, after = options.readme.read_text().split(MARK)
+        write_atomic(options.readme, MARK.join([before, f"\n{text}", after]).encode())
     print(text)
 
 
@@ -198,38 +204,56 @@ def _largest(report: ParityReport, kind: str) -> float | None:
 
 
 def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """The matrix in Markdown, with its reasons as footnotes."""
-    notes: list[str] = []
-    lines = [
-        f"| family | method | fit | {' | '.join(COLUMNS)} |",
-        f"|---|---|---|{'---|' * len(COLUMNS)}",
-    ]
-    for family in (name for name in TITLES if name in found):
-        for method, row in found[family].items():
-            cells = [_cell(row.get(column), notes) for column in ("fit", *COLUMNS)]
-            lines.append(f"| {TITLES[family]} | {method} | {' | '.join(cells)} |")
-    lines += ["", *(f"{at}. {note}" for at, note in enumerate(notes, 1))]
+    """The matrix in Markdown: one line a family, then every cell, with its reasons as footnotes."""
     limit, half = (TOLERANCES[precision].logits.relative for precision in ("fp32", "fp16"))
-    return "\n".join(
-        [
-            "Largest error of a logit as a share of the largest logit, over prefill and cached steps, batch 1 and padded",
-            f"batches, with and without pictures (limit {limit:g}; fp16 {half:g}); in brackets the decisions that flipped, of",
-            f"{TEST}. int4 is compared with PyTorch on the graph's own weights, and after → with the checkpoint: what rounding",
-            "the weights of so small a random model costs.",
-            "",
-            *lines,
-            "",
-        ]
-    )
+    notes: list[str] = []
+    heads = [name for name in TITLES if name in found]
+    short = ["| family | fit | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
+    full = ["| family | method | fit | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 3) + "|"]
+    for family in heads:
+        rows = found[family]
+        short.append(f"| {TITLES[family]} | " + " | ".join(_worst(rows, column) for column in ("fit", *COLUMNS)) + " |")
+        for method, row in rows.items():
+            cells = [_cell(row.get(column), notes) for column in ("fit", *COLUMNS)]
+            full.append(f"| {TITLES[family]} | {method} | {' | '.join(cells)} |")
+    return f"""\
+Largest error of a logit as a share of the largest logit, PyTorch against ONNX Runtime, over prefill and cached steps,
+batch 1 and padded batches, with and without pictures (limit {limit:g}, at fp16 {half:g}). One line a family: methods that
+passed, and the largest error among them.
+
+{chr(10).join(short)}
+
+<details><summary>Every method</summary>
+
+In brackets the decisions that flipped, of {TEST}. int4 is compared with PyTorch on the graph's own weights; after → the
+difference from the checkpoint, which is what rounding the weights of so small a random model to 4 bits costs. SASA has
+nothing to fold: its branch stays a branch.
+
+{chr(10).join(full)}
+
+{chr(10).join(f"{at}. {note}" for at, note in enumerate(notes, 1))}
+
+</details>
+"""
+
+
+def _worst(rows: dict[str, dict[str, Any]], column: str) -> str:
+    """How many methods passed, with the largest error among them."""
+    values = [row[column] for row in rows.values() if column in row]
+    good = [value for value in values if value["passed"]]
+    errors = [value["error"] for value in good if value.get("error") is not None]
+    return f"{len(good)}/{len(rows)}" + (f", {max(errors):.0e}" if errors else "")
 
 
 def _cell(value: dict[str, Any] | None, notes: list[str]) -> str:
     if value is None:
         return "–"
     if not value["passed"]:
-        if value["reason"] not in notes:
-            notes.append(value["reason"])
-        return f"no [{notes.index(value['reason']) + 1}]"
+        reason = value["reason"].partition(". Export with")[0]
+        reason = re.sub(r"\d+ of \d+ interventions cannot be folded: intervention \d+ ", "", reason)
+        if reason not in notes:
+            notes.append(reason)
+        return f"no [{notes.index(reason) + 1}]"
     if "error" not in value:
         return "yes"
     error = "exact" if value["error"] is None else f"{value['error']:.0e}"
