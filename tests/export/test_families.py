@@ -10,6 +10,7 @@ from zoo import NAMES, WIDTH, build
 
 from safetykit.adapters import Adapter, Intervention, Site
 from safetykit.adapters.branch import Branch
+from safetykit.adapters.errors import UsageError
 from safetykit.adapters.care import CARE
 from safetykit.adapters.detector import Refusal
 from safetykit.adapters.manifest import AdapterInfo, DataInfo, DetectorInfo
@@ -250,6 +251,10 @@ def test_every_method_fits_and_bakes_without_a_flipped_decision(
     vlm, base_folder, records, captions, tmp_path, methods
 ):
     """On random weights nothing is learnt; what is fitted must still be what the graphs compute."""
+    if "closed form" in methods and vlm.model.config.model_type == "gemma3":
+        with pytest.raises(UsageError, match="does not end in a linear layer"):  # but in a product with a plain matrix
+            METHODS[methods](vlm, records, captions)
+        return
     adapters = METHODS[methods](vlm, records, captions)
     asked = [record for record in records if record.split == "test"]
     result = export_onnx(
