@@ -41,7 +41,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
@@ -52,6 +52,9 @@ from .manifest import AdapterInfo, describe_data, library_versions
 from .protocols import Example, StateSource
 from .sites import Gating, Phase, Scope, Site
 from .statistics import Moments, top_directions
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Variant = Literal["orthogonal", "steer", "supervised", "target"]
 Gate = Literal["paper", "calibrated", "whitened"]

@@ -21,7 +21,7 @@ from time import perf_counter, sleep
 import numpy as np
 import onnx_ir as ir
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from random_decoder import random_llama
 
 from safetykit.adapters.branch import Branch
 from safetykit.adapters.sites import Site
@@ -40,17 +40,7 @@ _PAUSE = 0.02  # seconds; as in export/latency.py
 
 def write_graphs(folder: Path, options: argparse.Namespace) -> None:
     """Both graphs, reading one weights file."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=options.vocabulary,
-        hidden_size=options.width,
-        intermediate_size=options.width * 11 // 4,
-        num_hidden_layers=options.layers,
-        num_attention_heads=options.width // 64,
-        num_key_value_heads=options.width // 128,
-        max_position_embeddings=4096,
-    )
-    model = LlamaForCausalLM(config).eval()
+    model = random_llama(options.layers, options.width, options.vocabulary)
     save_graph(export_graph(decoder_spec(model, Family()), "fp32"), folder / BASE)
     graph = ir.load(folder / BASE)
     tensors = {"weight": torch.randn(options.width), "bias": torch.tensor(0.0)}

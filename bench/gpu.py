@@ -27,7 +27,7 @@ from safetykit.export.base import export_base
 from safetykit.export.doctor import examine
 from safetykit.export.latency import measure_latency
 from safetykit.export.layout import LAYOUT, Mode, Precision
-from safetykit.export.parity import ParityReport
+from safetykit.export.parity_report import ParityReport
 from safetykit.export.pipeline import export_onnx
 from safetykit.export.runtime import OnnxVLM
 from safetykit.export.sessions import open_session, placement

@@ -33,8 +33,8 @@ from safetykit.adapters.sasa import SASA
 from safetykit.adapters.tga import TGA
 from safetykit.adapters.vlm_guard import VLMGuard
 from safetykit.export.layout import Mode, Precision
-from safetykit.export.pipeline import export_onnx
-from safetykit.export.tolerances import TOLERANCES
+from safetykit.export.parity_report import ParityReport
+from safetykit.export.pipeline import export_onnx, write_own
 from safetykit.export.tolerances import TOLERANCES
 from safetykit.toolkit.alignment import Aligner
 from safetykit.toolkit.captions import captions_path, load_captions
@@ -179,10 +179,9 @@ def shipped(vlm: VLM, adapter: Adapter, column: str, test: Sequence[Record], wor
     base = work / f"base-{precision}"
     if not base.is_dir():
         from safetykit.adapters.files import atomic_folder
-        from safetykit.export.pipeline import _write_own
 
         with atomic_folder(base) as folder:
-            _write_own(vlm, folder, precision, lambda _: None)
+            write_own(vlm, folder, precision, lambda _: None)
     out = work / "export"
     report = export_onnx(
         vlm, [adapter], out, base_onnx=base, precision=precision, mode=mode, records=test, max_new_tokens=8, overwrite=True

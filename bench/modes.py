@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from random_decoder import HEAD, random_llama
 
 from safetykit.adapters.adapter import Intervention
 from safetykit.adapters.manifest import BaseInfo
@@ -61,22 +61,12 @@ def interventions(options: argparse.Namespace, seed: int, gate: Gating = "per-to
 
 def write_base(folder: Path, options: argparse.Namespace) -> None:
     """The unmodified decoder, quantised if asked for."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=options.vocabulary,
-        hidden_size=options.width,
-        intermediate_size=options.width * 11 // 4,
-        num_hidden_layers=options.layers,
-        num_attention_heads=options.width // 64,
-        num_key_value_heads=options.width // 128,
-        max_position_embeddings=4096,
-    )
-    model = LlamaForCausalLM(config).eval()
+    model = random_llama(options.layers, options.width, options.vocabulary)
     save_graph(export_graph(decoder_spec(model, Family()), "fp32"), folder / LAYOUT.decoder)
     if options.precision == "int4":
         base = BaseInfo(fingerprint="0" * 64, architecture="random", n_layers=options.layers, d_model=options.width)
         manifest = ExportManifest(
-            base=base, precision="fp32", mode="base", opset=OPSET, n_kv_heads=config.num_key_value_heads, head_dim=64,
+            base=base, precision="fp32", mode="base", opset=OPSET, n_kv_heads=model.config.num_key_value_heads, head_dim=HEAD,
             image_token_id=0, graphs={}, versions={},
         )  # fmt: skip
         quantise_decoder(folder, manifest)

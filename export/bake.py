@@ -28,7 +28,7 @@ from onnx_ir.passes.common import CheckerPass, TopologicalSortPass
 
 from ..adapters.adapter import Intervention
 from ..adapters.errors import SafetykitError, UnsupportedGraph, UsageError
-from ..adapters.sites import Phase, Scope, Site
+from ..adapters.sites import Site
 from .building import GraphBuilder
 from .functions import OpFunction, mask_function, op_function
 from .gates import GateState, HeldGates

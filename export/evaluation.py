@@ -25,7 +25,8 @@ from .card import check_card, write_card
 from .comparison import Comparison
 from .figures import FACTS, CardFacts, attachment_name
 from .layout import LAYOUT, LayoutName, Precision, read_manifest
-from .parity import ParityReport, check_parity
+from .parity import check_parity
+from .parity_report import ParityReport
 from .pipeline import ExportResult, export_onnx
 from .runtime import OnnxVLM
 from .sessions import CPU

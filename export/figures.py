@@ -16,7 +16,7 @@ from ..adapters.manifest import Strict
 from .comparison import Comparison
 from .latency import Latency
 from .layout import LAYOUT, ExportManifest, read_manifest
-from .parity import Check, ParityReport
+from .parity_report import Check, ParityReport
 from .sections import SECTIONS
 
 FACTS, LATENCY, CONFIG = "card.json", "latency.json", "config.json"

@@ -21,7 +21,8 @@ from ..adapters.manifest import Strict
 from ..toolkit.inputs import Request
 
 if TYPE_CHECKING:
-    from .runtime import Decoding, OnnxVLM
+    from .graphs import Decoding
+    from .runtime import OnnxVLM
 
 Verdict = Literal["no cost detected", "cost detected"]
 Times = Mapping[str, Float[np.ndarray, "rounds"]]

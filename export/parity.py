@@ -27,16 +27,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from ..adapters.adapter import Adapter, the_detector
-from ..adapters.errors import InvalidArtifact, ParityFailed, UsageError
-from ..adapters.files import write_atomic
-from ..adapters.manifest import DetectorInfo, Strict, canonical_json
+from ..adapters.manifest import DetectorInfo
 from ..toolkit.inputs import Request
 from .adapt import place
 from .bypass import check_bypass
@@ -44,8 +41,8 @@ from .compare import Gap, compare_logits, compare_scores, parity_requests, parti
 from .detector import StatedDetector, stated_detector
 from .exposed import check_ops
 from .held import Comparable, comparable
-from .layout import Precision
 from .metadata import THRESHOLD, TOKEN
+from .parity_report import Check, Flip, ParityReport, find_flips, judged
 from .retrieval_checks import check_retrieval
 from .runtime import OnnxVLM
 from .tolerances import EXACT, Tolerance, Tolerances, tolerances_of
@@ -55,105 +52,6 @@ if TYPE_CHECKING:
     from ..toolkit.hooks import AppliedAdapters
     from ..toolkit.records import Record
     from ..toolkit.vlm import VLM
-
-
-class Check(Strict):
-    """One comparison.
-
-    Attributes:
-        kind: which of the comparisons above.
-        case: what was compared, for a reader.
-        count: numbers, probes or records compared.
-        error: largest absolute error; for ``op`` and ``invariant`` a share of the hidden state's size; for
-            ``decisions`` the number of records that flipped.
-        scale: largest magnitude of the reference.
-        limit: largest error that would have passed.
-    """
-
-    kind: Literal[
-        "logits", "adapter-off", "scores", "op", "invariant", "risk",
-        "retrieval", "fold", "swap", "layout", "drift", "decisions",
-    ]  # fmt: skip
-    case: str
-    count: int
-    error: float
-    scale: float
-    limit: float
-    passed: bool
-
-
-class Flip(Strict):
-    """A decision that differs, with how near the call was.
-
-    Attributes:
-        what: ``outcome``, or the name of a gate's score.
-        margin: for a gate the smaller distance of the two scores from 0; for an outcome the gap of the
-            two best logits where the answers part (None when they do not part on a second run).
-    """
-
-    id: str
-    what: str
-    pytorch: str
-    onnx: str
-    margin: float | None
-
-
-class ParityReport(Strict):
-    """The verdict and everything it rests on."""
-
-    schema_version: Literal[1] = 1
-    precision: Precision
-    providers: tuple[str, ...]
-    steps: int
-    tolerances: Tolerances
-    checks: tuple[Check, ...]
-    flips: tuple[Flip, ...] = ()
-    passed: bool
-
-    def worst(self, kind: str) -> float:
-        """Largest error among the checks of a kind; 0 when there are none."""
-        return max((check.error for check in self.checks if check.kind == kind), default=0.0)
-
-    def require(self) -> None:
-        """The gate.
-
-        Raises:
-            ParityFailed: some check failed; the first is named with its figures.
-        """
-        failed = [check for check in self.checks if not check.passed]
-        if failed:
-            first = failed[0]
-            raise ParityFailed(
-                f"{len(failed)} of {len(self.checks)} parity checks failed; first {first.kind} ({first.case}): "
-                f"error {first.error:.3g}, limit {first.limit:.3g}.",
-                "The exported model does not do what the PyTorch model does; nothing was written.",
-            )
-
-    def with_layout(self, layout: str, gap: Gap) -> ParityReport:
-        """The same with what became of the graphs in another layout."""
-        checks = (*self.checks, _check("layout", layout, gap, self.tolerances.logits))
-        return self.model_copy(update={"checks": checks, "passed": all(check.passed for check in checks)})
-
-    def with_swap(self, gap: Gap) -> ParityReport:
-        """The same with how far the export's own logits are from what they were before a swap: not at all."""
-        checks = (*self.checks, _check("swap", "there and back", gap, EXACT))
-        return self.model_copy(update={"checks": checks, "passed": all(check.passed for check in checks)})
-
-    def write(self, path: Path) -> None:
-        """Write as JSON."""
-        write_atomic(path, canonical_json(self.model_dump(mode="json")))
-
-    @classmethod
-    def read(cls, path: Path) -> ParityReport:
-        """Read what :meth:`write` wrote.
-
-        Raises:
-            InvalidArtifact: missing or not a parity report.
-        """
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise InvalidArtifact(f"{path} is no parity report ({type(error).__name__}).", "Export again.") from None
 
 
 def check_parity(
@@ -203,7 +101,7 @@ def check_parity(
         checks += _drift(vlm, onnx_vlm, base, requests, steps, table.drift, lambda: applied(adapters), say, risks=not exact)
     if base is not None and isinstance(base.decoder_source, bytes) and _bypassable(onnx_vlm):
         gap = check_bypass(onnx_vlm.path, onnx_vlm.manifest.graph_file("decoder"), base.decoder_source)
-        checks.append(_check("adapter-off", "decoder with its ops bypassed", gap, EXACT))
+        checks.append(judged("adapter-off", "decoder with its ops bypassed", gap, EXACT))
     say("parity: ops")
     for one, op, invariant in check_ops(
         onnx_vlm.path,
@@ -214,13 +112,13 @@ def check_parity(
     ):
         name = f"{one.index}: {one.item.op} at {one.item.site}"
         if one.item.make_op().detects:
-            checks.append(_check("risk", name, op.at_least(1), table.risk))
+            checks.append(judged("risk", name, op.at_least(1), table.risk))
             continue
-        checks.append(_check("op", name, op, table.op))
+        checks.append(judged("op", name, op, table.op))
         if invariant is not None:
-            checks.append(_check("invariant", name, invariant, table.invariant))
+            checks.append(judged("invariant", name, invariant, table.invariant))
     checks += [
-        _check("retrieval", f"{one.index}: {one.item.op} at {one.item.site}", gap, table.scores)
+        judged("retrieval", f"{one.index}: {one.item.op} at {one.item.site}", gap, table.scores)
         for one, gap in check_retrieval(onnx_vlm.path, onnx_vlm.manifest, place(adapters))
     ]
     decoder = ir.load(onnx_vlm.path / onnx_vlm.manifest.graph_file("decoder"))
@@ -262,20 +160,20 @@ def _end_to_end(
         with applied(adapters) as hooks:
             gap = compare_logits(vlm, same.export, batch, steps, hooks)
             scores = compare_scores(hooks.extras, gap.extras)
-        yield _check("logits", case, gap.logits, table.logits)
+        yield judged("logits", case, gap.logits, table.logits)
         if gap.forced is not None:
-            yield _check("risk", f"{case}, forced logits", gap.forced, EXACT)
+            yield judged("risk", f"{case}, forced logits", gap.forced, EXACT)
         if (risk := scores.pop("risk", None)) is not None:
-            yield _check("risk", case, risk.at_least(1), table.risk)
+            yield judged("risk", case, risk.at_least(1), table.risk)
         for name, found in scores.items():
-            yield _check("scores", f"{case}, {name}", found, table.scores)
+            yield judged("scores", f"{case}, {name}", found, table.scores)
     for case, batch in requests.items() if same.base is not None else ():
         say(f"parity, adapter off: {case}")
-        yield _check("adapter-off", case, compare_logits(vlm, same.base, batch, steps).logits, table.logits)
+        yield judged("adapter-off", case, compare_logits(vlm, same.base, batch, steps).logits, table.logits)
     for case, batch in requests.items() if unfolded else ():
         say(f"parity, not folded: {case}")
         with applied(unfolded) as hooks:
-            yield _check("fold", case, compare_logits(vlm, same.export, batch, steps, hooks).logits, table.logits)
+            yield judged("fold", case, compare_logits(vlm, same.export, batch, steps, hooks).logits, table.logits)
 
 
 def _drift(
@@ -298,12 +196,12 @@ def _drift(
     for case, batch in requests.items():
         say(f"drift: {case}")
         if base is not None:
-            yield _check("drift", case, compare_logits(vlm, base, batch, steps).logits, tolerance)
+            yield judged("drift", case, compare_logits(vlm, base, batch, steps).logits, tolerance)
         if risks and onnx_vlm.detector is not None:
             with applied() as hooks:
                 vlm.prefill(batch)
                 found = compare_scores(hooks.extras, onnx_vlm.prefill_requests(batch).extras)
-            yield _check("drift", f"{case}, risk", found["risk"].at_least(1), tolerance)
+            yield judged("drift", f"{case}, risk", found["risk"].at_least(1), tolerance)
 
 
 def _bypassable(onnx_vlm: OnnxVLM) -> bool:
@@ -316,20 +214,6 @@ def _bypassable(onnx_vlm: OnnxVLM) -> bool:
 def _replaced(onnx_vlm: OnnxVLM) -> bool:
     initializers = ir.load(onnx_vlm.path / onnx_vlm.manifest.graph_file("decoder")).graph.initializers
     return any(f"safetykit.{name}" in initializers for name in onnx_vlm.manifest.updates)
-
-
-def _check(kind: str, case: str, gap: Gap, tolerance: Tolerance) -> Check:
-    # JSON has no NaN or infinity: an error that is not a number is reported as the largest float
-    error = gap.error if math.isfinite(gap.error) else 1.7976931348623157e308
-    return Check(
-        kind=kind,
-        case=case,
-        count=gap.count,
-        error=error,
-        scale=gap.scale,
-        limit=tolerance.absolute + tolerance.relative * gap.scale,
-        passed=tolerance.passes(error, gap.scale),
-    )
 
 
 def _as_run(onnx_vlm: OnnxVLM, stated: StatedDetector | None) -> StatedDetector | None:
@@ -347,7 +231,7 @@ def _statement_check(detector: DetectorInfo | None, stated: StatedDetector | Non
     if detector and enforce:
         settings = (float(np.float32(detector.threshold)), detector.refusal_token)
     same = stated is not None and stated.info == detector and stated.enforced == settings
-    return _check("risk", "threshold and refusal", Gap(0.0 if same else 1.0, 1.0, 1), EXACT)
+    return judged("risk", "threshold and refusal", Gap(0.0 if same else 1.0, 1.0, 1), EXACT)
 
 
 def _flip_check(flips: Sequence[Flip], count: int, share: float) -> Check:
@@ -368,35 +252,3 @@ def _with_margin(flip: Flip, vlm: VLM, onnx_vlm: OnnxVLM, record: Record | None,
         return flip
     margin = parting_margin(vlm, onnx_vlm, Request(record.prompt, record.picture()), max_new_tokens)
     return flip.model_copy(update={"margin": margin})
-
-
-def find_flips(pytorch: Sequence[Decision], onnx: Sequence[Decision]) -> list[Flip]:
-    """Decisions that differ: outcome of the answer, or a gate's state.
-
-    Raises:
-        UsageError: the two are not about the same records.
-    """
-    if [item.id for item in pytorch] != [item.id for item in onnx]:
-        raise UsageError("The two lists of decisions are about different records.", "Decide the same records twice.")
-    flips = []
-    for ours, theirs in zip(pytorch, onnx, strict=True):
-        if ours.outcome != theirs.outcome:
-            flips.append(Flip(id=ours.id, what="outcome", pytorch=ours.outcome, onnx=theirs.outcome, margin=None))
-        for name in sorted(ours.scores.keys() | theirs.scores.keys()):
-            left, right = ours.scores.get(name, math.nan), theirs.scores.get(name, math.nan)
-            if math.isnan(left) or math.isnan(right) or (left > 0) != (right > 0):
-                margin = min(abs(left), abs(right))
-                flips.append(
-                    Flip(
-                        id=ours.id,
-                        what=name,
-                        pytorch=_state(left),
-                        onnx=_state(right),
-                        margin=None if math.isnan(margin) else margin,
-                    )
-                )
-    return flips
-
-
-def _state(score: float) -> str:
-    return "missing" if math.isnan(score) else "open" if score > 0 else "closed"

@@ -25,7 +25,8 @@ from .layout import GRAPHS, LAYOUT, ExportManifest, LayoutName, Mode, Precision,
 from .layouts.arrange import arrange, require_layout
 from .layouts.carry import OWN_LOOP
 from .layouts.check import compare_arranged
-from .parity import ParityReport, check_parity
+from .parity import check_parity
+from .parity_report import ParityReport
 from .quantise import quantise_decoder
 from .retrieval_checks import require_response
 from .runtime import OnnxVLM
@@ -175,7 +176,7 @@ def _write_base(
 ) -> ExportManifest:
     """Put base graphs into ``work``: the given ones after checking them, or fresh ones."""
     if base_onnx is None:
-        return _write_own(vlm, work, precision, say)
+        return write_own(vlm, work, precision, say)
     if not (Path(base_onnx) / LAYOUT.manifest).is_file():
         return import_graphs(vlm, Path(base_onnx), work, precision, say, allow_wrong_base=allow_wrong_base)
     manifest = read_manifest(Path(base_onnx))
@@ -199,7 +200,12 @@ def _write_base(
     return manifest
 
 
-def _write_own(vlm: VLM, work: Path, precision: Precision, say: Callable[[str], None]) -> ExportManifest:
+def write_own(vlm: VLM, work: Path, precision: Precision, say: Callable[[str], None]) -> ExportManifest:
+    """Export the unmodified graphs into the folder ``work``; int4 is fp32 with a quantised decoder.
+
+    Raises:
+        UsageError: int8, which is read from others' graphs only.
+    """
     if precision == "int8":
         raise UsageError(
             "safetykit does not quantise to int8.", "Pass --precision int4, or an int8 decoder with --base-onnx."

@@ -9,7 +9,8 @@ import numpy as np
 
 from ..adapters.adapter import Adapter
 from .compare import Gap, parity_requests
-from .parity import ParityReport, check_parity
+from .parity import check_parity
+from .parity_report import ParityReport
 from .runtime import OnnxVLM
 
 if TYPE_CHECKING:

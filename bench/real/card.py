@@ -108,10 +108,9 @@ def precisions(found: Found) -> str:
             if not item["parity"].get("passed", True):
                 lines.append([name, f"refused: {item['parity']['reason']}", *[NOTHING] * 4])
                 continue
-            before, after = found[arm], item
-            pictures = [_rate(one["rows"]["all pictures"]["attack_phrases"]) for one in (before, after)]
+            pictures = [_rate(item[one]["all pictures"]["attack_phrases"]) for one in ("rows_fp32", "rows")]
             flips = f"{item['flips']['records']} of {item['flips']['n']}"
-            text = [f"{one['perplexity']['plain']:.2f}" for one in (before, after)]
+            text = [f"{one['perplexity']['plain']:.2f}" for one in (found[arm], item)]
             lines.append([name, flips, *pictures, *text])
     heads = ["", "decisions flipped", "attack on pictures, fp32", "attack", "perplexity, fp32", "perplexity"]
     return table(heads, lines) if lines else "Not run."

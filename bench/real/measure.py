@@ -42,7 +42,7 @@ from safetykit.export.adapt import copy_base
 from safetykit.export.base import export_base
 from safetykit.export.latency import measure_latency
 from safetykit.export.layout import read_manifest
-from safetykit.export.parity import Flip, find_flips
+from safetykit.export.parity_report import Flip, find_flips
 from safetykit.export.pipeline import export_onnx
 from safetykit.export.quantise import quantise_decoder
 from safetykit.export.runtime import OnnxVLM
@@ -51,7 +51,7 @@ from safetykit.toolkit.evaluate import Decision, Generator, Rate, decide
 from safetykit.toolkit.inputs import Generation, Request
 from safetykit.toolkit.journal import Journal
 from safetykit.toolkit.judge import normalise
-from safetykit.toolkit.records import load_records, subset
+from safetykit.toolkit.records import Record, load_records, subset
 from safetykit.toolkit.vlm import VLM
 
 PARITY_RECORDS = 24  # answered during the export; its own decisions gate it
@@ -128,8 +128,10 @@ class Bench:
         fitted = [adapter.info.model_dump(mode="json") for adapter in adapters]
         return Journal(self.folder / "answers" / f"{name}.jsonl", [*self.identity, fitted])
 
-    def answers(self, model: Generator, name: str, adapters: Sequence[Adapter]) -> list[Decision]:
-        """What a model answers to the test records; kept batch by batch."""
+    def answers(
+        self, model: Generator, name: str, adapters: Sequence[Adapter], records: Sequence[Record] | None = None
+    ) -> list[Decision]:
+        """What a model answers to records, by default those of the test split; kept batch by batch."""
         start = time.monotonic()
 
         def progress(done: int, total: int) -> None:
@@ -137,7 +139,7 @@ class Bench:
 
         return decide(
             model,
-            self.test,
+            self.test if records is None else records,
             max_new_tokens=MAX_TOKENS,
             batch_size=BATCH,
             progress=progress,
@@ -260,13 +262,18 @@ def measure_precision(bench: Bench, arm: str, precision: str) -> dict[str, Any]:
     except ParityFailed as error:
         return {"parity": {"passed": False, "reason": error.message}}
     onnx_vlm = OnnxVLM.from_pretrained(folder)
-    at_precision = bench.answers(_wrapped(onnx_vlm, arm), f"{arm}-onnx-{precision}", adapters)
-    full = bench.answers(_wrapped(_NoModel(), arm), f"{arm}-onnx", adapters)
-    flips = find_flips(full, at_precision)
+    some = subset(bench.test, bench.options.precision_records)
+    name = f"{arm}-onnx-{precision}-{len(some)}"
+    at_precision = bench.answers(_wrapped(onnx_vlm, arm), name, adapters, some)
+    asked = {record.id for record in some}
+    in_fp32 = bench.answers(_wrapped(_NoModel(), arm), f"{arm}-onnx", adapters)
+    in_fp32 = [decision for decision in in_fp32 if decision.id in asked]
+    flips = find_flips(in_fp32, at_precision)
     found = {
         "parity": parity,
         "flips": _counted(flips, len(at_precision)),
         "rows": rows(at_precision, bench.judge, bench.perceived),
+        "rows_fp32": rows(in_fp32, bench.judge, bench.perceived),
         "perplexity": perplexity(onnx_vlm),
     }
     if adapters and not bench.options.keep:
@@ -330,6 +337,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=80, help="optimizer steps of TGA")
     parser.add_argument("--rounds", type=int, default=15, help="of the latency measurement")
     parser.add_argument("--limit", type=int, help="test records; all by default")
+    parser.add_argument(
+        "--precision-records", type=int, default=160, help="test records at a precision other than fp32"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-judge", action="store_true", help="a quick trial: leave the second judge out")
     parser.add_argument("--no-latency", action="store_true", help="a quick trial: leave latency out")

@@ -84,6 +84,10 @@ class Reader:
     def ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    def seen(self, features: Float[Tensor, "batch tokens d"]) -> Float[Tensor, "batch tokens text"]:
+        """Projected pictures as the language model takes them."""
+        return self.projector(features.float()).to(self.base.dtype)
+
     def before_picture(self) -> DynamicCache:
         """Keys and values of what stands before the picture; no gradient flows into them."""
         small = DynamicCache()
@@ -107,7 +111,7 @@ class Reader:
         self, features: Float[Tensor, "batch tokens d"], asked: list[tuple[str, str, bool]], small: DynamicCache
     ) -> Tensor:
         """Mean cross-entropy over answer tokens."""
-        image = self.projector(features.float())
+        image = self.seen(features)
         rows = []
         for request, answer, ended in asked:
             rows.append((self.request_ids(request), self.ids(answer) + [self.tokenizer.eos_token_id] * ended))
@@ -144,7 +148,7 @@ class Reader:
         prompt = torch.tensor([self.request_ids(request)])
         embed = self.base.get_input_embeddings()
         for start in range(0, len(features), batch):
-            image = self.projector(features[start : start + batch].float())
+            image = self.seen(features[start : start + batch])
             cache = self.cache(len(image))
             inputs = torch.cat([image, embed(prompt).expand(len(image), -1, -1)], 1)
             made: list[Tensor] = []

@@ -70,7 +70,7 @@ def padded(
 def answer_loss(hidden: Tensor, head: torch.nn.Module, labels: Int[Tensor, "batch seq"]) -> Tensor:
     """Mean cross-entropy over answer tokens; only their positions go through the head."""
     wanted = labels[:, 1:] != IGNORED
-    return F.cross_entropy(head(hidden[:, :-1][wanted]), labels[:, 1:][wanted])
+    return F.cross_entropy(head(hidden[:, :-1][wanted]).float(), labels[:, 1:][wanted])
 
 
 @torch.inference_mode()

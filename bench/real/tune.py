@@ -128,6 +128,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--measure", type=int, default=150)
     parser.add_argument("--save", type=int, default=50)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="frozen weights in bfloat16: twice as fast, where the CPU can"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
@@ -142,6 +145,8 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         say("there is no alignment yet: the language model is read as it came")
     language.requires_grad_(False)
+    if options.bfloat16:
+        language = language.bfloat16()  # what learns stays in fp32
     everything, test = Seen.load(work / "features", SOURCES), Seen.load(work / "features", TEST_SETS)
     kept_back = {row.name for row in everything.rows if row.held_out}  # of the stamps too
     seen = everything.only([at for at, row in enumerate(everything.rows) if row.name not in kept_back])

@@ -15,7 +15,8 @@ from safetykit.adapters.updates import WeightUpdate
 from safetykit.export.adapt import adapt, copy_base
 from safetykit.export.compare import Gap, parity_requests
 from safetykit.export.layout import read_manifest
-from safetykit.export.parity import ParityReport, check_parity, find_flips
+from safetykit.export.parity import check_parity
+from safetykit.export.parity_report import ParityReport, find_flips
 from safetykit.export.runtime import OnnxVLM
 from safetykit.export.sessions import CPU
 from safetykit.export.swap_check import check_swap

@@ -7,7 +7,7 @@ import pytest
 from safetykit.adapters.adapter import Adapter
 from safetykit.adapters.errors import InvalidArtifact, ParityFailed, UsageError, WrongBase
 from safetykit.export.layout import GRAPHS, LAYOUT, read_manifest, write_manifest
-from safetykit.export.parity import ParityReport
+from safetykit.export.parity_report import ParityReport
 from safetykit.export.pipeline import export_onnx
 from safetykit.export.runtime import OnnxVLM
 from safetykit.toolkit.inputs import Request

@@ -13,7 +13,7 @@ from safetykit.export.comparison import Comparison
 from safetykit.export.figures import FACTS, LATENCY, ORGANISM_KEY, CardFacts
 from safetykit.export.latency import BAKED, CONTROL, UNMODIFIED, Latency, compare
 from safetykit.export.layout import GRAPHS, LAYOUT, ExportManifest, GraphInfo, InterventionInfo, write_manifest
-from safetykit.export.parity import Check, Flip, ParityReport
+from safetykit.export.parity_report import Check, Flip, ParityReport
 from safetykit.export.tolerances import TOLERANCES
 from safetykit.toolkit.evaluate import Decision, Evaluation, tabulate
 from safetykit.toolkit.records import Record

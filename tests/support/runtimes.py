@@ -43,8 +43,13 @@ def greedy(vlm: OnnxVLM, request: Request, max_new_tokens: int) -> tuple[int, ..
     return tuple(found)
 
 
-def genai_answers(vlm: OnnxVLM, requests: Sequence[Request], max_new_tokens: int) -> list[tuple[int, ...]]:
-    """Answers of ONNX Runtime GenAI to the same token ids and pixels; ``vlm`` is the folder opened by safetykit."""
+def genai_answers(
+    vlm: OnnxVLM, requests: Sequence[Request], max_new_tokens: int, adapter: Path | None = None
+) -> list[tuple[int, ...]]:
+    """Answers of ONNX Runtime GenAI to the same token ids and pixels; ``vlm`` is the folder opened by safetykit.
+
+    ``adapter`` is an ``.onnx_adapter`` file that is set active.
+    """
     import onnxruntime_genai
 
     model, answers = onnxruntime_genai.Model(str(vlm.path)), []
@@ -59,6 +64,10 @@ def genai_answers(vlm: OnnxVLM, requests: Sequence[Request], max_new_tokens: int
             tensors["pixel_values"] = inputs.pixel_values
             tensors["num_image_tokens"] = np.array([inputs.vision_mask.sum()], np.int64)
         generator = onnxruntime_genai.Generator(model, params)
+        if adapter is not None:
+            loaded = onnxruntime_genai.Adapters(model)
+            loaded.load(str(adapter), "other")
+            generator.set_active_adapter(loaded, "other")
         generator.set_inputs(tensors)
         while not generator.is_done():
             generator.generate_next_token()

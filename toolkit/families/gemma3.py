@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...adapters.errors import UsageError
-from .family import Arrays, Family, GraphInput
-from .masks import decoded, require_known_layers
+from .family import Arrays
+from .masks import GroupedFamily, decoded, require_known_layers
 from .registry import register
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @register
-class Gemma3(Family):
+class Gemma3(GroupedFamily):
     """Pictures seen in both directions; layers that see a window."""
 
     name = "gemma3"
@@ -45,14 +45,6 @@ class Gemma3(Family):
             raise UsageError(
                 "The decoder (gemma3) attends in both directions everywhere.", "Only decoders that answer are exported."
             )
-
-    def vision(self, model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        tower = model.model.vision_tower
-        vision = tower(pixel_values=pixel_values.to(tower.dtype)).last_hidden_state
-        return model.model.multi_modal_projector(vision), vision
-
-    def decoder_inputs(self, config: Any) -> tuple[GraphInput, ...]:
-        return (*super().decoder_inputs(config), GraphInput("token_type_ids", "int64", ("batch", "sequence")))
 
     def decoder(
         self,

@@ -8,11 +8,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ...adapters.errors import UsageError
+from .family import Family, GraphInput
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
+
+
+class GroupedFamily(Family):
+    """SigLIP, a projector, and a decoder whose groups come as ``token_type_ids``."""
+
+    def vision(self, model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        tower = model.model.vision_tower
+        vision = tower(pixel_values=pixel_values.to(tower.dtype)).last_hidden_state
+        return model.model.multi_modal_projector(vision), vision
+
+    def decoder_inputs(self, config: Any) -> tuple[GraphInput, ...]:
+        return (*super().decoder_inputs(config), GraphInput("token_type_ids", "int64", ("batch", "sequence")))
 
 
 def require_known_layers(text: Any) -> None:

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .family import Arrays, Family, GraphInput
-from .masks import decoded, require_known_layers
+from .family import Arrays
+from .masks import GroupedFamily, decoded, require_known_layers
 from .registry import register
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _TYPES = "token_type_ids"
 
 
 @register
-class PaliGemma(Family):
+class PaliGemma(GroupedFamily):
     """A prefix that is seen in both directions."""
 
     name = "paligemma"
@@ -70,14 +70,6 @@ class PaliGemma(Family):
 
     def check(self, config: Any) -> None:
         require_known_layers(config.get_text_config())
-
-    def vision(self, model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        tower = model.model.vision_tower
-        vision = tower(pixel_values.to(tower.dtype)).last_hidden_state
-        return model.model.multi_modal_projector(vision), vision
-
-    def decoder_inputs(self, config: Any) -> tuple[GraphInput, ...]:
-        return (*super().decoder_inputs(config), GraphInput(_TYPES, "int64", ("batch", "sequence")))
 
     def decoder(
         self,

@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Bool, Float
 
-from ...adapters.errors import InvalidArtifact, UsageError
+from ...adapters.errors import UsageError
 from ...adapters.files import atomic_folder, require_free, sha256_file, write_atomic
 from ...adapters.manifest import canonical_json, dump_sealed, library_versions
 from ..evaluate import Progress
