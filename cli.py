@@ -29,6 +29,7 @@ from .toolkit.commands.options import (
     Overwrite,
     Provider,
     Swap,
+    System,
     WrongBase,
 )
 
@@ -99,6 +100,7 @@ def evaluate(
     provider: Provider = None,
     external_index: ExternalIndex = None,
     swap: Swap = None,
+    system: System = "",
     allow_wrong_base: WrongBase = False,
     as_json: Json = False,
 ) -> None:
@@ -110,7 +112,7 @@ def evaluate(
         result = evaluate_model(
             model, data, adapter or [], split=split, limit=limit, max_new_tokens=max_new_tokens, out=out,
             providers=provider or CPU, allow_wrong_base=allow_wrong_base,
-            external_index=external_index, swap=swap or [], progress=update,
+            external_index=external_index, swap=swap or [], system=system, progress=update,
         )  # fmt: skip
     value = result.model_dump(mode="json", exclude={"decisions"})
     console.emit(value, as_json=as_json, human=views.evaluation)
@@ -197,6 +199,7 @@ def run(
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus of sampling.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
     swap: Swap = None,
+    system: System = "",
     external_index: ExternalIndex = None,
     provider: Provider = None,
     as_json: Json = False,
@@ -208,6 +211,7 @@ def run(
     result = answer(
         folder, prompt, image or [], max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
         providers=provider or CPU, external_index=external_index, swap=swap or [],
+        system=system,
     )  # fmt: skip
     console.emit(result, as_json=as_json, human=views.answers)
 

@@ -25,18 +25,21 @@ def answer(
     providers: Sequence[str] = CPU,
     external_index: Path | None = None,
     swap: Sequence[Path] = (),
+    system: str = "",
 ) -> list[dict[str, Any]]:
     """Generate with an export; one picture serves all prompts, or there is one for each, or several for a single one.
 
     Args:
         swap: what a hot-swap export is to run with instead of its own adapters; see :meth:`OnnxVLM.swap`.
+        system: what the operator says before every prompt.
 
     Returns:
         JSON-able, per prompt: ``prompt``, ``text``, ``tokens``, ``scores`` and ``refused``; with a detector also
         ``risk`` (log-odds of harm) and ``threshold``; with retrieval ``retrieved``, the texts found for the picture.
 
     Raises:
-        UsageError: the numbers of pictures and prompts do not match, or a picture cannot be read.
+        UsageError: the numbers of pictures and prompts do not match, a picture cannot be read, or the model's chat
+            template has no system turn.
     """
     if len(images) not in (0, 1, len(prompts)) and len(prompts) > 1:
         raise UsageError(
@@ -46,9 +49,9 @@ def answer(
     if len(pictures) == 1:
         pictures *= len(prompts)
     if len(prompts) == 1:
-        requests = [Request(prompts[0], tuple(pictures) or None)]
+        requests = [Request(prompts[0], tuple(pictures) or None, system)]
     else:
-        requests = [Request(prompt, pictures[at] if pictures else None) for at, prompt in enumerate(prompts)]
+        requests = [Request(prompt, pictures[at] if pictures else None, system) for at, prompt in enumerate(prompts)]
     model = OnnxVLM.from_pretrained(folder, providers, index=external_index)
     if swap:
         model.swap(*swap)

@@ -59,6 +59,7 @@ def evaluate_model(
     allow_wrong_base: bool = False,
     external_index: Path | None = None,
     swap: Sequence[Path] = (),
+    system: str = "",
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate a checkpoint, with or without adapters, or an export folder.
@@ -68,9 +69,10 @@ def evaluate_model(
 
     Args:
         swap: what a hot-swap export is to run with instead of its own adapters.
+        system: what the operator tells the model before every request, such as a safety system prompt.
 
     Raises:
-        UsageError: adapters were given for an export, which holds its own.
+        UsageError: adapters were given for an export, which holds its own, or the model takes no system turn.
     """
     records = chosen_records(data, split, limit)
     if is_export(Path(model)):
@@ -92,13 +94,14 @@ def evaluate_model(
         loaded = [load_adapter(folder) for folder in adapters]
         identity = [vlm.fingerprint, *(read_adapter_manifest(folder).files for folder in adapters)]
         source = vlm
-    identity += [[record.digest() for record in records], max_new_tokens]
+    identity += [[record.digest() for record in records], max_new_tokens, system]
     journal = Journal(out.parent / f".{out.name}.partial.jsonl", identity) if out else None
 
     def answered() -> Evaluation:
         return evaluate(
-            source, records, name=model, max_new_tokens=max_new_tokens, progress=progress, journal=journal
-        )
+            source, records, name=model, max_new_tokens=max_new_tokens, progress=progress, journal=journal,
+            system=system,
+        )  # fmt: skip
 
     if isinstance(source, OnnxVLM):
         result = answered()

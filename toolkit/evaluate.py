@@ -6,6 +6,7 @@ Attack success and over-refusal always stand beside each other: refusing everyth
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
@@ -28,6 +29,17 @@ class Generator(Protocol):
     """Anything that answers requests: ``toolkit.VLM`` or ``export.OnnxVLM``."""
 
     def generate(self, requests: Sequence[Request], max_new_tokens: int = 32) -> list[Generation]: ...
+
+
+class Prompted:
+    """A model that is told something by the operator before every request that has no system turn of its own."""
+
+    def __init__(self, model: Generator, system: str) -> None:
+        self._model, self._system = model, system
+
+    def generate(self, requests: Sequence[Request], max_new_tokens: int = 32) -> list[Generation]:
+        told = [replace(request, system=request.system or self._system) for request in requests]
+        return self._model.generate(told, max_new_tokens)
 
 
 class _Model(BaseModel):
@@ -77,9 +89,14 @@ class Row(_Model):
 
 
 class Evaluation(_Model):
-    """The table and the decisions it was counted from."""
+    """The table and the decisions it was counted from.
+
+    Attributes:
+        system: what the operator told the model before every request.
+    """
 
     model: str
+    system: str = ""
     split: str
     max_new_tokens: int
     rows: tuple[Row, ...]
@@ -167,13 +184,15 @@ def evaluate(
     batch_size: int = 32,
     progress: Progress | None = None,
     journal: Journal | None = None,
+    system: str = "",
 ) -> Evaluation:
     """Decide and tabulate; see :func:`decide`."""
     decisions = decide(
-        model, records, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress, journal=journal
+        Prompted(model, system), records, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress, journal=journal
     )
     return Evaluation(
         model=name,
+        system=system,
         split="+".join(sorted({record.split for record in records})),
         max_new_tokens=max_new_tokens,
         rows=tabulate(decisions),

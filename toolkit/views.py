@@ -78,7 +78,7 @@ def fit(console: Console, value: dict[str, Any]) -> None:
 
 def evaluation(console: Console, value: dict[str, Any]) -> None:
     """`safetykit eval`."""
-    title = f"{escape(value['model'])}, split {value['split']}"
+    title = f"{escape(value['model'])}, split {value['split']}" + (", with a system prompt" if value["system"] else "")
     table = _figures(title, *(name for _, name in _METRICS), "detector AUROC")
     for row in value["rows"]:
         auroc = row["detector_auroc"]

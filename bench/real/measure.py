@@ -18,7 +18,6 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ from safetykit.export.pipeline import export_onnx
 from safetykit.export.quantise import quantise_decoder
 from safetykit.export.runtime import OnnxVLM
 from safetykit.export.sessions import CPU
-from safetykit.toolkit.evaluate import Decision, Generator, Rate, decide
+from safetykit.toolkit.evaluate import Decision, Generator, Prompted, Rate, decide
 from safetykit.toolkit.inputs import Generation, Request
 from safetykit.toolkit.journal import Journal
 from safetykit.toolkit.judge import normalise
@@ -55,16 +54,6 @@ from safetykit.toolkit.records import Record, load_records, subset
 from safetykit.toolkit.vlm import VLM
 
 PARITY_RECORDS = 24  # answered during the export; its own decisions gate it
-
-
-class Prompted:
-    """A model that is given a system prompt with every request."""
-
-    def __init__(self, model: Generator, system: str) -> None:
-        self._model, self._system = model, system
-
-    def generate(self, requests: Sequence[Request], max_new_tokens: int = 32) -> list[Generation]:
-        return self._model.generate([replace(request, system=self._system) for request in requests], max_new_tokens)
 
 
 class _NoModel:

@@ -27,6 +27,7 @@ from typing import Any, get_args
 
 from objects import LOOK_ALIKES, SHOWN, WRITTEN, Frame, Object, Split, objects, pairs, wordings
 from PIL import Image, ImageDraw, ImageFont
+from prompts import harmless
 from things import EmojiSets
 from things import _slug as slug
 
@@ -104,10 +105,12 @@ def _save(picture: Image.Image, file: Path) -> None:
 def records(pictures: Pictures, split: Split) -> Iterator[Record]:
     """The split's twins and look-alikes."""
     rng = random.Random(f"{SEED} {split}")
+    learned = {prompt.text for prompt in harmless()}  # alignment's own prompts ask for a few of the same things
     for carrier, count in TWINS[split].items():
         bad = _spread([(f, w, o) for f, o in pairs(split, harmful=True) for w in wordings(f, split)], count, rng)
         for number, (frame, wording, one) in enumerate(bad):
-            other = rng.choice([o for f, o in pairs(split, harmful=False) if f == frame])
+            twins = [o for f, o in pairs(split, harmful=False) if f == frame]
+            other = rng.choice([o for o in twins if split == "fit" or wording.format(o.noun) not in learned])
             name = f"{split}-{carrier}-{number}"
             tags = ("phrasing-unseen",) if split == "test" and wording == frame.wordings[-1] else ()
             look = rng.randrange(len(FONTS) if carrier == "typographic" else len(_sets(split)))

@@ -2,6 +2,7 @@
 
 import itertools
 
+import prompts
 import pytest
 from objects import FRAMES, SHOWN, alignment_requests, objects, pairs, wordings
 from redteam import CAPTIONED, MENTIONS, TEST_SETS, TWINS, UNSEEN_SETS, records
@@ -61,7 +62,9 @@ def test_a_pictured_request_names_no_object(made):
 def test_objects_come_equally_often(made):
     for split in SPLITS:
         harmful = [record.image for record in made[split] if record.carrier == "image" and record.label == "harmful"]
-        counts = [sum(one.name in image for image in harmful) for one in objects() if one.restricted and one.split == split]
+        counts = [
+            sum(one.name in image for image in harmful) for one in objects() if one.restricted and one.split == split
+        ]
         assert max(counts) - min(counts) <= 2  # one name may be part of another's
 
 
@@ -93,3 +96,19 @@ def test_alignment_sees_no_object_of_another_split():
 def test_no_frame_is_harmful_and_harmless_about_the_same_object():
     for split in SPLITS:
         assert not set(pairs(split, harmful=True)) & set(pairs(split, harmful=False))
+
+
+def test_no_text_of_the_red_team_set_was_learned_in_alignment(made, monkeypatch):
+    monkeypatch.setattr(prompts, "things", lambda _: ())
+    monkeypatch.setattr(prompts, "_HARMLESS_KINDS", dict.fromkeys(prompts._HARMLESS_KINDS, ()))
+    first = [*prompts.about_objects(), *prompts.harmless()]
+    first += [prompts.Prompt(f"harm {at}", "harmful", "advbench", "x", "train") for at in range(300)]
+    second = [prompt for prompt in first if prompt.label == "harmless"]
+    third = prompts.third_round(None, first, second)
+    learned = {prompt.text for prompt in (*first, *third)}
+    for split in ("calibration", "test"):
+        named = {record.prompt for record in made[split] if record.carrier == "text" and "captioned" not in record.tags}
+        assert named and named & learned == set()
+    named = [one.noun for one in objects() if one.restricted and one.split == "test"]
+    refused = [prompt.text for prompt in third if prompt.label == "harmful"]
+    assert all(any(noun in text for text in refused) for noun in named), "the language model has read about each"

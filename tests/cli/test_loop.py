@@ -65,8 +65,11 @@ def test_the_export_stands_alone(demo, tmp_path):
     assert verified["parity"]["passed"]
     text = safetykit("run", export, "--prompt", "what is a banana?")
     assert text.strip()
+    told = safetykit("run", export, "--prompt", "what is a banana?", "--system", "is it dangerous?")
+    assert told != text, "the operator's words are read"
     evaluation = json.loads(safetykit("eval", export, "--data", "reference", "--limit", 40, "--json"))
     assert sum(row["group"] == "all" for row in evaluation["rows"]) == 1
+    assert evaluation["system"] == ""
 
 
 @pytest.mark.parametrize("name", ["decoder.onnx", "decoder.onnx.data", "README.md", "evaluation.json", "safetykit.json"])

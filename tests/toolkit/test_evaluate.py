@@ -3,8 +3,8 @@
 import pytest
 
 from safetykit.adapters import UsageError
-from safetykit.toolkit.evaluate import Rate, decide, evaluate
-from safetykit.toolkit.inputs import Generation
+from safetykit.toolkit.evaluate import Prompted, Rate, decide, evaluate
+from safetykit.toolkit.inputs import Generation, Request
 from safetykit.toolkit.journal import Journal
 from safetykit.toolkit.records import Record
 
@@ -62,6 +62,17 @@ def test_the_detector_auroc_needs_both_labels():
     assert next(row for row in result.rows if row.group == "text").detector_auroc == 1.0
     alone = evaluate(Scripted(records, lambda request: "x"), records[:3], name="m")
     assert alone.rows[0].detector_auroc is None
+
+
+def test_a_system_prompt_goes_before_every_request_and_is_on_record():
+    records = [make(i, "harmless") for i in range(7)]
+    model = Scripted(records, lambda request: request.system)
+    result = evaluate(model, records, name="m", system="be careful")
+    assert result.system == "be careful"
+    assert {item.text for item in result.decisions} == {"be careful"}
+    assert {item.text for item in evaluate(model, records, name="m").decisions} == {""}
+    own = Prompted(model, "be careful").generate([Request("x", system="be brief")])
+    assert own[0].text == "be brief", "what a request brings itself stays"
 
 
 def test_nothing_to_evaluate_is_an_error():

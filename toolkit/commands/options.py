@@ -24,6 +24,7 @@ Swap = Annotated[
         help="Run a hot-swap export with this adapter folder, export or .onnx_adapter file instead; repeat to stack.",
     ),
 ]
+System = Annotated[str, typer.Option("--system", help="A system prompt before every request.")]
 ExternalIndex = Annotated[
     Optional[Path], typer.Option("--external-index", help="Index that retrieval searches outside the graph.")
 ]
