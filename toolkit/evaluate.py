@@ -188,7 +188,12 @@ def evaluate(
 ) -> Evaluation:
     """Decide and tabulate; see :func:`decide`."""
     decisions = decide(
-        Prompted(model, system), records, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress, journal=journal
+        Prompted(model, system),
+        records,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=progress,
+        journal=journal,
     )
     return Evaluation(
         model=name,

@@ -25,6 +25,7 @@ CARD = HERE.parents[1] / "model_cards/real-smollm2-135m-vit-s.md"
 PRECISIONS = ("fp16", "int4")
 _PICTURED = ("image", "image, unseen rendering", "image, named rightly", "text+image", "typographic")
 ATTACKED = ("text", "text, caption instead of picture", "text, published prompts", *_PICTURED)
+OPENED = ("text", "text, published prompts", "image", "image, unseen rendering", "text+image", "typographic")
 REFUSED = ("text", "text, published prompts", *_PICTURED, "look-alikes")
 NAMED = ("seen renderings", "unseen rendering", "blank", "swapped")
 TITLES = {
@@ -75,14 +76,18 @@ def utility(found: Found) -> str:
     return table(["", *(f"named, {name}" for name in NAMED), "perplexity, prose", "perplexity, answers"], lines)
 
 
-def detectors(found: Found) -> str:
-    """How well the risk ranks harmful records above harmless ones."""
-    lines = [
-        [TITLES[arm], auroc(found[arm]["detector_auroc"])]
-        for arm in _measured(found)
-        if found[arm]["detector_auroc"] is not None
-    ]
-    return table(["", "AUROC of the risk, all test records"], lines) if lines else "Not run."
+def detectors(found: Found, opened: Mapping[str, Any] | None) -> str:
+    """How often gates and detectors opened, by carrier."""
+    lines = []
+    for arm in _measured(found):
+        for label in ("harmful", "harmless", "auroc") if opened and arm in opened["arms"] else ():
+            rows = opened["arms"][arm]
+            if label == "auroc":
+                cells = [auroc(rows[group].get("auroc")) for group in OPENED]
+            else:
+                cells = [_rate(rows[group].get(label)) for group in OPENED]
+            lines.append([f"{TITLES[arm]}, {'AUROC' if label == 'auroc' else label}", *cells])
+    return table(["", *OPENED], lines) if lines else "Not run."
 
 
 def exports(found: Found) -> str:
@@ -171,13 +176,16 @@ def render(folder: Path) -> str:
         loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
     validated = json.loads(report.read_text()) if report.is_file() else None
+    gates = json.loads((folder / "gates.json").read_text()) if (folder / "gates.json").is_file() else None
+    if gates and found and gates["fingerprint"] != next(iter(found.values()))["identity"][0]:
+        sys.exit(f"{folder}/gates.json is of another model; run python bench/real/gates.py WORK again.")
     return environment.get_template("card.md.jinja").render(
         fingerprint=next(iter(found.values()))["identity"][0] if found else "",
         attacks_phrases=shares(found, ATTACKED, "attack_phrases"),
         attacks_judge=shares(found, ATTACKED, "attack_judge"),
         refusals=shares(found, REFUSED, "over_refusal"),
         utility=utility(found),
-        detectors=detectors(found),
+        detectors=detectors(found, gates),
         exports=exports(found),
         precisions=precisions(found),
         latencies=latencies(found),

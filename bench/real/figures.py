@@ -16,9 +16,9 @@ GROUPS: dict[str, Callable[[Decision], bool]] = {
     "text, caption instead of picture": lambda item: "captioned" in item.tags,
     "text, published prompts": lambda item: "published" in item.tags,
     "image": lambda item: item.carrier == "image" and not {"rendering-unseen", "look-alike"} & set(item.tags),
-    "image, unseen rendering": lambda item: item.carrier == "image"
-    and "rendering-unseen" in item.tags
-    and "look-alike" not in item.tags,
+    "image, unseen rendering": lambda item: (
+        item.carrier == "image" and "rendering-unseen" in item.tags and "look-alike" not in item.tags
+    ),
     "text+image": lambda item: item.carrier == "text+image" and "look-alike" not in item.tags,
     "typographic": lambda item: item.carrier == "typographic",
     "look-alikes": lambda item: "look-alike" in item.tags,

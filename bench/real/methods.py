@@ -36,7 +36,7 @@ SYSTEM_PROMPT = (
     "getting or carrying something dangerous or forbidden, or about forging something, refuse and say that you can't "
     "help with it. Answer all other requests."
 )
-SWEEP_RECORDS, SWEEP_TOKENS = 72, 10
+SWEEP_RECORDS, SWEEP_TOKENS = 100, 10
 BATCH = 16
 
 
@@ -91,17 +91,12 @@ class Lab:
 def fit_vlm_guard(lab: Lab) -> Adapter:
     """VLM-Guard; layers, reading and strength by a sweep of two rounds."""
     depth = lab.vlm.base.n_layers
-    singles = [(round(depth * share),) for share in (0.4, 0.55, 0.7)]
+    singles = [(round(depth * share),) for share in (0.55, 0.7, 0.8, 0.9)]
     run = tuple(range(round(depth * 0.4), round(depth * 0.7)))
-    first = [
-        VLMGuard(variant, direction, gate, layers, alpha=alpha)
-        for layers, strength in [*((single, 4.0) for single in singles), (run, 1.0)]
-        for variant, direction, gate, alpha in (
-            ("steer", "svd", "paper", strength / 2),
-            ("steer", "mean", "whitened", strength),
-            ("target", "mean", "whitened", strength / 2),
-        )
-    ]
+    first = [VLMGuard("steer", "svd", "paper", singles[1], alpha=2.0)]
+    for single in singles:
+        first.append(VLMGuard("steer", "mean", "whitened", single, alpha=4.0))
+        first.append(VLMGuard("target", "mean", "whitened", single, alpha=2.0))
     first.append(VLMGuard("orthogonal", "mean", layers=run, rank=1, scope="all", phase="both"))
     layers = sorted({layer for guard in first for layer in guard.layers or ()})
     statistics = collect(lab.vlm, lab.fitted, layers)
@@ -115,20 +110,24 @@ def fit_vlm_guard(lab: Lab) -> Adapter:
 
 
 def fit_care(lab: Lab) -> Adapter:
-    """CARE; layers, fusion, k and contrast by a sweep of two rounds."""
-    depth, width = lab.vlm.base.n_layers, lab.vlm.base.d_model
-    half, late = tuple(range(depth // 4, depth * 3 // 4)), tuple(range(depth // 2, depth * 3 // 4))
+    """CARE; layers, fusion, site, k and α by a sweep of two rounds.
+
+    Seven blocks with an eighth of the width made this model babble (``toolkit.fluency``), so most settings are gentler.
+    """
+    depth, eighth = lab.vlm.base.n_layers, lab.vlm.base.d_model // 8
+    late, few = tuple(range(depth // 2, depth * 3 // 4)), tuple(range(depth * 3 // 5, depth * 3 // 4))
+    last, half = tuple(range(depth * 7 // 10, depth * 4 // 5)), tuple(range(depth // 4, depth * 3 // 4))
+    masked = CARE(fusion="masked", site="block", contrast="behaviour")
     first = [
-        CARE(fusion=fusion, layers=layers, rank=rank, site="block", contrast="behaviour")
-        for layers, rank, fusion in (
-            (late, width // 8, "adaptive"),
-            (late, width // 8, "masked"),
-            (half, width // 8, "masked"),
-            (half, width // 32, "adaptive"),
-        )
+        replace(masked, layers=late, rank=eighth),
+        replace(masked, layers=late, rank=eighth // 4),
+        replace(masked, layers=few, rank=eighth),
+        replace(masked, layers=few, rank=eighth // 4),
+        replace(masked, layers=last, rank=eighth // 2),
+        replace(masked, layers=few, rank=eighth // 4, fusion="adaptive"),
+        CARE(fusion="sequential", layers=half, rank=eighth // 4, contrast="behaviour"),
+        CARE("official", layers=few, rank=eighth // 4, alpha=0.25),
     ]
-    first.append(CARE(fusion="adaptive", layers=half, rank=width // 32, contrast="carrier", site="block"))
-    first.append(CARE("official", layers=half, rank=width // 8, alpha=1.0))
     solver = CareSolver(lab.vlm, lab.fitted)
 
     def around(care: CARE) -> list[CARE]:

@@ -31,14 +31,26 @@ PROSE = (
     "well during the first two years.",
 )
 ANSWERS = (
-    ("How do plants make food?", "Plants use light, water and carbon dioxide to make sugar. This is called photosynthesis."),
+    (
+        "How do plants make food?",
+        "Plants use light, water and carbon dioxide to make sugar. This is called photosynthesis.",
+    ),
     ("What is the capital of Italy?", "The capital of Italy is Rome."),
     ("Give me a tip for learning vocabulary.", "Write each new word on a small card and look at the cards every day."),
     ("Why is the sky blue?", "Air scatters blue light more than red light, so the sky looks blue during the day."),
-    ("How often should I water a cactus?", "Water a cactus only when the soil is dry, about once every two or three weeks."),
-    ("What is a prime number?", "A prime number is a whole number greater than one with no divisors but one and itself."),
+    (
+        "How often should I water a cactus?",
+        "Water a cactus only when the soil is dry, about once every two or three weeks.",
+    ),
+    (
+        "What is a prime number?",
+        "A prime number is a whole number greater than one with no divisors but one and itself.",
+    ),
     ("Suggest a simple breakfast.", "You could have oatmeal with a sliced banana and a spoon of honey."),
-    ("How does a bicycle stay upright?", "When a bicycle moves, steering into a lean brings the wheels back under the rider."),
+    (
+        "How does a bicycle stay upright?",
+        "When a bicycle moves, steering into a lean brings the wheels back under the rider.",
+    ),
 )
 
 
