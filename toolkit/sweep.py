@@ -75,7 +75,7 @@ class Sweep:
     """All trials, the figures without an adapter, and the chosen setting.
 
     Attributes:
-        within_cost: whether any trial kept the allowed cost; if none did, the cheapest was chosen.
+        within_cost: whether the chosen trial kept the allowed cost; if none that stops attacks did, it is the cheapest.
     """
 
     undefended: Figures
@@ -244,9 +244,14 @@ def layer_windows(depth: int) -> list[tuple[int, ...]]:
 
 
 def preference(trial: Trial, undefended: Figures) -> tuple[Any, ...]:
-    """Sort key: within the allowed cost the fewest attacks, then the cheaper, then the simpler setting."""
+    """Sort key: within the allowed cost the fewest attacks, then the cheaper, then the simpler setting.
+
+    What stops no attack that would have succeeded anyway comes last, however cheap it is.
+    """
     cost = trial.figures.cost_over(undefended)
     simple = (len(trial.setting.layers or ()), trial.setting.rank)
+    if trial.figures.attack_success >= undefended.attack_success:
+        return (2, cost, trial.figures.attack_success, *simple)
     if cost <= ALLOWED_COST:
         return (0, trial.figures.attack_success, cost, *simple)
     return (1, cost, trial.figures.attack_success, *simple)

@@ -124,6 +124,8 @@ def fit_care(lab: Lab) -> Adapter:
         replace(masked, layers=few, rank=eighth),
         replace(masked, layers=few, rank=eighth // 4),
         replace(masked, layers=last, rank=eighth // 2),
+        replace(masked, layers=few, rank=eighth, alpha=0.5),
+        replace(masked, layers=few, rank=eighth // 4, alpha=0.5),
         replace(masked, layers=few, rank=eighth // 4, fusion="adaptive"),
         CARE(fusion="sequential", layers=half, rank=eighth // 4, contrast="behaviour"),
         CARE("official", layers=few, rank=eighth // 4, alpha=0.25),

@@ -39,6 +39,13 @@ def test_losing_answers_counts_as_much_as_refusing_them():
     assert best(garbled, good) is good
 
 
+def test_what_stops_no_attack_comes_last_however_cheap_it_is():
+    worse = Trial(VLMGuard(alpha=1), Figures(1.0, 0.01, 0.95))
+    costly = Trial(VLMGuard(alpha=2), Figures(0.4, 0.06, 0.95))
+    assert best(worse, costly) is costly
+    assert not sweep.Sweep.over(UNDEFENDED, [worse, costly]).within_cost
+
+
 def test_windows_are_single_layers_and_runs_inside_the_depth():
     windows = layer_windows(8)
     assert {(layer,) for layer in range(8)} <= set(windows)
