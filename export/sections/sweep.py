@@ -20,7 +20,7 @@ class SweepTable(Strict):
     Attributes:
         undefended: the figures without an adapter.
         allowed_cost: how far over-refusal may rise and exact answers fall.
-        within_cost: whether any trial kept that; if none did, the cheapest was chosen.
+        within_cost: whether the chosen trial kept that.
         trials: settings by name, and the figures.
         best: the chosen trial.
     """
