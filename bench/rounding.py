@@ -1,6 +1,9 @@
-"""How far PyTorch's float32 logits are from its own float64 run: what parity in float32 can ask for at all.
+"""How far float32 logits are from PyTorch's own float64 run: what parity in float32 can ask for at all.
 
-    python bench/rounding.py MODEL --data DATA
+    python bench/rounding.py MODEL --data DATA [--base-onnx EXPORT] [--records 64]
+
+With an export of the unmodified model its logits are compared with float64 as well, and so are the features that its
+vision encoder makes of pictures: ``features_alone`` is what those do to the logits of a decoder in float64.
 """
 
 from __future__ import annotations
@@ -8,19 +11,24 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+from pathlib import Path
 
 import torch
 
+from safetykit.export.runtime import OnnxVLM
 from safetykit.toolkit.inputs import Request
 from safetykit.toolkit.records import load_records, subset
 from safetykit.toolkit.sources import data_path, model_path
 from safetykit.toolkit.vlm import VLM
+
+_LOGITS = ("pytorch", "onnx", "features_alone")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--data", required=True)
+    parser.add_argument("--base-onnx", type=Path)
     parser.add_argument("--records", type=int, default=64)
     options = parser.parse_args()
     vlm = VLM.from_pretrained(model_path(options.model))
@@ -28,13 +36,33 @@ def main() -> None:
     inputs = vlm.inputs.prepare([Request(record.prompt, record.picture()) for record in records])
     arguments = vlm.arguments(inputs, cached_features=False)
     real = torch.from_numpy(inputs.attention_mask).bool()
+    exact = copy.deepcopy(vlm.model).double()
     with torch.inference_mode():
         single = vlm.model(**arguments, use_cache=False).logits[real].double()
         if "pixel_values" in arguments:
             arguments["pixel_values"] = arguments["pixel_values"].double()
-        double = copy.deepcopy(vlm.model).double()(**arguments, use_cache=False).logits[real]
-    error, scale = (single - double).abs().max().item(), double.abs().max().item()
-    print(json.dumps({"records": len(records), "error": error, "largest_logit": scale, "relative": error / scale}, indent=2))
+        double = exact(**arguments, use_cache=False).logits[real]
+    found = {"records": len(records), "largest_logit": double.abs().max().item(), "pytorch": largest(single - double)}
+    if options.base_onnx:
+        onnx_vlm = OnnxVLM.from_pretrained(options.base_onnx)
+        state = onnx_vlm.prefill(inputs)
+        found["onnx"] = largest(torch.from_numpy(state.logits).double()[real] - double)
+        if inputs.pictures:
+            seen = torch.from_numpy(onnx_vlm.see(inputs.pictures).features).double().flatten(0, -2)
+            embeds = exact.get_input_embeddings()(arguments["input_ids"]).detach()
+            with torch.inference_mode():
+                given = {"pixel_values": arguments["pixel_values"]}
+                features = torch.cat([one.flatten(0, -2) for one in exact.get_image_features(**given).pooler_output])
+                embeds = embeds.masked_scatter(torch.from_numpy(inputs.vision_mask)[..., None], seen)
+                moved = exact(inputs_embeds=embeds, attention_mask=arguments["attention_mask"], use_cache=False)
+            found |= {"features": largest(seen - features), "features_alone": largest(moved.logits[real] - double)}
+    errors = {name: value / found["largest_logit"] for name, value in found.items() if name in _LOGITS}
+    print(json.dumps({**found, "share_of_largest_logit": errors}, indent=2))
+
+
+def largest(difference: torch.Tensor) -> float:
+    """Largest magnitude."""
+    return difference.abs().max().item()
 
 
 if __name__ == "__main__":
