@@ -91,19 +91,15 @@ class Lab:
 def fit_vlm_guard(lab: Lab) -> Adapter:
     """VLM-Guard; layers, reading and strength by a sweep of two rounds."""
     depth = lab.vlm.base.n_layers
-    singles = [(round(depth * share),) for share in (0.55, 0.7, 0.8, 0.9)]
-    run = tuple(range(round(depth * 0.4), round(depth * 0.7)))
-    first = [VLMGuard("steer", "svd", "paper", singles[1], alpha=2.0)]
+    singles = [(round(depth * share),) for share in (0.7, 0.8, 0.9)]
+    first = [VLMGuard("steer", "svd", "paper", singles[0], alpha=2.0)]
     for single in singles:
         first.append(VLMGuard("steer", "mean", "whitened", single, alpha=4.0))
         first.append(VLMGuard("target", "mean", "whitened", single, alpha=2.0))
-    first.append(VLMGuard("orthogonal", "mean", layers=run, rank=1, scope="all", phase="both"))
     layers = sorted({layer for guard in first for layer in guard.layers or ()})
     statistics = collect(lab.vlm, lab.fitted, layers)
 
     def around(guard: VLMGuard) -> list[VLMGuard]:
-        if guard.variant == "orthogonal":
-            return [replace(guard, rank=4)]
         return [replace(guard, alpha=guard.alpha * factor) for factor in (0.5, 2.0)]
 
     return _swept(lab, "vlm-guard", lambda guard: guard.solve(lab.vlm, statistics, lab.fitted), first, around)
