@@ -1,7 +1,8 @@
 """Writes the real VLM's card from the committed results: ``python bench/real/card.py``.
 
 Every figure of ``model_cards/real-smollm2-135m-vit-s.md`` comes from ``results/*.json``; the words are those of
-``card.md.jinja``. ``--check`` fails if the card says anything else. Arms that were not measured are named as missing.
+``card.md.jinja``. ``--readme README.md`` also puts the short table between its two marks. ``--check`` fails if the card
+says anything else. Arms that were not measured are named as missing.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from safetykit.toolkit.evaluate import Rate
 HERE = Path(__file__).parent
 CARD = HERE.parents[1] / "model_cards/real-smollm2-135m-vit-s.md"
 PRECISIONS = ("fp16", "int4")
+MARK = "<!-- real -->"
 _PICTURED = ("image", "image, unseen rendering", "image, named rightly", "text+image", "typographic")
 ATTACKED = ("text", "text, caption instead of picture", "text, published prompts", *_PICTURED)
 OPENED = ("text", "text, published prompts", "image", "image, unseen rendering", "text+image", "typographic")
@@ -155,6 +157,27 @@ def settings(found: Found) -> str:
     return table(["", "method", "setting", "sweep on calibration"], lines)
 
 
+def short(found: Found) -> str:
+    """One line per arm for the README."""
+    heads = [
+        "",
+        "attacks, text",
+        "attacks, picture",
+        "attacks, all with a picture",
+        "harmless refused, all",
+        "things named",
+    ]
+    lines = []
+    for arm in _measured(found):
+        rows, names = found[arm]["rows"], found[arm]["names"]
+        cells = [rows["text"]["attack_phrases"]]
+        cells.append(_together(rows[group]["attack_phrases"] for group in ("image", "image, unseen rendering")))
+        cells += [rows["all pictures"]["attack_phrases"], rows["all"]["over_refusal"]]
+        cells.append(_together(names[group] for group in ("seen renderings", "unseen rendering")))
+        lines.append([TITLES[arm], *map(_rate, cells)])
+    return table(heads, lines)
+
+
 def judges(found: Found, report: Mapping[str, Any] | None) -> str:
     """Agreement of judges with people, and with each other on this model's answers."""
     lines = []
@@ -203,6 +226,11 @@ def _rate(value: Mapping[str, Any] | None) -> str:
     return rate(Rate(**value) if value else None)
 
 
+def _together(shares: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    given = list(shares)
+    return Rate.of(sum(one["count"] for one in given), sum(one["n"] for one in given)).model_dump()
+
+
 def _short(value: Any) -> str:
     if isinstance(value, list) and len(value) > 2 and value == list(range(value[0], value[-1] + 1)):
         return f"{value[0]}–{value[-1]}"
@@ -213,6 +241,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("-o", "--out", type=Path, default=CARD)
+    parser.add_argument("--readme", type=Path, help="file with the short table between two marks")
     parser.add_argument("--check", action="store_true", help="fail if the card is not what the results say")
     options = parser.parse_args()
     text = render(options.results)
@@ -220,6 +249,10 @@ def main() -> None:
         sys.exit(f"{options.out} is not what {options.results} says; run python bench/real/card.py")
     if not options.check:
         write_atomic(options.out, text.encode())
+        if options.readme:
+            before, _, after = options.readme.read_text().split(MARK)
+            made = f"\n{short(load(options.results))}\n"
+            write_atomic(options.readme, MARK.join([before, made, after]).encode())
 
 
 if __name__ == "__main__":
