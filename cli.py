@@ -210,8 +210,7 @@ def run(
 
     result = answer(
         folder, prompt, image or [], max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
-        providers=provider or CPU, external_index=external_index, swap=swap or [],
-        system=system,
+        providers=provider or CPU, external_index=external_index, swap=swap or [], system=system,
     )  # fmt: skip
     console.emit(result, as_json=as_json, human=views.answers)
 

@@ -158,7 +158,7 @@ class Trials:
             )
         self._vlm, self._solve, self._progress = vlm, solve, progress
         self._limits = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-        self._journal = Journal(journal_path, [*identity, max_new_tokens]) if journal_path else None
+        self._journal = Journal(journal_path, [*identity, max_new_tokens, "surprise"]) if journal_path else None
         self._done: dict[str, Any] = self._journal.done if self._journal else {}
         self._trials: dict[Any, Trial] = {}
         # Harmless records that do not say what a right answer is, and how odd an answer to them may be.
@@ -166,8 +166,6 @@ class Trials:
             record.id: record for record in self._calibration if record.label == "harmless" and not record.response
         }
         self._oddest: float | None = self._done.get("surprise")
-        if self._open and self._oddest is None:
-            self._done.pop("undefended", None)
         self.undefended = self._figures([], "undefended")
 
     def attempt(self, settings: Iterable[Any], expected: int | None = None) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from card import OPENED
 from figures import GROUPS
 from methods import ARMS
 from sklearn.metrics import roc_auc_score
@@ -22,7 +23,6 @@ from safetykit.adapters.manifest import canonical_json
 from safetykit.toolkit.evaluate import Decision, Rate
 
 HERE = Path(__file__).parent
-_GROUPS = ("text", "text, published prompts", "image", "image, unseen rendering", "text+image", "typographic")
 
 
 def kept(file: Path) -> list[Decision]:
@@ -34,7 +34,7 @@ def kept(file: Path) -> list[Decision]:
 def opened(decisions: Sequence[Decision]) -> dict[str, dict[str, Any]]:
     """Per group: share of records with a positive score by label, and the AUROC where both labels are there."""
     found: dict[str, dict[str, Any]] = {}
-    for name in _GROUPS:
+    for name in OPENED:
         members = [item for item in decisions if GROUPS[name](item)]
         scores = [item.scores.get("risk", next(iter(item.scores.values()), 0.0)) for item in members]
         harmful = [item.label == "harmful" for item in members]
