@@ -36,6 +36,11 @@ class GatedOp(Op):
         """How far inside the gate the last position lies; ``tensors`` are the stored parameters."""
 
     @abstractmethod
+    def magnitude(self, hidden: Hidden, *tensors: Tensor) -> Float[Tensor, "batch"]:
+        """Size of what ``margin`` adds up: a state that is off by a share of its size moves the margin by about that
+        share of this, however much of it cancels."""
+
+    @abstractmethod
     def act(self, hidden: Hidden, scope: Mask, margin: Float[Tensor, "batch"], *tensors: Tensor) -> tuple[Tensor, ...]:
         """``forward`` with the gate given."""
 

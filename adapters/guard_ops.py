@@ -23,6 +23,10 @@ class _SubspaceGate(GatedOp):
         x = hidden[:, -1]
         return ((x if x.dtype == torch.float64 else x.float()) - mean) @ gate - threshold
 
+    def magnitude(self, hidden: Hidden, *tensors: Tensor) -> Float[Tensor, "batch"]:
+        gate = tensors[2]
+        return hidden[:, -1].to(gate.dtype).square().mean(-1).sqrt() * gate.norm()
+
     def _push(self, hidden: Hidden, scope: Mask, push: Tensor, margin: Tensor) -> Tensor:
         x = hidden.float()
         opened = (margin > 0)[:, None, None]

@@ -17,6 +17,7 @@ from .compare import Gap
 from .residual import DOMAIN
 from .sessions import open_session
 
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(bool)": bool, "tensor(int64)": np.int64}
 _SIZES = {"batch": 2, "sequence": 5}
 _PROBES = ((0, 5), (3, 1))  # cached and new tokens; not every decoder takes several after cached ones
 
@@ -69,7 +70,7 @@ def check_bypass(folder: Path, decoder: str, base: bytes) -> Gap:
     gap = Gap(0.0, 0.0, 0)
     for feeds in _probes(sessions[0]):
         others = [value for value in sessions[1].get_inputs() if value.name not in feeds]  # read by nothing any more
-        extra = {value.name: np.zeros([_size(size) for size in value.shape], np.float32) for value in others}
+        extra = {one.name: np.zeros([_size(size) for size in one.shape], _TYPES[one.type]) for one in others}
         names = [value.name for value in sessions[0].get_outputs()]
         one, other = sessions[0].run(names, feeds), sessions[1].run(names, feeds | extra)
         for left, right in zip(one, other, strict=True):
@@ -95,6 +96,5 @@ def _probes(session) -> Iterator[dict[str, np.ndarray]]:
             elif value.type == "tensor(bool)":
                 feeds[value.name] = np.broadcast_to(np.tri(shape[-2], shape[-1], past, dtype=bool), shape).copy()
             else:
-                dtype = np.float16 if value.type == "tensor(float16)" else np.float32
-                feeds[value.name] = random.standard_normal(shape).astype(dtype)
+                feeds[value.name] = random.standard_normal(shape).astype(_TYPES[value.type])
         yield feeds

@@ -182,16 +182,18 @@ def _torch_logits(vlm: VLM, requests: Sequence[Request], steps: int) -> Iterator
         yield logits.float().cpu().numpy()
 
 
-def compare_scores(reference: Mapping[str, torch.Tensor], other: Mapping[str, np.ndarray]) -> dict[str, Gap]:
+def compare_scores(hooks: AppliedAdapters, other: Mapping[str, np.ndarray]) -> dict[str, Gap]:
     """Gap of each [batch] output and of what is retrieved, as PyTorch gives them; one that the export lacks is NaN.
 
-    Retrieved ids are left out: near-ties may swap. Their scores stand for them, and ``check_retrieval`` for the rest.
+    A gate's score is what large terms leave when they cancel: its scale is the size of these terms. Retrieved ids are left out: near-ties may swap. Their scores stand for them, and ``check_retrieval`` for the rest.
     """
     gaps = {}
-    for name, value in reference.items():
+    for name, value in hooks.extras.items():
         if value.ndim == 1 or name in ("retrieved_scores", "retrieval_query"):
             array = value.float().cpu().numpy()
-            gaps[name] = Gap.between(array, other[name]) if name in other else Gap(float("nan"), 0.0, array.size)
+            gap = Gap.between(array, other[name]) if name in other else Gap(float("nan"), 0.0, array.size)
+            scale = hooks.magnitudes.get(name)
+            gaps[name] = gap if scale is None else gap.at_least(float(scale.max()))
     return gaps
 
 

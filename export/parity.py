@@ -159,7 +159,7 @@ def _end_to_end(
         say(f"parity: {case}")
         with applied(adapters) as hooks:
             gap = compare_logits(vlm, same.export, batch, steps, hooks)
-            scores = compare_scores(hooks.extras, gap.extras)
+            scores = compare_scores(hooks, gap.extras)
         yield judged("logits", case, gap.logits, table.logits)
         if gap.forced is not None:
             yield judged("risk", f"{case}, forced logits", gap.forced, EXACT)
@@ -200,7 +200,7 @@ def _drift(
         if risks and onnx_vlm.detector is not None:
             with applied() as hooks:
                 vlm.prefill(batch)
-                found = compare_scores(hooks.extras, onnx_vlm.prefill_requests(batch).extras)
+                found = compare_scores(hooks, onnx_vlm.prefill_requests(batch).extras)
             yield judged("drift", f"{case}, risk", found["risk"].at_least(1), tolerance)
 
 

@@ -31,6 +31,7 @@ class AppliedAdapters:
     Attributes:
         extras: ``{k}.{name}`` → tensor, from the last prefill; k counts the interventions. A detector's log-odds of
             harm [batch] are called ``risk``.
+        magnitudes: size of what each gate's ``score`` in ``extras`` adds up, see :meth:`GatedOp.magnitude`.
         detector: when to refuse; None without a detector.
         references: per-call inputs of ops that need them, by intervention index.
         enabled: False runs the model untouched while still recording ``extras``.
@@ -55,6 +56,7 @@ class AppliedAdapters:
             raise UsageError("There is no detector whose refusal could be enforced.", "Give one, or leave out enforce.")
         self.interventions: list[Intervention] = [item for adapter in adapters for item in adapter.interventions]
         self.extras: dict[str, Tensor] = {}
+        self.magnitudes: dict[str, Tensor] = {}
         self.references: dict[int, Tensor] = {}
         self.enabled = True
         self._held: dict[int, Tensor] = {}  # margins of held gates, by intervention index
@@ -190,6 +192,8 @@ class AppliedAdapters:
             if past == 0:
                 names = op.extras if op.detects or op.plain_extras else [f"{index}.{name}" for name in op.extras]
                 self.extras |= dict(zip(names, extras, strict=True))
+                if isinstance(op, GatedOp):
+                    self.magnitudes[f"{index}.score"] = op.magnitude(hidden, *tensors)
             return changed
 
         return run

@@ -8,7 +8,7 @@ DequantizeLinear and MatMulInteger: (code − zero point) · scale, per matrix, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,9 @@ QUANTISED = (
 )
 _PRODUCTS = ("MatMul", "Gemm", "MatMulNBits", "MatMulInteger")
 _BETWEEN = ("Transpose", "Cast", "Identity", "DequantizeLinear")
-_ALIKE, _GLANCE = 0.5, 8
+# How far a weight's rounded self may be, as a share of its size; how far it is at most where no other can be nearer; how
+# many of its rows are looked at, and how many rows of a matrix are read at once.
+_ALIKE, _SAME, _GLANCE, _CHUNK = 0.5, 0.2, 8, 4096
 Rows = Sequence[int] | np.ndarray | slice
 
 
@@ -82,9 +84,8 @@ class Matrix:
             scale = _integer_scale(self.node)
             assert value is not None and value.const_value is not None and scale is not None
             return _affine(value.const_value.numpy(), scale, zero).T[wanted]
-        found = _evaluated(self.node.inputs[1])
         transposed = self.node.op_type == "Gemm" and _flag(self.node, "transB", 0)
-        return (found if transposed else found.T)[wanted]
+        return _evaluated(self.node.inputs[1], wanted, 0 if transposed else 1)
 
 
 def locate(
@@ -93,6 +94,7 @@ def locate(
     """The matrix that holds a weight, maybe among others packed along its outputs, and its first row there.
 
     Args:
+        matrices: candidates, the likeliest first: none is read behind one that is the weight beyond doubt.
         shape: of the weight, [outputs, inputs].
         rows: gives rows of the weight.
 
@@ -107,11 +109,21 @@ def locate(
     for matrix in matrices:
         if matrix.shape[1] != shape[1]:
             continue
-        for first in range(0, matrix.shape[0] - shape[0] + 1, math.gcd(shape[0], matrix.shape[0])):
-            distance = float(np.linalg.norm(ours - matrix.rows(wanted + first).values))
-            if distance < nearest:
-                best, nearest = (matrix, first), distance
+        for places in _chunks(range(0, matrix.shape[0] - shape[0] + 1, math.gcd(shape[0], matrix.shape[0]))):
+            read = matrix.rows(np.add.outer(places, wanted).ravel()).values.reshape(len(places), *ours.shape)
+            distances = np.linalg.norm(read - ours, axis=(1, 2))
+            if distances.min() < nearest:
+                best, nearest = (matrix, places[int(distances.argmin())]), float(distances.min())
+        if nearest < _SAME * size:
+            break
     return best
+
+
+def _chunks(places: range) -> Iterator[range]:
+    """A matrix's possible first rows, as many at a time as can be read at once."""
+    count = _CHUNK // _GLANCE
+    for start in range(0, len(places), count):
+        yield places[start : start + count]
 
 
 def spread(count: int, wanted: int) -> np.ndarray:
@@ -175,10 +187,16 @@ def _flag(node: ir.Node, name: str, default: int | None = None) -> int:
     return attribute.as_int()
 
 
-def _evaluated(source: ir.Value | None) -> Dequantised:
+def _evaluated(source: ir.Value | None, wanted: Rows, axis: int) -> Dequantised:
+    """Rows, or for ``axis`` 1 columns as rows, of a constant behind transposes, casts and dequantisation."""
     value, chain = _constant(source)
     assert value is not None and value.const_value is not None
     array = value.const_value.numpy()
+    scaled = any(node.op_type == "DequantizeLinear" for node in chain)
+    if not scaled and sum(node.op_type == "Transpose" for node in chain) % 2:
+        axis = 1 - axis
+    if not scaled:  # only what is wanted is read and cast: a matrix may be large
+        return Dequantised((array.T if axis else array)[wanted].astype(np.float32))
     found = Dequantised(array)
     for node in chain:
         if node.op_type == "Transpose":
@@ -188,6 +206,7 @@ def _evaluated(source: ir.Value | None) -> Dequantised:
             assert scale is not None
             size = _flag(node, "block_size", 0)
             found = _affine(array, *(_spread(part, array, _flag(node, "axis", 1), size) for part in (scale, zero)))
+    found = (found.T if axis else found)[wanted]
     return Dequantised(found.values.astype(np.float32), found.step, found.clipped)
 
 

@@ -84,7 +84,10 @@ def find_weights(vlm: VLM, model: ir.Model, stream: ResidualStream | None = None
         known |= {node: matrix_of(node) for node in nodes if node not in known}
         matrices = [matrix for node in nodes if (matrix := known[node]) is not None]
         for name, weight in layers.items():
-            place = locate(matrices, tuple(weight.shape), lambda rows, weight=weight: _numpy(weight[rows]))
+            # Graphs compute layers in the checkpoint's order, so that the next is behind the last, or packed with it.
+            at = matrices.index(found[-1].matrix) if found and found[-1].matrix in matrices else 0
+            likeliest = matrices[at:] + matrices[:at]
+            place = locate(likeliest, tuple(weight.shape), lambda rows, weight=weight: _numpy(weight[rows]))
             if place is None:
                 unread.append(name)
             else:

@@ -52,6 +52,23 @@ def test_the_projections_invariant_sees_a_transposed_sign(parts):
 
 
 @pytest.mark.parametrize("name", ["GatedSteering", "TargetSteering", "SupervisedSteering"])
+def test_a_state_off_by_a_share_of_its_size_moves_the_margin_by_that_share_of_its_magnitude(name, parts):
+    op, generator = get_op(name), torch.Generator().manual_seed(1)
+    hidden = torch.randn(2, 5, D, generator=generator).double()
+    score = (hidden[0, -1] - parts["mean"]) @ parts["gate"].double()
+    tensors = [parts[key].double() for key in ("basis", "mean", "gate")]
+    tensors += [score, *(torch.ones(()) for _ in op.params[4:])]  # the first row's terms cancel
+    magnitude, before = op.magnitude(hidden, *tensors), op.margin(hidden, *tensors)
+    assert magnitude.shape == (2,) and before[0].abs() < 1e-12 < magnitude[0]
+    moved = []
+    for _ in range(300):
+        noise = torch.randn(hidden.shape, generator=generator).double()
+        noise *= 1e-6 * hidden.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
+        moved.append((op.margin(hidden + noise, *tensors) - before) / (1e-6 * magnitude))
+    assert 0.8 < torch.stack(moved).std() < 1.2
+
+
+@pytest.mark.parametrize("name", ["GatedSteering", "TargetSteering", "SupervisedSteering"])
 def test_a_closed_gate_returns_the_state_bit_for_bit(name, parts):
     op = get_op(name)
     parts |= {"threshold": torch.tensor(1e9), "alpha": torch.tensor(2.0)}

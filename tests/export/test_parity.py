@@ -169,6 +169,20 @@ def test_good_exports_raise_no_alarm(vlm, export, make_adapter, seed):
     check_parity(vlm, export(adapter), [adapter], steps=STEPS).require()
 
 
+def test_a_gate_whose_large_terms_cancel_raises_no_alarm(vlm, export, make_adapter):
+    """The first row's score is a millionth of what it sums: rounding is a share of the terms, not of what is left."""
+    adapter = changed(make_adapter(ITEMS[1]), 0, gate=lambda gate: 1e3 * gate)
+    with vlm.applied(adapter) as hooks:
+        vlm.prefill(parity_requests()["1 row, text"])
+    score = hooks.extras["0.score"][0]
+    adapter = changed(adapter, 0, threshold=lambda before: before + score - 1.0)
+    report = check_parity(vlm, export(adapter), [adapter], steps=STEPS)
+    report.require()
+    wrong = changed(adapter, 0, threshold=lambda before: before + 1.0)
+    with pytest.raises(ParityFailed):
+        check_parity(vlm, export(wrong), [adapter], steps=STEPS).require()
+
+
 @pytest.mark.slow
 def test_a_hundred_random_good_exports_raise_no_alarm(vlm, export, make_adapter):
     random = np.random.default_rng(0)

@@ -11,7 +11,8 @@ from safetykit.adapters.adapter import Adapter
 from safetykit.adapters.errors import ParityFailed, UsageError
 from safetykit.adapters.updates import WeightUpdate
 from safetykit.export.adapt import copy_base
-from safetykit.export.foreign.matrices import matrix_of
+from safetykit.export.foreign.matrices import Matrix, matrix_of
+from safetykit.export.foreign.weights import find_weights
 from safetykit.export.layout import LAYOUT, read_manifest
 from safetykit.export.parity import check_parity
 from safetykit.export.pipeline import export_onnx
@@ -21,6 +22,7 @@ from safetykit.toolkit.records import Record
 
 GUARD = ("GatedSteering", "decoder.layers.1", "last", "prefill")
 PROJECTION = ("SubspaceProjection", "decoder.layers.2.mlp", "all", "both")
+MASKED = ("SubspaceProjection", "decoder.layers.0", "text", "both")  # asks which tokens are pictures
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,21 @@ def test_codes_read_back_are_within_half_a_step(vlm, int4_folder):
     assert (np.abs(read.values - ours) <= 1.0001 * read.step).all() and read.clipped.mean() < 0.2
 
 
+def test_a_graph_is_not_searched_anew_for_every_weight(vlm, int4_folder, monkeypatch):
+    """Reading every matrix for every layer grows with the square of the layers: minutes for thirty of them."""
+    read, rows = [], Matrix.rows
+
+    def counted(self, wanted=slice(None)):
+        read.append(self.name)
+        return rows(self, wanted)
+
+    monkeypatch.setattr(Matrix, "rows", counted)
+    weights = find_weights(vlm, ir.load(int4_folder / LAYOUT.decoder))
+    assert len(weights.found) == 7 * 3 + 1 and not weights.unread
+    assert len({(item.matrix.name, item.first) for item in weights.found}) == len(weights.found)
+    assert len(read) <= 3 * len(weights.found)
+
+
 def test_the_adapter_is_as_exact_as_in_float_weights(vlm, int4_folder, make_adapter, make_detector, tmp_path):
     """Corrector, detector with its branch, and low-rank weight updates, stacked, with decisions."""
     projector = "model.multi_modal_projector.linear_2.weight"
@@ -67,7 +84,7 @@ def test_the_adapter_is_as_exact_as_in_float_weights(vlm, int4_folder, make_adap
         WeightUpdate(projector, {"value": 0.3 * torch.randn(shape, generator=torch.Generator().manual_seed(2))}),
     )
     updating = Adapter(make_adapter().info, updates=weights)
-    adapters = [updating, make_adapter(GUARD, PROJECTION), make_detector()]
+    adapters = [updating, make_adapter(GUARD, PROJECTION, MASKED), make_detector()]
     records = [
         Record(id=str(at), prompt=prompt, label="harmful", split="test", response="so")
         for at, prompt in enumerate(("what is this thing ?", "describe it ."))

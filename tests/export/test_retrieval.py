@@ -133,7 +133,7 @@ def test_a_correction_matches_pytorch(vlm, exported, index, captioned):
     bare = compare_logits(vlm, model, MIXED, 3).logits
     with vlm.applied(adapter) as hooks:
         gap = compare_logits(vlm, model, MIXED, 3)
-        scores = compare_scores(hooks.extras, gap.extras)
+        scores = compare_scores(hooks, gap.extras)
     assert gap.logits.error <= 1e-5 + 2e-6 * gap.logits.scale < bare.error
     assert scores["retrieved_scores"].error < 1e-5 and scores["retrieved_scores"].count == 6
 
