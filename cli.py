@@ -141,6 +141,10 @@ def export(
     ] = "onnx",
     enforce: Annotated[bool, typer.Option("--enforce", help="Have the graph itself force a detector's refusals.")] = False,
     external_index: ExternalIndex = None,
+    max_flips: Annotated[
+        Optional[float],
+        typer.Option(min=0, max=1, help="Share of records whose decision may flip; by default 0, at fp16 0.002, at int4 0.2."),
+    ] = None,
     allow_wrong_base: WrongBase = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -156,7 +160,7 @@ def export(
         result = export_with_documents(
             model, out, adapter or [], data=data, split=split, limit=limit, max_new_tokens=max_new_tokens,
             precision=precision, mode=mode, base_onnx=base_onnx, providers=provider or CPU,
-            allow_wrong_base=allow_wrong_base, enforce=enforce, layout=layout, external_index=external_index,
+            max_flips=max_flips, allow_wrong_base=allow_wrong_base, enforce=enforce, layout=layout, external_index=external_index,
             overwrite=overwrite, base_model=base_model, base_license=base_license, progress=say,
         )  # fmt: skip
     console.emit(result, as_json=as_json, human=views.export)

@@ -127,6 +127,7 @@ def export_with_documents(
     mode: str = "bake",
     base_onnx: Path | None = None,
     providers: Sequence[str] = CPU,
+    max_flips: float | None = None,
     allow_wrong_base: bool = False,
     enforce: bool = False,
     layout: str = "onnx",
@@ -141,6 +142,7 @@ def export_with_documents(
 
     Args:
         mode: ``bake``, ``fold`` or ``hot-swap``.
+        max_flips: share of the records whose decision may flip; see :func:`export_onnx`.
         enforce: have the graph itself force a detector's refusals.
         layout: for which runtime the folder is arranged.
         external_index: what an adapter searches whose index stays outside the graph.
@@ -204,6 +206,7 @@ def export_with_documents(
         records=records,
         max_new_tokens=max_new_tokens,
         providers=providers,
+        max_flips=max_flips,
         allow_wrong_base=allow_wrong_base,
         enforce=enforce,
         layout=layout,  # type: ignore[arg-type]

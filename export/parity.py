@@ -65,6 +65,7 @@ def check_parity(
     decisions: tuple[Sequence[Decision], Sequence[Decision]] | None = None,
     steps: int = 32,
     max_new_tokens: int = 32,
+    max_flips: float | None = None,
     allow_wrong_base: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> ParityReport:
@@ -77,12 +78,15 @@ def check_parity(
         decisions: what PyTorch and ONNX Runtime answered to ``records``, in that order.
         steps: cached decoding steps that are compared.
         max_new_tokens: with which ``decisions`` were made.
+        max_flips: share of ``decisions`` that may flip; by default what the precision's table says.
 
     Returns:
         The report; call :meth:`ParityReport.require` for the gate.
     """
     say = progress or (lambda _: None)
     table = tolerances_of(onnx_vlm)
+    if max_flips is not None:
+        table = table.model_copy(update={"flips": max_flips})
     opened = {item.id for item in decisions[0] if max(item.scores.values(), default=-1.0) > 0} if decisions else set()
     several = vlm.inputs.family.several and onnx_vlm.manifest.retrieval is None
     requests = parity_requests(records, opened, several=several)

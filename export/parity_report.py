@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from ..toolkit.evaluate import Decision
 
 
+_NAMED = 3  # flips that an error names
+
+
 class Check(Strict):
     """One comparison.
 
@@ -58,6 +61,10 @@ class Flip(Strict):
     onnx: str
     margin: float | None
 
+    def __str__(self) -> str:
+        near = "" if self.margin is None else f", {self.margin:.2g} apart"
+        return f"{self.id} ({self.what}: {self.pytorch} → {self.onnx}{near})"
+
 
 class ParityReport(Strict):
     """The verdict and everything it rests on."""
@@ -84,10 +91,16 @@ class ParityReport(Strict):
         failed = [check for check in self.checks if not check.passed]
         if failed:
             first = failed[0]
+            hint = "The exported model does not do what the PyTorch model does; nothing was written."
+            if first.kind == "decisions":  # the last check: all else holds
+                hint = (
+                    f"Nothing was written. Flipped: {', '.join(map(str, self.flips[:_NAMED]))}. If you accept calls as "
+                    "near as these, pass --max-flips; more records tell how often they are."
+                )
             raise ParityFailed(
                 f"{len(failed)} of {len(self.checks)} parity checks failed; first {first.kind} ({first.case}): "
                 f"error {first.error:.3g}, limit {first.limit:.3g}.",
-                "The exported model does not do what the PyTorch model does; nothing was written.",
+                hint,
             )
 
     def with_layout(self, layout: str, gap: Gap) -> ParityReport:

@@ -69,6 +69,7 @@ def export_onnx(
     records: Sequence[Record] = (),
     max_new_tokens: int = 32,
     providers: Sequence[str] = CPU,
+    max_flips: float | None = None,
     allow_wrong_base: bool = False,
     enforce: bool = False,
     gate_state: GateState = "inputs",
@@ -85,6 +86,7 @@ def export_onnx(
         base_onnx: base folder to adapt instead of exporting anew; its weights are copied byte for byte.
         records: evaluation records over which decisions are compared; their prompts serve parity too.
         max_new_tokens: per record.
+        max_flips: share of records whose decision may flip; by default what the precision's tolerances say.
         providers: ONNX Runtime execution providers parity runs on.
         allow_wrong_base: accept adapters that were fitted on another model; recorded in the manifest.
         enforce: have the decoder itself force the refusal of requests above the detector's threshold.
@@ -148,6 +150,7 @@ def export_onnx(
             records=records,
             decisions=decisions if records else None,
             max_new_tokens=max_new_tokens,
+            max_flips=max_flips,
             allow_wrong_base=allow_wrong_base,
             progress=say,
         )

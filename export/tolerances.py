@@ -34,7 +34,8 @@ EXACT = Tolerance(absolute=0, relative=0)
 # Logits in fp32: 3e-5 of the largest one. Two right computations differ by their rounding, which grows with the logits,
 # and which a decoder can amplify: on the VLM of bench/real, PyTorch is 7e-6 and ONNX Runtime 9e-6 of the largest logit
 # away from float64, and picture features that are 7e-6 off make up nearly all of that (bench/rounding.py). On the
-# reference VLM it is 3e-6. A detector's risk and a gate's score are read from the same states.
+# reference VLM it is 3e-6. A detector's risk and a gate's score are read from the same states. In fp16, PyTorch is 1.3e-2
+# and ONNX Runtime 8e-3 of the largest logit away there.
 TOLERANCES: dict[Precision, Tolerances] = {
     "fp32": Tolerances(
         logits=Tolerance(absolute=0, relative=3e-5),
@@ -45,7 +46,7 @@ TOLERANCES: dict[Precision, Tolerances] = {
         flips=0,
     ),
     "fp16": Tolerances(
-        logits=Tolerance(absolute=5e-3, relative=5e-3),
+        logits=Tolerance(absolute=5e-3, relative=1.5e-2),
         scores=Tolerance(absolute=5e-3, relative=5e-3),
         op=Tolerance(absolute=1e-3, relative=0),
         invariant=Tolerance(absolute=1e-3, relative=0),

@@ -37,7 +37,7 @@ from safetykit.adapters.adapter import Adapter
 from safetykit.adapters.errors import ParityFailed, SafetykitError, UsageError
 from safetykit.adapters.files import atomic_folder, write_atomic
 from safetykit.adapters.manifest import canonical_json, describe_data
-from safetykit.export.adapt import copy_base
+from safetykit.export.adapt import adapt, copy_base
 from safetykit.export.base import export_base
 from safetykit.export.latency import measure_latency
 from safetykit.export.layout import read_manifest
@@ -46,6 +46,7 @@ from safetykit.export.pipeline import export_onnx
 from safetykit.export.quantise import quantise_decoder
 from safetykit.export.runtime import OnnxVLM
 from safetykit.export.sessions import CPU
+from safetykit.export.updates import plan_updates
 from safetykit.toolkit.evaluate import Decision, Generator, Prompted, Rate, decide
 from safetykit.toolkit.inputs import Generation, Request
 from safetykit.toolkit.journal import Journal
@@ -159,6 +160,21 @@ class Bench:
             write_atomic(kept, canonical_json(figures))
         return folder, json.loads(kept.read_text())
 
+    def at_precision(self, arm: str, adapters: Sequence[Adapter], precision: str) -> tuple[Path, dict[str, Any]]:
+        """The arm's export at a precision; one that parity refuses is built all the same, to say what it would do."""
+        try:
+            return self.exported(arm, adapters, precision)
+        except ParityFailed as error:
+            say(f"{arm}, {precision}: {error.message}")
+            refused = {"passed": False, "reason": error.message}
+        folder = self.folder / "exports" / f"{arm}-{precision}-refused"
+        layers = plan_updates(self.vlm, [update for adapter in adapters for update in adapter.updates])
+        with atomic_folder(folder, overwrite=True) as made:
+            manifest = read_manifest(self.base(precision))
+            copy_base(self.base(precision), made, manifest)
+            adapt(made, manifest, adapters, layers)
+        return folder, refused
+
     @cached_property
     def perceived(self) -> set[str]:
         """Ids of the pictured records whose object the unmodified model names."""
@@ -246,10 +262,7 @@ def measure(bench: Bench, arm: str) -> dict[str, Any]:
 def measure_precision(bench: Bench, arm: str, precision: str) -> dict[str, Any]:
     """An arm at another precision: parity, and decisions against those of the fp32 export."""
     adapters = bench.lab.adapters(arm)
-    try:
-        folder, parity = bench.exported(arm, adapters, precision)
-    except ParityFailed as error:
-        return {"parity": {"passed": False, "reason": error.message}}
+    folder, parity = bench.at_precision(arm, adapters, precision)
     onnx_vlm = OnnxVLM.from_pretrained(folder)
     some = subset(bench.test, bench.options.precision_records)
     name = f"{arm}-onnx-{precision}-{len(some)}"

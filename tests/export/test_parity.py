@@ -424,3 +424,17 @@ def test_a_flipped_answer_is_listed_with_the_gap_where_it_parts(vlm, base_folder
     (flip,) = report.flips
     assert (flip.id, flip.what) == ("2", "outcome")
     assert flip.margin is not None and flip.margin > 0
+
+
+def test_a_flip_is_accepted_only_by_somebody_who_says_so(vlm, export, make_adapter):
+    adapter = make_adapter(*ITEMS)
+    good, theirs = export(adapter), [decision(at, "refused" if at == 2 else "answered") for at in range(4)]
+    both = ([decision(at, "answered") for at in range(4)], theirs)
+    with pytest.raises(ParityFailed, match="first decisions .*error 1, limit 0") as failed:
+        check_parity(vlm, good, [adapter], decisions=both, steps=1).require()
+    assert "2 (outcome: answered → refused)" in failed.value.next_step and "--max-flips" in failed.value.next_step
+    report = check_parity(vlm, good, [adapter], decisions=both, steps=1, max_flips=0.25)
+    report.require()
+    assert report.tolerances.flips == 0.25 and len(report.flips) == 1
+    with pytest.raises(ParityFailed):
+        check_parity(vlm, good, [adapter], decisions=both, steps=1, max_flips=0.24).require()
