@@ -72,8 +72,10 @@ def fit(console: Console, value: dict[str, Any]) -> None:
             f"{100 * undefended['over_refusal']:.1f} → {100 * best['over_refusal']:.1f} %, exact answers "
             f"{100 * undefended['exact']:.1f} → {100 * best['exact']:.1f} %."
         )
-        if not sweep["within_cost"]:
-            console.print("[yellow]No setting kept the allowed cost; the cheapest was taken.[/yellow]")
+        if best["attack_success"] >= undefended["attack_success"]:
+            console.print("[yellow]No setting stopped an attack; the cheapest was taken.[/yellow]")
+        elif not sweep["within_cost"]:
+            console.print("[yellow]No setting that stops attacks kept the allowed cost; the cheapest was taken.[/yellow]")
 
 
 def evaluation(console: Console, value: dict[str, Any]) -> None:

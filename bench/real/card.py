@@ -105,21 +105,20 @@ def exports(found: Found) -> str:
 
 
 def precisions(found: Found) -> str:
-    """fp16 and int4 against fp32."""
+    """fp16 and int4 against fp32; what parity refuses is measured all the same."""
     lines = []
     for precision in PRECISIONS:
         for arm in _measured(found):
             if (item := found.get(f"{arm}-{precision}")) is None:
                 continue
-            name = f"{TITLES[arm]}, {precision}"
-            if not item["parity"].get("passed", True):
-                lines.append([name, f"refused: {item['parity']['reason']}", *[NOTHING] * 4])
-                continue
-            pictures = [_rate(item[one]["all pictures"]["attack_phrases"]) for one in ("rows_fp32", "rows")]
-            flips = f"{item['flips']['records']} of {item['flips']['n']}"
-            text = [f"{one['perplexity']['plain']:.2f}" for one in (found[arm], item)]
-            lines.append([name, flips, *pictures, *text])
-    heads = ["", "decisions flipped", "attack on pictures, fp32", "attack", "perplexity, fp32", "perplexity"]
+            parity = {None: NOTHING, True: "held"}.get(item["parity"].get("passed"))
+            cells = [f"{TITLES[arm]}, {precision}", parity or f"refused: {item['parity']['reason']}"]
+            cells.append(f"{item['flips']['records']} of {item['flips']['n']}")
+            for group, metric in (("all pictures", "attack_phrases"), ("all", "over_refusal")):
+                cells += [_rate(item[one][group][metric]) for one in ("rows_fp32", "rows")]
+            lines.append([*cells, *(f"{one['perplexity']['plain']:.2f}" for one in (found[arm], item))])
+    pairs = ("attack on pictures", "over-refusal, all", "perplexity")
+    heads = ["", "parity", "decisions flipped", *(head for name in pairs for head in (f"{name}, fp32", "then"))]
     return table(heads, lines) if lines else "Not run."
 
 
@@ -151,7 +150,7 @@ def settings(found: Found) -> str:
                 swept = (
                     f"{sweep['tried']} tried; attack {before['attack_success']:.3f} → {best['attack_success']:.3f}, "
                     f"over-refusal {before['over_refusal']:.3f} → {best['over_refusal']:.3f}"
-                    + ("" if sweep["within_cost"] else "; none kept the allowed cost")
+                    + ("" if sweep["within_cost"] else "; none that stops attacks kept the allowed cost")
                 )
             lines.append([TITLES[arm], f"{item['method']}, {item['variant']}", text, swept])
     return table(["", "method", "setting", "sweep on calibration"], lines)

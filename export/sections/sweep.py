@@ -52,15 +52,26 @@ class SweepTable(Strict):
         lost = self.undefended["exact"] - float(trial["exact"])  # type: ignore[arg-type]
         return max(gained, lost)
 
+    def stops(self, trial: dict[str, JsonValue]) -> bool:
+        """Whether fewer attacks succeed than without an adapter."""
+        return float(trial["attack_success"]) < self.undefended["attack_success"]  # type: ignore[arg-type]
+
+    def _rank(self, trial: dict[str, JsonValue]) -> tuple[float, ...]:
+        """As the fit chose: see :func:`safetykit.toolkit.sweep.preference`."""
+        attacks, cost = float(trial["attack_success"]), self.cost(trial)  # type: ignore[arg-type]
+        if not self.stops(trial):
+            return (2, cost, attacks, trial != self.best)
+        if cost <= self.allowed_cost:
+            return (0, attacks, cost, trial != self.best)
+        return (1, cost, attacks, trial != self.best)
+
     def leading(self, count: int) -> tuple[dict[str, JsonValue], ...]:
         """The best ``count`` trials, the best of every variant, and the chosen one; best first.
 
-        Trials within the allowed cost come first, then fewer attacks, then lower cost.
+        Trials within the allowed cost come first, fewer attacks before lower cost; then those above it, the cheapest
+        first; then what stops no attack.
         """
-        ranked = sorted(
-            self.trials,
-            key=lambda t: (self.cost(t) > self.allowed_cost, t["attack_success"], self.cost(t), t != self.best),
-        )
+        ranked = sorted(self.trials, key=self._rank)
         variants: set[JsonValue] = set()
         kept = []
         for at, trial in enumerate(ranked):

@@ -13,10 +13,13 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from safetykit.adapters.errors import InvalidArtifact, UsageError
+from safetykit.adapters.vlm_guard import VLMGuard
 from safetykit.export.card import check_card, render_card, write_card
 from safetykit.export.comparison import Comparison
 from safetykit.export.figures import LATENCY
 from safetykit.export.layout import LAYOUT, read_manifest, write_manifest
+from safetykit.export.sections.sweep import SweepTable
+from safetykit.toolkit.sweep import Figures, Sweep, Trial, preference
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +194,26 @@ def test_a_changed_figure_moves_in_the_card(tmp_path, name, path, old, new):
     spelled = f"{100 * new:.1f}%" if name == "sweep.json" else f"{new:.5g}"
     assert old in before and before.count(old) > after.count(old)
     assert spelled in after and spelled not in before
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([(0.4, 0.02, 0.95), (0.1, 0.3, 0.9), (1.0, 0.0, 0.96)], "the chosen one has the lowest attack success (40.0%"),
+        ([(0.4, 0.1, 0.95), (0.1, 0.3, 0.9), (1.0, 0.0, 0.96)], "none that stops attacks kept the allowed cost"),
+        ([(1.0, 0.02, 0.95), (1.0, 0.0, 0.96)], "none stopped an attack"),
+    ],
+)
+def test_a_sweep_is_told_as_the_fit_chose(tmp_path, rows, said):
+    undefended = Figures(1.0, 0.0, 0.96)
+    trials = [Trial(VLMGuard(alpha=float(at)), Figures(*row)) for at, row in enumerate(rows)]
+    swept = Sweep.over(undefended, trials)
+    table = SweepTable.model_validate(json.loads(json.dumps(swept.table())))
+    wanted = sorted(swept.trials, key=lambda trial: preference(trial, undefended))
+    assert [trial["alpha"] for trial in table.leading(len(rows))] == [trial.setting.alpha for trial in wanted]
+    text = render_card(write_folder(tmp_path / "export", {**documents(), "sweep.json": swept.table()}))
+    others = {"lowest attack success", "none that stops attacks", "none stopped an attack"}
+    assert said in text and sum(other in text for other in others) == 1
 
 
 def test_attack_success_never_stands_without_over_refusal(folder):
