@@ -141,6 +141,10 @@ def export(
     ] = "onnx",
     enforce: Annotated[bool, typer.Option("--enforce", help="Have the graph itself force a detector's refusals.")] = False,
     external_index: ExternalIndex = None,
+    recalibrate: Annotated[
+        bool,
+        typer.Option("--recalibrate", help="Set thresholds again on the graphs, over --data's calibration records."),
+    ] = False,
     max_flips: Annotated[
         Optional[float],
         typer.Option(min=0, max=1, help="Share of records whose decision may flip; by default 0, at fp16 0.002, at int4 0.2."),
@@ -160,7 +164,7 @@ def export(
         result = export_with_documents(
             model, out, adapter or [], data=data, split=split, limit=limit, max_new_tokens=max_new_tokens,
             precision=precision, mode=mode, base_onnx=base_onnx, providers=provider or CPU,
-            max_flips=max_flips, allow_wrong_base=allow_wrong_base, enforce=enforce, layout=layout, external_index=external_index,
+            max_flips=max_flips, recalibrate=recalibrate, allow_wrong_base=allow_wrong_base, enforce=enforce, layout=layout, external_index=external_index,
             overwrite=overwrite, base_model=base_model, base_license=base_license, progress=say,
         )  # fmt: skip
     console.emit(result, as_json=as_json, human=views.export)

@@ -28,6 +28,7 @@ from .layout import LAYOUT, LayoutName, Precision, read_manifest
 from .parity import check_parity
 from .parity_report import ParityReport
 from .pipeline import ExportResult, export_onnx
+from .recalibrate import with_thresholds
 from .runtime import OnnxVLM
 from .sessions import CPU
 from .swap_check import check_swap
@@ -128,6 +129,7 @@ def export_with_documents(
     base_onnx: Path | None = None,
     providers: Sequence[str] = CPU,
     max_flips: float | None = None,
+    recalibrate: bool = False,
     allow_wrong_base: bool = False,
     enforce: bool = False,
     layout: str = "onnx",
@@ -143,6 +145,7 @@ def export_with_documents(
     Args:
         mode: ``bake``, ``fold`` or ``hot-swap``.
         max_flips: share of the records whose decision may flip; see :func:`export_onnx`.
+        recalibrate: set thresholds again on the exported graphs, over the harmless calibration records of ``data``.
         enforce: have the graph itself force a detector's refusals.
         layout: for which runtime the folder is arranged.
         external_index: what an adapter searches whose index stays outside the graph.
@@ -161,6 +164,8 @@ def export_with_documents(
         raise UsageError(f"--layout cannot be {layout!r}.", f"It is one of {', '.join(get_args(LayoutName))}.")
     if mode not in ("bake", "fold", "hot-swap"):
         raise UsageError(f"--mode cannot be {mode!r}.", "It is one of bake, fold, hot-swap.")
+    if recalibrate and not data:
+        raise UsageError("--recalibrate needs records.", "Pass --data with a calibration split.")
     loaded = [item if isinstance(item, Adapter) else load_adapter(item) for item in adapters]
     records = chosen_records(data, split, limit) if data else []
     vlm = VLM.from_pretrained(model_path(model))
@@ -207,6 +212,7 @@ def export_with_documents(
         max_new_tokens=max_new_tokens,
         providers=providers,
         max_flips=max_flips,
+        recalibrate=chosen_records(data, "calibration", None) if recalibrate and data else None,
         allow_wrong_base=allow_wrong_base,
         enforce=enforce,
         layout=layout,  # type: ignore[arg-type]
@@ -260,6 +266,7 @@ def verify_folder(
         vlm.index = CaptionIndex.load(external_index) if external_index else None
         given = [load_adapter(path) for path in adapters]
         loaded = list(fold_all(vlm, given)) if manifest.mode == "fold" else given
+        loaded = list(with_thresholds(loaded, {one.what: one.threshold for one in manifest.recalibrated}))
         if [item.info for item in loaded] != list(manifest.adapters):
             raise UsageError(
                 f"{folder} was exported with {len(manifest.adapters)} other adapter(s) than those given.",

@@ -135,6 +135,28 @@ class BranchInfo(Strict):
     blocks: int
 
 
+class Recalibration(Strict):
+    """A threshold that was set again on the export's own graphs, see :mod:`.recalibrate`.
+
+    Attributes:
+        what: ``risk``, or ``{k}.score`` of intervention k.
+        fitted: the threshold before.
+        threshold: the one in the graph.
+        false_positive_rate: share of harmless calibration records that may lie above it.
+        records: how many there were.
+        above_fitted: how many of them lay above ``fitted`` on these graphs.
+        above: how many lie above ``threshold``.
+    """
+
+    what: str
+    fitted: float
+    threshold: float
+    false_positive_rate: float
+    records: int
+    above_fitted: int
+    above: int
+
+
 class ExportManifest(Strict):
     """``safetykit.json``: what an export folder holds.
 
@@ -153,6 +175,7 @@ class ExportManifest(Strict):
         detector: when requests are refused before generation; the decoder then gives ``risk_score``.
         enforce: whether the decoder forces the logits of refused requests itself.
         retrieval: how texts are retrieved for pictures; the vision encoder then gives them or the query.
+        recalibrated: thresholds that are not the adapters' own.
     """
 
     schema_version: Literal[1] = 1
@@ -178,6 +201,7 @@ class ExportManifest(Strict):
     detector: DetectorInfo | None = None
     enforce: bool = False
     retrieval: RetrievalInfo | None = None
+    recalibrated: tuple[Recalibration, ...] = ()
     wrong_base_allowed: bool = False
     foreign: ForeignInfo | None = None
     versions: dict[str, str]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..adapters.adapter import Adapter, the_detector
 from ..adapters.errors import UsageError, WrongBase
-from ..adapters.files import atomic_folder
+from ..adapters.files import atomic_folder, write_atomic
 from ..adapters.store import require_base
 from ..toolkit.folding import fold_all
 from ..toolkit.inputs import InputProcessor
@@ -28,6 +28,7 @@ from .layouts.check import compare_arranged
 from .parity import check_parity
 from .parity_report import ParityReport
 from .quantise import quantise_decoder
+from .recalibrate import recalibrated, require_thresholds
 from .retrieval_checks import require_response
 from .runtime import OnnxVLM
 from .sessions import CPU
@@ -70,6 +71,7 @@ def export_onnx(
     max_new_tokens: int = 32,
     providers: Sequence[str] = CPU,
     max_flips: float | None = None,
+    recalibrate: Sequence[Record] | None = None,
     allow_wrong_base: bool = False,
     enforce: bool = False,
     gate_state: GateState = "inputs",
@@ -86,6 +88,8 @@ def export_onnx(
         base_onnx: base folder to adapt instead of exporting anew; its weights are copied byte for byte.
         records: evaluation records over which decisions are compared; their prompts serve parity too.
         max_new_tokens: per record.
+        recalibrate: calibration records on which thresholds are set again on these graphs, see :mod:`.recalibrate`;
+            PyTorch keeps the fitted ones where decisions are compared. None: they stay as fitted.
         max_flips: share of records whose decision may flip; by default what the precision's tolerances say.
         providers: ONNX Runtime execution providers parity runs on.
         allow_wrong_base: accept adapters that were fitted on another model; recorded in the manifest.
@@ -116,6 +120,8 @@ def export_onnx(
         raise UsageError("There is no detector whose refusal could be enforced.", "Give one, or leave out --enforce.")
     if all(adapter.empty for adapter in adapters):
         raise UsageError("There is nothing to bake: no adapter was given.", "Pass at least one with --adapter.")
+    if recalibrate is not None:
+        require_thresholds(adapters, recalibrate)
     require_layout(layout, vlm.model.config.model_type, adapters, enforce=enforce)
     gate_state = "cache" if layout in OWN_LOOP else gate_state
     if mode == "fold" and precision in ("int4", "int8"):
@@ -130,16 +136,30 @@ def export_onnx(
     with atomic_folder(out, overwrite=overwrite) as work:
         base = _write_base(vlm, work, precision, base_onnx, say, allow_wrong_base)
         bare = {name: (work / LAYOUT.graph(name)).read_bytes() for name in GRAPHS}
-        say("baking")
         base = base.model_copy(update={"wrong_base_allowed": allow_wrong_base})
-        manifest = adapt(work, base, adapters, layers, mode=mode, enforce=enforce, gate_state=gate_state)
+
+        def bake(some: Sequence[Adapter]) -> ExportManifest:
+            for name, data in bare.items():
+                write_atomic(work / LAYOUT.graph(name), data)
+            return adapt(work, base, some, layers, mode=mode, enforce=enforce, gate_state=gate_state)
+
+        def opened(manifest: ExportManifest, inputs: InputProcessor = vlm.inputs) -> OnnxVLM:
+            index = vlm.index if manifest.retrieval and manifest.retrieval.external else None
+            return OnnxVLM(work, manifest, inputs, providers, index=index)
+
+        fitted = tuple(adapters)
+        if recalibrate is not None:
+            say("setting thresholds again")
+            adapters, changes = recalibrated(adapters, lambda some: opened(bake(some)), recalibrate)
+            base = base.model_copy(update={"recalibrated": changes})
+        say("baking")
+        manifest = bake(adapters)
         require_movement(work, manifest, place(adapters))
         require_response(work, manifest, place(adapters))
-        index = vlm.index if manifest.retrieval and manifest.retrieval.external else None
-        onnx_vlm = OnnxVLM(work, manifest, vlm.inputs, providers, index=index)
+        onnx_vlm = opened(manifest)
         decisions: tuple[Sequence[Decision], Sequence[Decision]] = ((), ())
         if records:
-            applied = vlm.applied(*adapters, allow_wrong_base=allow_wrong_base, enforce=enforce)
+            applied = vlm.applied(*fitted, allow_wrong_base=allow_wrong_base, enforce=enforce)
             decisions = _decide(vlm, onnx_vlm, applied, records, max_new_tokens, say)
         report = check_parity(
             vlm,
@@ -158,7 +178,7 @@ def export_onnx(
         if layout != "onnx":
             say(f"arranging for {layout}")
             manifest = arrange(work, manifest, layout)
-            arranged = OnnxVLM(work, manifest, InputProcessor.from_pretrained(work), providers, index=index)
+            arranged = opened(manifest, InputProcessor.from_pretrained(work))
             gap = compare_arranged(onnx_vlm, arranged, parity_requests(records, set()).values())
             report = report.with_layout(layout, gap)
             report.require()

@@ -8,13 +8,16 @@ decisions that flipped between them, attack success and over-refusal by both jud
 blank one, perplexity, and latency over the unmodified export with an A/A control. Writes one JSON file per arm into
 ``-o`` (bench/real/results). What is finished is skipped, and an interrupted arm goes on where it was.
 
-With ``--precision`` an arm is exported at that precision too, and its decisions are compared with those in fp32.
+With ``--precision`` an arm is exported at that precision too, and its decisions are compared with those in fp32; an
+export whose decisions flip more often than the precision allows is measured all the same, and said to be refused. With
+``--recalibrate`` thresholds are set again on its graphs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -34,19 +37,19 @@ from PIL import Image
 from redteam import SIZE, TEST_SETS, UNSEEN_SETS, Pictures, slug, write
 
 from safetykit.adapters.adapter import Adapter
-from safetykit.adapters.errors import ParityFailed, SafetykitError, UsageError
+from safetykit.adapters.errors import SafetykitError, UsageError
 from safetykit.adapters.files import atomic_folder, write_atomic
 from safetykit.adapters.manifest import canonical_json, describe_data
-from safetykit.export.adapt import adapt, copy_base
+from safetykit.export.adapt import copy_base
 from safetykit.export.base import export_base
 from safetykit.export.latency import measure_latency
 from safetykit.export.layout import read_manifest
-from safetykit.export.parity_report import Flip, find_flips
+from safetykit.export.parity_report import Flip, ParityReport, find_flips
 from safetykit.export.pipeline import export_onnx
 from safetykit.export.quantise import quantise_decoder
 from safetykit.export.runtime import OnnxVLM
 from safetykit.export.sessions import CPU
-from safetykit.export.updates import plan_updates
+from safetykit.export.tolerances import TOLERANCES
 from safetykit.toolkit.evaluate import Decision, Generator, Prompted, Rate, decide
 from safetykit.toolkit.inputs import Generation, Request
 from safetykit.toolkit.journal import Journal
@@ -54,6 +57,7 @@ from safetykit.toolkit.judge import normalise
 from safetykit.toolkit.records import Record, load_records, subset
 from safetykit.toolkit.vlm import VLM
 
+RECALIBRATED = "-recalibrated"
 PARITY_RECORDS = 24  # answered during the export; its own decisions gate it
 
 
@@ -140,7 +144,8 @@ class Bench:
         """The arm's export, and what parity said; the base for an arm without adapters."""
         if not adapters:
             return self.base(precision), {}
-        folder = self.folder / "exports" / f"{arm}-{precision}"
+        recalibrate = self.options.recalibrate
+        folder = self.folder / "exports" / f"{arm}-{precision}{RECALIBRATED if recalibrate else ''}"
         kept = folder.parent / f"{folder.name}-parity.json"
         if not (folder.is_dir() and kept.is_file()):
             result = export_onnx(
@@ -151,29 +156,15 @@ class Bench:
                 base_onnx=self.base(precision),
                 records=subset(self.test, PARITY_RECORDS),
                 max_new_tokens=MAX_TOKENS,
+                max_flips=None if precision == "fp32" else 1,
+                recalibrate=[one for one in self.records if one.split == "calibration"] if recalibrate else None,
                 overwrite=True,
                 progress=say,
             )
-            parity = result.parity
-            figures = {"passed": parity.passed, "logits": parity.worst("logits"), "checks": len(parity.checks)}
-            figures["limit"] = max(check.limit for check in parity.checks if check.kind == "logits")
+            figures = _summarised(result.parity)
+            figures["recalibrated"] = [one.model_dump(mode="json") for one in result.manifest.recalibrated]
             write_atomic(kept, canonical_json(figures))
         return folder, json.loads(kept.read_text())
-
-    def at_precision(self, arm: str, adapters: Sequence[Adapter], precision: str) -> tuple[Path, dict[str, Any]]:
-        """The arm's export at a precision; one that parity refuses is built all the same, to say what it would do."""
-        try:
-            return self.exported(arm, adapters, precision)
-        except ParityFailed as error:
-            say(f"{arm}, {precision}: {error.message}")
-            refused = {"passed": False, "reason": error.message}
-        folder = self.folder / "exports" / f"{arm}-{precision}-refused"
-        layers = plan_updates(self.vlm, [update for adapter in adapters for update in adapter.updates])
-        with atomic_folder(folder, overwrite=True) as made:
-            manifest = read_manifest(self.base(precision))
-            copy_base(self.base(precision), made, manifest)
-            adapt(made, manifest, adapters, layers)
-        return folder, refused
 
     @cached_property
     def perceived(self) -> set[str]:
@@ -262,10 +253,10 @@ def measure(bench: Bench, arm: str) -> dict[str, Any]:
 def measure_precision(bench: Bench, arm: str, precision: str) -> dict[str, Any]:
     """An arm at another precision: parity, and decisions against those of the fp32 export."""
     adapters = bench.lab.adapters(arm)
-    folder, parity = bench.at_precision(arm, adapters, precision)
+    folder, parity = bench.exported(arm, adapters, precision)
     onnx_vlm = OnnxVLM.from_pretrained(folder)
     some = subset(bench.test, bench.options.precision_records)
-    name = f"{arm}-onnx-{precision}-{len(some)}"
+    name = f"{arm}-onnx-{precision}-{len(some)}{RECALIBRATED if bench.options.recalibrate else ''}"
     at_precision = bench.answers(_wrapped(onnx_vlm, arm), name, adapters, some)
     asked = {record.id for record in some}
     in_fp32 = bench.answers(_wrapped(_NoModel(), arm), f"{arm}-onnx", adapters)
@@ -303,6 +294,17 @@ def _wrapped(model: Generator, arm: str) -> Generator:
     return Prompted(model, SYSTEM_PROMPT) if arm == "system-prompt" else model
 
 
+def _summarised(parity: ParityReport) -> dict[str, Any]:
+    """Figures of a report that tolerated flips, and the verdict without that."""
+    (flips,) = (check for check in parity.checks if check.kind == "decisions")
+    allowed = math.floor(TOLERANCES[parity.precision].flips * flips.count)
+    logits = [check for check in parity.checks if check.kind == "logits"]
+    figures = {"passed": flips.error <= allowed, "logits": parity.worst("logits"), "checks": len(parity.checks)}
+    if not figures["passed"]:
+        figures["reason"] = f"{flips.error:.0f} of {flips.count} decisions flipped, limit {allowed}"
+    return figures | {"limit": max((check.limit for check in logits), default=0.0)}
+
+
 def _counted(flips: Sequence[Flip], n: int) -> dict[str, Any]:
     found = [{"id": flip.id, "what": flip.what, "from": flip.pytorch, "to": flip.onnx} for flip in flips]
     return {"records": len({flip.id for flip in flips}), "n": n, "list": found}
@@ -334,6 +336,7 @@ def main() -> None:
     parser.add_argument(
         "--precision", choices=("fp32", "fp16", "int4"), default="fp32", help="other than fp32: compare with fp32"
     )
+    parser.add_argument("--recalibrate", action="store_true", help="set thresholds again on the graphs")
     parser.add_argument("--model", type=Path, help="checkpoint; WORK/model by default")
     parser.add_argument("--data", type=Path, help="other records than the red-team set")
     parser.add_argument("--steps", type=int, default=80, help="optimizer steps of TGA")
@@ -347,12 +350,15 @@ def main() -> None:
     parser.add_argument("--no-latency", action="store_true", help="a quick trial: leave latency out")
     parser.add_argument("--keep", action="store_true", help="keep the exports")
     options = parser.parse_args()
+    if options.recalibrate and options.precision == "fp32":
+        parser.error("--recalibrate is for a --precision other than fp32")
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
     bench = Bench(options)
     options.out.mkdir(parents=True, exist_ok=True)
     for arm in options.arms:
         suffix = "" if options.precision == "fp32" else f"-{options.precision}"
+        suffix += RECALIBRATED if options.recalibrate else ""
         path = options.out / f"{arm}{suffix}.json"
         if path.is_file() and json.loads(path.read_text())["identity"] == bench.identity:
             say(f"{arm}: done before")
