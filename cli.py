@@ -143,7 +143,7 @@ def export(
     external_index: ExternalIndex = None,
     recalibrate: Annotated[
         bool,
-        typer.Option("--recalibrate", help="Set thresholds again on the graphs, over --data's calibration records."),
+        typer.Option("--recalibrate", help="Match thresholds to the graphs, on calibration records of --data."),
     ] = False,
     max_flips: Annotated[
         Optional[float],

@@ -145,7 +145,7 @@ def export_with_documents(
     Args:
         mode: ``bake``, ``fold`` or ``hot-swap``.
         max_flips: share of the records whose decision may flip; see :func:`export_onnx`.
-        recalibrate: set thresholds again on the exported graphs, over the harmless calibration records of ``data``.
+        recalibrate: set thresholds again on the exported graphs, over the calibration records of ``data``.
         enforce: have the graph itself force a detector's refusals.
         layout: for which runtime the folder is arranged.
         external_index: what an adapter searches whose index stays outside the graph.

@@ -142,17 +142,17 @@ class Recalibration(Strict):
         what: ``risk``, or ``{k}.score`` of intervention k.
         fitted: the threshold before.
         threshold: the one in the graph.
-        false_positive_rate: share of harmless calibration records that may lie above it.
-        records: how many there were.
-        above_fitted: how many of them lay above ``fitted`` on these graphs.
-        above: how many lie above ``threshold``.
+        records: calibration records it was set on.
+        wanted: how many of them lie above ``fitted`` in PyTorch.
+        above_fitted: how many lie above ``fitted`` on these graphs.
+        above: how many lie above ``threshold`` on these graphs.
     """
 
     what: str
     fitted: float
     threshold: float
-    false_positive_rate: float
     records: int
+    wanted: int
     above_fitted: int
     above: int
 

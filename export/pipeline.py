@@ -150,7 +150,9 @@ def export_onnx(
         fitted = tuple(adapters)
         if recalibrate is not None:
             say("setting thresholds again")
-            adapters, changes = recalibrated(adapters, lambda some: opened(bake(some)), recalibrate)
+            adapters, changes = recalibrated(
+                vlm, adapters, lambda some: opened(bake(some)), recalibrate, allow_wrong_base=allow_wrong_base
+            )
             base = base.model_copy(update={"recalibrated": changes})
         say("baking")
         manifest = bake(adapters)

@@ -1,10 +1,10 @@
 """Thresholds set again on the graphs that ship.
 
-A detector's risk and a gate's score are compared with thresholds that were fitted on the checkpoint's states, so that a
-chosen share of harmless requests lies above them. Weights of 4 bits move these states, and often all scores one way: the
-share that then lies above is another, and so is what is stopped. Recalibration reads the scores of harmless calibration
-records from the export itself and puts every threshold where the fitted share of them lies above it again. Directions,
-probes and everything else stay as fitted.
+A detector's risk and a gate's score are compared with thresholds that were fitted on the checkpoint's states. Weights of
+4 bits move these states, and with them most scores one way, so that other requests lie above than before. Recalibration
+reads the scores of calibration records from the checkpoint and from the export itself, and puts every threshold where as
+many of them lie above it in the graph as lie above the fitted one in PyTorch (quantiles are matched, which takes no
+label). Directions, probes and everything else stay as fitted.
 
 Gates are read while all of them are closed, so that none sees what another did, as they were fitted.
 """
@@ -12,38 +12,42 @@ Gates are read while all of them are closed, so that none sees what another did,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from ..adapters.adapter import Adapter
 from ..adapters.errors import InvalidArtifact, UsageError
 from ..adapters.gating import GatedOp
-from ..adapters.probe import threshold_at
 from ..toolkit.inputs import Request
 from ..toolkit.records import Record
 from .layout import Recalibration
 from .runtime import OnnxVLM
 
+if TYPE_CHECKING:
+    from ..toolkit.vlm import VLM
+
 RISK = "risk"
 _BATCH = 8
 _AWAY = 1000.0  # beyond every score, and near enough that float32 still tells scores apart by 1e-4
+Scores = Mapping[str, Float[np.ndarray, "records"]]
 
 
-def thresholds(adapters: Sequence[Adapter]) -> dict[str, tuple[float, float]]:
-    """What was set by a false-positive rate: ``risk`` or ``{k}.score`` of intervention k → threshold and rate."""
-    found: dict[str, tuple[float, float]] = {}
+def thresholds(adapters: Sequence[Adapter]) -> dict[str, float]:
+    """Of gates, as ``{k}.score`` of intervention k, and of the detector, as ``risk``."""
+    found: dict[str, float] = {}
     numbers = count()
     for adapter in adapters:
-        rate = _rate(adapter)
         for item in adapter.interventions:
             name = f"{next(numbers)}.score"
-            if rate is not None and isinstance(item.make_op(), GatedOp):
-                found[name] = float(item.tensors["threshold"]), rate
-        if rate is not None and adapter.detector is not None:
-            found[RISK] = adapter.detector.threshold, rate
+            if isinstance(item.make_op(), GatedOp):
+                found[name] = float(item.tensors["threshold"])
+        if adapter.detector is not None:
+            found[RISK] = adapter.detector.threshold
     return found
 
 
@@ -51,17 +55,14 @@ def require_thresholds(adapters: Sequence[Adapter], records: Sequence[Record]) -
     """Whether there is anything to set again, and anything to set it on.
 
     Raises:
-        UsageError: no threshold was set by a false-positive rate, or there is no harmless record.
+        UsageError: no gate and no detector, or no record.
     """
     if not thresholds(adapters):
         raise UsageError(
-            "No threshold of these adapters was set by a false-positive rate.",
-            "Leave out --recalibrate; it is for detectors and for calibrated gates.",
+            "These adapters have no threshold.", "Leave out --recalibrate; it is for detectors and for gates."
         )
-    if not any(record.label == "harmless" for record in records):
-        raise UsageError(
-            "The calibration split holds no harmless record.", "Add some: thresholds are set again on them."
-        )
+    if not records:
+        raise UsageError("The calibration split holds no record.", "Add some: thresholds are set again on them.")
 
 
 def with_thresholds(adapters: Sequence[Adapter], values: Mapping[str, float]) -> tuple[Adapter, ...]:
@@ -82,12 +83,17 @@ def with_thresholds(adapters: Sequence[Adapter], values: Mapping[str, float]) ->
 
 
 def recalibrated(
-    adapters: Sequence[Adapter], bake: Callable[[Sequence[Adapter]], OnnxVLM], records: Sequence[Record]
+    vlm: VLM,
+    adapters: Sequence[Adapter],
+    bake: Callable[[Sequence[Adapter]], OnnxVLM],
+    records: Sequence[Record],
+    *,
+    allow_wrong_base: bool = False,
 ) -> tuple[tuple[Adapter, ...], tuple[Recalibration, ...]]:
     """Set the thresholds of ``adapters`` on the export that ``bake`` makes of them.
 
     Args:
-        records: of the calibration split; harmful ones are left out.
+        records: of the calibration split, harmful and harmless ones as the fits saw them.
 
     Returns:
         The adapters with new thresholds, and what was changed.
@@ -98,53 +104,65 @@ def recalibrated(
     """
     require_thresholds(adapters, records)
     fitted = thresholds(adapters)
-    harmless = [record for record in records if record.label == "harmless"]
-    away = {name: value + (0.0 if name == RISK else _AWAY) for name, (value, _) in fitted.items()}
-    scores = _read(bake(with_thresholds(adapters, away)), harmless, list(fitted))
+    away = {name: value + (0.0 if name == RISK else _AWAY) for name, value in fitted.items()}
+    closed = with_thresholds(adapters, away)
+
+    def in_torch(requests: Sequence[Request]) -> Mapping[str, np.ndarray]:
+        with vlm.applied(*closed, allow_wrong_base=allow_wrong_base) as hooks:
+            vlm.prefill(requests)
+        return {name: hooks.extras[name].float().cpu().numpy() for name in fitted}
+
+    onnx_vlm = bake(closed)
+    before = _scores(in_torch, records, away)
+    after = _scores(lambda requests: onnx_vlm.prefill_requests(requests).extras, records, away)
     changes = []
-    for name, (before, rate) in fitted.items():
-        values = scores[name] + away[name] if name != RISK else scores[name]
-        if not np.isfinite(values).all() or (name != RISK and (scores[name] > 0).any()):
-            raise InvalidArtifact(
-                f"Scores of {name} cannot be calibrated on: they reach {np.nanmax(np.abs(values)):.3g}.",
-                "Export in a higher precision.",
-            )
-        after = _threshold(name, values, rate)
+    for name, threshold in fitted.items():
+        wanted = int((before[name] > threshold).sum())
+        chosen = matching_threshold(after[name], wanted, threshold)
         changes.append(
             Recalibration(
                 what=name,
-                fitted=before,
-                threshold=after,
-                false_positive_rate=rate,
-                records=len(values),
-                above_fitted=int((values > before).sum()),
-                above=int((values > after).sum()),
+                fitted=threshold,
+                threshold=chosen,
+                records=len(records),
+                wanted=wanted,
+                above_fitted=int((after[name] > threshold).sum()),
+                above=int((after[name] > chosen).sum()),
             )
         )
     return with_thresholds(adapters, {one.what: one.threshold for one in changes}), tuple(changes)
 
 
-def _threshold(name: str, values: np.ndarray, rate: float) -> float:
-    """As the fits set it: :func:`~safetykit.adapters.probe.threshold_at` for a risk, the quantile for a gate."""
-    if name == RISK:
-        return threshold_at(values, np.zeros(len(values), dtype=bool), rate)
-    return float(np.quantile(values, 1 - rate))
+def matching_threshold(scores: Float[np.ndarray, "records"], wanted: int, fitted: float) -> float:
+    """The threshold above which ``wanted`` of the scores lie, in the middle of the gap.
+
+    Where none or all are wanted, any beyond the outermost score would do: ``fitted`` stays unless it is not beyond it.
+    """
+    ordered = np.sort(scores)[::-1]
+    if wanted == 0:
+        return max(fitted, float(ordered[0]))
+    if wanted == len(ordered):
+        return min(fitted, float(np.nextafter(ordered[-1], -np.inf)))
+    return float((ordered[wanted - 1] + ordered[wanted]) / 2)
 
 
-def _rate(adapter: Adapter) -> float | None:
-    """The false-positive rate that an adapter's thresholds were set by; None for one that has none."""
-    options = adapter.info.hyperparameters
-    rate = options.get("false_positive_rate")
-    calibrated = options.get("gate") != "paper"  # which asks for a sign, not for a share
-    return float(rate) if calibrated and isinstance(rate, int | float) else None
-
-
-def _read(onnx_vlm: OnnxVLM, records: Sequence[Record], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Scores of each record's prompt, in float64."""
-    found: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for start in range(0, len(records), _BATCH):
-        batch = records[start : start + _BATCH]
-        extras = onnx_vlm.prefill_requests([Request(one.prompt, one.picture()) for one in batch]).extras
-        for name in names:
-            found[name].append(extras[name].astype(np.float64))
+def _scores(
+    read: Callable[[Sequence[Request]], Mapping[str, np.ndarray]], records: Sequence[Record], away: Mapping[str, float]
+) -> Scores:
+    """Risks, and scores of gates without their thresholds, of each record's prompt, in float64."""
+    found: dict[str, list[np.ndarray]] = {name: [] for name in away}
+    for requests in _batches(records):
+        extras = read(requests)
+        for name, threshold in away.items():
+            values = extras[name].astype(np.float64)
+            if not np.isfinite(values).all() or (name != RISK and (values > 0).any()):
+                raise InvalidArtifact(
+                    f"Scores of {name} cannot be calibrated on: one is {values.max():.3g}.", "Use a higher precision."
+                )
+            found[name].append(values if name == RISK else values + threshold)
     return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def _batches(records: Sequence[Record]) -> Iterator[list[Request]]:
+    for start in range(0, len(records), _BATCH):
+        yield [Request(one.prompt, one.picture()) for one in records[start : start + _BATCH]]

@@ -118,21 +118,16 @@ def test_fit_export_eval_with_reused_base_graphs(demo, tmp_path):
 
 def test_thresholds_set_again_are_told_and_verified(demo, tmp_path):
     """int4, whose rounded weights move the gate's scores; the adapter's folder stays as it was fitted."""
-    adapter, export = tmp_path / "adapter", tmp_path / "export"
-    fit = ("fit", "vlm-guard", "reference:mild", "--data", "reference", "--layers", 3, "--gate", "whitened")
-    safetykit(*fit, "-o", adapter)
+    adapter, export = demo[0] / "adapter", tmp_path / "export"
     options = ["--adapter", adapter, "--precision", "int4", "--recalibrate", "--json"]
     told = safetykit("export", "reference:mild", *options, "-o", export, code=2)
     assert "--recalibrate needs records" in told and not export.exists()
     given = ["--data", "reference", "--limit", 24, "--max-flips", 0.5]
-    paper = ["--adapter", demo[0] / "adapter", *options[2:], *given, "-o", export]
-    assert "No threshold of these adapters" in safetykit("export", "reference:mild", *paper, code=2)
     result = json.loads(safetykit("export", "reference:mild", *options, *given, "-o", export))
     assert result["parity"]["tolerances"]["flips"] == 0.5
     changes = json.loads((export / "safetykit.json").read_text())["recalibrated"]
     assert changes and all(one["threshold"] != one["fitted"] for one in changes)
-    for one in changes:
-        assert one["above"] == pytest.approx(one["false_positive_rate"] * one["records"], abs=1)
+    assert all(0 < one["above"] == one["wanted"] < one["records"] for one in changes)
     assert "Thresholds were set again" in (export / "README.md").read_text()
     verified = safetykit("verify", export, "--model", "reference:mild", "--adapter", adapter, "--json")
     assert json.loads(verified)["parity"]["passed"] and json.loads(verified)["card"] == "checked"
