@@ -23,7 +23,7 @@ from safetykit.toolkit.evaluate import Rate
 
 HERE = Path(__file__).parent
 CARD = HERE.parents[1] / "model_cards/real-smollm2-135m-vit-s.md"
-PRECISIONS = ("fp16", "int4")
+VERSIONS = {"fp16": "fp16", "int4": "int4", "int4-recalibrated": "int4, thresholds set again"}
 MARK = "<!-- real -->"
 _PICTURED = ("image", "image, unseen rendering", "image, named rightly", "text+image", "typographic")
 ATTACKED = ("text", "text, caption instead of picture", "text, published prompts", *_PICTURED)
@@ -45,7 +45,7 @@ def load(folder: Path) -> dict[str, dict[str, Any]]:
     """
     found = {}
     for arm in TITLES:
-        for name in (arm, *(f"{arm}-{precision}" for precision in PRECISIONS)):
+        for name in (arm, *(f"{arm}-{precision}" for precision in VERSIONS)):
             if (path := folder / f"{name}.json").is_file():
                 found[name] = json.loads(path.read_text())
     if len({json.dumps(item["identity"]) for item in found.values()}) > 1:
@@ -107,12 +107,12 @@ def exports(found: Found) -> str:
 def precisions(found: Found) -> str:
     """fp16 and int4 against fp32; what parity refuses is measured all the same."""
     lines = []
-    for precision in PRECISIONS:
+    for version, words in VERSIONS.items():
         for arm in _measured(found):
-            if (item := found.get(f"{arm}-{precision}")) is None:
+            if (item := found.get(f"{arm}-{version}")) is None:
                 continue
             parity = {None: NOTHING, True: "held"}.get(item["parity"].get("passed"))
-            cells = [f"{TITLES[arm]}, {precision}", parity or f"refused: {item['parity']['reason']}"]
+            cells = [f"{TITLES[arm]}, {words}", parity or f"refused: {item['parity']['reason']}"]
             cells.append(f"{item['flips']['records']} of {item['flips']['n']}")
             for group, metric in (("all pictures", "attack_phrases"), ("all", "over_refusal")):
                 cells += [_rate(item[one][group][metric]) for one in ("rows_fp32", "rows")]
