@@ -102,7 +102,7 @@ def export_onnx(
 
     Raises:
         UsageError: unsupported architecture, unknown site, an adapter without effect or one that cannot be folded,
-            two detectors or none to enforce, something that the layout's runtime cannot run, ``out`` exists.
+            two detectors or none to enforce, no threshold to set again, something that the layout's runtime cannot run, ``out`` exists.
         UnsupportedGraph: the base graphs are not understood.
         WrongBase: adapter or base graphs belong to another model.
         ParityFailed: the export does not do what the model does.
