@@ -192,11 +192,9 @@ def _evaluated(source: ir.Value | None, wanted: Rows, axis: int) -> Dequantised:
     value, chain = _constant(source)
     assert value is not None and value.const_value is not None
     array = value.const_value.numpy()
-    scaled = any(node.op_type == "DequantizeLinear" for node in chain)
-    if not scaled and sum(node.op_type == "Transpose" for node in chain) % 2:
-        axis = 1 - axis
-    if not scaled:  # only what is wanted is read and cast: a matrix may be large
-        return Dequantised((array.T if axis else array)[wanted].astype(np.float32))
+    if not any(node.op_type == "DequantizeLinear" for node in chain):  # only what is wanted is read and cast
+        turned = (axis + sum(node.op_type == "Transpose" for node in chain)) % 2
+        return Dequantised((array.T if turned else array)[wanted].astype(np.float32))
     found = Dequantised(array)
     for node in chain:
         if node.op_type == "Transpose":
