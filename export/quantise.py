@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -17,7 +18,30 @@ from ..adapters.errors import UsageError
 from .base import graph_info, save_graph, strip_metadata
 from .layout import LAYOUT, ExportManifest, write_manifest
 
+if TYPE_CHECKING:
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
 BLOCK = 32
+
+
+def quantiser_class() -> type[MatMulNBitsQuantizer]:
+    """ONNX Runtime's quantiser, without the log of all libraries that importing it switches on.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    except ImportError as error:
+        raise UsageError(
+            f"ONNX Runtime's quantiser cannot be imported: {error}.", "Install ONNX Runtime 1.22 or later."
+        ) from None
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    return MatMulNBitsQuantizer
 
 
 def quantise_decoder(folder: Path, manifest: ExportManifest, block: int = BLOCK) -> ExportManifest:
@@ -33,18 +57,13 @@ def quantise_decoder(folder: Path, manifest: ExportManifest, block: int = BLOCK)
     Raises:
         UsageError: the quantiser is not installed, or found no weight.
     """
-    try:
-        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-    except ImportError as error:
-        raise UsageError(
-            f"ONNX Runtime's quantiser cannot be imported: {error}.", "Install ONNX Runtime 1.22 or later."
-        ) from None
+    quantiser = quantiser_class()
     target = folder / LAYOUT.decoder
     logger = logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        quantizer = MatMulNBitsQuantizer(str(target), block_size=block, is_symmetric=True)
+        quantizer = quantiser(str(target), block_size=block, is_symmetric=True)
         quantizer.process()
     finally:
         logger.setLevel(level)

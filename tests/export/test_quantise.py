@@ -1,6 +1,8 @@
 """int4: our own decoder quantised, adapters in full precision, and parity as strict as for float weights."""
 
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import onnx_ir as ir
@@ -39,6 +41,15 @@ def update(site: str, out: int, columns: int, seed: int = 0) -> WeightUpdate:
     generator = torch.Generator().manual_seed(seed)
     tensors = {"up": torch.randn(out, 2, generator=generator), "down": torch.randn(2, columns, generator=generator)}
     return WeightUpdate(f"model.language_model.layers.{site}.weight", {name: 0.3 * one for name, one in tensors.items()})
+
+
+def test_quantising_does_not_switch_on_the_log_of_other_libraries():
+    said = (
+        "import logging; from safetykit.export.quantise import quantiser_class; quantiser_class(); "
+        "logging.getLogger('elsewhere').info('noise'); print(logging.getLogger().handlers)"
+    )
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]" and "noise" not in done.stderr
 
 
 def test_every_weight_becomes_codes_and_nothing_else_changes(vlm, base_folder, int4_folder):
