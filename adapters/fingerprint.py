@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -58,6 +59,13 @@ def _weights(folder: Path) -> Iterator[tuple[str, str]]:
             raise InvalidArtifact(f"{path} is not a whole safetensors file: {error}.", "Get the checkpoint again.") from None
 
 
+def _lasting(value: Any) -> Any:
+    """JSON without volatile keys, also in configurations inside of it: those of parts remember where they came from."""
+    if isinstance(value, dict):
+        return {key: _lasting(item) for key, item in value.items() if key not in _VOLATILE}
+    return [_lasting(item) for item in value] if isinstance(value, list) else value
+
+
 def _text_digest(path: Path) -> str:
     data = path.read_bytes()
     if path.suffix == ".json":
@@ -65,7 +73,5 @@ def _text_digest(path: Path) -> str:
             value = json.loads(data)
         except ValueError:
             raise InvalidArtifact(f"{path} is not JSON.", "Get the checkpoint again.") from None
-        if isinstance(value, dict):
-            value = {key: item for key, item in value.items() if key not in _VOLATILE}
-        data = json.dumps(value, sort_keys=True).encode()
+        data = json.dumps(_lasting(value), sort_keys=True).encode()
     return hashlib.sha256(data).hexdigest()

@@ -18,7 +18,8 @@ def checkpoint(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     save_file(WEIGHTS, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"model_type": "x", "transformers_version": "1", "n": 3}))
+    config = {"model_type": "x", "transformers_version": "1", "n": 3, "text_config": {"_name_or_path": "/here", "n": 1}}
+    (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text('{"vocab": {"a": 1}}')
     (folder / "chat_template.jinja").write_text("USER: {{ prompt }}")
     return folder
@@ -44,7 +45,12 @@ def edit(name, text):
 
 SAME = {
     "resharded": reshard,
-    "saved by another version": edit("config.json", '{"n": 3, "model_type": "x", "transformers_version": "9"}'),
+    "saved by another version": edit(
+        "config.json", '{"n": 3, "model_type": "x", "transformers_version": "9", "text_config": {"n": 1}}'
+    ),
+    "assembled from a part that lay elsewhere": edit(
+        "config.json", '{"n": 3, "model_type": "x", "text_config": {"_name_or_path": "/there", "n": 1}}'
+    ),
     "a README beside it": edit("README.md", "hello"),
 }
 OTHER = {
@@ -53,7 +59,8 @@ OTHER = {
     "another dtype": lambda f: rewrite(f, **{"a.weight": torch.ones(4, dtype=torch.float16)}),
     "another shape": lambda f: rewrite(f, **{"a.weight": torch.ones(2, 2)}),
     "one tensor more": lambda f: rewrite(f, **{"c.weight": torch.ones(1)}),
-    "the configuration": edit("config.json", '{"model_type": "x", "n": 4}'),
+    "the configuration": edit("config.json", '{"n": 4, "model_type": "x", "text_config": {"n": 1}}'),
+    "the configuration of a part": edit("config.json", '{"n": 3, "model_type": "x", "text_config": {"n": 2}}'),
     "the tokenizer": edit("tokenizer.json", '{"vocab": {"a": 2}}'),
     "the chat template": edit("chat_template.jinja", "HUMAN: {{ prompt }}"),
     "a processor": edit("processor_config.json", "{}"),
