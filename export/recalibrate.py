@@ -134,15 +134,14 @@ def recalibrated(
 
 
 def matching_threshold(scores: Float[np.ndarray, "records"], wanted: int, fitted: float) -> float:
-    """The threshold above which ``wanted`` of the scores lie, in the middle of the gap.
-
-    Where none or all are wanted, any beyond the outermost score would do: ``fitted`` stays unless it is not beyond it.
-    """
+    """The threshold above which ``wanted`` of the scores lie: ``fitted`` if they do, else the middle of the gap."""
+    if (scores > fitted).sum() == wanted:
+        return fitted
     ordered = np.sort(scores)[::-1]
     if wanted == 0:
-        return max(fitted, float(ordered[0]))
+        return float(ordered[0])
     if wanted == len(ordered):
-        return min(fitted, float(np.nextafter(ordered[-1], -np.inf)))
+        return float(np.nextafter(ordered[-1], -np.inf))
     return float((ordered[wanted - 1] + ordered[wanted]) / 2)
 
 

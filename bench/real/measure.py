@@ -267,6 +267,7 @@ def measure_precision(bench: Bench, arm: str, precision: str) -> dict[str, Any]:
         "flips": _counted(flips, len(at_precision)),
         "rows": rows(at_precision, bench.judge, bench.perceived),
         "rows_fp32": rows(in_fp32, bench.judge, bench.perceived),
+        "detector_auroc": detector_auroc(at_precision),
         "perplexity": perplexity(onnx_vlm),
     }
     if adapters and not bench.options.keep:
