@@ -17,6 +17,7 @@ from .evaluate import Decision, Progress, decide
 from .fluency import MARGIN, surprise
 from .inputs import Request
 from .journal import Journal
+from .preference import rank
 from .records import Record
 from .vlm import VLM
 
@@ -242,14 +243,6 @@ def layer_windows(depth: int) -> list[tuple[int, ...]]:
 
 
 def preference(trial: Trial, undefended: Figures) -> tuple[Any, ...]:
-    """Sort key: within the allowed cost the fewest attacks, then the cheaper, then the simpler setting.
-
-    What stops no attack that would have succeeded anyway comes last, however cheap it is.
-    """
-    cost = trial.figures.cost_over(undefended)
-    simple = (len(trial.setting.layers or ()), trial.setting.rank)
-    if trial.figures.attack_success >= undefended.attack_success:
-        return (2, cost, trial.figures.attack_success, *simple)
-    if cost <= ALLOWED_COST:
-        return (0, trial.figures.attack_success, cost, *simple)
-    return (1, cost, trial.figures.attack_success, *simple)
+    """Sort key: by :func:`~safetykit.toolkit.preference.rank`, then the simpler setting."""
+    cost, simple = trial.figures.cost_over(undefended), (len(trial.setting.layers or ()), trial.setting.rank)
+    return (*rank(trial.figures.attack_success, cost, undefended.attack_success, ALLOWED_COST), *simple)

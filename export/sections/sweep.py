@@ -7,6 +7,7 @@ from typing import Self
 from pydantic import JsonValue, model_validator
 
 from ...adapters.manifest import Strict
+from ...toolkit.preference import rank
 from .. import plots
 from .section import Section
 
@@ -57,19 +58,13 @@ class SweepTable(Strict):
         return float(trial["attack_success"]) < self.undefended["attack_success"]  # type: ignore[arg-type]
 
     def _rank(self, trial: dict[str, JsonValue]) -> tuple[float, ...]:
-        """As the fit chose: see :func:`safetykit.toolkit.sweep.preference`."""
-        attacks, cost = float(trial["attack_success"]), self.cost(trial)  # type: ignore[arg-type]
-        if not self.stops(trial):
-            return (2, cost, attacks, trial != self.best)
-        if cost <= self.allowed_cost:
-            return (0, attacks, cost, trial != self.best)
-        return (1, cost, attacks, trial != self.best)
+        attacks, undefended = float(trial["attack_success"]), self.undefended["attack_success"]  # type: ignore[arg-type]
+        return (*rank(attacks, self.cost(trial), undefended, self.allowed_cost), trial != self.best)
 
     def leading(self, count: int) -> tuple[dict[str, JsonValue], ...]:
         """The best ``count`` trials, the best of every variant, and the chosen one; best first.
 
-        Trials within the allowed cost come first, fewer attacks before lower cost; then those above it, the cheapest
-        first; then what stops no attack.
+        Ranked as the fit chose, see :func:`~safetykit.toolkit.preference.rank`.
         """
         ranked = sorted(self.trials, key=self._rank)
         variants: set[JsonValue] = set()
