@@ -164,8 +164,8 @@ def export(
         result = export_with_documents(
             model, out, adapter or [], data=data, split=split, limit=limit, max_new_tokens=max_new_tokens,
             precision=precision, mode=mode, base_onnx=base_onnx, providers=provider or CPU,
-            max_flips=max_flips, recalibrate=recalibrate, allow_wrong_base=allow_wrong_base, enforce=enforce, layout=layout, external_index=external_index,
-            overwrite=overwrite, base_model=base_model, base_license=base_license, progress=say,
+            max_flips=max_flips, recalibrate=recalibrate, allow_wrong_base=allow_wrong_base, enforce=enforce,
+            layout=layout, external_index=external_index, overwrite=overwrite, base_model=base_model, base_license=base_license, progress=say,
         )  # fmt: skip
     console.emit(result, as_json=as_json, human=views.export)
 

@@ -102,7 +102,8 @@ def export_onnx(
 
     Raises:
         UsageError: unsupported architecture, unknown site, an adapter without effect or one that cannot be folded,
-            two detectors or none to enforce, no threshold to set again, something that the layout's runtime cannot run, ``out`` exists.
+            two detectors or none to enforce, no threshold to set again, something that the layout's runtime cannot run,
+            ``out`` exists.
         UnsupportedGraph: the base graphs are not understood.
         WrongBase: adapter or base graphs belong to another model.
         ParityFailed: the export does not do what the model does.
@@ -139,8 +140,6 @@ def export_onnx(
         base = base.model_copy(update={"wrong_base_allowed": allow_wrong_base})
 
         def bake(some: Sequence[Adapter]) -> ExportManifest:
-            for name, data in bare.items():
-                write_atomic(work / LAYOUT.graph(name), data)
             return adapt(work, base, some, layers, mode=mode, enforce=enforce, gate_state=gate_state)
 
         def opened(manifest: ExportManifest, inputs: InputProcessor = vlm.inputs) -> OnnxVLM:
@@ -154,6 +153,8 @@ def export_onnx(
                 vlm, adapters, lambda some: opened(bake(some)), recalibrate, allow_wrong_base=allow_wrong_base
             )
             base = base.model_copy(update={"recalibrated": changes})
+            for name, data in bare.items():
+                write_atomic(work / LAYOUT.graph(name), data)
         say("baking")
         manifest = bake(adapters)
         require_movement(work, manifest, place(adapters))
