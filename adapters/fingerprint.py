@@ -59,11 +59,12 @@ def _weights(folder: Path) -> Iterator[tuple[str, str]]:
             raise InvalidArtifact(f"{path} is not a whole safetensors file: {error}.", "Get the checkpoint again.") from None
 
 
-def _lasting(value: Any) -> Any:
-    """JSON without volatile keys, also in configurations inside of it: those of parts remember where they came from."""
-    if isinstance(value, dict):
-        return {key: _lasting(item) for key, item in value.items() if key not in _VOLATILE}
-    return [_lasting(item) for item in value] if isinstance(value, list) else value
+def _lasting(value: Any, *, nested: bool) -> Any:
+    """JSON without volatile keys; with ``nested`` also in the objects inside of it."""
+    if not isinstance(value, dict):
+        return value
+    kept = {key: item for key, item in value.items() if key not in _VOLATILE}
+    return {key: _lasting(item, nested=True) for key, item in kept.items()} if nested else kept
 
 
 def _text_digest(path: Path) -> str:
@@ -73,5 +74,6 @@ def _text_digest(path: Path) -> str:
             value = json.loads(data)
         except ValueError:
             raise InvalidArtifact(f"{path} is not JSON.", "Get the checkpoint again.") from None
-        data = json.dumps(_lasting(value), sort_keys=True).encode()
+        # The configurations of parts remember where those came from; a vocabulary may hold any word.
+        data = json.dumps(_lasting(value, nested=path.name == "config.json"), sort_keys=True).encode()
     return hashlib.sha256(data).hexdigest()

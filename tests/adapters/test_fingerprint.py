@@ -62,6 +62,7 @@ OTHER = {
     "the configuration": edit("config.json", '{"n": 4, "model_type": "x", "text_config": {"n": 1}}'),
     "the configuration of a part": edit("config.json", '{"n": 3, "model_type": "x", "text_config": {"n": 2}}'),
     "the tokenizer": edit("tokenizer.json", '{"vocab": {"a": 2}}'),
+    "a word that is called like a volatile key": edit("tokenizer.json", '{"vocab": {"a": 1, "is_local": 2}}'),
     "the chat template": edit("chat_template.jinja", "HUMAN: {{ prompt }}"),
     "a processor": edit("processor_config.json", "{}"),
 }

@@ -25,7 +25,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from safetykit.adapters import Adapter, Intervention, Site
 from safetykit.adapters.branch import Branch
 from safetykit.adapters.manifest import AdapterInfo, DataInfo, DetectorInfo
+from safetykit.export.adapt import copy_base
 from safetykit.export.base import export_base
+from safetykit.export.layout import read_manifest
+from safetykit.export.quantise import quantise_decoder
 from safetykit.toolkit.inputs import Request
 from safetykit.toolkit.vlm import VLM
 
@@ -115,6 +118,17 @@ def vlm(tmp_path_factory: pytest.TempPathFactory) -> VLM:
 def base_folder(vlm: VLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exports") / "base"
     export_base(vlm, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def int4_folder(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base export with a quantised decoder."""
+    folder = tmp_path_factory.mktemp("int4") / "base"
+    folder.mkdir()
+    manifest = read_manifest(base_folder)
+    copy_base(base_folder, folder, manifest)
+    quantise_decoder(folder, manifest, block=16)
     return folder
 
 

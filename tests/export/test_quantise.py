@@ -12,29 +12,17 @@ import torch
 from safetykit.adapters.adapter import Adapter
 from safetykit.adapters.errors import ParityFailed, UsageError
 from safetykit.adapters.updates import WeightUpdate
-from safetykit.export.adapt import copy_base
 from safetykit.export.foreign.matrices import Matrix, matrix_of
 from safetykit.export.foreign.weights import find_weights
 from safetykit.export.layout import LAYOUT, read_manifest
 from safetykit.export.parity import check_parity
 from safetykit.export.pipeline import export_onnx
-from safetykit.export.quantise import quantise_decoder
 from safetykit.export.runtime import OnnxVLM
 from safetykit.toolkit.records import Record
 
 GUARD = ("GatedSteering", "decoder.layers.1", "last", "prefill")
 PROJECTION = ("SubspaceProjection", "decoder.layers.2.mlp", "all", "both")
 MASKED = ("SubspaceProjection", "decoder.layers.0", "text", "both")  # asks which tokens are pictures
-
-
-@pytest.fixture(scope="module")
-def int4_folder(base_folder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("int4") / "base"
-    folder.mkdir()
-    manifest = read_manifest(base_folder)
-    copy_base(base_folder, folder, manifest)
-    quantise_decoder(folder, manifest, block=16)
-    return folder
 
 
 def update(site: str, out: int, columns: int, seed: int = 0) -> WeightUpdate:

@@ -7,16 +7,14 @@ import torch
 
 from safetykit.adapters.adapter import Adapter
 from safetykit.adapters.errors import UsageError
-from safetykit.export.adapt import copy_base
 from safetykit.export.card import write_card
 from safetykit.export.detector import stated_detector
 from safetykit.export.evaluation import export_with_documents
 from safetykit.export.foreign.weights import find_weights
 from safetykit.export.held import holding
-from safetykit.export.layout import LAYOUT, read_manifest
+from safetykit.export.layout import LAYOUT
 from safetykit.export.parity import check_parity
 from safetykit.export.pipeline import export_onnx
-from safetykit.export.quantise import quantise_decoder
 from safetykit.export.recalibrate import matching_threshold, recalibrated, thresholds, with_thresholds
 from safetykit.export.runtime import OnnxVLM
 from safetykit.toolkit.inputs import Request
@@ -66,16 +64,6 @@ def in_torch(vlm, adapter: Adapter) -> dict[str, np.ndarray]:
             for name in found:
                 found[name].append(hooks.extras[name].item())
     return {name: np.array(values) for name, values in found.items()}
-
-
-@pytest.fixture(scope="module")
-def int4_folder(base_folder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("int4") / "base"
-    folder.mkdir()
-    manifest = read_manifest(base_folder)
-    copy_base(base_folder, folder, manifest)
-    quantise_decoder(folder, manifest, block=32)
-    return folder
 
 
 @pytest.fixture
