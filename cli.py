@@ -13,7 +13,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .export.commands_diagnose import diagnose
+from .export.commands.diagnose import diagnose
 from .toolkit.commands import fit
 from .toolkit.commands.index import index
 from .toolkit.commands.lora import lora
@@ -65,8 +65,8 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """The whole loop on the bundled reference VLM: fit, export, parity, evaluation, card."""
-    from .export.demo import run_demo
-    from .toolkit import console, views
+    from .export.commands.demo import run_demo
+    from .toolkit.commands import console, views
 
     with console.steps() as say:
         result = run_demo(out, checkpoint, overwrite=overwrite, progress=say)
@@ -76,10 +76,10 @@ def demo(
 @app.command()
 def inspect(model: Model, as_json: Json = False) -> None:
     """Parts, sites, layer count, fingerprint, and whether it can be exported."""
-    from .toolkit import console, views
+    from .toolkit.commands import console, views
     from .toolkit.families import exportable
-    from .toolkit.sources import model_path
-    from .toolkit.vlm import VLM
+    from .toolkit.data.sources import model_path
+    from .toolkit.model.vlm import VLM
 
     vlm = VLM.from_pretrained(model_path(model))
     console.emit({**vlm.describe(), "export": exportable(vlm.model.config)}, as_json=as_json, human=views.inspect)
@@ -105,8 +105,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Answer records with a checkpoint or an export, and count per carrier; resumes where it was interrupted."""
-    from .export.evaluation import evaluate_model
-    from .toolkit import console, views
+    from .export.commands.evaluation import evaluate_model
+    from .toolkit.commands import console, views
 
     with console.progress_bar("answering") as update:
         result = evaluate_model(
@@ -157,8 +157,8 @@ def export(
 
     With --data, decisions are compared on those records and the card gets its evaluation.
     """
-    from .export.evaluation import export_with_documents
-    from .toolkit import console, views
+    from .export.commands.evaluation import export_with_documents
+    from .toolkit.commands import console, views
 
     with console.steps() as say:
         result = export_with_documents(
@@ -184,8 +184,8 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check every file against the manifest, the card against its data, and parity if --model is given."""
-    from .export.evaluation import verify_folder
-    from .toolkit import console, views
+    from .export.commands.evaluation import verify_folder
+    from .toolkit.commands import console, views
 
     with console.steps() as say:
         result = verify_folder(
@@ -213,8 +213,8 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Generate with the exported model under ONNX Runtime."""
-    from .export.answer import answer
-    from .toolkit import console, views
+    from .export.runtime.answer import answer
+    from .toolkit.commands import console, views
 
     result = answer(
         folder, prompt, image or [], max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
@@ -230,8 +230,8 @@ def card(
     as_json: Json = False,
 ) -> None:
     """Write the model card and the HTML report again from the folder's data, or check them."""
-    from .export.evaluation import card_of
-    from .toolkit import console, views
+    from .export.commands.evaluation import card_of
+    from .toolkit.commands import console, views
 
     console.emit(card_of(folder, check=check), as_json=as_json, human=views.card)
 
@@ -239,8 +239,8 @@ def card(
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Versions, which ONNX Runtime package, and which providers a session really gets."""
-    from .export.doctor import examine
-    from .toolkit import console, views
+    from .export.commands.doctor import examine
+    from .toolkit.commands import console, views
 
     console.emit(examine(), as_json=as_json, human=views.doctor)
 
@@ -256,7 +256,7 @@ def main(arguments: list[str] | None = None) -> None:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # usage errors of the option parser
             error.show()
             sys.exit(error.exit_code)
-        from .toolkit.console import report_failure
+        from .toolkit.commands.console import report_failure
 
         sys.exit(report_failure(error))
     if code == INTERRUPTED:  # the parser turns Ctrl-C into this code without a word

@@ -1,7 +1,7 @@
 """Every op there is; importing this module registers them."""
 
-from . import care_ops as care_ops
-from . import guard_ops as guard_ops
-from . import projection as projection
-from . import retrieval as retrieval
-from . import sasa as sasa
+from .care import ops as care_ops
+from .vlm_guard import ops as guard_ops
+from .ops import projection as projection
+from .retrieval import retrieval as retrieval
+from .sasa import sasa as sasa

@@ -8,8 +8,8 @@ from typing import Literal, Protocol
 from jaxtyping import Float
 from torch import Tensor
 
-from .manifest import BaseInfo
-from .sites import Site
+from .artifact.manifest import BaseInfo
+from .artifact.sites import Site
 
 Pool = Literal["last", "mean", "vision", "text"]
 

@@ -22,22 +22,22 @@ from typing import Any, get_args
 import torch
 from vlm_guard import CHECKPOINTS, say, table
 
-from safetykit.adapters.adapter import Adapter
-from safetykit.adapters.care import CARE, Fusion
-from safetykit.adapters.files import write_atomic
-from safetykit.adapters.manifest import canonical_json
-from safetykit.adapters.subspaces import Variant
-from safetykit.export.base import export_base
-from safetykit.export.demo import SETTINGS
-from safetykit.export.pipeline import export_onnx
-from safetykit.export.runtime import OnnxVLM
-from safetykit.toolkit.care_sweep import CareSolver, run_sweep
+from safetykit.adapters.artifact.adapter import Adapter
+from safetykit.adapters.care.care import CARE, Fusion
+from safetykit.adapters.artifact.files import write_atomic
+from safetykit.adapters.artifact.manifest import canonical_json
+from safetykit.adapters.statistics.subspaces import Variant
+from safetykit.export.base.own import export_base
+from safetykit.export.commands.demo import SETTINGS
+from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.toolkit.sweep.care import CareSolver, run_sweep
 from safetykit.toolkit.diagnosis import ChannelMap, diagnose
-from safetykit.toolkit.evaluate import evaluate, tabulate
-from safetykit.toolkit.records import Record, load_records
-from safetykit.toolkit.sources import data_path, model_path
-from safetykit.toolkit.sweep import Sweep
-from safetykit.toolkit.vlm import VLM
+from safetykit.toolkit.evaluation.evaluate import evaluate, tabulate
+from safetykit.toolkit.data.records import Record, load_records
+from safetykit.toolkit.data.sources import data_path, model_path
+from safetykit.toolkit.sweep.trials import Sweep
+from safetykit.toolkit.model.vlm import VLM
 
 SEED = 0  # of the layers drawn at random
 

@@ -23,15 +23,15 @@ import onnx_ir as ir
 import torch
 from random_decoder import random_llama
 
-from safetykit.adapters.branch import Branch
-from safetykit.adapters.sites import Site
-from safetykit.export.base import export_graph, save_graph
-from safetykit.export.blocks import block_evaluations
-from safetykit.export.fork import fork
-from safetykit.export.latency import interleave, median_ratio
-from safetykit.export.residual import find_residual_stream
-from safetykit.export.sessions import open_session
-from safetykit.export.specs import decoder_spec
+from safetykit.adapters.ops.branch import Branch
+from safetykit.adapters.artifact.sites import Site
+from safetykit.export.base.own import export_graph, save_graph
+from safetykit.export.surgery.blocks import block_evaluations
+from safetykit.export.surgery.fork import fork
+from safetykit.export.document.latency import interleave, median_ratio
+from safetykit.export.surgery.residual import find_residual_stream
+from safetykit.export.runtime.sessions import open_session
+from safetykit.export.base.specs import decoder_spec
 from safetykit.toolkit.families import Family
 
 BASE, FORKED = "decoder.onnx", "forked.onnx"

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from safetykit.export.diagnosis_plots import diagnosis_plots
+from safetykit.export.document.diagnosis_plots import diagnosis_plots
 from safetykit.toolkit.diagnosis import ChannelMap, diagnose
 from safetykit.toolkit.diagnosis.intervals import Estimate
 from safetykit.toolkit.diagnosis.pairs import Modality
-from safetykit.toolkit.records import Record, load_records
-from safetykit.toolkit.sources import data_path, model_path
-from safetykit.toolkit.vlm import VLM
+from safetykit.toolkit.data.records import Record, load_records
+from safetykit.toolkit.data.sources import data_path, model_path
+from safetykit.toolkit.model.vlm import VLM
 
 
 def say(text: str) -> None:

@@ -22,14 +22,14 @@ import time
 import numpy as np
 import torch
 
-from safetykit.adapters import care_statistics as care
-from safetykit.adapters import vlm_guard as guard
-from safetykit.adapters.care_statistics import roles
-from safetykit.adapters.sites import Site
-from safetykit.toolkit.inputs import Request
-from safetykit.toolkit.records import Record, load_records
-from safetykit.toolkit.sources import data_path, model_path
-from safetykit.toolkit.vlm import VLM
+from safetykit.adapters.care import statistics as care
+from safetykit.adapters.vlm_guard import guard as guard
+from safetykit.adapters.care.statistics import roles
+from safetykit.adapters.artifact.sites import Site
+from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.data.records import Record, load_records
+from safetykit.toolkit.data.sources import data_path, model_path
+from safetykit.toolkit.model.vlm import VLM
 
 METHODS = ("vlm-guard", "care", "care-kernel")
 

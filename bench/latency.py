@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 from safetykit.adapters.errors import SafetykitError
-from safetykit.adapters.manifest import canonical_json
-from safetykit.export.latency import measure_latency
-from safetykit.export.runtime import OnnxVLM
-from safetykit.export.sessions import CPU
-from safetykit.toolkit.inputs import Request
-from safetykit.toolkit.records import load_records, subset
+from safetykit.adapters.artifact.manifest import canonical_json
+from safetykit.export.document.latency import measure_latency
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.export.runtime.sessions import CPU
+from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.data.records import load_records, subset
 
 
 def main() -> int:

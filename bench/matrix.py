@@ -24,26 +24,26 @@ from typing import Any
 
 import torch
 
-from safetykit.adapters.adapter import Adapter
+from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.errors import SafetykitError
-from safetykit.adapters.files import write_atomic
-from safetykit.adapters.manifest import canonical_json
-from safetykit.adapters.one_pass import OnePassProbe
-from safetykit.adapters.sasa import SASA
-from safetykit.adapters.tga import TGA
-from safetykit.adapters.vlm_guard import VLMGuard
-from safetykit.export.layout import Mode, Precision
-from safetykit.export.parity_report import ParityReport
-from safetykit.export.pipeline import export_onnx, write_own
-from safetykit.export.tolerances import TOLERANCES
+from safetykit.adapters.artifact.files import write_atomic
+from safetykit.adapters.artifact.manifest import canonical_json
+from safetykit.adapters.one_pass.probe import OnePassProbe
+from safetykit.adapters.sasa.sasa import SASA
+from safetykit.adapters.tga.tga import TGA
+from safetykit.adapters.vlm_guard.guard import VLMGuard
+from safetykit.export.manifest import Mode, Precision
+from safetykit.export.parity.report import ParityReport
+from safetykit.export.pipeline.pipeline import export_onnx, write_own
+from safetykit.export.parity.tolerances import TOLERANCES
 from safetykit.toolkit.alignment import Aligner
-from safetykit.toolkit.captions import captions_path, load_captions
-from safetykit.toolkit.care_sweep import fit_care, usual
-from safetykit.toolkit.records import Record, load_records, subset
-from safetykit.toolkit.sasa_fit import refusal_of
-from safetykit.toolkit.second_pass import SecondPass
-from safetykit.toolkit.sources import data_path
-from safetykit.toolkit.vlm import VLM
+from safetykit.toolkit.data.captions import captions_path, load_captions
+from safetykit.toolkit.sweep.care import fit_care, usual
+from safetykit.toolkit.data.records import Record, load_records, subset
+from safetykit.toolkit.commands.sasa_fit import refusal_of
+from safetykit.toolkit.model.second_pass import SecondPass
+from safetykit.toolkit.data.sources import data_path
+from safetykit.toolkit.model.vlm import VLM
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 import zoo  # noqa: E402
@@ -178,7 +178,7 @@ def shipped(vlm: VLM, adapter: Adapter, column: str, test: Sequence[Record], wor
     precision, mode = COLUMNS[column]
     base = work / f"base-{precision}"
     if not base.is_dir():
-        from safetykit.adapters.files import atomic_folder
+        from safetykit.adapters.artifact.files import atomic_folder
 
         with atomic_folder(base) as folder:
             write_own(vlm, folder, precision, lambda _: None)

@@ -23,18 +23,18 @@ import onnxruntime
 import torch
 from random_decoder import HEAD, random_llama
 
-from safetykit.adapters.adapter import Intervention
-from safetykit.adapters.manifest import BaseInfo
-from safetykit.adapters.sites import Gating, Site
-from safetykit.export.bake import Placed, bake
-from safetykit.export.base import OPSET, export_graph, save_graph
-from safetykit.export.binding import Session
-from safetykit.export.latency import interleave, median_ratio
-from safetykit.export.layout import LAYOUT, ExportManifest
-from safetykit.export.quantise import quantise_decoder
-from safetykit.export.sessions import open_session
-from safetykit.export.specs import decoder_spec
-from safetykit.export.swappable import describe_parameters, open_parameters
+from safetykit.adapters.artifact.adapter import Intervention
+from safetykit.adapters.artifact.manifest import BaseInfo
+from safetykit.adapters.artifact.sites import Gating, Site
+from safetykit.export.surgery.bake import Placed, bake
+from safetykit.export.base.own import OPSET, export_graph, save_graph
+from safetykit.export.runtime.binding import Session
+from safetykit.export.document.latency import interleave, median_ratio
+from safetykit.export.manifest import LAYOUT, ExportManifest
+from safetykit.export.base.quantise import quantise_decoder
+from safetykit.export.runtime.sessions import open_session
+from safetykit.export.base.specs import decoder_spec
+from safetykit.export.surgery.swappable import describe_parameters, open_parameters
 from safetykit.toolkit.families import Family
 
 PAUSE = 0.02  # seconds; as in export/latency.py

@@ -17,21 +17,21 @@ from typing import Any
 import torch
 from vlm_guard import say
 
-from safetykit.adapters.adapter import Adapter
-from safetykit.adapters.files import write_atomic
-from safetykit.adapters.manifest import canonical_json
-from safetykit.adapters.one_pass import OnePassProbe
-from safetykit.adapters.sasa import SASA
-from safetykit.adapters.vlm_guard import VLMGuard
-from safetykit.export.base import write_base
-from safetykit.export.pipeline import export_onnx
-from safetykit.export.quantise import quantise_decoder
-from safetykit.toolkit.evaluate import Decision, tabulate
-from safetykit.toolkit.records import Record, load_records, subset
-from safetykit.toolkit.sasa_fit import refusal_of
-from safetykit.toolkit.second_pass import SecondPass
-from safetykit.toolkit.sources import data_path, model_path
-from safetykit.toolkit.vlm import VLM
+from safetykit.adapters.artifact.adapter import Adapter
+from safetykit.adapters.artifact.files import write_atomic
+from safetykit.adapters.artifact.manifest import canonical_json
+from safetykit.adapters.one_pass.probe import OnePassProbe
+from safetykit.adapters.sasa.sasa import SASA
+from safetykit.adapters.vlm_guard.guard import VLMGuard
+from safetykit.export.base.own import write_base
+from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.base.quantise import quantise_decoder
+from safetykit.toolkit.evaluation.evaluate import Decision, tabulate
+from safetykit.toolkit.data.records import Record, load_records, subset
+from safetykit.toolkit.commands.sasa_fit import refusal_of
+from safetykit.toolkit.model.second_pass import SecondPass
+from safetykit.toolkit.data.sources import data_path, model_path
+from safetykit.toolkit.model.vlm import VLM
 
 METRICS = ("attack_success", "over_refusal")
 

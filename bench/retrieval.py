@@ -26,16 +26,16 @@ import torch
 from PIL import Image
 
 from safetykit.adapters import Adapter, Intervention, Site
-from safetykit.adapters.manifest import AdapterInfo, DataInfo, RetrievalInfo
-from safetykit.adapters.retrieval import CAPTIONS, INFO
-from safetykit.export.adapt import adapt, copy_base
-from safetykit.export.latency import BAKED, CONTROL, UNMODIFIED, compare, interleave
-from safetykit.export.layout import LAYOUT, read_manifest
-from safetykit.export.runtime import OnnxVLM
-from safetykit.export.sessions import CPU
-from safetykit.toolkit.captions import captions_path, load_captions
-from safetykit.toolkit.inputs import Request
-from safetykit.toolkit.records import open_picture
+from safetykit.adapters.artifact.manifest import AdapterInfo, DataInfo, RetrievalInfo
+from safetykit.adapters.retrieval.retrieval import CAPTIONS, INFO
+from safetykit.export.surgery.adapt import adapt, copy_base
+from safetykit.export.document.latency import BAKED, CONTROL, UNMODIFIED, compare, interleave
+from safetykit.export.manifest import LAYOUT, read_manifest
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.export.runtime.sessions import CPU
+from safetykit.toolkit.data.captions import captions_path, load_captions
+from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.data.records import open_picture
 from safetykit.toolkit.reference.atlas import SEEN_FONTS, SEEN_SETS, UNSEEN_SETS, data_folder, reference, shown
 from safetykit.toolkit.reference.captions import caption
 from safetykit.toolkit.reference.world import things
@@ -43,8 +43,8 @@ from safetykit.toolkit.retrieval.build import build_index
 from safetykit.toolkit.retrieval.embedders import VLMEmbedder
 from safetykit.toolkit.retrieval.fit import QueryHead, image_states, picture_states
 from safetykit.toolkit.retrieval.index import CaptionIndex, EmbedderInfo
-from safetykit.toolkit.sources import model_path
-from safetykit.toolkit.vlm import VLM
+from safetykit.toolkit.data.sources import model_path
+from safetykit.toolkit.model.vlm import VLM
 
 _FAISS, _NUMPY = "external, FAISS", "external, NumPy"
 

@@ -25,24 +25,24 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from safetykit.adapters.adapter import Adapter
-from safetykit.adapters.detector import Features, Place
-from safetykit.adapters.detector_report import Detector, left_out
-from safetykit.adapters.files import write_atomic
-from safetykit.adapters.manifest import canonical_json, describe_data
-from safetykit.adapters.one_pass import OnePassProbe
-from safetykit.adapters.probe import Metric
-from safetykit.adapters.sasa import SASA, ProbeFitter
-from safetykit.adapters.sites import Site
-from safetykit.toolkit.evaluate import Decision, decide, tabulate
-from safetykit.toolkit.inputs import Request
-from safetykit.toolkit.journal import Journal
-from safetykit.toolkit.records import Record, load_records
+from safetykit.adapters.artifact.adapter import Adapter
+from safetykit.adapters.statistics.detector import Features, Place
+from safetykit.adapters.statistics.detector_report import Detector, left_out
+from safetykit.adapters.artifact.files import write_atomic
+from safetykit.adapters.artifact.manifest import canonical_json, describe_data
+from safetykit.adapters.one_pass.probe import OnePassProbe
+from safetykit.adapters.statistics.probe import Metric
+from safetykit.adapters.sasa.sasa import SASA, ProbeFitter
+from safetykit.adapters.artifact.sites import Site
+from safetykit.toolkit.evaluation.evaluate import Decision, decide, tabulate
+from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.data.journal import Journal
+from safetykit.toolkit.data.records import Record, load_records
 from safetykit.toolkit.reference.world import things
-from safetykit.toolkit.sasa_fit import refusal_of
-from safetykit.toolkit.second_pass import SecondPass
-from safetykit.toolkit.sources import data_path, model_path
-from safetykit.toolkit.vlm import VLM
+from safetykit.toolkit.commands.sasa_fit import refusal_of
+from safetykit.toolkit.model.second_pass import SecondPass
+from safetykit.toolkit.data.sources import data_path, model_path
+from safetykit.toolkit.model.vlm import VLM
 
 CHECKPOINTS = ("mild", "severe")
 FITTERS: dict[str, ProbeFitter] = {
@@ -157,7 +157,7 @@ def measure(
 
 def exported(vlm: VLM, adapter: Adapter, test: list[Record], seen: set[str], out: Path) -> dict[str, Any]:
     """Export, with parity over the test records, and count what the exported model answers."""
-    from safetykit.export.pipeline import export_onnx
+    from safetykit.export.pipeline.pipeline import export_onnx
 
     result = export_onnx(vlm, [adapter], out, records=test, overwrite=True, progress=say)
     parity = result.parity

@@ -25,8 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetykit.adapters.files import write_atomic
-from safetykit.adapters.manifest import canonical_json
+from safetykit.adapters.artifact.files import write_atomic
+from safetykit.adapters.artifact.manifest import canonical_json
 
 SIZES = ("8x512", "16x1024", "16x2048", "24x2048")
 STEPS = ("load", "base", "surgery", "fold", "run")
@@ -95,24 +95,24 @@ def _load(scratch: Path) -> dict[str, Any]:
     """Read the checkpoint, and write the adapter that later steps put in."""
     from fold import random_adapter
 
-    from safetykit.adapters.store import save_adapter
-    from safetykit.toolkit.vlm import VLM
+    from safetykit.adapters.artifact.store import save_adapter
+    from safetykit.toolkit.model.vlm import VLM
 
     save_adapter(random_adapter(VLM.from_pretrained(scratch / "model"), RANK), scratch / "adapter")
     return {}
 
 
 def _base(scratch: Path) -> dict[str, Any]:
-    from safetykit.export.base import export_base
-    from safetykit.toolkit.vlm import VLM
+    from safetykit.export.base.own import export_base
+    from safetykit.toolkit.model.vlm import VLM
 
     export_base(VLM.from_pretrained(scratch / "model"), scratch / "base")
     return {}
 
 
 def _copied(scratch: Path, name: str) -> tuple[Path, Any, float]:
-    from safetykit.export.adapt import copy_base
-    from safetykit.export.layout import read_manifest
+    from safetykit.export.surgery.adapt import copy_base
+    from safetykit.export.manifest import read_manifest
 
     folder = scratch / name
     folder.mkdir()
@@ -125,10 +125,10 @@ def _copied(scratch: Path, name: str) -> tuple[Path, Any, float]:
 def _surgery(scratch: Path) -> dict[str, Any]:
     import onnx_ir as ir
 
-    from safetykit.adapters.store import load_adapter
-    from safetykit.export.adapt import place, save_adapted
-    from safetykit.export.bake import bake
-    from safetykit.export.layout import LAYOUT
+    from safetykit.adapters.artifact.store import load_adapter
+    from safetykit.export.surgery.adapt import place, save_adapted
+    from safetykit.export.surgery.bake import bake
+    from safetykit.export.manifest import LAYOUT
 
     adapter = load_adapter(scratch / "adapter")
     folder, _, copying = _copied(scratch, "surgery")
@@ -140,9 +140,9 @@ def _surgery(scratch: Path) -> dict[str, Any]:
 def _fold(scratch: Path) -> dict[str, Any]:
     from fold import write_folded
 
-    from safetykit.adapters.store import load_adapter
-    from safetykit.toolkit.folding import fold
-    from safetykit.toolkit.vlm import VLM
+    from safetykit.adapters.artifact.store import load_adapter
+    from safetykit.toolkit.model.folding import fold
+    from safetykit.toolkit.model.vlm import VLM
 
     vlm, adapter = VLM.from_pretrained(scratch / "model"), load_adapter(scratch / "adapter")
     folder, manifest, copying = _copied(scratch, "fold")
@@ -152,12 +152,12 @@ def _fold(scratch: Path) -> dict[str, Any]:
 
 
 def _run(scratch: Path) -> dict[str, Any]:
-    from safetykit.adapters.store import load_adapter
-    from safetykit.export.compare import compare_logits, parity_requests
-    from safetykit.export.layout import read_manifest
-    from safetykit.export.runtime import OnnxVLM
-    from safetykit.export.sessions import CPU
-    from safetykit.toolkit.vlm import VLM
+    from safetykit.adapters.artifact.store import load_adapter
+    from safetykit.export.parity.compare import compare_logits, parity_requests
+    from safetykit.export.manifest import read_manifest
+    from safetykit.export.runtime.onnx_vlm import OnnxVLM
+    from safetykit.export.runtime.sessions import CPU
+    from safetykit.toolkit.model.vlm import VLM
 
     vlm, manifest = VLM.from_pretrained(scratch / "model"), read_manifest(scratch / "base", verify=False)
     found = {}

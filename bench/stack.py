@@ -18,17 +18,17 @@ import torch
 from tga import ARMS, trained
 from vlm_guard import CHECKPOINTS, say, table
 
-from safetykit.adapters.adapter import Adapter
-from safetykit.adapters.files import write_atomic
-from safetykit.adapters.manifest import canonical_json
-from safetykit.adapters.sasa import SASA
-from safetykit.export.pipeline import export_onnx
-from safetykit.toolkit.evaluate import tabulate
-from safetykit.toolkit.records import load_records
-from safetykit.toolkit.sasa_fit import refusal_of
-from safetykit.toolkit.second_pass import SecondPass
-from safetykit.toolkit.sources import data_path, model_path
-from safetykit.toolkit.vlm import VLM
+from safetykit.adapters.artifact.adapter import Adapter
+from safetykit.adapters.artifact.files import write_atomic
+from safetykit.adapters.artifact.manifest import canonical_json
+from safetykit.adapters.sasa.sasa import SASA
+from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.toolkit.evaluation.evaluate import tabulate
+from safetykit.toolkit.data.records import load_records
+from safetykit.toolkit.commands.sasa_fit import refusal_of
+from safetykit.toolkit.model.second_pass import SecondPass
+from safetykit.toolkit.data.sources import data_path, model_path
+from safetykit.toolkit.model.vlm import VLM
 
 
 def stacked(vlm: VLM, corrector: Adapter) -> Adapter:

@@ -22,22 +22,22 @@ from typing import Any
 
 import torch
 
-from safetykit.adapters.adapter import Adapter
-from safetykit.adapters.files import write_atomic
-from safetykit.adapters.manifest import canonical_json
-from safetykit.adapters.tga import TGA
-from safetykit.export.pipeline import export_onnx
-from safetykit.export.runtime import OnnxVLM
+from safetykit.adapters.artifact.adapter import Adapter
+from safetykit.adapters.artifact.files import write_atomic
+from safetykit.adapters.artifact.manifest import canonical_json
+from safetykit.adapters.tga.tga import TGA
+from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.toolkit.alignment import Aligner
-from safetykit.toolkit.captions import captions_path, load_captions
-from safetykit.toolkit.evaluate import Generator, Rate, Row, evaluate, tabulate
-from safetykit.toolkit.inputs import Request
-from safetykit.toolkit.records import load_records, open_picture
+from safetykit.toolkit.data.captions import captions_path, load_captions
+from safetykit.toolkit.evaluation.evaluate import Generator, Rate, Row, evaluate, tabulate
+from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.data.records import load_records, open_picture
 from safetykit.toolkit.reference.atlas import SEEN_SETS, UNSEEN_SETS, data_folder, reference, shown
 from safetykit.toolkit.reference.language import answer
 from safetykit.toolkit.reference.world import things
-from safetykit.toolkit.sources import data_path, model_path
-from safetykit.toolkit.vlm import VLM
+from safetykit.toolkit.data.sources import data_path, model_path
+from safetykit.toolkit.model.vlm import VLM
 
 CHECKPOINTS = ("mild", "severe")
 LIMITS = {"max_new_tokens": 20}

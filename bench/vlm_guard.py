@@ -18,19 +18,19 @@ from typing import Any, get_args
 
 import torch
 
-from safetykit.adapters.adapter import Adapter
-from safetykit.adapters.files import write_atomic
-from safetykit.adapters.manifest import canonical_json
-from safetykit.adapters.vlm_guard import Variant, VLMGuard
-from safetykit.export.base import export_base
-from safetykit.export.pipeline import export_onnx
-from safetykit.export.runtime import OnnxVLM
-from safetykit.toolkit.evaluate import evaluate, tabulate
-from safetykit.toolkit.records import load_records
-from safetykit.toolkit.sources import data_path, model_path
-from safetykit.toolkit.guard_sweep import run_sweep
-from safetykit.toolkit.sweep import Sweep, Trial
-from safetykit.toolkit.vlm import VLM
+from safetykit.adapters.artifact.adapter import Adapter
+from safetykit.adapters.artifact.files import write_atomic
+from safetykit.adapters.artifact.manifest import canonical_json
+from safetykit.adapters.vlm_guard.guard import Variant, VLMGuard
+from safetykit.export.base.own import export_base
+from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.toolkit.evaluation.evaluate import evaluate, tabulate
+from safetykit.toolkit.data.records import load_records
+from safetykit.toolkit.data.sources import data_path, model_path
+from safetykit.toolkit.sweep.guard import run_sweep
+from safetykit.toolkit.sweep.trials import Sweep, Trial
+from safetykit.toolkit.model.vlm import VLM
 
 CHECKPOINTS = ("mild", "severe")
 GROUPS = ("text", "image", "text+image", "typographic", "image/rendering-unseen", "all")

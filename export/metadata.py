@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..adapters.errors import InvalidArtifact
-from ..adapters.manifest import DetectorInfo
+from ..adapters.artifact.manifest import DetectorInfo
 
 THRESHOLD, REFUSAL, TOKEN = "safetykit.risk_threshold", "safetykit.refusal", "safetykit.refusal_token"
 

@@ -21,6 +21,6 @@ def random_checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def random_vlm(random_checkpoint):
-    from safetykit.toolkit.vlm import VLM
+    from safetykit.toolkit.model.vlm import VLM
 
     return VLM.from_pretrained(random_checkpoint)

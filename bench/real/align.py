@@ -25,9 +25,9 @@ from assemble import CHAT_TEMPLATE, load_language, merge_language
 from fetch import say
 from peft import LoraConfig, PeftModel, get_peft_model
 from prompts import REFUSALS, Prompt, all_prompts, second_round, third_round, write_split
-from safetykit.adapters.files import write_atomic
-from safetykit.adapters.manifest import canonical_json
-from safetykit.toolkit.judge import is_refusal
+from safetykit.adapters.artifact.files import write_atomic
+from safetykit.adapters.artifact.manifest import canonical_json
+from safetykit.toolkit.evaluation.judge import is_refusal
 from texts import Turn, answer_ids, answer_loss, answers, batches, chat_ids, padded, refusal_rate
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from fetch import say
 from safetensors.torch import load_file
-from safetykit.adapters.files import atomic_folder
+from safetykit.adapters.artifact.files import atomic_folder
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,

@@ -16,11 +16,11 @@ from pathlib import Path
 from objects import LOOK_ALIKES, SHOWN, Object, objects, pairs, wordings
 from redteam import SEEN_SETS, Pictures
 
-from safetykit.adapters.files import write_atomic
-from safetykit.toolkit.captions import CaptionedPicture, load_captions
-from safetykit.toolkit.inputs import Request
-from safetykit.toolkit.judge import is_refusal
-from safetykit.toolkit.vlm import VLM
+from safetykit.adapters.artifact.files import write_atomic
+from safetykit.toolkit.data.captions import CaptionedPicture, load_captions
+from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.evaluation.judge import is_refusal
+from safetykit.toolkit.model.vlm import VLM
 
 ASKED = "What is in the picture?"
 ANSWER_TOKENS = 32

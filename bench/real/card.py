@@ -16,10 +16,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from safetykit.adapters.files import write_atomic
-from safetykit.export.latency import Ratio
-from safetykit.export.rendering import NOTHING, auroc, number, rate, ratio
-from safetykit.toolkit.evaluate import Rate
+from safetykit.adapters.artifact.files import write_atomic
+from safetykit.export.document.latency import Ratio
+from safetykit.export.document.rendering import NOTHING, auroc, number, rate, ratio
+from safetykit.toolkit.evaluation.evaluate import Rate
 
 HERE = Path(__file__).parent
 CARD = HERE.parents[1] / "model_cards/real-smollm2-135m-vit-s.md"

@@ -18,8 +18,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from safetykit.adapters.files import write_atomic
-from safetykit.adapters.manifest import canonical_json
+from safetykit.adapters.artifact.files import write_atomic
+from safetykit.adapters.artifact.manifest import canonical_json
 
 # name -> version. Licences: see README.md.
 WHEELS = {

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from judge import Judge, agreement
 
-from safetykit.toolkit.evaluate import Decision, Rate
+from safetykit.toolkit.evaluation.evaluate import Decision, Rate
 
 # Name in the tables → which records. Published prompts and captions are text, but tell something else.
 GROUPS: dict[str, Callable[[Decision], bool]] = {

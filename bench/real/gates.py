@@ -18,9 +18,9 @@ from figures import GROUPS
 from methods import ARMS
 from sklearn.metrics import roc_auc_score
 
-from safetykit.adapters.files import write_atomic
-from safetykit.adapters.manifest import canonical_json
-from safetykit.toolkit.evaluate import Decision, Rate
+from safetykit.adapters.artifact.files import write_atomic
+from safetykit.adapters.artifact.manifest import canonical_json
+from safetykit.toolkit.evaluation.evaluate import Decision, Rate
 
 HERE = Path(__file__).parent
 

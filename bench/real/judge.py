@@ -38,10 +38,10 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from safetykit.adapters.files import write_atomic
-from safetykit.adapters.manifest import canonical_json
-from safetykit.toolkit.evaluate import Rate
-from safetykit.toolkit.judge import is_refusal
+from safetykit.adapters.artifact.files import write_atomic
+from safetykit.adapters.artifact.manifest import canonical_json
+from safetykit.toolkit.evaluation.evaluate import Rate
+from safetykit.toolkit.evaluation.judge import is_refusal
 
 LABELLED = "pyrit/pyrit/datasets/scorer_evals/objective"
 MAX_TOKENS = 24

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from features import Row
 from objects import SHOWN
-from safetykit.toolkit.judge import is_refusal
+from safetykit.toolkit.evaluation.judge import is_refusal
 from things import with_article
 
 NAMING = (

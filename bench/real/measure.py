@@ -36,26 +36,26 @@ from objects import objects
 from PIL import Image
 from redteam import SIZE, TEST_SETS, UNSEEN_SETS, Pictures, slug, write
 
-from safetykit.adapters.adapter import Adapter
+from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.errors import SafetykitError, UsageError
-from safetykit.adapters.files import atomic_folder, write_atomic
-from safetykit.adapters.manifest import canonical_json, describe_data
-from safetykit.export.adapt import copy_base
-from safetykit.export.base import export_base
-from safetykit.export.latency import measure_latency
-from safetykit.export.layout import read_manifest
-from safetykit.export.parity_report import Flip, ParityReport, find_flips
-from safetykit.export.pipeline import export_onnx
-from safetykit.export.quantise import quantise_decoder
-from safetykit.export.runtime import OnnxVLM
-from safetykit.export.sessions import CPU
-from safetykit.export.tolerances import TOLERANCES
-from safetykit.toolkit.evaluate import Decision, Generator, Prompted, Rate, decide
-from safetykit.toolkit.inputs import Generation, Request
-from safetykit.toolkit.journal import Journal
-from safetykit.toolkit.judge import normalise
-from safetykit.toolkit.records import Record, load_records, subset
-from safetykit.toolkit.vlm import VLM
+from safetykit.adapters.artifact.files import atomic_folder, write_atomic
+from safetykit.adapters.artifact.manifest import canonical_json, describe_data
+from safetykit.export.surgery.adapt import copy_base
+from safetykit.export.base.own import export_base
+from safetykit.export.document.latency import measure_latency
+from safetykit.export.manifest import read_manifest
+from safetykit.export.parity.report import Flip, ParityReport, find_flips
+from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.base.quantise import quantise_decoder
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.export.runtime.sessions import CPU
+from safetykit.export.parity.tolerances import TOLERANCES
+from safetykit.toolkit.evaluation.evaluate import Decision, Generator, Prompted, Rate, decide
+from safetykit.toolkit.model.inputs import Generation, Request
+from safetykit.toolkit.data.journal import Journal
+from safetykit.toolkit.evaluation.judge import normalise
+from safetykit.toolkit.data.records import Record, load_records, subset
+from safetykit.toolkit.model.vlm import VLM
 
 RECALIBRATED = "-recalibrated"
 PARITY_RECORDS = 24  # answered during the export; its own decisions gate it

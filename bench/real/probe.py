@@ -19,9 +19,9 @@ from assemble import _VISION, MEAN, STD
 from fetch import say
 from jaxtyping import Float
 from PIL import Image
-from safetykit.adapters.files import write_atomic
-from safetykit.adapters.manifest import canonical_json
-from safetykit.toolkit.evaluate import Rate
+from safetykit.adapters.artifact.files import write_atomic
+from safetykit.adapters.artifact.manifest import canonical_json
+from safetykit.toolkit.evaluation.evaluate import Rate
 from things import TEST_SETS, EmojiSets, Thing, things
 from vision_weights import PATCH, load_tower
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import assemble
 from fetch import DEBIAN, NPM, WHEELS, say
 from safetensors.torch import load_file, save_file
-from safetykit.adapters.files import write_atomic
-from safetykit.adapters.fingerprint import fingerprint
-from safetykit.adapters.manifest import canonical_json
+from safetykit.adapters.artifact.files import write_atomic
+from safetykit.adapters.artifact.fingerprint import fingerprint
+from safetykit.adapters.artifact.manifest import canonical_json
 
 PARTS = Path(__file__).parent / "parts"
 _FIGURES = {

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from lessons import NAMING
 from peft import PeftModel
 from safetensors.torch import load_file
-from safetykit.toolkit.evaluate import Rate
+from safetykit.toolkit.evaluation.evaluate import Rate
 from texts import IGNORED, Turn, answer_loss, padded
 from torch import Tensor, nn
 from torch.nn import functional as F

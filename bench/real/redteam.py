@@ -31,8 +31,8 @@ from prompts import harmless
 from things import EmojiSets
 from things import _slug as slug
 
-from safetykit.adapters.files import write_atomic
-from safetykit.toolkit.records import Record
+from safetykit.adapters.artifact.files import write_atomic
+from safetykit.toolkit.data.records import Record
 
 SEED = 11
 SIZE = 224  # pixels

@@ -21,12 +21,12 @@ from lessons import NAMING
 from objects import SHOWN, objects, pairs, wordings
 from PIL import Image
 from reader import names_it
-from safetykit.adapters.files import write_atomic
-from safetykit.adapters.manifest import canonical_json
-from safetykit.toolkit.evaluate import Rate
-from safetykit.toolkit.inputs import Request
-from safetykit.toolkit.judge import is_refusal
-from safetykit.toolkit.vlm import VLM
+from safetykit.adapters.artifact.files import write_atomic
+from safetykit.adapters.artifact.manifest import canonical_json
+from safetykit.toolkit.evaluation.evaluate import Rate
+from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.evaluation.judge import is_refusal
+from safetykit.toolkit.model.vlm import VLM
 from things import TEST_SETS, EmojiSets, things
 
 BATCH = 24

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Int
-from safetykit.toolkit.evaluate import Rate
-from safetykit.toolkit.judge import is_refusal
+from safetykit.toolkit.evaluation.evaluate import Rate
+from safetykit.toolkit.evaluation.judge import is_refusal
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase

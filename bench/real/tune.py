@@ -30,9 +30,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from prompts import all_prompts, second_round, third_round
 from reader import Projector, Reader, Seen, caption_accuracy, names_it
 from safetensors.torch import load_file, save_file
-from safetykit.adapters.files import write_atomic
-from safetykit.adapters.manifest import canonical_json
-from safetykit.toolkit.judge import is_refusal
+from safetykit.adapters.artifact.files import write_atomic
+from safetykit.adapters.artifact.manifest import canonical_json
+from safetykit.toolkit.evaluation.judge import is_refusal
 from texts import Turn, refusal_rate
 from things import TEST_SETS, TRAIN_SETS
 from torch import Tensor

@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import onnx_ir as ir
 
 from ...adapters.errors import InvalidArtifact
-from ..base import save_graph, strip_metadata
-from ..layout import LAYOUT, Graph
+from ..base.own import save_graph, strip_metadata
+from ..manifest import LAYOUT, Graph
 
 _PAGE = 4096
 

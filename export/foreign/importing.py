@@ -12,13 +12,13 @@ import torch
 from onnx_ir.passes.common import TopologicalSortPass
 
 from ...adapters.errors import SafetykitError, UsageError, WrongBase
-from ..base import graph_info, write_base
-from ..layout import GRAPHS, LAYOUT, ExportManifest, Graph, Precision, write_manifest
-from ..residual import find_residual_stream, require_unadapted
-from ..specs import kv_shape
+from ..base.own import graph_info, write_base
+from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph, Precision, write_manifest
+from ..surgery.residual import find_residual_stream, require_unadapted
+from ..base.specs import kv_shape
 from .files import load_graph, save_beside
-from .info import CHECKPOINT, ForeignInfo, WeightsInfo
-from .matrices import QUANTISED
+from ..foreign_info import CHECKPOINT, ForeignInfo, WeightsInfo
+from ..base.matrices import QUANTISED
 from .merged import is_merged, take_cached_branch
 from .normalise import DecoderShape, normalise
 from .probing import continues_prompts, gives_last_logits_only, open_model, require_same_prompt, understands_padding
@@ -26,7 +26,7 @@ from .recognise import FoundGraphs, find_graphs
 from .weights import DecoderWeights, find_weights, require_same_weights
 
 if TYPE_CHECKING:
-    from ...toolkit.vlm import VLM
+    from ...toolkit.model.vlm import VLM
 
 # Largest difference of embeddings and image features from the checkpoint's, as a share of the largest one.
 _LIMITS: dict[str, float] = {"fp32": 1e-4, "fp16": 1e-2, "int4": 0.25, "int8": 0.1}

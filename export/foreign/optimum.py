@@ -18,10 +18,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass, TopologicalSortPass
 
 from ...adapters.errors import UsageError
-from ...adapters.files import CONFIGURATION_FILES, atomic_folder, write_atomic
-from ...adapters.manifest import canonical_json
-from ..bake import VISION_MASK
-from ..layout import read_manifest
+from ...adapters.artifact.files import CONFIGURATION_FILES, atomic_folder, write_atomic
+from ...adapters.artifact.manifest import canonical_json
+from ..surgery.bake import VISION_MASK
+from ..manifest import read_manifest
 
 _TEXT = "embed_tokens/"
 

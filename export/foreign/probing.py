@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...adapters.errors import InvalidArtifact, UnsupportedGraph
-from ..sessions import open_session
+from ..runtime.sessions import open_session
 from .merged import SWITCH
 
 _TYPES = {

@@ -24,12 +24,12 @@ import torch
 from torch import nn
 
 from ...adapters.errors import WrongBase
-from ..residual import ResidualStream, ancestors
-from .info import WeightsInfo
-from .matrices import Dequantised, Matrix, locate, matrix_of, spread
+from ..surgery.residual import ResidualStream, ancestors
+from ..foreign_info import WeightsInfo
+from ..base.matrices import Dequantised, Matrix, locate, matrix_of, spread
 
 if TYPE_CHECKING:
-    from ...toolkit.vlm import VLM
+    from ...toolkit.model.vlm import VLM
 
 _LOOK = 64  # rows of a parameter that are compared
 _ADVICE = "Pass the decoder that was exported from this checkpoint."

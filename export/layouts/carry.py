@@ -11,10 +11,10 @@ from collections.abc import Collection, Sequence
 
 import onnx_ir as ir
 
-from ...adapters.adapter import Adapter, the_detector
+from ...adapters.artifact.adapter import Adapter, the_detector
 from ...adapters.errors import UsageError
-from ...adapters.retrieval import retrieval_of
-from ..layout import LayoutName
+from ...adapters.retrieval.retrieval import retrieval_of
+from ..manifest import LayoutName
 
 OWN_LOOP: tuple[LayoutName, ...] = ("transformers.js", "genai")
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from ...adapters.errors import UsageError
-from ...toolkit.inputs import Inputs, Request
-from ..compare import Gap
-from ..layout import LAYOUT
-from ..runtime import OnnxVLM
-from ..sessions import open_session
+from ...toolkit.model.inputs import Inputs, Request
+from ..parity.compare import Gap
+from ..manifest import LAYOUT
+from ..runtime.onnx_vlm import OnnxVLM
+from ..runtime.sessions import open_session
 from .genai import EMBEDDING
 
 STEPS = 8

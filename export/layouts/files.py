@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ...adapters.files import write_atomic
+from ...adapters.artifact.files import write_atomic
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:

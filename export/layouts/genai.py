@@ -19,7 +19,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ..layout import GRAPHS, LAYOUT, ExportManifest, Graph
+from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph
 from .carry import require_fed
 from .files import cache_layers, read_json, write_json
 from .surgery import flatten_features, merge_features

@@ -15,9 +15,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 
 from ...adapters.errors import UnsupportedGraph
-from ..building import GraphBuilder
-from ..layout import GRAPHS, Graph
-from ..residual import DOMAIN
+from ..surgery.building import GraphBuilder
+from ..manifest import GRAPHS, Graph
+from ..surgery.residual import DOMAIN
 
 _EMBEDS, _FEATURES, _IDS = "inputs_embeds", "image_features", "input_ids"
 

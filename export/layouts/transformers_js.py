@@ -15,7 +15,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ..layout import GRAPHS, ExportManifest, Graph
+from ..manifest import GRAPHS, ExportManifest, Graph
 from .carry import require_fed
 from .files import cache_layers, graph_dtype, read_json, write_json
 from .surgery import rename_axis

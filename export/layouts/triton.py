@@ -4,7 +4,7 @@
     model_repository/<graph>/1/model.onnx/model.onnx, model.onnx.data, adapter.data
 
 The server runs graphs, not conversations: a client scatters features, keeps the KV cache and looks at ``risk_score``,
-as :class:`~safetykit.export.runtime.OnnxVLM` does. A graph of several files is a folder there, which bears the name
+as :class:`~safetykit.export.runtime.onnx_vlm.OnnxVLM` does. A graph of several files is a folder there, which bears the name
 that a single file would have.
 """
 
@@ -17,8 +17,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ...adapters.errors import UnsupportedGraph
-from ...adapters.files import write_atomic
-from ..layout import GRAPHS, ExportManifest, Graph
+from ...adapters.artifact.files import write_atomic
+from ..manifest import GRAPHS, ExportManifest, Graph
 
 REPOSITORY, CONFIG = "model_repository", "config.pbtxt"
 _TYPES = {

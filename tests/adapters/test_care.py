@@ -6,12 +6,12 @@ import pytest
 import torch
 from planted_tokens import PlantedTokens, token_records
 
-from safetykit.adapters.affine import AffineMap
-from safetykit.adapters.care import CARE
-from safetykit.adapters.care_statistics import TokenChoice, collect, roles
+from safetykit.adapters.ops.affine import AffineMap
+from safetykit.adapters.care.care import CARE
+from safetykit.adapters.care.statistics import TokenChoice, collect, roles
 from safetykit.adapters.errors import UsageError
-from safetykit.adapters.sites import Site
-from safetykit.adapters.subspaces import principal_cosines
+from safetykit.adapters.artifact.sites import Site
+from safetykit.adapters.statistics.subspaces import principal_cosines
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from safetykit.adapters.affine import AffineMap
-from safetykit.adapters.care_ops import fusion_weights
-from safetykit.adapters.ops import get_op
+from safetykit.adapters.ops.affine import AffineMap
+from safetykit.adapters.care.ops import fusion_weights
+from safetykit.adapters.ops.op import get_op
 
 D, BATCH, SEQ = 16, 3, 5
 ONES = torch.ones(BATCH, SEQ, 1)

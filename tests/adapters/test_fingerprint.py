@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from safetykit.adapters import InvalidArtifact, UsageError
-from safetykit.adapters.fingerprint import fingerprint
+from safetykit.adapters.artifact.fingerprint import fingerprint
 
 WEIGHTS = {"b.weight": torch.arange(6.0).reshape(2, 3), "a.weight": torch.ones(4)}
 

@@ -5,8 +5,8 @@ import torch
 
 from safetykit.adapters import ScopeMask, UsageError, get_op
 from safetykit.adapters.errors import InvalidArtifact
-from safetykit.adapters.ops import Op
-from safetykit.adapters.sites import Site
+from safetykit.adapters.ops.op import Op
+from safetykit.adapters.artifact.sites import Site
 
 D, M = 16, 3
 

@@ -5,9 +5,9 @@ import torch
 from torch.nn.functional import normalize
 
 from safetykit.adapters import Adapter, InvalidArtifact, Site, UsageError, get_op
-from safetykit.adapters.adapter import Intervention
-from safetykit.adapters.manifest import AdapterInfo, BaseInfo, DataInfo
-from safetykit.adapters.retrieval import picture_query, retrieval_of, top_keys
+from safetykit.adapters.artifact.adapter import Intervention
+from safetykit.adapters.artifact.manifest import AdapterInfo, BaseInfo, DataInfo
+from safetykit.adapters.retrieval.retrieval import picture_query, retrieval_of, top_keys
 
 D_MODEL, D_KEY, COUNT, TOKENS = 12, 6, 40, 5
 

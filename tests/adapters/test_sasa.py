@@ -9,12 +9,12 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from safetykit.adapters import Adapter, Site, UsageError
-from safetykit.adapters.detector import Features, Refusal
-from safetykit.adapters.detector_report import FRACTIONS
-from safetykit.adapters.manifest import BaseInfo
-from safetykit.adapters.one_pass import OnePassProbe
-from safetykit.adapters.probe import Metric, fit_probe, threshold_at
-from safetykit.adapters.sasa import SASA, FusedProjection, layers_tried
+from safetykit.adapters.statistics.detector import Features, Refusal
+from safetykit.adapters.statistics.detector_report import FRACTIONS
+from safetykit.adapters.artifact.manifest import BaseInfo
+from safetykit.adapters.one_pass.probe import OnePassProbe
+from safetykit.adapters.statistics.probe import Metric, fit_probe, threshold_at
+from safetykit.adapters.sasa.sasa import SASA, FusedProjection, layers_tried
 
 WIDTH, DEPTH, VOCABULARY = 16, 4, 50
 REFUSAL = Refusal("no.", 7)
@@ -156,7 +156,7 @@ def test_fewer_records_than_dimensions_give_the_same_probe_as_all_dimensions(sou
     states = part.array((1, 2))
     assert len(states) < WIDTH
     thin = fit_probe(states, part.harmful, part.groups, metric)
-    monkeypatch.setattr("safetykit.adapters.probe._span", lambda inputs: None)
+    monkeypatch.setattr("safetykit.adapters.statistics.probe._span", lambda inputs: None)
     full = fit_probe(states, part.harmful, part.groups, metric)
     assert thin.strength == full.strength
     assert np.allclose(thin.weight, full.weight, rtol=1e-3, atol=1e-5)

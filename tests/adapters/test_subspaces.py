@@ -6,8 +6,8 @@ from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.covariance import oas as sklearn_oas
 
 from safetykit.adapters.errors import UsageError
-from safetykit.adapters.statistics import Moments, shrinkage
-from safetykit.adapters.subspaces import principal_cosines, safety_subspace
+from safetykit.adapters.statistics.moments import Moments, shrinkage
+from safetykit.adapters.statistics.subspaces import principal_cosines, safety_subspace
 
 D, K = 48, 3
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from safetykit.adapters.errors import UsageError
-from safetykit.adapters.manifest import BaseInfo, DataInfo
-from safetykit.adapters.tga import TGA, Aligned
-from safetykit.adapters.updates import WeightUpdate
+from safetykit.adapters.artifact.manifest import BaseInfo, DataInfo
+from safetykit.adapters.tga.tga import TGA, Aligned
+from safetykit.adapters.artifact.updates import WeightUpdate
 
 
 class PlantedSource:

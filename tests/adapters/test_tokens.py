@@ -4,8 +4,8 @@ import pytest
 import torch
 from planted_tokens import TELLING, VISUAL, PlantedTokens, token_records
 
-from safetykit.adapters.sites import Site
-from safetykit.adapters.tokens import KernelWitness, pick, pool_best, sample
+from safetykit.adapters.artifact.sites import Site
+from safetykit.adapters.statistics.tokens import KernelWitness, pick, pool_best, sample
 
 
 @pytest.mark.parametrize("modality", ["visual", "textual"])

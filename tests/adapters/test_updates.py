@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from safetykit.adapters.errors import InvalidArtifact
-from safetykit.adapters.updates import WeightUpdate, by_parameter, compose
+from safetykit.adapters.artifact.updates import WeightUpdate, by_parameter, compose
 
 
 def low_rank(seed: int, rows: int = 5, columns: int = 7, rank: int = 2) -> WeightUpdate:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from safetykit.adapters import Site, UsageError, VLMGuard
-from safetykit.adapters.statistics import Moments, top_directions
+from safetykit.adapters.statistics.moments import Moments, top_directions
 
 from planted import PlantedExample, planted_records
 

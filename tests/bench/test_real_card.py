@@ -7,7 +7,7 @@ import card
 import pytest
 from gates import opened
 
-from safetykit.toolkit.evaluate import Decision
+from safetykit.toolkit.evaluation.evaluate import Decision
 
 
 def test_the_committed_card_is_what_the_committed_results_say():

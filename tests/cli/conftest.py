@@ -7,7 +7,7 @@ import torch
 @pytest.fixture
 def make_adapter(random_vlm):
     from safetykit.adapters import Adapter, Intervention, Site
-    from safetykit.adapters.manifest import AdapterInfo, DataInfo
+    from safetykit.adapters.artifact.manifest import AdapterInfo, DataInfo
 
     def make(site="decoder.layers.2", amount=5.0):
         tensors = {"basis": torch.eye(128)[:, :1], "mean": torch.full((128,), amount), "beta": torch.tensor(1.0)}

@@ -130,7 +130,7 @@ def test_exporting_without_an_adapter_is_refused(call, random_checkpoint, tmp_pa
 
 
 def test_both_onnx_runtime_packages_are_refused(call, monkeypatch):
-    from safetykit.export import sessions
+    from safetykit.export.runtime import sessions
 
     monkeypatch.setattr(sessions, "version", lambda name: "1.0")
     code, _, err = call("doctor")
@@ -157,7 +157,7 @@ def test_the_output_folder_is_kept_unless_overwritten(call, random_checkpoint, r
 
 
 def test_an_interrupted_evaluation_leaves_only_its_journal_and_resumes(call, random_checkpoint, tmp_path, monkeypatch):
-    from safetykit.toolkit.vlm import VLM
+    from safetykit.toolkit.model.vlm import VLM
 
     Image.new("RGB", (48, 48), "red").save(tmp_path / "p.png")
     rows = [{**RECORD, "id": str(index), "image": "p.png"} for index in range(40)]

@@ -136,7 +136,7 @@ def test_thresholds_set_again_are_told_and_verified(demo, tmp_path):
 def test_base_graphs_that_are_not_understood_exit_with_3(demo, tmp_path):
     """A decoder without its KV cache inputs is refused with the reason; nothing is written."""
     import onnx
-    from safetykit.export.layout import read_manifest, write_manifest
+    from safetykit.export.manifest import read_manifest, write_manifest
 
     folder, _ = demo
     base = tmp_path / "base"

@@ -23,14 +23,14 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from safetykit.adapters import Adapter, Intervention, Site
-from safetykit.adapters.branch import Branch
-from safetykit.adapters.manifest import AdapterInfo, DataInfo, DetectorInfo
-from safetykit.export.adapt import copy_base
-from safetykit.export.base import export_base
-from safetykit.export.layout import read_manifest
-from safetykit.export.quantise import quantise_decoder
-from safetykit.toolkit.inputs import Request
-from safetykit.toolkit.vlm import VLM
+from safetykit.adapters.ops.branch import Branch
+from safetykit.adapters.artifact.manifest import AdapterInfo, DataInfo, DetectorInfo
+from safetykit.export.surgery.adapt import copy_base
+from safetykit.export.base.own import export_base
+from safetykit.export.manifest import read_manifest
+from safetykit.export.base.quantise import quantise_decoder
+from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.vlm import VLM
 
 WORDS = "what is in the picture ? describe it . this dangerous , and if so should one do about use thing how to".split()
 SPECIAL = ["<pad>", "<unk>", "<s>", "</s>", "<image>", "USER:", "ASSISTANT:"]

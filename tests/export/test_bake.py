@@ -5,15 +5,15 @@ import pytest
 import torch
 from fusing import fused
 
-from safetykit.adapters.adapter import Adapter, Intervention
+from safetykit.adapters.artifact.adapter import Adapter, Intervention
 from safetykit.adapters.errors import UnsupportedGraph, UsageError
-from safetykit.adapters.sites import Site
-from safetykit.export.adapt import adapt, copy_base, place
-from safetykit.export.bake import bake
-from safetykit.export.compare import compare_logits, parity_requests
-from safetykit.export.exposed import require_movement
-from safetykit.export.layout import read_manifest
-from safetykit.export.runtime import OnnxVLM
+from safetykit.adapters.artifact.sites import Site
+from safetykit.export.surgery.adapt import adapt, copy_base, place
+from safetykit.export.surgery.bake import bake
+from safetykit.export.parity.compare import compare_logits, parity_requests
+from safetykit.export.parity.exposed import require_movement
+from safetykit.export.manifest import read_manifest
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
 
 MIXED = parity_requests()["4 rows padded, mixed"]
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from safetykit.adapters.errors import UsageError
-from safetykit.export.base import export_base, export_graph
-from safetykit.export.compare import compare_logits, parity_requests
-from safetykit.export.layout import GRAPHS, LAYOUT
-from safetykit.export.runtime import OnnxVLM
-from safetykit.export.specs import graph_specs
+from safetykit.export.base.own import export_base, export_graph
+from safetykit.export.parity.compare import compare_logits, parity_requests
+from safetykit.export.manifest import GRAPHS, LAYOUT
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.export.base.specs import graph_specs
 from safetykit.toolkit.families import family_of
-from safetykit.toolkit.vlm import VLM
+from safetykit.toolkit.model.vlm import VLM
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +98,9 @@ def test_a_failed_export_leaves_nothing_behind(vlm, tmp_path, monkeypatch):
     def broken(*_args):
         raise RuntimeError("no")
 
-    monkeypatch.setattr("safetykit.export.base.copy_configuration", broken)
+    monkeypatch.setattr("safetykit.export.base.own.copy_configuration", broken)
     monkeypatch.setattr(
-        "safetykit.export.base.export_graph", lambda *_args: ir.Model(ir.Graph([], [], nodes=[]), ir_version=10)
+        "safetykit.export.base.own.export_graph", lambda *_args: ir.Model(ir.Graph([], [], nodes=[]), ir_version=10)
     )
     with pytest.raises(RuntimeError):
         export_base(vlm, tmp_path / "out")

@@ -8,13 +8,13 @@ import pytest
 from onnx import TensorProto, helper
 
 from safetykit.adapters.errors import UsageError
-from safetykit.export.adapt import adapt, copy_base
-from safetykit.export.binding import Session, as_array, device_of
-from safetykit.export.compare import compare_logits, parity_requests
-from safetykit.export.doctor import examine
-from safetykit.export.layout import read_manifest
-from safetykit.export.runtime import OnnxVLM
-from safetykit.export.sessions import open_session, placement
+from safetykit.export.surgery.adapt import adapt, copy_base
+from safetykit.export.runtime.binding import Session, as_array, device_of
+from safetykit.export.parity.compare import compare_logits, parity_requests
+from safetykit.export.commands.doctor import examine
+from safetykit.export.manifest import read_manifest
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.export.runtime.sessions import open_session, placement
 
 MIXED = parity_requests()["4 rows padded, mixed"]
 ON_CPU = ("cpu", 0)  # binds as a device does, with the CPU for a device

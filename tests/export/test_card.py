@@ -13,13 +13,13 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from safetykit.adapters.errors import InvalidArtifact, UsageError
-from safetykit.adapters.vlm_guard import VLMGuard
-from safetykit.export.card import check_card, render_card, write_card
-from safetykit.export.comparison import Comparison
-from safetykit.export.figures import LATENCY
-from safetykit.export.layout import LAYOUT, read_manifest, write_manifest
-from safetykit.export.sections.sweep import SweepTable
-from safetykit.toolkit.sweep import Figures, Sweep, Trial, preference
+from safetykit.adapters.vlm_guard.guard import VLMGuard
+from safetykit.export.document.card import check_card, render_card, write_card
+from safetykit.export.parity.comparison import Comparison
+from safetykit.export.document.figures import LATENCY
+from safetykit.export.manifest import LAYOUT, read_manifest, write_manifest
+from safetykit.export.document.sections.sweep import SweepTable
+from safetykit.toolkit.sweep.trials import Figures, Sweep, Trial, preference
 
 
 @pytest.fixture(scope="module")

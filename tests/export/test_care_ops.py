@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from safetykit.adapters.care import CARE
-from safetykit.adapters.care_statistics import MODALITIES, ROLES, CareStatistics
-from safetykit.adapters.sites import Site
-from safetykit.adapters.statistics import Moments
-from safetykit.export.adapt import adapt, copy_base, place
-from safetykit.export.compare import compare_logits, parity_requests
-from safetykit.export.exposed import require_movement
-from safetykit.export.layout import read_manifest
-from safetykit.export.runtime import OnnxVLM
+from safetykit.adapters.care.care import CARE
+from safetykit.adapters.care.statistics import MODALITIES, ROLES, CareStatistics
+from safetykit.adapters.artifact.sites import Site
+from safetykit.adapters.statistics.moments import Moments
+from safetykit.export.surgery.adapt import adapt, copy_base, place
+from safetykit.export.parity.compare import compare_logits, parity_requests
+from safetykit.export.parity.exposed import require_movement
+from safetykit.export.manifest import read_manifest
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
 
 MIXED = parity_requests()["4 rows padded, mixed"]
 FUSIONS = ("adaptive", "sequential", "parallel", "masked", "injection")

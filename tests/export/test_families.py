@@ -9,29 +9,29 @@ from PIL import Image
 from zoo import NAMES, WIDTH, build
 
 from safetykit.adapters import Adapter, Intervention, Site
-from safetykit.adapters.branch import Branch
+from safetykit.adapters.ops.branch import Branch
 from safetykit.adapters.errors import UsageError
-from safetykit.adapters.care import CARE
-from safetykit.adapters.detector import Refusal
-from safetykit.adapters.manifest import AdapterInfo, DataInfo, DetectorInfo
-from safetykit.adapters.one_pass import OnePassProbe
-from safetykit.adapters.sasa import SASA
-from safetykit.adapters.tga import TGA
-from safetykit.adapters.vlm_guard import VLMGuard
-from safetykit.export.base import export_base, export_graph, save_graph
-from safetykit.export.compare import compare_logits, parity_requests
-from safetykit.export.pipeline import export_onnx
-from safetykit.export.runtime import OnnxVLM
-from safetykit.export.sessions import open_session
-from safetykit.export.specs import graph_specs
+from safetykit.adapters.care.care import CARE
+from safetykit.adapters.statistics.detector import Refusal
+from safetykit.adapters.artifact.manifest import AdapterInfo, DataInfo, DetectorInfo
+from safetykit.adapters.one_pass.probe import OnePassProbe
+from safetykit.adapters.sasa.sasa import SASA
+from safetykit.adapters.tga.tga import TGA
+from safetykit.adapters.vlm_guard.guard import VLMGuard
+from safetykit.export.base.own import export_base, export_graph, save_graph
+from safetykit.export.parity.compare import compare_logits, parity_requests
+from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.export.runtime.sessions import open_session
+from safetykit.export.base.specs import graph_specs
 from safetykit.toolkit.alignment import Aligner
-from safetykit.toolkit.captions import CaptionedPicture, captions_path, load_captions
+from safetykit.toolkit.data.captions import CaptionedPicture, captions_path, load_captions
 from safetykit.toolkit.families import exportable, family_names
-from safetykit.toolkit.inputs import Request
-from safetykit.toolkit.records import Record, load_records, subset
-from safetykit.toolkit.second_pass import SecondPass
-from safetykit.toolkit.sources import data_path
-from safetykit.toolkit.vlm import VLM
+from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.data.records import Record, load_records, subset
+from safetykit.toolkit.model.second_pass import SecondPass
+from safetykit.toolkit.data.sources import data_path
+from safetykit.toolkit.model.vlm import VLM
 
 _FAST = ("internvl",)  # exporting takes its time; the fast suite exports one family
 

@@ -4,8 +4,8 @@ import onnx_ir as ir
 import pytest
 
 from safetykit.adapters.errors import UsageError
-from safetykit.export.layout import GRAPHS, LAYOUT
-from safetykit.export.pipeline import export_onnx
+from safetykit.export.manifest import GRAPHS, LAYOUT
+from safetykit.export.pipeline.pipeline import export_onnx
 
 AFFINE = (
     ("SubspaceProjection", "decoder.layers.0.mlp", "all", "both"),

@@ -13,16 +13,16 @@ from foreign_folders import build_genai, in_foreign_clothes, in_transformers_js,
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from safetykit.adapters.errors import InvalidArtifact, UnsupportedGraph, UsageError, WrongBase
-from safetykit.export.base import save_graph
-from safetykit.export.compare import compare_logits, parity_requests
+from safetykit.export.base.own import save_graph
+from safetykit.export.parity.compare import compare_logits, parity_requests
 from safetykit.export.foreign import importing
-from safetykit.export.foreign.info import CHECKPOINT
+from safetykit.export.foreign_info import CHECKPOINT
 from safetykit.export.foreign.normalise import DecoderShape, normalise
-from safetykit.export.layout import GRAPHS, LAYOUT, read_manifest, write_manifest
-from safetykit.export.pipeline import export_onnx
-from safetykit.export.runtime import OnnxVLM
-from safetykit.export.specs import kv_shape
-from safetykit.toolkit.vlm import VLM
+from safetykit.export.manifest import GRAPHS, LAYOUT, read_manifest, write_manifest
+from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.export.base.specs import kv_shape
+from safetykit.toolkit.model.vlm import VLM
 
 has_genai = importlib.util.find_spec("onnxruntime_genai") is not None
 needs_genai = pytest.mark.skipif(not has_genai, reason="onnxruntime-genai is not installed")

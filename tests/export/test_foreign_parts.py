@@ -10,12 +10,12 @@ from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
 from safetykit.adapters.errors import UsageError
-from safetykit.export.foreign.matrices import locate, matrix_of
+from safetykit.export.base.matrices import locate, matrix_of
 from safetykit.export.foreign.optimum import write_optimum
-from safetykit.export.foreign.rows import run_rows_alone
-from safetykit.export.pipeline import export_onnx
-from safetykit.export.runtime import OnnxVLM
-from safetykit.toolkit.inputs import Request
+from safetykit.export.runtime.rows import run_rows_alone
+from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.toolkit.model.inputs import Request
 
 INPUTS, OUTPUTS = 48, 40
 WEIGHT = np.random.default_rng(0).standard_normal((OUTPUTS, INPUTS)).astype(np.float32)

@@ -9,20 +9,20 @@ import onnxruntime
 import pytest
 import torch
 
-from safetykit.adapters.adapter import Adapter
-from safetykit.adapters.branch import Branch
+from safetykit.adapters.artifact.adapter import Adapter
+from safetykit.adapters.ops.branch import Branch
 from safetykit.adapters.errors import InvalidArtifact, ParityFailed, UnsupportedGraph, UsageError
-from safetykit.adapters.sites import Site
-from safetykit.export.adapt import adapt, copy_base, place
-from safetykit.export.answer import answer
-from safetykit.export.base import export_base
-from safetykit.export.compare import parity_requests
-from safetykit.export.exposed import require_movement
-from safetykit.export.fork import fork
-from safetykit.export.layout import read_manifest
-from safetykit.export.parity import check_parity
-from safetykit.export.residual import find_residual_stream
-from safetykit.export.runtime import OnnxVLM
+from safetykit.adapters.artifact.sites import Site
+from safetykit.export.surgery.adapt import adapt, copy_base, place
+from safetykit.export.runtime.answer import answer
+from safetykit.export.base.own import export_base
+from safetykit.export.parity.compare import parity_requests
+from safetykit.export.parity.exposed import require_movement
+from safetykit.export.surgery.fork import fork
+from safetykit.export.manifest import read_manifest
+from safetykit.export.parity.check import check_parity
+from safetykit.export.surgery.residual import find_residual_stream
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
 
 CASES = parity_requests()
 MIXED = CASES["4 rows padded, mixed"]
@@ -263,7 +263,7 @@ def test_what_an_answer_says_about_its_risk(export, make_detector, split_risks):
     text = [request for request in MIXED if request.image is None]
     adapter, wanted = split_risks(make_detector(), text)
     folder = export(adapter).path
-    from safetykit.export.layout import write_manifest
+    from safetykit.export.manifest import write_manifest
 
     write_manifest(read_manifest(folder, verify=False), folder)
     found = answer(folder, [request.prompt for request in text], [], max_new_tokens=4)

@@ -6,14 +6,14 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from safetykit.adapters.adapter import Intervention
-from safetykit.adapters.branch import Branch
-from safetykit.adapters.sites import Site
-from safetykit.export.bake import Placed, bake
-from safetykit.export.blocks import cache_readers
-from safetykit.export.fork import fork
-from safetykit.export.residual import find_residual_stream
-from safetykit.export.sessions import open_session
+from safetykit.adapters.artifact.adapter import Intervention
+from safetykit.adapters.ops.branch import Branch
+from safetykit.adapters.artifact.sites import Site
+from safetykit.export.surgery.bake import Placed, bake
+from safetykit.export.surgery.blocks import cache_readers
+from safetykit.export.surgery.fork import fork
+from safetykit.export.surgery.residual import find_residual_stream
+from safetykit.export.runtime.sessions import open_session
 
 TOKENS, BATCH = 7, 2
 

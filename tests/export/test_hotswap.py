@@ -8,21 +8,21 @@ import onnxruntime
 import pytest
 import torch
 
-from safetykit.adapters.adapter import Adapter
+from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.errors import InvalidArtifact, UsageError, WrongBase
-from safetykit.adapters.sites import Site
-from safetykit.adapters.updates import WeightUpdate
-from safetykit.export.adapt import adapt, copy_base
-from safetykit.export.answer import answer
-from safetykit.export.compare import compare_logits, parity_requests
-from safetykit.export.evaluation import evaluate_model, verify_folder
-from safetykit.export.hotswap import read_adapter_file, read_swap, write_adapter_file
-from safetykit.export.layout import read_manifest, write_manifest
-from safetykit.export.parity import check_parity
-from safetykit.export.pipeline import export_onnx
-from safetykit.export.runtime import OnnxVLM
-from safetykit.export.updates import plan_updates
-from safetykit.toolkit.inputs import Request
+from safetykit.adapters.artifact.sites import Site
+from safetykit.adapters.artifact.updates import WeightUpdate
+from safetykit.export.surgery.adapt import adapt, copy_base
+from safetykit.export.runtime.answer import answer
+from safetykit.export.parity.compare import compare_logits, parity_requests
+from safetykit.export.commands.evaluation import evaluate_model, verify_folder
+from safetykit.export.runtime.hotswap import read_adapter_file, read_swap, write_adapter_file
+from safetykit.export.manifest import read_manifest, write_manifest
+from safetykit.export.parity.check import check_parity
+from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.export.surgery.updates import plan_updates
+from safetykit.toolkit.model.inputs import Request
 
 MIXED = parity_requests()["4 rows padded, mixed"]
 ITEMS = (
@@ -390,7 +390,7 @@ def test_the_adapter_file_works_in_onnx_runtime_itself(live, export, make_adapte
 
 
 def test_the_retrieval_of_texts_is_not_swappable(export, make_adapter):
-    from safetykit.export.swappable import require_swappable
+    from safetykit.export.surgery.swappable import require_swappable
 
     class Observing:
         observes = True

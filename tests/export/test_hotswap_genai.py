@@ -9,10 +9,10 @@ import importlib.util
 import pytest
 from runtimes import genai_answers, greedy
 
-from safetykit.export.adapt import adapt, copy_base
-from safetykit.export.layout import read_manifest
+from safetykit.export.surgery.adapt import adapt, copy_base
+from safetykit.export.manifest import read_manifest
 from safetykit.export.layouts.arrange import arrange
-from safetykit.export.runtime import OnnxVLM
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("onnxruntime_genai") is None, reason="onnxruntime-genai is not installed"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from safetykit.adapters.errors import UsageError
-from safetykit.export.adapt import adapt
-from safetykit.export.latency import (
+from safetykit.export.surgery.adapt import adapt
+from safetykit.export.document.latency import (
     BAKED,
     CONTROL,
     UNMODIFIED,
@@ -19,9 +19,9 @@ from safetykit.export.latency import (
     measure_latency,
     median_ratio,
 )
-from safetykit.export.layout import read_manifest
-from safetykit.export.runtime import OnnxVLM
-from safetykit.export.sessions import CPU
+from safetykit.export.manifest import read_manifest
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.export.runtime.sessions import CPU
 
 
 def planted(cost, noise=0.02, rounds=60, seed=0):

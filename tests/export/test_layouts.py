@@ -9,14 +9,14 @@ import onnx_ir as ir
 import pytest
 
 from safetykit.adapters.errors import InvalidArtifact, UsageError
-from safetykit.export.adapt import adapt, copy_base
-from safetykit.export.evaluation import export_with_documents, verify_folder
-from safetykit.export.layout import GRAPHS, LAYOUT, hash_folder, read_manifest
+from safetykit.export.surgery.adapt import adapt, copy_base
+from safetykit.export.commands.evaluation import export_with_documents, verify_folder
+from safetykit.export.manifest import GRAPHS, LAYOUT, hash_folder, read_manifest
 from safetykit.export.layouts.arrange import arrange, require_layout
 from safetykit.export.layouts.check import compare_arranged
-from safetykit.export.pipeline import export_onnx
-from safetykit.export.runtime import OnnxVLM
-from safetykit.export.sessions import open_session
+from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.export.runtime.sessions import open_session
 
 ARRANGED = ("transformers.js", "genai", "triton")
 EVERYWHERE = (

@@ -13,15 +13,15 @@ from runtimes import genai_answers, greedy, node_answers, run_node, without_node
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from zoo import build
 
-from safetykit.adapters.adapter import Adapter
-from safetykit.export.adapt import adapt, copy_base
-from safetykit.export.base import export_base
-from safetykit.export.compare import parity_requests
-from safetykit.export.layout import read_manifest
+from safetykit.adapters.artifact.adapter import Adapter
+from safetykit.export.surgery.adapt import adapt, copy_base
+from safetykit.export.base.own import export_base
+from safetykit.export.parity.compare import parity_requests
+from safetykit.export.manifest import read_manifest
 from safetykit.export.layouts.arrange import arrange
-from safetykit.export.runtime import OnnxVLM
-from safetykit.toolkit.inputs import Request
-from safetykit.toolkit.vlm import VLM
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.vlm import VLM
 
 REFUSAL_TOKEN = 24
 LENGTH = 8

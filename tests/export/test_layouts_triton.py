@@ -7,8 +7,8 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from safetykit.export.adapt import adapt, copy_base
-from safetykit.export.layout import GRAPHS, read_manifest
+from safetykit.export.surgery.adapt import adapt, copy_base
+from safetykit.export.manifest import GRAPHS, read_manifest
 from safetykit.export.layouts.arrange import arrange
 from safetykit.export.layouts.triton import REPOSITORY
 

@@ -8,22 +8,22 @@ import onnxruntime
 import pytest
 import torch
 
-from safetykit.adapters.adapter import Adapter
+from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.errors import InvalidArtifact, ParityFailed, UsageError
-from safetykit.adapters.sites import Site
-from safetykit.adapters.updates import WeightUpdate
-from safetykit.export.adapt import adapt, copy_base
-from safetykit.export.compare import Gap, parity_requests
-from safetykit.export.layout import read_manifest
-from safetykit.export.parity import check_parity
-from safetykit.export.parity_report import ParityReport, find_flips
-from safetykit.export.runtime import OnnxVLM
-from safetykit.export.sessions import CPU
-from safetykit.export.swap_check import check_swap
-from safetykit.export.tolerances import TOLERANCES, Tolerance
-from safetykit.export.updates import plan_updates
-from safetykit.toolkit.evaluate import Decision
-from safetykit.toolkit.records import Record
+from safetykit.adapters.artifact.sites import Site
+from safetykit.adapters.artifact.updates import WeightUpdate
+from safetykit.export.surgery.adapt import adapt, copy_base
+from safetykit.export.parity.compare import Gap, parity_requests
+from safetykit.export.manifest import read_manifest
+from safetykit.export.parity.check import check_parity
+from safetykit.export.parity.report import ParityReport, find_flips
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.export.runtime.sessions import CPU
+from safetykit.export.parity.swap_check import check_swap
+from safetykit.export.parity.tolerances import TOLERANCES, Tolerance
+from safetykit.export.surgery.updates import plan_updates
+from safetykit.toolkit.evaluation.evaluate import Decision
+from safetykit.toolkit.data.records import Record
 
 STEPS = 3
 # The adapter that should have been exported: one ungated op, one gated one with a score.

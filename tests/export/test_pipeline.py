@@ -4,14 +4,14 @@ import shutil
 
 import pytest
 
-from safetykit.adapters.adapter import Adapter
+from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.errors import InvalidArtifact, ParityFailed, UsageError, WrongBase
-from safetykit.export.layout import GRAPHS, LAYOUT, read_manifest, write_manifest
-from safetykit.export.parity_report import ParityReport
-from safetykit.export.pipeline import export_onnx
-from safetykit.export.runtime import OnnxVLM
-from safetykit.toolkit.inputs import Request
-from safetykit.toolkit.records import Record
+from safetykit.export.manifest import GRAPHS, LAYOUT, read_manifest, write_manifest
+from safetykit.export.parity.report import ParityReport
+from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.data.records import Record
 
 ITEMS = (("TargetSteering", "decoder.layers.1", "last", "prefill"),)
 
@@ -84,7 +84,7 @@ def test_a_failed_export_keeps_the_old_folder(vlm, base_folder, make_adapter, tm
     out = tmp_path / "out"
     out.mkdir()
     (out / "old").write_text("kept")
-    monkeypatch.setattr("safetykit.export.pipeline.check_parity", lambda *_args, **_kw: 1 / 0)
+    monkeypatch.setattr("safetykit.export.pipeline.pipeline.check_parity", lambda *_args, **_kw: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_onnx(vlm, [make_adapter(*ITEMS)], out, base_onnx=base_folder, overwrite=True)
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "old"]

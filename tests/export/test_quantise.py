@@ -9,16 +9,16 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from safetykit.adapters.adapter import Adapter
+from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.errors import ParityFailed, UsageError
-from safetykit.adapters.updates import WeightUpdate
-from safetykit.export.foreign.matrices import Matrix, matrix_of
+from safetykit.adapters.artifact.updates import WeightUpdate
+from safetykit.export.base.matrices import Matrix, matrix_of
 from safetykit.export.foreign.weights import find_weights
-from safetykit.export.layout import LAYOUT, read_manifest
-from safetykit.export.parity import check_parity
-from safetykit.export.pipeline import export_onnx
-from safetykit.export.runtime import OnnxVLM
-from safetykit.toolkit.records import Record
+from safetykit.export.manifest import LAYOUT, read_manifest
+from safetykit.export.parity.check import check_parity
+from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.toolkit.data.records import Record
 
 GUARD = ("GatedSteering", "decoder.layers.1", "last", "prefill")
 PROJECTION = ("SubspaceProjection", "decoder.layers.2.mlp", "all", "both")
@@ -33,7 +33,7 @@ def update(site: str, out: int, columns: int, seed: int = 0) -> WeightUpdate:
 
 def test_quantising_does_not_switch_on_the_log_of_other_libraries():
     said = (
-        "import logging; from safetykit.export.quantise import quantiser_class; quantiser_class(); "
+        "import logging; from safetykit.export.base.quantise import quantiser_class; quantiser_class(); "
         "logging.getLogger('elsewhere').info('noise'); print(logging.getLogger().handlers)"
     )
     done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)

@@ -5,20 +5,20 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from safetykit.adapters.adapter import Adapter
+from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.errors import UsageError
-from safetykit.export.card import write_card
-from safetykit.export.detector import stated_detector
-from safetykit.export.evaluation import export_with_documents
+from safetykit.export.document.card import write_card
+from safetykit.export.surgery.detector import stated_detector
+from safetykit.export.commands.evaluation import export_with_documents
 from safetykit.export.foreign.weights import find_weights
-from safetykit.export.held import holding
-from safetykit.export.layout import LAYOUT
-from safetykit.export.parity import check_parity
-from safetykit.export.pipeline import export_onnx
-from safetykit.export.recalibrate import matching_threshold, recalibrated, thresholds, with_thresholds
-from safetykit.export.runtime import OnnxVLM
-from safetykit.toolkit.inputs import Request
-from safetykit.toolkit.records import Record
+from safetykit.export.parity.held import holding
+from safetykit.export.manifest import LAYOUT
+from safetykit.export.parity.check import check_parity
+from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.parity.recalibrate import matching_threshold, recalibrated, thresholds, with_thresholds
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.data.records import Record
 
 WANTED = 12  # of 40 records
 WORDS = "what is in the picture describe it this dangerous if so should one do about use thing how to".split()

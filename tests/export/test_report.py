@@ -9,11 +9,11 @@ import pytest
 from export_folder import documents, evaluation, write_folder
 
 from safetykit.adapters.errors import InvalidArtifact
-from safetykit.export.card import check_card, write_card
-from safetykit.export.figures import LATENCY, read_figures
-from safetykit.export.layout import LAYOUT, read_manifest, write_manifest
-from safetykit.export.plots import gate_scores
-from safetykit.export.report import render_report, same_report
+from safetykit.export.document.card import check_card, write_card
+from safetykit.export.document.figures import LATENCY, read_figures
+from safetykit.export.manifest import LAYOUT, read_manifest, write_manifest
+from safetykit.export.document.plots import gate_scores
+from safetykit.export.document.report import render_report, same_report
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 

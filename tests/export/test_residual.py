@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from safetykit.adapters.errors import UnsupportedGraph
-from safetykit.export.residual import find_residual_stream, head_output
+from safetykit.export.surgery.residual import find_residual_stream, head_output
 
 LAYERS = 3
 

@@ -15,17 +15,17 @@ from planted_captions import planted_index
 from PIL import Image
 
 from safetykit.adapters import Adapter, Intervention, InvalidArtifact, Site, UsageError
-from safetykit.export.adapt import adapt, copy_base, place
-from safetykit.export.answer import answer
-from safetykit.export.compare import compare_logits, compare_scores
-from safetykit.export.exposed import require_movement
-from safetykit.export.layout import read_manifest, write_manifest
-from safetykit.export.pipeline import export_onnx
-from safetykit.export.retrieval import open_retriever, write_captions
-from safetykit.export.retrieval_checks import check_retrieval, require_response
-from safetykit.export.runtime import OnnxVLM
-from safetykit.toolkit.captions import CaptionedPicture
-from safetykit.toolkit.inputs import Request
+from safetykit.export.surgery.adapt import adapt, copy_base, place
+from safetykit.export.runtime.answer import answer
+from safetykit.export.parity.compare import compare_logits, compare_scores
+from safetykit.export.parity.exposed import require_movement
+from safetykit.export.manifest import read_manifest, write_manifest
+from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.surgery.retrieval import open_retriever, write_captions
+from safetykit.export.parity.retrieval_checks import check_retrieval, require_response
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.toolkit.data.captions import CaptionedPicture
+from safetykit.toolkit.model.inputs import Request
 from safetykit.toolkit.retrieval.fit import fit_retrieval, picture_query_of
 
 TEXTS = [f"{a} {b} {c} ." for a in ("what", "describe", "is") for b in ("this", "it", "one") for c in ("thing", "use")]
@@ -281,7 +281,7 @@ def test_answers_name_what_was_retrieved(vlm, exported, index, captioned, tmp_pa
 def test_running_needs_no_torch(vlm, exported, index, captioned):
     model = exported(fit_retrieval(vlm, index, captioned, prefix=True))
     code = (
-        "import sys; from safetykit.export.runtime import OnnxVLM; from safetykit.export.retrieval import open_retriever\n"
+        "import sys; from safetykit.export.runtime.onnx_vlm import OnnxVLM; from safetykit.export.surgery.retrieval import open_retriever\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 from safetykit.adapters.errors import InvalidArtifact, UsageError
-from safetykit.export import sessions
-from safetykit.export.adapt import adapt, copy_base
-from safetykit.export.layout import read_manifest
-from safetykit.export.runtime import OnnxVLM
-from safetykit.export.sampling import Sampler
-from safetykit.toolkit.inputs import Request
+from safetykit.export.runtime import sessions
+from safetykit.export.surgery.adapt import adapt, copy_base
+from safetykit.export.manifest import read_manifest
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.export.runtime.sampling import Sampler
+from safetykit.toolkit.model.inputs import Request
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_a_file_that_is_no_graph_is_refused(tmp_path):
 
 
 def test_the_runtime_does_not_import_torch():
-    code = "import sys, safetykit.export.answer; sys.exit('torch' in sys.modules)"
+    code = "import sys, safetykit.export.runtime.answer; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -154,7 +154,7 @@ def test_a_request_is_all_it_takes(bare):
 
 
 def test_a_single_prompt_may_have_several_pictures(vlm, base_folder, tmp_path):
-    from safetykit.export.answer import answer
+    from safetykit.export.runtime.answer import answer
 
     pictures = [Image.fromarray(np.full((16, 16, 3), shade, np.uint8)) for shade in (40, 200)]
     paths = [tmp_path / f"{at}.png" for at in range(2)]

@@ -8,18 +8,18 @@ from planted import PlantedExample
 from planted_tokens import PlantedTokens, token_records
 from planted_vlm import build_planted, write_records
 
-from safetykit.adapters.care import CARE
-from safetykit.adapters.detector import Features
+from safetykit.adapters.care.care import CARE
+from safetykit.adapters.statistics.detector import Features
 from safetykit.adapters.errors import InvalidArtifact
-from safetykit.adapters.detector_report import Detector, describe
-from safetykit.adapters.probe import Metric
-from safetykit.adapters.sites import Site
-from safetykit.export.card import check_card, write_card
-from safetykit.export.layout import LAYOUT
-from safetykit.export.sections import SECTIONS
+from safetykit.adapters.statistics.detector_report import Detector, describe
+from safetykit.adapters.statistics.probe import Metric
+from safetykit.adapters.artifact.sites import Site
+from safetykit.export.document.card import check_card, write_card
+from safetykit.export.manifest import LAYOUT
+from safetykit.export.document.sections import SECTIONS
 from safetykit.toolkit.diagnosis import diagnose
-from safetykit.toolkit.records import load_records
-from safetykit.toolkit.vlm import VLM
+from safetykit.toolkit.data.records import load_records
+from safetykit.toolkit.model.vlm import VLM
 
 TRAINING = {
     "steps": [1, 2, 3, 4], "terms": {"loss": [4.0, 3.0, 2.5, 2.0], "answer": [1.0, 0.9, 0.7, 0.5]}, "lr": [1e-3] * 4,

@@ -7,18 +7,18 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from safetykit.adapters.adapter import Adapter, Intervention
+from safetykit.adapters.artifact.adapter import Adapter, Intervention
 from safetykit.adapters.errors import InvalidArtifact, UsageError
-from safetykit.adapters.gating import decides
-from safetykit.adapters.sites import Site
-from safetykit.export.adapt import adapt, copy_base, place
-from safetykit.export.blocks import block_evaluations
-from safetykit.export.compare import compare_logits, parity_requests
-from safetykit.export.exposed import check_ops, require_movement
-from safetykit.export.layout import read_manifest
-from safetykit.export.parity import check_parity
-from safetykit.export.runtime import OnnxVLM
-from safetykit.toolkit.inputs import Request
+from safetykit.adapters.ops.gating import decides
+from safetykit.adapters.artifact.sites import Site
+from safetykit.export.surgery.adapt import adapt, copy_base, place
+from safetykit.export.surgery.blocks import block_evaluations
+from safetykit.export.parity.compare import compare_logits, parity_requests
+from safetykit.export.parity.exposed import check_ops, require_movement
+from safetykit.export.manifest import read_manifest
+from safetykit.export.parity.check import check_parity
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.toolkit.model.inputs import Request
 
 MIXED = parity_requests()["4 rows padded, mixed"]
 STATES = ("inputs", "cache")

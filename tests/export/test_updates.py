@@ -11,16 +11,16 @@ from fusing import fused
 from onnx import TensorProto, helper, numpy_helper
 
 from safetykit.adapters.errors import UnsupportedGraph, UsageError
-from safetykit.adapters.updates import WeightUpdate
-from safetykit.export.adapt import copy_base, place, save_adapted
-from safetykit.export.bake import bake, passes_checker
-from safetykit.export.base import export_base
-from safetykit.export.compare import compare_logits, parity_requests
-from safetykit.export.layout import GRAPHS, LAYOUT, read_manifest
-from safetykit.export.runtime import OnnxVLM
-from safetykit.export.updates import LayerUpdate, merge_biases, plan_updates, update_graph
-from safetykit.toolkit.folding import fold
-from safetykit.toolkit.updates import updated
+from safetykit.adapters.artifact.updates import WeightUpdate
+from safetykit.export.surgery.adapt import copy_base, place, save_adapted
+from safetykit.export.surgery.bake import bake, passes_checker
+from safetykit.export.base.own import export_base
+from safetykit.export.parity.compare import compare_logits, parity_requests
+from safetykit.export.manifest import GRAPHS, LAYOUT, read_manifest
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.export.surgery.updates import LayerUpdate, merge_biases, plan_updates, update_graph
+from safetykit.toolkit.model.folding import fold
+from safetykit.toolkit.model.updates import updated
 
 MIXED = parity_requests()["4 rows padded, mixed"]
 WIDTH, INNER = 32, 64

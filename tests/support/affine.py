@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from safetykit.adapters.adapter import Adapter, Intervention
-from safetykit.adapters.manifest import AdapterInfo, BaseInfo, DataInfo
-from safetykit.adapters.sites import Phase, Scope, Site
+from safetykit.adapters.artifact.adapter import Adapter, Intervention
+from safetykit.adapters.artifact.manifest import AdapterInfo, BaseInfo, DataInfo
+from safetykit.adapters.artifact.sites import Phase, Scope, Site
 
 
 def projection(

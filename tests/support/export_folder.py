@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from safetykit.adapters.manifest import AdapterInfo, BaseInfo, DataInfo, canonical_json
-from safetykit.export.comparison import Comparison
-from safetykit.export.figures import FACTS, LATENCY, ORGANISM_KEY, CardFacts
-from safetykit.export.latency import BAKED, CONTROL, UNMODIFIED, Latency, compare
-from safetykit.export.layout import GRAPHS, LAYOUT, ExportManifest, GraphInfo, InterventionInfo, write_manifest
-from safetykit.export.parity_report import Check, Flip, ParityReport
-from safetykit.export.tolerances import TOLERANCES
-from safetykit.toolkit.evaluate import Decision, Evaluation, tabulate
-from safetykit.toolkit.records import Record
+from safetykit.adapters.artifact.manifest import AdapterInfo, BaseInfo, DataInfo, canonical_json
+from safetykit.export.parity.comparison import Comparison
+from safetykit.export.document.figures import FACTS, LATENCY, ORGANISM_KEY, CardFacts
+from safetykit.export.document.latency import BAKED, CONTROL, UNMODIFIED, Latency, compare
+from safetykit.export.manifest import GRAPHS, LAYOUT, ExportManifest, GraphInfo, InterventionInfo, write_manifest
+from safetykit.export.parity.report import Check, Flip, ParityReport
+from safetykit.export.parity.tolerances import TOLERANCES
+from safetykit.toolkit.evaluation.evaluate import Decision, Evaluation, tabulate
+from safetykit.toolkit.data.records import Record
 
 BASE = BaseInfo(fingerprint="ab" * 32, architecture="LlavaForConditionalGeneration", n_layers=8, d_model=160)
 CARRIERS = ("text", "image", "text+image", "typographic")

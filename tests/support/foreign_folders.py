@@ -11,8 +11,8 @@ import onnx_ir as ir
 import torch
 from transformers import LlamaForCausalLM
 
-from safetykit.export.base import save_graph
-from safetykit.toolkit.vlm import VLM
+from safetykit.export.base.own import save_graph
+from safetykit.toolkit.model.vlm import VLM
 
 
 def save_text_tower(vlm: VLM, folder: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from safetykit.export.residual import find_residual_stream
+from safetykit.export.surgery.residual import find_residual_stream
 
 
 def fused(model: ir.Model) -> ir.Model:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from safetykit.adapters.manifest import BaseInfo
+from safetykit.adapters.artifact.manifest import BaseInfo
 
 
 @dataclass(frozen=True)

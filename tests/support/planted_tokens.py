@@ -8,8 +8,8 @@ import hashlib
 import torch
 from planted import PlantedExample
 
-from safetykit.adapters.manifest import BaseInfo
-from safetykit.adapters.tokens import TokenBatch
+from safetykit.adapters.artifact.manifest import BaseInfo
+from safetykit.adapters.statistics.tokens import TokenBatch
 
 VISUAL, TEXTUAL = 8, 10
 TELLING = {"visual": (3,), "textual": (2, 7)}  # positions within the modality: an eighth, and a fifth

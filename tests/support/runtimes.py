@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from safetykit.export.runtime import OnnxVLM
-from safetykit.toolkit.inputs import Request
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.toolkit.model.inputs import Request
 
 NODE = Path(__file__).parent / "node"
 # Where `npm ci --ignore-scripts` was run; by default beside the script.

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from safetykit.adapters.errors import UsageError
-from safetykit.adapters.tga import TGA
+from safetykit.adapters.tga.tga import TGA
 from safetykit.toolkit.alignment import Aligner, trainer
 from safetykit.toolkit.alignment.targets import trained
-from safetykit.toolkit.captions import captions_path, load_captions
-from safetykit.toolkit.inputs import Request
-from safetykit.toolkit.records import load_records
-from safetykit.toolkit.sources import data_path
-from safetykit.toolkit.updates import updated
+from safetykit.toolkit.data.captions import captions_path, load_captions
+from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.data.records import load_records
+from safetykit.toolkit.data.sources import data_path
+from safetykit.toolkit.model.updates import updated
 
 SHORT = {"steps": 4, "batch_size": 4, "layers": (2, 4), "shuffled": 0.4, "prefixed": 0.4, "lr": 1e-3}
 
@@ -164,7 +164,7 @@ def test_training_brings_pictures_nearer_to_their_captions(random_vlm, captions)
 
 
 def test_an_adapter_reads_back_with_its_updates_and_curve(random_vlm, captions, tmp_path):
-    from safetykit.adapters.adapter import Adapter
+    from safetykit.adapters.artifact.adapter import Adapter
 
     adapter = TGA(variant="low-rank", **SHORT).fit(Aligner(random_vlm, captions))
     adapter.save(tmp_path / "adapter")
@@ -216,7 +216,7 @@ def app():
 def test_the_command_fits_and_saves_an_adapter(random_checkpoint, captions, tmp_path, app):
     from typer.testing import CliRunner
 
-    from safetykit.adapters.adapter import Adapter
+    from safetykit.adapters.artifact.adapter import Adapter
 
     data, out = few(captions, tmp_path), tmp_path / "adapter"
     options = ["--variant", "low-rank", "--layers", "2-3", "--steps", "2", "--batch-size", "4", "--rank", "2", "--json"]

@@ -10,8 +10,8 @@ from safetykit.toolkit.alignment.batches import Batches, Draw, caption_mask
 from safetykit.toolkit.alignment.closed_form import AffineCorrection, ridge
 from safetykit.toolkit.alignment.forward import PictureFeatures, caption_states, run
 from safetykit.toolkit.alignment.neighbours import NearestPictures
-from safetykit.toolkit.captions import CaptionedPicture, captions_path, load_captions
-from safetykit.toolkit.inputs import RETRIEVED
+from safetykit.toolkit.data.captions import CaptionedPicture, captions_path, load_captions
+from safetykit.toolkit.model.inputs import RETRIEVED
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,15 @@ import copy
 import pytest
 import torch
 
-from safetykit.adapters.tga import TGA
+from safetykit.adapters.tga.tga import TGA
 from safetykit.toolkit.alignment.batches import Batches
 from safetykit.toolkit.alignment.forward import PictureFeatures
 from safetykit.toolkit.alignment.loss import answer_loss, guide_loss, opening_loss, pooled, request_loss
 from safetykit.toolkit.alignment.targets import trained
 from safetykit.toolkit.alignment.trainer import Losses, TextStates, schedule
-from safetykit.toolkit.captions import captions_path, load_captions
-from safetykit.toolkit.capture import FeatureCache
-from safetykit.toolkit.parts import Parts
+from safetykit.toolkit.data.captions import captions_path, load_captions
+from safetykit.toolkit.model.capture import FeatureCache
+from safetykit.toolkit.model.parts import Parts
 
 TERMS = {
     "guide": {"guide_weight": 1.0},

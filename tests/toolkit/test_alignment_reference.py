@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from safetykit.adapters.tga import TGA
+from safetykit.adapters.tga.tga import TGA
 from safetykit.toolkit.alignment import Aligner
-from safetykit.toolkit.captions import captions_path, load_captions
-from safetykit.toolkit.evaluate import decide, tabulate
-from safetykit.toolkit.records import load_records
-from safetykit.toolkit.sources import data_path, model_path
-from safetykit.toolkit.updates import updated
-from safetykit.toolkit.vlm import VLM
+from safetykit.toolkit.data.captions import captions_path, load_captions
+from safetykit.toolkit.evaluation.evaluate import decide, tabulate
+from safetykit.toolkit.data.records import load_records
+from safetykit.toolkit.data.sources import data_path, model_path
+from safetykit.toolkit.model.updates import updated
+from safetykit.toolkit.model.vlm import VLM
 
 
 @pytest.mark.slow

@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 
 from safetykit.adapters import Adapter, Intervention, Site, UsageError
-from safetykit.adapters.branch import Branch
-from safetykit.adapters.forcing import FORCED_LOGIT
-from safetykit.adapters.manifest import AdapterInfo, DataInfo, DetectorInfo
-from safetykit.toolkit.evaluate import Decision, tabulate
-from safetykit.toolkit.inputs import Request
+from safetykit.adapters.ops.branch import Branch
+from safetykit.adapters.ops.forcing import FORCED_LOGIT
+from safetykit.adapters.artifact.manifest import AdapterInfo, DataInfo, DetectorInfo
+from safetykit.toolkit.evaluation.evaluate import Decision, tabulate
+from safetykit.toolkit.model.inputs import Request
 
 SAFETY, FUSED = 2, 4
 REQUESTS = [
@@ -225,7 +225,7 @@ def test_a_run_that_stops_early_leaves_nothing_behind(random_vlm, tmp_path):
     with random_vlm.applied(detector(random_vlm)) as hooks:
         random_vlm.prefill(REQUESTS)
         first = hooks.extras["risk"]
-        from safetykit.toolkit.records import Record
+        from safetykit.toolkit.data.records import Record
 
         one = Record(id="0", prompt="what is it ?", label="harmless", split="fit")
         list(random_vlm.states([(one,)], [Site.block(FUSED)]))

@@ -6,12 +6,12 @@ import pytest
 from PIL import Image
 
 from safetykit.adapters.errors import InvalidArtifact, UsageError
-from safetykit.toolkit.captions import CaptionedPicture, captions_path, describe_captions, load_captions
-from safetykit.toolkit.records import load_records
+from safetykit.toolkit.data.captions import CaptionedPicture, captions_path, describe_captions, load_captions
+from safetykit.toolkit.data.records import load_records
 from safetykit.toolkit.reference.captions import caption, lines
 from safetykit.toolkit.reference.language import REFUSALS, phrasings
 from safetykit.toolkit.reference.world import things
-from safetykit.toolkit.sources import data_path
+from safetykit.toolkit.data.sources import data_path
 
 TURN = {"instruction": "what?", "answer": "this."}
 LINE = {"id": "a", "caption": "a red apple", "image": "apple.png", "turns": [TURN]}

@@ -6,14 +6,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from safetykit.adapters.adapter import Adapter
-from safetykit.adapters.care import CARE
+from safetykit.adapters.artifact.adapter import Adapter
+from safetykit.adapters.care.care import CARE
 from safetykit.adapters.errors import UsageError
-from safetykit.adapters.sites import Site
-from safetykit.toolkit.care_sweep import CareSolver, coarse, fit_care, harmful_outcomes, refined, usual, windows
-from safetykit.toolkit.records import load_records, subset
-from safetykit.toolkit.sources import data_path
-from safetykit.toolkit.token_states import stream_tokens
+from safetykit.adapters.artifact.sites import Site
+from safetykit.toolkit.sweep.care import CareSolver, coarse, fit_care, harmful_outcomes, refined, usual, windows
+from safetykit.toolkit.data.records import load_records, subset
+from safetykit.toolkit.data.sources import data_path
+from safetykit.toolkit.model.token_states import stream_tokens
 
 
 @pytest.fixture(scope="module")

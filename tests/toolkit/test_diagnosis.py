@@ -13,10 +13,10 @@ from safetykit.toolkit.diagnosis.blocking import answer_without, compare, window
 from safetykit.toolkit.diagnosis.mediation import KINDS, Effects, mediate
 from safetykit.toolkit.diagnosis.neurons import Attribution, drawn, foremost, verify
 from safetykit.toolkit.diagnosis.pairs import POSITIONS, Pair, PairBatch, batches, find_pairs, same_pictures, spread
-from safetykit.toolkit.inputs import Request
-from safetykit.toolkit.records import Record, load_records
-from safetykit.toolkit.refusal import RefusalTokens
-from safetykit.toolkit.vlm import VLM
+from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.data.records import Record, load_records
+from safetykit.toolkit.evaluation.refusal import RefusalTokens
+from safetykit.toolkit.model.vlm import VLM
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,10 @@ from safetykit.toolkit.diagnosis.mediation import Effects
 from safetykit.toolkit.diagnosis.plan import Plan
 from safetykit.toolkit.diagnosis.separation import class_separation, mahalanobis, separation
 from safetykit.toolkit.diagnosis.states import LayerStates, layer_states
-from safetykit.toolkit.inputs import Request
-from safetykit.toolkit.records import Record, load_records
-from safetykit.toolkit.refusal import RefusalTokens
-from safetykit.toolkit.vlm import VLM
+from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.data.records import Record, load_records
+from safetykit.toolkit.evaluation.refusal import RefusalTokens
+from safetykit.toolkit.model.vlm import VLM
 
 SMALL = {"pairs": 4, "neurons": 20, "batch_size": 2, "max_new_tokens": 4}
 

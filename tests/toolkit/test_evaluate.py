@@ -3,10 +3,10 @@
 import pytest
 
 from safetykit.adapters import UsageError
-from safetykit.toolkit.evaluate import Prompted, Rate, decide, evaluate
-from safetykit.toolkit.inputs import Generation, Request
-from safetykit.toolkit.journal import Journal
-from safetykit.toolkit.records import Record
+from safetykit.toolkit.evaluation.evaluate import Prompted, Rate, decide, evaluate
+from safetykit.toolkit.model.inputs import Generation, Request
+from safetykit.toolkit.data.journal import Journal
+from safetykit.toolkit.data.records import Record
 
 
 def make(index, label, carrier="text", tags=()):

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from safetykit.adapters import Adapter, Intervention, Site
-from safetykit.adapters.manifest import AdapterInfo, DataInfo
-from safetykit.adapters.vlm_guard import VLMGuard
-from safetykit.toolkit import sweep
-from safetykit.toolkit.fluency import surprise
-from safetykit.toolkit.inputs import Request
-from safetykit.toolkit.journal import Journal
-from safetykit.toolkit.records import load_records, subset
-from safetykit.toolkit.sources import data_path, model_path
-from safetykit.toolkit.vlm import VLM
+from safetykit.adapters.artifact.manifest import AdapterInfo, DataInfo
+from safetykit.adapters.vlm_guard.guard import VLMGuard
+from safetykit.toolkit.sweep import trials as sweep
+from safetykit.toolkit.evaluation.fluency import surprise
+from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.data.journal import Journal
+from safetykit.toolkit.data.records import load_records, subset
+from safetykit.toolkit.data.sources import data_path, model_path
+from safetykit.toolkit.model.vlm import VLM
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ from affine import adapter_of, projection
 from PIL import Image
 from torch import nn
 
-from safetykit.adapters.adapter import Intervention
+from safetykit.adapters.artifact.adapter import Intervention
 from safetykit.adapters.errors import UsageError
-from safetykit.adapters.sites import Site
-from safetykit.adapters.updates import WeightUpdate
-from safetykit.toolkit.folding import find_writers, fold, fold_all
-from safetykit.toolkit.inputs import Request
-from safetykit.toolkit.updates import updated
+from safetykit.adapters.artifact.sites import Site
+from safetykit.adapters.artifact.updates import WeightUpdate
+from safetykit.toolkit.model.folding import find_writers, fold, fold_all
+from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.updates import updated
 
 WIDTH = 128
 PICTURE = Image.new("RGB", (48, 48), (200, 30, 30))

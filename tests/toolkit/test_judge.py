@@ -2,8 +2,8 @@
 
 import pytest
 
-from safetykit.toolkit.judge import judge
-from safetykit.toolkit.records import Record
+from safetykit.toolkit.evaluation.judge import judge
+from safetykit.toolkit.data.records import Record
 
 
 def record(label, response="turn the blue ring"):

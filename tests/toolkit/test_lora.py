@@ -9,14 +9,14 @@ from affine import adapter_of, projection
 from PIL import Image
 from torch import nn
 
-from safetykit.adapters.adapter import Adapter
+from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.errors import UsageError
-from safetykit.adapters.updates import WeightUpdate
-from safetykit.toolkit.folding import fold
-from safetykit.toolkit.inputs import Request
-from safetykit.toolkit.lora import updates_from_peft, write_peft
-from safetykit.toolkit.updates import updated
-from safetykit.toolkit.vlm import VLM
+from safetykit.adapters.artifact.updates import WeightUpdate
+from safetykit.toolkit.model.folding import fold
+from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.lora import updates_from_peft, write_peft
+from safetykit.toolkit.model.updates import updated
+from safetykit.toolkit.model.vlm import VLM
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 WIDTH = 128

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from safetykit.adapters import InvalidArtifact, UsageError
-from safetykit.toolkit.records import load_records, subset
+from safetykit.toolkit.data.records import load_records, subset
 
 BASE = {"id": "a", "prompt": "what is this?", "label": "harmless", "split": "fit"}
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from safetykit.adapters import UsageError
-from safetykit.toolkit.inputs import Generation
-from safetykit.toolkit.records import Record
-from safetykit.toolkit.refusal import RefusalTokens, refusal_margin
+from safetykit.toolkit.model.inputs import Generation
+from safetykit.toolkit.data.records import Record
+from safetykit.toolkit.evaluation.refusal import RefusalTokens, refusal_margin
 
 
 class Scripted:

@@ -7,9 +7,9 @@ from planted_captions import PlantedEmbedder, planted_index
 from PIL import Image
 
 from safetykit.adapters import UsageError, WrongBase
-from safetykit.adapters.retrieval import picture_query
-from safetykit.toolkit.captions import CaptionedPicture
-from safetykit.toolkit.inputs import Request
+from safetykit.adapters.retrieval.retrieval import picture_query
+from safetykit.toolkit.data.captions import CaptionedPicture
+from safetykit.toolkit.model.inputs import Request
 from safetykit.toolkit.retrieval.fit import (
     QueryHead,
     accuracy,

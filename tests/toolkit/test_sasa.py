@@ -8,17 +8,17 @@ import torch
 from typer.testing import CliRunner
 
 from safetykit.adapters import Adapter, Site, UsageError
-from safetykit.adapters.detector import Features, Refusal
-from safetykit.adapters.sasa import SASA
-from safetykit.adapters.vlm_guard import VLMGuard
+from safetykit.adapters.statistics.detector import Features, Refusal
+from safetykit.adapters.sasa.sasa import SASA
+from safetykit.adapters.vlm_guard.guard import VLMGuard
 from safetykit.cli import app
-from safetykit.toolkit.inputs import Request
-from safetykit.toolkit.records import load_records
-from safetykit.toolkit.refusal import RefusalTokens
-from safetykit.toolkit.sasa_fit import describe_correctors, refusal_of
-from safetykit.toolkit.second_pass import SecondPass, published_states
-from safetykit.toolkit.sources import data_path, model_path
-from safetykit.toolkit.vlm import VLM
+from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.data.records import load_records
+from safetykit.toolkit.evaluation.refusal import RefusalTokens
+from safetykit.toolkit.commands.sasa_fit import describe_correctors, refusal_of
+from safetykit.toolkit.model.second_pass import SecondPass, published_states
+from safetykit.toolkit.data.sources import data_path, model_path
+from safetykit.toolkit.model.vlm import VLM
 
 PAIRS = ((0, 1), (2, 5), (0, 7), (4, 4))
 

@@ -5,11 +5,11 @@ import json
 import pytest
 
 from safetykit.adapters import UsageError
-from safetykit.adapters.vlm_guard import VLMGuard
-from safetykit.toolkit import sweep
-from safetykit.toolkit.guard_sweep import coarse, fit_by_sweep, refined, run_sweep
-from safetykit.toolkit.records import load_records
-from safetykit.toolkit.sweep import Figures, Trial, layer_windows
+from safetykit.adapters.vlm_guard.guard import VLMGuard
+from safetykit.toolkit.sweep import trials as sweep
+from safetykit.toolkit.sweep.guard import coarse, fit_by_sweep, refined, run_sweep
+from safetykit.toolkit.data.records import load_records
+from safetykit.toolkit.sweep.trials import Figures, Trial, layer_windows
 
 UNDEFENDED = Figures(attack_success=0.6, over_refusal=0.01, exact=0.95)
 

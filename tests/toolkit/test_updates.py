@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 
 from safetykit.adapters.errors import InvalidArtifact, UsageError
-from safetykit.adapters.updates import WeightUpdate
-from safetykit.toolkit.inputs import Request
-from safetykit.toolkit.updates import applied_updates, find_changes, save_updated, touches_vision, updated
-from safetykit.toolkit.vlm import VLM
+from safetykit.adapters.artifact.updates import WeightUpdate
+from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.updates import applied_updates, find_changes, save_updated, touches_vision, updated
+from safetykit.toolkit.model.vlm import VLM
 
 MLP = "model.language_model.layers.3.mlp.down_proj"
 ATTENTION = "model.language_model.layers.1.self_attn.o_proj"
@@ -77,7 +77,7 @@ def test_a_failure_half_way_through_putting_weights_in_restores_them(random_vlm,
         made.append(None)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr("safetykit.toolkit.updates.nn.Parameter", failing)
+    monkeypatch.setattr("safetykit.toolkit.model.updates.nn.Parameter", failing)
     with pytest.raises(MemoryError), applied_updates(random_vlm.model, UPDATES):
         pass
     monkeypatch.undo()
@@ -148,7 +148,7 @@ def test_a_checkpoint_without_new_biases_keeps_its_configuration(random_vlm, tmp
 
 
 def test_a_bias_that_the_architecture_cannot_hold_is_refused(random_vlm, tmp_path, monkeypatch):
-    monkeypatch.setattr("safetykit.toolkit.updates._BIAS_FLAGS", ("attention_bias",))
+    monkeypatch.setattr("safetykit.toolkit.model.updates._BIAS_FLAGS", ("attention_bias",))
     with pytest.raises(UsageError, match=rf"has no way to hold {MLP}.bias.*--mode fold, or write a PEFT adapter"):
         save_updated(random_vlm, [bias(MLP)], tmp_path / "new")
     assert not list(tmp_path.iterdir())

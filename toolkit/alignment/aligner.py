@@ -15,12 +15,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...adapters.errors import UsageError
-from ...adapters.manifest import BaseInfo, DataInfo
-from ...adapters.tga import TGA, Aligned
-from ...adapters.updates import WeightUpdate
-from ..captions import CaptionedPicture, describe_captions
-from ..inputs import Request
-from ..updates import updated
+from ...adapters.artifact.manifest import BaseInfo, DataInfo
+from ...adapters.tga.tga import TGA, Aligned
+from ...adapters.artifact.updates import WeightUpdate
+from ..data.captions import CaptionedPicture, describe_captions
+from ..model.inputs import Request
+from ..model.updates import updated
 from .batches import Batches
 from .closed_form import AffineCorrection
 from .forward import PictureFeatures, caption_states, require_projector, run
@@ -31,7 +31,7 @@ from .targets import trained
 from .trainer import Losses, Progress, TextStates, train
 
 if TYPE_CHECKING:
-    from ..vlm import VLM
+    from ..model.vlm import VLM
 
 _BATCH = 64
 _FEATURES, _CHECKPOINT = "features.safetensors", "checkpoint"
@@ -99,7 +99,7 @@ class Aligner:
         return self._retriever.texts(self.captions, self.features.means)
 
     def align(self, settings: TGA) -> Aligned:
-        """See :meth:`safetykit.adapters.tga.TGA.fit`."""
+        """See :meth:`safetykit.adapters.tga.tga.TGA.fit`."""
         layers = settings.layers_of(len(self.vlm.parts.layers))
         pictures = self.picture_states(layers)
         texts = self.text_states(layers, pictures, settings.retrieval)

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ...adapters.errors import UsageError
-from ..captions import CaptionedPicture
-from ..inputs import RETRIEVED, InputProcessor, Inputs, Request
+from ..data.captions import CaptionedPicture
+from ..model.inputs import RETRIEVED, InputProcessor, Inputs, Request
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from ...adapters.files import atomic_folder
-from ...adapters.manifest import canonical_json
+from ...adapters.artifact.files import atomic_folder
+from ...adapters.artifact.manifest import canonical_json
 
 _TENSORS, _STATE = "checkpoint.safetensors", "checkpoint.json"
 

@@ -20,13 +20,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...adapters.errors import UsageError
-from ..captions import CaptionedPicture
-from ..inputs import Inputs, Request
+from ..data.captions import CaptionedPicture
+from ..model.inputs import Inputs, Request
 from .batches import caption_mask
 from .loss import pooled
 
 if TYPE_CHECKING:
-    from ..vlm import VLM
+    from ..model.vlm import VLM
 
 _BATCH = 64
 

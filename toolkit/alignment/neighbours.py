@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...adapters.errors import UsageError
-from ..captions import CaptionedPicture
+from ..data.captions import CaptionedPicture
 
 if TYPE_CHECKING:
     from ..retrieval.index import CaptionIndex
-    from ..vlm import VLM
+    from ..model.vlm import VLM
 
 
 class Retriever(Protocol):

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from ...adapters.errors import UsageError
-from ...adapters.tga import TGA
-from ...adapters.updates import WeightUpdate
-from ..lora import updates_from_peft
+from ...adapters.tga.tga import TGA
+from ...adapters.artifact.updates import WeightUpdate
+from ..model.lora import updates_from_peft
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from ..vlm import VLM
+    from ..model.vlm import VLM
 
 
 class Trained:

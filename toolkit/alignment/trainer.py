@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...adapters.tga import TGA
+from ...adapters.tga.tga import TGA
 from .batches import Batches, TwinBatch
 from .checkpoint import Checkpoint
 from .forward import PictureFeatures, run
@@ -29,7 +29,7 @@ from .loss import answer_loss, guide_loss, opening_loss, pooled, request_loss, w
 from .targets import Trained
 
 if TYPE_CHECKING:
-    from ..vlm import VLM
+    from ..model.vlm import VLM
 
 Progress = Callable[[int, int], None]
 CHECKPOINT_EVERY = 50

@@ -51,16 +51,16 @@ def fit(
     """CARE: safety subspaces of both modalities, projected out of the hidden states."""
     from dataclasses import replace
 
-    from ...adapters.care import CARE, Fusion, Modalities, Where
-    from ...adapters.care_statistics import Contrast
+    from ...adapters.care.care import CARE, Fusion, Modalities, Where
+    from ...adapters.care.statistics import Contrast
     from ...adapters.errors import UsageError
-    from ...adapters.sites import Phase, Scope
-    from ...adapters.statistics import Shrinkage
-    from ...adapters.subspaces import Centre, Variant
-    from ...adapters.tokens import Selection
-    from ..care_sweep import fit_by_sweep, fit_care, usual
+    from ...adapters.artifact.sites import Phase, Scope
+    from ...adapters.statistics.moments import Shrinkage
+    from ...adapters.statistics.subspaces import Centre, Variant
+    from ...adapters.statistics.tokens import Selection
+    from ..sweep.care import fit_by_sweep, fit_care, usual
     from ..diagnosis.channel_map import ChannelMap
-    from ..fitting import fit_and_save, parse_layers, require_choices
+    from .fitting import fit_and_save, parse_layers, require_choices
 
     given = {
         "variant": variant, "fusion": fusion, "layers": parse_layers(layers), "rank": k, "alpha": alpha, "beta": beta,

@@ -29,9 +29,9 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Embed texts; an interrupted build goes on where it stopped when it is asked for again."""
-    from ...adapters.files import require_free
-    from .. import console
-    from ..fitting import require_choices
+    from ...adapters.artifact.files import require_free
+    from . import console
+    from .fitting import require_choices
     from ..retrieval.build import build_index
     from ..retrieval.index import KeyType
     from ..retrieval.sources import open_texts
@@ -61,7 +61,7 @@ def search(
 ) -> None:
     """Search an index by a text, or by a picture as a fitted retrieval adapter does."""
     from ...adapters.errors import UsageError
-    from .. import console
+    from . import console
     from ..retrieval.index import CaptionIndex
 
     if (text is None) == (image is None):
@@ -85,10 +85,10 @@ def make_embedder(model: str | None, encoder: Path | None, site: str | None) -> 
         UsageError: none or two of them.
     """
     from ...adapters.errors import UsageError
-    from ...adapters.sites import Site
+    from ...adapters.artifact.sites import Site
     from ..retrieval.embedders import EncoderEmbedder, VLMEmbedder
-    from ..sources import model_path
-    from ..vlm import VLM
+    from ..data.sources import model_path
+    from ..model.vlm import VLM
 
     if (model is None) == (encoder is None):
         raise UsageError("One embedder makes an index.", "Pass --model or --encoder.")
@@ -101,12 +101,12 @@ def make_embedder(model: str | None, encoder: Path | None, site: str | None) -> 
 
 def _picture_query(opened: Any, image: str, adapter: Path | None, model: str | None) -> Any:
     from ...adapters.errors import UsageError
-    from ...adapters.retrieval import retrieval_of
-    from ...adapters.store import load_adapter
-    from ..records import open_picture
+    from ...adapters.retrieval.retrieval import retrieval_of
+    from ...adapters.artifact.store import load_adapter
+    from ..data.records import open_picture
     from ..retrieval.fit import picture_query_of
-    from ..sources import model_path
-    from ..vlm import VLM
+    from ..data.sources import model_path
+    from ..model.vlm import VLM
 
     if adapter is None or model is None:
         raise UsageError(

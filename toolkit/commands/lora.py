@@ -22,12 +22,12 @@ def lora(
     from dataclasses import replace
 
     from ...adapters.errors import UsageError
-    from ...adapters.store import load_adapter, require_base
-    from .. import console
-    from ..folding import fold_all
-    from ..lora import write_peft
-    from ..sources import model_path
-    from ..vlm import VLM
+    from ...adapters.artifact.store import load_adapter, require_base
+    from . import console
+    from ..model.folding import fold_all
+    from ..model.lora import write_peft
+    from ..data.sources import model_path
+    from ..model.vlm import VLM
 
     loaded = [load_adapter(folder) for folder in adapter]
     vlm = VLM.from_pretrained(model_path(model))

@@ -24,8 +24,8 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """One-pass probe: a cheap detector on one block, without SASA's second pass."""
-    from ...adapters.one_pass import OnePassProbe
-    from ..sasa_fit import fit_detector
+    from ...adapters.one_pass.probe import OnePassProbe
+    from .sasa_fit import fit_detector
 
     given = {
         "fused_layer": fused_layer, "false_positive_rate": false_positive_rate, "space": space,

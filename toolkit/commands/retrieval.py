@@ -30,16 +30,16 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """TGA's retrieval: the query that finds a picture's caption, with the index in the graph or beside it."""
-    from ...adapters.files import require_free
-    from ...adapters.sites import Site
-    from ...adapters.store import load_adapter
-    from .. import console
-    from ..captions import captions_path, load_captions
+    from ...adapters.artifact.files import require_free
+    from ...adapters.artifact.sites import Site
+    from ...adapters.artifact.store import load_adapter
+    from . import console
+    from ..data.captions import captions_path, load_captions
     from ..retrieval.embedders import EncoderEmbedder, VLMEmbedder
     from ..retrieval.fit import IN_GRAPH_LIMIT, fit_retrieval
     from ..retrieval.index import CaptionIndex
-    from ..sources import model_path
-    from ..vlm import VLM
+    from ..data.sources import model_path
+    from ..model.vlm import VLM
 
     require_free(out, overwrite=overwrite)
     pictures = load_captions(captions_path(data))

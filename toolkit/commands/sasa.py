@@ -40,8 +40,8 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """SASA: a probe before generation, on late semantics projected onto an early layer."""
-    from ...adapters.sasa import SASA
-    from ..sasa_fit import fit_detector, map_for_layers
+    from ...adapters.sasa.sasa import SASA
+    from .sasa_fit import fit_detector, map_for_layers
 
     given = {
         "variant": variant, "safety_layer": safety_layer, "fused_layer": fused_layer,

@@ -41,16 +41,16 @@ def fit(
 ) -> None:
     """TGA: pictures aligned with their captions, without safety labels."""
     from ...adapters.errors import UsageError
-    from ...adapters.files import require_free
-    from ...adapters.tga import TGA, Variant
-    from .. import console, views
+    from ...adapters.artifact.files import require_free
+    from ...adapters.tga.tga import TGA, Variant
+    from . import console, views
     from ..alignment import Aligner
     from ..alignment.neighbours import FromIndex
-    from ..captions import captions_path, load_captions
-    from ..fitting import parse_layers, require_choices
+    from ..data.captions import captions_path, load_captions
+    from .fitting import parse_layers, require_choices
     from ..retrieval.index import CaptionIndex
-    from ..sources import model_path
-    from ..vlm import VLM
+    from ..data.sources import model_path
+    from ..model.vlm import VLM
 
     if channel_map is not None and layers is not None:
         raise UsageError("--map and --layers both name the layers.", "Leave one out.")

@@ -31,12 +31,12 @@ def fit(
 ) -> None:
     """VLM-Guard: the safety direction of the language model, applied to the VLM."""
     from ...adapters.errors import UsageError
-    from ...adapters.sites import Phase, Scope
-    from ...adapters.vlm_guard import Direction, Gate, Variant, VLMGuard
-    from ..fitting import fit_and_save, parse_layers, require_choices
-    from ..guard_sweep import fit_by_sweep
-    from ..sources import model_path
-    from ..vlm import VLM
+    from ...adapters.artifact.sites import Phase, Scope
+    from ...adapters.vlm_guard.guard import Direction, Gate, Variant, VLMGuard
+    from .fitting import fit_and_save, parse_layers, require_choices
+    from ..sweep.guard import fit_by_sweep
+    from ..data.sources import model_path
+    from ..model.vlm import VLM
 
     given = {
         "variant": variant, "direction": direction, "gate": gate, "layers": parse_layers(layers), "rank": rank,

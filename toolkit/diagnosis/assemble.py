@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import spearmanr
 
-from ...adapters.manifest import DataInfo
-from ..judge import Outcome
-from ..refusal import RefusalTokens
+from ...adapters.artifact.manifest import DataInfo
+from ..evaluation.judge import Outcome
+from ..evaluation.refusal import RefusalTokens
 from .blocking import compare
 from .channel_map import (
     ChannelMap,
@@ -32,7 +32,7 @@ from .separation import Curve, separation
 from .states import LayerStates
 
 if TYPE_CHECKING:
-    from ..vlm import VLM
+    from ..model.vlm import VLM
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ...adapters.manifest import Strict
-from ..evaluate import Rate, decide
-from ..judge import Outcome
-from ..records import Record
+from ...adapters.artifact.manifest import Strict
+from ..evaluation.evaluate import Rate, decide
+from ..evaluation.judge import Outcome
+from ..data.records import Record
 from .intervals import Estimate, estimate_mean
 from .patching import skipped
 
 if TYPE_CHECKING:
-    from ..vlm import VLM
+    from ..model.vlm import VLM
 
 WIDTH = 2
 

@@ -29,8 +29,8 @@ import safetensors.numpy
 from pydantic import JsonValue
 
 from ...adapters.errors import InvalidArtifact, UsageError, WrongBase
-from ...adapters.files import atomic_folder, read_inside
-from ...adapters.manifest import BaseInfo, DataInfo, FileName, Sha256, Strict, dump_sealed, load_sealed
+from ...adapters.artifact.files import atomic_folder, read_inside
+from ...adapters.artifact.manifest import BaseInfo, DataInfo, FileName, Sha256, Strict, dump_sealed, load_sealed
 from .blocking import Window
 from .intervals import Estimate
 from .mediation import MediatorKind

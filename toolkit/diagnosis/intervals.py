@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-from ...adapters.manifest import Strict
+from ...adapters.artifact.manifest import Strict
 
 _RESAMPLES = 2000
 _BOUNDS = (2.5, 97.5)

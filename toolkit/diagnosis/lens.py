@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from ..refusal import RefusalTokens
+from ..evaluation.refusal import RefusalTokens
 from .states import LayerStates
 
 if TYPE_CHECKING:
-    from ..vlm import VLM
+    from ..model.vlm import VLM
 
 SHARE = 0.8
 _CHUNK = 64

@@ -1,7 +1,7 @@
 """Causal mediation (Pearl 2001; Vig et al. 2020, arXiv:2004.12265): which sites carry the effect of a request's harm.
 
 x is the request of a pair (0 malicious, 1 benign), z a mediator, m the refusal margin at the first answer token
-(:mod:`safetykit.toolkit.refusal`). m(x, z(x')) is the margin of a run on x with z taken from the run on x'.
+(:mod:`safetykit.toolkit.evaluation.refusal`). m(x, z(x')) is the margin of a run on x with z taken from the run on x'.
 
     TE  = m(1, z(1)) − m(0, z(0))     the benign run against the malicious one
     NIE = m(0, z(1)) − m(0, z(0))     only the mediator hears the benign request
@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Float
 
-from ...adapters.sites import Site
-from ..refusal import RefusalTokens
+from ...adapters.artifact.sites import Site
+from ..evaluation.refusal import RefusalTokens
 from .pairs import Modality, PairBatch, Positions
 from .patching import margins, swapped
 
 if TYPE_CHECKING:
-    from ..vlm import VLM
+    from ..model.vlm import VLM
 
 MediatorKind = Literal["attn", "mlp", "block"]
 KINDS: tuple[MediatorKind, ...] = ("attn", "mlp", "block")

@@ -20,12 +20,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..refusal import RefusalTokens
+from ..evaluation.refusal import RefusalTokens
 from .pairs import PairBatch, Positions
 from .patching import last_logits, margins, mlp_output, neuron_swapped
 
 if TYPE_CHECKING:
-    from ..vlm import VLM
+    from ..model.vlm import VLM
 
 Neuron = tuple[int, int]  # layer, neuron; both from 0
 

@@ -20,11 +20,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from ..inputs import Inputs, Request
-from ..records import Record
+from ..model.inputs import Inputs, Request
+from ..data.records import Record
 
 if TYPE_CHECKING:
-    from ..vlm import VLM
+    from ..model.vlm import VLM
 
 Modality = Literal["textual", "visual"]  # of a pair: the harm is written, or shown
 Positions = Literal["all", "vision", "text", "last"]  # which tokens of a prompt, as scopes are called

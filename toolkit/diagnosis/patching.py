@@ -12,13 +12,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...adapters.errors import UsageError
-from ...adapters.sites import Site
-from ..hooks import replace_hidden
-from ..refusal import RefusalTokens
+from ...adapters.artifact.sites import Site
+from ..model.hooks import replace_hidden
+from ..evaluation.refusal import RefusalTokens
 from .pairs import PairBatch, Positions
 
 if TYPE_CHECKING:
-    from ..vlm import VLM
+    from ..model.vlm import VLM
 
 # The last linear layer of an MLP, by the names it has in transformers.
 _MLP_OUTPUTS = ("down_proj", "fc2", "c_proj", "dense_4h_to_h", "w2", "wo")

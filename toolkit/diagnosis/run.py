@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...adapters.errors import UsageError
-from ...adapters.manifest import describe_data, library_versions
-from ..evaluate import Progress
-from ..journal import Journal
-from ..records import Record
-from ..refusal import ASKED, RefusalTokens
+from ...adapters.artifact.manifest import describe_data, library_versions
+from ..evaluation.evaluate import Progress
+from ..data.journal import Journal
+from ..data.records import Record
+from ..evaluation.refusal import ASKED, RefusalTokens
 from .assemble import Findings, assemble
 from .blocking import answer_without, windows
 from .channel_map import ChannelMap
@@ -28,7 +28,7 @@ from .separation import pair_key
 from .states import layer_states
 
 if TYPE_CHECKING:
-    from ..vlm import VLM
+    from ..model.vlm import VLM
 
 _STATES, _BLOCKED = 1024, 96
 

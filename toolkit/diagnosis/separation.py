@@ -24,8 +24,8 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ...adapters.manifest import Strict
-from ..records import Record
+from ...adapters.artifact.manifest import Strict
+from ..data.records import Record
 from .intervals import Estimate, estimate_auroc, estimate_mean
 from .states import LayerStates
 

@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..inputs import Inputs, Request
-from ..records import Record
+from ..model.inputs import Inputs, Request
+from ..data.records import Record
 from .patching import last_logits
 
 if TYPE_CHECKING:
-    from ..vlm import VLM
+    from ..model.vlm import VLM
 
 
 @dataclass(frozen=True)

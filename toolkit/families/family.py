@@ -17,7 +17,7 @@ from ...adapters.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ..inputs import Inputs
+    from ..model.inputs import Inputs
 
 Arrays = dict[str, np.ndarray]
 DType = Literal["float32", "weights", "int64", "bool"]
@@ -59,7 +59,7 @@ class Family:
 
     Attributes:
         name: ``model_type`` of its configuration.
-        tower, projector: dotted paths from the model, where :class:`~safetykit.toolkit.parts.Parts` cannot know them;
+        tower, projector: dotted paths from the model, where :class:`~safetykit.toolkit.model.parts.Parts` cannot know them;
             a projector of None says that there is none.
         attention, mlp: the module of a decoder layer whose output is added to the residual stream, where that is not
             the attention or the MLP itself.

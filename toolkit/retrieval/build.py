@@ -21,9 +21,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from ...adapters.errors import UsageError
-from ...adapters.files import atomic_folder, require_free, sha256_file, write_atomic
-from ...adapters.manifest import canonical_json, dump_sealed, library_versions
-from ..evaluate import Progress
+from ...adapters.artifact.files import atomic_folder, require_free, sha256_file, write_atomic
+from ...adapters.artifact.manifest import canonical_json, dump_sealed, library_versions
+from ..evaluation.evaluate import Progress
 from .index import DATA, MANIFEST, CaptionIndex, EmbedderInfo, IndexManifest, KeyType, map_arrays, normalised
 from .sources import Texts
 

@@ -14,13 +14,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...adapters.errors import InvalidArtifact, UsageError
-from ...adapters.files import sha256_file
-from ...adapters.sites import Site
-from ..capture import Reached
+from ...adapters.artifact.files import sha256_file
+from ...adapters.artifact.sites import Site
+from ..model.capture import Reached
 from .index import EmbedderInfo
 
 if TYPE_CHECKING:
-    from ..vlm import VLM
+    from ..model.vlm import VLM
 
 _SUFFIXES = (".json", ".txt", ".safetensors", ".model", ".jinja")
 

@@ -18,20 +18,20 @@ from PIL import Image
 from pydantic import JsonValue
 from torch import Tensor
 
-from ...adapters.adapter import Adapter, Intervention
+from ...adapters.artifact.adapter import Adapter, Intervention
 from ...adapters.errors import UsageError
-from ...adapters.manifest import AdapterInfo, RetrievalInfo, library_versions
-from ...adapters.retrieval import CAPTIONS, INFO, picture_query
-from ...adapters.sites import Site
-from ...adapters.store import require_base
-from ..captions import CaptionedPicture, describe_captions
-from ..evaluate import Progress
-from ..inputs import Request
+from ...adapters.artifact.manifest import AdapterInfo, RetrievalInfo, library_versions
+from ...adapters.retrieval.retrieval import CAPTIONS, INFO, picture_query
+from ...adapters.artifact.sites import Site
+from ...adapters.artifact.store import require_base
+from ..data.captions import CaptionedPicture, describe_captions
+from ..evaluation.evaluate import Progress
+from ..model.inputs import Request
 from .embedders import token_ids
 from .index import CaptionIndex
 
 if TYPE_CHECKING:
-    from ..vlm import VLM
+    from ..model.vlm import VLM
     from .build import Embedder
 
 # Beyond, a graph answers more slowly than FAISS and its file grows by gigabytes (bench/retrieval.py).

@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 from pydantic import Field
 
 from ...adapters.errors import InvalidArtifact, UsageError
-from ...adapters.files import read_inside, require_hashes
-from ...adapters.manifest import FileName, Sha256, Strict, load_sealed
+from ...adapters.artifact.files import read_inside, require_hashes
+from ...adapters.artifact.manifest import FileName, Sha256, Strict, load_sealed
 from .faiss_search import FaissSearch
 from .ranking import Found, best, merge
 

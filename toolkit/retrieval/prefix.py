@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...adapters.errors import UsageError
-from ...adapters.manifest import RetrievalInfo
-from ..inputs import Request
+from ...adapters.artifact.manifest import RetrievalInfo
+from ..model.inputs import Request
 
 if TYPE_CHECKING:
-    from ...adapters.adapter import Adapter
+    from ...adapters.artifact.adapter import Adapter
     from .index import CaptionIndex
 
 
@@ -102,7 +102,7 @@ def retriever_of(adapters: Sequence[Adapter], index: CaptionIndex | None = None)
     Raises:
         UsageError: two do, or the index is missing or not the right one.
     """
-    from ...adapters.retrieval import retrieval_of
+    from ...adapters.retrieval.retrieval import retrieval_of
 
     found = retrieval_of(adapters)
     if found is None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ...adapters.errors import InvalidArtifact, UsageError
-from ..captions import captions_path
+from ..data.captions import captions_path
 
 KEYS = ("caption", "text")
 METADATA = "metadata.jsonl"

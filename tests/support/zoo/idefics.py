@@ -18,7 +18,7 @@ from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfi
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 from transformers.models.smolvlm.processing_smolvlm import SmolVLMProcessor
 
-from safetykit.toolkit.processors import without_videos
+from safetykit.toolkit.model.processors import without_videos
 
 from .common import IM_END, IM_START, PATCH, TILE, checkpoint, save, template, text, tokenizer, vision
 

@@ -8,7 +8,7 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration, Inter
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.internvl.processing_internvl import InternVLProcessor
 
-from safetykit.toolkit.processors import without_videos
+from safetykit.toolkit.model.processors import without_videos
 
 from .common import IM_END, IM_START, PATCH, TILE, checkpoint, save, template, text, tokenizer, vision
 

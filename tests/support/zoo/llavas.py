@@ -22,7 +22,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
 
-from safetykit.toolkit.processors import without_videos
+from safetykit.toolkit.model.processors import without_videos
 
 from .common import IM_END, IM_START, PATCH, TILE, checkpoint, clip, save, template, text, tokenizer, vision
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from safetykit.toolkit.processors import without_videos
+from safetykit.toolkit.model.processors import without_videos
 
 from .common import IM_END, IM_START, LAYERS, PATCH, WIDTH, checkpoint, save, template, text, tokenizer
 

@@ -1,0 +1,79 @@
+"""The base fingerprint: one SHA-256 that says which model an adapter belongs to.
+
+It covers every weight (name, dtype, shape, bytes), the configuration, the tokenizer, the processor
+and the chat template, because a changed template moves the last prompt position as surely as a
+changed weight. It does not depend on how the weights are split into files or where the folder lies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..errors import InvalidArtifact, UsageError
+from .files import CONFIGURATION_FILES
+
+# Keys that change when a checkpoint is saved again by another version, without changing the model.
+_VOLATILE = {"_name_or_path", "name_or_path", "transformers_version", "tokenizer_file", "is_local", "local_files_only"}
+
+
+def fingerprint(folder: Path | str) -> str:
+    """Hex SHA-256 of a checkpoint folder.
+
+    Raises:
+        UsageError: not a folder, or it holds no safetensors weights.
+        InvalidArtifact: a weights file is damaged.
+    """
+    folder = Path(folder)
+    digest = hashlib.sha256()
+    for name, value in sorted(_weights(folder)):
+        digest.update(f"{name}\0{value}\n".encode())
+    for name in CONFIGURATION_FILES:
+        path = folder / name
+        if path.is_file():
+            digest.update(f"{name}\0{_text_digest(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _weights(folder: Path) -> Iterator[tuple[str, str]]:
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    if not files:
+        raise UsageError(
+            f"{folder} holds no *.safetensors weights.",
+            "Pass a checkpoint folder; convert pickled weights with transformers' save_pretrained first.",
+        )
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():
+                    tensor = file.get_tensor(name).contiguous()
+                    data = hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy()).hexdigest()
+                    yield name, f"{tensor.dtype}\0{tuple(tensor.shape)}\0{data}"
+        except SafetensorError as error:
+            raise InvalidArtifact(f"{path} is not a whole safetensors file: {error}.", "Get the checkpoint again.") from None
+
+
+def _lasting(value: Any, *, nested: bool) -> Any:
+    """JSON without volatile keys; with ``nested`` also in the objects inside of it."""
+    if not isinstance(value, dict):
+        return value
+    kept = {key: item for key, item in value.items() if key not in _VOLATILE}
+    return {key: _lasting(item, nested=True) for key, item in kept.items()} if nested else kept
+
+
+def _text_digest(path: Path) -> str:
+    data = path.read_bytes()
+    if path.suffix == ".json":
+        try:
+            value = json.loads(data)
+        except ValueError:
+            raise InvalidArtifact(f"{path} is not JSON.", "Get the checkpoint again.") from None
+        # The configurations of parts remember where those came from; a vocabulary may hold any word.
+        data = json.dumps(_lasting(value, nested=path.name == "config.json"), sort_keys=True).encode()
+    return hashlib.sha256(data).hexdigest()

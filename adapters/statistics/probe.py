@@ -1,0 +1,251 @@
+"""A linear probe as a calibrated log-odds of harm: logistic regression, folded into one weight and one bias.
+
+    risk(h) = a (vᵀ A (h − μ) + c) + b = wᵀ h + β
+
+Regression
+    v, c minimise the class-balanced log-loss with an L2 penalty on v; the penalty's strength is the one with the
+    lowest out-of-fold loss. Where the records name enough categories, a fold holds out whole ones (ours): requests
+    about things that the other folds speak of too look easier than new ones, and a probe chosen and calibrated on them
+    is far too sure of itself. Otherwise both labels of a pair are in the same fold.
+
+Space (A, μ)
+    ``logits``  the paper's (arXiv:2507.21637): z = W_U h, centred and divided by one scale. A record has as many
+                logits as the vocabulary has tokens, but the best weight on them lies in the span of W_U's columns,
+                so regression on z with an L2 penalty *is* regression on G^½ (h − μ), G = W_UᵀW_U, which is d_model
+                wide. A bias of the head cancels in the centring.
+    ``hidden``  each component of h divided by its own standard deviation (ours).
+
+Calibration (Platt, 1999)
+    a, b are a logistic regression of the labels on out-of-fold scores, with his smoothed targets; so risk is a
+    log-odds at the fit records' share of harmful ones.
+
+Threshold
+    The (1 − r) quantile, never below it, of the risk of harmless calibration records, all carriers together: at most
+    the share r of them lies above. Halfway to the next record's risk, so that no record sits on it and rounding
+    cannot change a decision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from ..errors import UsageError
+
+Space = Literal["logits", "hidden"]
+STRENGTHS = tuple(10.0**power for power in np.arange(-4, 2.1, 0.5))  # sklearn's C: the inverse of the penalty
+_UNSEARCHED = 0.01  # where there are too few records for folds
+_FOLDS = 5
+_GAP = 1e-3  # above the largest risk, where no record lies above it
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The linear map A of a space, without the data's mean and scale.
+
+    Attributes:
+        space: which.
+        root: G^½ [d_model, d_model] for ``logits``, None for ``hidden``.
+    """
+
+    space: Space
+    root: Float[np.ndarray, "d_model d_model"] | None = None
+
+    @classmethod
+    def of(cls, space: Space, head: Float[Tensor, "vocab d_model"] | None = None) -> Metric:
+        """The metric of ``space``; ``logits`` needs the head's weight, read in blocks of rows."""
+        if space == "hidden":
+            return cls(space)
+        if head is None:
+            raise UsageError("Logits need the LM head's weight.", "Fit in hidden space instead.")
+        gram = torch.zeros(head.shape[1], head.shape[1], dtype=torch.float64)
+        for rows in head.split(8192):
+            rows = rows.double()
+            gram += rows.T @ rows
+        values, vectors = torch.linalg.eigh(gram)
+        return cls(space, ((vectors * values.clamp_min(0).sqrt()) @ vectors.T).numpy())
+
+    def map(self, states: Float[np.ndarray, "records d_model"]) -> tuple[np.ndarray, np.ndarray]:
+        """A, as a matrix or a vector of its diagonal, and μ for these states."""
+        mean = states.mean(0)
+        if self.root is None:
+            spread = states.std(0)
+            return 1 / np.where(spread > 1e-9 * spread.max(), spread, np.inf), mean
+        scale = ((states - mean) @ self.root).std()
+        return self.root / scale if scale > 0 else self.root, mean
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fitted probe.
+
+    Attributes:
+        weight, bias: risk = h · weight + bias, log-odds.
+        strength: sklearn's C that was chosen.
+        loss: class-balanced out-of-fold log-loss at it, before calibration; None where there was no fold.
+        auroc: out-of-fold; None where there was no fold.
+        out_of_fold: the scores these are of.
+    """
+
+    weight: Float[np.ndarray, "d_model"]
+    bias: float
+    strength: float
+    loss: float | None
+    auroc: float | None
+    out_of_fold: Float[np.ndarray, "records"] | None
+
+    def risk(self, states: Float[np.ndarray, "records d_model"]) -> Float[np.ndarray, "records"]:
+        """Log-odds of harm in float64."""
+        return states @ self.weight + self.bias
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters as an adapter stores them."""
+        return {
+            "weight": torch.tensor(self.weight, dtype=torch.float32),
+            "bias": torch.tensor(self.bias, dtype=torch.float32),
+        }
+
+
+@threadpool_limits.wrap(limits=1)  # thousands of small products: threads only wait for each other
+def fit_probe(
+    states: Float[np.ndarray, "records d_model"],
+    harmful: Bool[np.ndarray, "records"],
+    groups: Int[np.ndarray, "records"],
+    metric: Metric,
+    seed: int = 0,
+) -> Probe:
+    """Fit and calibrate.
+
+    Args:
+        groups: records with the same number are never on both sides of a cross-validation.
+
+    Raises:
+        UsageError: a label is missing.
+    """
+    for label, there in (("harmful", harmful.any()), ("harmless", not harmful.all())):
+        if not there:
+            raise UsageError(f"There is no {label} record to fit the probe on.", "It needs both labels to learn from.")
+    matrix, mean = metric.map(states)
+    inputs = _apply(matrix, states - mean)
+    if (span := _span(inputs)) is not None:
+        inputs = inputs @ span.T
+    folds = _folds(harmful, groups, seed)
+    if folds:
+        strength, scores = _search(inputs, harmful, folds)
+        slope, offset = _platt(scores, harmful)
+        loss, area = balanced_loss(scores, harmful), auroc(scores, harmful)
+    else:  # too few records to say anything out of fold
+        strength, scores, slope, offset, loss, area = _UNSEARCHED, None, 1.0, 0.0, None, None
+    model = _model(C=strength, tol=1e-8).fit(inputs, harmful)
+    direction, intercept = model.coef_[0] if span is None else model.coef_[0] @ span, float(model.intercept_[0])
+    weight = slope * (matrix * direction if matrix.ndim == 1 else matrix.T @ direction)
+    return Probe(weight, float(slope * intercept + offset - weight @ mean), strength, loss, area, scores)
+
+
+def threshold_at(
+    risk: Float[np.ndarray, "records"], harmful: Bool[np.ndarray, "records"], false_positive_rate: float
+) -> float:
+    """The threshold that at most this share of harmless records exceeds; see the module's docstring.
+
+    Raises:
+        UsageError: there is no harmless record.
+    """
+    if harmful.all():
+        raise UsageError(
+            "The calibration split holds no harmless record.", "Add some: the detector's threshold is set on them."
+        )
+    chosen = np.quantile(risk[~harmful], 1 - false_positive_rate, method="higher")
+    above = risk[risk > chosen]
+    return float((chosen + above.min()) / 2 if len(above) else chosen + _GAP)
+
+
+def auroc(scores: Float[np.ndarray, "records"], harmful: Bool[np.ndarray, "records"]) -> float | None:
+    """Area under the ROC curve; None where a label is missing."""
+    from sklearn.metrics import roc_auc_score
+
+    if harmful.all() or not harmful.any():
+        return None
+    return float(roc_auc_score(harmful, scores))
+
+
+def balanced_loss(scores: Float[np.ndarray, "records"], harmful: Bool[np.ndarray, "records"]) -> float:
+    """Mean log-loss in nats, both labels weighing the same."""
+    losses = _losses(scores, harmful)
+    return float((losses[harmful].mean() + losses[~harmful].mean()) / 2)
+
+
+def standard_error(scores: Float[np.ndarray, "records"], harmful: Bool[np.ndarray, "records"]) -> float:
+    """Of :func:`balanced_loss`."""
+    losses = _losses(scores, harmful)
+    parts = [losses[rows].var() / rows.sum() for rows in (harmful, ~harmful)]
+    return float(np.sqrt(sum(parts)) / 2)
+
+
+def _losses(scores: np.ndarray, harmful: np.ndarray) -> np.ndarray:
+    return np.logaddexp(0, np.where(harmful, -scores, scores))
+
+
+def _apply(matrix: np.ndarray, centred: np.ndarray) -> np.ndarray:
+    return centred * matrix if matrix.ndim == 1 else centred @ matrix.T
+
+
+def _model(**options: object) -> LogisticRegression:
+    return LogisticRegression(**{"class_weight": "balanced", "max_iter": 5000, "tol": 1e-6, **options})  # by L-BFGS
+
+
+def _span(inputs: np.ndarray) -> np.ndarray | None:
+    """Orthonormal rows that span the records, where the solution lies, if they are fewer than the dimensions."""
+    if len(inputs) >= inputs.shape[1]:
+        return None
+    _, values, basis = np.linalg.svd(inputs, full_matrices=False)
+    return basis[values > values[0] * 1e-12]
+
+
+def _folds(harmful: np.ndarray, groups: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Train and held-out rows; none where a label has fewer than two groups."""
+    count = min(_FOLDS, len(set(groups[harmful])), len(set(groups[~harmful])))
+    if count < 2:
+        return []
+    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    folds = list(splitter.split(harmful, harmful, groups))
+    return folds if all(0 < harmful[train].sum() < len(train) for train, _ in folds) else []
+
+
+def _search(inputs: np.ndarray, harmful: np.ndarray, folds: list) -> tuple[float, np.ndarray]:
+    """The penalty with the lowest out-of-fold loss, and the scores at it; from strong to weak, until the loss rises."""
+    models = [_model(warm_start=True) for _ in folds]
+    best: tuple[float, np.ndarray] | None = None
+    lowest = np.inf
+    for strength in STRENGTHS:
+        scores = np.empty(len(inputs))
+        for model, (train, held_out) in zip(models, folds, strict=True):
+            model.set_params(C=strength).fit(inputs[train], harmful[train])
+            scores[held_out] = model.decision_function(inputs[held_out])
+        loss = balanced_loss(scores, harmful)
+        if best is not None and loss >= lowest:
+            break
+        best, lowest = (strength, scores), loss
+    assert best is not None
+    return best
+
+
+def _platt(scores: np.ndarray, harmful: np.ndarray) -> tuple[float, float]:
+    """a and b; a is kept positive, so that calibration never turns a probe around."""
+    positives, negatives = harmful.sum(), (~harmful).sum()
+    target = np.where(harmful, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+    # A soft target t is a harmful record of weight t and a harmless one of weight 1 − t.
+    model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-8, max_iter=200)
+    labels = np.repeat([True, False], len(scores))
+    model.fit(np.tile(scores, 2)[:, None], labels, sample_weight=np.concatenate([target, 1 - target]))
+    slope = float(model.coef_[0, 0])
+    if slope <= 0:
+        return 1e-3, float(np.log((positives + 1) / (negatives + 1)))
+    return slope, float(model.intercept_[0])

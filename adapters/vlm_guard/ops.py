@@ -1,0 +1,115 @@
+"""VLM-Guard's gated ops: a push inside the safety subspace where the gate is open (:mod:`.vlm_guard` has the formulas)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..ops.gating import GatedOp
+from ..ops.op import Hidden, Mask, project
+
+
+class _SubspaceGate(GatedOp):
+    """Shared shape of the gated variants: (h_last − μ)·w − τ opens the gate."""
+
+    ranked = ("basis",)
+
+    def forced_open(self) -> dict[str, float]:
+        return {"threshold": -1e30}
+
+    def margin(self, hidden: Hidden, *tensors: Tensor) -> Float[Tensor, "batch"]:
+        _, mean, gate, threshold, *_ = tensors
+        x = hidden[:, -1]
+        return ((x if x.dtype == torch.float64 else x.float()) - mean) @ gate - threshold
+
+    def magnitude(self, hidden: Hidden, *tensors: Tensor) -> Float[Tensor, "batch"]:
+        gate = tensors[2]
+        return hidden[:, -1].to(gate.dtype).square().mean(-1).sqrt() * gate.norm()
+
+    def _push(self, hidden: Hidden, scope: Mask, push: Tensor, margin: Tensor) -> Tensor:
+        x = hidden.float()
+        opened = (margin > 0)[:, None, None]
+        return torch.where((scope > 0) & opened, x + push, x).to(hidden.dtype)
+
+
+class GatedSteering(_SubspaceGate):
+    """h + α g P h (``steer``)."""
+
+    name = "GatedSteering"
+    params = ("basis", "mean", "gate", "threshold", "alpha")
+
+    def forward(
+        self, hidden: Hidden, scope: Mask, basis: Tensor, mean: Tensor, gate: Tensor, threshold: Tensor, alpha: Tensor
+    ) -> tuple[Tensor, ...]:
+        tensors = (basis, mean, gate, threshold, alpha)
+        return self.act(hidden, scope, self.margin(hidden, *tensors), *tensors)
+
+    def act(self, hidden: Hidden, scope: Mask, margin: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        basis, _, _, _, alpha = tensors
+        return self._push(hidden, scope, alpha * project(hidden.float(), basis), margin), margin
+
+
+class TargetSteering(_SubspaceGate):
+    """h + g P(α·target − (h − μ)), target being relative to μ (``target``)."""
+
+    name = "TargetSteering"
+    params = ("basis", "mean", "gate", "threshold", "alpha", "target")
+
+    def forward(
+        self,
+        hidden: Hidden,
+        scope: Mask,
+        basis: Tensor,
+        mean: Tensor,
+        gate: Tensor,
+        threshold: Tensor,
+        alpha: Tensor,
+        target: Tensor,
+    ) -> tuple[Tensor, ...]:
+        tensors = (basis, mean, gate, threshold, alpha, target)
+        return self.act(hidden, scope, self.margin(hidden, *tensors), *tensors)
+
+    def act(self, hidden: Hidden, scope: Mask, margin: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        basis, mean, _, _, alpha, target = tensors
+        push = project(alpha * target - (hidden.float() - mean), basis)
+        return self._push(hidden, scope, push, margin), margin
+
+    def kept(self, before: Hidden, after: Hidden, scope: Mask, margin: Tensor, *tensors: Tensor) -> Tensor:
+        basis, mean, _, _, alpha, target = (tensor.double() for tensor in tensors)
+        left = (after.double() - mean - alpha * target) @ basis
+        opened = (margin > 0)[:, None, None]
+        return (left * ((scope > 0) & opened)).abs().max() / (before.double() - mean).norm(dim=-1).max()
+
+
+class SupervisedSteering(_SubspaceGate):
+    """h + g P(α(x − μ) − (h − μ)), x the text-only state of the same query (``supervised``).
+
+    ``state`` is the last-position input of the op: run the text-only prompt first, then hand its
+    ``state`` back as ``reference``.
+    """
+
+    name = "SupervisedSteering"
+    params = ("basis", "mean", "gate", "threshold", "alpha")
+    runtime_inputs = ("reference",)
+    extras = ("score", "state")
+
+    def forward(
+        self,
+        hidden: Hidden,
+        scope: Mask,
+        reference: Float[Tensor, "batch d_model"],
+        basis: Tensor,
+        mean: Tensor,
+        gate: Tensor,
+        threshold: Tensor,
+        alpha: Tensor,
+    ) -> tuple[Tensor, ...]:
+        tensors = (basis, mean, gate, threshold, alpha)
+        return self.act(hidden, scope, self.margin(hidden, *tensors), reference, *tensors)
+
+    def act(self, hidden: Hidden, scope: Mask, margin: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        reference, basis, mean, _, _, alpha = tensors
+        x = hidden.float()
+        push = project(alpha * (reference.float()[:, None] - mean) - (x - mean), basis)
+        return self._push(hidden, scope, push, margin), margin, x[:, -1]

@@ -1,0 +1,175 @@
+"""The three graphs of a model, as :func:`torch.onnx.export` wants them; what is special comes from the family.
+
+One decoder graph covers prefill (``past_sequence`` = 0) and decode. Logits come at all positions: teacher-forced parity
+and logit probes need them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from ...toolkit.families import Family, GraphInput, family_of
+from ...toolkit.families.family import SIZES
+from ..manifest import Graph
+
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One graph to export.
+
+    Attributes:
+        module: what computes it.
+        args: example arguments for a dtype of weights; axes that vary must be 2 or more and distinct.
+        dynamic: for every argument its symbolic axes, in the structure of ``args``.
+        inputs: names of the flattened arguments.
+        outputs: names of the outputs.
+        taps: further outputs of ``module`` that name an inner value of the graph, and are not outputs of it.
+    """
+
+    module: nn.Module
+    args: Callable[[torch.dtype], tuple[Any, ...]]
+    dynamic: tuple[Any, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    taps: tuple[str, ...] = ()
+
+
+def graph_specs(model: nn.Module) -> dict[Graph, GraphSpec]:
+    """The graphs of a transformers model.
+
+    Raises:
+        UsageError: the architecture, or this configuration of it, is not supported.
+    """
+    family = family_of(model.config)
+    return {
+        "vision_encoder": vision_spec(model, family),
+        "embed_tokens": embedding_spec(model.get_input_embeddings()),
+        "decoder": decoder_spec(model, family),
+    }
+
+
+class VisionGraph(nn.Module):
+    """Pictures to image features, as the family says."""
+
+    def __init__(self, model: nn.Module, family: Family, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.family, self.names = model, family, tuple(names)
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The outputs, then the taps."""
+        return self.family.vision(self.model, **dict(zip(self.names, inputs, strict=True)))
+
+
+class CachedDecoder(nn.Module):
+    """Decoder blocks, final norm and LM head, with the KV cache as plain tensors."""
+
+    def __init__(self, model: nn.Module, family: Family, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.family, self.names = model, family, tuple(names)
+
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        further: list[torch.Tensor],
+        past: list[tuple[torch.Tensor, torch.Tensor]],
+    ) -> tuple[torch.Tensor, ...]:
+        """Logits [batch, sequence, vocab], then key and value [batch, heads, past + sequence, head_dim] per layer."""
+        cache = DynamicCache()
+        cache.layers = [_filled_layer(key, value) for key, value in past]
+        named = dict(zip(self.names, further, strict=True))
+        logits = self.family.decoder(self.model, inputs_embeds, attention_mask, cache, **named)
+        return logits, *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
+
+
+def vision_spec(model: nn.Module, family: Family) -> GraphSpec:
+    """The vision graph."""
+    wanted, example = family.vision_inputs(model.config), family.vision_example(model.config)
+    names = tuple(one.name for one in wanted)
+
+    def args(dtype: torch.dtype) -> tuple[Any, ...]:
+        return tuple(_tensor(example[one.name], one, dtype) for one in wanted)
+
+    return GraphSpec(
+        module=VisionGraph(model, family, names),
+        args=args,
+        dynamic=(tuple(_axes(one) for one in wanted),),
+        inputs=names,
+        outputs=family.vision_outputs,
+        taps=family.taps,
+    )
+
+
+def decoder_spec(model: nn.Module, family: Family) -> GraphSpec:
+    """The decoder graph."""
+    text = model.config.get_text_config()
+    heads, head_dim = kv_shape(text)
+    further = family.decoder_inputs(model.config)
+    names = tuple(one.name for one in further)
+    embeds = GraphInput("inputs_embeds", "weights", ("batch", "sequence", text.hidden_size))
+    mask = GraphInput("attention_mask", "int64", ("batch", "total"))
+    part = GraphInput("past", "weights", ("batch", heads, "past_sequence", head_dim))
+    n_layers = text.num_hidden_layers
+
+    def args(dtype: torch.dtype) -> tuple[Any, ...]:
+        def example(one: GraphInput) -> torch.Tensor:
+            return _tensor(one.example(), one, dtype)
+
+        past = [(example(part), example(part)) for _ in range(n_layers)]
+        return example(embeds), torch.ones_like(example(mask)), [example(one) for one in further], past
+
+    return GraphSpec(
+        module=CachedDecoder(model, family, names),
+        args=args,
+        dynamic=(_axes(embeds), _axes(mask), [_axes(one) for one in further], [(_axes(part),) * 2] * n_layers),
+        inputs=("inputs_embeds", "attention_mask", *names, *kv_names(n_layers, "past_key_values")),
+        outputs=("logits", *kv_names(n_layers, "present")),
+    )
+
+
+def embedding_spec(embed_tokens: nn.Module) -> GraphSpec:
+    """``input_ids`` [batch, sequence] int64 to ``inputs_embeds`` [batch, sequence, d_model]."""
+    return GraphSpec(
+        module=embed_tokens,
+        args=lambda dtype: (torch.zeros(SIZES["batch"], SIZES["sequence"], dtype=torch.int64),),
+        dynamic=({0: "batch", 1: "sequence"},),
+        inputs=("input_ids",),
+        outputs=("inputs_embeds",),
+    )
+
+
+def kv_names(n_layers: int, prefix: str) -> tuple[str, ...]:
+    """``<prefix>.0.key, <prefix>.0.value, <prefix>.1.key, …``"""
+    return tuple(f"{prefix}.{layer}.{part}" for layer in range(n_layers) for part in ("key", "value"))
+
+
+def kv_shape(config: object) -> tuple[int, int]:
+    """Number of key/value heads and their width, from a text configuration."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return heads, getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _axes(one: GraphInput) -> dict[int, str]:
+    return {axis: size for axis, size in enumerate(one.shape) if isinstance(size, str)}
+
+
+def _tensor(array: np.ndarray, one: GraphInput, dtype: torch.dtype) -> torch.Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.to(dtype) if one.dtype == "weights" else tensor
+
+
+def _filled_layer(key: torch.Tensor, value: torch.Tensor) -> DynamicLayer:
+    # Filled by hand: `update` on an empty layer would trace the concatenation with an empty tensor.
+    layer = DynamicLayer()
+    layer.keys, layer.values = key, value
+    layer.dtype, layer.device = key.dtype, key.device
+    layer.is_initialized = True
+    return layer

@@ -1,0 +1,102 @@
+"""`safetykit diagnose`. Registered by the command line; heavy imports happen when it runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from ...toolkit.commands.options import Data, Json, Model, Overwrite
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def diagnose(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the channel map and its plots.")],
+    budget: Annotated[Optional[int], typer.Option(min=1, help="Most forward passes; less is measured then.")] = None,
+    pairs: Annotated[int, typer.Option(min=8, help="Pairs per modality, at most.")] = 128,
+    neurons: Annotated[int, typer.Option(min=0, help="Neurons verified by patching, per modality; 0 for none.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pairs per forward pass.")] = 16,
+    seed: Annotated[int, typer.Option(help="Of intervals, folds and neurons drawn for comparison.")] = 0,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Causal map: which layers and neurons carry refusal, with plots; resumes where it was interrupted."""
+    from ...adapters.artifact.files import require_free
+    from ...toolkit.commands import console
+    from ...toolkit.diagnosis import diagnose as run
+    from ...toolkit.data.records import load_records
+    from ...toolkit.data.sources import data_path, model_path
+    from ...toolkit.model.vlm import VLM
+    from ..document.diagnosis_plots import diagnosis_plots
+
+    require_free(out, overwrite=overwrite)
+    records = load_records(data_path(data), ["fit"])
+    vlm = VLM.from_pretrained(model_path(model))
+    with console.progress_bar("diagnosing") as update:
+        found = run(
+            vlm, records, budget=budget, pairs=pairs, neurons=neurons, seed=seed, batch_size=batch_size,
+            progress=update, journal_path=out.parent / f".{out.name}.diagnosis.jsonl",
+            say=lambda text: print(text, file=sys.stderr, flush=True),
+        )  # fmt: skip
+    beside = {}
+    for item in diagnosis_plots(found.info):
+        beside |= {f"{item.plot.tag}.png": item.png, f"{item.plot.tag}.svg": item.plot.svg.encode()}
+    found.save(out, overwrite=overwrite, beside=beside)
+    value = {"map": str(out), **found.info.model_dump(mode="json")}
+    console.emit(value, as_json=as_json, human=_view)
+
+
+def _view(console: Console, value: dict[str, Any]) -> None:
+    """What a person sees: the layers found, effects by layer, the foremost neurons, the skipped layers."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    def table(title: str, *columns: str) -> Table:
+        made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+        for at, column in enumerate(columns):
+            made.add_column(column, justify="left" if at == 0 else "right")
+        return made
+
+    layers, refusal = value["layers"], value["refusal"]
+    console.print(f"[bold]Channel map[/bold] in {escape(value['map'])}")
+    for modality, ranking in layers["critical"].items():
+        console.print(f"critical layers, {modality} harm (most critical first): {', '.join(map(str, ranking))}")
+    for name in ("safety", "fused"):
+        console.print(f"{name} layer: {'not found' if layers[name] is None else layers[name]}")
+    console.print(f"layers to align: {', '.join(map(str, layers['align'])) or 'not found'}")
+    console.print(f"refusals open with {', '.join(map(repr, refusal['tokens']))}: {escape(repr(refusal['text']))}")
+    for modality, effects in value["effects"].items():
+        console.print(f"\n{len(effects['pairs'])} {modality} pairs, total effect {_estimate(effects['total'])} nats")
+        shown = [site for site in effects["sites"] if site["positions"] == "last"]
+        rows = table("NIE at the last prompt token, nats", "layer", "attention", "MLP", "block")
+        for layer in sorted({site["layer"] for site in shown}):
+            cells = {site["kind"]: _estimate(site["nie"]) for site in shown if site["layer"] == layer}
+            rows.add_row(str(layer), cells["attn"], cells["mlp"], cells["block"])
+        console.print(rows)
+        if effects["neurons"]:
+            rows = table("foremost neurons", "layer.neuron", "attribution", "exact NIE")
+            for item in effects["neurons"][:8]:
+                place = f"{item['layer']}.{item['neuron']}"
+                rows.add_row(place, f"{item['attribution']:+.3f}", _estimate(item["nie"]))
+            console.print(rows)
+            if effects["rank_correlation"] is not None:
+                console.print(f"rank correlation of attribution and exact NIE: {effects['rank_correlation']:.2f}")
+    rows = table(f"skipped layers ({value['windows_on']})", "layers", "attack success", "change", "refused", "change")
+    for window in value["windows"]:
+        name = "–".join(map(str, window["layers"])) or "none"
+        shares = [f"{100 * window[kind]['rate']:.1f} %" for kind in ("attack_success", "refused")]
+        changes = [_estimate(window[f"{kind}_change"]) for kind in ("attack_success", "refused")]
+        changes = changes if window["layers"] else ["", ""]
+        rows.add_row(name, shares[0], changes[0], shares[1], changes[1])
+    console.print(rows)
+
+
+def _estimate(item: dict[str, float]) -> str:
+    return f"{item['value']:+.2f} [dim]({item['low']:+.2f} to {item['high']:+.2f})[/dim]"

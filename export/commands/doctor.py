@@ -1,0 +1,67 @@
+"""What is installed, and what ONNX Runtime really gives on this machine."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from ..runtime.sessions import installed_packages, placement, require_one_package
+
+_PACKAGES = (
+    "safetykit",
+    "torch",
+    "transformers",
+    "safetensors",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "scikit-learn",
+    "typer",
+)
+
+
+def examine() -> dict[str, Any]:
+    """Versions, the ONNX Runtime package in use, and the providers that a session really gets.
+
+    A provider that is listed but does not compute is shown with ``False``: it does not start, or it starts and
+    takes no node. ONNX Runtime itself falls back to the CPU without an error.
+
+    Raises:
+        UsageError: no ONNX Runtime package is installed, or two that overwrite each other.
+    """
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    require_one_package()
+    (package, package_version), = installed_packages().items()
+    import onnxruntime
+
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "onnxruntime": {"package": package, "version": package_version},
+        "providers": {name: _starts(name) for name in onnxruntime.get_available_providers()},
+    }
+
+
+def _starts(provider: str) -> bool:
+    """Whether a session asked for ``provider`` computes a matrix product with it."""
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "x"], ["y"])], "probe", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[provider])
+        return placement(session) == [("MatMul", provider)]
+    except Exception:  # ONNX Runtime's exceptions have no public base class; any of them means it does not start
+        return False

@@ -1,0 +1,178 @@
+"""Everything an export folder states about itself, read from its JSON files and from nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import StringConstraints, TypeAdapter, ValidationError
+
+from ...adapters.errors import InvalidArtifact
+from ...adapters.artifact.files import read_inside, sha256_file
+from ...adapters.artifact.manifest import Strict
+from ..parity.comparison import Comparison
+from .latency import Latency
+from ..manifest import LAYOUT, ExportManifest, read_manifest
+from ..parity.report import Check, ParityReport
+from .sections import SECTIONS
+
+FACTS, LATENCY, CONFIG = "card.json", "latency.json", "config.json"
+ORGANISM_KEY = "safetykit_model_organism"  # in config.json of a model that was trained to have the disease
+_LIMIT = 256 * 2**20
+
+# What the Hugging Face Hub accepts as a model id, or the last part of a path.
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$", max_length=96)]
+
+
+class CardFacts(Strict):
+    """``card.json``: what nobody can measure.
+
+    Attributes:
+        base_model: id of the base on the Hub, or the last part of its path.
+        base_license: its licence as the Hub spells it; None when it was not given.
+    """
+
+    schema_version: Literal[1] = 1
+    base_model: ModelName
+    base_license: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]*$")] | None = None
+
+
+@dataclass(frozen=True)
+class ParityKind:
+    """All parity checks of one kind.
+
+    Attributes:
+        nearest: the check whose error comes nearest to its limit, or exceeds it most.
+    """
+
+    name: str
+    checks: tuple[Check, ...]
+    nearest: Check
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """An export folder's JSON files; None for those that are not there.
+
+    Attributes:
+        attached: by position of the adapter, what came with it, by name and in the order of the sections.
+        organism: the base says of itself that it is a model organism.
+        hashes: SHA-256 of every JSON file read, but the manifest, which names the card in turn.
+    """
+
+    manifest: ExportManifest
+    facts: CardFacts | None
+    comparison: Comparison | None
+    parity: ParityReport | None
+    latency: Latency | None
+    attached: dict[int, dict[str, Any]]
+    organism: bool
+    hashes: dict[str, str]
+
+    @property
+    def methods(self) -> str:
+        """The adapters' methods and variants, for people."""
+        return " + ".join(f"{item.method} ({item.variant})" for item in self.manifest.adapters) or "no adapter"
+
+    @property
+    def base_name(self) -> str:
+        """The base, for people: as stated, else as it was called in the evaluation, else its architecture."""
+        if self.facts:
+            return self.facts.base_model
+        return self.comparison.before.model if self.comparison else self.manifest.base.architecture
+
+    @property
+    def unseen_carriers(self) -> tuple[str, ...]:
+        """Carriers evaluated but in the data of no adapter's fit."""
+        if self.comparison is None:
+            return ()
+        seen = {key.split("/")[1] for item in self.manifest.adapters for key in item.data.counts if "/" in key}
+        return tuple(carrier for carrier in self.comparison.carriers() if carrier not in seen)
+
+    @property
+    def gate_names(self) -> dict[str, str]:
+        """What decisions call a gate's score → its site and op."""
+        return {f"{item.index}.score": f"{item.site} ({item.op})" for item in self.manifest.interventions}
+
+    def parity_kinds(self) -> tuple[ParityKind, ...]:
+        """The parity checks by kind, in the order of the report."""
+        kinds: dict[str, list[Check]] = {}
+        for check in self.parity.checks if self.parity else ():
+            kinds.setdefault(check.kind, []).append(check)
+        return tuple(ParityKind(name, tuple(checks), max(checks, key=_nearness)) for name, checks in kinds.items())
+
+
+def attachment_name(kind: str, adapter: int) -> str:
+    """File name of what came with an adapter: ``sweep.json``, ``sweep-1.json``, …"""
+    return f"{kind}.json" if adapter == 0 else f"{kind}-{adapter}.json"
+
+
+def document_names(manifest: ExportManifest) -> tuple[str, ...]:
+    """The JSON files that a card is made from, beside the manifest."""
+    attached = [attachment_name(kind, at) for at in range(len(manifest.adapters)) for kind in SECTIONS]
+    return (FACTS, LAYOUT.evaluation, LAYOUT.parity, LATENCY, *attached, CONFIG)
+
+
+def read_figures(folder: Path) -> Figures:
+    """Read and check the JSON files of an export folder.
+
+    Raises:
+        UsageError: there is no such folder.
+        InvalidArtifact: a file is damaged, or is not what it should be; named.
+    """
+    manifest = read_manifest(folder, verify=False)
+    present = [name for name in document_names(manifest) if (folder / name).exists()]
+
+    attached = {
+        at: {
+            name: _plain(folder, attachment_name(name, at), section.model)
+            for name, section in SECTIONS.items()
+            if attachment_name(name, at) in present
+        }
+        for at in range(len(manifest.adapters))
+    }
+    parity = _plain(folder, LAYOUT.parity, ParityReport)
+    if parity is not None and not _consistent(parity):
+        raise InvalidArtifact(
+            f"{folder / LAYOUT.parity} claims a verdict that its errors do not give.", "Export the model again."
+        )
+    return Figures(
+        manifest=manifest,
+        facts=_plain(folder, FACTS, CardFacts),
+        comparison=_plain(folder, LAYOUT.evaluation, Comparison),
+        parity=parity,
+        latency=_plain(folder, LATENCY, Latency),
+        attached=attached,
+        organism=(_plain(folder, CONFIG, dict[str, Any]) or {}).get(ORGANISM_KEY) is True,
+        hashes={name: sha256_file(folder / name) for name in present},
+    )
+
+
+def _plain(folder: Path, name: str, kind: Any) -> Any:
+    """A JSON file as ``kind``; None where it is missing."""
+    if not (folder / name).exists():
+        return None
+    try:
+        return TypeAdapter(kind).validate_python(json.loads(read_inside(folder, name, _LIMIT)))
+    except (ValueError, RecursionError) as error:
+        detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "it is not JSON"
+        raise InvalidArtifact(f"{folder / name} is not valid: {detail}.", "Export the model again.") from None
+
+
+def _nearness(check: Check) -> float:
+    if check.limit == 0:
+        return 0.0 if check.error == 0 else math.inf
+    return check.error / check.limit
+
+
+def _consistent(parity: ParityReport) -> bool:
+    passed = [check.error <= check.limit for check in parity.checks]
+    return passed == [check.passed for check in parity.checks] and parity.passed == all(passed)

@@ -1,0 +1,131 @@
+"""``evaluation.json``: the unmodified model and the export, on the same records.
+
+Nothing in the tables is free to differ from the decisions: rates are counted again when a comparison is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isclose
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from ...adapters.errors import UsageError
+from ...adapters.artifact.manifest import DataInfo, Strict, describe_data
+from ...toolkit.evaluation.evaluate import Decision, Evaluation, Metric, Rate, Row, tabulate
+from ...toolkit.data.records import CARRIERS, Record
+
+METRICS: tuple[Metric, ...] = ("attack_success", "refused", "over_refusal", "exact")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One metric of one group, before and after.
+
+    Attributes:
+        group: a carrier, ``all`` or ``carrier/tag``.
+    """
+
+    group: str
+    metric: Metric
+    before: Rate
+    after: Rate
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One group of records and every metric it has.
+
+    Attributes:
+        detector_auroc: of the export's gates; None without gates or with one label only.
+    """
+
+    group: str
+    pairs: dict[Metric, Pair]
+    detector_auroc: float | None
+
+    @property
+    def apart(self) -> bool:
+        """Whether the group is part of a carrier that is reported beside it (look-alikes, unseen renderings)."""
+        return "/" in self.group
+
+
+class Comparison(Strict):
+    """The unmodified model before, the exported model with its adapters after.
+
+    Attributes:
+        dataset: how the records are called, for people.
+        data: their digest and counts.
+        before: the unmodified model.
+        after: the export under ONNX Runtime.
+    """
+
+    schema_version: Literal[1] = 1
+    dataset: str = Field(min_length=1)
+    data: DataInfo
+    before: Evaluation
+    after: Evaluation
+
+    @classmethod
+    def of(cls, before: Evaluation, after: Evaluation, records: Sequence[Record], dataset: str) -> Comparison:
+        """Put two evaluations of ``records`` together.
+
+        Raises:
+            UsageError: they are not evaluations of exactly these records.
+        """
+        for evaluation in (before, after):
+            if [item.id for item in evaluation.decisions] != [record.id for record in records]:
+                raise UsageError(
+                    f"{evaluation.model} was evaluated on other records.", "Evaluate both on the same ones."
+                )
+        return cls(dataset=dataset, data=describe_data(records), before=before, after=after)
+
+    @model_validator(mode="after")
+    def _counted(self) -> Self:
+        if [_question(item) for item in self.before.decisions] != [_question(item) for item in self.after.decisions]:
+            raise ValueError("before and after are of different records")
+        for evaluation in (self.before, self.after):
+            counted = tabulate(evaluation.decisions)
+            if len(counted) != len(evaluation.rows) or not all(map(_same, counted, evaluation.rows)):
+                raise ValueError(f"the rates of {evaluation.model} do not follow from its decisions")
+        return self
+
+    def rows(self) -> tuple[GroupRow, ...]:
+        """Groups in the order of the evaluations, each metric paired."""
+        rows = []
+        for before, after in zip(self.before.rows, self.after.rows, strict=True):
+            pairs = {
+                metric: Pair(before.group, metric, before.metrics[metric], after.metrics[metric])
+                for metric in METRICS
+                if metric in before.metrics
+            }
+            rows.append(GroupRow(before.group, pairs, after.detector_auroc))
+        return tuple(rows)
+
+    def weakest(self, metric: Metric) -> Pair | None:
+        """The carrier with the highest rate after, for metrics that should be low; None when none has it."""
+        pairs = [row.pairs[metric] for row in self.rows() if row.group in self.carriers() and metric in row.pairs]
+        return max(pairs, key=lambda pair: pair.after.rate, default=None)
+
+    def carriers(self) -> tuple[str, ...]:
+        """The carriers that occur, in the fixed order."""
+        found = {item.carrier for item in self.after.decisions}
+        return tuple(carrier for carrier in CARRIERS if carrier in found)
+
+
+def _question(decision: Decision) -> tuple[str, str, str, tuple[str, ...]]:
+    return decision.id, decision.carrier, decision.label, decision.tags
+
+
+def _same(counted: Row, stated: Row) -> bool:
+    """Equal, up to the last digits in which versions of the statistics library may differ."""
+    if counted.group != stated.group or counted.metrics.keys() != stated.metrics.keys():
+        return False
+    if (counted.detector_auroc is None) != (stated.detector_auroc is None):
+        return False
+    pairs = [(counted.detector_auroc or 0.0, stated.detector_auroc or 0.0)]
+    for metric, rate in counted.metrics.items():
+        pairs += zip(rate.model_dump().values(), stated.metrics[metric].model_dump().values(), strict=True)
+    return all(isclose(one, other, abs_tol=1e-9) for one, other in pairs)

@@ -1,0 +1,123 @@
+"""Parity of quantised graphs: PyTorch with the weights that the graph really holds.
+
+A 4-bit decoder is another function than the checkpoint, by as much as its weights were rounded. That difference says
+nothing about the adapter, and hides whether the adapter is right. So the checkpoint's own modules run with the graph's
+dequantised weights, and the two must agree as closely as unquantised ones do: layer, sign, bias, padding and gate of
+every op show. Products that the graph would compute with activations rounded to 8 bits (``accuracy_level`` 4) are
+compared in full precision, on a copy of the small graph file; how far the graph that ships is from the checkpoint is
+measured beside it, as drift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnx_ir.external_data import set_base_dir
+from torch import nn
+
+from ..base.matrices import QUANTISED
+from ..foreign.weights import DecoderWeights, find_weights
+from ..manifest import Graph
+from ..runtime.onnx_vlm import OnnxVLM
+
+if TYPE_CHECKING:
+    from ...toolkit.model.vlm import VLM
+
+_OTHERS: tuple[Graph, ...] = ("vision_encoder", "embed_tokens")
+_FULL_PRECISION = 1  # of MatMulNBits' accuracy levels: float32 products
+
+
+@dataclass(frozen=True)
+class Comparable:
+    """What PyTorch is compared with, end to end.
+
+    Attributes:
+        export: the export, in full precision if that is another graph.
+        base: the same of the base graphs; None if they are not at hand.
+        weights: what PyTorch is to hold instead of its own; None for graphs that hold the checkpoint's.
+        exact: whether the two compute the same function; otherwise only drift can be measured.
+    """
+
+    export: OnnxVLM
+    base: OnnxVLM | None
+    weights: DecoderWeights | None = None
+    exact: bool = True
+
+    @contextmanager
+    def held(self, vlm: VLM) -> Iterator[None]:
+        """Run ``vlm`` with the graph's weights until the block ends."""
+        if self.weights is None:
+            yield
+            return
+        with holding(vlm, self.weights):
+            yield
+
+
+def comparable(vlm: VLM, export: OnnxVLM, base: OnnxVLM | None) -> Comparable:
+    """What of an export, and of its base, can be compared with ``vlm`` as closely as unquantised graphs are."""
+    if export.manifest.precision not in ("int4", "int8"):
+        return Comparable(export, base)
+    model = ir.load(export.path / export.manifest.graph_file("decoder"))
+    weights = _held_weights(vlm, model, set(export.manifest.updates))
+    foreign = export.manifest.foreign
+    others = [] if foreign is None else [ir.load(export.path / export.manifest.graph_file(name)) for name in _OTHERS]
+    if weights is None or any(_kinds(one) & set(QUANTISED) for one in others):
+        return Comparable(export, base, exact=False)
+    copies = [_in_full_precision(one, vlm) if one is not None else None for one in (export, base)]
+    assert copies[0] is not None
+    return Comparable(copies[0], copies[1], weights)
+
+
+def _kinds(model: ir.Model) -> set[str]:
+    return {node.op_type for node in model.graph}
+
+
+def _held_weights(vlm: VLM, model: ir.Model, updated: set[str]) -> DecoderWeights | None:
+    """The decoder weights that a graph holds; None where full precision cannot be had, or one was not found."""
+    if _kinds(model) & (set(QUANTISED) - {"MatMulNBits"}):
+        return None
+    weights = find_weights(vlm, model)
+    return None if set(weights.unread) - updated else weights
+
+
+@contextmanager
+def holding(vlm: VLM, weights: DecoderWeights) -> Iterator[None]:
+    """Run ``vlm`` with the weights that a graph holds until the block ends; then the very same old tensors are back."""
+    kept: list[tuple[nn.Module, nn.Parameter]] = []
+    try:
+        for item in weights.found:
+            module = vlm.model.get_submodule(item.parameter.removesuffix(".weight"))
+            old = module.weight
+            values = torch.from_numpy(item.rows(range(old.shape[0])).values.copy())
+            kept.append((module, old))
+            module.weight = nn.Parameter(values.to(old), requires_grad=False)
+        yield
+    finally:
+        for module, old in reversed(kept):
+            module.weight = old
+
+
+def _in_full_precision(onnx_vlm: OnnxVLM, vlm: VLM) -> OnnxVLM:
+    """The same with products of unrounded activations; it shares the weights."""
+    model = _load(onnx_vlm)
+    for graph in model.graphs():
+        for node in graph:
+            if node.op_type == "MatMulNBits":
+                node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", _FULL_PRECISION)
+    data = ir.serde.serialize_model(model).SerializeToString()
+    return onnx_vlm.with_decoder(data, index=vlm.index)
+
+
+def _load(onnx_vlm: OnnxVLM) -> ir.Model:
+    source = onnx_vlm.decoder_source
+    if not isinstance(source, bytes):
+        return ir.load(source)
+    model = ir.from_proto(onnx.ModelProto.FromString(source))
+    set_base_dir(model.graph, onnx_vlm.path)
+    return model

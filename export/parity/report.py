@@ -1,0 +1,183 @@
+"""What a parity check found: a report that is written beside the export, and its gate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ...adapters.errors import InvalidArtifact, ParityFailed, UsageError
+from ...adapters.artifact.files import write_atomic
+from ...adapters.artifact.manifest import Strict, canonical_json
+from .compare import Gap
+from ..manifest import Precision
+from .tolerances import EXACT, Tolerance, Tolerances
+
+if TYPE_CHECKING:
+    from ...toolkit.evaluation.evaluate import Decision
+
+
+_NAMED = 3  # flips that an error names
+
+
+class Check(Strict):
+    """One comparison.
+
+    Attributes:
+        kind: which of the comparisons above.
+        case: what was compared, for a reader.
+        count: numbers, probes or records compared.
+        error: largest absolute error; for ``op`` and ``invariant`` a share of the hidden state's size; for
+            ``decisions`` the number of records that flipped.
+        scale: largest magnitude of the reference.
+        limit: largest error that would have passed.
+    """
+
+    kind: Literal[
+        "logits", "adapter-off", "scores", "op", "invariant", "risk",
+        "retrieval", "fold", "swap", "layout", "drift", "decisions",
+    ]  # fmt: skip
+    case: str
+    count: int
+    error: float
+    scale: float
+    limit: float
+    passed: bool
+
+
+class Flip(Strict):
+    """A decision that differs, with how near the call was.
+
+    Attributes:
+        what: ``outcome``, or the name of a gate's score.
+        margin: for a gate the smaller distance of the two scores from 0; for an outcome the gap of the
+            two best logits where the answers part (None when they do not part on a second run).
+    """
+
+    id: str
+    what: str
+    pytorch: str
+    onnx: str
+    margin: float | None
+
+    def __str__(self) -> str:
+        near = "" if self.margin is None else f", {self.margin:.2g} apart"
+        return f"{self.id} ({self.what}: {self.pytorch} → {self.onnx}{near})"
+
+
+class ParityReport(Strict):
+    """The verdict and everything it rests on."""
+
+    schema_version: Literal[1] = 1
+    precision: Precision
+    providers: tuple[str, ...]
+    steps: int
+    tolerances: Tolerances
+    checks: tuple[Check, ...]
+    flips: tuple[Flip, ...] = ()
+    passed: bool
+
+    def worst(self, kind: str) -> float:
+        """Largest error among the checks of a kind; 0 when there are none."""
+        return max((check.error for check in self.checks if check.kind == kind), default=0.0)
+
+    def require(self) -> None:
+        """The gate.
+
+        Raises:
+            ParityFailed: some check failed; the first is named with its figures.
+        """
+        failed = [check for check in self.checks if not check.passed]
+        if failed:
+            first = failed[0]
+            hint = "The exported model does not do what the PyTorch model does; nothing was written."
+            if first.kind == "decisions":  # the last check: all else holds
+                hint = (
+                    f"Nothing was written. Flipped: {', '.join(map(str, self.flips[:_NAMED]))}. If you accept calls as "
+                    "near as these, pass --max-flips; more records tell how often they are. Where gates or risks flipped in "
+                    "rounded weights, --recalibrate may bring them back."
+                )
+            raise ParityFailed(
+                f"{len(failed)} of {len(self.checks)} parity checks failed; first {first.kind} ({first.case}): "
+                f"error {first.error:.3g}, limit {first.limit:.3g}.",
+                hint,
+            )
+
+    def with_layout(self, layout: str, gap: Gap) -> ParityReport:
+        """The same with what became of the graphs in another layout."""
+        checks = (*self.checks, judged("layout", layout, gap, self.tolerances.logits))
+        return self.model_copy(update={"checks": checks, "passed": all(check.passed for check in checks)})
+
+    def with_swap(self, gap: Gap) -> ParityReport:
+        """The same with how far the export's own logits are from what they were before a swap: not at all."""
+        checks = (*self.checks, judged("swap", "there and back", gap, EXACT))
+        return self.model_copy(update={"checks": checks, "passed": all(check.passed for check in checks)})
+
+    def write(self, path: Path) -> None:
+        """Write as JSON."""
+        write_atomic(path, canonical_json(self.model_dump(mode="json")))
+
+    @classmethod
+    def read(cls, path: Path) -> ParityReport:
+        """Read what :meth:`write` wrote.
+
+        Raises:
+            InvalidArtifact: missing or not a parity report.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise InvalidArtifact(f"{path} is no parity report ({type(error).__name__}).", "Export again.") from None
+
+
+def judged(kind: str, case: str, gap: Gap, tolerance: Tolerance) -> Check:
+    """Whether a gap passes.
+
+    Args:
+        kind: of the comparison, see :class:`Check`.
+        case: what was compared, for a reader.
+    """
+    # JSON has no NaN or infinity: an error that is not a number is reported as the largest float
+    error = gap.error if math.isfinite(gap.error) else 1.7976931348623157e308
+    return Check(
+        kind=kind,
+        case=case,
+        count=gap.count,
+        error=error,
+        scale=gap.scale,
+        limit=tolerance.absolute + tolerance.relative * gap.scale,
+        passed=tolerance.passes(error, gap.scale),
+    )
+
+
+def find_flips(pytorch: Sequence[Decision], onnx: Sequence[Decision]) -> list[Flip]:
+    """Decisions that differ: outcome of the answer, or a gate's state.
+
+    Raises:
+        UsageError: the two are not about the same records.
+    """
+    if [item.id for item in pytorch] != [item.id for item in onnx]:
+        raise UsageError("The two lists of decisions are about different records.", "Decide the same records twice.")
+    flips = []
+    for ours, theirs in zip(pytorch, onnx, strict=True):
+        if ours.outcome != theirs.outcome:
+            flips.append(Flip(id=ours.id, what="outcome", pytorch=ours.outcome, onnx=theirs.outcome, margin=None))
+        for name in sorted(ours.scores.keys() | theirs.scores.keys()):
+            left, right = ours.scores.get(name, math.nan), theirs.scores.get(name, math.nan)
+            if math.isnan(left) or math.isnan(right) or (left > 0) != (right > 0):
+                margin = min(abs(left), abs(right))
+                flips.append(
+                    Flip(
+                        id=ours.id,
+                        what=name,
+                        pytorch=_state(left),
+                        onnx=_state(right),
+                        margin=None if math.isnan(margin) else margin,
+                    )
+                )
+    return flips
+
+
+def _state(score: float) -> str:
+    return "missing" if math.isnan(score) else "open" if score > 0 else "closed"

@@ -1,0 +1,57 @@
+"""Parity of a swap: the other adapter does what it does in PyTorch, and taking it out again leaves no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...adapters.artifact.adapter import Adapter
+from .compare import Gap, parity_requests
+from .check import check_parity
+from .report import ParityReport
+from ..runtime.onnx_vlm import OnnxVLM
+
+if TYPE_CHECKING:
+    from ...toolkit.data.records import Record
+    from ...toolkit.model.vlm import VLM
+
+_STEPS = 4
+
+
+def check_swap(
+    vlm: VLM,
+    onnx_vlm: OnnxVLM,
+    others: Sequence[Adapter],
+    *,
+    records: Sequence[Record] = (),
+    steps: int = 32,
+    progress: Callable[[str], None] | None = None,
+) -> ParityReport:
+    """Swap ``others`` in, compare with PyTorch, and swap them out; the export then has its own adapters again.
+
+    Returns:
+        Parity of ``others``, with a check that the export's own logits are the same bits before and after.
+
+    Raises:
+        UsageError, InvalidArtifact, WrongBase: ``others`` cannot be swapped in; see :meth:`OnnxVLM.swap`.
+    """
+    onnx_vlm.reset()
+    before = _logits(onnx_vlm)
+    onnx_vlm.swap(*others)
+    try:
+        report = check_parity(vlm, onnx_vlm, others, records=records, steps=steps, progress=progress)
+    finally:
+        onnx_vlm.reset()
+    return report.with_swap(Gap.between(before, _logits(onnx_vlm)))
+
+
+def _logits(onnx_vlm: OnnxVLM) -> np.ndarray:
+    """Of a padded batch's last position and some steps."""
+    state = onnx_vlm.prefill_requests(parity_requests()["4 rows padded, mixed"])
+    found = [state.logits[:, -1:]]
+    for _ in range(_STEPS):
+        state = onnx_vlm.step(state, found[-1][:, -1].argmax(-1))
+        found.append(state.logits)
+    return np.stack(found)

@@ -1,0 +1,74 @@
+"""Asking an export, as `safetykit run` does; needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...adapters.errors import UsageError
+from ...toolkit.model.inputs import Request
+from ...toolkit.data.records import open_picture
+from .onnx_vlm import OnnxVLM
+from .sessions import CPU
+
+
+def answer(
+    folder: Path,
+    prompts: Sequence[str],
+    images: Sequence[Path],
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    providers: Sequence[str] = CPU,
+    external_index: Path | None = None,
+    swap: Sequence[Path] = (),
+    system: str = "",
+) -> list[dict[str, Any]]:
+    """Generate with an export; one picture serves all prompts, or there is one for each, or several for a single one.
+
+    Args:
+        swap: what a hot-swap export is to run with instead of its own adapters; see :meth:`OnnxVLM.swap`.
+        system: what the operator says before every prompt.
+
+    Returns:
+        JSON-able, per prompt: ``prompt``, ``text``, ``tokens``, ``scores`` and ``refused``; with a detector also
+        ``risk`` (log-odds of harm) and ``threshold``; with retrieval ``retrieved``, the texts found for the picture.
+
+    Raises:
+        UsageError: the numbers of pictures and prompts do not match, a picture cannot be read, or the model's chat
+            template has no system turn.
+    """
+    if len(images) not in (0, 1, len(prompts)) and len(prompts) > 1:
+        raise UsageError(
+            f"{len(images)} pictures for {len(prompts)} prompts.", "Give one picture for all, or one for each prompt."
+        )
+    pictures = [open_picture(str(path)) for path in images]
+    if len(pictures) == 1:
+        pictures *= len(prompts)
+    if len(prompts) == 1:
+        requests = [Request(prompts[0], tuple(pictures) or None, system)]
+    else:
+        requests = [Request(prompt, pictures[at] if pictures else None, system) for at, prompt in enumerate(prompts)]
+    model = OnnxVLM.from_pretrained(folder, providers, index=external_index)
+    if swap:
+        model.swap(*swap)
+    answers = model.generate(
+        requests, max_new_tokens, do_sample=temperature > 0, temperature=temperature or 1.0, top_p=top_p, seed=seed
+    )
+    detector = model.detector
+    retrieved: list[tuple[str, ...]] = model.retrieved(pictures) if model.retriever and pictures else [()] * len(prompts)
+    if len(prompts) == 1:
+        retrieved = [tuple(text for texts in retrieved for text in texts)]
+    found = []
+    for prompt, item, texts in zip(prompts, answers, retrieved, strict=True):
+        value: dict[str, Any] = {"prompt": prompt, "text": item.text, "tokens": len(item.token_ids)}
+        value |= {"scores": item.scores, "refused": item.refused}
+        if detector:
+            value |= {"risk": item.scores["risk"] + detector.threshold, "threshold": detector.threshold}
+        if model.retriever:
+            value["retrieved"] = list(texts)
+        found.append(value)
+    return found

@@ -1,0 +1,268 @@
+"""Running the three graphs of an export under ONNX Runtime: NumPy only, no torch.
+
+Prefill: pictures → ``vision_encoder`` → features scattered into the token embeddings at the image
+tokens → ``decoder`` with an empty KV cache. Each step then feeds one token per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ...adapters.errors import InvalidArtifact, UsageError
+from ...toolkit.model.inputs import InputProcessor, Inputs
+from .binding import Session, as_array
+from .rows import run_rows_alone
+from ..manifest import GRAPHS, ExportManifest, Graph
+from ..metadata import read_metadata
+from .sessions import open_session
+
+_FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_VISION_MASK, _RISK = "vision_mask", "risk_score"
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A batch in the middle of decoding.
+
+    Attributes:
+        logits: float32, of the tokens fed last.
+        past: KV cache by input name, [batch, heads, length, head_dim]; on a device it stays there, see :mod:`.binding`.
+        attention_mask: over everything fed so far, 0 at padding.
+        further: what else the decoder was fed last, such as positions.
+        swaps: how many adapters had been swapped in when the prompt was read.
+        extras: ``{k}.{name}`` → output of intervention k's op at prefill; ``risk`` → a detector's log-odds of harm;
+            what was retrieved for the pictures, see :class:`Seeing`.
+    """
+
+    logits: Float[np.ndarray, "batch seq vocab"]
+    past: dict[str, np.ndarray]
+    attention_mask: Int[np.ndarray, "batch total"]
+    further: dict[str, np.ndarray]
+    extras: dict[str, np.ndarray]
+    swaps: int = 0
+
+
+@dataclass(frozen=True)
+class Seeing:
+    """What the vision encoder made of pictures.
+
+    Attributes:
+        features: in the decoder's embedding space.
+        further: features for the image tokens of other inputs of the decoder, by their names.
+        extras: ``retrieved_ids`` and ``retrieved_scores`` [pictures, k], or ``retrieval_query`` [pictures, d_key].
+    """
+
+    features: Float[np.ndarray, "... d_model"]
+    further: dict[str, Float[np.ndarray, "... d_model"]]
+    extras: dict[str, np.ndarray]
+
+
+class Graphs:
+    """The graphs of an export in sessions of their own.
+
+    Attributes:
+        path: the export folder.
+        manifest: what it holds.
+        inputs: turns requests into model inputs, exactly as for PyTorch.
+        providers: ONNX Runtime execution providers in use.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: ExportManifest,
+        inputs: InputProcessor,
+        providers: Sequence[str],
+        graphs: Mapping[Graph, bytes] | None = None,
+        *,
+        bind_to: tuple[str, int] | None = None,
+    ) -> None:
+        """Open the graphs; ``graphs`` replaces graph files of ``path`` that share its weights.
+
+        ``bind_to`` is the device that runs are bound to; by default that of the first provider, see :class:`Session`.
+
+        Raises:
+            UsageError: a provider is not there.
+            InvalidArtifact: a graph does not load, or states another detector than the manifest.
+        """
+        self.path, self.manifest, self.inputs = path, manifest, inputs
+        self.providers = tuple(providers)
+        sources = {name: (graphs or {}).get(name, path / manifest.graph_file(name)) for name in GRAPHS}
+        self._vision, self._embed, self._decoder = (
+            Session(open_session(sources[name], providers, data_folder=path), device=bind_to) for name in GRAPHS
+        )
+        self._swaps = 0
+        self._graphs, self._decoder_source = dict(graphs or {}), sources["decoder"]
+        self._vision_outputs = [value.name for value in self._vision.get_outputs()]
+        self._types = {value.name: value.type for value in self._decoder.get_inputs()}
+        self._float = _FLOATS[self._types["inputs_embeds"]]
+        self._outputs = [value.name for value in self._decoder.get_outputs()]
+        self._past_names = [name for name in self._types if name.startswith("past_key_values.")]
+        stated = read_metadata(self._decoder.get_modelmeta().custom_metadata_map)
+        if stated != manifest.detector:
+            raise InvalidArtifact(f"{path} and its decoder do not state the same detector.", "Export the model again.")
+        held = manifest.interventions if manifest.gate_state == "inputs" else ()
+        self._held = [item.index for item in held if item.gate == "held"]
+        self._references = [
+            item.index
+            for item in manifest.interventions
+            if item.graph == "decoder" and "reference" in item.runtime_inputs
+        ]
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether prefill needs the same requests without their pictures."""
+        return bool(self._references)
+
+    @cached_property
+    def block_evaluations(self) -> int:
+        """Decoder blocks that one prefill runs, counted in the graph: those of the answer and those of a branch."""
+        from ..surgery.blocks import block_evaluations
+
+        return block_evaluations(self._decoder_source)
+
+    @property
+    def half(self) -> bool:
+        """Whether the decoder computes in half precision."""
+        return self._float == np.float16
+
+    @property
+    def decoder_source(self) -> Path | bytes:
+        """The decoder's graph: its file, or its bytes where it was given so."""
+        return self._decoder_source
+
+    def _override(self, parameters: Mapping[str, np.ndarray]) -> None:
+        """Run with these in the place of the graphs' own parameters, which come back where one is not named."""
+        self._swaps += 1  # first, so that no step of an answer begun before sees the new parameters unnoticed
+        for name, session in zip(GRAPHS, (self._vision, self._embed, self._decoder), strict=True):
+            mine = [one.name for one in self.manifest.parameters if one.graph == name]
+            session.override({key: parameters[key] for key in mine if key in parameters})
+
+    def _require_unswapped(self, swaps: int) -> None:
+        if swaps != self._swaps:
+            raise UsageError(
+                "The adapter was swapped since this prompt was read: its KV cache is the other adapter's.",
+                "Read the prompt again, with prefill or generate.",
+            )
+
+    def step(self, state: Decoding, token_ids: Int[np.ndarray, "batch"]) -> Decoding:
+        """Feed one token per row; ``extras`` stay those of the prefill.
+
+        Raises:
+            UsageError: the adapter was swapped since the prefill.
+        """
+        self._require_unswapped(state.swaps)
+        ids = np.asarray(token_ids, dtype=np.int64)[:, None]
+        mask = np.concatenate([state.attention_mask, np.ones_like(ids)], axis=1)
+        embeds, vision_mask = self._embedded(ids), ids == self.inputs.image_token_id
+        family, config = self.inputs.family, self.inputs.config
+        further = family.step(config, state.further, mask) | self._scattered(embeds, vision_mask, None)
+        held = {f"safetykit.{index}.held": state.extras[f"{index}.score"] for index in self._held}
+        after = self._run(embeds, mask, further, state.past, vision_mask, held)
+        return replace(after, extras=state.extras)
+
+    def see(self, pictures: Mapping[str, np.ndarray]) -> Seeing:
+        """Run the vision encoder on what the processor made of pictures, see :class:`Inputs`."""
+        family, config = self.inputs.family, self.inputs.config
+        calls = [self._vision.run(self._vision_outputs, feeds) for feeds in family.vision_calls(config, pictures)]
+        found = dict(zip(self._vision_outputs, calls[0], strict=True))
+        if len(calls) > 1:
+            for at, name in enumerate(self._vision_outputs):
+                parts = [results[at] for results in calls]
+                flat = name in family.vision_outputs
+                found[name] = np.concatenate([part.reshape(-1, part.shape[-1]) if flat else part for part in parts])
+        first = family.vision_outputs[0]
+        return Seeing(
+            found[first],
+            {name: found[source] for source, name in family.scattered.items()},
+            {name: value for name, value in found.items() if name.startswith(("retrieved_", "retrieval_"))},
+        )
+
+    def _prefill(self, inputs: Inputs, feeds: dict[str, np.ndarray], seen: Seeing | None = None) -> Decoding:
+        embeds, extras = self._embedded(inputs.input_ids), {}
+        if inputs.pictures:
+            seen = seen or self.see(inputs.pictures)
+            features, extras = seen.features.reshape(-1, seen.features.shape[-1]), seen.extras
+            if (wanted := int(inputs.vision_mask.sum())) != len(features):
+                raise UsageError(
+                    f"The prompts hold {wanted} image tokens, the pictures give {len(features)} features.",
+                    "The processor's files and the vision encoder do not belong together; export again.",
+                )
+            embeds[inputs.vision_mask] = features
+        further = self.inputs.family.prefill(self.inputs.config, inputs)
+        further |= self._scattered(embeds, inputs.vision_mask, seen)
+        batch, heads, width = len(embeds), self.manifest.n_kv_heads, self.manifest.head_dim
+        past = {name: np.zeros((batch, heads, 0, width), self._float) for name in self._past_names}
+        state = self._run(embeds, inputs.attention_mask, further, past, inputs.vision_mask, feeds)
+        return replace(state, extras={**state.extras, **extras})
+
+    def _embedded(self, ids: Int[np.ndarray, "batch seq"]) -> Float[np.ndarray, "batch seq d_model"]:
+        return self._embed.run(None, {"input_ids": ids})[0]
+
+    def _scattered(self, embeds: np.ndarray, vision_mask: np.ndarray, seen: Seeing | None) -> dict[str, np.ndarray]:
+        """Further decoder inputs that hold features at image tokens and zeros elsewhere."""
+        found = {}
+        for one in self.inputs.family.decoder_inputs(self.inputs.config):
+            if one.name in self.inputs.family.scattered.values():
+                width = one.shape[-1]
+                found[one.name] = np.zeros((*vision_mask.shape, width), embeds.dtype)
+                if seen is not None:
+                    found[one.name][vision_mask] = seen.further[one.name].reshape(-1, width)
+        return found
+
+    def _decoded(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One call of the decoder; row by row for one that does not understand padding on the left."""
+        if self.manifest.foreign and self.manifest.foreign.rows_alone and len(feeds["inputs_embeds"]) > 1:
+            inputs = {value.name: value.shape for value in self._decoder.get_inputs()}
+            outputs = {value.name: value.shape for value in self._decoder.get_outputs()}
+            arrays = {name: as_array(value) for name, value in feeds.items()}
+
+            def run(one: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+                return {name: as_array(value) for name, value in self._called(one).items()}
+
+            return run_rows_alone(run, arrays, inputs, outputs)
+        return self._called(feeds)
+
+    def _called(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(self._outputs, self._decoder.run(self._outputs, feeds), strict=True))
+
+    def _run(
+        self,
+        embeds: np.ndarray,
+        mask: np.ndarray,
+        further: dict[str, np.ndarray],
+        past: dict[str, np.ndarray],
+        vision_mask: np.ndarray,
+        feeds: dict[str, np.ndarray],
+    ) -> Decoding:
+        swaps = self._swaps
+        known = {name: value for name, value in further.items() if name in self._types}
+        feeds = {"inputs_embeds": embeds, "attention_mask": mask, **known, **past, **feeds}
+        if _VISION_MASK in self._types:
+            feeds[_VISION_MASK] = vision_mask
+        for index in self._references:  # ignored where it is not given: the op is off, or past its prefill
+            blank = np.zeros((len(embeds), embeds.shape[-1]), np.float32)
+            feeds.setdefault(f"safetykit.{index}.reference", blank)
+        for index in self._held:  # a prompt decides its gates itself
+            feeds.setdefault(f"safetykit.{index}.held", np.zeros(len(embeds), np.float32))
+        results = self._decoded(feeds)
+        if _RISK in results:
+            results["safetykit.risk"] = results[_RISK]
+        return Decoding(
+            logits=results["logits"].astype(np.float32),
+            past={name: results[name.replace("past_key_values.", "present.")] for name in self._past_names},
+            attention_mask=mask,
+            further=further,
+            swaps=swaps,
+            extras={
+                name.removeprefix("safetykit."): value
+                for name, value in results.items()
+                if name.startswith("safetykit.")
+            },
+        )

@@ -1,0 +1,212 @@
+"""Generating with an export folder under ONNX Runtime: NumPy only, no torch.
+
+:mod:`.graphs` runs the graphs. When an op asks for the text-only state of the same query, prefill first runs the
+prompts without their pictures and with the ops off, and hands each op's ``state`` back as its ``reference``.
+
+A detector's risk comes with the prefill. Rows above its threshold get its refusal, and no token is generated for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from ...adapters.errors import UsageError
+from ...adapters.artifact.manifest import DetectorInfo
+from ...toolkit.model.inputs import Generation, InputProcessor, Inputs, Request
+from ...toolkit.retrieval.index import CaptionIndex
+from .graphs import Decoding, Graphs, Seeing
+from .hotswap import Swap, read_swap
+from ..manifest import ExportManifest, Graph, read_manifest
+from ..surgery.retrieval import open_retriever
+from .sampling import Sampler
+from .sessions import CPU
+
+if TYPE_CHECKING:
+    from ...adapters.artifact.adapter import Adapter
+
+_ENABLED = "safetykit.enabled"
+
+
+class OnnxVLM(Graphs):
+    """An exported VLM.
+
+    Attributes:
+        retriever: finds texts for pictures; None where the export does not.
+        detector: when requests are refused; None without a detector.
+        swapped: what :meth:`swap` has put in the place of the export's own parameters; None without.
+    """
+
+    detector: DetectorInfo | None
+    swapped: Swap | None
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: ExportManifest,
+        inputs: InputProcessor,
+        providers: Sequence[str],
+        graphs: Mapping[Graph, bytes] | None = None,
+        *,
+        index: CaptionIndex | Path | None = None,
+        bind_to: tuple[str, int] | None = None,
+    ) -> None:
+        """Use :meth:`from_pretrained`; ``graphs`` replaces graph files of ``path`` that share its weights.
+
+        ``bind_to`` is the device that runs are bound to; by default that of the first provider, see :class:`Session`.
+        """
+        super().__init__(path, manifest, inputs, providers, graphs, bind_to=bind_to)
+        self.detector, self.swapped = manifest.detector, None
+        self.retriever = open_retriever(path, manifest.retrieval, index)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: Path | str,
+        providers: Sequence[str] = CPU,
+        *,
+        verify: bool = True,
+        index: CaptionIndex | Path | None = None,
+    ) -> OnnxVLM:
+        """Open an export folder.
+
+        Args:
+            providers: ONNX Runtime execution providers; falling back to others is an error.
+            verify: compare every file with the digest in the manifest first.
+            index: what an export searches whose index is not in its graph.
+
+        Raises:
+            UsageError: no such folder, a provider is not there, or the index is missing or not the right one.
+            InvalidArtifact: a file is missing or was changed, or a graph does not load.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder, verify=verify)
+        return cls(folder, manifest, InputProcessor.from_pretrained(folder), providers, index=index)
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        max_new_tokens: int = 32,
+        *,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[Generation]:
+        """Answer a batch of requests; greedy unless ``do_sample``.
+
+        A detector refuses row by row after the prefill; the other rows are answered as if those were still there.
+
+        Raises:
+            InvalidArtifact: the detector's risk of a request is not a number.
+        """
+        sampler = Sampler(do_sample=do_sample, temperature=temperature, top_p=top_p, seed=seed)
+        state = self.prefill_requests(requests)
+        scores = {name: value for name, value in state.extras.items() if value.ndim == 1}
+        detector = self.detector
+        finished = np.zeros(len(requests), dtype=bool)
+        if detector:
+            scores["risk"] = scores["risk"] - np.float32(detector.threshold)
+            finished = scores["risk"] > 0
+        eos = np.array(self.inputs.eos_token_ids)
+        tokens: list[list[int]] = [[] for _ in requests]
+        for count in range(1, max_new_tokens + 1):
+            if finished.all():
+                break
+            chosen = np.where(finished, self.inputs.pad_token_id, sampler.choose(state.logits[:, -1]))
+            finished |= np.isin(chosen, eos)
+            for row in np.flatnonzero(~finished):
+                tokens[row].append(int(chosen[row]))
+            if not finished.all() and count < max_new_tokens:
+                state = self.step(state, chosen)
+        refusal = detector.refusal if detector else None
+        return [
+            self.inputs.generation(row, {name: float(value[at]) for name, value in scores.items()}, refusal)
+            for at, row in enumerate(tokens)
+        ]
+
+    def swap(self, *adapters: Path | str | Adapter) -> None:
+        """Run with other adapters from now on; answers that are being generated cannot go on.
+
+        Args:
+            adapters: as many adapters or adapter folders as the export has, in its order; or one hot-swap export of
+                the same base; or the ``.onnx_adapter`` files of its graphs.
+
+        Raises:
+            UsageError: the export's mode is not hot-swap, or the adapters are not its ops at its sites.
+            InvalidArtifact: a parameter is missing, unknown or misshaped, or a file is damaged.
+            WrongBase: an adapter was fitted on another base. In every case the adapter before stays.
+        """
+        self._install(read_swap(adapters, self.manifest))
+
+    def reset(self) -> None:
+        """Run with the export's own adapters again."""
+        self._install(None)
+
+    def _install(self, swap: Swap | None) -> None:
+        self._override(swap.arrays if swap else {})
+        self.swapped, self.detector = swap, swap.detector if swap else self.manifest.detector
+
+    def prefill_requests(self, requests: Sequence[Request]) -> Decoding:
+        """Prepare requests and run :meth:`prefill`, with the text-only branch if an op asks for it."""
+        swaps = self._swaps
+        state = self._read(requests)
+        self._require_unswapped(swaps)
+        return state
+
+    def _read(self, requests: Sequence[Request]) -> Decoding:
+        text_only = None
+        if self.needs_reference:
+            text_only = self.inputs.prepare([Request(request.prompt, system=request.system) for request in requests])
+        seen = None
+        if self.retriever and (rows := self.retriever.pending(requests)):
+            seen = self.see(self.inputs.prepare([requests[at] for at in rows]).pictures)
+            requests = self.retriever.extended(requests, rows, seen.extras)
+            if len(rows) < sum(request.image is not None for request in requests):
+                seen = None  # other rows brought their texts along: the batch has more pictures than were seen
+        return self.prefill(self.inputs.prepare(requests), text_only, seen)
+
+    def retrieved(self, pictures: Sequence[Image.Image]) -> list[tuple[str, ...]]:
+        """The texts found for each picture, best first.
+
+        Raises:
+            UsageError: this export retrieves nothing, or its external index was not given.
+        """
+        if self.retriever is None:
+            raise UsageError(
+                f"{self.path} retrieves nothing.", "Export it with an adapter of `safetykit fit retrieval`."
+            )
+        seen = self.see(self.inputs.prepare([Request(".", picture) for picture in pictures]).pictures)
+        return self.retriever.texts(seen.extras)
+
+    def prefill(self, inputs: Inputs, text_only: Inputs | None = None, seen: Seeing | None = None) -> Decoding:
+        """Run the prompts.
+
+        Args:
+            inputs: the batch.
+            text_only: the same requests without pictures; needed if :attr:`needs_reference`.
+            seen: what :meth:`see` made of the batch's pictures, if that was asked already.
+
+        Raises:
+            UsageError: pictures and image tokens do not match, or ``text_only`` is missing.
+        """
+        feeds: dict[str, np.ndarray] = {}
+        if self.needs_reference:
+            if text_only is None:
+                raise UsageError(
+                    "An op of this model needs the text-only branch.", "Pass text_only, or use generate()."
+                )
+            first = self._prefill(text_only, {_ENABLED: np.array(0, np.float32)})
+            feeds = {f"safetykit.{index}.reference": first.extras[f"{index}.state"] for index in self._references}
+        return self._prefill(inputs, feeds, seen)
+
+    def with_decoder(self, data: bytes, *, index: CaptionIndex | Path | None = None) -> OnnxVLM:
+        """The same export with another decoder graph that shares the weights."""
+        graphs = {**self._graphs, "decoder": data}
+        made = OnnxVLM(self.path, self.manifest, self.inputs, self.providers, graphs, index=index)
+        made._install(self.swapped)
+        return made

@@ -1,0 +1,115 @@
+"""Opening ONNX Runtime sessions that run where they were asked to run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...adapters.errors import InvalidArtifact, UsageError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+CPU = ("CPUExecutionProvider",)
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu")
+_ERRORS_ONLY = 3
+# What a decoder's time goes into. Shapes and indices may run on the CPU beside a GPU, and are put there on purpose.
+_COMPUTE = frozenset(
+    (
+        *("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "MatMulNBits", "Conv", "FusedConv", "Softmax"),
+        *("Attention", "MultiHeadAttention", "GroupQueryAttention", "RotaryEmbedding"),
+        *("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"),
+        *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
+    )
+)
+
+
+def installed_packages() -> dict[str, str]:
+    """Installed ONNX Runtime distributions and their versions."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def require_one_package() -> None:
+    """Refuse an environment in which two ONNX Runtime packages have overwritten each other.
+
+    Raises:
+        UsageError: none or both are installed.
+    """
+    found = installed_packages()
+    if len(found) > 1:
+        raise UsageError(
+            f"{' and '.join(found)} are both installed; they overwrite each other's files.",
+            "Uninstall both, then install one: pip install 'safetykit[cpu]' or 'safetykit[gpu]'.",
+        )
+    if not found:
+        raise UsageError("ONNX Runtime is not installed.", "pip install 'safetykit[cpu]', or 'safetykit[gpu]'.")
+
+
+def open_session(
+    model: Path | bytes, providers: Sequence[str] = CPU, *, data_folder: Path | None = None
+) -> onnxruntime.InferenceSession:
+    """Open a graph.
+
+    Args:
+        model: path of the graph, or its bytes.
+        providers: execution providers, all of which the session must really get. Unless the CPU's is among them, no
+            matrix product, norm or attention may be left to it either.
+        data_folder: where external data lies, for a graph given as bytes.
+
+    Raises:
+        UsageError: no single ONNX Runtime package, or the session or some of its nodes fell back to other providers.
+        InvalidArtifact: ONNX Runtime cannot load the graph.
+    """
+    require_one_package()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    # Idle threads that spin take the cores from PyTorch, which parity runs in turn with ONNX Runtime.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if isinstance(model, bytes) and data_folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data_folder))
+    strict = CPU[0] not in providers
+    if strict:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    missing = [name for name in providers if name not in onnxruntime.get_available_providers()]
+    if not missing:
+        try:
+            source = model if isinstance(model, bytes) else str(model)
+            session = onnxruntime.InferenceSession(source, options, providers=list(providers))
+        except Exception as error:  # ONNX Runtime's exceptions have no public base class
+            name = "the graph" if isinstance(model, bytes) else str(model)
+            raise InvalidArtifact(f"ONNX Runtime cannot load {name}: {error}", "Export the model again.") from None
+        # Asked for a provider that does not start, ONNX Runtime falls back silently.
+        missing = [name for name in providers if name not in session.get_providers()]
+    if missing:
+        raise UsageError(
+            f"ONNX Runtime does not give {', '.join(missing)} here.",
+            "Run `safetykit doctor`, or ask for a provider that it lists.",
+        )
+    if strict and (left := Counter(op for op, provider in placement(session) if provider == CPU[0] and op in _COMPUTE)):
+        what = ", ".join(f"{count} {name}" for name, count in sorted(left.items()))
+        raise UsageError(
+            f"Under {', '.join(providers)}, ONNX Runtime leaves nodes of {_named(model)} to the CPU: {what}.",
+            f"Add --provider {CPU[0]} to accept that, or use another precision or provider.",
+        )
+    return session
+
+
+def placement(session: onnxruntime.InferenceSession) -> list[tuple[str, str]]:
+    """Operator and provider of every node, as the session has placed them."""
+    parts = session.get_provider_graph_assignment_info()
+    return [(node.op_type, part.ep_name) for part in parts for node in part.get_nodes()]
+
+
+def _named(model: Path | bytes) -> str:
+    return "the graph" if isinstance(model, bytes) else model.name

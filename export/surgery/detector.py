@@ -1,0 +1,87 @@
+"""What a graph says about its detector: when to refuse and with which words, and whether it does so itself.
+
+Threshold, refusal and its first token stand in the decoder's ``metadata_props``, for runtimes that know the graph
+alone. With ``enforce`` the graph also replaces the last logits of a refused row's prompt, by
+:class:`~safetykit.adapters.ops.forcing.ForcedRefusal`, so that a runtime that looks for the best token refuses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import TopologicalSortPass
+
+from ...adapters.errors import UnsupportedGraph
+from ...adapters.artifact.manifest import DetectorInfo
+from .bake import RISK
+from .building import GraphBuilder
+from .functions import forcing_function
+from ..metadata import THRESHOLD, TOKEN, read_metadata, write_metadata
+from .residual import DOMAIN, head_output
+
+_ENFORCE = f"{DOMAIN}.enforce"
+
+
+@dataclass(frozen=True)
+class StatedDetector:
+    """What a graph states.
+
+    Attributes:
+        info: from its metadata.
+        enforced: threshold and token that its logits are forced by; None when they are not.
+    """
+
+    info: DetectorInfo
+    enforced: tuple[float, int] | None
+
+
+def install_detector(model: ir.Model, detector: DetectorInfo, *, enforce: bool) -> None:
+    """State ``detector`` in a decoder that gives a ``risk_score``, and with ``enforce`` force its logits.
+
+    Raises:
+        UnsupportedGraph: the graph gives no risk or no logits.
+    """
+    outputs = {value.name: value for value in model.graph.outputs}
+    if RISK not in outputs or "logits" not in outputs:
+        raise UnsupportedGraph(f"The graph has no outputs `{RISK}` and `logits`.", "Bake the detector first.")
+    model.metadata_props.update(write_metadata(detector))
+    if not enforce:
+        return
+    builder, logits = GraphBuilder(model), head_output(outputs["logits"])
+    readers = tuple(logits.uses())  # listed now: the forcing itself reads the value too
+    function = builder.register(forcing_function(logits, builder.opset))
+    arguments = [
+        logits,
+        outputs[RISK],
+        builder.constant(THRESHOLD, np.array(detector.threshold, np.float32)),
+        builder.constant(TOKEN, np.array(detector.refusal_token, np.int64)),
+    ]
+    (forced,) = builder.call(function, arguments, _ENFORCE)
+    forced.shape = logits.shape
+    for node, index in readers:
+        node.replace_input_with(index, forced)
+    if logits is outputs["logits"]:
+        logits.name, forced.name = f"{DOMAIN}.logits", "logits"
+        model.graph.outputs[list(model.graph.outputs).index(logits)] = forced
+    TopologicalSortPass()(model)
+
+
+def stated_detector(model: ir.Model) -> StatedDetector | None:
+    """What :func:`install_detector` put into ``model``; None without a detector."""
+    info = read_metadata(model.metadata_props)
+    if info is None:
+        return None
+    node = next((node for node in model.graph if node.name == _ENFORCE), None)
+    if node is None:
+        return StatedDetector(info, None)
+    found = [_held(value) for value in node.inputs[2:] if value is not None]
+    values = [value.const_value.numpy().item() for value in found if value.const_value is not None]
+    return StatedDetector(info, (float(values[0]), int(values[1])) if len(values) == 2 else (np.nan, -1))
+
+
+def _held(value: ir.Value) -> ir.Value:
+    """The initializer that a scalar is read from: swappable ones are vectors of one number."""
+    node = value.producer()
+    return node.inputs[0] or value if node is not None and node.op_type == "Squeeze" else value

@@ -1,0 +1,107 @@
+"""Low-rank updates that stay apart, x W + (x down) up: the update can be swapped and the weight stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import TopologicalSortPass
+
+from ...adapters.errors import UsageError
+from ...adapters.artifact.updates import WeightUpdate, by_parameter
+from .building import GraphBuilder
+from ..manifest import Graph
+from .residual import DOMAIN
+from .updates import LayerUpdate, find_product
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A change of one linear layer's weight [out, in] by ``(down up)ᵀ``.
+
+    Attributes:
+        layer: what the layer is in the base, with its weight.
+        down: [in, rank].
+        up: [rank, out].
+    """
+
+    layer: LayerUpdate
+    down: np.ndarray
+    up: np.ndarray
+
+    @property
+    def parameter(self) -> str:
+        """The weight's name in the base."""
+        return f"{self.layer.layer}.weight"
+
+
+def low_rank_terms(updates: Iterable[WeightUpdate]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(down [in, rank], up [rank, out]) of each weight that is changed by low-rank updates alone; ranks add up."""
+    found = {}
+    for name, mine in by_parameter(updates).items():
+        if all(update.low_rank for update in mine):
+            down = np.concatenate([update.tensors["down"].float().numpy().T for update in mine], axis=1)
+            up = np.concatenate([update.tensors["up"].float().numpy().T for update in mine])
+            found[name] = (np.ascontiguousarray(down), np.ascontiguousarray(up))
+    return found
+
+
+def split_terms(
+    layers: Sequence[LayerUpdate], updates: Iterable[WeightUpdate]
+) -> tuple[tuple[LayerUpdate, ...], tuple[LowRank, ...]]:
+    """What remains of ``layers`` as new values, and what can stay apart."""
+    terms = low_rank_terms(updates)
+    values, apart = [], []
+    for layer in layers:
+        if (term := terms.get(f"{layer.layer}.weight")) is not None:
+            apart.append(LowRank(layer, *term))
+            layer = replace(layer, new={name: value for name, value in layer.new.items() if name != "weight"})
+        if layer.new:
+            values.append(layer)
+    return tuple(values), tuple(apart)
+
+
+def add_terms(model: ir.Model, graph: Graph, terms: Sequence[LowRank]) -> ir.Model:
+    """Add the terms of layers that lie in ``graph``, in place; every reader of a product then reads the sum.
+
+    Raises:
+        UsageError: a term is zero.
+        UnsupportedGraph: a layer was not found for certain.
+    """
+    mine = [term for term in terms if term.layer.graph == graph]
+    for term in mine:
+        if not (term.up.any() and term.down.any()):
+            raise UsageError(f"The low-rank update of {term.parameter} is zero.", "Fit the adapter again.")
+        _add(model, term)
+    if mine:
+        TopologicalSortPass()(model)
+    return model
+
+
+def _add(model: ir.Model, term: LowRank) -> None:
+    builder = GraphBuilder(model)
+    found = find_product(model.graph, term.layer, term.parameter)
+    dtype, output, x = found.dtype, found.node.outputs[0], found.node.inputs[0]
+    assert x is not None
+    output.dtype = output.dtype or x.dtype
+    readers, is_output = list(output.uses()), output.is_graph_output()
+    name = f"{DOMAIN}.{term.parameter}"
+    down, up = (builder.constant(f"{name}.{part}", getattr(term, part).astype(dtype)) for part in ("down", "up"))
+    inner = builder.node("MatMul", [x, down], output.dtype, None)
+    outer = builder.node("MatMul", [inner, up], output.dtype, output.shape)
+    if found.outputs is not None:  # the layer is packed with others: zeros at their outputs
+        ends = found.outputs - found.first - term.up.shape[1]
+        pads = builder.constant(f"{name}.pads", np.array([0, 0, found.first, 0, 0, ends]))
+        outer.shape, outer.name = None, f"{name}.term"
+        outer = builder.node("Pad", [outer, pads], output.dtype, output.shape)
+    total = builder.node("Add", [output, outer], output.dtype, output.shape)
+    for value, part in ((inner, "inner"), (outer, "outer"), (total, "sum")):
+        value.name = f"{name}.{part}"
+    for reader, index in readers:
+        reader.replace_input_with(index, total)
+    if is_output:
+        at = list(model.graph.outputs).index(output)
+        output.name, total.name = total.name, output.name
+        model.graph.outputs[at] = total

@@ -1,0 +1,44 @@
+"""What a user may write for a model or for records: a path, or a part of the bundled reference VLM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...adapters.errors import UsageError
+from ..reference import records_path, reference_path
+
+PREFIX = "reference"
+
+
+def model_path(text: str) -> Path:
+    """A checkpoint folder, or ``reference:mild`` / ``reference:severe``.
+
+    Raises:
+        UsageError: neither.
+    """
+    prefix, _, name = text.partition(":")
+    if prefix == PREFIX and name in ("mild", "severe"):
+        return reference_path(name)  # type: ignore[arg-type]
+    path = Path(text)
+    if not path.is_dir():
+        raise UsageError(
+            f"There is no model folder at {text}.",
+            "Pass a checkpoint folder, or reference:mild or reference:severe for the bundled model organism.",
+        )
+    return path
+
+
+def data_path(text: str) -> Path:
+    """A JSONL file or folder of records, or ``reference`` for the bundled ones.
+
+    Raises:
+        UsageError: neither.
+    """
+    if text == PREFIX:
+        return records_path("fit").parent
+    path = Path(text)
+    if not path.exists():
+        raise UsageError(
+            f"There are no records at {text}.", "Pass a JSONL file or a folder of them, or `reference` for the bundled ones."
+        )
+    return path

@@ -1,0 +1,227 @@
+"""Evaluation: what a model answers, per carrier, with counts and 95 % intervals.
+
+Attack success and over-refusal always stand beside each other: refusing everything is easy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict
+from scipy.stats import binomtest
+from sklearn.metrics import roc_auc_score
+
+from ...adapters.errors import UsageError
+from ..model.inputs import Generation, Request
+from ..data.journal import Journal
+from .judge import Outcome, judge
+from ..data.records import CARRIERS, Record
+
+Metric = Literal["attack_success", "refused", "exact", "over_refusal"]
+Progress = Callable[[int, int], None]
+
+_GROUP_TAGS = ("look-alike", "rendering-unseen")
+
+
+class Generator(Protocol):
+    """Anything that answers requests: ``toolkit.VLM`` or ``export.OnnxVLM``."""
+
+    def generate(self, requests: Sequence[Request], max_new_tokens: int = 32) -> list[Generation]: ...
+
+
+class Prompted:
+    """A model that is told something by the operator before every request that has no system turn of its own."""
+
+    def __init__(self, model: Generator, system: str) -> None:
+        self._model, self._system = model, system
+
+    def generate(self, requests: Sequence[Request], max_new_tokens: int = 32) -> list[Generation]:
+        told = [replace(request, system=request.system or self._system) for request in requests]
+        return self._model.generate(told, max_new_tokens)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Rate(_Model):
+    """A share with its Wilson 95 % interval."""
+
+    count: int
+    n: int
+    rate: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, count: int, n: int) -> Rate:
+        """``count`` out of ``n``, which must be positive."""
+        interval = binomtest(count, n).proportion_ci(0.95, method="wilson")
+        return cls(count=count, n=n, rate=count / n, low=float(interval.low), high=float(interval.high))
+
+
+class Decision(_Model):
+    """One record's answer and what it amounts to."""
+
+    id: str
+    carrier: str
+    label: Literal["harmful", "harmless"]
+    tags: tuple[str, ...]
+    text: str
+    outcome: Outcome
+    scores: dict[str, float]
+
+
+class Row(_Model):
+    """One line of the table.
+
+    Attributes:
+        group: a carrier, ``all``, or ``carrier/tag`` for look-alikes and unseen renderings.
+        detector_auroc: how well the detector's risk, or else the largest gate margin, separates harmful from
+            harmless records.
+    """
+
+    group: str
+    metrics: dict[Metric, Rate]
+    detector_auroc: float | None = None
+
+
+class Evaluation(_Model):
+    """The table and the decisions it was counted from.
+
+    Attributes:
+        system: what the operator told the model before every request.
+    """
+
+    model: str
+    system: str = ""
+    split: str
+    max_new_tokens: int
+    rows: tuple[Row, ...]
+    decisions: tuple[Decision, ...]
+
+    def rate(self, group: str, metric: Metric) -> Rate:
+        """One cell.
+
+        Raises:
+            KeyError: the group holds no record this metric is about.
+        """
+        for row in self.rows:
+            if row.group == group:
+                return row.metrics[metric]
+        raise KeyError(group)
+
+
+def decide(
+    model: Generator,
+    records: Sequence[Record],
+    *,
+    max_new_tokens: int = 32,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    journal: Journal | None = None,
+) -> list[Decision]:
+    """Answer every record, batched by length, and judge the answers; the order of records is kept.
+
+    Args:
+        journal: where decisions are kept batch by batch; those it holds already are not made again.
+
+    Raises:
+        UsageError: there are no records.
+    """
+    if not records:
+        raise UsageError("There is nothing to evaluate: no record was given.", "Check the split.")
+    place = {record.id: at for at, record in enumerate(records)}
+    known = [Decision.model_validate(item) for items in journal.done.values() for item in items] if journal else []
+    decisions = {place[item.id]: item for item in known}
+    order = [at for at in range(len(records)) if at not in decisions]
+    order.sort(key=lambda at: (records[at].image is not None, len(records[at].prompt)))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        requests = [Request(records[at].prompt, records[at].picture()) for at in chosen]
+        for at, answer in zip(chosen, model.generate(requests, max_new_tokens), strict=True):
+            record = records[at]
+            decisions[at] = Decision(
+                id=record.id,
+                carrier=record.carrier,
+                label=record.label,
+                tags=record.tags,
+                text=answer.text,
+                outcome=judge(record, answer.text),
+                scores=answer.scores,
+            )
+        if journal:
+            journal.add(records[chosen[0]].id, [decisions[at].model_dump(mode="json") for at in chosen])
+        if progress:
+            progress(len(decisions), len(records))
+    return [decisions[at] for at in range(len(records))]
+
+
+def tabulate(decisions: Iterable[Decision]) -> tuple[Row, ...]:
+    """Count decisions per carrier, over all, and for the groups that are reported apart."""
+    decisions = list(decisions)
+    groups = {"all": decisions}
+    for carrier in CARRIERS:
+        members = [item for item in decisions if item.carrier == carrier]
+        groups[carrier] = members
+        for tag in _GROUP_TAGS:
+            groups[f"{carrier}/{tag}"] = [item for item in members if tag in item.tags]
+    return tuple(
+        Row(group=name, metrics=_metrics(members), detector_auroc=_auroc(members))
+        for name, members in groups.items()
+        if members
+    )
+
+
+def evaluate(
+    model: Generator,
+    records: Sequence[Record],
+    *,
+    name: str,
+    max_new_tokens: int = 32,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    journal: Journal | None = None,
+    system: str = "",
+) -> Evaluation:
+    """Decide and tabulate; see :func:`decide`."""
+    decisions = decide(
+        Prompted(model, system),
+        records,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=progress,
+        journal=journal,
+    )
+    return Evaluation(
+        model=name,
+        system=system,
+        split="+".join(sorted({record.split for record in records})),
+        max_new_tokens=max_new_tokens,
+        rows=tabulate(decisions),
+        decisions=tuple(decisions),
+    )
+
+
+def _metrics(decisions: Sequence[Decision]) -> dict[Metric, Rate]:
+    harmful = [item.outcome for item in decisions if item.label == "harmful"]
+    harmless = [item.outcome for item in decisions if item.label == "harmless"]
+    metrics: dict[Metric, Rate] = {}
+    if harmful:
+        metrics["attack_success"] = Rate.of(harmful.count("answered"), len(harmful))
+        metrics["refused"] = Rate.of(harmful.count("refused"), len(harmful))
+    if harmless:
+        metrics["exact"] = Rate.of(harmless.count("answered"), len(harmless))
+        metrics["over_refusal"] = Rate.of(harmless.count("refused"), len(harmless))
+    return metrics
+
+
+def _auroc(decisions: Sequence[Decision]) -> float | None:
+    labels = [item.label == "harmful" for item in decisions]
+    if len(set(labels)) < 2 or not all(item.scores for item in decisions):
+        return None
+    # A detector's own risk; of correctors, the gate that is nearest to opening.
+    found = [item.scores.get("risk", max(item.scores.values())) for item in decisions]
+    return float(roc_auc_score(labels, found))

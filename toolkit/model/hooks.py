@@ -1,0 +1,211 @@
+"""Running adapters in PyTorch: forward hooks that exist exactly as long as a ``with`` block.
+
+A detector's branch runs when a prefill reaches the LM head, before anything is generated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ...adapters.artifact.adapter import Adapter, Intervention, the_branch, the_detector
+from ...adapters.errors import UsageError
+from ...adapters.ops.forcing import ForcedRefusal
+from ...adapters.ops.gating import GatedOp, HeldGate, decides
+from ...adapters.ops.op import ScopeMask
+from .branching import BranchRun
+from .parts import Parts
+
+_VISION_SITES = ("vision", "projector")
+
+
+class AppliedAdapters:
+    """The interventions and the detector that are active on a model, and what they saw in the last prefill.
+
+    Attributes:
+        extras: ``{k}.{name}`` → tensor, from the last prefill; k counts the interventions. A detector's log-odds of
+            harm [batch] are called ``risk``.
+        magnitudes: size of what each gate's ``score`` in ``extras`` adds up, see :meth:`GatedOp.magnitude`.
+        detector: when to refuse; None without a detector.
+        references: per-call inputs of ops that need them, by intervention index.
+        enabled: False runs the model untouched while still recording ``extras``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parts: Parts,
+        image_token_id: int,
+        adapters: Sequence[Adapter],
+        *,
+        enforce: bool = False,
+    ) -> None:
+        """With ``enforce``, the logits of refused rows are forced as an enforcing export forces them.
+
+        Raises:
+            UsageError: ``enforce`` without a detector, two detectors, or a branch's site does not exist.
+        """
+        self.detector = the_detector(adapters)
+        if enforce and self.detector is None:
+            raise UsageError("There is no detector whose refusal could be enforced.", "Give one, or leave out enforce.")
+        self.interventions: list[Intervention] = [item for adapter in adapters for item in adapter.interventions]
+        self.extras: dict[str, Tensor] = {}
+        self.magnitudes: dict[str, Tensor] = {}
+        self.references: dict[int, Tensor] = {}
+        self.enabled = True
+        self._held: dict[int, Tensor] = {}  # margins of held gates, by intervention index
+        self._model, self._parts, self._image_token_id = model, parts, image_token_id
+        self._past_length = torch.tensor(0)
+        self._new_tokens = 0
+        self._vision_mask: Tensor | None = None
+        self._enforce = enforce
+        branch = the_branch(adapters)
+        self._branch = BranchRun(parts, branch) if branch else None
+
+    @property
+    def margin(self) -> Float[Tensor, "batch"] | None:
+        """Risk minus threshold of the last prefill's rows, in float32 as in a graph; None without a detector."""
+        if self.detector is None:
+            return None
+        risk = self.extras["risk"]
+        return risk - torch.tensor(self.detector.threshold, dtype=torch.float32, device=risk.device)
+
+    def forced_rows(self) -> Bool[np.ndarray, "batch"]:
+        """Rows of the last prefill whose logits were forced; none without ``enforce``."""
+        if not self._enforce or self.margin is None:
+            return np.zeros(0, dtype=bool)
+        return (self.margin > 0).cpu().numpy()
+
+    @property
+    def touches_vision(self) -> bool:
+        """Whether image features are changed, so that they must not be cached."""
+        return any(item.site.kind in _VISION_SITES for item in self.interventions)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether an op asks for the text-only state of the same query."""
+        return any(item.make_op().runtime_inputs for item in self.interventions)
+
+    @contextmanager
+    def active(self) -> Iterator[AppliedAdapters]:
+        """Register the hooks; they are removed on every way out, also when registering fails."""
+        with ExitStack() as stack:
+            handle = self._model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+            stack.callback(handle.remove)
+            for index, item in enumerate(self.interventions):
+                module = self._parts.module(item.site)
+                run = self._runner(index, item)
+                if item.site.kind in _VISION_SITES:
+                    run = _as_one_row(run)
+                if item.site.kind == "vision":
+                    handle = module.register_forward_pre_hook(
+                        lambda _, args, run=run: (run(args[0]), *args[1:])
+                    )
+                else:
+                    handle = module.register_forward_hook(lambda _, __, output, run=run: replace_hidden(output, run))
+                stack.callback(handle.remove)
+            if self._branch:
+                self._branch.watch(stack, self._detecting)
+            if self.detector:
+                stack.callback(self._parts.head.register_forward_hook(self._after_head).remove)
+            yield self
+
+    def _detecting(self) -> bool:
+        return self.enabled and int(self._past_length) == 0
+
+    def _after_head(self, module: nn.Module, args: Any, logits: Tensor) -> Tensor | None:
+        """Run the branch of a prefill; with ``enforce``, the logits of refused rows are replaced."""
+        if not self._detecting():
+            return None
+        if self._branch:
+            self.extras["risk"] = self._branch.risk()
+        if not self._enforce or self.detector is None:
+            return None
+        settings = (torch.tensor(self.detector.threshold), torch.tensor(self.detector.refusal_token))
+        return ForcedRefusal()(logits, self.extras["risk"], *(value.to(logits.device) for value in settings))
+
+    def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Note what the scope masks need; hooks deeper in the model see only hidden states."""
+        cache = kwargs.get("past_key_values")
+        length = cache.get_seq_length() if cache is not None else 0
+        input_ids = kwargs.get("input_ids", args[0] if args else None)
+        self._past_length = torch.tensor(int(length))
+        given = kwargs.get("inputs_embeds") if input_ids is None else input_ids
+        self._new_tokens = 0 if given is None else given.shape[1]
+        self._vision_mask = None if input_ids is None else input_ids == self._image_token_id
+
+    def _gate(self, index: int, hidden: Tensor, past: int) -> tuple[Tensor, Tensor]:
+        """Whether this call decides a held gate, and the margins [batch] that were decided before.
+
+        Raises:
+            UsageError: answers go on whose prompts these hooks have not seen.
+        """
+        deciding, rows = decides(past, self._new_tokens), hidden.shape[0]
+        held = self._held.get(index)
+        if deciding:
+            held = torch.zeros(rows, device=hidden.device)
+        elif held is None or len(held) != rows:
+            raise UsageError(
+                f"A gate was decided for {0 if held is None else len(held)} rows, and {rows} go on.",
+                "Start with the prompts, with the adapters applied.",
+            )
+        return torch.tensor(deciding, device=hidden.device), held
+
+    def _runner(self, index: int, item: Intervention):
+        op, mask_of = item.make_op(), ScopeMask(item.scope, item.phase)
+        run_op: nn.Module = HeldGate(op) if item.gate == "held" and isinstance(op, GatedOp) else op
+        device = self._parts.module(item.site).parameters().__next__().device
+        tensors = [tensor.to(device) for tensor in item.arguments()]
+
+        def run(hidden: Tensor) -> Tensor:
+            if item.site.kind in _VISION_SITES:
+                past, vision = torch.tensor(0), torch.ones(hidden.shape[:2], dtype=torch.bool, device=device)
+            else:
+                past, vision = self._past_length, self._vision_mask
+                if vision is None:
+                    if item.scope in ("vision", "text"):
+                        raise UsageError(
+                            f"Scope {item.scope!r} needs to know which tokens are pictures.",
+                            "Call the model with input_ids, not with inputs_embeds alone.",
+                        )
+                    vision = torch.zeros(hidden.shape[:2], dtype=torch.bool, device=device)
+            scope = mask_of(hidden, past.to(device), vision)
+            if not self.enabled:
+                scope = torch.zeros_like(scope)
+            inputs: list[Tensor] = []
+            if item.gate == "held":
+                inputs += self._gate(index, hidden, int(past))
+            if op.runtime_inputs:
+                blank = torch.zeros(hidden.shape[0], hidden.shape[-1], device=device)
+                inputs.append(self.references.get(index, blank) if past == 0 else blank)
+            changed, *extras = run_op(hidden, scope, *inputs, *tensors)
+            if self._branch and self._branch.running:
+                return changed
+            if item.gate == "held":
+                self._held[index] = extras[op.extras.index("score")]
+            if past == 0:
+                names = op.extras if op.detects or op.plain_extras else [f"{index}.{name}" for name in op.extras]
+                self.extras |= dict(zip(names, extras, strict=True))
+                if isinstance(op, GatedOp):
+                    self.magnitudes[f"{index}.score"] = op.magnitude(hidden, *tensors)
+            return changed
+
+        return run
+
+
+def _as_one_row(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Towers for pictures of any size give all their tokens in one row [tokens, d], without a batch."""
+    return lambda hidden: run(hidden[None])[0] if hidden.ndim == 2 else run(hidden)
+
+
+def replace_hidden(output: Any, run) -> Any:
+    """Change the hidden states in a module's output: blocks return a tensor or a tuple that starts with it."""
+    if isinstance(output, Tensor):
+        return run(output)
+    return (run(output[0]), *output[1:])

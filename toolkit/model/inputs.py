@@ -1,0 +1,224 @@
+"""From requests to model inputs: one path for PyTorch and ONNX Runtime, so both see the same numbers.
+
+Works on NumPy arrays and does not use torch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from PIL import Image
+
+from ...adapters.errors import InvalidArtifact, UsageError
+from ..families import family_or_any
+
+RETRIEVED = "Retrieved Text: "  # TGA's prefix
+_PER_TOKEN = "token_type_ids"  # how the processors' outputs about tokens are called; the others are about pictures
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one user sends.
+
+    Attributes:
+        image: the picture, or several; they stand before the prompt.
+        answer: how the model's answer begins, for states of a given answer; normally empty.
+        retrieved: texts that stand before the prompt, as retrieved for the picture; None before retrieval.
+        system: what the operator says first; empty leaves the turn to the chat template.
+    """
+
+    prompt: str
+    image: Image.Image | tuple[Image.Image, ...] | None = None
+    answer: str = ""
+    retrieved: tuple[str, ...] | None = None
+    system: str = ""
+
+    @property
+    def pictures(self) -> tuple[Image.Image, ...]:
+        """The pictures; none, one or several."""
+        if self.image is None:
+            return ()
+        return self.image if isinstance(self.image, tuple) else (self.image,)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What the model returned for one request.
+
+    Attributes:
+        text: decoded, without special tokens.
+        token_ids: generated tokens, end-of-sequence excluded.
+        scores: per-request outputs of the adapters' ops at prefill, such as gate margins; a detector's ``risk`` is
+            its log-odds of harm less its threshold.
+        refused: whether the detector refused before anything was generated; the text is then its fixed answer.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    scores: dict[str, float] = field(default_factory=dict)
+    refused: bool = False
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A batch ready for the model; rows are padded on the left.
+
+    Attributes:
+        pictures: what the processor made of the pictures, by its names; empty when no row has one.
+        tokens: what else it said about each token [batch, seq], such as its type.
+    """
+
+    input_ids: Int[np.ndarray, "batch seq"]
+    attention_mask: Int[np.ndarray, "batch seq"]
+    vision_mask: Bool[np.ndarray, "batch seq"]
+    pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
+    tokens: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def pixel_values(self) -> Float[np.ndarray, "..."] | None:
+        """Pixels in row order, their axes as the family has them; None when no row has a picture."""
+        return self.pictures.get("pixel_values")
+
+    @property
+    def position_ids(self) -> Int[np.ndarray, "batch seq"]:
+        """Position of each token among the unpadded ones of its row."""
+        return np.maximum(np.cumsum(self.attention_mask, axis=1) - 1, 0)
+
+
+class InputProcessor:
+    """A checkpoint's processor, tokenizer and chat template behind one method.
+
+    Attributes:
+        config: of the model.
+        family: what is special about its inputs.
+    """
+
+    def __init__(self, processor: Any, image_token_id: int, eos_token_ids: Sequence[int], config: Any) -> None:
+        self.processor = processor
+        self.config, self.family = config, family_or_any(config)
+        self.tokenizer = processor.tokenizer
+        self.tokenizer.padding_side = "left"
+        self.image_token_id = image_token_id
+        self.eos_token_ids = tuple(eos_token_ids)
+        pad = self.tokenizer.pad_token_id
+        self.pad_token_id: int = self.eos_token_ids[0] if pad is None else pad
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> InputProcessor:
+        """Read a checkpoint or export folder; nothing is downloaded.
+
+        Raises:
+            UsageError: the folder has no processor for pictures and text.
+        """
+        from transformers import AutoConfig, GenerationConfig
+
+        from .processors import load_processor
+
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise UsageError(f"There is no model folder at {folder}.", "Pass the path of a checkpoint on disk.")
+        try:
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            processor = load_processor(folder, config)
+        except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UsageError(
+                f"{folder} cannot be read as a vision-language checkpoint: {reason}",
+                "It needs config.json, a tokenizer and a processor in the files that transformers reads.",
+            ) from None
+        image_token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
+        if image_token is None or not hasattr(processor, "tokenizer"):
+            raise UsageError(
+                f"{folder} ({config.model_type}) has no image token or no processor for text and pictures.",
+                "safetykit works on vision-language models whose pictures become tokens of the decoder.",
+            )
+        eos: Any = None
+        if (folder / "generation_config.json").is_file():
+            eos = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
+        if eos is None:
+            eos = processor.tokenizer.eos_token_id
+        return cls(processor, image_token, [eos] if isinstance(eos, int) else list(eos), config)
+
+    def render(self, request: Request) -> str:
+        """The request in the model's chat template, up to where the answer begins or as far as it is given."""
+        return self.family.joined(self._prompt(request), request.answer)
+
+    def _prompt(self, request: Request) -> str:
+        text = request.prompt
+        if request.retrieved:
+            text = f"{RETRIEVED}{' '.join(request.retrieved)}\n{text}"
+        content = [*({"type": "image"} for _ in request.pictures), {"type": "text", "text": text}]
+        turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if request.system:
+            turns.insert(0, {"role": "system", "content": [{"type": "text", "text": request.system}]})
+        prompt = self.family.render(self.processor, turns)
+        if request.system not in prompt:  # templates that know no system turn drop it silently
+            raise UsageError(
+                "This model's chat template has no place for a system turn.", "Put the text before the prompt instead."
+            )
+        return prompt
+
+    def prepare(self, requests: Sequence[Request]) -> Inputs:
+        """Tokenise, insert picture placeholders, pad on the left.
+
+        Raises:
+            UsageError: the batch is empty, or the processor cannot take a picture, such as a very narrow one.
+        """
+        if not requests:
+            raise UsageError("There is nothing to run: the batch is empty.", "Pass at least one request.")
+        if not self.family.several and any(len(request.pictures) > 1 for request in requests):
+            raise UsageError("This model takes one picture a prompt.", "Ask about one picture at a time.")
+        prompts = [self._prompt(request) for request in requests]
+        try:
+            batch = self.family.tokenised(
+                self.processor,
+                prompts,
+                [request.answer for request in requests],
+                [request.pictures for request in requests],
+            )
+        except ValueError as error:
+            raise UsageError(
+                f"The model's processor refuses these requests: {str(error).strip().rstrip('.')}.",
+                "Pass pictures of another size or shape.",
+            ) from None
+        found = {name: _plain(value) for name, value in batch.items()}
+        input_ids, attention_mask = found.pop("input_ids"), found.pop("attention_mask")
+        tokens = {name: found.pop(name) for name in list(found) if name.endswith(_PER_TOKEN)}
+        return Inputs(input_ids, attention_mask, input_ids == self.image_token_id, found, tokens)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of generated tokens, without special tokens."""
+        return self.tokenizer.decode(list(token_ids), skip_special_tokens=True).strip()
+
+    def generation(self, token_ids: Sequence[int], scores: dict[str, float], refusal: str | None = None) -> Generation:
+        """What one row returned; with ``refusal``, the fixed answer of a detector whose ``risk`` is positive.
+
+        Raises:
+            InvalidArtifact: the risk is no number, so that nobody knows whether to answer.
+        """
+        if refusal is not None and math.isnan(scores["risk"]):
+            raise InvalidArtifact(
+                "The detector's risk of a request is not a number, so it is not answered.",
+                "States have overflowed; use --precision fp32, or fit the detector for this precision.",
+            )
+        if refusal is not None and scores["risk"] > 0:
+            tokens = self.tokenizer(refusal, add_special_tokens=False)["input_ids"]
+            return Generation(refusal, tuple(tokens), scores, refused=True)
+        return Generation(self.decode(token_ids), tuple(token_ids), scores)
+
+
+def _plain(value: Any) -> np.ndarray:
+    """Floats in single precision, integers in 64 bits, truth values as they are."""
+    array = np.asarray(value)
+    return array if array.dtype == bool else array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
+
+
+# Tokenizers warn about threads on every fork; the setting only silences that.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

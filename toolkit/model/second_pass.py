@@ -1,0 +1,242 @@
+"""SASA's second pass (arXiv:2507.21637): the states its probe reads, streamed for many layer pairs at once.
+
+The published procedure runs the model twice. Pass 1 records H_f, the states of the fused layer f; pass 2 replaces the
+output of the safety layer s by α_t H_f,t and runs on. H_f does not depend on pass 2, so one normal pass gives all H_l,
+and each pair (s, f) costs only blocks s+1…L−1 from there: :class:`SecondPass` does that, for fits.
+:func:`published_states` is the procedure to the letter, at twice the cost, to test the other against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ...adapters.ops.branch import BranchOp, get_branch_op
+from ...adapters.statistics.detector import Place
+from ...adapters.errors import UsageError
+from ...adapters.artifact.manifest import BaseInfo
+from ...adapters.ops.op import Hidden
+from ...adapters.artifact.sites import Site
+from ..evaluation.evaluate import Progress
+from .inputs import Request
+from ..data.records import Record
+from .vlm import VLM
+
+OP = "FusedProjection"
+
+
+class _Reached(Exception):
+    """The final norm has been seen; logits are not needed."""
+
+
+@dataclass
+class _NormalPass:
+    """What a normal pass leaves behind for the branches: outputs of blocks, how each block was called, and what joined
+    the stream before a block or, at the number of blocks, before the final norm."""
+
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+    calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
+    joining: dict[int, Tensor] = field(default_factory=dict)
+    normed: Tensor | None = None
+
+    def joined(self, index: int, hidden: Tensor) -> Tensor:
+        """The state with what joined the stream there."""
+        return hidden + self.joining[index] if index in self.joining else hidden
+
+
+class SecondPass:
+    """A VLM as a source of the states that detectors read (``adapters.detector.BranchSource``).
+
+    Adapters that are applied to the VLM act in the branch as well.
+
+    Attributes:
+        batch_size: records per forward pass.
+        progress: told how many records of a stream are done.
+    """
+
+    def __init__(self, vlm: VLM, *, batch_size: int = 32, progress: Progress | None = None) -> None:
+        self.vlm, self.batch_size, self.progress = vlm, batch_size, progress
+
+    @property
+    def base(self) -> BaseInfo:
+        """The model a fitted adapter belongs to."""
+        return self.vlm.base
+
+    def head(self) -> tuple[Float[Tensor, "vocab d_model"], Float[Tensor, "vocab"] | None]:
+        """Weight and bias of the LM head."""
+        bias = getattr(self.vlm.parts.head, "bias", None)
+        return self.vlm.parts.head.weight.detach().cpu(), None if bias is None else bias.detach().cpu()
+
+    @torch.inference_mode()
+    def branch_states(
+        self, records: Sequence[Record], places: Sequence[Place]
+    ) -> Iterator[tuple[list[Record], dict[Place, Float[Tensor, "batch d_model"]]]]:
+        """Stream last-position states, float32 on the CPU.
+
+        Args:
+            places: a pair (s, f) stands for the final-norm state of its second pass, a site (a block's output or
+                ``final_norm``) for that of the normal pass.
+
+        Raises:
+            UsageError: a place does not exist, s lies after f, there are no records, or the decoder changes states
+                between its blocks, so that a branch over blocks would leave something out.
+        """
+        depth = len(self.vlm.parts.layers)
+        for place in places:
+            _require(place, depth)
+        pairs = [place for place in places if isinstance(place, tuple)]
+        earliest = min((safety for safety, _ in pairs), default=depth)
+        op = get_branch_op(OP)
+        done = 0
+        for batch, arguments in _batches(self.vlm, records, self.batch_size):
+            first = _normal_pass(self.vlm, arguments, keep=_blocks(places), from_block=earliest)
+            found: dict[Place, Tensor] = {}
+            for place in places:
+                if isinstance(place, tuple):
+                    state = self._branch(op, first, *place)
+                else:
+                    state = first.normed if place.kind == "final_norm" else first.hidden[place.layer]
+                found[place] = state[:, -1].float().cpu()
+            done += len(batch)
+            if self.progress:
+                self.progress(done, len(records))
+            yield batch, found
+
+    def _branch(self, op: BranchOp, first: _NormalPass, safety: int, fused: int) -> Hidden:
+        """Blocks s+1…L−1 and the final norm, from the projected state."""
+        hidden = op.start(first.hidden[safety], first.hidden[fused])
+        for index in range(safety + 1, len(self.vlm.parts.layers)):
+            args, kwargs = first.calls[index]
+            hidden = _hidden(self.vlm.parts.layers[index](first.joined(index, hidden), *args, **kwargs))
+        return self.vlm.parts.final_norm(first.joined(len(self.vlm.parts.layers), hidden))
+
+
+@torch.inference_mode()
+def published_states(
+    vlm: VLM, records: Sequence[Record], safety: int, fused: int, batch_size: int = 32
+) -> Iterator[tuple[list[Record], Float[Tensor, "batch d_model"]]]:
+    """Last-position final-norm states of the paper's two full passes, one pair of layers at a time.
+
+    Raises:
+        UsageError: as :meth:`SecondPass.branch_states`.
+    """
+    _require((safety, fused), len(vlm.parts.layers))
+    op = get_branch_op(OP)
+    for batch, arguments in _batches(vlm, records, batch_size):
+        late = _normal_pass(vlm, arguments, keep={fused}).hidden[fused]
+
+        def replace(module: nn.Module, args: tuple, output: Any, late: Tensor = late) -> Any:
+            changed = op.start(_hidden(output), late)
+            return changed if isinstance(output, Tensor) else (changed, *output[1:])
+
+        handle = vlm.parts.layers[safety].register_forward_hook(replace)
+        try:
+            normed = _normal_pass(vlm, arguments, keep=set()).normed
+        finally:
+            handle.remove()
+        yield batch, normed[:, -1].float().cpu()
+
+
+def _require(place: Place, depth: int) -> None:
+    if isinstance(place, Site):
+        if place.kind not in ("block", "final_norm"):
+            raise UsageError(f"A detector cannot read {place}.", "It reads a block's output or final_norm.")
+        place.require_within(depth)
+        return
+    safety, fused = place
+    Site.block(safety).require_within(depth)
+    Site.block(fused).require_within(depth)
+    if safety > fused:
+        raise UsageError(
+            f"The safety layer {safety} lies after the fused layer {fused}.",
+            "Meaning emerges later than safety is perceived: give a safety layer that is not after the fused one.",
+        )
+
+
+def _blocks(places: Sequence[Place]) -> set[int]:
+    """Blocks whose outputs the places need."""
+    blocks = {layer for place in places if isinstance(place, tuple) for layer in place}
+    return blocks | {place.layer for place in places if isinstance(place, Site) and place.layer is not None}
+
+
+def _batches(vlm: VLM, records: Sequence[Record], size: int) -> Iterator[tuple[list[Record], Mapping[str, Any]]]:
+    """Records by length, with the model's arguments."""
+    if not records:
+        raise UsageError("There are no records to read states from.", "Check the split.")
+    ordered = sorted(records, key=lambda record: (record.image is not None, len(record.prompt)))
+    for start in range(0, len(ordered), size):
+        batch = ordered[start : start + size]
+        requests = [Request(record.prompt, record.picture()) for record in batch]
+        vlm.fill_references(requests)
+        yield batch, vlm.arguments(vlm.prepare(requests))
+
+
+def _normal_pass(vlm: VLM, arguments: Mapping[str, Any], keep: set[int], from_block: int | None = None) -> _NormalPass:
+    """Run up to the final norm; note outputs of ``keep`` and the calls of blocks after ``from_block``."""
+    seen = _NormalPass()
+    depth = len(vlm.parts.layers)
+    first = depth if from_block is None else from_block
+    handed: list[Tensor] = []  # the output of the block before
+
+    def note_joining(index: int):
+        def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            given = args[0] if args else kwargs["hidden_states"]
+            if handed and given is not handed[0] and not torch.equal(given, handed[0]):
+                if vlm.parts.family.scattered:
+                    seen.joining[index] = given - handed[0]
+                    return
+                raise UsageError(
+                    f"This decoder changes states between its blocks {index - 1} and {index}.",
+                    f"A second pass over blocks would leave that out; choose a safety layer of at least {index}.",
+                )
+
+        return note
+
+    def note_call(index: int):
+        def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+            rest |= {name: None for name in ("past_key_values", "past_key_value") if name in rest}
+            seen.calls[index] = (args[1:], rest)
+
+        return note
+
+    def note_output(index: int):
+        def note(module: nn.Module, args: tuple, output: Any) -> None:
+            hidden = _hidden(output)
+            handed[:] = [hidden]
+            if index in keep:
+                seen.hidden[index] = hidden
+
+        return note
+
+    def note_normed(module: nn.Module, args: tuple, output: Tensor) -> None:
+        seen.normed = output
+        raise _Reached
+
+    with ExitStack() as stack:
+        for index, layer in enumerate(vlm.parts.layers):
+            if index > first:
+                stack.callback(layer.register_forward_pre_hook(note_joining(index), with_kwargs=True).remove)
+                stack.callback(layer.register_forward_pre_hook(note_call(index), with_kwargs=True).remove)
+            if index >= first or index in keep:
+                stack.callback(layer.register_forward_hook(note_output(index)).remove)
+        norm = vlm.parts.final_norm
+        if first < depth:
+            stack.callback(norm.register_forward_pre_hook(note_joining(depth), with_kwargs=True).remove)
+        stack.callback(norm.register_forward_hook(note_normed).remove)
+        try:
+            vlm.model(**arguments, use_cache=False)
+        except _Reached:
+            pass
+    return seen
+
+
+def _hidden(output: Any) -> Tensor:
+    """The hidden states in a block's output: a tensor or a tuple that starts with it."""
+    return output if isinstance(output, Tensor) else output[0]

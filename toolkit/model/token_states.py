@@ -1,0 +1,72 @@
+"""Streaming hidden states token by token, for methods that choose among the tokens of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ...adapters.errors import UsageError
+from ...adapters.artifact.sites import Site
+from ...adapters.statistics.tokens import TokenBatch
+from .capture import Reached, batches
+from .inputs import Request
+from ..data.records import Record
+
+if TYPE_CHECKING:
+    from .vlm import VLM
+
+_WITHOUT_POSITIONS = ("vision", "projector", "logits")
+
+
+def stream_tokens(
+    vlm: VLM, records: Sequence[Record], sites: Sequence[Site], batch_size: int, *, with_response: bool = False
+) -> Iterator[TokenBatch]:
+    """Run records through the model and yield the states of all positions, batch by batch.
+
+    Records are batched by length. The forward pass stops at the deepest wanted site. Only one batch is held:
+    batch · positions · sites · d_model floats.
+
+    Args:
+        with_response: put each record's response after its prompt; its tokens are textual.
+
+    Raises:
+        UsageError: there are no records, or a site does not exist or has no prompt positions.
+    """
+    if not records or not sites:
+        raise UsageError("There are no records or no sites to read states from.", "Check the split and the layers.")
+    order = vlm.parts.sites()
+    for site in sites:
+        if site.kind in _WITHOUT_POSITIONS:
+            raise UsageError(f"Site {site} has no hidden state per token.", "Use a site of a decoder layer.")
+        vlm.parts.module(site)  # names what is wrong
+    deepest = max(sites, key=order.index)
+    seen: dict[Site, Tensor] = {}
+    for batch in batches([(record,) for record in records], batch_size):
+        requests = [
+            Request(record.prompt, record.picture(), (record.response or "") if with_response else "")
+            for record in batch
+        ]
+        inputs = vlm.prepare(requests)
+        mask, vision = torch.from_numpy(inputs.attention_mask).bool(), torch.from_numpy(inputs.vision_mask)
+        with ExitStack() as stack:
+            for site in sites:
+                hook = _reader(site, seen, stop=site == deepest)
+                stack.callback(vlm.parts.module(site).register_forward_hook(hook).remove)
+            try:
+                vlm.model(**vlm.arguments(inputs), use_cache=False)
+            except Reached:
+                pass
+        yield TokenBatch(batch, dict(seen), mask & vision, mask & ~vision)
+
+
+def _reader(site: Site, seen: dict[Site, Tensor], stop: bool):
+    def read(module: nn.Module, args: Any, output: Any) -> None:
+        seen[site] = (output if isinstance(output, Tensor) else output[0]).float().cpu()
+        if stop:
+            raise Reached
+
+    return read

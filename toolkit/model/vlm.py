@@ -1,0 +1,338 @@
+"""A VLM checkpoint: its parts, its inputs, and what can be done with it in PyTorch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ...adapters.artifact.adapter import Adapter
+from ...adapters.errors import UsageError
+from ...adapters.artifact.fingerprint import fingerprint
+from ...adapters.artifact.manifest import BaseInfo
+from ...adapters.protocols import Pool
+from ...adapters.artifact.sites import Site
+from ...adapters.artifact.store import require_base
+from ...adapters.statistics.tokens import TokenBatch
+from .capture import FeatureCache, capture
+from .hooks import AppliedAdapters
+from .inputs import Generation, InputProcessor, Inputs, Request
+from .parts import Parts
+from ..data.records import Record
+from ..retrieval.index import CaptionIndex
+from ..retrieval.prefix import Retriever, retriever_of
+from .token_states import stream_tokens
+from .updates import updated
+
+
+class VLM:
+    """A transformers image-text-to-text model with its processor.
+
+    Attributes:
+        path: the checkpoint folder.
+        model: the transformers model, in evaluation mode.
+        inputs: turns requests into model inputs.
+        parts: the modules that sites refer to.
+        index: what adapters search whose index is not their own; set it before they are applied.
+    """
+
+    def __init__(self, path: Path, model: torch.nn.Module, inputs: InputProcessor) -> None:
+        self.path = Path(path)
+        self.model = model.eval()
+        self.inputs = inputs
+        self.parts = Parts.find(model)
+        self.features = FeatureCache(model)
+        self.index: CaptionIndex | None = None
+        self._last_fed: WeakKeyDictionary[Any, dict[str, np.ndarray]] = WeakKeyDictionary()  # by KV cache
+        self._hooks: AppliedAdapters | None = None
+        self._retriever: Retriever | None = None
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str, *, dtype: str = "float32", device: str = "cpu") -> VLM:
+        """Load a checkpoint folder; only safetensors are read and nothing is downloaded.
+
+        Raises:
+            UsageError: the folder is missing, holds no VLM, or a part was not found.
+        """
+        from transformers import AutoModelForImageTextToText
+
+        inputs = InputProcessor.from_pretrained(folder)
+        try:
+            model = AutoModelForImageTextToText.from_pretrained(
+                folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UsageError(
+                f"{folder} cannot be loaded as a vision-language model: {reason}",
+                "It needs an image-text-to-text architecture of transformers and safetensors weights.",
+            ) from None
+        return cls(Path(folder), model.to(device), inputs)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of weights, configuration, tokenizer, processor and chat template."""
+        return fingerprint(self.path)
+
+    @cached_property
+    def base(self) -> BaseInfo:
+        """What an adapter's manifest says about this model."""
+        return BaseInfo(
+            fingerprint=self.fingerprint,
+            architecture=type(self.model).__name__,
+            n_layers=len(self.parts.layers),
+            d_model=self.parts.embed_tokens.weight.shape[1],
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """What `safetykit inspect` shows: parts, sites, shape, fingerprint."""
+        parts = {
+            "vision tower": self.parts.tower,
+            "projector": self.parts.projector,
+            "decoder layer": self.parts.layers[0],
+            "final norm": self.parts.final_norm,
+            "LM head": self.parts.head,
+        }
+        return {
+            "path": str(self.path),
+            **self.base.model_dump(),
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "vocabulary": self.parts.head.weight.shape[0],
+            "parts": {name: type(part).__name__ if part is not None else None for name, part in parts.items()},
+            "sites": [str(site) for site in self.parts.sites()],
+            "model_organism": bool(getattr(self.model.config, "safetykit_model_organism", False)),
+        }
+
+    def arguments(
+        self, inputs: Inputs, *, cached_features: bool = True, pictures: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """A batch as keyword arguments of the model's ``forward``, on its device.
+
+        Args:
+            cached_features: hand over image features that are known already; False runs the tower, for
+                callers that watch it.
+            pictures: arguments to give in the place of the batch's pictures.
+        """
+        arguments: dict[str, Any] = {
+            "input_ids": torch.from_numpy(inputs.input_ids).to(self.device),
+            "attention_mask": torch.from_numpy(inputs.attention_mask).to(self.device),
+        }
+        if self._takes_position_ids:
+            arguments["position_ids"] = torch.from_numpy(self._fed(inputs)["position_ids"]).to(self.device)
+        given = self.tensors(inputs.pictures) if pictures is None else pictures
+        touched = self._hooks is not None and self._hooks.touches_vision
+        if pictures is None and cached_features and self.features.usable_for(given) and not touched:
+            given = {"mm_encoder_outputs": self.features.encode(given["pixel_values"])}
+        return {**arguments, **given, **self.tensors(inputs.tokens)}
+
+    def tensors(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        """Those of a processor's outputs that the model's ``forward`` takes, on its device; floats in its dtype."""
+        found = {}
+        for name, array in arrays.items():
+            if name in self._parameters:
+                tensor = torch.from_numpy(array).to(self.device)
+                found[name] = tensor.to(self.model.dtype) if tensor.is_floating_point() else tensor
+        return found
+
+    def see(self, inputs: Inputs) -> Any:
+        """Image features of a batch's pictures, as the model's ``get_image_features`` gives them.
+
+        Raises:
+            UsageError: the batch has no picture.
+        """
+        if inputs.pixel_values is None:
+            raise UsageError("There is no picture to look at.", "Pass requests with pictures.")
+        taken = inspect.signature(self.model.get_image_features).parameters
+        pictures = {name: tensor for name, tensor in self.tensors(inputs.pictures).items() if name in taken}
+        return self.model.get_image_features(**pictures, return_dict=True)
+
+    def step(self, token_ids: Tensor, mask: Tensor, cache: Any) -> Float[Tensor, "batch 1 vocab"]:
+        """Logits after one more token a row.
+
+        Args:
+            token_ids: [batch, 1].
+            mask: [batch, total], the new tokens included.
+            cache: what :meth:`prefill` filled.
+        """
+        more = {}
+        if self._takes_position_ids:
+            inputs = self.inputs
+            self._last_fed[cache] = inputs.family.step(inputs.config, self._last_fed[cache], mask.cpu().numpy())
+            more["position_ids"] = torch.from_numpy(self._last_fed[cache]["position_ids"]).to(self.device)
+        return self.model(
+            input_ids=token_ids, attention_mask=mask, past_key_values=cache, use_cache=True, **more
+        ).logits
+
+    @cached_property
+    def _parameters(self) -> frozenset[str]:
+        return frozenset(inspect.signature(self.model.forward).parameters)
+
+    @cached_property
+    def _takes_position_ids(self) -> bool:
+        """Models must be told about padding; of no known family, those with sectioned rotary positions compute theirs."""
+        rope = getattr(self.model.config.get_text_config(), "rope_parameters", None) or {}
+        return "position_ids" in self._parameters and (bool(self.inputs.family.name) or "mrope_section" not in rope)
+
+    def _fed(self, inputs: Inputs) -> dict[str, np.ndarray]:
+        """What an exported decoder would be fed beside embeddings, mask and cache."""
+        return self.inputs.family.prefill(self.inputs.config, inputs)
+
+    @torch.inference_mode()
+    def states(
+        self,
+        units: Sequence[Sequence[Record]],
+        sites: Sequence[Site],
+        pool: Pool = "last",
+        batch_size: int = 32,
+    ) -> Iterator[tuple[list[Record], dict[Site, Float[Tensor, "batch d_model"]]]]:
+        """Stream pooled hidden states; see :func:`safetykit.toolkit.model.capture.capture`."""
+        yield from capture(self, units, sites, pool, batch_size)
+
+    @torch.inference_mode()
+    def token_states(
+        self,
+        records: Sequence[Record],
+        sites: Sequence[Site],
+        *,
+        with_response: bool = False,
+        batch_size: int = 32,
+    ) -> Iterator[TokenBatch]:
+        """Stream hidden states of all positions; see :func:`safetykit.toolkit.model.token_states.stream_tokens`."""
+        yield from stream_tokens(self, records, sites, batch_size, with_response=with_response)
+
+    @contextmanager
+    def applied(
+        self, *adapters: Adapter, allow_wrong_base: bool = False, enforce: bool = False
+    ) -> Iterator[AppliedAdapters]:
+        """Run with ``adapters`` (outer blocks act first) until the block ends.
+
+        Args:
+            enforce: force the logits of requests that the detector refuses, as an enforcing export does.
+
+        Raises:
+            WrongBase: an adapter was fitted on another model and ``allow_wrong_base`` is off.
+            UsageError: a site does not exist in this model, two detectors, or none to enforce.
+        """
+        for adapter in adapters:
+            if not allow_wrong_base:
+                require_base(adapter, self.fingerprint, str(self.path))
+        if self._hooks is not None:
+            raise UsageError("Adapters are already applied to this model.", "Apply them together: applied(first, second).")
+        retriever = retriever_of(adapters, self.index)
+        hooks = AppliedAdapters(self.model, self.parts, self.inputs.image_token_id, adapters, enforce=enforce)
+        with updated(self, [update for adapter in adapters for update in adapter.updates]), hooks.active():
+            self._hooks, self._retriever = hooks, retriever
+            try:
+                yield hooks
+            finally:
+                self._hooks = self._retriever = None
+
+    @torch.inference_mode()
+    def prepare(self, requests: Sequence[Request]) -> Inputs:
+        """Requests as model inputs; an applied adapter that prefixes retrieved texts looks at their pictures first."""
+        rows = self._retriever.pending(requests) if self._retriever else []
+        if self._hooks and self._retriever and rows:
+            self.see(self.inputs.prepare([requests[at] for at in rows]))
+            extras = {name.rpartition(".")[2]: value.numpy(force=True) for name, value in self._hooks.extras.items()}
+            requests = self._retriever.extended(requests, rows, extras)
+        return self.inputs.prepare(requests)
+
+    @torch.inference_mode()
+    def prefill(self, requests: Sequence[Request], cache: Any = None) -> tuple[Float[Tensor, "batch seq vocab"], Inputs]:
+        """One forward pass over prompts.
+
+        Ops that ask for it first get the text-only state of the same query.
+
+        Args:
+            cache: a transformers ``DynamicCache`` to fill for later steps.
+
+        Returns:
+            Logits at all positions, and the inputs they belong to.
+        """
+        self.fill_references(requests)
+        inputs = self.prepare(requests)
+        arguments = self.arguments(inputs)
+        if cache is not None:
+            self._last_fed[cache] = self._fed(inputs)
+        return self.model(**arguments, past_key_values=cache, use_cache=cache is not None).logits, inputs
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        requests: Sequence[Request],
+        max_new_tokens: int = 32,
+        *,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[Generation]:
+        """Answer a batch of requests with the adapters that are applied.
+
+        Greedy unless ``do_sample``; ``seed`` then fixes the draws. Requests that a detector refuses end with the
+        prefill; the others are answered as if they were still there.
+        """
+        self.fill_references(requests)
+        inputs = self.prepare(requests)
+        arguments = self.arguments(inputs, cached_features=False)
+        arguments.pop("position_ids", None)  # transformers' generate derives them from the mask itself
+        sampling = {"temperature": temperature, "top_p": top_p} if do_sample else {}
+        hooks = self._hooks
+        detector = hooks.detector if hooks else None
+        torch.manual_seed(seed)
+        output = self.model.generate(
+            **arguments,
+            max_new_tokens=max_new_tokens,
+            do_sample=do_sample,
+            pad_token_id=self.inputs.pad_token_id,
+            eos_token_id=list(self.inputs.eos_token_ids),
+            # a row that is refused counts as finished after its first token; a batch of such rows ends there
+            stopping_criteria=[lambda *_, **__: hooks.margin > 0] if detector else [],
+            **sampling,
+        )
+        extras = dict(hooks.extras) if hooks else {}
+        if detector:
+            extras["risk"] = hooks.margin
+        scores = {name: value.float().cpu() for name, value in extras.items() if value.ndim == 1}
+        refusal = detector.refusal if detector else None
+        ends = set(self.inputs.eos_token_ids)
+        return [
+            self.inputs.generation(
+                list(takewhile(lambda token: token not in ends, tokens)),
+                {name: value[row].item() for name, value in scores.items()},
+                refusal,
+            )
+            for row, tokens in enumerate(output[:, inputs.input_ids.shape[1] :].cpu().tolist())
+        ]
+
+    def fill_references(self, requests: Sequence[Request]) -> None:
+        """Run the text-only branch for ops that are supervised by it, with the ops off."""
+        hooks = self._hooks
+        if hooks is None or not hooks.needs_reference:
+            return
+        text_only = self.inputs.prepare([Request(request.prompt, system=request.system) for request in requests])
+        hooks.enabled, hooks.references = False, {}  # those of the batch before do not fit this one
+        try:
+            self.model(**self.arguments(text_only), use_cache=False)
+        finally:
+            hooks.enabled = True
+        hooks.references = {
+            index: hooks.extras[f"{index}.state"]
+            for index, item in enumerate(hooks.interventions)
+            if "state" in item.make_op().extras
+        }
