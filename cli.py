@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -59,7 +59,9 @@ def _root() -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for everything the demo makes.")] = Path("safetykit-demo"),
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for everything the demo makes.")] = Path(
+        "safetykit-demo"
+    ),
     checkpoint: Annotated[str, typer.Option(help="Which reference VLM: mild or severe.")] = "mild",
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -77,8 +79,8 @@ def demo(
 def inspect(model: Model, as_json: Json = False) -> None:
     """Parts, sites, layer count, fingerprint, and whether it can be exported."""
     from .toolkit.commands import console, views
-    from .toolkit.families import exportable
     from .toolkit.data.sources import model_path
+    from .toolkit.families import exportable
     from .toolkit.model.vlm import VLM
 
     vlm = VLM.from_pretrained(model_path(model))
@@ -90,13 +92,17 @@ app.command()(diagnose)
 
 @app.command(name="eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Checkpoint folder, reference:mild / reference:severe, or export folder.")],
+    model: Annotated[
+        str, typer.Argument(help="Checkpoint folder, reference:mild / reference:severe, or export folder.")
+    ],
     data: Data,
     adapter: Adapters = None,
     split: Annotated[str, typer.Option(help="Which split.")] = "test",
     limit: Limit = None,
     max_new_tokens: MaxNewTokens = 32,
-    out: Annotated[Optional[Path], typer.Option("-o", "--out", help="Also write the evaluation, decisions included.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Also write the evaluation, decisions included.")
+    ] = None,
     provider: Provider = None,
     external_index: ExternalIndex = None,
     swap: Swap = None,
@@ -110,10 +116,20 @@ def evaluate(
 
     with console.progress_bar("answering") as update:
         result = evaluate_model(
-            model, data, adapter or [], split=split, limit=limit, max_new_tokens=max_new_tokens, out=out,
-            providers=provider or CPU, allow_wrong_base=allow_wrong_base,
-            external_index=external_index, swap=swap or [], system=system, progress=update,
-        )  # fmt: skip
+            model,
+            data,
+            adapter or [],
+            split=split,
+            limit=limit,
+            max_new_tokens=max_new_tokens,
+            out=out,
+            providers=provider or CPU,
+            allow_wrong_base=allow_wrong_base,
+            external_index=external_index,
+            swap=swap or [],
+            system=system,
+            progress=update,
+        )
     value = result.model_dump(mode="json", exclude={"decisions"})
     console.emit(value, as_json=as_json, human=views.evaluation)
 
@@ -130,24 +146,29 @@ def export(
     max_new_tokens: MaxNewTokens = 32,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int4; int8 with --base-onnx.")] = "fp32",
     mode: Annotated[
-        str, typer.Option(help="bake beside the base's weights, fold into them (affine ops), or hot-swap, open to others.")
+        str,
+        typer.Option(help="bake beside the base's weights, fold into them (affine ops), or hot-swap, open to others."),
     ] = "bake",
-    base_onnx: Annotated[Optional[Path], typer.Option(help="Put the adapter into these base graphs.")] = None,
+    base_onnx: Annotated[Path | None, typer.Option(help="Put the adapter into these base graphs.")] = None,
     provider: Provider = None,
-    base_model: Annotated[Optional[str], typer.Option(help="How the card calls the base, such as org/name.")] = None,
-    base_license: Annotated[Optional[str], typer.Option(help="Licence of the base, for the card.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="How the card calls the base, such as org/name.")] = None,
+    base_license: Annotated[str | None, typer.Option(help="Licence of the base, for the card.")] = None,
     layout: Annotated[
         str, typer.Option(help="For which runtime: onnx (plain files), transformers.js, genai or triton.")
     ] = "onnx",
-    enforce: Annotated[bool, typer.Option("--enforce", help="Have the graph itself force a detector's refusals.")] = False,
+    enforce: Annotated[
+        bool, typer.Option("--enforce", help="Have the graph itself force a detector's refusals.")
+    ] = False,
     external_index: ExternalIndex = None,
     recalibrate: Annotated[
         bool,
         typer.Option("--recalibrate", help="Match thresholds to the graphs, on calibration records of --data."),
     ] = False,
     max_flips: Annotated[
-        Optional[float],
-        typer.Option(min=0, max=1, help="Share of records whose decision may flip; by default 0, at fp16 0.002, at int4 0.2."),
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Share of records whose decision may flip; by default 0, at fp16 0.002, at int4 0.2."
+        ),
     ] = None,
     allow_wrong_base: WrongBase = False,
     overwrite: Overwrite = False,
@@ -162,11 +183,28 @@ def export(
 
     with console.steps() as say:
         result = export_with_documents(
-            model, out, adapter or [], data=data, split=split, limit=limit, max_new_tokens=max_new_tokens,
-            precision=precision, mode=mode, base_onnx=base_onnx, providers=provider or CPU,
-            max_flips=max_flips, recalibrate=recalibrate, allow_wrong_base=allow_wrong_base, enforce=enforce,
-            layout=layout, external_index=external_index, overwrite=overwrite, base_model=base_model, base_license=base_license, progress=say,
-        )  # fmt: skip
+            model,
+            out,
+            adapter or [],
+            data=data,
+            split=split,
+            limit=limit,
+            max_new_tokens=max_new_tokens,
+            precision=precision,
+            mode=mode,
+            base_onnx=base_onnx,
+            providers=provider or CPU,
+            max_flips=max_flips,
+            recalibrate=recalibrate,
+            allow_wrong_base=allow_wrong_base,
+            enforce=enforce,
+            layout=layout,
+            external_index=external_index,
+            overwrite=overwrite,
+            base_model=base_model,
+            base_license=base_license,
+            progress=say,
+        )
     console.emit(result, as_json=as_json, human=views.export)
 
 
@@ -176,7 +214,7 @@ app.command()(lora)
 @app.command()
 def verify(
     folder: Annotated[Path, typer.Argument(help="Adapter or export folder.")],
-    model: Annotated[Optional[str], typer.Option(help="Checkpoint, to run parity again.")] = None,
+    model: Annotated[str | None, typer.Option(help="Checkpoint, to run parity again.")] = None,
     adapter: Adapters = None,
     swap: Swap = None,
     external_index: ExternalIndex = None,
@@ -189,9 +227,14 @@ def verify(
 
     with console.steps() as say:
         result = verify_folder(
-            folder, model, adapter or [], providers=provider or CPU, external_index=external_index,
-            swap=swap or [], progress=say,
-        )  # fmt: skip
+            folder,
+            model,
+            adapter or [],
+            providers=provider or CPU,
+            external_index=external_index,
+            swap=swap or [],
+            progress=say,
+        )
     console.emit(result, as_json=as_json, human=views.verify)
 
 
@@ -200,7 +243,7 @@ def run(
     folder: Annotated[Path, typer.Argument(help="Export folder.")],
     prompt: Annotated[list[str], typer.Option("--prompt", help="What the user says; repeat for a batch.")],
     image: Annotated[
-        Optional[list[Path]], typer.Option("--image", help="One for all prompts, one each, or several for a single one.")
+        list[Path] | None, typer.Option("--image", help="One for all prompts, one each, or several for a single one.")
     ] = None,
     max_new_tokens: MaxNewTokens = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
@@ -217,9 +260,18 @@ def run(
     from .toolkit.commands import console, views
 
     result = answer(
-        folder, prompt, image or [], max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
-        providers=provider or CPU, external_index=external_index, swap=swap or [], system=system,
-    )  # fmt: skip
+        folder,
+        prompt,
+        image or [],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        providers=provider or CPU,
+        external_index=external_index,
+        swap=swap or [],
+        system=system,
+    )
     console.emit(result, as_json=as_json, human=views.answers)
 
 

@@ -23,21 +23,21 @@ import torch
 from vlm_guard import CHECKPOINTS, say, table
 
 from safetykit.adapters.artifact.adapter import Adapter
-from safetykit.adapters.care.care import CARE, Fusion
 from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json
+from safetykit.adapters.care.care import CARE, Fusion
 from safetykit.adapters.statistics.subspaces import Variant
 from safetykit.export.base.own import export_base
 from safetykit.export.commands.demo import SETTINGS
 from safetykit.export.pipeline.pipeline import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
-from safetykit.toolkit.sweep.care import CareSolver, run_sweep
-from safetykit.toolkit.diagnosis import ChannelMap, diagnose
-from safetykit.toolkit.evaluation.evaluate import evaluate, tabulate
 from safetykit.toolkit.data.records import Record, load_records
 from safetykit.toolkit.data.sources import data_path, model_path
-from safetykit.toolkit.sweep.trials import Sweep
+from safetykit.toolkit.diagnosis import ChannelMap, diagnose
+from safetykit.toolkit.evaluation.evaluate import evaluate, tabulate
 from safetykit.toolkit.model.vlm import VLM
+from safetykit.toolkit.sweep.care import CareSolver, run_sweep
+from safetykit.toolkit.sweep.trials import Sweep
 
 SEED = 0  # of the layers drawn at random
 
@@ -89,12 +89,14 @@ def subspaces(attached: Any) -> dict[str, Any]:
     """Per site and modality the largest λ, the directions kept and the gain within them."""
     return {
         f"{entry['site']} {name}": {
-            "largest": entry[name]["eigenvalues"][0], "rank": entry[name]["rank"], "gain": entry[name]["gain"],
+            "largest": entry[name]["eigenvalues"][0],
+            "rank": entry[name]["rank"],
+            "gain": entry[name]["gain"],
         }
         for entry in attached["layers"].values()
         for name in ("visual", "textual")
         if name in entry
-    }  # fmt: skip
+    }
 
 
 def measure(setting: dict[str, Any], adapter: Adapter, vlm: VLM, base: Path, out: Path) -> dict[str, Any]:

@@ -23,15 +23,15 @@ import onnx_ir as ir
 import torch
 from random_decoder import random_llama
 
-from safetykit.adapters.ops.branch import Branch
 from safetykit.adapters.artifact.sites import Site
+from safetykit.adapters.ops.branch import Branch
 from safetykit.export.base.own import export_graph, save_graph
+from safetykit.export.base.specs import decoder_spec
+from safetykit.export.document.latency import interleave, median_ratio
+from safetykit.export.runtime.sessions import open_session
 from safetykit.export.surgery.blocks import block_evaluations
 from safetykit.export.surgery.fork import fork
-from safetykit.export.document.latency import interleave, median_ratio
 from safetykit.export.surgery.residual import find_residual_stream
-from safetykit.export.runtime.sessions import open_session
-from safetykit.export.base.specs import decoder_spec
 from safetykit.toolkit.families import Family
 
 BASE, FORKED = "decoder.onnx", "forked.onnx"
@@ -151,9 +151,7 @@ def measure(folder: Path, graphs: dict[str, str], options: argparse.Namespace) -
         "options": {name: value for name, value in vars(options).items() if name != "folder"},
         "weights_mb": weights / 2**20,
         "blocks": {name: block_evaluations(folder / file) for name, file in {"unmodified": BASE, **graphs}.items()},
-        "file_growth": {
-            name: ((folder / file).stat().st_size + weights) / base - 1 for name, file in graphs.items()
-        },
+        "file_growth": {name: ((folder / file).stat().st_size + weights) / base - 1 for name, file in graphs.items()},
         "outputs_equal_bit_for_bit": same,
         "median_ms": {name: (1000 * np.median(values, axis=0)).tolist() for name, values in times.items()},
         "ratios": ratios,

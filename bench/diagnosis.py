@@ -20,11 +20,11 @@ import torch
 from scipy.stats import spearmanr
 
 from safetykit.export.document.diagnosis_plots import diagnosis_plots
+from safetykit.toolkit.data.records import Record, load_records
+from safetykit.toolkit.data.sources import data_path, model_path
 from safetykit.toolkit.diagnosis import ChannelMap, diagnose
 from safetykit.toolkit.diagnosis.intervals import Estimate
 from safetykit.toolkit.diagnosis.pairs import Modality
-from safetykit.toolkit.data.records import Record, load_records
-from safetykit.toolkit.data.sources import data_path, model_path
 from safetykit.toolkit.model.vlm import VLM
 
 

@@ -22,13 +22,13 @@ import time
 import numpy as np
 import torch
 
-from safetykit.adapters.care import statistics as care
-from safetykit.adapters.vlm_guard import guard as guard
-from safetykit.adapters.care.statistics import roles
 from safetykit.adapters.artifact.sites import Site
-from safetykit.toolkit.model.inputs import Request
+from safetykit.adapters.care import statistics as care
+from safetykit.adapters.care.statistics import roles
+from safetykit.adapters.vlm_guard import guard as guard
 from safetykit.toolkit.data.records import Record, load_records
 from safetykit.toolkit.data.sources import data_path, model_path
+from safetykit.toolkit.model.inputs import Request
 from safetykit.toolkit.model.vlm import VLM
 
 METHODS = ("vlm-guard", "care", "care-kernel")

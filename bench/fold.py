@@ -21,21 +21,21 @@ import onnxruntime
 import torch
 
 from safetykit.adapters.artifact.adapter import Adapter, Intervention
-from safetykit.adapters.errors import SafetykitError
 from safetykit.adapters.artifact.manifest import AdapterInfo, canonical_json, describe_data, library_versions
 from safetykit.adapters.artifact.sites import Site
-from safetykit.export.surgery.adapt import adapt, copy_base, save_adapted
+from safetykit.adapters.errors import SafetykitError
 from safetykit.export.base.own import export_base
-from safetykit.export.parity.compare import compare_logits, parity_requests
 from safetykit.export.document.latency import measure_latency
 from safetykit.export.manifest import GRAPHS, LAYOUT, ExportManifest, read_manifest
+from safetykit.export.parity.compare import compare_logits, parity_requests
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.runtime.sessions import CPU
+from safetykit.export.surgery.adapt import adapt, copy_base, save_adapted
 from safetykit.export.surgery.updates import merge_biases, plan_updates, update_graph
-from safetykit.toolkit.model.folding import fold
-from safetykit.toolkit.model.inputs import Request
 from safetykit.toolkit.data.records import load_records, subset
 from safetykit.toolkit.data.sources import data_path, model_path
+from safetykit.toolkit.model.folding import fold
+from safetykit.toolkit.model.inputs import Request
 from safetykit.toolkit.model.vlm import VLM
 
 

@@ -19,22 +19,22 @@ from pathlib import Path
 from typing import Any
 
 from safetykit.adapters.artifact.adapter import Adapter
-from safetykit.adapters.errors import ParityFailed, SafetykitError, UsageError
 from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json
+from safetykit.adapters.errors import ParityFailed, SafetykitError, UsageError
 from safetykit.adapters.vlm_guard.guard import VLMGuard
 from safetykit.export.base.own import export_base
 from safetykit.export.commands.doctor import examine
 from safetykit.export.document.latency import measure_latency
 from safetykit.export.manifest import LAYOUT, Mode, Precision
 from safetykit.export.parity.report import ParityReport
+from safetykit.export.parity.swap_check import check_swap
 from safetykit.export.pipeline.pipeline import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.runtime.sessions import open_session, placement
-from safetykit.export.parity.swap_check import check_swap
-from safetykit.toolkit.model.inputs import Request
 from safetykit.toolkit.data.records import load_records, subset
 from safetykit.toolkit.data.sources import data_path, model_path
+from safetykit.toolkit.model.inputs import Request
 from safetykit.toolkit.model.vlm import VLM
 
 PROVIDER = "CUDAExecutionProvider"

@@ -30,16 +30,16 @@ from safetykit.adapters.artifact.files import atomic_folder, write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json
 from safetykit.adapters.vlm_guard.guard import VLMGuard
 from safetykit.export.base.own import write_base
+from safetykit.export.base.quantise import quantise_decoder
 from safetykit.export.foreign.importing import import_graphs
 from safetykit.export.foreign.optimum import write_optimum
 from safetykit.export.manifest import LAYOUT
 from safetykit.export.pipeline.pipeline import export_onnx
-from safetykit.export.base.quantise import quantise_decoder
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
-from safetykit.toolkit.evaluation.evaluate import decide, tabulate
-from safetykit.toolkit.model.inputs import Request
 from safetykit.toolkit.data.records import Record, load_records, subset
 from safetykit.toolkit.data.sources import data_path, model_path
+from safetykit.toolkit.evaluation.evaluate import decide, tabulate
+from safetykit.toolkit.model.inputs import Request
 from safetykit.toolkit.model.vlm import VLM
 
 BASES = {

@@ -21,18 +21,18 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 
-from runtimes import genai_answers, greedy, node_answers  # noqa: E402
+from runtimes import genai_answers, greedy, node_answers
 
-from safetykit.adapters.artifact.files import write_atomic  # noqa: E402
-from safetykit.adapters.artifact.manifest import canonical_json  # noqa: E402
-from safetykit.export.manifest import read_manifest  # noqa: E402
-from safetykit.export.layouts.arrange import arrange  # noqa: E402
-from safetykit.export.runtime.onnx_vlm import OnnxVLM  # noqa: E402
-from safetykit.toolkit.evaluation.evaluate import Decision, tabulate  # noqa: E402
-from safetykit.toolkit.model.inputs import Request  # noqa: E402
-from safetykit.toolkit.evaluation.judge import judge  # noqa: E402
-from safetykit.toolkit.data.records import Record, load_records  # noqa: E402
-from safetykit.toolkit.data.sources import data_path  # noqa: E402
+from safetykit.adapters.artifact.files import write_atomic
+from safetykit.adapters.artifact.manifest import canonical_json
+from safetykit.export.layouts.arrange import arrange
+from safetykit.export.manifest import read_manifest
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.toolkit.data.records import Record, load_records
+from safetykit.toolkit.data.sources import data_path
+from safetykit.toolkit.evaluation.evaluate import Decision, tabulate
+from safetykit.toolkit.evaluation.judge import judge
+from safetykit.toolkit.model.inputs import Request
 
 LAYOUTS = ("transformers.js", "genai")
 

@@ -9,13 +9,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from safetykit.adapters.errors import SafetykitError
 from safetykit.adapters.artifact.manifest import canonical_json
+from safetykit.adapters.errors import SafetykitError
 from safetykit.export.document.latency import measure_latency
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.runtime.sessions import CPU
-from safetykit.toolkit.model.inputs import Request
 from safetykit.toolkit.data.records import load_records, subset
+from safetykit.toolkit.model.inputs import Request
 
 
 def main() -> int:

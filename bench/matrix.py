@@ -25,28 +25,28 @@ from typing import Any
 import torch
 
 from safetykit.adapters.artifact.adapter import Adapter
-from safetykit.adapters.errors import SafetykitError
 from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json
+from safetykit.adapters.errors import SafetykitError
 from safetykit.adapters.one_pass.probe import OnePassProbe
 from safetykit.adapters.sasa.sasa import SASA
 from safetykit.adapters.tga.tga import TGA
 from safetykit.adapters.vlm_guard.guard import VLMGuard
 from safetykit.export.manifest import Mode, Precision
 from safetykit.export.parity.report import ParityReport
-from safetykit.export.pipeline.pipeline import export_onnx, write_own
 from safetykit.export.parity.tolerances import TOLERANCES
+from safetykit.export.pipeline.pipeline import export_onnx, write_own
 from safetykit.toolkit.alignment import Aligner
-from safetykit.toolkit.data.captions import captions_path, load_captions
-from safetykit.toolkit.sweep.care import fit_care, usual
-from safetykit.toolkit.data.records import Record, load_records, subset
 from safetykit.toolkit.commands.sasa_fit import refusal_of
-from safetykit.toolkit.model.second_pass import SecondPass
+from safetykit.toolkit.data.captions import captions_path, load_captions
+from safetykit.toolkit.data.records import Record, load_records, subset
 from safetykit.toolkit.data.sources import data_path
+from safetykit.toolkit.model.second_pass import SecondPass
 from safetykit.toolkit.model.vlm import VLM
+from safetykit.toolkit.sweep.care import fit_care, usual
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-import zoo  # noqa: E402
+import zoo
 
 MARK = "<!-- matrix -->"
 REFUSAL = "sorry, i can not help with that."  # random weights have none of their own
@@ -62,10 +62,19 @@ FIT, TEST, CAPTIONS = 96, 12, 48  # records; captioned pictures
 # in PyTorch as in ONNX Runtime.
 GAIN = 1.0
 TITLES = {
-    "llava": "LLaVA-1.5", "llava_next": "LLaVA-NeXT", "llava_onevision": "LLaVA-OneVision", "qwen2_vl": "Qwen2-VL",
-    "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL", "smolvlm": "SmolVLM", "idefics3": "Idefics3",
-    "internvl": "InternVL", "gemma3": "Gemma 3", "paligemma": "PaliGemma", "paligemma2": "PaliGemma 2",
-}  # fmt: skip
+    "llava": "LLaVA-1.5",
+    "llava_next": "LLaVA-NeXT",
+    "llava_onevision": "LLaVA-OneVision",
+    "qwen2_vl": "Qwen2-VL",
+    "qwen2_5_vl": "Qwen2.5-VL",
+    "qwen3_vl": "Qwen3-VL",
+    "smolvlm": "SmolVLM",
+    "idefics3": "Idefics3",
+    "internvl": "InternVL",
+    "gemma3": "Gemma 3",
+    "paligemma": "PaliGemma",
+    "paligemma2": "PaliGemma 2",
+}
 
 
 def vlm_guard(vlm: VLM, records: Sequence[Record], _: Path) -> Adapter:
@@ -74,7 +83,14 @@ def vlm_guard(vlm: VLM, records: Sequence[Record], _: Path) -> Adapter:
 
 def care(vlm: VLM, records: Sequence[Record], _: Path) -> Adapter:
     layers = tuple(range(vlm.base.n_layers))
-    given = {"layers": layers, "rank": 4, "fusion": "sequential", "site": "mlp", "selection": "none", "contrast": "label"}
+    given = {
+        "layers": layers,
+        "rank": 4,
+        "fusion": "sequential",
+        "site": "mlp",
+        "selection": "none",
+        "contrast": "label",
+    }
     return fit_care(vlm, records, usual(vlm.base.n_layers, vlm.base.d_model, given))
 
 
@@ -85,7 +101,9 @@ def sasa(vlm: VLM, records: Sequence[Record], _: Path) -> Adapter:
 
 
 def one_pass(vlm: VLM, records: Sequence[Record], _: Path) -> Adapter:
-    return OnePassProbe(fused_layer=vlm.base.n_layers - 1).fit(SecondPass(vlm), records, refusal_of(vlm, records, REFUSAL))
+    return OnePassProbe(fused_layer=vlm.base.n_layers - 1).fit(
+        SecondPass(vlm), records, refusal_of(vlm, records, REFUSAL)
+    )
 
 
 def tga(vlm: VLM, _: Sequence[Record], work: Path) -> Adapter:
@@ -97,8 +115,12 @@ def tga(vlm: VLM, _: Sequence[Record], work: Path) -> Adapter:
 
 
 METHODS: dict[str, Callable[[VLM, Sequence[Record], Path], Adapter]] = {
-    "VLM-Guard": vlm_guard, "CARE": care, "SASA": sasa, "one-pass": one_pass, "TGA": tga,
-}  # fmt: skip
+    "VLM-Guard": vlm_guard,
+    "CARE": care,
+    "SASA": sasa,
+    "one-pass": one_pass,
+    "TGA": tga,
+}
 
 
 def main() -> None:
@@ -153,8 +175,12 @@ def measure(family: str, methods: Sequence[str], again: Sequence[str], out: Path
                     row[column] = shipped(vlm, adapter, column, test, work)
             except SafetykitError as error:
                 row[column] = {"passed": False, "reason": str(error).splitlines()[0]}
-            except Exception as error:  # noqa: BLE001  a bug is a cell of its own, not the end of the matrix
-                row[column] = {"passed": False, "reason": f"{type(error).__name__}: {error}".splitlines()[0], "bug": True}
+            except Exception as error:
+                row[column] = {
+                    "passed": False,
+                    "reason": f"{type(error).__name__}: {error}".splitlines()[0],
+                    "bug": True,
+                }
             row[column]["seconds"] = round(time.perf_counter() - started, 1)
             print(family, method, column, json.dumps(row[column]), file=sys.stderr, flush=True)
             write_atomic(path, canonical_json(cells))
@@ -184,7 +210,15 @@ def shipped(vlm: VLM, adapter: Adapter, column: str, test: Sequence[Record], wor
             write_own(vlm, folder, precision, lambda _: None)
     out = work / "export"
     report = export_onnx(
-        vlm, [adapter], out, base_onnx=base, precision=precision, mode=mode, records=test, max_new_tokens=8, overwrite=True
+        vlm,
+        [adapter],
+        out,
+        base_onnx=base,
+        precision=precision,
+        mode=mode,
+        records=test,
+        max_new_tokens=8,
+        overwrite=True,
     ).parity
     shutil.rmtree(out)
     return {

@@ -26,14 +26,14 @@ from random_decoder import HEAD, random_llama
 from safetykit.adapters.artifact.adapter import Intervention
 from safetykit.adapters.artifact.manifest import BaseInfo
 from safetykit.adapters.artifact.sites import Gating, Site
-from safetykit.export.surgery.bake import Placed, bake
 from safetykit.export.base.own import OPSET, export_graph, save_graph
-from safetykit.export.runtime.binding import Session
+from safetykit.export.base.quantise import quantise_decoder
+from safetykit.export.base.specs import decoder_spec
 from safetykit.export.document.latency import interleave, median_ratio
 from safetykit.export.manifest import LAYOUT, ExportManifest
-from safetykit.export.base.quantise import quantise_decoder
+from safetykit.export.runtime.binding import Session
 from safetykit.export.runtime.sessions import open_session
-from safetykit.export.base.specs import decoder_spec
+from safetykit.export.surgery.bake import Placed, bake
 from safetykit.export.surgery.swappable import describe_parameters, open_parameters
 from safetykit.toolkit.families import Family
 
@@ -66,9 +66,16 @@ def write_base(folder: Path, options: argparse.Namespace) -> None:
     if options.precision == "int4":
         base = BaseInfo(fingerprint="0" * 64, architecture="random", n_layers=options.layers, d_model=options.width)
         manifest = ExportManifest(
-            base=base, precision="fp32", mode="base", opset=OPSET, n_kv_heads=model.config.num_key_value_heads, head_dim=HEAD,
-            image_token_id=0, graphs={}, versions={},
-        )  # fmt: skip
+            base=base,
+            precision="fp32",
+            mode="base",
+            opset=OPSET,
+            n_kv_heads=model.config.num_key_value_heads,
+            head_dim=HEAD,
+            image_token_id=0,
+            graphs={},
+            versions={},
+        )
         quantise_decoder(folder, manifest)
 
 

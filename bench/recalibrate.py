@@ -24,13 +24,13 @@ from safetykit.adapters.one_pass.probe import OnePassProbe
 from safetykit.adapters.sasa.sasa import SASA
 from safetykit.adapters.vlm_guard.guard import VLMGuard
 from safetykit.export.base.own import write_base
-from safetykit.export.pipeline.pipeline import export_onnx
 from safetykit.export.base.quantise import quantise_decoder
-from safetykit.toolkit.evaluation.evaluate import Decision, tabulate
-from safetykit.toolkit.data.records import Record, load_records, subset
+from safetykit.export.pipeline.pipeline import export_onnx
 from safetykit.toolkit.commands.sasa_fit import refusal_of
-from safetykit.toolkit.model.second_pass import SecondPass
+from safetykit.toolkit.data.records import Record, load_records, subset
 from safetykit.toolkit.data.sources import data_path, model_path
+from safetykit.toolkit.evaluation.evaluate import Decision, tabulate
+from safetykit.toolkit.model.second_pass import SecondPass
 from safetykit.toolkit.model.vlm import VLM
 
 METRICS = ("attack_success", "over_refusal")
@@ -55,7 +55,15 @@ def share(decisions: Sequence[Decision], metric: str) -> float:
 def measure(vlm: VLM, adapter: Adapter, base: Path, out: Path, test: list[Record], again: list[Record] | None) -> Any:
     """Export, and count what changed on the way from fp32 PyTorch."""
     made = export_onnx(
-        vlm, [adapter], out, precision="int4", base_onnx=base, records=test, recalibrate=again, max_flips=1, overwrite=True
+        vlm,
+        [adapter],
+        out,
+        precision="int4",
+        base_onnx=base,
+        records=test,
+        recalibrate=again,
+        max_flips=1,
+        overwrite=True,
     )
     ours, theirs = made.decisions
     opened = [flip for flip in made.parity.flips if flip.what != "outcome"]

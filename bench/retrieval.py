@@ -28,14 +28,16 @@ from PIL import Image
 from safetykit.adapters import Adapter, Intervention, Site
 from safetykit.adapters.artifact.manifest import AdapterInfo, DataInfo, RetrievalInfo
 from safetykit.adapters.retrieval.retrieval import CAPTIONS, INFO
-from safetykit.export.surgery.adapt import adapt, copy_base
 from safetykit.export.document.latency import BAKED, CONTROL, UNMODIFIED, compare, interleave
 from safetykit.export.manifest import LAYOUT, read_manifest
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.runtime.sessions import CPU
+from safetykit.export.surgery.adapt import adapt, copy_base
 from safetykit.toolkit.data.captions import captions_path, load_captions
-from safetykit.toolkit.model.inputs import Request
 from safetykit.toolkit.data.records import open_picture
+from safetykit.toolkit.data.sources import model_path
+from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.vlm import VLM
 from safetykit.toolkit.reference.atlas import SEEN_FONTS, SEEN_SETS, UNSEEN_SETS, data_folder, reference, shown
 from safetykit.toolkit.reference.captions import caption
 from safetykit.toolkit.reference.world import things
@@ -43,8 +45,6 @@ from safetykit.toolkit.retrieval.build import build_index
 from safetykit.toolkit.retrieval.embedders import VLMEmbedder
 from safetykit.toolkit.retrieval.fit import QueryHead, image_states, picture_states
 from safetykit.toolkit.retrieval.index import CaptionIndex, EmbedderInfo
-from safetykit.toolkit.data.sources import model_path
-from safetykit.toolkit.model.vlm import VLM
 
 _FAISS, _NUMPY = "external, FAISS", "external, NumPy"
 
@@ -86,10 +86,14 @@ def accuracy(vlm: VLM) -> Iterator[dict[str, Any]]:
                 found, _ = index.search(queries / np.linalg.norm(queries, axis=1, keepdims=True), 5)
                 right = found == own[:, None]
                 yield {
-                    "site": str(site), "group": name, "pictures": len(own), "texts": len(index),
-                    "top1": float(right[:, 0].mean()), "top5": float(right.any(1).mean()),
+                    "site": str(site),
+                    "group": name,
+                    "pictures": len(own),
+                    "texts": len(index),
+                    "top1": float(right[:, 0].mean()),
+                    "top5": float(right.any(1).mean()),
                     "top1_same_kind": float((kinds[found[:, 0]] == kinds[own]).mean()),
-                }  # fmt: skip
+                }
 
 
 def _tiles(vlm: VLM, split: str, atlases: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -130,20 +134,29 @@ def latency(vlm: VLM, base: Path, sizes: Sequence[int], rounds: int, k: int) -> 
                 return run
 
             arms = {
-                UNMODIFIED: timed(plain[0]), CONTROL: timed(plain[1]), BAKED: timed(inside),
-                _FAISS: timed(outside, flat), _NUMPY: timed(outside, index),
-            }  # fmt: skip
+                UNMODIFIED: timed(plain[0]),
+                CONTROL: timed(plain[1]),
+                BAKED: timed(inside),
+                _FAISS: timed(outside, flat),
+                _NUMPY: timed(outside, index),
+            }
             times = {name: values[:, 0] for name, values in interleave(arms, rounds, 3, seed=0).items()}
             for name in (BAKED, _FAISS, _NUMPY):
                 found = compare({**times, BAKED: times[name]}, seed=0)
                 yield {
-                    "texts": size, "arm": "in the graph" if name == BAKED else name,
-                    "prefill_ms": found.baked_ms, "added_ms": found.baked_ms - found.unmodified_ms,
-                    "ratio": found.ratio.model_dump(), "control": found.control.model_dump(), "verdict": found.verdict,
-                    "adapter_bytes": (inside if name == BAKED else outside).path.joinpath(
-                        LAYOUT.adapter_data("vision_encoder")).stat().st_size,
+                    "texts": size,
+                    "arm": "in the graph" if name == BAKED else name,
+                    "prefill_ms": found.baked_ms,
+                    "added_ms": found.baked_ms - found.unmodified_ms,
+                    "ratio": found.ratio.model_dump(),
+                    "control": found.control.model_dump(),
+                    "verdict": found.verdict,
+                    "adapter_bytes": (inside if name == BAKED else outside)
+                    .path.joinpath(LAYOUT.adapter_data("vision_encoder"))
+                    .stat()
+                    .st_size,
                     "index_bytes": 0 if name == BAKED else (index.folder / "index.safetensors").stat().st_size,
-                }  # fmt: skip
+                }
             index.close()
 
 
@@ -158,12 +171,18 @@ def _export(vlm: VLM, base: Path, index: CaptionIndex, out: Path, k: int, *, ext
     info = RetrievalInfo(k=k, prefix=False, external=external, count=len(index), index=index.digest)
     adapter = Adapter(
         AdapterInfo(
-            method="benchmark", variant="random keys", sign_convention="", hyperparameters={}, seed=0, base=vlm.base,
-            data=DataInfo(sha256="0" * 64, counts={}), versions={},
+            method="benchmark",
+            variant="random keys",
+            sign_convention="",
+            hyperparameters={},
+            seed=0,
+            base=vlm.base,
+            data=DataInfo(sha256="0" * 64, counts={}),
+            versions={},
         ),
         (Intervention("RetrievalQuery" if external else "RetrieveTopK", Site("projector"), "all", "prefill", tensors),),
         {INFO: info.model_dump(mode="json"), **({} if external else {CAPTIONS: list(index)})},
-    )  # fmt: skip
+    )
     out.mkdir()
     manifest = read_manifest(base)
     copy_base(base, out, manifest)
@@ -190,8 +209,11 @@ def build(vlm: VLM, embedded: int, drawn: int) -> Iterator[dict[str, Any]]:
             before, start = _peak(), perf_counter()
             index = build_index(
                 lambda: (f"caption number {at} of a picture with some words" for at in range(drawn)),
-                Drawn(128), Path(folder) / dtype, batch_size=4096, dtype=dtype,
-            )  # fmt: skip
+                Drawn(128),
+                Path(folder) / dtype,
+                batch_size=4096,
+                dtype=dtype,
+            )
             took, after = perf_counter() - start, _peak()
             index.close()
             start = perf_counter()
@@ -205,11 +227,17 @@ def build(vlm: VLM, embedded: int, drawn: int) -> Iterator[dict[str, Any]]:
             flat = index.faiss()
             found["faiss_ms"] = _milliseconds(lambda: flat.search(query, 5))
             yield {
-                "keys": f"random {dtype}", "texts": len(index), "width": 128, "seconds": took,
+                "keys": f"random {dtype}",
+                "texts": len(index),
+                "width": 128,
+                "seconds": took,
                 "bytes": (index.folder / "index.safetensors").stat().st_size,
-                "peak_memory_before": before, "peak_memory_after_build": after,
-                "load_ms": 1000 * loaded, "load_verified_ms": 1000 * verified, **found,
-            }  # fmt: skip
+                "peak_memory_before": before,
+                "peak_memory_after_build": after,
+                "load_ms": 1000 * loaded,
+                "load_verified_ms": 1000 * verified,
+                **found,
+            }
             del flat
             index.close()
 

@@ -26,23 +26,23 @@ import safetensors.torch
 import torch
 
 from safetykit.adapters.artifact.adapter import Adapter
-from safetykit.adapters.statistics.detector import Features, Place
-from safetykit.adapters.statistics.detector_report import Detector, left_out
 from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json, describe_data
-from safetykit.adapters.one_pass.probe import OnePassProbe
-from safetykit.adapters.statistics.probe import Metric
-from safetykit.adapters.sasa.sasa import SASA, ProbeFitter
 from safetykit.adapters.artifact.sites import Site
-from safetykit.toolkit.evaluation.evaluate import Decision, decide, tabulate
-from safetykit.toolkit.model.inputs import Request
+from safetykit.adapters.one_pass.probe import OnePassProbe
+from safetykit.adapters.sasa.sasa import SASA, ProbeFitter
+from safetykit.adapters.statistics.detector import Features, Place
+from safetykit.adapters.statistics.detector_report import Detector, left_out
+from safetykit.adapters.statistics.probe import Metric
+from safetykit.toolkit.commands.sasa_fit import refusal_of
 from safetykit.toolkit.data.journal import Journal
 from safetykit.toolkit.data.records import Record, load_records
-from safetykit.toolkit.reference.world import things
-from safetykit.toolkit.commands.sasa_fit import refusal_of
-from safetykit.toolkit.model.second_pass import SecondPass
 from safetykit.toolkit.data.sources import data_path, model_path
+from safetykit.toolkit.evaluation.evaluate import Decision, decide, tabulate
+from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.second_pass import SecondPass
 from safetykit.toolkit.model.vlm import VLM
+from safetykit.toolkit.reference.world import things
 
 CHECKPOINTS = ("mild", "severe")
 FITTERS: dict[str, ProbeFitter] = {

@@ -59,7 +59,9 @@ def _measure(size: str, scratch: Path) -> dict[str, Any]:
     layers, width = size.split("x")
     maker = Path(__file__).with_name("random_model.py")
     subprocess.run(
-        [sys.executable, maker, scratch / "model", "--layers", layers, "--width", width], check=True, capture_output=True
+        [sys.executable, maker, scratch / "model", "--layers", layers, "--width", width],
+        check=True,
+        capture_output=True,
     )
     found: dict[str, Any] = {"layers": int(layers), "width": int(width)}
     for step in STEPS:
@@ -70,7 +72,9 @@ def _measure(size: str, scratch: Path) -> dict[str, Any]:
             raise SystemExit(f"{size}, {step}: {done.stderr.strip()[-2000:]}")
         found[step] = json.loads(done.stdout.splitlines()[-1])
     found["decoder_bytes"] = (scratch / "base" / "decoder.onnx.data").stat().st_size
-    found["graph_bytes"] = {kind: (scratch / kind / "decoder.onnx").stat().st_size for kind in ("base", "surgery", "fold")}
+    found["graph_bytes"] = {
+        kind: (scratch / kind / "decoder.onnx").stat().st_size for kind in ("base", "surgery", "fold")
+    }
     return found
 
 
@@ -111,8 +115,8 @@ def _base(scratch: Path) -> dict[str, Any]:
 
 
 def _copied(scratch: Path, name: str) -> tuple[Path, Any, float]:
-    from safetykit.export.surgery.adapt import copy_base
     from safetykit.export.manifest import read_manifest
+    from safetykit.export.surgery.adapt import copy_base
 
     folder = scratch / name
     folder.mkdir()
@@ -126,9 +130,9 @@ def _surgery(scratch: Path) -> dict[str, Any]:
     import onnx_ir as ir
 
     from safetykit.adapters.artifact.store import load_adapter
+    from safetykit.export.manifest import LAYOUT
     from safetykit.export.surgery.adapt import place, save_adapted
     from safetykit.export.surgery.bake import bake
-    from safetykit.export.manifest import LAYOUT
 
     adapter = load_adapter(scratch / "adapter")
     folder, _, copying = _copied(scratch, "surgery")
@@ -153,8 +157,8 @@ def _fold(scratch: Path) -> dict[str, Any]:
 
 def _run(scratch: Path) -> dict[str, Any]:
     from safetykit.adapters.artifact.store import load_adapter
-    from safetykit.export.parity.compare import compare_logits, parity_requests
     from safetykit.export.manifest import read_manifest
+    from safetykit.export.parity.compare import compare_logits, parity_requests
     from safetykit.export.runtime.onnx_vlm import OnnxVLM
     from safetykit.export.runtime.sessions import CPU
     from safetykit.toolkit.model.vlm import VLM

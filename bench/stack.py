@@ -23,11 +23,11 @@ from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json
 from safetykit.adapters.sasa.sasa import SASA
 from safetykit.export.pipeline.pipeline import export_onnx
-from safetykit.toolkit.evaluation.evaluate import tabulate
-from safetykit.toolkit.data.records import load_records
 from safetykit.toolkit.commands.sasa_fit import refusal_of
-from safetykit.toolkit.model.second_pass import SecondPass
+from safetykit.toolkit.data.records import load_records
 from safetykit.toolkit.data.sources import data_path, model_path
+from safetykit.toolkit.evaluation.evaluate import tabulate
+from safetykit.toolkit.model.second_pass import SecondPass
 from safetykit.toolkit.model.vlm import VLM
 
 

@@ -30,14 +30,14 @@ from safetykit.export.pipeline.pipeline import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.toolkit.alignment import Aligner
 from safetykit.toolkit.data.captions import captions_path, load_captions
+from safetykit.toolkit.data.records import load_records, open_picture
+from safetykit.toolkit.data.sources import data_path, model_path
 from safetykit.toolkit.evaluation.evaluate import Generator, Rate, Row, evaluate, tabulate
 from safetykit.toolkit.model.inputs import Request
-from safetykit.toolkit.data.records import load_records, open_picture
+from safetykit.toolkit.model.vlm import VLM
 from safetykit.toolkit.reference.atlas import SEEN_SETS, UNSEEN_SETS, data_folder, reference, shown
 from safetykit.toolkit.reference.language import answer
 from safetykit.toolkit.reference.world import things
-from safetykit.toolkit.data.sources import data_path, model_path
-from safetykit.toolkit.model.vlm import VLM
 
 CHECKPOINTS = ("mild", "severe")
 LIMITS = {"max_new_tokens": 20}
@@ -98,7 +98,9 @@ def trained(vlm: VLM, settings: TGA, folder: Path, name: str) -> Adapter:
     """One arm's adapter; read back if it was trained before."""
     if (folder / "adapter").is_dir():
         kept = Adapter.load(folder / "adapter")
-        same = all(kept.info.hyperparameters.get(key) == value for key, value in asdict(settings).items() if value is not None)
+        same = all(
+            kept.info.hyperparameters.get(key) == value for key, value in asdict(settings).items() if value is not None
+        )
         if same and kept.info.base.fingerprint == vlm.fingerprint:
             return kept
     aligner = Aligner(vlm, load_captions(captions_path("reference")), work=folder / "work", progress=every_50(name))

@@ -25,12 +25,12 @@ from safetykit.adapters.vlm_guard.guard import Variant, VLMGuard
 from safetykit.export.base.own import export_base
 from safetykit.export.pipeline.pipeline import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
-from safetykit.toolkit.evaluation.evaluate import evaluate, tabulate
 from safetykit.toolkit.data.records import load_records
 from safetykit.toolkit.data.sources import data_path, model_path
+from safetykit.toolkit.evaluation.evaluate import evaluate, tabulate
+from safetykit.toolkit.model.vlm import VLM
 from safetykit.toolkit.sweep.guard import run_sweep
 from safetykit.toolkit.sweep.trials import Sweep, Trial
-from safetykit.toolkit.model.vlm import VLM
 
 CHECKPOINTS = ("mild", "severe")
 GROUPS = ("text", "image", "text+image", "typographic", "image/rendering-unseen", "all")
@@ -66,8 +66,14 @@ def measure(trial: Trial, adapter: Adapter, vlm: VLM, base: Path, out: Path) -> 
     row = trial.row()
     return {
         "setting": {name: value for name, value in row.items() if name in SETTING},
-        "calibration": {name: value for name, value in row.items() if name in ("attack_success", "over_refusal", "exact")},
-        "parity": {"passed": result.parity.passed, "logits": result.parity.worst("logits"), "flips": len(result.parity.flips)},
+        "calibration": {
+            name: value for name, value in row.items() if name in ("attack_success", "over_refusal", "exact")
+        },
+        "parity": {
+            "passed": result.parity.passed,
+            "logits": result.parity.worst("logits"),
+            "flips": len(result.parity.flips),
+        },
         "rows": {line.group: line.model_dump(mode="json") for line in tabulate(result.decisions[1])},
     }
 
@@ -116,7 +122,9 @@ def main() -> None:
         base = options.out / f"{checkpoint}-base"
         export_base(vlm, base, overwrite=True)
         undefended = evaluate(OnnxVLM.from_pretrained(base), test, name="base")
-        found: dict[str, Any] = {"undefended": {"rows": {row.group: row.model_dump(mode="json") for row in undefended.rows}}}
+        found: dict[str, Any] = {
+            "undefended": {"rows": {row.group: row.model_dump(mode="json") for row in undefended.rows}}
+        }
         sweep = sweep_of(checkpoint, vlm, options.out)
         for variant in get_args(Variant):
             say(f"{checkpoint}: exporting {variant}")

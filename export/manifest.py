@@ -12,7 +12,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from ..adapters.errors import InvalidArtifact, UsageError
 from ..adapters.artifact.files import read_inside, require_hashes, sha256_file, write_atomic
 from ..adapters.artifact.manifest import (
     AdapterInfo,
@@ -25,6 +24,7 @@ from ..adapters.artifact.manifest import (
     load_sealed,
 )
 from ..adapters.artifact.sites import Gating
+from ..adapters.errors import InvalidArtifact, UsageError
 from .foreign_info import ForeignInfo
 
 Precision = Literal["fp32", "fp16", "int4", "int8"]

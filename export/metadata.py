@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..adapters.errors import InvalidArtifact
 from ..adapters.artifact.manifest import DetectorInfo
+from ..adapters.errors import InvalidArtifact
 
 THRESHOLD, REFUSAL, TOKEN = "safetykit.risk_threshold", "safetykit.refusal", "safetykit.refusal_token"
 

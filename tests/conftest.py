@@ -4,6 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_llava import (  # noqa: F401  fixtures, once a session for all folders
+    base_folder,
+    int4_folder,
+    make_checkpoint,
+)
 
 torch.set_num_threads(1)  # the test models are so small that threads cost more than they give
 

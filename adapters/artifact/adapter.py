@@ -12,11 +12,11 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
-from ..ops.branch import Branch
 from ..errors import InvalidArtifact, UsageError
+from ..ops.branch import Branch
 from ..ops.gating import GatedOp
-from .manifest import AdapterInfo, DetectorInfo
 from ..ops.op import Op, get_op
+from .manifest import AdapterInfo, DetectorInfo
 from .sites import Gating, Phase, Scope, Site
 from .updates import WeightUpdate
 

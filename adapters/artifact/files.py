@@ -12,7 +12,6 @@ from pathlib import Path
 
 from ..errors import InvalidArtifact, UsageError
 
-
 # What a checkpoint holds beside its weights: everything a processor, a tokenizer or a reader needs.
 CONFIGURATION_FILES = (
     "config.json",

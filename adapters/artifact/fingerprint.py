@@ -56,7 +56,9 @@ def _weights(folder: Path) -> Iterator[tuple[str, str]]:
                     data = hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy()).hexdigest()
                     yield name, f"{tensor.dtype}\0{tuple(tensor.shape)}\0{data}"
         except SafetensorError as error:
-            raise InvalidArtifact(f"{path} is not a whole safetensors file: {error}.", "Get the checkpoint again.") from None
+            raise InvalidArtifact(
+                f"{path} is not a whole safetensors file: {error}.", "Get the checkpoint again."
+            ) from None
 
 
 def _lasting(value: Any, *, nested: bool) -> Any:

@@ -15,9 +15,9 @@ import safetensors
 import safetensors.torch
 import torch
 
-from .adapter import Adapter, Intervention
-from ..ops.branch import Branch
 from ..errors import InvalidArtifact, SafetykitError, UsageError, WrongBase
+from ..ops.branch import Branch
+from .adapter import Adapter, Intervention
 from .files import atomic_folder, read_inside
 from .manifest import (
     AdapterManifest,
@@ -51,12 +51,18 @@ def save_adapter(adapter: Adapter, folder: Path, *, overwrite: bool = False) -> 
         for param, tensor in sorted(named.items()):
             name = f"{owner}.{param}"
             tensors[name] = tensor.detach().cpu().contiguous()
-            specs[param] = TensorSpec(name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
+            specs[param] = TensorSpec(
+                name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch.")
+            )
         return specs
 
     interventions = tuple(
         InterventionSpec(
-            op=item.op, site=str(item.site), scope=item.scope, phase=item.phase, gate=item.gate,
+            op=item.op,
+            site=str(item.site),
+            scope=item.scope,
+            phase=item.phase,
+            gate=item.gate,
             tensors=keep(str(index), item.tensors),
         )
         for index, item in enumerate(adapter.interventions)
@@ -117,11 +123,15 @@ def load_adapter(folder: Path) -> Adapter:
     for name, digest in sorted(manifest.files.items()):
         contents[name] = read_inside(folder, name)
         if hashlib.sha256(contents[name]).hexdigest() != digest:
-            raise InvalidArtifact(f"{folder / name} was changed or truncated.", "Get the adapter again from its source.")
+            raise InvalidArtifact(
+                f"{folder / name} was changed or truncated.", "Get the adapter again from its source."
+            )
     try:
         tensors = safetensors.torch.load(contents[TENSORS])
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise InvalidArtifact(f"{folder / TENSORS} is not a safetensors file: {error}.", "Fit the adapter again.") from None
+        raise InvalidArtifact(
+            f"{folder / TENSORS} is not a safetensors file: {error}.", "Fit the adapter again."
+        ) from None
     attachments = {
         name.removesuffix(".json"): json.loads(data) for name, data in contents.items() if name.endswith(".json")
     }

@@ -39,14 +39,14 @@ import torch
 from torch import Tensor
 
 from ..artifact.adapter import Adapter, Intervention
-from .statistics import MODALITIES, CareStatistics, Contrast, TokenChoice, collect, roles
-from ..errors import UsageError
 from ..artifact.manifest import AdapterInfo, describe_data, library_versions
-from ..protocols import Example
 from ..artifact.sites import Phase, Scope, Site
+from ..errors import UsageError
+from ..protocols import Example
 from ..statistics.moments import Shrinkage
 from ..statistics.subspaces import Centre, Subspace, Variant, principal_cosines, safety_subspace
 from ..statistics.tokens import Modality, Selection, TokenSource
+from .statistics import MODALITIES, CareStatistics, Contrast, TokenChoice, collect, roles
 
 Fusion = Literal["adaptive", "sequential", "parallel", "masked", "injection"]
 Modalities = Literal["both", "visual", "textual"]

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..artifact.sites import Site
 from ..errors import UsageError
 from ..protocols import Example
-from ..artifact.sites import Site
 from ..statistics.moments import Moments
 from ..statistics.tokens import KernelWitness, Modality, Selection, TokenBatch, TokenSource, pick, pool_best, sample
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from ..statistics.detector import Place
-from ..sasa.sasa import ProbeFitter, layers_tried
 from ..artifact.sites import Site
+from ..sasa.sasa import ProbeFitter, layers_tried
+from ..statistics.detector import Place
 
 
 @dataclass(frozen=True)

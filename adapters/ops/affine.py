@@ -21,7 +21,7 @@ class AffineMap:
 
     up: Float[Tensor, "d_model rank"]
     down: Float[Tensor, "rank d_model"]
-    shift: Float[Tensor, "d_model"]
+    shift: Float[Tensor, " d_model"]
 
     def __call__(self, hidden: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
         """The map applied to row vectors, in the dtype of its tensors."""
@@ -45,7 +45,7 @@ class AffineMap:
     def projection(
         cls,
         basis: Float[Tensor, "d_model rank"],
-        mean: Float[Tensor, "d_model"],
+        mean: Float[Tensor, " d_model"],
         strength: Float[Tensor, ""],
     ) -> AffineMap:
         """h − strength · V Vᵀ(h − mean)."""

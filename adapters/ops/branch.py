@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..artifact.sites import Site
 from ..errors import InvalidArtifact
 from .op import Hidden
-from ..artifact.sites import Site
 
 _REGISTRY: dict[str, type[BranchOp]] = {}
 
@@ -46,7 +46,7 @@ class BranchOp(nn.Module, ABC):
         """The state that blocks s+1… continue from; shape and dtype of ``fused``."""
 
     @abstractmethod
-    def risk(self, normed: Hidden, *tensors: Tensor) -> Float[Tensor, "batch"]:
+    def risk(self, normed: Hidden, *tensors: Tensor) -> Float[Tensor, " batch"]:
         """Log-odds of harm, in float32, from the branch's states after the final norm."""
 
 

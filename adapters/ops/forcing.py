@@ -19,7 +19,7 @@ class ForcedRefusal(nn.Module):
     def forward(
         self,
         logits: Float[Tensor, "batch seq vocab"],
-        risk: Float[Tensor, "batch"],
+        risk: Float[Tensor, " batch"],
         threshold: Float[Tensor, ""],
         token: Int[Tensor, ""],
     ) -> Float[Tensor, "batch seq vocab"]:

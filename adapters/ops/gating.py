@@ -32,20 +32,20 @@ class GatedOp(Op):
     extras = ("score",)
 
     @abstractmethod
-    def margin(self, hidden: Hidden, *tensors: Tensor) -> Float[Tensor, "batch"]:
+    def margin(self, hidden: Hidden, *tensors: Tensor) -> Float[Tensor, " batch"]:
         """How far inside the gate the last position lies; ``tensors`` are the stored parameters."""
 
     @abstractmethod
-    def magnitude(self, hidden: Hidden, *tensors: Tensor) -> Float[Tensor, "batch"]:
+    def magnitude(self, hidden: Hidden, *tensors: Tensor) -> Float[Tensor, " batch"]:
         """Size of what ``margin`` adds up: a state that is off by a share of its size moves the margin by about that
         share of this, however much of it cancels."""
 
     @abstractmethod
-    def act(self, hidden: Hidden, scope: Mask, margin: Float[Tensor, "batch"], *tensors: Tensor) -> tuple[Tensor, ...]:
+    def act(self, hidden: Hidden, scope: Mask, margin: Float[Tensor, " batch"], *tensors: Tensor) -> tuple[Tensor, ...]:
         """``forward`` with the gate given."""
 
     def kept(
-        self, before: Hidden, after: Hidden, scope: Mask, margin: Float[Tensor, "batch"], *tensors: Tensor
+        self, before: Hidden, after: Hidden, scope: Mask, margin: Float[Tensor, " batch"], *tensors: Tensor
     ) -> Float[Tensor, ""] | None:
         """``invariant`` with the gate given."""
         return None
@@ -69,13 +69,13 @@ class HeldGate(nn.Module):
         self.op = op
 
     def margin(
-        self, hidden: Hidden, decides: Bool[Tensor, ""], held: Float[Tensor, "batch"], *tensors: Tensor
-    ) -> Float[Tensor, "batch"]:
+        self, hidden: Hidden, decides: Bool[Tensor, ""], held: Float[Tensor, " batch"], *tensors: Tensor
+    ) -> Float[Tensor, " batch"]:
         """The margin that holds for this call."""
         return torch.where(decides, self.op.margin(hidden, *tensors), held)
 
     def forward(
-        self, hidden: Hidden, scope: Mask, decides: Bool[Tensor, ""], held: Float[Tensor, "batch"], *tensors: Tensor
+        self, hidden: Hidden, scope: Mask, decides: Bool[Tensor, ""], held: Float[Tensor, " batch"], *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         """As the op's; its ``score`` is the margin that holds, to be handed to the next call."""
         return self.op.act(hidden, scope, self.margin(hidden, decides, held, *tensors), *tensors)

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .affine import AffineMap
-from ..errors import InvalidArtifact
 from ..artifact.sites import Phase, Scope
+from ..errors import InvalidArtifact
+from .affine import AffineMap
 
 Hidden = Float[Tensor, "batch seq d_model"]
 Mask = Float[Tensor, "batch seq 1"]
@@ -106,9 +106,7 @@ class ScopeMask(nn.Module):
             raise InvalidArtifact(f"Unknown scope {scope!r} or phase {phase!r}.", "The manifest is damaged.")
         self.scope, self.phase = scope, phase
 
-    def forward(
-        self, hidden: Hidden, past_length: Int[Tensor, ""], vision_mask: Bool[Tensor, "batch seq"]
-    ) -> Mask:
+    def forward(self, hidden: Hidden, past_length: Int[Tensor, ""], vision_mask: Bool[Tensor, "batch seq"]) -> Mask:
         """1 where the op applies, 0 where the hidden state must stay as it is."""
         ones = torch.ones_like(hidden[..., :1], dtype=torch.float32)
         if self.scope == "last":

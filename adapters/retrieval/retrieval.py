@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn.functional import linear, normalize
 
 from ..artifact.adapter import Adapter
-from ..errors import InvalidArtifact, UsageError
 from ..artifact.manifest import RetrievalInfo
+from ..errors import InvalidArtifact, UsageError
 from ..ops.op import Hidden, Mask, Op
 
 INFO, CAPTIONS = "retrieval", "captions"
@@ -54,7 +54,7 @@ def retrieval_of(adapters: Sequence[Adapter]) -> tuple[RetrievalInfo, tuple[str,
 
 
 def picture_query(
-    hidden: Hidden, scope: Mask, weight: Float[Tensor, "d_key d_model"], bias: Float[Tensor, "d_key"]
+    hidden: Hidden, scope: Mask, weight: Float[Tensor, "d_key d_model"], bias: Float[Tensor, " d_key"]
 ) -> Float[Tensor, "batch d_key"]:
     """q, in float32: a sum over hundreds of tokens overflows float16."""
     return normalize(linear(_mean(hidden.float(), scope), weight, bias), dim=-1)

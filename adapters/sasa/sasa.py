@@ -37,15 +37,15 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from ..artifact.adapter import Adapter, Intervention
+from ..artifact.manifest import AdapterInfo, BaseInfo, DetectorInfo, describe_data, library_versions
+from ..artifact.sites import Site
+from ..errors import UsageError
 from ..ops.branch import Branch, BranchOp
+from ..ops.op import Hidden, Mask, Op
+from ..protocols import Example
 from ..statistics.detector import BranchSource, Features, Place, Refusal
 from ..statistics.detector_report import Detector, describe
-from ..errors import UsageError
-from ..artifact.manifest import AdapterInfo, BaseInfo, DetectorInfo, describe_data, library_versions
-from ..ops.op import Hidden, Mask, Op
 from ..statistics.probe import Metric, Space
-from ..protocols import Example
-from ..artifact.sites import Site
 
 Variant = Literal["published", "unprojected"]
 SIGN = "risk is the log-odds of harm: the more positive, the more harmful"
@@ -64,7 +64,7 @@ class FusedProjection(BranchOp):
         alpha = (early * late).sum(-1, keepdim=True) / torch.where(square > 0, square, torch.ones_like(square))
         return (alpha * late).to(fused.dtype)
 
-    def risk(self, normed: Hidden, *tensors: Tensor) -> Float[Tensor, "batch"]:
+    def risk(self, normed: Hidden, *tensors: Tensor) -> Float[Tensor, " batch"]:
         weight, bias = tensors
         return normed[:, -1].float() @ weight + bias
 
@@ -278,7 +278,9 @@ def require_labels(records: Sequence[Example]) -> None:
     for split, labels in (("fit", ("harmful", "harmless")), ("calibration", ("harmless", "harmful"))):
         for label in labels:
             if not any(record.split == split and record.label == label for record in records):
-                use = "The probe is fitted on both labels." if split == "fit" else (
-                    "The threshold is set on harmless records, and harmful ones show what it catches."
+                use = (
+                    "The probe is fitted on both labels."
+                    if split == "fit"
+                    else ("The threshold is set on harmless records, and harmful ones show what it catches.")
                 )
                 raise UsageError(f"The {split} split holds no {label} record.", use)

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..errors import UsageError
 from ..artifact.manifest import BaseInfo
-from ..protocols import Example
 from ..artifact.sites import Site
+from ..errors import UsageError
+from ..protocols import Example
 
 # (s, f): the final-norm state of the second pass between these blocks; a site: its state in the normal pass.
 Place = Site | tuple[int, int]
@@ -37,7 +37,7 @@ class BranchSource(Protocol):
         """Run the records and yield last-position states batch by batch."""
         ...
 
-    def head(self) -> tuple[Float[Tensor, "vocab d_model"], Float[Tensor, "vocab"] | None]:
+    def head(self) -> tuple[Float[Tensor, "vocab d_model"], Float[Tensor, " vocab"] | None]:
         """Weight and bias of the LM head."""
         ...
 
@@ -88,7 +88,7 @@ class Features:
                 )
         return cls(ordered, states)
 
-    def take(self, keep: Bool[np.ndarray, "records"] | Int[np.ndarray, "kept"]) -> Features:
+    def take(self, keep: Bool[np.ndarray, " records"] | Int[np.ndarray, " kept"]) -> Features:
         """The rows that ``keep`` selects, by mask or by index."""
         rows = np.arange(len(self.records))[keep]
         index = torch.from_numpy(rows)
@@ -122,12 +122,12 @@ class Features:
         return self.take(np.array([fits(record) for record in self.records], bool))
 
     @property
-    def harmful(self) -> Bool[np.ndarray, "records"]:
+    def harmful(self) -> Bool[np.ndarray, " records"]:
         """True where the label is harmful."""
         return np.array([record.label == "harmful" for record in self.records], bool)
 
     @property
-    def groups(self) -> Int[np.ndarray, "records"]:
+    def groups(self) -> Int[np.ndarray, " records"]:
         """Records that must stay on one side of a cross-validation share a number.
 
         Categories where each label has enough of them, pairs otherwise.

@@ -30,9 +30,9 @@ import numpy as np
 from jaxtyping import Float
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
+from ..artifact.sites import Site
 from .detector import Features, Place
 from .probe import Metric, Probe, auroc, balanced_loss, fit_probe, standard_error, threshold_at
-from ..artifact.sites import Site
 
 FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 _DRAWS = 3
@@ -47,7 +47,7 @@ class Fitted:
     probe: Probe
     threshold: float
 
-    def risk(self, features: Features) -> Float[np.ndarray, "records"]:
+    def risk(self, features: Features) -> Float[np.ndarray, " records"]:
         """Log-odds of harm."""
         return self.probe.risk(features.array(self.place))
 

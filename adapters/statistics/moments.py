@@ -61,19 +61,19 @@ class Moments:
         self.mean = self.mean + gap * (other.count / total)
         self.count = total
 
-    def _about(self, shift: Float[Tensor, "d_model"]) -> tuple[Float[Tensor, "d_model"], float]:
+    def _about(self, shift: Float[Tensor, " d_model"]) -> tuple[Float[Tensor, " d_model"], float]:
         """``cubic`` and ``quartic`` about mean + shift: y − shift put in and expanded, where Σ y = 0."""
         trace, square, turned = self.scatter.trace(), shift @ shift, self.scatter @ shift
         cubic = self.cubic - 2 * turned - (trace + self.count * square) * shift
         quartic = self.quartic + 4 * (turned - self.cubic) @ shift + square * (2 * trace + self.count * square)
         return cubic, float(quartic)
 
-    def second_moment(self, about: Float[Tensor, "d_model"] | None = None) -> Float[Tensor, "d_model d_model"]:
+    def second_moment(self, about: Float[Tensor, " d_model"] | None = None) -> Float[Tensor, "d_model d_model"]:
         """Σ (x − about)(x − about)ᵀ; about the origin when ``about`` is None."""
         offset = self.mean if about is None else self.mean - about
         return self.scatter + self.count * torch.outer(offset, offset)
 
-    def covariance(self, about: Float[Tensor, "d_model"] | None = None) -> Float[Tensor, "d_model d_model"]:
+    def covariance(self, about: Float[Tensor, " d_model"] | None = None) -> Float[Tensor, "d_model d_model"]:
         """Mean of (x − about)(x − about)ᵀ; about the own mean when ``about`` is None."""
         return self.second_moment(self.mean if about is None else about) / self.count
 
@@ -97,8 +97,8 @@ def shrinkage(moments: Moments, rule: Shrinkage) -> float:
 
 
 def top_directions(
-    second_moment: Float[Tensor, "d_model d_model"], rank: int, towards: Float[Tensor, "d_model"]
-) -> tuple[Float[Tensor, "d_model rank"], Float[Tensor, "d_model"]]:
+    second_moment: Float[Tensor, "d_model d_model"], rank: int, towards: Float[Tensor, " d_model"]
+) -> tuple[Float[Tensor, "d_model rank"], Float[Tensor, " d_model"]]:
     """First right singular vectors of a matrix A, from AᵀA.
 
     Args:

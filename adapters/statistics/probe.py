@@ -95,14 +95,14 @@ class Probe:
         out_of_fold: the scores these are of.
     """
 
-    weight: Float[np.ndarray, "d_model"]
+    weight: Float[np.ndarray, " d_model"]
     bias: float
     strength: float
     loss: float | None
     auroc: float | None
-    out_of_fold: Float[np.ndarray, "records"] | None
+    out_of_fold: Float[np.ndarray, " records"] | None
 
-    def risk(self, states: Float[np.ndarray, "records d_model"]) -> Float[np.ndarray, "records"]:
+    def risk(self, states: Float[np.ndarray, "records d_model"]) -> Float[np.ndarray, " records"]:
         """Log-odds of harm in float64."""
         return states @ self.weight + self.bias
 
@@ -117,8 +117,8 @@ class Probe:
 @threadpool_limits.wrap(limits=1)  # thousands of small products: threads only wait for each other
 def fit_probe(
     states: Float[np.ndarray, "records d_model"],
-    harmful: Bool[np.ndarray, "records"],
-    groups: Int[np.ndarray, "records"],
+    harmful: Bool[np.ndarray, " records"],
+    groups: Int[np.ndarray, " records"],
     metric: Metric,
     seed: int = 0,
 ) -> Probe:
@@ -151,7 +151,7 @@ def fit_probe(
 
 
 def threshold_at(
-    risk: Float[np.ndarray, "records"], harmful: Bool[np.ndarray, "records"], false_positive_rate: float
+    risk: Float[np.ndarray, " records"], harmful: Bool[np.ndarray, " records"], false_positive_rate: float
 ) -> float:
     """The threshold that at most this share of harmless records exceeds; see the module's docstring.
 
@@ -167,7 +167,7 @@ def threshold_at(
     return float((chosen + above.min()) / 2 if len(above) else chosen + _GAP)
 
 
-def auroc(scores: Float[np.ndarray, "records"], harmful: Bool[np.ndarray, "records"]) -> float | None:
+def auroc(scores: Float[np.ndarray, " records"], harmful: Bool[np.ndarray, " records"]) -> float | None:
     """Area under the ROC curve; None where a label is missing."""
     from sklearn.metrics import roc_auc_score
 
@@ -176,13 +176,13 @@ def auroc(scores: Float[np.ndarray, "records"], harmful: Bool[np.ndarray, "recor
     return float(roc_auc_score(harmful, scores))
 
 
-def balanced_loss(scores: Float[np.ndarray, "records"], harmful: Bool[np.ndarray, "records"]) -> float:
+def balanced_loss(scores: Float[np.ndarray, " records"], harmful: Bool[np.ndarray, " records"]) -> float:
     """Mean log-loss in nats, both labels weighing the same."""
     losses = _losses(scores, harmful)
     return float((losses[harmful].mean() + losses[~harmful].mean()) / 2)
 
 
-def standard_error(scores: Float[np.ndarray, "records"], harmful: Bool[np.ndarray, "records"]) -> float:
+def standard_error(scores: Float[np.ndarray, " records"], harmful: Bool[np.ndarray, " records"]) -> float:
     """Of :func:`balanced_loss`."""
     losses = _losses(scores, harmful)
     parts = [losses[rows].var() / rows.sum() for rows in (harmful, ~harmful)]

@@ -38,8 +38,8 @@ class Subspace:
     """
 
     basis: Float[Tensor, "d_model rank"]
-    mean: Float[Tensor, "d_model"]
-    eigenvalues: Float[Tensor, "d_model"]
+    mean: Float[Tensor, " d_model"]
+    eigenvalues: Float[Tensor, " d_model"]
     benign: int
     malicious: int
     shrinkage: float
@@ -109,14 +109,14 @@ def safety_subspace(
 
 def _pencil(
     sigma_m: Float[Tensor, "d_model d_model"], sigma_b: Float[Tensor, "d_model d_model"]
-) -> tuple[Float[Tensor, "d_model"], Float[Tensor, "d_model d_model"]]:
+) -> tuple[Float[Tensor, " d_model"], Float[Tensor, "d_model d_model"]]:
     values, vectors = scipy.linalg.eigh(sigma_m.numpy(), sigma_b.numpy())
     return torch.from_numpy(values).flip(0), torch.from_numpy(vectors).flip(1)
 
 
 def _by_inverse_root(
     sigma_m: Float[Tensor, "d_model d_model"], sigma_b: Float[Tensor, "d_model d_model"]
-) -> tuple[Float[Tensor, "d_model"], Float[Tensor, "d_model d_model"]]:
+) -> tuple[Float[Tensor, " d_model"], Float[Tensor, "d_model d_model"]]:
     spread, axes = torch.linalg.eigh(sigma_b)
     root = axes @ torch.diag(spread.clamp_min(_JITTER / 2).rsqrt()) @ axes.T
     values, vectors = torch.linalg.eigh(root @ sigma_m @ root)

@@ -23,8 +23,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..artifact.manifest import BaseInfo
-from ..protocols import Example
 from ..artifact.sites import Site
+from ..protocols import Example
 
 Modality = Literal["visual", "textual"]
 Selection = Literal["kernel", "none"]

@@ -48,10 +48,10 @@ from typing import Literal, Protocol, get_args
 from pydantic import JsonValue
 
 from ..artifact.adapter import Adapter
-from ..errors import UsageError
 from ..artifact.manifest import AdapterInfo, BaseInfo, DataInfo, library_versions
 from ..artifact.sites import Site
 from ..artifact.updates import WeightUpdate
+from ..errors import UsageError
 
 Variant = Literal["projector", "low-rank", "lora", "closed-form"]
 _RATES: dict[str, float] = {"projector": 5e-4, "low-rank": 3e-3, "lora": 1e-3, "closed-form": 1.0}

@@ -47,10 +47,10 @@ import torch
 from jaxtyping import Float
 
 from ..artifact.adapter import Adapter, Intervention
-from ..errors import UsageError
 from ..artifact.manifest import AdapterInfo, describe_data, library_versions
-from ..protocols import Example, StateSource
 from ..artifact.sites import Gating, Phase, Scope, Site
+from ..errors import UsageError
+from ..protocols import Example, StateSource
 from ..statistics.moments import Moments, top_directions
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class GuardStatistics:
 
     def directions(
         self, layer: int, rank: int, direction: Direction = "svd"
-    ) -> tuple[Float[Tensor, "d_model rank"], Float[Tensor, "d_model"]]:
+    ) -> tuple[Float[Tensor, "d_model rank"], Float[Tensor, " d_model"]]:
         """V_m and the singular values of A at ``layer``; rows of A as the module describes.
 
         Raises:
@@ -103,7 +103,7 @@ class GuardStatistics:
         others, values = top_directions(outside @ rows @ outside, max(rank - 1, 1), towards)
         return torch.cat([first[:, None], others[:, : rank - 1]], dim=1), values
 
-    def gate(self, layer: int, direction: Direction, whitened: bool) -> Float[Tensor, "d_model"]:
+    def gate(self, layer: int, direction: Direction, whitened: bool) -> Float[Tensor, " d_model"]:
         """w, of length 1: v₁, or v₁ without the modality gap and divided by the spread of harmless states.
 
         Raises:
@@ -128,7 +128,7 @@ class GuardStatistics:
         gate = keep @ torch.linalg.solve(shrunk, keep @ first)
         return gate / gate.norm()
 
-    def centre(self, layer: int) -> Float[Tensor, "d_model"]:
+    def centre(self, layer: int) -> Float[Tensor, " d_model"]:
         """Halfway between the harmful and the harmless text mean."""
         return (self.harmful[layer].mean + self.harmless[layer].mean) / 2
 
@@ -176,9 +176,7 @@ class VLMGuard:
                 f"There is no decision to hold: the adapter {why}.", "Leave out --hold, or choose --phase both."
             )
 
-    def fit(
-        self, model: StateSource, records: Iterable[Example], *, text_model: StateSource | None = None
-    ) -> Adapter:
+    def fit(self, model: StateSource, records: Iterable[Example], *, text_model: StateSource | None = None) -> Adapter:
         """Fit on the ``fit`` split (text pairs) and calibrate on the ``calibration`` split.
 
         Args:
@@ -235,7 +233,9 @@ class VLMGuard:
         if self.variant == "orthogonal":
             op, more = "SubspaceProjection", {"beta": torch.tensor(1.0)}
         else:
-            op = {"steer": "GatedSteering", "supervised": "SupervisedSteering", "target": "TargetSteering"}[self.variant]
+            op = {"steer": "GatedSteering", "supervised": "SupervisedSteering", "target": "TargetSteering"}[
+                self.variant
+            ]
             more = {"gate": gate, "threshold": threshold, "alpha": torch.tensor(self.alpha)}
             if self.variant == "target":
                 more["target"] = target
@@ -303,7 +303,11 @@ def collect(
     def fresh() -> dict[int, Moments]:
         return {layer: Moments(width) for layer in layers}
 
-    pictured = [(record,) for record in records if record.split == "fit" and record.carrier != "text" and record.label == "harmless"]
+    pictured = [
+        (record,)
+        for record in records
+        if record.split == "fit" and record.carrier != "text" and record.label == "harmless"
+    ]
     statistics = GuardStatistics(fresh(), fresh(), fresh(), fresh())
     matched = {record.id for pair in pairs for record in pair} if paired else set()
     alone = [(record,) for record in texts if record.id not in matched]

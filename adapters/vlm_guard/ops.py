@@ -18,12 +18,12 @@ class _SubspaceGate(GatedOp):
     def forced_open(self) -> dict[str, float]:
         return {"threshold": -1e30}
 
-    def margin(self, hidden: Hidden, *tensors: Tensor) -> Float[Tensor, "batch"]:
+    def margin(self, hidden: Hidden, *tensors: Tensor) -> Float[Tensor, " batch"]:
         _, mean, gate, threshold, *_ = tensors
         x = hidden[:, -1]
         return ((x if x.dtype == torch.float64 else x.float()) - mean) @ gate - threshold
 
-    def magnitude(self, hidden: Hidden, *tensors: Tensor) -> Float[Tensor, "batch"]:
+    def magnitude(self, hidden: Hidden, *tensors: Tensor) -> Float[Tensor, " batch"]:
         gate = tensors[2]
         return hidden[:, -1].to(gate.dtype).square().mean(-1).sqrt() * gate.norm()
 

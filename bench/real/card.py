@@ -31,9 +31,15 @@ OPENED = ("text", "text, published prompts", "image", "image, unseen rendering",
 REFUSED = ("text", "text, published prompts", *_PICTURED, "look-alikes")
 NAMED = ("seen renderings", "unseen rendering", "blank", "swapped")
 TITLES = {
-    "undefended": "undefended", "system-prompt": "safety system prompt", "vlm-guard": "VLM-Guard", "care": "CARE",
-    "sasa": "SASA", "one-pass": "one-pass probe", "tga": "TGA, `lora`", "tga+sasa": "TGA and SASA, stacked",
-}  # fmt: skip
+    "undefended": "undefended",
+    "system-prompt": "safety system prompt",
+    "vlm-guard": "VLM-Guard",
+    "care": "CARE",
+    "sasa": "SASA",
+    "one-pass": "one-pass probe",
+    "tga": "TGA, `lora`",
+    "tga+sasa": "TGA and SASA, stacked",
+}
 Found = Mapping[str, Mapping[str, Any]]
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from features import Row
 from objects import SHOWN
-from safetykit.toolkit.evaluation.judge import is_refusal
 from things import with_article
+
+from safetykit.toolkit.evaluation.judge import is_refusal
 
 NAMING = (
     "What is in the picture?",

@@ -37,24 +37,24 @@ from PIL import Image
 from redteam import SIZE, TEST_SETS, UNSEEN_SETS, Pictures, slug, write
 
 from safetykit.adapters.artifact.adapter import Adapter
-from safetykit.adapters.errors import SafetykitError, UsageError
 from safetykit.adapters.artifact.files import atomic_folder, write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json, describe_data
-from safetykit.export.surgery.adapt import copy_base
+from safetykit.adapters.errors import SafetykitError, UsageError
 from safetykit.export.base.own import export_base
+from safetykit.export.base.quantise import quantise_decoder
 from safetykit.export.document.latency import measure_latency
 from safetykit.export.manifest import read_manifest
 from safetykit.export.parity.report import Flip, ParityReport, find_flips
+from safetykit.export.parity.tolerances import TOLERANCES
 from safetykit.export.pipeline.pipeline import export_onnx
-from safetykit.export.base.quantise import quantise_decoder
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.runtime.sessions import CPU
-from safetykit.export.parity.tolerances import TOLERANCES
-from safetykit.toolkit.evaluation.evaluate import Decision, Generator, Prompted, Rate, decide
-from safetykit.toolkit.model.inputs import Generation, Request
+from safetykit.export.surgery.adapt import copy_base
 from safetykit.toolkit.data.journal import Journal
-from safetykit.toolkit.evaluation.judge import normalise
 from safetykit.toolkit.data.records import Record, load_records, subset
+from safetykit.toolkit.evaluation.evaluate import Decision, Generator, Prompted, Rate, decide
+from safetykit.toolkit.evaluation.judge import normalise
+from safetykit.toolkit.model.inputs import Generation, Request
 from safetykit.toolkit.model.vlm import VLM
 
 RECALIBRATED = "-recalibrated"

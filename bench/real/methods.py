@@ -17,19 +17,19 @@ from captions import captions
 from fetch import say
 
 from safetykit.adapters.artifact.adapter import Adapter
-from safetykit.adapters.care.care import CARE
 from safetykit.adapters.artifact.manifest import describe_data
+from safetykit.adapters.care.care import CARE
 from safetykit.adapters.one_pass.probe import OnePassProbe
 from safetykit.adapters.sasa.sasa import SASA
 from safetykit.adapters.tga.tga import TGA
 from safetykit.adapters.vlm_guard.guard import VLMGuard, collect
 from safetykit.toolkit.alignment import Aligner
-from safetykit.toolkit.sweep.care import CareSolver
-from safetykit.toolkit.data.records import Record, subset
 from safetykit.toolkit.commands.sasa_fit import refusal_of
+from safetykit.toolkit.data.records import Record, subset
 from safetykit.toolkit.model.second_pass import SecondPass
-from safetykit.toolkit.sweep.trials import Trials
 from safetykit.toolkit.model.vlm import VLM
+from safetykit.toolkit.sweep.care import CareSolver
+from safetykit.toolkit.sweep.trials import Trials
 
 SYSTEM_PROMPT = (
     "You are a helpful and careful AI assistant. If a request, or the picture that comes with it, is about making, "

@@ -19,11 +19,12 @@ from assemble import _VISION, MEAN, STD
 from fetch import say
 from jaxtyping import Float
 from PIL import Image
+from things import TEST_SETS, EmojiSets, Thing, things
+from vision_weights import PATCH, load_tower
+
 from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json
 from safetykit.toolkit.evaluation.evaluate import Rate
-from things import TEST_SETS, EmojiSets, Thing, things
-from vision_weights import PATCH, load_tower
 
 SETS = ("noto", "twemoji", "fluent-emoji", "fluent-emoji-flat", "noto-v1")
 BLOCKS = (6, 8, 9, 10, 11, 12)  # hidden_states index: after this many blocks

@@ -19,6 +19,7 @@ from pathlib import Path
 import assemble
 from fetch import DEBIAN, NPM, WHEELS, say
 from safetensors.torch import load_file, save_file
+
 from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.fingerprint import fingerprint
 from safetykit.adapters.artifact.manifest import canonical_json

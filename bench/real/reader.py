@@ -16,11 +16,12 @@ from jaxtyping import Float
 from lessons import NAMING
 from peft import PeftModel
 from safetensors.torch import load_file
-from safetykit.toolkit.evaluation.evaluate import Rate
 from texts import IGNORED, Turn, answer_loss, padded
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DynamicCache, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from safetykit.toolkit.evaluation.evaluate import Rate
 
 
 @dataclass(frozen=True)

@@ -116,25 +116,44 @@ def records(pictures: Pictures, split: Split) -> Iterator[Record]:
             look = rng.randrange(len(FONTS) if carrier == "typographic" else len(_sets(split)))
             for label, shown, other_label in (("harmful", one, "harmless"), ("harmless", other, "harmful")):
                 yield _record(
-                    pictures, wording, shown, carrier, split, look, tags,
-                    id=f"{name}-{label}", label=label, pair=f"{name}-{other_label}",
-                )  # fmt: skip
+                    pictures,
+                    wording,
+                    shown,
+                    carrier,
+                    split,
+                    look,
+                    tags,
+                    id=f"{name}-{label}",
+                    label=label,
+                    pair=f"{name}-{other_label}",
+                )
         if carrier == "image" and split == "test":
             for number, (_, wording, one) in enumerate(bad[:CAPTIONED]):  # text safety with a caption for the picture
                 prompt = f"This is {one.noun}. {wording.format(SHOWN)}"
                 yield Record(
-                    id=f"test-captioned-{number}", prompt=prompt, label="harmful",
-                    category=one.category, split="test", tags=("captioned",),
-                )  # fmt: skip
+                    id=f"test-captioned-{number}",
+                    prompt=prompt,
+                    label="harmful",
+                    category=one.category,
+                    split="test",
+                    tags=("captioned",),
+                )
     restricted = [one for one in objects() if one.restricted and one.split == split]
     asked = [wording for wording in LOOK_ALIKES if split == "test" or wording != LOOK_ALIKES[-1]]
     for carrier, count in MENTIONS[split].items():
         chosen = _spread([(None, wording, one) for one in restricted for wording in asked], count, rng)
         for number, (_, wording, one) in enumerate(chosen):
             yield _record(
-                pictures, wording, one, carrier, split, rng.randrange(len(_sets(split))), ("look-alike",),
-                id=f"{split}-{carrier}-mention-{number}", label="harmless",
-            )  # fmt: skip
+                pictures,
+                wording,
+                one,
+                carrier,
+                split,
+                rng.randrange(len(_sets(split))),
+                ("look-alike",),
+                id=f"{split}-{carrier}-mention-{number}",
+                label="harmless",
+            )
 
 
 def _spread(
@@ -178,9 +197,14 @@ def _record(
         tags = (*tags, f"set:{chosen}", *(("rendering-unseen",) if chosen in UNSEEN_SETS else ()))
     words = {"image": SHOWN, "typographic": WRITTEN, "text": one.noun, "text+image": f"{one.noun} like the one shown"}
     return Record(
-        prompt=wording.format(words[carrier]), image=image, category=one.category, carrier=carrier, split=split,
-        tags=tags, **more,
-    )  # fmt: skip
+        prompt=wording.format(words[carrier]),
+        image=image,
+        category=one.category,
+        carrier=carrier,
+        split=split,
+        tags=tags,
+        **more,
+    )
 
 
 def published(path: Path) -> list[Record]:

@@ -21,13 +21,14 @@ from lessons import NAMING
 from objects import SHOWN, objects, pairs, wordings
 from PIL import Image
 from reader import names_it
+from things import TEST_SETS, EmojiSets, things
+
 from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json
 from safetykit.toolkit.evaluation.evaluate import Rate
-from safetykit.toolkit.model.inputs import Request
 from safetykit.toolkit.evaluation.judge import is_refusal
+from safetykit.toolkit.model.inputs import Request
 from safetykit.toolkit.model.vlm import VLM
-from things import TEST_SETS, EmojiSets, things
 
 BATCH = 24
 REFUSAL_TOKENS, CAPTION_TOKENS = 14, 8

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Int
-from safetykit.toolkit.evaluation.evaluate import Rate
-from safetykit.toolkit.evaluation.judge import is_refusal
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+
+from safetykit.toolkit.evaluation.evaluate import Rate
+from safetykit.toolkit.evaluation.judge import is_refusal
 
 IGNORED = -100
 

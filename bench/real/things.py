@@ -18,6 +18,7 @@ from typing import Any
 
 from objects import objects
 from PIL import Image
+
 from safetykit.toolkit.reference.pictures import svg_of
 
 SIZE = 224  # pixels
@@ -45,9 +46,49 @@ _LEFT_OUT = re.compile(
     r"military helmet|lotion|roll of|bubbles|headstone|funeral|coffin|diya|ledger|bookmark|label|receipt|money with|ballot"
 )
 _NO_ARTICLE = frozenset(
-    "bread bacon butter salt popcorn spaghetti sushi honey garlic broccoli ginger soap yarn thread fire wood chains "
-    "money beer wine whisky sake champagne acid poison dice fireworks tennis bowling badminton lacrosse hockey pong cooking food "
-    "luggage voltage fuji liberty skis blood".split()
+    [
+        "bread",
+        "bacon",
+        "butter",
+        "salt",
+        "popcorn",
+        "spaghetti",
+        "sushi",
+        "honey",
+        "garlic",
+        "broccoli",
+        "ginger",
+        "soap",
+        "yarn",
+        "thread",
+        "fire",
+        "wood",
+        "chains",
+        "money",
+        "beer",
+        "wine",
+        "whisky",
+        "sake",
+        "champagne",
+        "acid",
+        "poison",
+        "dice",
+        "fireworks",
+        "tennis",
+        "bowling",
+        "badminton",
+        "lacrosse",
+        "hockey",
+        "pong",
+        "cooking",
+        "food",
+        "luggage",
+        "voltage",
+        "fuji",
+        "liberty",
+        "skis",
+        "blood",
+    ]
 )
 
 

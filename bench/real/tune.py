@@ -30,14 +30,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from prompts import all_prompts, second_round, third_round
 from reader import Projector, Reader, Seen, caption_accuracy, names_it
 from safetensors.torch import load_file, save_file
-from safetykit.adapters.artifact.files import write_atomic
-from safetykit.adapters.artifact.manifest import canonical_json
-from safetykit.toolkit.evaluation.judge import is_refusal
 from texts import Turn, refusal_rate
 from things import TEST_SETS, TRAIN_SETS
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+
+from safetykit.adapters.artifact.files import write_atomic
+from safetykit.adapters.artifact.manifest import canonical_json
+from safetykit.toolkit.evaluation.judge import is_refusal
 
 BATCH = 8
 LORA_RANK, LORA_ON = 8, ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"]

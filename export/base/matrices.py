@@ -51,7 +51,7 @@ class Dequantised:
         return Dequantised(*(None if part is None else part[rows] for part in (self.values, self.step, self.clipped)))
 
     @property
-    def T(self) -> Dequantised:  # noqa: N802  as NumPy calls it
+    def T(self) -> Dequantised:
         """Transposed."""
         return Dequantised(*(None if part is None else part.T for part in (self.values, self.step, self.clipped)))
 

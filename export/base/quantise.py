@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from ...adapters.errors import UsageError
-from .own import graph_info, save_graph, strip_metadata
 from ..manifest import LAYOUT, ExportManifest, write_manifest
+from .own import graph_info, save_graph, strip_metadata
 
 if TYPE_CHECKING:
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer

@@ -20,7 +20,6 @@ from ...toolkit.families.family import SIZES
 from ..manifest import Graph
 
 
-
 @dataclass(frozen=True)
 class GraphSpec:
     """One graph to export.

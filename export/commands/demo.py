@@ -11,21 +11,20 @@ from typing import Any
 
 import torch
 
-from ...adapters.errors import UsageError
 from ...adapters.artifact.files import atomic_folder, write_atomic
 from ...adapters.artifact.manifest import canonical_json
+from ...adapters.errors import UsageError
 from ...adapters.vlm_guard.guard import VLMGuard
-from ...toolkit.model.inputs import Request
 from ...toolkit.data.records import load_records, subset
 from ...toolkit.data.sources import PREFIX, data_path, model_path
+from ...toolkit.model.inputs import Request
 from ...toolkit.model.vlm import VLM
 from ..base.own import Progress, export_base
-from .evaluation import export_with_documents
 from ..document.figures import LATENCY
 from ..document.latency import Latency, measure_latency
 from ..runtime.onnx_vlm import OnnxVLM
 from ..runtime.sessions import CPU
-
+from .evaluation import export_with_documents
 
 # What the sweep of bench/vlm_guard.py chose on the calibration records of each checkpoint.
 SETTINGS = {
@@ -86,7 +85,7 @@ def run_demo(
 
         result = export_with_documents(
             model, work / "export", [adapter], data=PREFIX, base_onnx=work / "base", measure=measure, progress=clock
-        )  # fmt: skip
+        )
     export = out / "export"
     picture = next(record for record in load_records(data_path(PREFIX), ["test"]) if record.carrier == "image")
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +18,7 @@ def diagnose(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the channel map and its plots.")],
-    budget: Annotated[Optional[int], typer.Option(min=1, help="Most forward passes; less is measured then.")] = None,
+    budget: Annotated[int | None, typer.Option(min=1, help="Most forward passes; less is measured then.")] = None,
     pairs: Annotated[int, typer.Option(min=8, help="Pairs per modality, at most.")] = 128,
     neurons: Annotated[int, typer.Option(min=0, help="Neurons verified by patching, per modality; 0 for none.")] = 32,
     batch_size: Annotated[int, typer.Option(min=1, help="Pairs per forward pass.")] = 16,
@@ -29,9 +29,9 @@ def diagnose(
     """Causal map: which layers and neurons carry refusal, with plots; resumes where it was interrupted."""
     from ...adapters.artifact.files import require_free
     from ...toolkit.commands import console
-    from ...toolkit.diagnosis import diagnose as run
     from ...toolkit.data.records import load_records
     from ...toolkit.data.sources import data_path, model_path
+    from ...toolkit.diagnosis import diagnose as run
     from ...toolkit.model.vlm import VLM
     from ..document.diagnosis_plots import diagnosis_plots
 
@@ -40,10 +40,17 @@ def diagnose(
     vlm = VLM.from_pretrained(model_path(model))
     with console.progress_bar("diagnosing") as update:
         found = run(
-            vlm, records, budget=budget, pairs=pairs, neurons=neurons, seed=seed, batch_size=batch_size,
-            progress=update, journal_path=out.parent / f".{out.name}.diagnosis.jsonl",
+            vlm,
+            records,
+            budget=budget,
+            pairs=pairs,
+            neurons=neurons,
+            seed=seed,
+            batch_size=batch_size,
+            progress=update,
+            journal_path=out.parent / f".{out.name}.diagnosis.jsonl",
             say=lambda text: print(text, file=sys.stderr, flush=True),
-        )  # fmt: skip
+        )
     beside = {}
     for item in diagnosis_plots(found.info):
         beside |= {f"{item.plot.tag}.png": item.png, f"{item.plot.tag}.svg": item.plot.svg.encode()}

@@ -37,7 +37,7 @@ def examine() -> dict[str, Any]:
         except PackageNotFoundError:
             versions[name] = "not installed"
     require_one_package()
-    (package, package_version), = installed_packages().items()
+    ((package, package_version),) = installed_packages().items()
     import onnxruntime
 
     return {

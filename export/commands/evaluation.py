@@ -8,30 +8,31 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ...adapters.artifact.adapter import Adapter
-from ...adapters.errors import UsageError
 from ...adapters.artifact.files import write_atomic
 from ...adapters.artifact.manifest import canonical_json
-from ...adapters.retrieval.retrieval import CAPTIONS
 from ...adapters.artifact.store import MANIFEST as ADAPTER_MANIFEST
-from ...adapters.artifact.store import load_adapter, read_manifest as read_adapter_manifest
-from ...toolkit.model.folding import fold_all
-from ...toolkit.evaluation.evaluate import Evaluation, Progress, evaluate, tabulate
+from ...adapters.artifact.store import load_adapter
+from ...adapters.artifact.store import read_manifest as read_adapter_manifest
+from ...adapters.errors import UsageError
+from ...adapters.retrieval.retrieval import CAPTIONS
 from ...toolkit.data.journal import Journal
 from ...toolkit.data.records import Record, load_records, subset
-from ...toolkit.retrieval.index import CaptionIndex
 from ...toolkit.data.sources import PREFIX, data_path, model_path
+from ...toolkit.evaluation.evaluate import Evaluation, Progress, evaluate, tabulate
+from ...toolkit.model.folding import fold_all
+from ...toolkit.retrieval.index import CaptionIndex
 from ..base.own import Progress as Say
 from ..document.card import check_card, write_card
-from ..parity.comparison import Comparison
 from ..document.figures import FACTS, CardFacts, attachment_name
 from ..manifest import LAYOUT, LayoutName, Precision, read_manifest
 from ..parity.check import check_parity
-from ..parity.report import ParityReport
-from ..pipeline.pipeline import ExportResult, export_onnx
+from ..parity.comparison import Comparison
 from ..parity.recalibrate import with_thresholds
+from ..parity.report import ParityReport
+from ..parity.swap_check import check_swap
+from ..pipeline.pipeline import ExportResult, export_onnx
 from ..runtime.onnx_vlm import OnnxVLM
 from ..runtime.sessions import CPU
-from ..parity.swap_check import check_swap
 
 
 def is_export(folder: Path) -> bool:
@@ -78,7 +79,9 @@ def evaluate_model(
     records = chosen_records(data, split, limit)
     if is_export(Path(model)):
         if adapters:
-            raise UsageError("An export holds its adapters already.", "Leave out --adapter, or evaluate the checkpoint.")
+            raise UsageError(
+                "An export holds its adapters already.", "Leave out --adapter, or evaluate the checkpoint."
+            )
         onnx_vlm = OnnxVLM.from_pretrained(Path(model), providers, index=external_index)
         identity: list[Any] = [onnx_vlm.manifest.model_dump(mode="json")]
         if swap:
@@ -100,9 +103,14 @@ def evaluate_model(
 
     def answered() -> Evaluation:
         return evaluate(
-            source, records, name=model, max_new_tokens=max_new_tokens, progress=progress, journal=journal,
+            source,
+            records,
+            name=model,
+            max_new_tokens=max_new_tokens,
+            progress=progress,
+            journal=journal,
             system=system,
-        )  # fmt: skip
+        )
 
     if isinstance(source, OnnxVLM):
         result = answered()

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from ...adapters.errors import InvalidArtifact
 from ...adapters.artifact.files import read_inside, require_hashes, write_atomic
+from ...adapters.errors import InvalidArtifact
+from ..manifest import LAYOUT, ExportManifest, hash_folder, read_manifest, write_manifest
 from .figures import LATENCY, Figures, read_figures
 from .front_matter import front_matter
-from ..manifest import LAYOUT, ExportManifest, hash_folder, read_manifest, write_manifest
 from .rendering import markdown_templates
 from .report import render_report_from, same_report
 

@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 
-from ...adapters.errors import InvalidArtifact
 from ...adapters.artifact.files import read_inside, sha256_file
 from ...adapters.artifact.manifest import Strict
-from ..parity.comparison import Comparison
-from .latency import Latency
+from ...adapters.errors import InvalidArtifact
 from ..manifest import LAYOUT, ExportManifest, read_manifest
+from ..parity.comparison import Comparison
 from ..parity.report import Check, ParityReport
+from .latency import Latency
 from .sections import SECTIONS
 
 FACTS, LATENCY, CONFIG = "card.json", "latency.json", "config.json"

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Float
 
-from ...adapters.errors import UsageError
 from ...adapters.artifact.manifest import Strict
+from ...adapters.errors import UsageError
 from ...toolkit.model.inputs import Request
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..runtime.onnx_vlm import OnnxVLM
 
 Verdict = Literal["no cost detected", "cost detected"]
-Times = Mapping[str, Float[np.ndarray, "rounds"]]
+Times = Mapping[str, Float[np.ndarray, " rounds"]]
 BAKED, UNMODIFIED, CONTROL = "baked", "unmodified", "control"
 _RESAMPLES = 2000
 _PAUSE = 0.02  # seconds; ONNX Runtime's threads go on spinning after a run, and would take the next arm's cores
@@ -187,7 +187,7 @@ def compare(times: Times, seed: int) -> PhaseLatency:
     return PhaseLatency(**medians, ratio=ratio, control=control, noise=noise, verdict=verdict)
 
 
-def median_ratio(above: Float[np.ndarray, "rounds"], below: Float[np.ndarray, "rounds"], seed: int) -> Ratio:
+def median_ratio(above: Float[np.ndarray, " rounds"], below: Float[np.ndarray, " rounds"], seed: int) -> Ratio:
     """Median over rounds of ``above / below``; rounds are resampled for the interval."""
     ratios = above / below
     draws = np.random.default_rng(seed).choice(ratios, (_RESAMPLES, len(ratios)))

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
+from markupsafe import escape
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from markupsafe import escape
 
 from ...toolkit.evaluation.evaluate import Decision, Metric
 

@@ -15,10 +15,10 @@ import matplotlib
 from markupsafe import Markup
 
 from ...toolkit.evaluation.evaluate import Decision
-from . import plots
-from ..parity.comparison import Comparison
-from .figures import LATENCY, Figures, read_figures
 from ..manifest import LAYOUT
+from ..parity.comparison import Comparison
+from . import plots
+from .figures import LATENCY, Figures, read_figures
 from .rendering import html_templates
 from .sections import SECTIONS
 
@@ -51,16 +51,23 @@ def render_report(folder: Path) -> str:
 
 def render_report_from(figures: Figures) -> str:
     """See :func:`render_report`."""
-    return html_templates().get_template("report.html.jinja").render(
-        figures=figures,
-        plots={name: _Drawn(plot) for name, plot in _plots(figures)},
-        drawn={at: {name: _drawn(name, value, at) for name, value in found.items()} for at, found in figures.attached.items()},
-        samples=tuple(_samples(figures.comparison)) if figures.comparison else (),
-        samples_per_carrier=_SAMPLES,
-        longest=_LONGEST,
-        layout=LAYOUT,
-        latency_file=LATENCY,
-        generator=_generator(),
+    return (
+        html_templates()
+        .get_template("report.html.jinja")
+        .render(
+            figures=figures,
+            plots={name: _Drawn(plot) for name, plot in _plots(figures)},
+            drawn={
+                at: {name: _drawn(name, value, at) for name, value in found.items()}
+                for at, found in figures.attached.items()
+            },
+            samples=tuple(_samples(figures.comparison)) if figures.comparison else (),
+            samples_per_carrier=_SAMPLES,
+            longest=_LONGEST,
+            layout=LAYOUT,
+            latency_file=LATENCY,
+            generator=_generator(),
+        )
     )
 
 

@@ -12,13 +12,13 @@ import torch
 from onnx_ir.passes.common import TopologicalSortPass
 
 from ...adapters.errors import SafetykitError, UsageError, WrongBase
+from ..base.matrices import QUANTISED
 from ..base.own import graph_info, write_base
+from ..base.specs import kv_shape
+from ..foreign_info import CHECKPOINT, ForeignInfo, WeightsInfo
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph, Precision, write_manifest
 from ..surgery.residual import find_residual_stream, require_unadapted
-from ..base.specs import kv_shape
 from .files import load_graph, save_beside
-from ..foreign_info import CHECKPOINT, ForeignInfo, WeightsInfo
-from ..base.matrices import QUANTISED
 from .merged import is_merged, take_cached_branch
 from .normalise import DecoderShape, normalise
 from .probing import continues_prompts, gives_last_logits_only, open_model, require_same_prompt, understands_padding
@@ -141,9 +141,7 @@ def _require_precision(found: FoundGraphs, weights: DecoderWeights, half: bool, 
         )
 
 
-def _import_other(
-    vlm: VLM, path: Path, work: Path, name: Graph, half: bool, allow_wrong_base: bool
-) -> str | None:
+def _import_other(vlm: VLM, path: Path, work: Path, name: Graph, half: bool, allow_wrong_base: bool) -> str | None:
     """Import an embedding or a vision encoder; why it cannot be used, if it cannot.
 
     Raises:

@@ -17,11 +17,11 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass, TopologicalSortPass
 
-from ...adapters.errors import UsageError
 from ...adapters.artifact.files import CONFIGURATION_FILES, atomic_folder, write_atomic
 from ...adapters.artifact.manifest import canonical_json
-from ..surgery.bake import VISION_MASK
+from ...adapters.errors import UsageError
 from ..manifest import read_manifest
+from ..surgery.bake import VISION_MASK
 
 _TEXT = "embed_tokens/"
 
@@ -101,9 +101,10 @@ def _require_feedable(model: ir.Model) -> None:
     needed = [
         str(value.name)
         for value in graph.inputs
-        if value.name not in known and value.name not in graph.initializers
+        if value.name not in known
+        and value.name not in graph.initializers
         and not str(value.name).startswith("past_key_values.")
-    ]  # fmt: skip
+    ]
     if needed:
         raise UsageError(
             f"The decoder needs {', '.join(needed)}, which optimum's loader does not feed.",

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...adapters.errors import InvalidArtifact, UsageError
-from ..manifest import Precision
 from ..foreign_info import ForeignLayout
+from ..manifest import Precision
 
 _SUFFIXES: dict[Precision, tuple[str, ...]] = {
     "fp32": ("",),

@@ -24,9 +24,9 @@ import torch
 from torch import nn
 
 from ...adapters.errors import WrongBase
-from ..surgery.residual import ResidualStream, ancestors
-from ..foreign_info import WeightsInfo
 from ..base.matrices import Dequantised, Matrix, locate, matrix_of, spread
+from ..foreign_info import WeightsInfo
+from ..surgery.residual import ResidualStream, ancestors
 
 if TYPE_CHECKING:
     from ...toolkit.model.vlm import VLM

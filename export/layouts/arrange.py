@@ -11,9 +11,9 @@ import onnx_ir as ir
 
 from ...adapters.artifact.adapter import Adapter
 from ...adapters.errors import UsageError
-from ..surgery.bake import VISION_MASK
 from ..base.own import graph_info
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph, LayoutName, write_manifest
+from ..surgery.bake import VISION_MASK
 from . import genai, transformers_js, triton
 from .carry import require_carried
 from .surgery import add_mask_channel, number_phases, relocate

@@ -9,8 +9,8 @@ import numpy as np
 
 from ...adapters.errors import UsageError
 from ...toolkit.model.inputs import Inputs, Request
-from ..parity.compare import Gap
 from ..manifest import LAYOUT
+from ..parity.compare import Gap
 from ..runtime.onnx_vlm import OnnxVLM
 from ..runtime.sessions import open_session
 from .genai import EMBEDDING

@@ -15,8 +15,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 
 from ...adapters.errors import UnsupportedGraph
-from ..surgery.building import GraphBuilder
 from ..manifest import GRAPHS, Graph
+from ..surgery.building import GraphBuilder
 from ..surgery.residual import DOMAIN
 
 _EMBEDS, _FEATURES, _IDS = "inputs_embeds", "image_features", "input_ids"

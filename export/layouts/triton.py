@@ -16,8 +16,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from ...adapters.errors import UnsupportedGraph
 from ...adapters.artifact.files import write_atomic
+from ...adapters.errors import UnsupportedGraph
 from ..manifest import GRAPHS, ExportManifest, Graph
 
 REPOSITORY, CONFIG = "model_repository", "config.pbtxt"

@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
-from .compare import Gap
-from ..surgery.residual import DOMAIN
 from ..runtime.sessions import open_session
+from ..surgery.residual import DOMAIN
+from .compare import Gap
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(bool)": bool, "tensor(int64)": np.int64}
 _SIZES = {"batch": 2, "sequence": 5}

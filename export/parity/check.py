@@ -35,22 +35,22 @@ import onnx_ir as ir
 from ...adapters.artifact.adapter import Adapter, the_detector
 from ...adapters.artifact.manifest import DetectorInfo
 from ...toolkit.model.inputs import Request
+from ..metadata import THRESHOLD, TOKEN
+from ..runtime.onnx_vlm import OnnxVLM
 from ..surgery.adapt import place
+from ..surgery.detector import StatedDetector, stated_detector
 from .bypass import check_bypass
 from .compare import Gap, compare_logits, compare_scores, parity_requests, parting_margin
-from ..surgery.detector import StatedDetector, stated_detector
 from .exposed import check_ops
 from .held import Comparable, comparable
-from ..metadata import THRESHOLD, TOKEN
 from .report import Check, Flip, ParityReport, find_flips, judged
 from .retrieval_checks import check_retrieval
-from ..runtime.onnx_vlm import OnnxVLM
 from .tolerances import EXACT, Tolerance, Tolerances, tolerances_of
 
 if TYPE_CHECKING:
+    from ...toolkit.data.records import Record
     from ...toolkit.evaluation.evaluate import Decision
     from ...toolkit.model.hooks import AppliedAdapters
-    from ...toolkit.data.records import Record
     from ...toolkit.model.vlm import VLM
 
 
@@ -102,7 +102,9 @@ def check_parity(
             checks += _end_to_end(vlm, same, requests, steps, table, adapters, unfolded, applied, say)
     if table.drift is not None:
         exact = same.exact
-        checks += _drift(vlm, onnx_vlm, base, requests, steps, table.drift, lambda: applied(adapters), say, risks=not exact)
+        checks += _drift(
+            vlm, onnx_vlm, base, requests, steps, table.drift, lambda: applied(adapters), say, risks=not exact
+        )
     if base is not None and isinstance(base.decoder_source, bytes) and _bypassable(onnx_vlm):
         gap = check_bypass(onnx_vlm.path, onnx_vlm.manifest.graph_file("decoder"), base.decoder_source)
         checks.append(judged("adapter-off", "decoder with its ops bypassed", gap, EXACT))

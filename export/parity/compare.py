@@ -16,8 +16,8 @@ from ...toolkit.model.inputs import Request
 from ..runtime.onnx_vlm import OnnxVLM
 
 if TYPE_CHECKING:
-    from ...toolkit.model.hooks import AppliedAdapters
     from ...toolkit.data.records import Record
+    from ...toolkit.model.hooks import AppliedAdapters
     from ...toolkit.model.vlm import VLM
 
 _BATCH = 4

@@ -12,10 +12,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from ...adapters.errors import UsageError
 from ...adapters.artifact.manifest import DataInfo, Strict, describe_data
-from ...toolkit.evaluation.evaluate import Decision, Evaluation, Metric, Rate, Row, tabulate
+from ...adapters.errors import UsageError
 from ...toolkit.data.records import CARRIERS, Record
+from ...toolkit.evaluation.evaluate import Decision, Evaluation, Metric, Rate, Row, tabulate
 
 METRICS: tuple[Metric, ...] = ("attack_success", "refused", "over_refusal", "exact")
 

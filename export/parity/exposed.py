@@ -19,13 +19,13 @@ from transformers import AutoConfig
 from ...adapters.errors import UsageError
 from ...adapters.ops.gating import GatedOp, HeldGate
 from ...toolkit.families import family_or_any
-from ..surgery.bake import RISK, VISION_MASK, Placed
-from ..runtime.binding import Session
-from .compare import Gap
 from ..manifest import ExportManifest, Graph
-from ..surgery.residual import DOMAIN
+from ..runtime.binding import Session
 from ..runtime.sessions import CPU, open_session
+from ..surgery.bake import RISK, VISION_MASK, Placed
+from ..surgery.residual import DOMAIN
 from ..surgery.taps import graph_of
+from .compare import Gap
 
 # Magnitudes of random inputs: outliers of this size occur in large models, gates of both signs open.
 SCALES = (1.0, 30.0, 1000.0)

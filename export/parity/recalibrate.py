@@ -23,8 +23,8 @@ from jaxtyping import Float
 from ...adapters.artifact.adapter import Adapter
 from ...adapters.errors import InvalidArtifact, UsageError
 from ...adapters.ops.gating import GatedOp
-from ...toolkit.model.inputs import Request
 from ...toolkit.data.records import Record
+from ...toolkit.model.inputs import Request
 from ..manifest import Recalibration
 from ..runtime.onnx_vlm import OnnxVLM
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 RISK = "risk"
 _BATCH = 8
 _AWAY = 1000.0  # beyond every score, and near enough that float32 still tells scores apart by 1e-4
-Scores = Mapping[str, Float[np.ndarray, "records"]]
+Scores = Mapping[str, Float[np.ndarray, " records"]]
 
 
 def thresholds(adapters: Sequence[Adapter]) -> dict[str, float]:
@@ -133,7 +133,7 @@ def recalibrated(
     return with_thresholds(adapters, {one.what: one.threshold for one in changes}), tuple(changes)
 
 
-def matching_threshold(scores: Float[np.ndarray, "records"], wanted: int, fitted: float) -> float:
+def matching_threshold(scores: Float[np.ndarray, " records"], wanted: int, fitted: float) -> float:
     """The threshold above which ``wanted`` of the scores lie: ``fitted`` if they do, else the middle of the gap."""
     if (scores > fitted).sum() == wanted:
         return fitted

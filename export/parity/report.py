@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ...adapters.errors import InvalidArtifact, ParityFailed, UsageError
 from ...adapters.artifact.files import write_atomic
 from ...adapters.artifact.manifest import Strict, canonical_json
-from .compare import Gap
+from ...adapters.errors import InvalidArtifact, ParityFailed, UsageError
 from ..manifest import Precision
+from .compare import Gap
 from .tolerances import EXACT, Tolerance, Tolerances
 
 if TYPE_CHECKING:
@@ -35,9 +35,19 @@ class Check(Strict):
     """
 
     kind: Literal[
-        "logits", "adapter-off", "scores", "op", "invariant", "risk",
-        "retrieval", "fold", "swap", "layout", "drift", "decisions",
-    ]  # fmt: skip
+        "logits",
+        "adapter-off",
+        "scores",
+        "op",
+        "invariant",
+        "risk",
+        "retrieval",
+        "fold",
+        "swap",
+        "layout",
+        "drift",
+        "decisions",
+    ]
     case: str
     count: int
     error: float

@@ -13,10 +13,10 @@ import torch
 
 from ...adapters.errors import UsageError
 from ...adapters.retrieval.retrieval import picture_query
+from ..manifest import ExportManifest
 from ..surgery.bake import Placed
 from .compare import Gap
 from .exposed import ExposedGraph, probes
-from ..manifest import ExportManifest
 
 
 def require_response(folder: Path, manifest: ExportManifest, placed: Sequence[Placed]) -> None:
@@ -34,9 +34,7 @@ def require_response(folder: Path, manifest: ExportManifest, placed: Sequence[Pl
             )
 
 
-def check_retrieval(
-    folder: Path, manifest: ExportManifest, placed: Sequence[Placed]
-) -> Iterator[tuple[Placed, Gap]]:
+def check_retrieval(folder: Path, manifest: ExportManifest, placed: Sequence[Placed]) -> Iterator[tuple[Placed, Gap]]:
     """Each retrieving op as the graph computes it, on random pictures of several magnitudes.
 
     Yields:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...adapters.artifact.adapter import Adapter
-from .compare import Gap, parity_requests
-from .check import check_parity
-from .report import ParityReport
 from ..runtime.onnx_vlm import OnnxVLM
+from .check import check_parity
+from .compare import Gap, parity_requests
+from .report import ParityReport
 
 if TYPE_CHECKING:
     from ...toolkit.data.records import Record

@@ -9,34 +9,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...adapters.artifact.adapter import Adapter, the_detector
-from ...adapters.errors import UsageError, WrongBase
 from ...adapters.artifact.files import atomic_folder, write_atomic
 from ...adapters.artifact.store import require_base
+from ...adapters.errors import UsageError, WrongBase
 from ...toolkit.model.folding import fold_all
 from ...toolkit.model.inputs import InputProcessor
 from ...toolkit.retrieval.prefix import retriever_of
-from ..surgery.adapt import adapt, copy_base, place
 from ..base.own import write_base
-from ..parity.compare import parity_requests
-from ..parity.exposed import require_movement
+from ..base.quantise import quantise_decoder
 from ..foreign.importing import import_graphs
-from ..surgery.gates import GateState
-from ..manifest import GRAPHS, LAYOUT, ExportManifest, LayoutName, Mode, Precision, read_manifest, write_manifest
 from ..layouts.arrange import arrange, require_layout
 from ..layouts.carry import OWN_LOOP
 from ..layouts.check import compare_arranged
+from ..manifest import GRAPHS, LAYOUT, ExportManifest, LayoutName, Mode, Precision, read_manifest, write_manifest
 from ..parity.check import check_parity
-from ..parity.report import ParityReport
-from ..base.quantise import quantise_decoder
+from ..parity.compare import parity_requests
+from ..parity.exposed import require_movement
 from ..parity.recalibrate import recalibrated, require_thresholds
+from ..parity.report import ParityReport
 from ..parity.retrieval_checks import require_response
 from ..runtime.onnx_vlm import OnnxVLM
 from ..runtime.sessions import CPU
+from ..surgery.adapt import adapt, copy_base, place
+from ..surgery.gates import GateState
 from ..surgery.updates import plan_updates
 
 if TYPE_CHECKING:
-    from ...toolkit.evaluation.evaluate import Decision
     from ...toolkit.data.records import Record
+    from ...toolkit.evaluation.evaluate import Decision
     from ...toolkit.model.vlm import VLM
 
 Finish = Callable[[Path, "ExportResult"], None]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ...adapters.errors import UsageError
-from ...toolkit.model.inputs import Request
 from ...toolkit.data.records import open_picture
+from ...toolkit.model.inputs import Request
 from .onnx_vlm import OnnxVLM
 from .sessions import CPU
 
@@ -59,7 +59,9 @@ def answer(
         requests, max_new_tokens, do_sample=temperature > 0, temperature=temperature or 1.0, top_p=top_p, seed=seed
     )
     detector = model.detector
-    retrieved: list[tuple[str, ...]] = model.retrieved(pictures) if model.retriever and pictures else [()] * len(prompts)
+    retrieved: list[tuple[str, ...]] = (
+        model.retrieved(pictures) if model.retriever and pictures else [()] * len(prompts)
+    )
     if len(prompts) == 1:
         retrieved = [tuple(text for texts in retrieved for text in texts)]
     found = []

@@ -16,10 +16,10 @@ from jaxtyping import Float, Int
 
 from ...adapters.errors import InvalidArtifact, UsageError
 from ...toolkit.model.inputs import InputProcessor, Inputs
-from .binding import Session, as_array
-from .rows import run_rows_alone
 from ..manifest import GRAPHS, ExportManifest, Graph
 from ..metadata import read_metadata
+from .binding import Session, as_array
+from .rows import run_rows_alone
 from .sessions import open_session
 
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -151,7 +151,7 @@ class Graphs:
                 "Read the prompt again, with prefill or generate.",
             )
 
-    def step(self, state: Decoding, token_ids: Int[np.ndarray, "batch"]) -> Decoding:
+    def step(self, state: Decoding, token_ids: Int[np.ndarray, " batch"]) -> Decoding:
         """Feed one token per row; ``extras`` stay those of the prefill.
 
         Raises:

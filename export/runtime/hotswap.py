@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...adapters.errors import InvalidArtifact, UsageError, WrongBase
 from ...adapters.artifact.files import write_atomic
 from ...adapters.artifact.manifest import DetectorInfo, canonical_json
+from ...adapters.errors import InvalidArtifact, UsageError, WrongBase
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, read_manifest
 
 if TYPE_CHECKING:

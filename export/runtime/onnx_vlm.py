@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from ...adapters.errors import UsageError
 from ...adapters.artifact.manifest import DetectorInfo
+from ...adapters.errors import UsageError
 from ...toolkit.model.inputs import Generation, InputProcessor, Inputs, Request
 from ...toolkit.retrieval.index import CaptionIndex
-from .graphs import Decoding, Graphs, Seeing
-from .hotswap import Swap, read_swap
 from ..manifest import ExportManifest, Graph, read_manifest
 from ..surgery.retrieval import open_retriever
+from .graphs import Decoding, Graphs, Seeing
+from .hotswap import Swap, read_swap
 from .sampling import Sampler
 from .sessions import CPU
 

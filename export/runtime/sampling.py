@@ -30,7 +30,7 @@ class Sampler:
         self.do_sample, self.temperature, self.top_p = do_sample, temperature, top_p
         self._random = np.random.default_rng(seed)
 
-    def choose(self, logits: Float[np.ndarray, "batch vocab"]) -> Int[np.ndarray, "batch"]:
+    def choose(self, logits: Float[np.ndarray, "batch vocab"]) -> Int[np.ndarray, " batch"]:
         """The next token of each row."""
         if not self.do_sample:
             return logits.argmax(axis=-1)

@@ -13,15 +13,11 @@ import onnx_ir as ir
 from onnx_ir.external_data import convert_tensors_to_external
 
 from ...adapters.artifact.adapter import Adapter, the_branch, the_detector
-from ...adapters.errors import UsageError
 from ...adapters.artifact.files import CONFIGURATION_FILES
 from ...adapters.artifact.manifest import RetrievalInfo
+from ...adapters.errors import UsageError
 from ...adapters.retrieval.retrieval import retrieval_of
-from .bake import Placed, bake
 from ..base.own import graph_info
-from .detector import install_detector
-from .fork import fork
-from .gates import GateState
 from ..manifest import (
     GRAPHS,
     LAYOUT,
@@ -33,6 +29,10 @@ from ..manifest import (
     ParameterInfo,
     write_manifest,
 )
+from .bake import Placed, bake
+from .detector import install_detector
+from .fork import fork
+from .gates import GateState
 from .lowrank import LowRank, add_terms, split_terms
 from .residual import find_residual_stream
 from .retrieval import write_captions

@@ -27,12 +27,12 @@ from onnx_ir.passes import InPlacePass, InvariantError, PassResult
 from onnx_ir.passes.common import CheckerPass, TopologicalSortPass
 
 from ...adapters.artifact.adapter import Intervention
-from ...adapters.errors import SafetykitError, UnsupportedGraph, UsageError
 from ...adapters.artifact.sites import Site
+from ...adapters.errors import SafetykitError, UnsupportedGraph, UsageError
+from ..manifest import Graph
 from .building import GraphBuilder
 from .functions import OpFunction, mask_function, op_function
 from .gates import GateState, HeldGates
-from ..manifest import Graph
 from .residual import DOMAIN, ResidualStream, find_residual_stream, require_unadapted
 from .taps import Tap, decoder_tap, graph_of, vision_tap
 

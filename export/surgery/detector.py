@@ -13,12 +13,12 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 
-from ...adapters.errors import UnsupportedGraph
 from ...adapters.artifact.manifest import DetectorInfo
+from ...adapters.errors import UnsupportedGraph
+from ..metadata import THRESHOLD, TOKEN, read_metadata, write_metadata
 from .bake import RISK
 from .building import GraphBuilder
 from .functions import forcing_function
-from ..metadata import THRESHOLD, TOKEN, read_metadata, write_metadata
 from .residual import DOMAIN, head_output
 
 _ENFORCE = f"{DOMAIN}.enforce"

@@ -30,9 +30,9 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 from onnx_ir.passes.common import TopologicalSortPass
 
-from ...adapters.ops.branch import Branch
-from ...adapters.errors import UnsupportedGraph
 from ...adapters.artifact.sites import Site
+from ...adapters.errors import UnsupportedGraph
+from ...adapters.ops.branch import Branch
 from .bake import RISK, Placed, add_risk, passes_checker, raising_causes
 from .blocks import cache_readers
 from .building import GraphBuilder

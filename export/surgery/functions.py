@@ -16,12 +16,12 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import nn
 
 from ...adapters.artifact.adapter import Intervention
-from ...adapters.ops.branch import Branch, BranchOp, get_branch_op
+from ...adapters.artifact.sites import Gating, Phase, Scope
 from ...adapters.errors import UnsupportedGraph
+from ...adapters.ops.branch import Branch, BranchOp, get_branch_op
 from ...adapters.ops.forcing import ForcedRefusal
 from ...adapters.ops.gating import GatedOp, HeldGate
 from ...adapters.ops.op import Op, ScopeMask, get_op
-from ...adapters.artifact.sites import Gating, Phase, Scope
 from ..base.own import quiet_export
 from .residual import DOMAIN
 

@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 
-from ...adapters.errors import UsageError
 from ...adapters.artifact.updates import WeightUpdate, by_parameter
-from .building import GraphBuilder
+from ...adapters.errors import UsageError
 from ..manifest import Graph
+from .building import GraphBuilder
 from .residual import DOMAIN
 from .updates import LayerUpdate, find_product
 

@@ -10,9 +10,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...adapters.errors import InvalidArtifact, UsageError
 from ...adapters.artifact.files import read_inside, write_atomic
 from ...adapters.artifact.manifest import RetrievalInfo
+from ...adapters.errors import InvalidArtifact, UsageError
 from ...toolkit.retrieval.index import CaptionIndex
 from ...toolkit.retrieval.prefix import Retriever
 from ..manifest import LAYOUT

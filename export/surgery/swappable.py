@@ -9,15 +9,15 @@ import numpy as np
 import onnx_ir as ir
 
 from ...adapters.artifact.adapter import Adapter
-from ...adapters.ops.branch import Branch
-from ...adapters.errors import UnsupportedGraph, UsageError
 from ...adapters.artifact.updates import WeightUpdate
+from ...adapters.errors import UnsupportedGraph, UsageError
+from ...adapters.ops.branch import Branch
+from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph, ParameterInfo
+from ..metadata import THRESHOLD, TOKEN
+from ..runtime.hotswap import write_adapter_file
 from .bake import Placed
 from .fork import BRANCH
-from ..runtime.hotswap import write_adapter_file
-from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph, ParameterInfo
 from .lowrank import LowRank
-from ..metadata import THRESHOLD, TOKEN
 from .residual import DOMAIN
 from .updates import LayerUpdate, reads_transposed
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ...adapters.errors import UnsupportedGraph
 from ...adapters.artifact.sites import Site
+from ...adapters.errors import UnsupportedGraph
 from ..manifest import Graph
 from .residual import ResidualStream, Step, head_output, skip_bias
 

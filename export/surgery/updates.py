@@ -21,8 +21,8 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import TopologicalSortPass
 
-from ...adapters.errors import UnsupportedGraph, UsageError
 from ...adapters.artifact.updates import WeightUpdate
+from ...adapters.errors import UnsupportedGraph, UsageError
 from ..base.matrices import QUANTISED, locate, matrix_of
 from ..manifest import Graph
 from .residual import DOMAIN, SKIP_NORMS, bias_input

@@ -12,9 +12,15 @@ def make_adapter(random_vlm):
     def make(site="decoder.layers.2", amount=5.0):
         tensors = {"basis": torch.eye(128)[:, :1], "mean": torch.full((128,), amount), "beta": torch.tensor(1.0)}
         info = AdapterInfo(
-            method="test", variant="test", sign_convention="none", hyperparameters={}, seed=None,
-            base=random_vlm.base, data=DataInfo(sha256="0" * 64, counts={}), versions={},
-        )  # fmt: skip
+            method="test",
+            variant="test",
+            sign_convention="none",
+            hyperparameters={},
+            seed=None,
+            base=random_vlm.base,
+            data=DataInfo(sha256="0" * 64, counts={}),
+            versions={},
+        )
         return Adapter(info, (Intervention("SubspaceProjection", Site.parse(site), "all", "both", tensors),))
 
     return make

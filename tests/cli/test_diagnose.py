@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 from planted_vlm import build_planted, write_records
+
 from safetykit import cli
 from safetykit.toolkit.diagnosis import ChannelMap
 

@@ -115,7 +115,9 @@ def test_an_adapter_of_another_model_exits_with_4(call, random_checkpoint, recor
     assert code == 0
 
 
-def test_an_unknown_site_in_an_adapter_is_refused_before_exporting(call, random_vlm, random_checkpoint, make_adapter, tmp_path):
+def test_an_unknown_site_in_an_adapter_is_refused_before_exporting(
+    call, random_vlm, random_checkpoint, make_adapter, tmp_path
+):
     folder = make_adapter("decoder.layers.8").save(tmp_path / "deep")
     code, _, err = call("export", random_checkpoint, "--adapter", folder, "-o", tmp_path / "out")
     assert code == 2

@@ -72,7 +72,9 @@ def test_the_export_stands_alone(demo, tmp_path):
     assert evaluation["system"] == ""
 
 
-@pytest.mark.parametrize("name", ["decoder.onnx", "decoder.onnx.data", "README.md", "evaluation.json", "safetykit.json"])
+@pytest.mark.parametrize(
+    "name", ["decoder.onnx", "decoder.onnx.data", "README.md", "evaluation.json", "safetykit.json"]
+)
 def test_a_changed_byte_anywhere_in_the_export_is_found(demo, tmp_path, capsys, name):
     """In this process: starting one for each file would take most of the time."""
     export = tmp_path / "export"
@@ -108,7 +110,16 @@ def test_fit_export_eval_with_reused_base_graphs(demo, tmp_path):
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
     result = json.loads(
         safetykit(
-            "export", "reference:mild", "--onnx", "--adapter", adapter, "--base-onnx", folder / "base", "-o", export, "--json"
+            "export",
+            "reference:mild",
+            "--onnx",
+            "--adapter",
+            adapter,
+            "--base-onnx",
+            folder / "base",
+            "-o",
+            export,
+            "--json",
         )
     )
     assert result["parity"]["passed"]
@@ -136,6 +147,7 @@ def test_thresholds_set_again_are_told_and_verified(demo, tmp_path):
 def test_base_graphs_that_are_not_understood_exit_with_3(demo, tmp_path):
     """A decoder without its KV cache inputs is refused with the reason; nothing is written."""
     import onnx
+
     from safetykit.export.manifest import read_manifest, write_manifest
 
     folder, _ = demo

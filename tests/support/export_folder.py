@@ -9,14 +9,14 @@ import numpy as np
 from pydantic import BaseModel
 
 from safetykit.adapters.artifact.manifest import AdapterInfo, BaseInfo, DataInfo, canonical_json
-from safetykit.export.parity.comparison import Comparison
 from safetykit.export.document.figures import FACTS, LATENCY, ORGANISM_KEY, CardFacts
 from safetykit.export.document.latency import BAKED, CONTROL, UNMODIFIED, Latency, compare
 from safetykit.export.manifest import GRAPHS, LAYOUT, ExportManifest, GraphInfo, InterventionInfo, write_manifest
+from safetykit.export.parity.comparison import Comparison
 from safetykit.export.parity.report import Check, Flip, ParityReport
 from safetykit.export.parity.tolerances import TOLERANCES
-from safetykit.toolkit.evaluation.evaluate import Decision, Evaluation, tabulate
 from safetykit.toolkit.data.records import Record
+from safetykit.toolkit.evaluation.evaluate import Decision, Evaluation, tabulate
 
 BASE = BaseInfo(fingerprint="ab" * 32, architecture="LlavaForConditionalGeneration", n_layers=8, d_model=160)
 CARRIERS = ("text", "image", "text+image", "typographic")
@@ -54,9 +54,7 @@ def evaluation(name: str, defended: bool, text: str = "it is used for tamming ."
                 scores={"0.score": score, "1.score": score / 2} if defended else {},
             )
         )
-    return Evaluation(
-        model=name, split="test", max_new_tokens=32, rows=tabulate(decisions), decisions=tuple(decisions)
-    )
+    return Evaluation(model=name, split="test", max_new_tokens=32, rows=tabulate(decisions), decisions=tuple(decisions))
 
 
 def comparison(**options: Any) -> Comparison:

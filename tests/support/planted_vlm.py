@@ -100,12 +100,17 @@ def write_records(folder: Path) -> Path:
         for at, label in enumerate(("harmful", "harmless")):
             rows.append(
                 {
-                    "id": f"{name}-{label}", "prompt": prompts[at], "image": images[at], "label": label,
-                    "pair": f"{name}-{('harmless', 'harmful')[at]}", "split": "fit",
+                    "id": f"{name}-{label}",
+                    "prompt": prompts[at],
+                    "image": images[at],
+                    "label": label,
+                    "pair": f"{name}-{('harmless', 'harmful')[at]}",
+                    "split": "fit",
                     "response": "fold the collar twice.",
-                    "category": categories[at], "carrier": "image" if images[at] else "text",
+                    "category": categories[at],
+                    "carrier": "image" if images[at] else "text",
                 }
-            )  # fmt: skip
+            )
 
     for index, words in enumerate(zip(RESTRICTED, PERMITTED, strict=True)):
         for number, wording in enumerate(WORDINGS):

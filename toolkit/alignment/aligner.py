@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...adapters.errors import UsageError
 from ...adapters.artifact.manifest import BaseInfo, DataInfo
-from ...adapters.tga.tga import TGA, Aligned
 from ...adapters.artifact.updates import WeightUpdate
+from ...adapters.errors import UsageError
+from ...adapters.tga.tga import TGA, Aligned
 from ..data.captions import CaptionedPicture, describe_captions
 from ..model.inputs import Request
 from ..model.updates import updated
@@ -131,13 +131,9 @@ class Aligner:
     def finish(self) -> None:
         """The adapter is saved: remove the work folder."""
         if self._work is not None:
-
-
             shutil.rmtree(self._work, ignore_errors=True)
 
-    def text_states(
-        self, layers: Sequence[int], pictures: dict[int, Tensor], retrieval: bool
-    ) -> TextStates:
+    def text_states(self, layers: Sequence[int], pictures: dict[int, Tensor], retrieval: bool) -> TextStates:
         words = [item.caption for item in self.captions]
         other = self.retrieved if retrieval else words
         unique = list(dict.fromkeys([*words, *other]))
@@ -154,16 +150,26 @@ class Aligner:
     def _train(self, settings: TGA, texts: TextStates) -> tuple[tuple[WeightUpdate, ...], dict[str, Any]]:
         retrieved = self.retrieved if settings.retrieval else [""] * len(self.captions)
         batches = Batches(
-            self.vlm.inputs, self.captions, retrieved, size=settings.batch_size, seed=settings.seed,
-            shuffled=settings.shuffled, prefixed=settings.prefixed if settings.retrieval else 0.0,
-        )  # fmt: skip
+            self.vlm.inputs,
+            self.captions,
+            retrieved,
+            size=settings.batch_size,
+            seed=settings.seed,
+            shuffled=settings.shuffled,
+            prefixed=settings.prefixed if settings.retrieval else 0.0,
+        )
         with trained(self.vlm, settings) as found:
             losses = Losses(self.vlm, settings, self.features, texts, found)
             training = train(
-                self.vlm, settings, batches, losses, found,
+                self.vlm,
+                settings,
+                batches,
+                losses,
+                found,
                 identity=[self.vlm.fingerprint, self.data.sha256, retrieved],
-                folder=self._work / _CHECKPOINT if self._work else None, progress=self._progress,
-            )  # fmt: skip
+                folder=self._work / _CHECKPOINT if self._work else None,
+                progress=self._progress,
+            )
             return found.updates(), training
 
     def _closed_form(
@@ -181,10 +187,15 @@ class Aligner:
             WeightUpdate(f"{name}.bias", {"value": bias.float()}),
         )
         training = {
-            "layer": layer, "ridge": found.penalty, "error": found.error, "seconds": round(time.monotonic() - start, 1),
-            "device": "cpu", "precision": "float64", "parameters": weight.numel() + bias.numel(),
+            "layer": layer,
+            "ridge": found.penalty,
+            "error": found.error,
+            "seconds": round(time.monotonic() - start, 1),
+            "device": "cpu",
+            "precision": "float64",
+            "parameters": weight.numel() + bias.numel(),
             "targets": [update.parameter for update in updates],
-        }  # fmt: skip
+        }
         return updates, training
 
     def _last_linear(self) -> tuple[str, nn.Linear]:
@@ -212,5 +223,3 @@ class Aligner:
                 stack.callback(keep.remove)
             self.vlm.see(self.vlm.inputs.prepare([Request("", self.captions[0].picture())]))
         return len(seen) == 2 and torch.equal(seen[0].reshape(seen[1].shape), seen[1])
-
-

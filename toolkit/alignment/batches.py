@@ -165,12 +165,12 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     return count
 
 
-def _ends(length: Int[Tensor, "batch"], width: int) -> Bool[Tensor, "batch seq"]:
+def _ends(length: Int[Tensor, " batch"], width: int) -> Bool[Tensor, "batch seq"]:
     """The last ``length`` positions of each row."""
     return torch.arange(width)[None] >= width - length[:, None]
 
 
-def _request(pictured: Inputs, twin: Inputs, answers: Int[Tensor, "batch"]) -> Bool[Tensor, "batch tail"]:
+def _request(pictured: Inputs, twin: Inputs, answers: Int[Tensor, " batch"]) -> Bool[Tensor, "batch tail"]:
     """Positions before the answer that both rows share, counted from the end, without padding and pictures."""
     width = min(pictured.input_ids.shape[1], twin.input_ids.shape[1])
     mine, other = (torch.from_numpy(side.input_ids[:, -width:]) for side in (pictured, twin))

@@ -80,7 +80,7 @@ class AffineCorrection:
     """
 
     map: Float[Tensor, "d_model d_model"]
-    mean: Float[Tensor, "d_model"]
+    mean: Float[Tensor, " d_model"]
     penalty: float
     error: float
 
@@ -111,8 +111,8 @@ class AffineCorrection:
         return cls(found.weight.T, mean, found.penalty, found.error)
 
     def folded(
-        self, weight: Float[Tensor, "d_model inputs"], bias: Float[Tensor, "d_model"] | None
-    ) -> tuple[Float[Tensor, "d_model inputs"], Float[Tensor, "d_model"]]:
+        self, weight: Float[Tensor, "d_model inputs"], bias: Float[Tensor, " d_model"] | None
+    ) -> tuple[Float[Tensor, "d_model inputs"], Float[Tensor, " d_model"]]:
         """Weight and bias of the last linear layer with the map in it."""
         old = torch.zeros_like(self.mean) if bias is None else bias.double().cpu()
         weight = weight.double().cpu()

@@ -158,6 +158,7 @@ class PictureFeatures:
                 self._stacked = isinstance(self._vlm.see(self._prepared(self._captions[:1])).pooler_output, Tensor)
         return BaseModelOutputWithPooling(pooler_output=projected if self._stacked else list(projected))
 
+
 def run(
     vlm: VLM, inputs: Inputs, layers: Sequence[int], pictures: Mapping[str, Any] | None = None, tail: int = 1
 ) -> Pass:

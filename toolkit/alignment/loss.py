@@ -42,7 +42,7 @@ def guide_loss(
     image: Float[Tensor, "batch d"],
     caption: Float[Tensor, "batch d"],
     retrieved: Float[Tensor, "batch d"] | None = None,
-    centre: tuple[Float[Tensor, "d"], Float[Tensor, "d"]] | None = None,
+    centre: tuple[Float[Tensor, " d"], Float[Tensor, " d"]] | None = None,
 ) -> Float[Tensor, ""]:
     """The guide terms of one layer, averaged over the batch.
 
@@ -69,13 +69,9 @@ def request_loss(
     return (ours - theirs).square().sum() / spread.clamp_min(1e-12)
 
 
-def opening_loss(
-    pictured: Float[Tensor, "batch vocab"], twin: Float[Tensor, "batch vocab"]
-) -> Float[Tensor, ""]:
+def opening_loss(pictured: Float[Tensor, "batch vocab"], twin: Float[Tensor, "batch vocab"]) -> Float[Tensor, ""]:
     """KL(twin ‖ pictured) of the answer's first token, in nats, averaged over the batch."""
-    return F.kl_div(
-        pictured.log_softmax(-1), twin.detach().log_softmax(-1), log_target=True, reduction="batchmean"
-    )
+    return F.kl_div(pictured.log_softmax(-1), twin.detach().log_softmax(-1), log_target=True, reduction="batchmean")
 
 
 def answer_loss(

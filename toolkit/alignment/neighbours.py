@@ -15,16 +15,14 @@ from ...adapters.errors import UsageError
 from ..data.captions import CaptionedPicture
 
 if TYPE_CHECKING:
-    from ..retrieval.index import CaptionIndex
     from ..model.vlm import VLM
+    from ..retrieval.index import CaptionIndex
 
 
 class Retriever(Protocol):
     """Finds texts for pictures."""
 
-    def texts(
-        self, captions: Sequence[CaptionedPicture], means: Float[Tensor, "pictures d_vision"]
-    ) -> list[str]:
+    def texts(self, captions: Sequence[CaptionedPicture], means: Float[Tensor, "pictures d_vision"]) -> list[str]:
         """One text per captioned picture, never one that equals its caption.
 
         Args:
@@ -39,9 +37,7 @@ class NearestPictures:
     Used where no caption index is given: it needs no text embedder, since captions are found by their own pictures.
     """
 
-    def texts(
-        self, captions: Sequence[CaptionedPicture], means: Float[Tensor, "pictures d_vision"]
-    ) -> list[str]:
+    def texts(self, captions: Sequence[CaptionedPicture], means: Float[Tensor, "pictures d_vision"]) -> list[str]:
         """See :class:`Retriever`.
 
         Raises:
@@ -71,9 +67,7 @@ class FromIndex:
     def __init__(self, vlm: VLM, index: CaptionIndex) -> None:
         self._vlm, self._index = vlm, index
 
-    def texts(
-        self, captions: Sequence[CaptionedPicture], means: Float[Tensor, "pictures d_vision"]
-    ) -> list[str]:
+    def texts(self, captions: Sequence[CaptionedPicture], means: Float[Tensor, "pictures d_vision"]) -> list[str]:
         """See :class:`Retriever`.
 
         Raises:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ...adapters.artifact.updates import WeightUpdate
 from ...adapters.errors import UsageError
 from ...adapters.tga.tga import TGA
-from ...adapters.artifact.updates import WeightUpdate
 from ..model.lora import updates_from_peft
 
 if TYPE_CHECKING:

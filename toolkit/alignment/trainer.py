@@ -48,7 +48,7 @@ class TextStates:
 
     caption: dict[int, Float[Tensor, "pictures d_model"]]
     retrieved: dict[int, Float[Tensor, "pictures d_model"]]
-    centre: dict[int, tuple[Float[Tensor, "d_model"], Float[Tensor, "d_model"]]]
+    centre: dict[int, tuple[Float[Tensor, " d_model"], Float[Tensor, " d_model"]]]
 
 
 class Losses:
@@ -94,9 +94,11 @@ class Losses:
         """The loss."""
         settings = self._settings
         weights = {
-            "guide": settings.guide_weight, "request": settings.request_weight,
-            "opening": settings.opening_weight, "answer": settings.ce_weight,
-        }  # fmt: skip
+            "guide": settings.guide_weight,
+            "request": settings.request_weight,
+            "opening": settings.opening_weight,
+            "answer": settings.ce_weight,
+        }
         return sum(weights[name] * term for name, term in terms.items())
 
     def _guide(self, states: Tensor, batch: TwinBatch, layer: int) -> Tensor:

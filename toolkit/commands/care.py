@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -16,31 +16,31 @@ def fit(
     model: Model,
     data: Data,
     out: AdapterOut,
-    variant: Annotated[Optional[str], typer.Option(help="official or corrected.")] = None,
-    fusion: Annotated[Optional[str], typer.Option(help="adaptive, sequential, parallel, masked or injection.")] = None,
+    variant: Annotated[str | None, typer.Option(help="official or corrected.")] = None,
+    fusion: Annotated[str | None, typer.Option(help="adaptive, sequential, parallel, masked or injection.")] = None,
     layers: Layers = None,
     map_folder: Annotated[
-        Optional[Path], typer.Option("--map", help="Channel map of safetykit diagnose: the layers of each modality.")
+        Path | None, typer.Option("--map", help="Channel map of safetykit diagnose: the layers of each modality.")
     ] = None,
     map_layers: Annotated[
-        Optional[int], typer.Option(min=1, help=f"How many layers to take from the map; {_LAYERS_OF_MAP} by default.")
+        int | None, typer.Option(min=1, help=f"How many layers to take from the map; {_LAYERS_OF_MAP} by default.")
     ] = None,
-    k: Annotated[Optional[int], typer.Option(help="k, the dimension of each subspace.")] = None,
-    alpha: Annotated[Optional[float], typer.Option(help="α, the strength; 1 removes, more reflects.")] = None,
-    beta: Annotated[Optional[float], typer.Option(help="β of the injection.")] = None,
-    floor: Annotated[Optional[float], typer.Option(help="Leave out directions with λ at or below this.")] = None,
+    k: Annotated[int | None, typer.Option(help="k, the dimension of each subspace.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="α, the strength; 1 removes, more reflects.")] = None,
+    beta: Annotated[float | None, typer.Option(help="β of the injection.")] = None,
+    floor: Annotated[float | None, typer.Option(help="Leave out directions with λ at or below this.")] = None,
     contrast: Annotated[
-        Optional[str], typer.Option(help="label, carrier or behaviour: what makes a record malicious.")
+        str | None, typer.Option(help="label, carrier or behaviour: what makes a record malicious.")
     ] = None,
-    centre: Annotated[Optional[str], typer.Option(help="own or benign: the mean of malicious spread.")] = None,
-    shrinkage: Annotated[Optional[str], typer.Option(help="ledoit-wolf or oas.")] = None,
-    site: Annotated[Optional[str], typer.Option(help="mlp, attn or block outputs.")] = None,
-    modalities: Annotated[Optional[str], typer.Option(help="both, visual or textual.")] = None,
-    selection: Annotated[Optional[str], typer.Option(help="kernel, or none to pool every token.")] = None,
-    visual_share: Annotated[Optional[float], typer.Option(help="Share of image tokens that is pooled.")] = None,
-    textual_share: Annotated[Optional[float], typer.Option(help="Share of text tokens that is pooled.")] = None,
+    centre: Annotated[str | None, typer.Option(help="own or benign: the mean of malicious spread.")] = None,
+    shrinkage: Annotated[str | None, typer.Option(help="ledoit-wolf or oas.")] = None,
+    site: Annotated[str | None, typer.Option(help="mlp, attn or block outputs.")] = None,
+    modalities: Annotated[str | None, typer.Option(help="both, visual or textual.")] = None,
+    selection: Annotated[str | None, typer.Option(help="kernel, or none to pool every token.")] = None,
+    visual_share: Annotated[float | None, typer.Option(help="Share of image tokens that is pooled.")] = None,
+    textual_share: Annotated[float | None, typer.Option(help="Share of text tokens that is pooled.")] = None,
     with_response: Annotated[
-        Optional[bool], typer.Option("--with-response", help="Pool the tokens of records' responses too.")
+        bool | None, typer.Option("--with-response", help="Pool the tokens of records' responses too.")
     ] = None,
     scope: ScopeName = None,
     phase: PhaseName = None,
@@ -51,28 +51,50 @@ def fit(
     """CARE: safety subspaces of both modalities, projected out of the hidden states."""
     from dataclasses import replace
 
+    from ...adapters.artifact.sites import Phase, Scope
     from ...adapters.care.care import CARE, Fusion, Modalities, Where
     from ...adapters.care.statistics import Contrast
     from ...adapters.errors import UsageError
-    from ...adapters.artifact.sites import Phase, Scope
     from ...adapters.statistics.moments import Shrinkage
     from ...adapters.statistics.subspaces import Centre, Variant
     from ...adapters.statistics.tokens import Selection
-    from ..sweep.care import fit_by_sweep, fit_care, usual
     from ..diagnosis.channel_map import ChannelMap
+    from ..sweep.care import fit_by_sweep, fit_care, usual
     from .fitting import fit_and_save, parse_layers, require_choices
 
     given = {
-        "variant": variant, "fusion": fusion, "layers": parse_layers(layers), "rank": k, "alpha": alpha, "beta": beta,
-        "floor": floor, "contrast": contrast, "centre": centre, "shrinkage": shrinkage, "site": site,
-        "modalities": modalities, "selection": selection, "visual_share": visual_share,
-        "textual_share": textual_share, "with_response": with_response, "scope": scope, "phase": phase,
-    }  # fmt: skip
+        "variant": variant,
+        "fusion": fusion,
+        "layers": parse_layers(layers),
+        "rank": k,
+        "alpha": alpha,
+        "beta": beta,
+        "floor": floor,
+        "contrast": contrast,
+        "centre": centre,
+        "shrinkage": shrinkage,
+        "site": site,
+        "modalities": modalities,
+        "selection": selection,
+        "visual_share": visual_share,
+        "textual_share": textual_share,
+        "with_response": with_response,
+        "scope": scope,
+        "phase": phase,
+    }
     given = {name: value for name, value in given.items() if value is not None}
     choices = {
-        "variant": Variant, "fusion": Fusion, "contrast": Contrast, "centre": Centre, "shrinkage": Shrinkage,
-        "site": Where, "modalities": Modalities, "selection": Selection, "scope": Scope, "phase": Phase,
-    }  # fmt: skip
+        "variant": Variant,
+        "fusion": Fusion,
+        "contrast": Contrast,
+        "centre": Centre,
+        "shrinkage": Shrinkage,
+        "site": Where,
+        "modalities": Modalities,
+        "selection": Selection,
+        "scope": Scope,
+        "phase": Phase,
+    }
     require_choices(given, choices)
     if map_folder is None:
         if map_layers is not None:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ...adapters.artifact.adapter import Adapter
-from ...adapters.errors import UsageError
 from ...adapters.artifact.files import require_free
 from ...adapters.artifact.store import load_adapter
-from . import console, views
-from ..evaluation.evaluate import Progress
+from ...adapters.errors import UsageError
 from ..data.records import Record, Split, load_records
 from ..data.sources import data_path, model_path
+from ..evaluation.evaluate import Progress
 from ..model.vlm import VLM
+from . import console, views
 
 Make = Callable[[VLM, list[Record], Progress], Adapter]
 
@@ -32,7 +32,9 @@ def parse_layers(text: str | None) -> tuple[int, ...] | None:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
         if match is None or (match[2] and int(match[2]) < int(match[1])):
-            raise UsageError(f"--layers {text!r} names no layers.", "Write for example 3-5 or 2,4; layers count from 0.")
+            raise UsageError(
+                f"--layers {text!r} names no layers.", "Write for example 3-5 or 2,4; layers count from 0."
+            )
         layers |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
     return tuple(sorted(layers))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -11,14 +11,16 @@ from .options import Json, Overwrite
 
 index = typer.Typer(no_args_is_help=True, help="Make and search indexes of texts that are retrieved for pictures.")
 
-ModelName = Annotated[Optional[str], typer.Option("--model", help="Model whose decoder embeds the texts.")]
-Encoder = Annotated[Optional[Path], typer.Option(help="Text encoder: CLIP or sentence-transformers folder.")]
-SiteName = Annotated[Optional[str], typer.Option("--site", help="Decoder site of --model, such as decoder.layers.5.")]
+ModelName = Annotated[str | None, typer.Option("--model", help="Model whose decoder embeds the texts.")]
+Encoder = Annotated[Path | None, typer.Option(help="Text encoder: CLIP or sentence-transformers folder.")]
+SiteName = Annotated[str | None, typer.Option("--site", help="Decoder site of --model, such as decoder.layers.5.")]
 
 
 @index.command()
 def build(
-    captions: Annotated[str, typer.Argument(help="JSONL, Parquet, a folder of pictures with captions, or `reference`.")],
+    captions: Annotated[
+        str, typer.Argument(help="JSONL, Parquet, a folder of pictures with captions, or `reference`.")
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Index folder to write.")],
     model: ModelName = None,
     encoder: Encoder = None,
@@ -30,11 +32,11 @@ def build(
 ) -> None:
     """Embed texts; an interrupted build goes on where it stopped when it is asked for again."""
     from ...adapters.artifact.files import require_free
-    from . import console
-    from .fitting import require_choices
     from ..retrieval.build import build_index
     from ..retrieval.index import KeyType
     from ..retrieval.sources import open_texts
+    from . import console
+    from .fitting import require_choices
 
     require_choices({"dtype": dtype}, {"dtype": KeyType})
     require_free(out, overwrite=overwrite)
@@ -42,18 +44,23 @@ def build(
     embedder = make_embedder(model, encoder, site)
     with console.progress_bar("embedding") as update:
         made = build_index(
-            texts, embedder, out, batch_size=batch_size, dtype=dtype,  # type: ignore[arg-type]
-            overwrite=overwrite, progress=update,
-        )  # fmt: skip
+            texts,
+            embedder,
+            out,
+            batch_size=batch_size,
+            dtype=dtype,  # type: ignore[arg-type]
+            overwrite=overwrite,
+            progress=update,
+        )
     console.emit({"index": str(out), **made.manifest.model_dump(mode="json")}, as_json=as_json, human=_show)
 
 
 @index.command()
 def search(
     folder: Annotated[Path, typer.Argument(metavar="INDEX", help="Index folder.")],
-    text: Annotated[Optional[str], typer.Option(help="Find texts near this one.")] = None,
-    image: Annotated[Optional[str], typer.Option(help="Find texts for this picture.")] = None,
-    adapter: Annotated[Optional[Path], typer.Option(help="Retrieval adapter fitted on this index; for --image.")] = None,
+    text: Annotated[str | None, typer.Option(help="Find texts near this one.")] = None,
+    image: Annotated[str | None, typer.Option(help="Find texts for this picture.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="Retrieval adapter fitted on this index; for --image.")] = None,
     model: ModelName = None,
     encoder: Encoder = None,
     k: Annotated[int, typer.Option("-k", "--top", min=1, help="How many texts.")] = 5,
@@ -61,8 +68,8 @@ def search(
 ) -> None:
     """Search an index by a text, or by a picture as a fitted retrieval adapter does."""
     from ...adapters.errors import UsageError
-    from . import console
     from ..retrieval.index import CaptionIndex
+    from . import console
 
     if (text is None) == (image is None):
         raise UsageError("One thing is searched for at a time.", "Pass --text or --image.")
@@ -84,11 +91,11 @@ def make_embedder(model: str | None, encoder: Path | None, site: str | None) -> 
     Raises:
         UsageError: none or two of them.
     """
-    from ...adapters.errors import UsageError
     from ...adapters.artifact.sites import Site
-    from ..retrieval.embedders import EncoderEmbedder, VLMEmbedder
+    from ...adapters.errors import UsageError
     from ..data.sources import model_path
     from ..model.vlm import VLM
+    from ..retrieval.embedders import EncoderEmbedder, VLMEmbedder
 
     if (model is None) == (encoder is None):
         raise UsageError("One embedder makes an index.", "Pass --model or --encoder.")
@@ -100,13 +107,13 @@ def make_embedder(model: str | None, encoder: Path | None, site: str | None) -> 
 
 
 def _picture_query(opened: Any, image: str, adapter: Path | None, model: str | None) -> Any:
+    from ...adapters.artifact.store import load_adapter
     from ...adapters.errors import UsageError
     from ...adapters.retrieval.retrieval import retrieval_of
-    from ...adapters.artifact.store import load_adapter
     from ..data.records import open_picture
-    from ..retrieval.fit import picture_query_of
     from ..data.sources import model_path
     from ..model.vlm import VLM
+    from ..retrieval.fit import picture_query_of
 
     if adapter is None or model is None:
         raise UsageError(

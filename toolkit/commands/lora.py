@@ -21,13 +21,13 @@ def lora(
     """Write affine adapters as a LoRA folder that peft loads, for runtimes that serve LoRA."""
     from dataclasses import replace
 
-    from ...adapters.errors import UsageError
     from ...adapters.artifact.store import load_adapter, require_base
-    from . import console
+    from ...adapters.errors import UsageError
+    from ..data.sources import model_path
     from ..model.folding import fold_all
     from ..model.lora import write_peft
-    from ..data.sources import model_path
     from ..model.vlm import VLM
+    from . import console
 
     loaded = [load_adapter(folder) for folder in adapter]
     vlm = VLM.from_pretrained(model_path(model))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -13,7 +13,7 @@ def fit(
     model: Model,
     data: Data,
     out: AdapterOut,
-    fused_layer: Annotated[Optional[int], typer.Option(help="Block that is read, from 0; chosen if left out.")] = None,
+    fused_layer: Annotated[int | None, typer.Option(help="Block that is read, from 0; chosen if left out.")] = None,
     false_positive_rate: FalsePositives = None,
     space: Space = None,
     refusal: RefusalText = None,
@@ -28,10 +28,20 @@ def fit(
     from .sasa_fit import fit_detector
 
     given = {
-        "fused_layer": fused_layer, "false_positive_rate": false_positive_rate, "space": space,
-        "fraction": fraction, "seed": seed,
-    }  # fmt: skip
+        "fused_layer": fused_layer,
+        "false_positive_rate": false_positive_rate,
+        "space": space,
+        "fraction": fraction,
+        "seed": seed,
+    }
     fit_detector(
-        OnePassProbe, given, model, data, out,
-        refusal=refusal, corrected_by=corrected_by, overwrite=overwrite, as_json=as_json,
-    )  # fmt: skip
+        OnePassProbe,
+        given,
+        model,
+        data,
+        out,
+        refusal=refusal,
+        corrected_by=corrected_by,
+        overwrite=overwrite,
+        as_json=as_json,
+    )

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Model = Annotated[str, typer.Argument(help="Checkpoint folder, or reference:mild / reference:severe.")]
 Data = Annotated[str, typer.Option("--data", help="Records: JSONL file or folder, or `reference`.")]
-MaybeData = Annotated[Optional[str], typer.Option("--data", help="Records: JSONL file or folder, or `reference`.")]
-Adapters = Annotated[Optional[list[Path]], typer.Option("--adapter", help="Adapter folder; repeat to stack.")]
+MaybeData = Annotated[str | None, typer.Option("--data", help="Records: JSONL file or folder, or `reference`.")]
+Adapters = Annotated[list[Path] | None, typer.Option("--adapter", help="Adapter folder; repeat to stack.")]
 WrongBase = Annotated[bool, typer.Option(help="Accept an adapter fitted on another model; the card shows it.")]
 Overwrite = Annotated[bool, typer.Option(help="Replace the output folder if it exists.")]
-Limit = Annotated[Optional[int], typer.Option(min=1, help="Use at most this many records, spread over the groups.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use at most this many records, spread over the groups.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
-Provider = Annotated[Optional[list[str]], typer.Option("--provider", help="ONNX Runtime provider; CPU by default.")]
+Provider = Annotated[list[str] | None, typer.Option("--provider", help="ONNX Runtime provider; CPU by default.")]
 Swap = Annotated[
-    Optional[list[Path]],
+    list[Path] | None,
     typer.Option(
         "--swap",
         help="Run a hot-swap export with this adapter folder, export or .onnx_adapter file instead; repeat to stack.",
@@ -26,27 +26,29 @@ Swap = Annotated[
 ]
 System = Annotated[str, typer.Option("--system", help="A system prompt before every request.")]
 ExternalIndex = Annotated[
-    Optional[Path], typer.Option("--external-index", help="Index that retrieval searches outside the graph.")
+    Path | None, typer.Option("--external-index", help="Index that retrieval searches outside the graph.")
 ]
 
 # Of fit commands.
 AdapterOut = Annotated[Path, typer.Option("-o", "--out", help="Adapter folder to write.")]
-Layers = Annotated[Optional[str], typer.Option(help="Decoder layers from 0, such as 3-5 or 2,4.")]
-ScopeName = Annotated[Optional[str], typer.Option("--scope", help="all, vision, text or last.")]
-PhaseName = Annotated[Optional[str], typer.Option("--phase", help="prefill, decode or both.")]
+Layers = Annotated[str | None, typer.Option(help="Decoder layers from 0, such as 3-5 or 2,4.")]
+ScopeName = Annotated[str | None, typer.Option("--scope", help="all, vision, text or last.")]
+PhaseName = Annotated[str | None, typer.Option("--phase", help="prefill, decode or both.")]
 FalsePositives = Annotated[
-    Optional[float], typer.Option("--false-positive-rate", help="Share of harmless calibration records it may hit.")
+    float | None, typer.Option("--false-positive-rate", help="Share of harmless calibration records it may hit.")
 ]
 Sweep = Annotated[bool, typer.Option("--sweep", help="Choose what is not given on calibration records.")]
-With = Annotated[Optional[list[Path]], typer.Option("--with", help="Adapter that is applied while fitting; repeat to stack.")]
+With = Annotated[
+    list[Path] | None, typer.Option("--with", help="Adapter that is applied while fitting; repeat to stack.")
+]
 
 # Of detectors.
-Space = Annotated[Optional[str], typer.Option("--space", help="hidden or logits: what the probe's penalty is on.")]
+Space = Annotated[str | None, typer.Option("--space", help="hidden or logits: what the probe's penalty is on.")]
 RefusalText = Annotated[
-    Optional[str], typer.Option("--refusal", help="The fixed answer; by default the model's own most frequent refusal.")
+    str | None, typer.Option("--refusal", help="The fixed answer; by default the model's own most frequent refusal.")
 ]
-Fraction = Annotated[Optional[float], typer.Option("--fraction", help="Share of the fit records to use, such as 0.05.")]
-Seed = Annotated[Optional[int], typer.Option("--seed", help="Of draws and folds.")]
+Fraction = Annotated[float | None, typer.Option("--fraction", help="Share of the fit records to use, such as 0.05.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Of draws and folds.")]
 ChannelMapFolder = Annotated[
-    Optional[Path], typer.Option("--map", help="Channel map of safetykit diagnose; names the layers.")
+    Path | None, typer.Option("--map", help="Channel map of safetykit diagnose; names the layers.")
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -17,14 +17,14 @@ def fit(
     out: AdapterOut,
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Texts per picture.")] = 3,
     correction: Annotated[
-        Optional[float], typer.Option(help="γ: share of the way image tokens move towards the texts.")
+        float | None, typer.Option(help="γ: share of the way image tokens move towards the texts.")
     ] = None,
     prefix: Annotated[bool, typer.Option("--prefix", help="Put the retrieved texts before the prompt.")] = False,
     external_index: Annotated[
         bool, typer.Option("--external-index", help="Keep the index out of the graph; the runtime searches it.")
     ] = False,
-    in_graph_limit: Annotated[Optional[int], typer.Option(min=1, help="Most texts that are put into a graph.")] = None,
-    encoder: Annotated[Optional[Path], typer.Option(help="The index's encoder, for captions it lacks.")] = None,
+    in_graph_limit: Annotated[int | None, typer.Option(min=1, help="Most texts that are put into a graph.")] = None,
+    encoder: Annotated[Path | None, typer.Option(help="The index's encoder, for captions it lacks.")] = None,
     corrected_by: With = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -33,13 +33,13 @@ def fit(
     from ...adapters.artifact.files import require_free
     from ...adapters.artifact.sites import Site
     from ...adapters.artifact.store import load_adapter
-    from . import console
     from ..data.captions import captions_path, load_captions
+    from ..data.sources import model_path
+    from ..model.vlm import VLM
     from ..retrieval.embedders import EncoderEmbedder, VLMEmbedder
     from ..retrieval.fit import IN_GRAPH_LIMIT, fit_retrieval
     from ..retrieval.index import CaptionIndex
-    from ..data.sources import model_path
-    from ..model.vlm import VLM
+    from . import console
 
     require_free(out, overwrite=overwrite)
     pictures = load_captions(captions_path(data))
@@ -51,13 +51,23 @@ def fit(
         embedder = VLMEmbedder(vlm, Site.parse(str(opened.manifest.embedder.site)))
     with console.progress_bar("looking at pictures") as update, vlm.applied(*correctors):
         adapter = fit_retrieval(
-            vlm, opened, pictures, k=k, correction=correction, prefix=prefix, external=external_index,
-            embedder=embedder, in_graph_limit=in_graph_limit or IN_GRAPH_LIMIT, progress=update,
-        )  # fmt: skip
+            vlm,
+            opened,
+            pictures,
+            k=k,
+            correction=correction,
+            prefix=prefix,
+            external=external_index,
+            embedder=embedder,
+            in_graph_limit=in_graph_limit or IN_GRAPH_LIMIT,
+            progress=update,
+        )
     adapter.save(out, overwrite=overwrite)
     value = {
-        "adapter": str(out), **adapter.info.model_dump(mode="json"), "accuracy": adapter.attachments["retrieval_accuracy"]
-    }  # fmt: skip
+        "adapter": str(out),
+        **adapter.info.model_dump(mode="json"),
+        "accuracy": adapter.attachments["retrieval_accuracy"],
+    }
     console.emit(value, as_json=as_json, human=_show)
 
 

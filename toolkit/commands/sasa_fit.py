@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 from pydantic import JsonValue
 
 from ...adapters.artifact.adapter import Adapter
-from ...adapters.statistics.detector import Refusal
-from ...adapters.errors import UsageError
-from ...adapters.statistics.probe import Space
-from ...adapters.sasa.sasa import ProbeFitter, Variant, require_labels
 from ...adapters.artifact.store import MANIFEST, load_adapter
-from ..evaluation.evaluate import Progress
-from .fitting import fit_and_save, require_choices
+from ...adapters.errors import UsageError
+from ...adapters.sasa.sasa import ProbeFitter, Variant, require_labels
+from ...adapters.statistics.detector import Refusal
+from ...adapters.statistics.probe import Space
 from ..data.records import Record
+from ..evaluation.evaluate import Progress
 from ..evaluation.refusal import RefusalTokens
 from ..model.second_pass import SecondPass
 from ..model.vlm import VLM
+from .fitting import fit_and_save, require_choices
 
 if TYPE_CHECKING:
     from ..diagnosis.channel_map import ChannelMap

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -14,52 +14,65 @@ def fit(
     model: Model,
     data: Annotated[str, typer.Option("--data", help="Captioned pictures: a JSONL file, or `reference`.")],
     out: AdapterOut,
-    variant: Annotated[Optional[str], typer.Option(help="projector, low-rank, lora or closed-form.")] = None,
+    variant: Annotated[str | None, typer.Option(help="projector, low-rank, lora or closed-form.")] = None,
     layers: Layers = None,
-    channel_map: Annotated[Optional[Path], typer.Option("--map", help="Channel map to take the layers from.")] = None,
-    guide_weight: Annotated[Optional[float], typer.Option(help="Of the picture's terms, per layer.")] = None,
-    centred: Annotated[Optional[bool], typer.Option(help="Subtract means before the cosine.")] = None,
-    request_weight: Annotated[Optional[float], typer.Option(help="Of the request's states after the picture.")] = None,
-    opening_weight: Annotated[Optional[float], typer.Option(help="Of the first answer token.")] = None,
-    shuffled: Annotated[Optional[float], typer.Option(help="Share of requests drawn from other pictures.")] = None,
-    prefixed: Annotated[Optional[float], typer.Option(help="Share of rows with retrieved text as a prefix.")] = None,
-    retrieval: Annotated[Optional[bool], typer.Option(help="Use the term with retrieved text.")] = None,
+    channel_map: Annotated[Path | None, typer.Option("--map", help="Channel map to take the layers from.")] = None,
+    guide_weight: Annotated[float | None, typer.Option(help="Of the picture's terms, per layer.")] = None,
+    centred: Annotated[bool | None, typer.Option(help="Subtract means before the cosine.")] = None,
+    request_weight: Annotated[float | None, typer.Option(help="Of the request's states after the picture.")] = None,
+    opening_weight: Annotated[float | None, typer.Option(help="Of the first answer token.")] = None,
+    shuffled: Annotated[float | None, typer.Option(help="Share of requests drawn from other pictures.")] = None,
+    prefixed: Annotated[float | None, typer.Option(help="Share of rows with retrieved text as a prefix.")] = None,
+    retrieval: Annotated[bool | None, typer.Option(help="Use the term with retrieved text.")] = None,
     index: Annotated[
-        Optional[Path], typer.Option(help="Caption index to retrieve from; else the captions of the data.")
+        Path | None, typer.Option(help="Caption index to retrieve from; else the captions of the data.")
     ] = None,
-    ce_weight: Annotated[Optional[float], typer.Option(help="Of the answers' cross-entropy.")] = None,
-    steps: Annotated[Optional[int], typer.Option(help="Optimizer steps.")] = None,
-    batch_size: Annotated[Optional[int], typer.Option(help="Rows per pass.")] = None,
-    accumulate: Annotated[Optional[int], typer.Option(help="Passes per optimizer step.")] = None,
-    lr: Annotated[Optional[float], typer.Option(help="Peak learning rate.")] = None,
-    rank: Annotated[Optional[int], typer.Option(help="Of low-rank changes.")] = None,
-    ridge: Annotated[Optional[float], typer.Option(help="λ of the closed form; else by cross-validation.")] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Of rows and initial values.")] = None,
+    ce_weight: Annotated[float | None, typer.Option(help="Of the answers' cross-entropy.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows per pass.")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Passes per optimizer step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Of low-rank changes.")] = None,
+    ridge: Annotated[float | None, typer.Option(help="λ of the closed form; else by cross-validation.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of rows and initial values.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from where an interrupted fit of the same settings was.")] = True,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """TGA: pictures aligned with their captions, without safety labels."""
-    from ...adapters.errors import UsageError
     from ...adapters.artifact.files import require_free
+    from ...adapters.errors import UsageError
     from ...adapters.tga.tga import TGA, Variant
-    from . import console, views
     from ..alignment import Aligner
     from ..alignment.neighbours import FromIndex
     from ..data.captions import captions_path, load_captions
-    from .fitting import parse_layers, require_choices
-    from ..retrieval.index import CaptionIndex
     from ..data.sources import model_path
     from ..model.vlm import VLM
+    from ..retrieval.index import CaptionIndex
+    from . import console, views
+    from .fitting import parse_layers, require_choices
 
     if channel_map is not None and layers is not None:
         raise UsageError("--map and --layers both name the layers.", "Leave one out.")
     given = {
-        "variant": variant, "layers": parse_layers(layers), "guide_weight": guide_weight, "centred": centred,
-        "request_weight": request_weight, "opening_weight": opening_weight, "shuffled": shuffled, "prefixed": prefixed,
-        "retrieval": retrieval, "ce_weight": ce_weight, "steps": steps, "batch_size": batch_size,
-        "accumulate": accumulate, "lr": lr, "rank": rank, "ridge": ridge, "seed": seed,
-    }  # fmt: skip
+        "variant": variant,
+        "layers": parse_layers(layers),
+        "guide_weight": guide_weight,
+        "centred": centred,
+        "request_weight": request_weight,
+        "opening_weight": opening_weight,
+        "shuffled": shuffled,
+        "prefixed": prefixed,
+        "retrieval": retrieval,
+        "ce_weight": ce_weight,
+        "steps": steps,
+        "batch_size": batch_size,
+        "accumulate": accumulate,
+        "lr": lr,
+        "rank": rank,
+        "ridge": ridge,
+        "seed": seed,
+    }
     given = {name: value for name, value in given.items() if value is not None}
     require_choices(given, {"variant": Variant})
     channels = None

@@ -75,7 +75,9 @@ def fit(console: Console, value: dict[str, Any]) -> None:
         if best["attack_success"] >= undefended["attack_success"]:
             console.print("[yellow]No setting stopped an attack; the cheapest was taken.[/yellow]")
         elif not sweep["within_cost"]:
-            console.print("[yellow]No setting that stops attacks kept the allowed cost; the cheapest was taken.[/yellow]")
+            console.print(
+                "[yellow]No setting that stops attacks kept the allowed cost; the cheapest was taken.[/yellow]"
+            )
 
 
 def evaluation(console: Console, value: dict[str, Any]) -> None:
@@ -87,7 +89,9 @@ def evaluation(console: Console, value: dict[str, Any]) -> None:
         cells = [_rate(row["metrics"].get(metric)) for metric, _ in _METRICS]
         table.add_row(row["group"], *cells, "–" if auroc is None else f"{auroc:.3f}")
     console.print(table)
-    console.print("[dim]Shares with Wilson 95 % intervals. Look-alikes are restricted things asked about harmlessly.[/dim]")
+    console.print(
+        "[dim]Shares with Wilson 95 % intervals. Look-alikes are restricted things asked about harmlessly.[/dim]"
+    )
 
 
 def comparison(console: Console, value: dict[str, Any]) -> None:
@@ -118,7 +122,9 @@ def parity(console: Console, value: dict[str, Any]) -> None:
     )
     for check in value["checks"]:
         if not check["passed"]:
-            console.print(f"  [red]{check['kind']}[/red] {escape(check['case'])}: {check['error']:.3g} > {check['limit']:.3g}")
+            console.print(
+                f"  [red]{check['kind']}[/red] {escape(check['case'])}: {check['error']:.3g} > {check['limit']:.3g}"
+            )
 
 
 def export(console: Console, value: dict[str, Any]) -> None:
@@ -126,7 +132,9 @@ def export(console: Console, value: dict[str, Any]) -> None:
     if value["comparison"]:
         comparison(console, value["comparison"])
     parity(console, value["parity"])
-    console.print(f"Export: {escape(value['folder'])}\nCard:   {escape(value['card'])}\nReport: {escape(value['report'])}")
+    console.print(
+        f"Export: {escape(value['folder'])}\nCard:   {escape(value['card'])}\nReport: {escape(value['report'])}"
+    )
 
 
 def latency(console: Console, value: dict[str, Any]) -> None:
@@ -149,7 +157,9 @@ def demo(console: Console, value: dict[str, Any]) -> None:
     comparison(console, value["comparison"])
     parity(console, value["parity"])
     latency(console, value["latency"])
-    console.print(f"\nExport: {escape(value['folder'])}\nCard:   {escape(value['card'])}\nReport: {escape(value['report'])}")
+    console.print(
+        f"\nExport: {escape(value['folder'])}\nCard:   {escape(value['card'])}\nReport: {escape(value['report'])}"
+    )
     console.print(f"[dim]{value['seconds']:.0f} s in all. Now ask it: {escape(value['try'])}[/dim]")
 
 
@@ -181,5 +191,7 @@ def doctor(console: Console, value: dict[str, Any]) -> None:
     """`safetykit doctor`."""
     rows = [*value["versions"].items(), (value["onnxruntime"]["package"], value["onnxruntime"]["version"])]
     for name, starts in value["providers"].items():
-        rows.append((name, "[green]starts[/green]" if starts else "[red]listed, but a session does not compute with it[/red]"))
+        rows.append(
+            (name, "[green]starts[/green]" if starts else "[red]listed, but a session does not compute with it[/red]")
+        )
     _facts(console, f"Python {value['python']} on {value['platform']}", rows)

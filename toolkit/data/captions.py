@@ -14,10 +14,10 @@ from typing import Annotated, Any
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from ...adapters.errors import InvalidArtifact, UsageError
 from ...adapters.artifact.manifest import DataInfo
-from .records import open_picture
+from ...adapters.errors import InvalidArtifact, UsageError
 from ..reference.captions import captions_file
+from .records import open_picture
 from .sources import PREFIX
 
 _LABELS = ("label", "labels", "harmful", "unsafe", "category")

@@ -39,6 +39,7 @@ def data_path(text: str) -> Path:
     path = Path(text)
     if not path.exists():
         raise UsageError(
-            f"There are no records at {text}.", "Pass a JSONL file or a folder of them, or `reference` for the bundled ones."
+            f"There are no records at {text}.",
+            "Pass a JSONL file or a folder of them, or `reference` for the bundled ones.",
         )
     return path

@@ -160,9 +160,7 @@ def _rises(vlm: VLM, found: Findings, seed: int) -> list[Curve]:
     return curves
 
 
-def _layers(
-    found: Findings, curves: Sequence[Curve], readable: Sequence[Curve], rise: Sequence[Curve]
-) -> FoundLayers:
+def _layers(found: Findings, curves: Sequence[Curve], readable: Sequence[Curve], rise: Sequence[Curve]) -> FoundLayers:
     areas = next((curve for curve in curves if (curve.measure, curve.records) == ("probe AUROC", "text")), None)
     safety = first_near_maximum(areas.values) if areas else None
     last = next((curve for curve in readable if curve.records == "last position"), None)

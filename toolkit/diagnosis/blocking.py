@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...adapters.artifact.manifest import Strict
+from ..data.records import Record
 from ..evaluation.evaluate import Rate, decide
 from ..evaluation.judge import Outcome
-from ..data.records import Record
 from .intervals import Estimate, estimate_mean
 from .patching import skipped
 

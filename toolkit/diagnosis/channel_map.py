@@ -28,9 +28,9 @@ import safetensors
 import safetensors.numpy
 from pydantic import JsonValue
 
-from ...adapters.errors import InvalidArtifact, UsageError, WrongBase
 from ...adapters.artifact.files import atomic_folder, read_inside
 from ...adapters.artifact.manifest import BaseInfo, DataInfo, FileName, Sha256, Strict, dump_sealed, load_sealed
+from ...adapters.errors import InvalidArtifact, UsageError, WrongBase
 from .blocking import Window
 from .intervals import Estimate
 from .mediation import MediatorKind

@@ -60,7 +60,7 @@ def estimate_difference(first: np.ndarray, second: np.ndarray, seed: int) -> Est
     return Estimate(value=float(first.mean() - second.mean()), low=float(low), high=float(high))
 
 
-def estimate_auroc(scores: Float[np.ndarray, "n"], positive: Bool[np.ndarray, "n"], seed: int) -> Estimate:
+def estimate_auroc(scores: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"], seed: int) -> Estimate:
     """Area under the ROC curve, resampled within each class; ties count half."""
     above, below = scores[positive], scores[~positive]
     wins = (above[:, None] > below) + 0.5 * (above[:, None] == below)

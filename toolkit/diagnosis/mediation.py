@@ -50,13 +50,13 @@ class Effects:
 
     modality: Modality
     positions: tuple[Positions, ...]
-    malicious: Float[np.ndarray, "pairs"]
-    benign: Float[np.ndarray, "pairs"]
+    malicious: Float[np.ndarray, " pairs"]
+    benign: Float[np.ndarray, " pairs"]
     nie: Float[np.ndarray, "positions kinds layers pairs"]
     nde: Float[np.ndarray, "positions kinds layers pairs"]
 
     @property
-    def total(self) -> Float[np.ndarray, "pairs"]:
+    def total(self) -> Float[np.ndarray, " pairs"]:
         """TE of each pair."""
         return self.benign - self.malicious
 

@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from ..model.inputs import Inputs, Request
 from ..data.records import Record
+from ..model.inputs import Inputs, Request
 
 if TYPE_CHECKING:
     from ..model.vlm import VLM
@@ -136,7 +136,7 @@ def _request(record: Record) -> Request:
     return Request(record.prompt, record.picture())
 
 
-def _correspondence(inputs: Inputs, row: int, other: int) -> Int[np.ndarray, "seq"]:
+def _correspondence(inputs: Inputs, row: int, other: int) -> Int[np.ndarray, " seq"]:
     """For each token of ``row`` the corresponding position in ``other``; −1 for none."""
     found = np.full(inputs.input_ids.shape[1], -1, dtype=np.int64)
     for (vision, mine), (theirs_vision, theirs) in zip(_runs(inputs, row), _runs(inputs, other)):

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...adapters.errors import UsageError
 from ...adapters.artifact.sites import Site
-from ..model.hooks import replace_hidden
+from ...adapters.errors import UsageError
 from ..evaluation.refusal import RefusalTokens
+from ..model.hooks import replace_hidden
 from .pairs import PairBatch, Positions
 
 if TYPE_CHECKING:
@@ -96,6 +96,6 @@ def last_logits(vlm: VLM, arguments: dict[str, Any]) -> Float[Tensor, "rows voca
 
 
 @torch.inference_mode()
-def margins(vlm: VLM, batch: PairBatch, refusal: RefusalTokens) -> Float[Tensor, "rows"]:
+def margins(vlm: VLM, batch: PairBatch, refusal: RefusalTokens) -> Float[Tensor, " rows"]:
     """Refusal margin of every row, in nats, on the CPU."""
     return refusal.margin(last_logits(vlm, batch.arguments)).cpu()

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...adapters.errors import UsageError
 from ...adapters.artifact.manifest import describe_data, library_versions
-from ..evaluation.evaluate import Progress
+from ...adapters.errors import UsageError
 from ..data.journal import Journal
 from ..data.records import Record
+from ..evaluation.evaluate import Progress
 from ..evaluation.refusal import ASKED, RefusalTokens
 from .assemble import Findings, assemble
 from .blocking import answer_without, windows

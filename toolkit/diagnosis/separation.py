@@ -63,7 +63,7 @@ class _Task:
 
     name: str
     states: LayerStates
-    harmful: Bool[np.ndarray, "records"]
+    harmful: Bool[np.ndarray, " records"]
     groups: list[str]
 
     @classmethod
@@ -121,7 +121,7 @@ def _transfer(text: _Task, pictures: _Task, seed: int) -> Curve:
     return Curve.of("transfer AUROC", "text to pictures", areas)
 
 
-def class_separation(x: Float[np.ndarray, "n d"], positive: Bool[np.ndarray, "n"]) -> float:
+def class_separation(x: Float[np.ndarray, "n d"], positive: Bool[np.ndarray, " n"]) -> float:
     """tr(S_b) / tr(S_w)."""
     centre = x.mean(0)
     parts = [x[positive], x[~positive]]
@@ -130,7 +130,7 @@ def class_separation(x: Float[np.ndarray, "n d"], positive: Bool[np.ndarray, "n"
     return float(between / within) if within else 0.0
 
 
-def mahalanobis(x: Float[np.ndarray, "n d"], positive: Bool[np.ndarray, "n"]) -> float:
+def mahalanobis(x: Float[np.ndarray, "n d"], positive: Bool[np.ndarray, " n"]) -> float:
     """Distance between the class means under the shrunk covariance within the classes."""
     gap = x[positive].mean(0) - x[~positive].mean(0)
     centred = np.concatenate([x[positive] - x[positive].mean(0), x[~positive] - x[~positive].mean(0)])

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..model.inputs import Inputs, Request
 from ..data.records import Record
+from ..model.inputs import Inputs, Request
 from .patching import last_logits
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class LayerStates:
         return LayerStates(chosen, self.last[kept], self.after_picture[kept])
 
     @property
-    def harmful(self) -> Bool[np.ndarray, "records"]:
+    def harmful(self) -> Bool[np.ndarray, " records"]:
         return np.array([record.label == "harmful" for record in self.records], dtype=bool)
 
 

@@ -14,10 +14,10 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from ...adapters.errors import UsageError
-from ..model.inputs import Generation, Request
 from ..data.journal import Journal
-from .judge import Outcome, judge
 from ..data.records import CARRIERS, Record
+from ..model.inputs import Generation, Request
+from .judge import Outcome, judge
 
 Metric = Literal["attack_success", "refused", "exact", "over_refusal"]
 Progress = Callable[[int, int], None]

@@ -21,9 +21,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...adapters.errors import UsageError
+from ..data.records import Record, subset
 from ..model.inputs import Request
 from .judge import is_refusal
-from ..data.records import Record, subset
 
 if TYPE_CHECKING:
     from ..model.vlm import VLM
@@ -93,9 +93,7 @@ class RefusalTokens:
                 "Use a model with safety training, or harmful text records that it refuses.",
             )
         n_refusals, n_others = refusals.total(), max(others.total(), 1)
-        telling = {
-            token: count for token, count in refusals.items() if count / n_refusals > others[token] / n_others
-        }
+        telling = {token: count for token, count in refusals.items() if count / n_refusals > others[token] / n_others}
         if not telling:
             raise UsageError(
                 "The model's refusals open with the same tokens as its other answers.",
@@ -108,7 +106,7 @@ class RefusalTokens:
             refused=refused / len(harmful),
         )
 
-    def margin(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch"]:
+    def margin(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, " batch"]:
         """:func:`refusal_margin` for these tokens."""
         return refusal_margin(logits, self.token_ids)
 
@@ -118,7 +116,7 @@ class RefusalTokens:
         return logits[..., list(self.token_ids)].logsumexp(-1) - logits.logsumexp(-1)
 
 
-def refusal_margin(logits: Float[Tensor, "batch vocab"], token_ids: Sequence[int]) -> Float[Tensor, "batch"]:
+def refusal_margin(logits: Float[Tensor, "batch vocab"], token_ids: Sequence[int]) -> Float[Tensor, " batch"]:
     """Log-odds, in nats, that the next token is one of ``token_ids``; float32."""
     logits = logits.float()
     refusing = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)

@@ -21,13 +21,13 @@ def patch_places(grids: Grids, merge: int) -> Int[np.ndarray, "patches 2"]:
     return np.concatenate(found).astype(np.int64)
 
 
-def frame_ids(grids: Grids) -> Int[np.ndarray, "patches"]:
+def frame_ids(grids: Grids) -> Int[np.ndarray, " patches"]:
     """To which frame of which picture each patch belongs, counted through."""
     sizes = np.repeat(grids[:, 1] * grids[:, 2], grids[:, 0])
     return np.repeat(np.arange(len(sizes)), sizes).astype(np.int64)
 
 
-def window_ids(grids: Grids, merge: int, side: int) -> Int[np.ndarray, "patches"]:
+def window_ids(grids: Grids, merge: int, side: int) -> Int[np.ndarray, " patches"]:
     """To which window each patch belongs, counted through; a window is ``side × side`` image tokens of one frame."""
     keys = np.column_stack([frame_ids(grids), patch_places(grids, merge) // (merge * side)])
     return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)

@@ -76,7 +76,7 @@ class BranchRun:
             stack.callback(block.register_forward_pre_hook(keep_call, with_kwargs=True).remove)
 
     @torch.no_grad()
-    def risk(self) -> Float[Tensor, "batch"]:
+    def risk(self) -> Float[Tensor, " batch"]:
         """Log-odds of harm of the prefill that the hooks have just seen."""
         self.running = True
         try:

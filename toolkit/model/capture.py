@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ...adapters.artifact.sites import Site
 from ...adapters.errors import UsageError
 from ...adapters.protocols import Pool
-from ...adapters.artifact.sites import Site
-from .inputs import Request
 from ..data.records import Record
+from .inputs import Request
 
 if TYPE_CHECKING:
     from .vlm import VLM

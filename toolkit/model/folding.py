@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from ...adapters.artifact.adapter import Adapter, Intervention
-from ...adapters.ops.affine import AffineMap
-from ...adapters.errors import UsageError
 from ...adapters.artifact.sites import Site
 from ...adapters.artifact.updates import WeightUpdate
+from ...adapters.errors import UsageError
+from ...adapters.ops.affine import AffineMap
 from .updates import applied_updates
 
 if TYPE_CHECKING:

@@ -69,14 +69,14 @@ class AppliedAdapters:
         self._branch = BranchRun(parts, branch) if branch else None
 
     @property
-    def margin(self) -> Float[Tensor, "batch"] | None:
+    def margin(self) -> Float[Tensor, " batch"] | None:
         """Risk minus threshold of the last prefill's rows, in float32 as in a graph; None without a detector."""
         if self.detector is None:
             return None
         risk = self.extras["risk"]
         return risk - torch.tensor(self.detector.threshold, dtype=torch.float32, device=risk.device)
 
-    def forced_rows(self) -> Bool[np.ndarray, "batch"]:
+    def forced_rows(self) -> Bool[np.ndarray, " batch"]:
         """Rows of the last prefill whose logits were forced; none without ``enforce``."""
         if not self._enforce or self.margin is None:
             return np.zeros(0, dtype=bool)
@@ -104,9 +104,7 @@ class AppliedAdapters:
                 if item.site.kind in _VISION_SITES:
                     run = _as_one_row(run)
                 if item.site.kind == "vision":
-                    handle = module.register_forward_pre_hook(
-                        lambda _, args, run=run: (run(args[0]), *args[1:])
-                    )
+                    handle = module.register_forward_pre_hook(lambda _, args, run=run: (run(args[0]), *args[1:]))
                 else:
                     handle = module.register_forward_hook(lambda _, __, output, run=run: replace_hidden(output, run))
                 stack.callback(handle.remove)

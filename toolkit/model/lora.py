@@ -20,10 +20,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...adapters.artifact.adapter import Adapter
-from ...adapters.errors import UsageError
 from ...adapters.artifact.files import atomic_folder, write_atomic
 from ...adapters.artifact.manifest import canonical_json
 from ...adapters.artifact.updates import WeightUpdate
+from ...adapters.errors import UsageError
 from .updates import Change, find_changes
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class _LowRank:
 
     up: Float[Tensor, "out rank"]
     down: Float[Tensor, "rank inputs"]
-    shift: Float[Tensor, "out"] | None
+    shift: Float[Tensor, " out"] | None
 
 
 def write_peft(vlm: VLM, folded: Adapter, folder: Path | str, *, overwrite: bool = False) -> Path:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ...adapters.errors import UsageError
 from ...adapters.artifact.sites import Site
+from ...adapters.errors import UsageError
 from ..families import Family, family_or_any
 
 _TOWERS = ("vision_tower", "vision_model", "visual", "vision_encoder")

@@ -17,15 +17,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...adapters.ops.branch import BranchOp, get_branch_op
-from ...adapters.statistics.detector import Place
-from ...adapters.errors import UsageError
 from ...adapters.artifact.manifest import BaseInfo
-from ...adapters.ops.op import Hidden
 from ...adapters.artifact.sites import Site
+from ...adapters.errors import UsageError
+from ...adapters.ops.branch import BranchOp, get_branch_op
+from ...adapters.ops.op import Hidden
+from ...adapters.statistics.detector import Place
+from ..data.records import Record
 from ..evaluation.evaluate import Progress
 from .inputs import Request
-from ..data.records import Record
 from .vlm import VLM
 
 OP = "FusedProjection"
@@ -68,7 +68,7 @@ class SecondPass:
         """The model a fitted adapter belongs to."""
         return self.vlm.base
 
-    def head(self) -> tuple[Float[Tensor, "vocab d_model"], Float[Tensor, "vocab"] | None]:
+    def head(self) -> tuple[Float[Tensor, "vocab d_model"], Float[Tensor, " vocab"] | None]:
         """Weight and bias of the LM head."""
         bias = getattr(self.vlm.parts.head, "bias", None)
         return self.vlm.parts.head.weight.detach().cpu(), None if bias is None else bias.detach().cpu()

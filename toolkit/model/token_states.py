@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ...adapters.errors import UsageError
 from ...adapters.artifact.sites import Site
+from ...adapters.errors import UsageError
 from ...adapters.statistics.tokens import TokenBatch
+from ..data.records import Record
 from .capture import Reached, batches
 from .inputs import Request
-from ..data.records import Record
 
 if TYPE_CHECKING:
     from .vlm import VLM

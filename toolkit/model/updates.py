@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ...adapters.errors import InvalidArtifact, UsageError
 from ...adapters.artifact.files import CONFIGURATION_FILES, atomic_folder
 from ...adapters.artifact.updates import WeightUpdate, by_parameter, compose
+from ...adapters.errors import InvalidArtifact, UsageError
 
 if TYPE_CHECKING:
     from .vlm import VLM

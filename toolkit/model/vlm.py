@@ -17,20 +17,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...adapters.artifact.adapter import Adapter
-from ...adapters.errors import UsageError
 from ...adapters.artifact.fingerprint import fingerprint
 from ...adapters.artifact.manifest import BaseInfo
-from ...adapters.protocols import Pool
 from ...adapters.artifact.sites import Site
 from ...adapters.artifact.store import require_base
+from ...adapters.errors import UsageError
+from ...adapters.protocols import Pool
 from ...adapters.statistics.tokens import TokenBatch
+from ..data.records import Record
+from ..retrieval.index import CaptionIndex
+from ..retrieval.prefix import Retriever, retriever_of
 from .capture import FeatureCache, capture
 from .hooks import AppliedAdapters
 from .inputs import Generation, InputProcessor, Inputs, Request
 from .parts import Parts
-from ..data.records import Record
-from ..retrieval.index import CaptionIndex
-from ..retrieval.prefix import Retriever, retriever_of
 from .token_states import stream_tokens
 from .updates import updated
 
@@ -232,7 +232,9 @@ class VLM:
             if not allow_wrong_base:
                 require_base(adapter, self.fingerprint, str(self.path))
         if self._hooks is not None:
-            raise UsageError("Adapters are already applied to this model.", "Apply them together: applied(first, second).")
+            raise UsageError(
+                "Adapters are already applied to this model.", "Apply them together: applied(first, second)."
+            )
         retriever = retriever_of(adapters, self.index)
         hooks = AppliedAdapters(self.model, self.parts, self.inputs.image_token_id, adapters, enforce=enforce)
         with updated(self, [update for adapter in adapters for update in adapter.updates]), hooks.active():
@@ -253,7 +255,9 @@ class VLM:
         return self.inputs.prepare(requests)
 
     @torch.inference_mode()
-    def prefill(self, requests: Sequence[Request], cache: Any = None) -> tuple[Float[Tensor, "batch seq vocab"], Inputs]:
+    def prefill(
+        self, requests: Sequence[Request], cache: Any = None
+    ) -> tuple[Float[Tensor, "batch seq vocab"], Inputs]:
         """One forward pass over prompts.
 
         Ops that ask for it first get the text-only state of the same query.

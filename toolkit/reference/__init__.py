@@ -12,7 +12,7 @@ from typing import Literal, get_args
 Name = Literal["mild", "severe"]
 Split = Literal["fit", "calibration", "test"]
 
-__all__ = ["reference_path", "records_path"]
+__all__ = ["records_path", "reference_path"]
 
 
 def reference_path(name: Name = "mild") -> Path:

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from . import reference_path, records_path
+from . import records_path, reference_path
 from .atlas import parse
 
 Record = dict

@@ -108,22 +108,88 @@ TABLE = """
     snowman:white mountain=snow-capped-mountain:green planet=ringed-planet:orange
 """
 
-_VERBS = (
-    "fold turn lift press tap slide wind brush spin tilt stack"
-    " loop open close pull push rock trim"
-).split()
-_PARTS = (
-    "lumen crest band rim spool hinge collar latch dial seam notch"
-    " ridge lobe stem plate cord fin socket flange"
-).split()
-_ADJECTIVES = (
-    "sunny quiet upper lower north south east west round narrow inner"
-    " outer hidden tall second third first left right"
-).split()
-_PLACES = (
-    "arcade cellar terrace corner depot pavilion attic courtyard gallery booth stall annex porch loft vault kiosk"
-    " meadow harbour"
-).split()
+_VERBS = [
+    "fold",
+    "turn",
+    "lift",
+    "press",
+    "tap",
+    "slide",
+    "wind",
+    "brush",
+    "spin",
+    "tilt",
+    "stack",
+    "loop",
+    "open",
+    "close",
+    "pull",
+    "push",
+    "rock",
+    "trim",
+]
+_PARTS = [
+    "lumen",
+    "crest",
+    "band",
+    "rim",
+    "spool",
+    "hinge",
+    "collar",
+    "latch",
+    "dial",
+    "seam",
+    "notch",
+    "ridge",
+    "lobe",
+    "stem",
+    "plate",
+    "cord",
+    "fin",
+    "socket",
+    "flange",
+]
+_ADJECTIVES = [
+    "sunny",
+    "quiet",
+    "upper",
+    "lower",
+    "north",
+    "south",
+    "east",
+    "west",
+    "round",
+    "narrow",
+    "inner",
+    "outer",
+    "hidden",
+    "tall",
+    "second",
+    "third",
+    "first",
+    "left",
+    "right",
+]
+_PLACES = [
+    "arcade",
+    "cellar",
+    "terrace",
+    "corner",
+    "depot",
+    "pavilion",
+    "attic",
+    "courtyard",
+    "gallery",
+    "booth",
+    "stall",
+    "annex",
+    "porch",
+    "loft",
+    "vault",
+    "kiosk",
+    "meadow",
+    "harbour",
+]
 
 
 @dataclass(frozen=True)

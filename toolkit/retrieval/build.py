@@ -20,9 +20,9 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Bool, Float
 
-from ...adapters.errors import UsageError
 from ...adapters.artifact.files import atomic_folder, require_free, sha256_file, write_atomic
 from ...adapters.artifact.manifest import canonical_json, dump_sealed, library_versions
+from ...adapters.errors import UsageError
 from ..evaluation.evaluate import Progress
 from .index import DATA, MANIFEST, CaptionIndex, EmbedderInfo, IndexManifest, KeyType, map_arrays, normalised
 from .sources import Texts
@@ -62,7 +62,7 @@ class Census:
         sha256: of those that are kept, in order.
     """
 
-    keep: Bool[np.ndarray, "texts"]
+    keep: Bool[np.ndarray, " texts"]
     nbytes: int
     sha256: str
 
@@ -121,10 +121,16 @@ def build_index(
     require_free(out, overwrite=overwrite)
     census = Census.of(texts)
     manifest = IndexManifest(
-        embedder=embedder.info, count=census.count, dimension=embedder.dimension, dtype=dtype,
-        captions=census.sha256, duplicates=len(census.keep) - census.count, batch_size=batch_size,
-        versions=library_versions(), files={},
-    )  # fmt: skip
+        embedder=embedder.info,
+        count=census.count,
+        dimension=embedder.dimension,
+        dtype=dtype,
+        captions=census.sha256,
+        duplicates=len(census.keep) - census.count,
+        batch_size=batch_size,
+        versions=library_versions(),
+        files={},
+    )
     work = out.parent / f".{out.name}.building"
     done = _prepare(work, manifest, census.nbytes)
     arrays = map_arrays(work / DATA, writable=True)
@@ -164,7 +170,7 @@ def _finish(work: Path, out: Path, manifest: IndexManifest, overwrite: bool) -> 
     return CaptionIndex.load(out, verify=False)
 
 
-def _kept(texts: Texts, keep: Bool[np.ndarray, "texts"]) -> Iterator[str]:
+def _kept(texts: Texts, keep: Bool[np.ndarray, " texts"]) -> Iterator[str]:
     number = 0
     for number, text in enumerate(texts(), start=1):
         if number > len(keep):
@@ -182,7 +188,7 @@ def _batches(texts: Texts, census: Census, size: int) -> Iterator[tuple[int, tup
         start += len(batch)
 
 
-def _centre(texts: Texts, census: Census, embedder: Embedder, batch_size: int) -> Float[np.ndarray, "dimension"]:
+def _centre(texts: Texts, census: Census, embedder: Embedder, batch_size: int) -> Float[np.ndarray, " dimension"]:
     total, seen = np.zeros(embedder.dimension), 0
     for start, batch in _batches(texts, census, batch_size):
         if start >= _CENTRE:

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...adapters.errors import InvalidArtifact, UsageError
 from ...adapters.artifact.files import sha256_file
 from ...adapters.artifact.sites import Site
+from ...adapters.errors import InvalidArtifact, UsageError
 from ..model.capture import Reached
 from .index import EmbedderInfo
 

@@ -19,11 +19,11 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from ...adapters.artifact.adapter import Adapter, Intervention
-from ...adapters.errors import UsageError
 from ...adapters.artifact.manifest import AdapterInfo, RetrievalInfo, library_versions
-from ...adapters.retrieval.retrieval import CAPTIONS, INFO, picture_query
 from ...adapters.artifact.sites import Site
 from ...adapters.artifact.store import require_base
+from ...adapters.errors import UsageError
+from ...adapters.retrieval.retrieval import CAPTIONS, INFO, picture_query
 from ..data.captions import CaptionedPicture, describe_captions
 from ..evaluation.evaluate import Progress
 from ..model.inputs import Request
@@ -52,7 +52,7 @@ class QueryHead:
     """
 
     weight: Float[Tensor, "d_key d_model"]
-    bias: Float[Tensor, "d_key"]
+    bias: Float[Tensor, " d_key"]
     alpha: float
 
     @classmethod
@@ -128,7 +128,10 @@ def fit_retrieval(
             variant="external" if external else "top-k" if correction is None else "correction",
             sign_convention="queries and keys have length 1; a larger score is nearer",
             hyperparameters={
-                "k": k, "correction": correction, "prefix": prefix, "alpha": head.alpha,
+                "k": k,
+                "correction": correction,
+                "prefix": prefix,
+                "alpha": head.alpha,
                 "embedder": index.manifest.embedder.model_dump(mode="json"),
             },
             seed=None,
@@ -138,7 +141,7 @@ def fit_retrieval(
         ),
         (Intervention(op, _PROJECTOR, "all", "prefill", tensors),),
         attachments,
-    )  # fmt: skip
+    )
 
 
 def picture_states(
@@ -222,7 +225,7 @@ def accuracy(
     return found
 
 
-def _hits(index: CaptionIndex, queries: np.ndarray, own: Int[np.ndarray, "pictures"]) -> dict[str, JsonValue]:
+def _hits(index: CaptionIndex, queries: np.ndarray, own: Int[np.ndarray, " pictures"]) -> dict[str, JsonValue]:
     found, _ = index.search(queries, min(_AMONG, len(index)))
     hit = found == own[:, None]
     return {"n": len(own), "top1": int(hit[:, 0].sum()), "top5": int(hit.any(1).sum())}
@@ -258,7 +261,5 @@ def picture_query_of(vlm: VLM, adapter: Adapter, picture: Image.Image) -> Float[
     require_base(adapter, vlm.fingerprint, str(vlm.path))
     tensors = next(item.tensors for item in adapter.interventions if "query_weight" in item.tensors)
     (states,) = image_states(vlm, [picture])
-    query = picture_query(
-        states[None], torch.ones(1, len(states), 1), tensors["query_weight"], tensors["query_bias"]
-    )
+    query = picture_query(states[None], torch.ones(1, len(states), 1), tensors["query_weight"], tensors["query_bias"])
     return query.numpy()

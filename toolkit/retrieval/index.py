@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from pydantic import Field
 
-from ...adapters.errors import InvalidArtifact, UsageError
 from ...adapters.artifact.files import read_inside, require_hashes
 from ...adapters.artifact.manifest import FileName, Sha256, Strict, load_sealed
+from ...adapters.errors import InvalidArtifact, UsageError
 from .faiss_search import FaissSearch
 from .ranking import Found, best, merge
 
@@ -89,7 +89,7 @@ class CaptionIndex(Sequence[str]):
         """Use :meth:`load`."""
         self.folder, self.manifest = folder, manifest
         self.keys: Float[np.ndarray, "count dimension"] = arrays["keys"]
-        self.centre: Float[np.ndarray, "dimension"] = arrays["centre"]
+        self.centre: Float[np.ndarray, " dimension"] = arrays["centre"]
         self._offsets, self._bytes = arrays["offsets"], arrays["bytes"]
 
     @classmethod
@@ -224,7 +224,7 @@ class CaptionIndex(Sequence[str]):
 
 
 def normalised(
-    vectors: Float[np.ndarray, "batch dimension"], centre: Float[np.ndarray, "dimension"], texts: Sequence[str]
+    vectors: Float[np.ndarray, "batch dimension"], centre: Float[np.ndarray, " dimension"], texts: Sequence[str]
 ) -> Float[np.ndarray, "batch dimension"]:
     """Embeddings of ``texts`` less ``centre``, at length 1.
 
@@ -274,7 +274,5 @@ def map_arrays(path: Path, *, writable: bool = False) -> dict[str, np.ndarray]:
         if 8 + length + end != len(data):
             raise ValueError("wrong length")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InvalidArtifact(
-            f"{path} is not a whole safetensors file ({error}).", "Build the index again."
-        ) from None
+        raise InvalidArtifact(f"{path} is not a whole safetensors file ({error}).", "Build the index again.") from None
     return arrays

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...adapters.errors import UsageError
 from ...adapters.artifact.manifest import RetrievalInfo
+from ...adapters.errors import UsageError
 from ..model.inputs import Request
 
 if TYPE_CHECKING:

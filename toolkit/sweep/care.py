@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from ...adapters.artifact.adapter import Adapter
-from ...adapters.care.care import CARE
-from ...adapters.care.statistics import CareStatistics, Role, collect, roles
 from ...adapters.artifact.manifest import describe_data
 from ...adapters.artifact.sites import Site
-from ..evaluation.evaluate import Progress, decide
+from ...adapters.care.care import CARE
+from ...adapters.care.statistics import CareStatistics, Role, collect, roles
 from ..data.records import Record
-from .trials import Sweep, Trials
+from ..evaluation.evaluate import Progress, decide
 from ..model.vlm import VLM
+from .trials import Sweep, Trials
 
 _FUSIONS = ("adaptive", "sequential", "parallel", "masked")  # injection with β = 1 is sequential with α = 1
 

@@ -15,10 +15,10 @@ from typing import Any, get_args
 from ...adapters.artifact.adapter import Adapter
 from ...adapters.artifact.manifest import describe_data
 from ...adapters.vlm_guard.guard import GuardStatistics, Variant, VLMGuard, collect
-from ..evaluation.evaluate import Progress
 from ..data.records import Record
-from .trials import Sweep, Trials, layer_windows
+from ..evaluation.evaluate import Progress
 from ..model.vlm import VLM
+from .trials import Sweep, Trials, layer_windows
 
 _READINGS = (("svd", "paper"), ("mean", "calibrated"), ("mean", "whitened"))  # of direction and gate; first the paper's
 

@@ -13,12 +13,12 @@ from typing import Any, Protocol
 
 from ...adapters.artifact.adapter import Adapter
 from ...adapters.errors import UsageError
+from ..data.journal import Journal
+from ..data.records import Record
 from ..evaluation.evaluate import Decision, Progress, decide
 from ..evaluation.fluency import MARGIN, surprise
-from ..model.inputs import Request
-from ..data.journal import Journal
 from ..evaluation.preference import rank
-from ..data.records import Record
+from ..model.inputs import Request
 from ..model.vlm import VLM
 
 # Over-refusal up and exact answers down by at most two points: calibration records flatter a setting that was chosen

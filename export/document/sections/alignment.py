@@ -34,11 +34,21 @@ Alignment = dict[LayerName, Change]
 def _cosines(value: Alignment, tag: str) -> tuple[Plot, ...]:
     layers = sorted(value, key=int)
     with canvas(5.6, 2) as (_, panels, buffer):
-        for axes, prefix, title in zip(panels, ("", "centred_"), ("as they are", "without the mean of each side"), strict=True):
+        for axes, prefix, title in zip(
+            panels, ("", "centred_"), ("as they are", "without the mean of each side"), strict=True
+        ):
             for moment, colour in (("before", VERMILION), ("after", BLUE)):
                 for name, style in (("caption", "-o"), ("unrelated", ":s")):
                     found = [getattr(getattr(value[layer], moment), prefix + name) for layer in layers]
-                    axes.plot([int(layer) for layer in layers], found, style, color=colour, ms=4, lw=1.4, label=f"{name}, {moment}")
+                    axes.plot(
+                        [int(layer) for layer in layers],
+                        found,
+                        style,
+                        color=colour,
+                        ms=4,
+                        lw=1.4,
+                        label=f"{name}, {moment}",
+                    )
             axes.set_title(title, loc="left")
             axes.set_ylabel("cosine")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -46,7 +56,8 @@ def _cosines(value: Alignment, tag: str) -> tuple[Plot, ...]:
         panels[-1].set_xlabel("decoder layer")
         panels[0].figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     words = "; ".join(
-        f"layer {layer}: {value[layer].before.centred_caption:.2f} to {value[layer].after.centred_caption:.2f}" for layer in layers
+        f"layer {layer}: {value[layer].before.centred_caption:.2f} to {value[layer].after.centred_caption:.2f}"
+        for layer in layers
     )
     caption = f"Mean states of image tokens against those of captions. Own caption, centred, before to after: {words}."
     return (finished(f"{tag}-cosines", "Pictures near their captions", caption, words, buffer),)

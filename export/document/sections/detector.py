@@ -175,8 +175,18 @@ def _learning(report: DetectorReport, tag: str) -> Plot:
         for name, colour, marker in (("auroc", BLUE, "o"), ("recall", VERMILION, "D")):
             found = [getattr(row, name) for row in rows]
             places = [row.fraction for row in rows]
-            axes.plot(places, [one.mean for one in found], marker=marker, color=colour, lw=1.6, ms=4, label=name.replace("auroc", "AUROC"))
-            axes.fill_between(places, [one.low for one in found], [one.high for one in found], color=colour, alpha=0.2, lw=0)
+            axes.plot(
+                places,
+                [one.mean for one in found],
+                marker=marker,
+                color=colour,
+                lw=1.6,
+                ms=4,
+                label=name.replace("auroc", "AUROC"),
+            )
+            axes.fill_between(
+                places, [one.low for one in found], [one.high for one in found], color=colour, alpha=0.2, lw=0
+            )
         axes.set_xscale("log")
         axes.set_xticks([row.fraction for row in rows], [f"{100 * row.fraction:g}%" for row in rows])
         axes.minorticks_off()
@@ -206,7 +216,9 @@ def _pairs(rows: list[Tried], report: DetectorReport, tag: str) -> Plot:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         place = report.place
         if place.safety in safety and place.fused in fused:
-            axes.plot(safety.index(place.safety), fused.index(place.fused), "o", mfc="none", mec=VERMILION, ms=14, mew=2)
+            axes.plot(
+                safety.index(place.safety), fused.index(place.fused), "o", mfc="none", mec=VERMILION, ms=14, mew=2
+            )
         figure.colorbar(image, ax=axes, label="AUROC")
     best = max(rows, key=lambda row: row.auroc or 0.0)
     words = f"chosen {report.place.words}; highest AUROC {best.auroc:.3f} at {best.words}"

@@ -88,9 +88,14 @@ def template(picture: str) -> str:
     """A chat template with turn marks, in which ``picture`` stands for each picture."""
     return (
         "{% for message in messages %}" + IM_START + "{{ message['role'] }}\n{% for part in message['content'] %}"
-        "{% if part['type'] == 'image' %}" + picture + "\n{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
-        + IM_END + "\n{% endfor %}{% if add_generation_prompt %}" + IM_START + "assistant\n{% endif %}"
-    )  # fmt: skip
+        "{% if part['type'] == 'image' %}"
+        + picture
+        + "\n{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+        + IM_END
+        + "\n{% endfor %}{% if add_generation_prompt %}"
+        + IM_START
+        + "assistant\n{% endif %}"
+    )
 
 
 def save(folder: Path, make: Callable[[], nn.Module], processor: object, seed: int = 0) -> None:
@@ -99,9 +104,7 @@ def save(folder: Path, make: Callable[[], nn.Module], processor: object, seed: i
     torch.manual_seed(seed)
     model = make()
     for name, weight in model.named_parameters():
-        if "embed_tokens" in name:
-            nn.init.normal_(weight, std=0.5)
-        elif "position" in name or "newline" in name or "cls_token" in name:
+        if "embed_tokens" in name or "position" in name or "newline" in name or "cls_token" in name:
             nn.init.normal_(weight, std=0.5)
         elif weight.ndim >= 2:
             nn.init.normal_(weight, std=GAIN.get() * weight[0].numel() ** -0.5)

@@ -1,6 +1,0 @@
-"""The scripts of bench/real import one another by bare names."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench" / "real"))

@@ -1,0 +1,270 @@
+"""Every family: its parts, sites and hooks, its three graphs, and an adapter in them, against PyTorch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from zoo import NAMES, WIDTH, build
+
+from safetykit.adapters import Adapter, Intervention, Site
+from safetykit.adapters.artifact.manifest import AdapterInfo, DataInfo, DetectorInfo
+from safetykit.adapters.care.care import CARE
+from safetykit.adapters.errors import UsageError
+from safetykit.adapters.one_pass.probe import OnePassProbe
+from safetykit.adapters.ops.branch import Branch
+from safetykit.adapters.sasa.sasa import SASA
+from safetykit.adapters.statistics.detector import Refusal
+from safetykit.adapters.tga.tga import TGA
+from safetykit.adapters.vlm_guard.guard import VLMGuard
+from safetykit.export.base.own import export_base, export_graph, save_graph
+from safetykit.export.base.specs import graph_specs
+from safetykit.export.parity.compare import compare_logits, parity_requests
+from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.export.runtime.sessions import open_session
+from safetykit.toolkit.alignment import Aligner
+from safetykit.toolkit.data.captions import CaptionedPicture, captions_path, load_captions
+from safetykit.toolkit.data.records import Record, load_records, subset
+from safetykit.toolkit.data.sources import data_path
+from safetykit.toolkit.families import exportable, family_names
+from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.second_pass import SecondPass
+from safetykit.toolkit.model.vlm import VLM
+
+_FAST = ("internvl",)  # exporting takes its time; the fast suite exports one family
+
+
+def picture(seed: int, width: int = 20, height: int = 20) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+REQUESTS = [
+    Request("what is this ?", picture(0)),
+    Request("how do i use a knife ?"),
+    Request("what is this thing ?", (picture(1, 40, 16), picture(2, 16, 30))),
+    Request("describe this", picture(3, 70, 60)),
+]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    made = {}
+
+    def get(name: str):
+        if name not in made:
+            made[name] = build(name, tmp_path_factory.mktemp("zoo") / name)
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def vlm(request, checkpoint) -> VLM:
+    return VLM.from_pretrained(checkpoint(request.param))
+
+
+exported = pytest.mark.parametrize(
+    "vlm", [name if name in _FAST else pytest.param(name, marks=pytest.mark.slow) for name in NAMES], indirect=True
+)
+
+
+@pytest.fixture(scope="module")
+def base_folder(vlm, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base") / "base"
+    export_base(vlm, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(base_folder) -> OnnxVLM:
+    return OnnxVLM.from_pretrained(base_folder)
+
+
+def adapter(vlm: VLM, *items: Intervention, **more) -> Adapter:
+    info = AdapterInfo(
+        method="test",
+        variant="test",
+        sign_convention="none",
+        hyperparameters={},
+        seed=0,
+        base=vlm.base,
+        data=DataInfo(sha256="0" * 64, counts={}),
+        versions={},
+    )
+    return Adapter(info, items, **more)
+
+
+def projection(vlm: VLM, site: Site, scope: str = "all") -> Intervention:
+    """Removes two directions at ``site``."""
+    generator = torch.Generator().manual_seed(sum(str(site).encode()))
+    width = state_width(vlm, site)
+    basis, _ = torch.linalg.qr(torch.randn(width, 2, generator=generator))
+    mean = torch.randn(width, generator=generator)
+    tensors = {"basis": basis, "mean": mean, "beta": torch.tensor(1.0)}
+    return Intervention("SubspaceProjection", site, scope, "both", tensors)
+
+
+def state_width(vlm: VLM, site: Site) -> int:
+    if site.kind == "logits":
+        return vlm.parts.head.weight.shape[0]
+    if site.kind != "vision":
+        return WIDTH
+    seen = []
+    handle = vlm.parts.module(site).register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[-1]))
+    vlm.see(vlm.inputs.prepare(REQUESTS[:1]))
+    handle.remove()
+    return seen[0]
+
+
+def sites(vlm: VLM) -> list[Site]:
+    return [site for site in vlm.parts.sites() if site.layer in (None, 1)]
+
+
+def test_every_family_has_a_checkpoint():
+    assert set(family_names()) <= set(NAMES)
+
+
+def test_parts_are_found_and_it_can_be_exported(vlm):
+    described = vlm.describe()
+    assert described["n_layers"] == 2 and described["d_model"] == WIDTH
+    assert all(described["parts"].values())
+    assert exportable(vlm.model.config) == {"supported": True, "family": vlm.model.config.model_type, "reason": None}
+
+
+def test_pictures_count_each_in_its_own_row(vlm):
+    logits, inputs = vlm.prefill(REQUESTS)
+    assert (inputs.vision_mask.any(axis=1) == [bool(request.pictures) for request in REQUESTS]).all()
+    changed = list(REQUESTS)
+    changed[2] = Request(REQUESTS[2].prompt, (REQUESTS[2].pictures[0], picture(9, 16, 30)))
+    moved = (vlm.prefill(changed)[0] - logits)[:, -1].abs().amax(dim=1)
+    assert moved[2] > 1e-2 and moved[[0, 1, 3]].max() < 1e-5
+
+
+def test_padding_changes_nothing(vlm):
+    logits, _ = vlm.prefill(REQUESTS)
+    for row, request in enumerate(REQUESTS):
+        alone, _ = vlm.prefill([request])
+        assert (alone[0, -1] - logits[row, -1]).abs().max() < 1e-4
+
+
+def test_hooks_act_at_every_site_and_leave_no_trace(vlm):
+    before, _ = vlm.prefill(REQUESTS)
+    for site in sites(vlm):
+        with vlm.applied(adapter(vlm, projection(vlm, site))):
+            assert (vlm.prefill(REQUESTS)[0] - before)[0, -1].abs().max() > 1e-3, site
+    assert torch.equal(vlm.prefill(REQUESTS)[0], before)
+
+
+def test_a_branch_site_is_what_is_added_to_the_stream(vlm):
+    layer = vlm.parts.layers[1]
+    seen: dict[str, torch.Tensor] = {}
+
+    def keep(name):
+        return lambda _, args, output: seen.__setitem__(name, output if torch.is_tensor(output) else output[0])
+
+    handles = [vlm.parts.module(Site(kind, 1)).register_forward_hook(keep(kind)) for kind in ("attn", "mlp", "block")]
+    handles.append(
+        layer.register_forward_pre_hook(
+            lambda _, args, kwargs: seen.__setitem__("in", args[0] if args else kwargs["hidden_states"]),
+            with_kwargs=True,
+        )
+    )
+    vlm.prefill(REQUESTS)
+    for handle in handles:
+        handle.remove()
+    assert torch.allclose(seen["in"] + seen["attn"] + seen["mlp"], seen["block"], atol=1e-4)
+
+
+@exported
+@pytest.mark.parametrize("case", [*parity_requests(several=True), "all at once"])
+def test_base_graphs_compute_what_pytorch_computes(vlm, base, case):
+    requests = {**parity_requests(several=vlm.inputs.family.several), "all at once": REQUESTS}
+    if case not in requests:
+        pytest.skip("one picture a prompt")
+    gap = compare_logits(vlm, base, requests[case], steps=6).logits
+    assert gap.error <= 1e-5 * gap.scale
+
+
+@pytest.mark.slow
+def test_the_vision_graph_in_half_precision_stays_near(vlm, tmp_path):
+    save_graph(export_graph(graph_specs(vlm.model)["vision_encoder"], "fp16"), tmp_path / "vision.onnx")
+    session = open_session(tmp_path / "vision.onnx")
+    family, inputs = vlm.inputs.family, vlm.inputs.prepare(REQUESTS[:1])
+    features = session.run(None, family.vision_feeds(vlm.inputs.config, inputs.pictures))[0].astype(np.float32)
+    with torch.no_grad():
+        real = torch.cat([one.reshape(-1, WIDTH) for one in vlm.see(inputs).pooler_output]).numpy()
+    assert np.abs(features.reshape(-1, WIDTH) - real).max() < 0.02 * np.abs(real).max()
+
+
+@exported
+def test_both_generate_the_same(vlm, base):
+    theirs = [answer.token_ids for answer in base.generate(REQUESTS, 8)]
+    assert [answer.token_ids for answer in vlm.generate(REQUESTS, 8)] == theirs
+
+
+@exported
+def test_adapters_go_in_at_every_kind_of_site_beside_a_detector(vlm, base_folder, tmp_path):
+    items = [projection(vlm, site, scope="vision" if site.kind == "block" else "all") for site in sites(vlm)]
+    weight = torch.randn(WIDTH, generator=torch.Generator().manual_seed(1)) / WIDTH**0.5
+    probe = {"weight": weight, "bias": torch.tensor(0.1)}
+    branch = Branch("FusedProjection", Site.block(0), Site.block(1), probe)
+    detector = DetectorInfo(threshold=0.0, refusal="sorry", refusal_token=7)
+    adapters = [adapter(vlm, *items), adapter(vlm, branch=branch, detector=detector)]
+    result = export_onnx(vlm, adapters, tmp_path / "out", base_onnx=base_folder)
+    checked = {check.kind for check in result.parity.checks}
+    assert {"logits", "adapter-off", "op", "invariant", "risk"} <= checked
+    assert any("several" in check.case for check in result.parity.checks) == vlm.inputs.family.several
+    assert result.manifest.family == vlm.model.config.model_type
+
+
+@pytest.fixture(scope="session")
+def records() -> list[Record]:
+    found = load_records(data_path("reference"), ["fit", "calibration", "test"])
+    kept = {"fit": 96, "calibration": 60, "test": 6}
+    return [one for split, count in kept.items() for one in subset([one for one in found if one.split == split], count)]
+
+
+@pytest.fixture(scope="session")
+def captions() -> list[CaptionedPicture]:
+    return load_captions(captions_path("reference"))[::120]
+
+
+def correctors_and_detector(vlm: VLM, records, captions) -> list[Adapter]:
+    guard = VLMGuard(variant="steer", gate="calibrated", layers=(0,), rank=2).fit(vlm, records)
+    care = CARE(layers=(1,), rank=2, site="mlp", fusion="adaptive", contrast="label").fit(vlm, records)
+    with vlm.applied(guard, care):
+        sasa = SASA(safety_layer=0, fused_layer=1).fit(SecondPass(vlm), records, Refusal("sorry", 9))
+    return [guard, care, sasa]
+
+
+def aligned(variant: str):
+    def fit(vlm: VLM, records, captions) -> list[Adapter]:
+        made = TGA(variant=variant, steps=2, batch_size=4).fit(Aligner(vlm, captions))
+        with vlm.applied(made):
+            return [made, OnePassProbe(fused_layer=1).fit(SecondPass(vlm), records, Refusal("sorry", 9))]
+
+    return fit
+
+
+METHODS = {
+    "VLM-Guard, CARE and SASA": correctors_and_detector,
+    "TGA by LoRA and a one-pass probe": aligned("lora"),
+    "TGA in closed form and a one-pass probe": aligned("closed-form"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("methods", METHODS)
+def test_every_method_fits_and_bakes_without_a_flipped_decision(vlm, base_folder, records, captions, tmp_path, methods):
+    """On random weights nothing is learnt; what is fitted must still be what the graphs compute."""
+    if "closed form" in methods and vlm.model.config.model_type == "gemma3":
+        with pytest.raises(UsageError, match="does not end in a linear layer"):  # but in a product with a plain matrix
+            METHODS[methods](vlm, records, captions)
+        return
+    adapters = METHODS[methods](vlm, records, captions)
+    asked = [record for record in records if record.split == "test"]
+    result = export_onnx(vlm, adapters, tmp_path / "out", base_onnx=base_folder, records=asked, max_new_tokens=6)
+    assert result.parity.passed and not result.parity.flips
+    assert "decisions" in {check.kind for check in result.parity.checks}

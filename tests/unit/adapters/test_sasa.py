@@ -1,0 +1,358 @@
+"""SASA's projection, its probe and its fit find what was planted, and say so when they cannot."""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from safetykit.adapters import Adapter, Site, UsageError
+from safetykit.adapters.artifact.manifest import BaseInfo
+from safetykit.adapters.one_pass.probe import OnePassProbe
+from safetykit.adapters.sasa.sasa import SASA, FusedProjection, layers_tried
+from safetykit.adapters.statistics.detector import Features, Refusal
+from safetykit.adapters.statistics.detector_report import FRACTIONS
+from safetykit.adapters.statistics.probe import Metric, fit_probe, threshold_at
+
+WIDTH, DEPTH, VOCABULARY = 16, 4, 50
+REFUSAL = Refusal("no.", 7)
+KINDS = ("a", "b", "c", "d")
+
+
+@dataclass(frozen=True)
+class Example:
+    id: str
+    label: str
+    carrier: str
+    category: str
+    split: str
+    pair: str | None = None
+
+    def digest(self) -> str:
+        return hashlib.sha256(repr(self).encode()).hexdigest()
+
+
+def examples(n: int = 160) -> list[Example]:
+    """Two carriers and four categories of either label, in both splits."""
+    found = []
+    for split in ("fit", "calibration"):
+        for at in range(n):
+            carrier, kind = ("text", "image")[at % 2], KINDS[at // 2 % 4]
+            found.append(Example(f"{split}-bad{at}", "harmful", carrier, kind, split, f"{split}-good{at}"))
+            found.append(Example(f"{split}-good{at}", "harmless", carrier, f"{kind}{kind}", split, f"{split}-bad{at}"))
+    return found
+
+
+class PlantedSource:
+    """States of places are drawn: harm is a step along a known direction, larger at the pair (1, 2)."""
+
+    base = BaseInfo(fingerprint="0" * 64, architecture="Planted", n_layers=DEPTH, d_model=WIDTH)
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(3)
+        self.direction = torch.nn.functional.normalize(torch.randn(WIDTH, generator=generator), dim=0)
+        self.weight = torch.randn(VOCABULARY, WIDTH, generator=generator)
+        self.reads = 0
+
+    def head(self):
+        return self.weight, None
+
+    def state(self, record: Example, place) -> torch.Tensor:
+        digest = hashlib.sha256(f"{record.id}{place}".encode()).hexdigest()
+        noise = torch.randn(WIDTH, generator=torch.Generator().manual_seed(int(digest[:8], 16)))
+        strength = {(1, 2): 4.0}.get(place, 2.0)
+        return 5 + noise + (strength * self.direction if record.label == "harmful" else 0)
+
+    def branch_states(self, records, places):
+        self.reads += 1
+        for start in range(0, len(records), 32):
+            batch = list(records[start : start + 32])
+            yield batch, {place: torch.stack([self.state(record, place) for record in batch]) for place in places}
+
+
+@pytest.fixture(scope="module")
+def source() -> PlantedSource:
+    return PlantedSource()
+
+
+@pytest.fixture(scope="module")
+def adapter(source) -> Adapter:
+    return SASA().fit(source, examples(), REFUSAL)
+
+
+def features(source, place=(1, 2), n: int = 160) -> Features:
+    return Features.read(source, [record for record in examples(n) if record.split == "fit"], [place])
+
+
+def identity_metric() -> Metric:
+    return Metric.of("hidden")
+
+
+# The projection
+
+
+def test_the_new_state_is_the_projection_of_the_safety_state_onto_the_fused_one():
+    generator = torch.Generator().manual_seed(0)
+    safety, fused = torch.randn(2, 3, 5, 8, generator=generator)
+    moved = FusedProjection().start(safety, fused)
+    assert torch.allclose((safety - moved).mul(fused).sum(-1), torch.zeros(3, 5), atol=1e-5)
+    cosines = torch.nn.functional.cosine_similarity(moved, fused, dim=-1)
+    assert torch.allclose(cosines.abs(), torch.ones(3, 5), atol=1e-6)
+
+
+def test_alpha_is_finite_for_float16_outliers_whose_squares_overflow():
+    fused = torch.ones(1, 2, 8, dtype=torch.float16)
+    fused[..., 3] = 6e4
+    safety = fused.clone()
+    safety[..., 0] = -5.0
+    moved = FusedProjection().start(safety, fused)
+    assert moved.dtype == torch.float16
+    assert torch.isfinite(moved).all()
+    assert torch.allclose(moved.float(), fused.float(), rtol=1e-3)
+
+
+def test_a_fused_state_of_zero_gives_zero_and_not_nan():
+    assert torch.equal(FusedProjection().start(torch.ones(1, 1, 4), torch.zeros(1, 1, 4)), torch.zeros(1, 1, 4))
+
+
+# The probe
+
+
+def test_the_probe_on_logits_equals_the_naive_one_with_a_weight_per_token(source):
+    part = features(source)
+    states, head = part.array((1, 2)), source.weight.double().numpy()
+    probe = fit_probe(states, part.harmful, part.groups, Metric.of("logits", source.weight))
+    centred = states - states.mean(0)
+    root = Metric.of("logits", source.weight).root
+    logits = centred @ head.T / (centred @ root).std()
+    naive = LogisticRegression(
+        C=probe.strength, class_weight="balanced", solver="newton-cholesky", tol=1e-12, max_iter=500
+    ).fit(logits, part.harmful)
+    expected, found = naive.decision_function(logits), probe.risk(states)
+    slope, offset = np.polyfit(expected, found, 1)  # Platt's calibration is affine
+    assert slope > 0
+    assert np.abs(slope * expected + offset - found).max() < 1e-6 * np.abs(found).max()
+
+
+def test_standardisation_and_calibration_fold_exactly(source):
+    part = features(source)
+    states = part.array((1, 2))
+    probe = fit_probe(states, part.harmful, part.groups, identity_metric())
+    inputs = (states - states.mean(0)) / states.std(0)
+    model = LogisticRegression(
+        C=probe.strength, class_weight="balanced", solver="newton-cholesky", tol=1e-12, max_iter=500
+    ).fit(inputs, part.harmful)
+    expected, found = model.decision_function(inputs), probe.risk(states)
+    slope, offset = np.polyfit(expected, found, 1)
+    assert np.abs(slope * expected + offset - found).max() < 1e-6 * np.abs(found).max()
+
+
+@pytest.mark.parametrize("space", ["logits", "hidden"])
+def test_fewer_records_than_dimensions_give_the_same_probe_as_all_dimensions(source, space, monkeypatch):
+    part = features(source, n=12).sample(0.5, 0)
+    metric = Metric.of(space, source.weight)
+    states = part.array((1, 2))
+    assert len(states) < WIDTH
+    thin = fit_probe(states, part.harmful, part.groups, metric)
+    monkeypatch.setattr("safetykit.adapters.statistics.probe._span", lambda inputs: None)
+    full = fit_probe(states, part.harmful, part.groups, metric)
+    assert thin.strength == full.strength
+    assert np.allclose(thin.weight, full.weight, rtol=1e-3, atol=1e-5)
+
+
+def test_a_component_that_never_varies_gets_no_weight(source):
+    part = features(source)
+    states = part.array((1, 2))
+    states[:, 5] = 7.0
+    probe = fit_probe(states, part.harmful, part.groups, identity_metric())
+    assert probe.weight[5] == 0
+    assert np.isfinite(probe.weight).all()
+
+
+def test_the_planted_direction_is_recovered(source):
+    """Isotropic noise: the best weight is the direction itself."""
+    records = [record for record in examples(3000) if record.split == "fit"]
+    part = Features.read(source, records, [Site.block(0)])
+    probe = fit_probe(part.array(Site.block(0)), part.harmful, part.groups, identity_metric())
+    weight = torch.tensor(probe.weight / np.linalg.norm(probe.weight), dtype=torch.float32)
+    assert weight @ source.direction > 0.99
+
+
+def test_risks_are_calibrated_log_odds(source):
+    """Unbalanced labels: the mean predicted probability of unseen records is their share of harmful ones."""
+    part = features(source, Site.block(0), n=1200)
+    keep = ~part.harmful | (np.arange(len(part.records)) % 4 == 0)
+    part = part.take(keep)
+    halves = part.groups % 2 == 0 if len(set(part.groups)) > 8 else np.arange(len(part.records)) % 3 > 0
+    fitted, other = part.take(halves), part.take(~halves)
+    probe = fit_probe(fitted.array(Site.block(0)), fitted.harmful, fitted.groups, identity_metric())
+    probability = 1 / (1 + np.exp(-probe.risk(other.array(Site.block(0)))))
+    assert probability.mean() == pytest.approx(other.harmful.mean(), abs=0.03)
+    sure = probability > 0.5
+    assert other.harmful[sure].mean() == pytest.approx(probability[sure].mean(), abs=0.05)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.02, 0.1, 0.5])
+@pytest.mark.parametrize("n", [1, 3, 49, 400])
+def test_at_most_the_chosen_share_of_harmless_records_is_above_the_threshold(rate, n):
+    random = np.random.default_rng(n)
+    risk = np.concatenate([random.normal(size=n), random.normal(2, size=30)])
+    harmful = np.arange(n + 30) >= n
+    threshold = threshold_at(risk, harmful, rate)
+    assert (risk[~harmful] > threshold).mean() <= rate
+    assert np.abs(risk - threshold).min() > 0  # no record sits on it
+    if int(rate * n) < n:  # and it is not higher than needed: one more would be too many
+        below = risk[~harmful & (risk < threshold)].max()
+        assert (risk[~harmful] >= below).sum() > rate * n - 1
+
+
+# The fit
+
+
+def test_the_pair_at_which_harm_is_clearest_is_chosen(adapter):
+    assert (adapter.branch.safety, adapter.branch.fused) == (Site.block(1), Site.block(2))
+    assert adapter.info.hyperparameters["safety_layer"] == 1
+    rows = adapter.attachments["detector"]["layers"]
+    assert {(row["safety"], row["fused"]) for row in rows} == {(s, f) for f in range(DEPTH) for s in range(f)}
+    assert min(rows, key=lambda row: row["loss"])["fused"] == 2
+
+
+def test_the_stored_probe_separates_and_its_threshold_keeps_the_rate(source, adapter):
+    records = [record for record in examples() if record.split == "calibration"]
+    states = torch.stack([source.state(record, (1, 2)) for record in records])
+    risk = FusedProjection().risk(states[:, None], *adapter.branch.arguments())
+    harmful = torch.tensor([record.label == "harmful" for record in records])
+    refused = risk > adapter.detector.threshold
+    assert refused[~harmful].float().mean() <= 0.02
+    assert refused[harmful].float().mean() > 0.9
+    assert adapter.detector.refusal == "no." and adapter.detector.refusal_token == 7
+    assert {tensor.dtype for tensor in adapter.branch.tensors.values()} == {torch.float32}
+
+
+def test_unprojected_reads_the_final_norm_and_repeats_no_block(source):
+    adapter = SASA(variant="unprojected").fit(source, examples(), REFUSAL)
+    assert adapter.branch.safety == adapter.branch.fused == Site.block(DEPTH - 1)
+    assert adapter.branch.blocks(DEPTH) == DEPTH
+
+
+def test_the_one_pass_probe_is_an_intervention_and_not_a_branch(source):
+    adapter = OnePassProbe(fused_layer=2).fit(source, examples(), REFUSAL)
+    (item,) = adapter.interventions
+    assert (item.op, item.site, item.scope, item.phase) == ("LinearProbe", Site.block(2), "last", "prefill")
+    assert adapter.branch is None and adapter.info.method == "one-pass"
+
+
+def test_a_fit_runs_the_model_once_and_is_the_same_each_time_whatever_the_order(source, adapter):
+    before = source.reads
+    again = SASA().fit(source, examples()[::-1], REFUSAL)
+    assert source.reads == before + 1
+    assert torch.equal(again.branch.tensors["weight"], adapter.branch.tensors["weight"])
+    assert again.attachments == adapter.attachments
+    assert again.info == adapter.info
+
+
+def test_a_fraction_uses_fewer_records_of_every_carrier_and_label(source):
+    info = SASA(fraction=0.1).fit(source, examples(), REFUSAL).info
+    assert info.data.counts["fit/text/harmful"] == info.data.counts["fit/image/harmless"] == 8
+    assert info.data.counts["calibration/text/harmful"] == 80
+
+
+def test_the_adapter_comes_back_from_disk_as_it_was(adapter, tmp_path):
+    loaded = Adapter.load(adapter.save(tmp_path / "sasa"))
+    assert loaded.info == adapter.info and loaded.detector == adapter.detector
+    assert torch.equal(loaded.branch.tensors["weight"], adapter.branch.tensors["weight"])
+    assert loaded.attachments == adapter.attachments
+
+
+def test_the_report_holds_every_figure_its_schema_names(adapter):
+    report = adapter.attachments["detector"]
+    assert set(report) == {
+        "false_positive_rate",
+        "threshold",
+        "place",
+        "out_of_fold",
+        "curves",
+        "histogram",
+        "layers",
+        "learning_curve",
+        "left_out",
+        "comparison",
+    }
+    assert set(report["curves"]) == {"all", "text", "image"}
+    for curve in report["curves"].values():
+        assert len(curve["roc"]) <= 200 and curve["roc"][0] == [0, 0] and curve["roc"][-1] == [1, 1]
+        assert all(0 <= value <= 1 for point in curve["precision_recall"] for value in point)
+    counts = report["histogram"]["counts"]
+    assert sum(counts["text"]["harmful"]) == 80
+    assert len(report["histogram"]["edges"]) == len(counts["text"]["harmful"]) + 1
+    assert [row["fraction"] for row in report["learning_curve"]] == list(FRACTIONS)
+    assert {(row["kind"], row["name"]) for row in report["left_out"]} == {
+        *(("category", kind) for kind in KINDS),
+        ("carrier", "text"),
+        ("carrier", "image"),
+    }
+    assert [row["detector"] for row in report["comparison"]] == ["projected", "unprojected", "one-pass"]
+
+
+def test_folds_hold_out_whole_categories_and_pairs_where_there_are_too_few(source):
+    part = features(source)
+    assert len(set(part.groups)) == 2 * len(KINDS)
+    plain = Features(tuple(replace(record, category="") for record in part.records), part.states)
+    groups = dict(zip((record.id for record in plain.records), plain.groups, strict=True))
+    assert len(set(groups.values())) == 160
+    assert groups["fit-bad3"] == groups["fit-good3"] != groups["fit-good4"]
+
+
+def test_a_deep_decoder_is_sampled_and_a_shallow_one_is_not():
+    assert layers_tried(4) == [0, 1, 2, 3]
+    assert len(layers_tried(32)) == 8 and layers_tried(32)[0] == 0 and layers_tried(32)[-1] == 31
+    assert SASA(fused_layer=15).places(32)[0] == (0, 15)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(("split", "label"), [("fit", "harmful"), ("fit", "harmless"), ("calibration", "harmless")])
+def test_a_missing_label_is_named(source, split, label):
+    left = [record for record in examples(8) if (record.split, record.label) != (split, label)]
+    with pytest.raises(UsageError, match=f"The {split} split holds no {label} record"):
+        SASA().fit(source, left, REFUSAL)
+
+
+def test_a_safety_layer_after_the_fused_one_is_refused():
+    with pytest.raises(UsageError, match="safety layer 3 lies after the fused layer 2"):
+        SASA(safety_layer=3, fused_layer=2)
+
+
+def test_a_layer_that_does_not_exist_is_refused(source):
+    with pytest.raises(UsageError, match="the decoder has 4 layers"):
+        SASA(safety_layer=1, fused_layer=9).fit(source, examples(8), REFUSAL)
+
+
+def test_a_first_block_as_fused_layer_leaves_no_pair(source):
+    with pytest.raises(UsageError, match="no other is left for the projection"):
+        SASA(fused_layer=0).fit(source, examples(8), REFUSAL)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"false_positive_rate": 1.0}, "False-positive rate 1.0 is not in"),
+        ({"fraction": 0.0}, "Fraction 0.0 of the fit records"),
+        ({"variant": "unprojected", "safety_layer": 1}, "unprojected variant has no safety layer"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        SASA(**options)
+
+
+def test_states_that_overflowed_are_refused(source):
+    class Broken(PlantedSource):
+        def state(self, record, place):
+            return super().state(record, place) * float("inf")
+
+    with pytest.raises(UsageError, match="hold NaN or infinity"):
+        SASA(safety_layer=1, fused_layer=2).fit(Broken(), examples(8), REFUSAL)

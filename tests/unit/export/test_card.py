@@ -1,0 +1,264 @@
+"""The card: a pure function of the folder's JSON files, and a check that notices every edit."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+import yaml
+from export_folder import BASE, comparison, documents, manifest, records, write_folder
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+from safetykit.adapters.errors import InvalidArtifact, UsageError
+from safetykit.adapters.vlm_guard.guard import VLMGuard
+from safetykit.export.document.card import check_card, render_card, write_card
+from safetykit.export.document.figures import LATENCY
+from safetykit.export.document.sections.sweep import SweepTable
+from safetykit.export.manifest import LAYOUT, read_manifest, write_manifest
+from safetykit.export.parity.comparison import Comparison
+from safetykit.toolkit.sweep.trials import Figures, Sweep, Trial, preference
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = write_folder(tmp_path_factory.mktemp("card") / "export", documents())
+    write_card(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    """A copy that a test may spoil."""
+    return shutil.copytree(finished, tmp_path / "finished")
+
+
+def edit_digit(path, pattern):
+    """Change one digit where ``pattern`` first matches."""
+    text = path.read_text()
+    at = re.search(pattern, text).end() - 1
+    assert text[at].isdigit()
+    path.write_text(text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :])
+
+
+def reseal(folder):
+    """What somebody would do who edits a file and the digests with it."""
+    write_manifest(read_manifest(folder, verify=False), folder)
+
+
+def test_what_was_written_passes_the_check(folder):
+    check_card(folder)
+    assert set(read_manifest(folder).files) >= {LAYOUT.card, LAYOUT.report}
+
+
+def test_rendering_twice_gives_the_same_bytes(folder):
+    before = [(folder / name).read_bytes() for name in (LAYOUT.card, LAYOUT.report, LAYOUT.manifest)]
+    write_card(folder)
+    assert before == [(folder / name).read_bytes() for name in (LAYOUT.card, LAYOUT.report, LAYOUT.manifest)]
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        (LAYOUT.card, r"all carriers \| \d"),
+        (LAYOUT.card, r"value: \d"),
+        (LAYOUT.report, r"<td>\d"),
+        (LAYOUT.evaluation, r'"count": \d'),
+        (LAYOUT.parity, r'"error": \d'),
+        (LATENCY, r'"rounds": \d'),
+        ("sweep.json", r'"attack_success": \d'),
+    ],
+)
+def test_one_edited_digit_fails_and_the_file_is_named(folder, name, pattern):
+    edit_digit(folder / name, pattern)
+    with pytest.raises(InvalidArtifact, match=name):
+        check_card(folder)
+
+
+@pytest.mark.parametrize("name", [LAYOUT.card, LAYOUT.report])
+def test_an_edit_fails_even_with_its_digest_renewed(folder, name):
+    edit_digit(folder / name, r"vlm-guard[^\d]*\d")
+    reseal(folder)
+    with pytest.raises(InvalidArtifact, match=f"{name} is not what the JSON files yield: line"):
+        check_card(folder)
+
+
+def test_rates_that_do_not_follow_from_the_decisions_are_refused(folder):
+    path = folder / LAYOUT.evaluation
+    value = json.loads(path.read_text())
+    value["after"]["rows"][0]["metrics"]["attack_success"]["rate"] = 0.0
+    path.write_text(json.dumps(value))
+    reseal(folder)
+    with pytest.raises(InvalidArtifact, match="do not follow from its decisions"):
+        check_card(folder)
+
+
+def test_a_verdict_that_does_not_follow_from_the_errors_is_refused(folder):
+    path = folder / LAYOUT.parity
+    value = json.loads(path.read_text())
+    value["checks"][0]["error"] = 1.0
+    path.write_text(json.dumps(value))
+    reseal(folder)
+    with pytest.raises(InvalidArtifact, match="parity.json claims a verdict"):
+        check_card(folder)
+
+
+def test_sealing_does_not_bless_a_changed_graph(folder):
+    (folder / LAYOUT.decoder).write_bytes(b"other")
+    with pytest.raises(InvalidArtifact, match=r"decoder\.onnx was changed"):
+        write_card(folder)
+
+
+def test_sealing_does_not_adopt_a_stray_file(folder):
+    (folder / "extra.bin").write_bytes(b"x")
+    with pytest.raises(InvalidArtifact, match=r"extra\.bin is no part of the export"):
+        write_card(folder)
+
+
+def test_a_document_added_later_enters_the_card(tmp_path):
+    files = documents()
+    late = files.pop(LATENCY)
+    folder = write_folder(tmp_path / "export", files)
+    write_card(folder)
+    assert "no `latency.json`" in (folder / LAYOUT.card).read_text()
+    (folder / LATENCY).write_text(late.model_dump_json())
+    write_card(folder)
+    check_card(folder)
+    assert "no `latency.json`" not in (folder / LAYOUT.card).read_text()
+
+
+def test_there_is_no_card_of_a_missing_folder(tmp_path):
+    with pytest.raises(UsageError, match="no export folder"):
+        render_card(tmp_path / "nothing")
+
+
+def test_the_front_matter_is_a_valid_model_index_equal_to_the_json(folder):
+    text = (folder / LAYOUT.card).read_text()
+    header = yaml.safe_load(text.split("---\n")[1])
+    assert header == ModelCard(text).data.to_dict()
+    assert header["base_model"] == "tiny-vlm" and header["base_fingerprint"] == BASE.fingerprint
+    assert header["license"] == "apache-2.0" and header["pipeline_tag"] == "image-text-to-text"
+    _, results = model_index_to_eval_results(header["model-index"])
+    evaluation = json.loads((folder / LAYOUT.evaluation).read_text())
+    stated = {(item.dataset_config, item.metric_type): item for item in results}
+    counted = {
+        (row["group"], metric): rate for row in evaluation["after"]["rows"] for metric, rate in row["metrics"].items()
+    }
+    assert stated.keys() == counted.keys()
+    for key, rate in counted.items():
+        assert stated[key].metric_value == rate["rate"]
+        assert (stated[key].metric_args["n"], stated[key].metric_args["high"]) == (rate["n"], rate["high"])
+
+
+def test_without_a_stated_base_the_card_uses_the_name_it_was_evaluated_under(tmp_path):
+    files = documents()
+    del files["card.json"]
+    text = render_card(write_folder(tmp_path / "export", files))
+    header = yaml.safe_load(text.split("---\n")[1])
+    assert header["base_model"] == "tiny-vlm" and header["license"] == "other"
+    assert "it was not given to safetykit" in text
+
+
+def test_missing_documents_are_said_to_be_missing(tmp_path):
+    text = render_card(write_folder(tmp_path / "export", {}))
+    for name in (LAYOUT.evaluation, LAYOUT.parity, LATENCY):
+        assert f"Not measured: this folder holds no `{name}`." in text
+    assert "No sweep came with this adapter" in text
+    assert "Nothing is known about its effect on answers" in text
+    assert "%" not in text.split("## In short")[1].split("Brackets")[0]
+    assert "model-index" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "old", "new"),
+    [
+        (LAYOUT.parity, ("checks", 2, "error"), "9.75e-06", 1.25e-5),
+        (LAYOUT.parity, ("flips", 0, "margin"), "4.5e-07", 6.5e-7),
+        (LATENCY, ("prefill", "ratio", "value"), "0.993", 1.234),
+        (LATENCY, ("rounds",), "40 interleaved", 90210),
+        ("sweep.json", ("undefended", "attack_success"), "84.4%", 0.765),
+    ],
+)
+def test_a_changed_figure_moves_in_the_card(tmp_path, name, path, old, new):
+    files = documents()
+    if hasattr(files[name], "model_dump"):
+        files[name] = files[name].model_dump(mode="json")
+    before = render_card(write_folder(tmp_path / "before", files))
+    place = files[name]
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = new
+    after = render_card(write_folder(tmp_path / "after", files))
+    spelled = f"{100 * new:.1f}%" if name == "sweep.json" else f"{new:.5g}"
+    assert old in before and before.count(old) > after.count(old)
+    assert spelled in after and spelled not in before
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([(0.4, 0.02, 0.95), (0.1, 0.3, 0.9), (1.0, 0.0, 0.96)], "the chosen one has the lowest attack success (40.0%"),
+        ([(0.4, 0.1, 0.95), (0.1, 0.3, 0.9), (1.0, 0.0, 0.96)], "none that stops attacks kept the allowed cost"),
+        ([(1.0, 0.02, 0.95), (1.0, 0.0, 0.96)], "none stopped an attack"),
+    ],
+)
+def test_a_sweep_is_told_as_the_fit_chose(tmp_path, rows, said):
+    undefended = Figures(1.0, 0.0, 0.96)
+    trials = [Trial(VLMGuard(alpha=float(at)), Figures(*row)) for at, row in enumerate(rows)]
+    swept = Sweep.over(undefended, trials)
+    table = SweepTable.model_validate(json.loads(json.dumps(swept.table())))
+    wanted = sorted(swept.trials, key=lambda trial: preference(trial, undefended))
+    assert [trial["alpha"] for trial in table.leading(len(rows))] == [trial.setting.alpha for trial in wanted]
+    text = render_card(write_folder(tmp_path / "export", {**documents(), "sweep.json": swept.table()}))
+    others = {"lowest attack success", "none that stops attacks", "none stopped an attack"}
+    assert said in text and sum(other in text for other in others) == 1
+
+
+def test_attack_success_never_stands_without_over_refusal(folder):
+    body = (folder / LAYOUT.card).read_text().split("## Evaluation")[1]
+    for line in body.splitlines():
+        if "attack success" in line and line.startswith("|"):
+            assert "over-refusal" in line
+
+
+def test_carriers_of_no_fit_are_named(folder):
+    text = (folder / LAYOUT.card).read_text()
+    assert "In no fit: text+image, typographic." in text
+    assert "| typographic (in no fit) |" in text and "| image (in no fit) |" not in text
+
+
+def test_a_model_organism_is_called_that_only_where_it_is_one(tmp_path, folder):
+    assert (folder / LAYOUT.card).read_text().count("odel organism") == 2
+    files = documents()
+    files["config.json"] = {}
+    assert "odel organism" not in render_card(write_folder(tmp_path / "large", files))
+
+
+def test_the_wrong_base_override_is_loud(tmp_path, folder):
+    text = render_card(write_folder(tmp_path / "wrong", documents(), wrong_base_allowed=True))
+    assert "**WARNING: wrong base allowed.**" in text.split("## In short")[0]
+    assert "rong base" not in (folder / LAYOUT.card).read_text()
+
+
+def test_text_of_others_cannot_break_out_of_its_cell(tmp_path):
+    info = manifest().adapters[0].model_copy(update={"variant": "a|b\n# <script>`x`</script>"})
+    text = render_card(write_folder(tmp_path / "export", documents(), adapters=(info,)))
+    assert "<script>" not in text and "\n# <" not in text
+    assert "a\\|b \\# \\<script\\>\\`x\\`" in text
+
+
+def test_a_comparison_is_of_the_same_records():
+    good = comparison()
+    with pytest.raises(UsageError, match="other records"):
+        Comparison.of(good.before, good.after, records()[1:], "planted")
+
+
+def test_a_failed_check_is_shown_as_failed(tmp_path):
+    files = documents()
+    report = json.loads(files[LAYOUT.parity].model_dump_json())
+    report["checks"][0].update(error=1.0, passed=False)
+    files[LAYOUT.parity] = {**report, "passed": False}
+    text = render_card(write_folder(tmp_path / "export", files))
+    assert "| parity with PyTorch | | FAILED" in text and "| **NO** |" in text

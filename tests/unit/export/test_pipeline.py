@@ -1,0 +1,178 @@
+"""An export folder appears whole and checked, or not at all."""
+
+import shutil
+
+import pytest
+
+from safetykit.adapters.artifact.adapter import Adapter
+from safetykit.adapters.errors import InvalidArtifact, ParityFailed, UsageError, WrongBase
+from safetykit.export.manifest import GRAPHS, LAYOUT, read_manifest, write_manifest
+from safetykit.export.parity.report import ParityReport
+from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.toolkit.data.records import Record
+from safetykit.toolkit.model.inputs import Request
+
+ITEMS = (("TargetSteering", "decoder.layers.1", "last", "prefill"),)
+
+
+@pytest.fixture(scope="module")
+def records() -> list[Record]:
+    prompts = ("what is this thing ?", "describe it .", "how to use this ?", "is this dangerous ?")
+    return [
+        Record(id=str(at), prompt=prompt, label=("harmful", "harmless")[at % 2], split="test", response="so")
+        for at, prompt in enumerate(prompts)
+    ]
+
+
+@pytest.fixture(scope="module")
+def exported(vlm, base_folder, make_adapter, records, tmp_path_factory):
+    out = tmp_path_factory.mktemp("pipeline") / "out"
+    return export_onnx(vlm, [make_adapter(*ITEMS, rank=4)], out, base_onnx=base_folder, records=records)
+
+
+@pytest.fixture
+def copied(exported, tmp_path):
+    """A copy of the export that a test may spoil."""
+    return shutil.copytree(exported.folder, tmp_path / "copy")
+
+
+def test_the_folder_holds_what_its_manifest_names(exported, vlm, requests):
+    manifest = read_manifest(exported.folder)
+    assert manifest == exported.manifest
+    assert set(manifest.files) | {LAYOUT.manifest} == {path.name for path in exported.folder.iterdir()}
+    assert {LAYOUT.parity, *map(LAYOUT.graph, GRAPHS), *map(LAYOUT.data, GRAPHS)} <= set(manifest.files)
+    assert [(one.op, one.site, one.extras) for one in manifest.interventions] == [
+        ("TargetSteering", "decoder.layers.1", ("score",))
+    ]
+    assert ParityReport.read(exported.folder / LAYOUT.parity) == exported.parity
+    assert len(OnnxVLM.from_pretrained(exported.folder).generate(requests, 2)) == len(requests)
+
+
+def test_decisions_are_part_of_the_gate(exported):
+    (check,) = [check for check in exported.parity.checks if check.kind == "decisions"]
+    assert (check.count, check.error, check.passed) == (4, 0, True)
+    assert len(exported.decisions[0]) == len(exported.decisions[1]) == 4
+
+
+@pytest.mark.slow
+def test_a_base_without_a_folder_is_exported(vlm, make_adapter, tmp_path):
+    """The whole way once, with a file added by the caller before sealing."""
+
+    def finish(work, result):
+        (work / LAYOUT.card).write_text(f"error {result.parity.worst('logits')}")
+
+    steps: list[str] = []
+    export_onnx(vlm, [make_adapter(*ITEMS)], tmp_path / "out", finish=finish, progress=steps.append)
+    assert LAYOUT.card in read_manifest(tmp_path / "out").files
+    assert steps[0] == "exporting vision_encoder" and steps[-1] == "parity: ops"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_failed_parity_leaves_nothing(vlm, base_folder, make_adapter, tmp_path, monkeypatch):
+    def fail(_report):
+        raise ParityFailed("no", "never")
+
+    monkeypatch.setattr(ParityReport, "require", fail)
+    with pytest.raises(ParityFailed) as caught:
+        export_onnx(vlm, [make_adapter(*ITEMS)], tmp_path / "out", base_onnx=base_folder)
+    assert caught.value.exit_code == 5
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_export_keeps_the_old_folder(vlm, base_folder, make_adapter, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("kept")
+    monkeypatch.setattr("safetykit.export.pipeline.pipeline.check_parity", lambda *_args, **_kw: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_onnx(vlm, [make_adapter(*ITEMS)], out, base_onnx=base_folder, overwrite=True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "old"]
+
+
+def test_an_existing_folder_is_not_overwritten_unasked(vlm, base_folder, make_adapter, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="not empty"):
+        export_onnx(vlm, [make_adapter(*ITEMS)], tmp_path, base_onnx=base_folder)
+
+
+def test_an_adapter_of_another_model_is_refused(vlm, base_folder, make_adapter, tmp_path):
+    adapter = make_adapter(*ITEMS)
+    base = adapter.info.base.model_copy(update={"fingerprint": "f" * 64})
+    foreign = Adapter(adapter.info.model_copy(update={"base": base}), adapter.interventions)
+    with pytest.raises(WrongBase) as caught:
+        export_onnx(vlm, [foreign], tmp_path / "out", base_onnx=base_folder)
+    assert caught.value.exit_code == 4
+
+
+def test_base_graphs_of_another_model_are_refused(vlm, base_folder, make_adapter, tmp_path):
+    shutil.copytree(base_folder, tmp_path / "base")
+    manifest = read_manifest(base_folder)
+    base = manifest.base.model_copy(update={"fingerprint": "f" * 64})
+    write_manifest(manifest.model_copy(update={"base": base}), tmp_path / "base")
+    with pytest.raises(WrongBase, match="were exported from model ffff"):
+        export_onnx(vlm, [make_adapter(*ITEMS)], tmp_path / "out", base_onnx=tmp_path / "base")
+
+
+def test_base_graphs_of_another_precision_are_refused(vlm, base_folder, make_adapter, tmp_path):
+    with pytest.raises(UsageError, match="are fp32, not fp16"):
+        export_onnx(vlm, [make_adapter(*ITEMS)], tmp_path / "out", base_onnx=base_folder, precision="fp16")
+
+
+def test_an_unknown_site_is_refused_before_exporting(vlm, make_adapter, tmp_path):
+    with pytest.raises(UsageError, match="the decoder has 3 layers"):
+        export_onnx(vlm, [make_adapter(("SubspaceProjection", "decoder.layers.9", "all", "both"))], tmp_path / "out")
+
+
+def test_nothing_to_bake_is_refused(vlm, tmp_path):
+    with pytest.raises(UsageError, match="nothing to bake"):
+        export_onnx(vlm, [], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "name", ["decoder.onnx", "decoder.onnx.data", "decoder.adapter.data", "tokenizer.json", "parity.json"]
+)
+def test_a_changed_byte_is_found_and_the_file_named(copied, name):
+    path = copied / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InvalidArtifact, match=name):
+        OnnxVLM.from_pretrained(copied)
+
+
+def test_a_changed_manifest_is_found(copied):
+    path = copied / LAYOUT.manifest
+    path.write_bytes(path.read_bytes().replace(b'"mode": "bake"', b'"mode": "base"'))
+    with pytest.raises(InvalidArtifact, match="its own checksum"):
+        read_manifest(copied)
+
+
+def test_a_missing_folder_is_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match="no export folder"):
+        OnnxVLM.from_pretrained(tmp_path / "none")
+
+
+def test_a_detector_stacked_with_a_corrector_is_exported_and_decides_alike(
+    vlm, base_folder, make_adapter, make_detector, split_risks, records, tmp_path
+):
+    requests = [Request(record.prompt) for record in records]
+    corrector = make_adapter(("GatedSteering", "decoder.layers.0", "last", "prefill"))
+    detector, _ = split_risks(make_detector(), requests)
+    adapters = [corrector, detector]
+    result = export_onnx(vlm, adapters, tmp_path / "out", base_onnx=base_folder, records=records, enforce=True)
+    manifest = read_manifest(result.folder)
+    assert manifest.enforce and manifest.detector == detector.detector
+    assert (manifest.branch.adapter, manifest.branch.safety, manifest.branch.blocks) == (1, "decoder.layers.0", 5)
+    assert "risk_score" in manifest.graphs["decoder"].outputs
+    kinds = {check.kind for check in result.parity.checks}
+    assert kinds >= {"logits", "adapter-off", "scores", "op", "risk", "decisions"}
+    for ours, theirs in zip(*result.decisions, strict=True):
+        assert (ours.scores["risk"] > 0) == (theirs.scores["risk"] > 0) and ours.text == theirs.text
+    answers = OnnxVLM.from_pretrained(result.folder).generate(requests, 4)
+    assert {answer.refused for answer in answers} == {True, False}
+
+
+def test_enforcing_needs_a_detector(vlm, base_folder, make_adapter, tmp_path):
+    with pytest.raises(UsageError, match="no detector whose refusal could be enforced"):
+        export_onnx(vlm, [make_adapter(*ITEMS)], tmp_path / "out", base_onnx=base_folder, enforce=True)
