@@ -43,8 +43,9 @@ from safetykit.toolkit.reference.captions import caption
 from safetykit.toolkit.reference.world import things
 from safetykit.toolkit.retrieval.build import build_index
 from safetykit.toolkit.retrieval.embedders import VLMEmbedder
+from safetykit.toolkit.retrieval.embedding import EmbedderInfo
 from safetykit.toolkit.retrieval.fit import QueryHead, image_states, picture_states
-from safetykit.toolkit.retrieval.index import CaptionIndex, EmbedderInfo
+from safetykit.toolkit.retrieval.index import CaptionIndex
 
 _FAISS, _NUMPY = "external, FAISS", "external, NumPy"
 

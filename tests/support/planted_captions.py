@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from safetykit.toolkit.retrieval.build import build_index
-from safetykit.toolkit.retrieval.index import CaptionIndex, EmbedderInfo
+from safetykit.toolkit.retrieval.embedding import EmbedderInfo
+from safetykit.toolkit.retrieval.index import CaptionIndex
 
 
 class PlantedEmbedder:

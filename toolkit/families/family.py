@@ -17,7 +17,7 @@ from ...adapters.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ..model.inputs import Inputs
+    from ..model.requests import Inputs
 
 Arrays = dict[str, np.ndarray]
 DType = Literal["float32", "weights", "int64", "bool"]

@@ -26,7 +26,7 @@ from .registry import register
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ..model.inputs import Inputs
+    from ..model.requests import Inputs
 
 
 @register

@@ -28,7 +28,7 @@ from .registry import register
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ..model.inputs import Inputs
+    from ..model.requests import Inputs
 
 _TYPES = "token_type_ids"
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,65 +14,16 @@ from ...adapters.artifact.sites import Site
 from ...adapters.errors import UsageError
 from ...adapters.protocols import Pool
 from ..data.records import Record
-from .inputs import Request
-
-if TYPE_CHECKING:
-    from .vlm import VLM
+from .requests import Request
+from .running import Running
 
 
 class Reached(Exception):
     """The deepest wanted site has been seen; the rest of the forward pass is not needed."""
 
 
-class FeatureCache:
-    """Image features by picture, so that the tower runs once per picture; the oldest leave first.
-
-    Usable where the model takes ready-made features and each row of pixels gives its own, whatever the other rows are.
-    """
-
-    def __init__(self, model: nn.Module, capacity: int = 4096) -> None:
-        self._model, self._capacity = model, capacity
-        self._features: OrderedDict[bytes, Tensor] = OrderedDict()
-        parameters = inspect.signature(model.forward).parameters
-        self.takes_features = "mm_encoder_outputs" in parameters
-        self._stacked = False
-        self.runs = 0
-
-    def usable_for(self, pictures: Mapping[str, Tensor]) -> bool:
-        """Whether pictures are rows of pixels and nothing else, such as sizes or masks."""
-        return self.takes_features and pictures.keys() == {"pixel_values"}
-
-    def clear(self) -> None:
-        """Forget everything (the tower's weights have changed)."""
-        self._features.clear()
-
-    @torch.inference_mode()
-    def encode(self, pixels: Float[Tensor, "pictures channels height width"]) -> dict[str, Any]:
-        """The model's ``mm_encoder_outputs`` argument for these pictures."""
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-        keys = [hashlib.sha256(row.float().cpu().numpy()).digest() for row in pixels]
-        new = {key: row for row, key in enumerate(keys) if key not in self._features}
-        found = {key: self._features[key] for key in keys if key in self._features}
-        if new:
-            rows = pixels[list(new.values())]
-            output = self._model.get_image_features(rows, return_dict=True).pooler_output
-            self._stacked = isinstance(output, Tensor)
-            self.runs += len(rows)
-            # Each row is copied: a view would keep its whole batch alive.
-            found |= {key: feature.clone() for key, feature in zip(new, output, strict=True)}
-        for key in keys:
-            self._features[key] = found[key]
-            self._features.move_to_end(key)
-        while len(self._features) > self._capacity:
-            self._features.popitem(last=False)
-        features = [found[key] for key in keys]
-        # Families differ in whether they join the rows themselves.
-        return {"image": BaseModelOutputWithPooling(pooler_output=torch.stack(features) if self._stacked else features)}
-
-
 def capture(
-    vlm: VLM, units: Sequence[Sequence[Record]], sites: Sequence[Site], pool: Pool, batch_size: int
+    vlm: Running, units: Sequence[Sequence[Record]], sites: Sequence[Site], pool: Pool, batch_size: int
 ) -> Iterator[tuple[list[Record], dict[Site, Float[Tensor, "batch d_model"]]]]:
     """Run records through the model and yield pooled hidden states batch by batch.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +14,14 @@ from ...adapters.errors import UsageError
 from ...adapters.statistics.tokens import TokenBatch
 from ..data.records import Record
 from .capture import Reached, batches
-from .inputs import Request
-
-if TYPE_CHECKING:
-    from .vlm import VLM
+from .requests import Request
+from .running import Running
 
 _WITHOUT_POSITIONS = ("vision", "projector", "logits")
 
 
 def stream_tokens(
-    vlm: VLM, records: Sequence[Record], sites: Sequence[Site], batch_size: int, *, with_response: bool = False
+    vlm: Running, records: Sequence[Record], sites: Sequence[Site], batch_size: int, *, with_response: bool = False
 ) -> Iterator[TokenBatch]:
     """Run records through the model and yield the states of all positions, batch by batch.
 

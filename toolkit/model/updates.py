@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +15,7 @@ from torch import Tensor, nn
 from ...adapters.artifact.files import CONFIGURATION_FILES, atomic_folder
 from ...adapters.artifact.updates import WeightUpdate, by_parameter, compose
 from ...adapters.errors import InvalidArtifact, UsageError
-
-if TYPE_CHECKING:
-    from .vlm import VLM
+from .running import Running
 
 # Flags of transformers' text configurations that give linear layers a bias.
 _BIAS_FLAGS = ("mlp_bias", "attention_bias", "attention_out_bias", "use_bias", "qkv_bias")
@@ -115,7 +112,7 @@ def applied_updates(model: nn.Module, updates: Sequence[WeightUpdate]) -> Iterat
 
 
 @contextmanager
-def updated(vlm: VLM, updates: Sequence[WeightUpdate]) -> Iterator[None]:
+def updated(vlm: Running, updates: Sequence[WeightUpdate]) -> Iterator[None]:
     """:func:`applied_updates` on a VLM, whose cached image features are forgotten where they change."""
     stale = touches_vision(vlm, updates)
     try:
@@ -128,14 +125,14 @@ def updated(vlm: VLM, updates: Sequence[WeightUpdate]) -> Iterator[None]:
             vlm.features.clear()
 
 
-def touches_vision(vlm: VLM, updates: Sequence[WeightUpdate]) -> bool:
+def touches_vision(vlm: Running, updates: Sequence[WeightUpdate]) -> bool:
     """Whether some update may change image features: it lies neither in the decoder nor in the head."""
     inside = (vlm.model.get_decoder(), vlm.parts.head)
     prefixes = tuple(f"{name}." for name, module in vlm.model.named_modules() if any(module is one for one in inside))
     return any(not update.parameter.startswith(prefixes) for update in updates)
 
 
-def save_updated(vlm: VLM, updates: Sequence[WeightUpdate], folder: Path | str, *, overwrite: bool = False) -> Path:
+def save_updated(vlm: Running, updates: Sequence[WeightUpdate], folder: Path | str, *, overwrite: bool = False) -> Path:
     """Write a complete checkpoint with new weights that plain transformers loads; it appears whole or not at all.
 
     New biases need a flag of the text configuration, which gives a bias to further layers too: theirs are zero.

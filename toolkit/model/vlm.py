@@ -27,10 +27,12 @@ from ...adapters.statistics.tokens import TokenBatch
 from ..data.records import Record
 from ..retrieval.index import CaptionIndex
 from ..retrieval.prefix import Retriever, retriever_of
-from .capture import FeatureCache, capture
+from .capture import capture
+from .features import FeatureCache
 from .hooks import AppliedAdapters
-from .inputs import Generation, InputProcessor, Inputs, Request
+from .inputs import InputProcessor
 from .parts import Parts
+from .requests import Generation, Inputs, Request
 from .token_states import stream_tokens
 from .updates import updated
 

@@ -11,11 +11,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -24,7 +23,8 @@ from ...adapters.artifact.files import atomic_folder, require_free, sha256_file,
 from ...adapters.artifact.manifest import canonical_json, dump_sealed, library_versions
 from ...adapters.errors import UsageError
 from ..evaluation.evaluate import Progress
-from .index import DATA, MANIFEST, CaptionIndex, EmbedderInfo, IndexManifest, KeyType, map_arrays, normalised
+from .embedding import Embedder
+from .index import DATA, MANIFEST, CaptionIndex, IndexManifest, KeyType, map_arrays, normalised
 from .sources import Texts
 
 _PROGRESS = "progress.json"
@@ -32,24 +32,6 @@ _TYPES = {"float32": ("F32", 4), "float16": ("F16", 2)}
 _DIGEST = 16  # bytes by which equal texts are found
 _CENTRE = 4096  # texts whose mean is the centre
 _FLUSH = 2**25  # bytes of keys between two notes of progress
-
-
-class Embedder(Protocol):
-    """Turns texts into vectors.
-
-    Attributes:
-        info: which one it is.
-        dimension: width of the vectors.
-        centred: keys are directions from the texts' mean: hidden states share a large common part.
-    """
-
-    info: EmbedderInfo
-    dimension: int
-    centred: bool
-
-    def embed(self, texts: Sequence[str]) -> Float[np.ndarray, "batch dimension"]:
-        """Vectors of any length; the index normalises them."""
-        ...
 
 
 @dataclass(frozen=True)

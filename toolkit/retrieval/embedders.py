@@ -17,7 +17,7 @@ from ...adapters.artifact.files import sha256_file
 from ...adapters.artifact.sites import Site
 from ...adapters.errors import InvalidArtifact, UsageError
 from ..model.capture import Reached
-from .index import EmbedderInfo
+from .embedding import EmbedderInfo
 
 if TYPE_CHECKING:
     from ..model.vlm import VLM
@@ -29,7 +29,7 @@ class VLMEmbedder:
     """A text's mean state, over its own tokens, at one site of the decoder; no chat template, no picture.
 
     Attributes:
-        info, dimension, centred: see ``build.Embedder``.
+        info, dimension, centred: see ``embedding.Embedder``.
     """
 
     centred = True
@@ -73,7 +73,7 @@ class EncoderEmbedder:
     """A text encoder in a folder: a CLIP checkpoint (its text tower and projection), or sentence-transformers.
 
     Attributes:
-        info, dimension, centred: see ``build.Embedder``; these encoders are trained for angles about the origin.
+        info, dimension, centred: see ``embedding.Embedder``; these encoders are trained for angles about the origin.
     """
 
     centred = False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -10,22 +11,36 @@ from jaxtyping import Float, Int
 from ...adapters.errors import UsageError
 from .ranking import level, ordered
 
-if TYPE_CHECKING:
-    from .index import CaptionIndex
-
 _SPARE = 8
+
+
+class Searched(Protocol):
+    """An index whose keys can be read block by block (``CaptionIndex``)."""
+
+    @property
+    def keys(self) -> Float[np.ndarray, "n dimension"]: ...
+
+    def __len__(self) -> int: ...
+
+    def blocks(self) -> Iterator[tuple[int, Float[np.ndarray, "rows dimension"]]]:
+        """The first row of each block, and its keys."""
+        ...
+
+    def checked(self, queries: Float[np.ndarray, "batch dimension"], k: int) -> Float[np.ndarray, "batch dimension"]:
+        """Queries that fit the index."""
+        ...
 
 
 class FaissSearch:
     """Searches as :meth:`CaptionIndex.search` does, with the same ids."""
 
-    def __init__(self, index: CaptionIndex) -> None:
+    def __init__(self, index: Searched) -> None:
         try:
             import faiss
         except ImportError:
             raise UsageError("FAISS is not installed.", "pip install 'safetykit[retrieval]'.") from None
         self._index = index
-        self._flat = faiss.IndexFlatIP(index.manifest.dimension)
+        self._flat = faiss.IndexFlatIP(index.keys.shape[1])
         for _, keys in index.blocks():
             self._flat.add(np.ascontiguousarray(keys))
 

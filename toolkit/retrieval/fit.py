@@ -32,7 +32,7 @@ from .index import CaptionIndex
 
 if TYPE_CHECKING:
     from ..model.vlm import VLM
-    from .build import Embedder
+    from .embedding import Embedder
 
 # Beyond, a graph answers more slowly than FAISS and its file grows by gigabytes (bench/retrieval.py).
 IN_GRAPH_LIMIT = 100_000

@@ -12,7 +12,7 @@ import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import Literal, overload
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -21,11 +21,9 @@ from pydantic import Field
 from ...adapters.artifact.files import read_inside, require_hashes
 from ...adapters.artifact.manifest import FileName, Sha256, Strict, load_sealed
 from ...adapters.errors import InvalidArtifact, UsageError
+from .embedding import Embedder, EmbedderInfo
 from .faiss_search import FaissSearch
 from .ranking import Found, best, merge
-
-if TYPE_CHECKING:
-    from .build import Embedder
 
 DATA, MANIFEST = "index.safetensors", "manifest.json"
 KeyType = Literal["float32", "float16"]
@@ -33,25 +31,6 @@ _MANIFEST_LIMIT = 2**20
 _HEADER_LIMIT = 2**20
 _BLOCK, _QUERIES = 2**16, 64  # keys and queries whose scores are in memory at a time
 _NUMPY = {"F32": np.float32, "F16": np.float16, "I64": np.int64, "U8": np.uint8}
-
-
-class EmbedderInfo(Strict):
-    """Which embedder made the keys.
-
-    Attributes:
-        kind: ``vlm``: mean decoder state of a model; ``clip`` or ``sentence-transformers``: a text encoder's folder;
-            ``precomputed``: handed over as they are.
-        name: of the folder, for readers.
-        sha256: fingerprint of the model, or digest of the folder's files; None for precomputed keys.
-        site: of a ``vlm``, where its states are read.
-        pooling: of an encoder: ``mean``, ``cls`` or ``projection`` (CLIP's own).
-    """
-
-    kind: Literal["vlm", "clip", "sentence-transformers", "precomputed"]
-    name: str
-    sha256: Sha256 | None = None
-    site: str | None = None
-    pooling: str | None = None
 
 
 class IndexManifest(Strict):

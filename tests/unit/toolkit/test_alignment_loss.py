@@ -14,7 +14,7 @@ from safetykit.toolkit.alignment.loss import answer_loss, guide_loss, opening_lo
 from safetykit.toolkit.alignment.targets import trained
 from safetykit.toolkit.alignment.trainer import Losses, TextStates, schedule
 from safetykit.toolkit.data.captions import captions_path, load_captions
-from safetykit.toolkit.model.capture import FeatureCache
+from safetykit.toolkit.model.features import FeatureCache
 from safetykit.toolkit.model.parts import Parts
 
 TERMS = {

@@ -1,0 +1,44 @@
+"""What capturing states and updating weights ask of a VLM, so that neither needs to know the class that uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from .parts import Parts
+from .requests import Inputs, Request
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from .features import FeatureCache
+
+
+class Running(Protocol):
+    """A VLM that can be run (``toolkit.VLM``).
+
+    Attributes:
+        path: folder of the checkpoint.
+        model: the transformers model.
+        parts: its tower, projector, blocks, norm and head.
+        features: image features that are known already.
+    """
+
+    path: Path
+    model: PreTrainedModel
+    parts: Parts
+    features: FeatureCache
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def prepare(self, requests: Sequence[Request]) -> Inputs:
+        """Requests as model inputs."""
+        ...
+
+    def arguments(self, inputs: Inputs, *, cached_features: bool = True) -> dict[str, Any]:
+        """A batch as keyword arguments of the model's ``forward``; ``cached_features`` off runs the tower."""
+        ...
