@@ -97,6 +97,7 @@ class Adapter:
         branch: a second run that ends in a probe, before generation.
         detector: when to refuse, for an adapter whose branch or op yields a ``risk``.
         updates: weights of the base that get new values.
+        read_as: SHA-256 of the manifest file it was read from; None for one that was made or changed in memory.
     """
 
     info: AdapterInfo
@@ -105,6 +106,7 @@ class Adapter:
     branch: Branch | None = None
     detector: DetectorInfo | None = None
     updates: tuple[WeightUpdate, ...] = ()
+    read_as: str | None = field(default=None, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         sources = sum(item.make_op().detects for item in self.interventions) + (self.branch is not None)

@@ -18,7 +18,7 @@ import torch
 from ..errors import InvalidArtifact, SafetykitError, UsageError, WrongBase
 from ..ops.branch import Branch
 from .adapter import Adapter, Intervention
-from .files import atomic_folder, read_inside
+from .files import atomic_folder, read_inside, sha256_file
 from .manifest import (
     AdapterManifest,
     BranchSpec,
@@ -44,6 +44,19 @@ def save_adapter(adapter: Adapter, folder: Path, *, overwrite: bool = False) -> 
     Raises:
         UsageError: ``folder`` exists and ``overwrite`` is off.
     """
+    with atomic_folder(folder, overwrite=overwrite) as work:
+        for name, data in _files(adapter).items():
+            (work / name).write_bytes(data)
+    return folder
+
+
+def manifest_digest(adapter: Adapter) -> str:
+    """SHA-256 of an adapter's manifest file, which holds the digest of every other file: its identity."""
+    return adapter.read_as or hashlib.sha256(_files(adapter)[MANIFEST]).hexdigest()
+
+
+def _files(adapter: Adapter) -> dict[str, bytes]:
+    """The files of an adapter folder, by name."""
     tensors: dict[str, torch.Tensor] = {}
 
     def keep(owner: str, named: Mapping[str, torch.Tensor]) -> dict[str, TensorSpec]:
@@ -90,10 +103,7 @@ def save_adapter(adapter: Adapter, folder: Path, *, overwrite: bool = False) -> 
         updates=updates,
         files={name: hashlib.sha256(data).hexdigest() for name, data in sorted(contents.items())},
     )
-    with atomic_folder(folder, overwrite=overwrite) as work:
-        for name, data in {**contents, MANIFEST: dump_sealed(manifest)}.items():
-            (work / name).write_bytes(data)
-    return folder
+    return {**contents, MANIFEST: dump_sealed(manifest)}
 
 
 def read_manifest(folder: Path) -> AdapterManifest:
@@ -140,7 +150,7 @@ def load_adapter(folder: Path) -> Adapter:
         return {param: _tensor(spec, tensors, folder) for param, spec in specs.items()}
 
     try:
-        return Adapter(
+        adapter = Adapter(
             manifest.info,
             tuple(
                 Intervention(spec.op, Site.parse(spec.site), spec.scope, spec.phase, named(spec.tensors), spec.gate)
@@ -155,6 +165,8 @@ def load_adapter(folder: Path) -> Adapter:
         raise
     except SafetykitError as error:
         raise InvalidArtifact(f"{folder / MANIFEST}: {error.message}", error.next_step) from None
+    object.__setattr__(adapter, "read_as", sha256_file(folder / MANIFEST))
+    return adapter
 
 
 def _branch(spec: BranchSpec, tensors: dict[str, torch.Tensor]) -> Branch:

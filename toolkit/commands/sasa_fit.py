@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import JsonValue
 
 from ...adapters.artifact.adapter import Adapter
-from ...adapters.artifact.store import MANIFEST, load_adapter
+from ...adapters.artifact.stack import describe_corrector
+from ...adapters.artifact.store import load_adapter
 from ...adapters.errors import UsageError
 from ...adapters.sasa.sasa import ProbeFitter, Variant, require_labels
 from ...adapters.statistics.detector import Refusal
@@ -95,8 +95,7 @@ def describe_correctors(folders: Sequence[Path]) -> list[dict[str, JsonValue]]:
         adapter = load_adapter(folder)
         if adapter.detector is not None:
             raise UsageError(f"{folder} is a detector itself.", "--with takes correctors; a request has one detector.")
-        digest = hashlib.sha256((Path(folder) / MANIFEST).read_bytes()).hexdigest()
-        found.append({"method": adapter.info.method, "variant": adapter.info.variant, "manifest_sha256": digest})
+        found.append(describe_corrector(adapter))
     return found
 
 
