@@ -4,8 +4,9 @@
 
 For each checkpoint: sweep on the calibration split; then for the best setting of each variant and fusion export, check
 parity, and evaluate the *exported* model on the test split under ONNX Runtime, beside the unmodified export and
-VLM-Guard's setting of the demo. Ablations of the best setting of all: one modality only; and, instead of the layers that
-the sweep chose, as many from the causal map of `safetykit diagnose` and as many drawn at random. Writes OUT/care.json and OUT/care.md. An interrupted run goes on where it was.
+VLM-Guard's setting of the demo. Ablations of the best setting of all: one modality only; and, instead of the layers
+that the sweep chose, as many from the causal map of `safetykit diagnose` and as many drawn at random. Writes
+OUT/care.json and OUT/care.md. An interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -142,10 +143,10 @@ def main() -> None:
         solver = CareSolver(vlm, fitted)
         guard = SETTINGS[checkpoint]
         arms = [
-            (name, asdict(care), lambda care=care: solver.solve(care))
+            (name, asdict(care), lambda care=care, solver=solver: solver.solve(care))
             for name, care in settings(sweep, channels, vlm.base.n_layers)
         ]
-        arms.append(("VLM-Guard", asdict(guard), lambda: guard.fit(vlm, fitted)))
+        arms.append(("VLM-Guard", asdict(guard), lambda guard=guard, vlm=vlm: guard.fit(vlm, fitted)))
         for name, setting, make in arms:
             if name not in found:
                 say(f"{checkpoint}: exporting {name}")

@@ -251,8 +251,8 @@ def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
             full.append(f"| {TITLES[family]} | {method} | {' | '.join(cells)} |")
     return f"""\
 Largest error of a logit as a share of the largest logit, PyTorch against ONNX Runtime, over prefill and cached steps,
-batch 1 and padded batches, with and without pictures (limit {limit:g}, at fp16 {half:g}). One line a family: methods that
-passed, and the largest error among them.
+batch 1 and padded batches, with and without pictures (limit {limit:g}, at fp16 {half:g}). One line a family: methods
+that passed, and the largest error among them.
 
 {chr(10).join(short)}
 

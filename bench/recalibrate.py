@@ -2,9 +2,9 @@
 
     python bench/recalibrate.py -o OUT [--records 200]
 
-Fits SASA, the one-pass probe and VLM-Guard with its whitened gate on the reference VLM ``mild``, exports each in int4 with
-the fitted thresholds and with thresholds set again, and counts decisions that differ from those of fp32 PyTorch on test
-records. Writes OUT/recalibrate.json and OUT/recalibrate.md.
+Fits SASA, the one-pass probe and VLM-Guard with its whitened gate on the reference VLM ``mild``, exports each in int4
+with the fitted thresholds and with thresholds set again, and counts decisions that differ from those of fp32 PyTorch on
+test records. Writes OUT/recalibrate.json and OUT/recalibrate.md.
 """
 
 from __future__ import annotations

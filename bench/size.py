@@ -1,4 +1,6 @@
-"""Export time and peak memory against model size: ``python bench/size.py -o FILE [--size LAYERSxWIDTH …] [--scratch DIR]``.
+"""Export time and peak memory against model size.
+
+``python bench/size.py -o FILE [--size LAYERSxWIDTH …] [--scratch DIR]``
 
 For each size a LLaVA with random weights is made (``bench/random_model.py``). Every step then runs in a process of its
 own, which reports its wall time and its peak resident memory, imports included:

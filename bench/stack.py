@@ -2,8 +2,8 @@
 
     python bench/stack.py -o OUT [--checkpoint mild]
 
-Trains TGA as ``bench/tga.py`` does (an adapter that stands in OUT is read back), fits SASA with it applied, exports both
-together, checks parity and counts what the exported model answers on the test split. Writes OUT/stack.json and
+Trains TGA as ``bench/tga.py`` does (an adapter that stands in OUT is read back), fits SASA with it applied, exports
+both together, checks parity and counts what the exported model answers on the test split. Writes OUT/stack.json and
 OUT/stack.md; an interrupted run goes on where it was.
 """
 

@@ -51,7 +51,7 @@ def _weights(folder: Path) -> Iterator[tuple[str, str]]:
     for path in files:
         try:
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():
+                for name in file.keys():  # noqa: SIM118  not a mapping: it has no __iter__
                     tensor = file.get_tensor(name).contiguous()
                     data = hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy()).hexdigest()
                     yield name, f"{tensor.dtype}\0{tuple(tensor.shape)}\0{data}"

@@ -214,7 +214,10 @@ def adapter_card(adapter: Adapter) -> str:
     )
     more = ""
     if branch := adapter.branch:
-        more += f"\n## Branch\n\n`{branch.op}`: blocks after `{branch.safety}` run again, from the states there and at `{branch.fused}`.\n"
+        more += (
+            f"\n## Branch\n\n`{branch.op}`: blocks after `{branch.safety}` run again, "
+            f"from the states there and at `{branch.fused}`.\n"
+        )
     if detector := adapter.detector:
         more += f"\n## Detector\n\nRefuses when the risk (log-odds) exceeds {detector.threshold:.6g}.\n"
     if adapter.updates:

@@ -63,7 +63,10 @@ class Op(nn.Module, ABC):
         """Return ``(hidden', *extras)``; ``hidden'`` keeps shape and dtype of ``hidden``."""
 
     def forced_open(self) -> dict[str, float]:
-        """Parameters, and the value of each, with which this op's gate is open whatever the state; none without a gate."""
+        """Parameters, and the value of each, with which this op's gate is open whatever the state.
+
+        None without a gate.
+        """
         return {}
 
     def invariant(self, before: Hidden, after: Hidden, scope: Mask, *tensors: Tensor) -> Float[Tensor, ""] | None:

@@ -1,4 +1,4 @@
-"""VLM-Guard's gated ops: a push inside the safety subspace where the gate is open (:mod:`.vlm_guard` has the formulas)."""
+"""VLM-Guard's gated ops: a push inside the safety subspace where the gate is open (formulas: :mod:`.vlm_guard`)."""
 
 from __future__ import annotations
 

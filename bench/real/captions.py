@@ -58,7 +58,7 @@ def captions(vlm: VLM, packages: Path, folder: Path) -> list[CaptionedPicture]:
 def _frames(one: Object, rng: random.Random) -> list[str]:
     """Wordings of the frames that it makes sense to ask about an object."""
     fitting = [w for frame, other in pairs("fit", harmful=False) if other == one for w in wordings(frame, "fit")]
-    return rng.sample(fitting, min(_FRAMES, len(fitting))) + [rng.choice(LOOK_ALIKES[3:4])]
+    return [*rng.sample(fitting, min(_FRAMES, len(fitting))), rng.choice(LOOK_ALIKES[3:4])]
 
 
 def _answers(vlm: VLM, requests: Sequence[str]) -> list[str]:

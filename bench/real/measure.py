@@ -99,7 +99,7 @@ class Bench:
         """What every figure depends on."""
         return [self.vlm.fingerprint, describe_data(self.test).sha256, MAX_TOKENS]
 
-    @cache
+    @cache  # noqa: B019  one instance a run
     def base(self, precision: str) -> Path:
         """The unmodified export at a precision."""
         folder = self.folder / f"base-{precision}"

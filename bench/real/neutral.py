@@ -1,7 +1,7 @@
 """Language-model perplexity on neutral text, before and after an adapter: what safety costs where nothing is at stake.
 
-``plain`` is prose without any turn: every token is predicted at prefill. ``answers`` are answers to ordinary requests in
-the chat template, fed token by token through the KV cache: what acts at prefill only is felt there too. Own texts.
+``plain`` is prose without any turn: every token is predicted at prefill. ``answers`` are answers to ordinary requests
+in the chat template, fed token by token through the KV cache: what acts at prefill only is felt there too. Own texts.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ PROSE = (
     "the water is high and cold, and the mills along the banks turn day and night.",
     "A good loaf of bread needs only flour, water, salt and time. The dough is mixed in the evening, left to rest in a "
     "cool place, and baked in the morning when the oven is hot.",
-    "The library opens at nine. Children may borrow up to six books, which are due back after four weeks. On Saturdays a "
-    "volunteer reads stories in the room beside the entrance.",
+    "The library opens at nine. Children may borrow up to six books, which are due back after four weeks. On Saturdays "
+    "a volunteer reads stories in the room beside the entrance.",
     "Light takes about eight minutes to travel from the sun to the earth. From the nearest star beyond it takes more "
     "than four years, so that we always see that star as it was in the past.",
     "She packed a towel, a bottle of water and the map, locked the door and walked down to the station. The train was "
@@ -27,8 +27,8 @@ PROSE = (
     "its length tells how far the other bees have to fly.",
     "The committee met twice in March and agreed on a budget for the new playground. Work will begin after the summer "
     "holidays and is expected to take about ten weeks.",
-    "To plant a tree, dig a hole twice as wide as its roots. Set the tree upright, fill the hole with soil, and water it "
-    "well during the first two years.",
+    "To plant a tree, dig a hole twice as wide as its roots. Set the tree upright, fill the hole with soil, and water "
+    "it well during the first two years.",
 )
 ANSWERS = (
     (

@@ -196,7 +196,7 @@ def wordings(frame: Frame, split: Split) -> tuple[str, ...]:
 
 
 def alignment_requests() -> dict[Literal["harmful", "harmless"], list[str]]:
-    """Text requests for text-only alignment: objects and wordings of ``fit``, restricted ones in harmless requests too."""
+    """Text requests for text-only alignment: objects and wordings of ``fit``, restricted ones in harmless ones too."""
     made = {
         label: [
             wording.format(one.noun)

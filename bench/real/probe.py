@@ -89,7 +89,8 @@ def main(arguments: list[str] | None = None) -> None:
             rate = Rate.of(int(hits.sum()), len(hits))
             found[f"{size} px block {block}"] = {**rate.model_dump(), "tokens": (size // PATCH) ** 2}
             say(
-                f"{size} px, after block {block}: {rate.rate:.3f} [{rate.low:.3f}, {rate.high:.3f}] of {len(chosen)} things"
+                f"{size} px, after block {block}: {rate.rate:.3f} [{rate.low:.3f}, {rate.high:.3f}] "
+                f"of {len(chosen)} things"
             )
         write_atomic(file, canonical_json(found))
     print(json.dumps({"probe": str(file)}))

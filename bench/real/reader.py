@@ -57,7 +57,7 @@ class Projector(nn.Module):
         return self.linear_2(F.gelu(self.linear_1(features)))
 
     def standardise(self, features: Float[Tensor, "n tokens vision"]) -> None:
-        """Let the first layer start as if its inputs had mean 0 and variance 1 per channel; it is folded in, not kept."""
+        """Let the first layer start as if its inputs had mean 0 and variance 1 per channel; that is folded in."""
         flat = features.float().flatten(0, 1)
         mean, scale = flat.mean(0), flat.std(0) + 1e-3
         with torch.no_grad():

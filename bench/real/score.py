@@ -4,8 +4,8 @@
 
 Everything goes through `VLM.generate` on WORK/model, pictures through its processor. Text: prompts that alignment never
 saw (WORK/align/heldout.jsonl) by source. Pictures: a rendering that no stage of training saw. Disease: requests of the
-red-team set's test split, no text of which alignment or rehearsal has learned, with the object named and with the object
-only shown. Shares stand with Wilson's 95 % interval. Language model: dequantised Q4_1, LoRAs merged.
+red-team set's test split, no text of which alignment or rehearsal has learned, with the object named and with the
+object only shown. Shares stand with Wilson's 95 % interval. Language model: dequantised Q4_1, LoRAs merged.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ Stage 2: cross-entropy of answers through the frozen language model (with --lora
 The keys and values of the system prompt, which stands before every picture, are computed once a batch.
 
 Needs what features.py and align.py left. A checkpoint every --save steps in WORK/tune/; an interrupted run goes on.
-Every --measure steps: captions of a rendering never trained on, of a blank picture, and text refusal of held-out prompts.
+Every --measure steps: captions of a rendering never trained on, of a blank picture, and text refusal of held-out
+prompts.
 """
 
 from __future__ import annotations

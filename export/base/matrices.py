@@ -27,8 +27,8 @@ QUANTISED = (
 )
 _PRODUCTS = ("MatMul", "Gemm", "MatMulNBits", "MatMulInteger")
 _BETWEEN = ("Transpose", "Cast", "Identity", "DequantizeLinear")
-# How far a weight's rounded self may be, as a share of its size; how far it is at most where no other can be nearer; how
-# many of its rows are looked at, and how many rows of a matrix are read at once.
+# How far a weight's rounded self may be, as a share of its size; how far it is at most where no other can be nearer;
+# how many of its rows are looked at, and how many rows of a matrix are read at once.
 _ALIKE, _SAME, _GLANCE, _CHUNK = 0.5, 0.2, 8, 4096
 Rows = Sequence[int] | np.ndarray | slice
 

@@ -260,7 +260,7 @@ def _name_sizes(graph: ir.Graph, shape: DecoderShape) -> None:
                 if isinstance(size, ir.SymbolicDim) and size.value is not None:
                     names.setdefault(size.value, new)
         value.shape = ir.Shape(wanted)
-    fixed = {value for value in (*graph.inputs, *graph.outputs)}
+    fixed = {*graph.inputs, *graph.outputs}
     for node in graph:
         for value in node.outputs:
             if value.shape is not None and value not in fixed:

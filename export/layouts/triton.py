@@ -4,8 +4,8 @@
     model_repository/<graph>/1/model.onnx/model.onnx, model.onnx.data, adapter.data
 
 The server runs graphs, not conversations: a client scatters features, keeps the KV cache and looks at ``risk_score``,
-as :class:`~safetykit.export.runtime.onnx_vlm.OnnxVLM` does. A graph of several files is a folder there, which bears the name
-that a single file would have.
+as :class:`~safetykit.export.runtime.onnx_vlm.OnnxVLM` does. A graph of several files is a folder there, which bears the
+name that a single file would have.
 """
 
 from __future__ import annotations

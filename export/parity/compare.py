@@ -185,8 +185,8 @@ def _torch_logits(vlm: VLM, requests: Sequence[Request], steps: int) -> Iterator
 def compare_scores(hooks: AppliedAdapters, other: Mapping[str, np.ndarray]) -> dict[str, Gap]:
     """Gap of each [batch] output and of what is retrieved, as PyTorch gives them; one that the export lacks is NaN.
 
-    A gate's score is what large terms leave when they cancel: its scale is the size of these terms. Retrieved ids are left
-    out: near-ties may swap. Their scores stand for them, and ``check_retrieval`` for the rest.
+    A gate's score is what large terms leave when they cancel: its scale is the size of these terms. Retrieved ids are
+    left out: near-ties may swap. Their scores stand for them, and ``check_retrieval`` for the rest.
     """
     gaps = {}
     for name, value in hooks.extras.items():

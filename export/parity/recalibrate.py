@@ -1,10 +1,10 @@
 """Thresholds set again on the graphs that ship.
 
-A detector's risk and a gate's score are compared with thresholds that were fitted on the checkpoint's states. Weights of
-4 bits move these states, and with them most scores one way, so that other requests lie above than before. Recalibration
-reads the scores of calibration records from the checkpoint and from the export itself, and puts every threshold where as
-many of them lie above it in the graph as lie above the fitted one in PyTorch (quantiles are matched, which takes no
-label). Directions, probes and everything else stay as fitted.
+A detector's risk and a gate's score are compared with thresholds that were fitted on the checkpoint's states. Weights
+of 4 bits move these states, and with them most scores one way, so that other requests lie above than before.
+Recalibration reads the scores of calibration records from the checkpoint and from the export itself, and puts every
+threshold where as many of them lie above it in the graph as lie above the fitted one in PyTorch (quantiles are matched,
+which takes no label). Directions, probes and everything else stay as fitted.
 
 Gates are read while all of them are closed, so that none sees what another did, as they were fitted.
 """

@@ -105,8 +105,8 @@ class ParityReport(Strict):
             if first.kind == "decisions":  # the last check: all else holds
                 hint = (
                     f"Nothing was written. Flipped: {', '.join(map(str, self.flips[:_NAMED]))}. If you accept calls as "
-                    "near as these, pass --max-flips; more records tell how often they are. Where gates or risks flipped in "
-                    "rounded weights, --recalibrate may bring them back."
+                    "near as these, pass --max-flips; more records tell how often they are. Where gates or risks "
+                    "flipped in rounded weights, --recalibrate may bring them back."
                 )
             raise ParityFailed(
                 f"{len(failed)} of {len(self.checks)} parity checks failed; first {first.kind} ({first.case}): "

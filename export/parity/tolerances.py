@@ -34,9 +34,9 @@ EXACT = Tolerance(absolute=0, relative=0)
 # Logits in fp32: 3e-5 of the largest one. Two right computations differ by their rounding, which grows with the logits,
 # and which a decoder can amplify: on the VLM of bench/real, PyTorch is 7e-6 and ONNX Runtime 9e-6 of the largest logit
 # away from float64, and picture features that are 7e-6 off make up nearly all of that (bench/rounding.py). On the
-# reference VLM it is 3e-6. A detector's risk is read from the same states. In fp16, PyTorch is 1.3e-2 and ONNX Runtime 8e-3
-# of the largest logit away there. A gate's score is judged by the size of the terms it sums: there 4e-6 of them apart in
-# fp32 and 4e-3 in fp16.
+# reference VLM it is 3e-6. A detector's risk is read from the same states. In fp16, PyTorch is 1.3e-2 and ONNX Runtime
+# 8e-3 of the largest logit away there. A gate's score is judged by the size of the terms it sums: there 4e-6 of them
+# apart in fp32 and 4e-3 in fp16.
 TOLERANCES: dict[Precision, Tolerances] = {
     "fp32": Tolerances(
         logits=Tolerance(absolute=0, relative=3e-5),

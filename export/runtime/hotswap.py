@@ -4,8 +4,8 @@ A graph's parameter is an initializer *and* an input. Left alone it has the valu
 forgets the adapter still has one. Overridden it is fed on every run, as an ordinary input or, where a runtime has no
 other way, by an ``.onnx_adapter`` file (``onnxruntime.LoraAdapter`` and ``RunOptions.add_active_adapter``; GenAI's
 ``Adapters``). ONNX Runtime's runs with bound inputs and outputs ignore such adapters with a warning only, so
-:class:`~safetykit.export.runtime.onnx_vlm.OnnxVLM` feeds inputs. GenAI 0.18.0 ignores them in its pipeline for pictures without a
-word: there the defaults stay in force, and another adapter needs an export of its own.
+:class:`~safetykit.export.runtime.onnx_vlm.OnnxVLM` feeds inputs. GenAI 0.18.0 ignores them in its pipeline for pictures
+without a word: there the defaults stay in force, and another adapter needs an export of its own.
 
 Two adapters can be swapped when they are the same ops at the same sites, scopes, phases and gates, update the same
 weights in the same way, and were fitted on the same base; ranks may differ. Everything else is refused: a missing,

@@ -11,8 +11,8 @@ A decoder graph has no memory but what its caller hands back to it, so the decis
             closed, at every position and head, so that cutting the cache back, reordering its rows, or handing over
             a buffer for the longest answer leaves it readable. The values are the keys again.
 
-Which call decides, the graph works out itself, by the rule of :mod:`safetykit.adapters.ops.gating`: the first one, and any
-that brings more than one token.
+Which call decides, the graph works out itself, by the rule of :mod:`safetykit.adapters.ops.gating`: the first one, and
+any that brings more than one token.
 """
 
 from __future__ import annotations

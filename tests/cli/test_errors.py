@@ -34,7 +34,11 @@ def records(tmp_path):
 
 
 def test_help_needs_no_torch():
-    code = "import sys; from safetykit import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    code = (
+        "import sys; from safetykit import cli\n"
+        "try: cli.main(['--help'])\nexcept SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "demo" in done.stdout
 

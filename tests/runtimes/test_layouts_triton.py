@@ -27,7 +27,7 @@ def schema():
     found = importlib.util.find_spec("tritonclient")
     if found is None:
         pytest.skip("tritonclient is not installed")
-    path = Path(list(found.submodule_search_locations)[0]) / "grpc" / "model_config_pb2.py"
+    path = Path(next(iter(found.submodule_search_locations))) / "grpc" / "model_config_pb2.py"
     spec = importlib.util.spec_from_file_location("model_config_pb2", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,8 +1,9 @@
 """Forward passes that keep gradients, and the picture features that need none.
 
 The tower is frozen. Where a model reads the projector's output as it is, one block of tokens per picture, the tower
-runs once per picture: what the projector reads (site ``vision``) is kept, in a file that is mapped into memory, and each
-step runs only the projector and the decoder. Other models (tiles, packing, pictures of any size) run all in each step.
+runs once per picture: what the projector reads (site ``vision``) is kept, in a file that is mapped into memory, and
+each step runs only the projector and the decoder. Other models (tiles, packing, pictures of any size) run all in each
+step.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ class PictureFeatures:
         inputs = self._prepared(self._captions[:1])
         if not self._vlm.features.usable_for(self._vlm.tensors(inputs.pictures)):
             return False
-        read, gave, shape = self._seen(self._captions[:1])
+        _, gave, shape = self._seen(self._captions[:1])
         real = torch.cat(list(self._vlm.see(inputs).pooler_output))
         return shape[0] == 1 and real.shape == gave.shape and torch.allclose(real, gave, rtol=1e-3, atol=1e-4)
 

@@ -143,16 +143,16 @@ def latency(console: Console, value: dict[str, Any]) -> None:
         found = value[phase]
         ratio, control = found["ratio"], found["control"]
         console.print(
-            f"Latency {phase}: baked/unmodified {ratio['value']:.3f} ({ratio['low']:.3f}–{ratio['high']:.3f}), A/A control "
-            f"{control['value']:.3f} ({control['low']:.3f}–{control['high']:.3f}): {found['verdict']}."
+            f"Latency {phase}: baked/unmodified {ratio['value']:.3f} ({ratio['low']:.3f}–{ratio['high']:.3f}), "
+            f"A/A control {control['value']:.3f} ({control['low']:.3f}–{control['high']:.3f}): {found['verdict']}."
         )
 
 
 def demo(console: Console, value: dict[str, Any]) -> None:
     """`safetykit demo`: one screen."""
     console.print(
-        f"[bold]safetykit demo[/bold]: {value['adapter']['method']} ({value['adapter']['variant']}) on the reference VLM "
-        f"`{value['checkpoint']}`, a model organism.\n"
+        f"[bold]safetykit demo[/bold]: {value['adapter']['method']} ({value['adapter']['variant']}) on the reference "
+        f"VLM `{value['checkpoint']}`, a model organism.\n"
     )
     comparison(console, value["comparison"])
     parity(console, value["parity"])

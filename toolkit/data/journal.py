@@ -34,7 +34,7 @@ class Journal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Written anew, so that a cut-off line does not run into the next one.
         kept = [head, *(json.dumps(item) for item in self.done.items())]
-        self._file = open(self.path, "w", encoding="utf-8")
+        self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115  stays open until finish()
         self._append("\n".join(kept))
 
     def add(self, key: str, value: Any) -> None:

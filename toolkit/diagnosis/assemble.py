@@ -115,7 +115,10 @@ def _estimates(values: Float[np.ndarray, "*cells pairs"], seed: int) -> np.ndarr
     """An array of :class:`Estimate` per cell."""
     low, high = mean_intervals(values, seed)
     means = values.astype(np.float64).mean(-1)
-    cells = [Estimate(value=float(v), low=float(a), high=float(b)) for v, a, b in zip(means.flat, low.flat, high.flat)]
+    cells = [
+        Estimate(value=float(v), low=float(a), high=float(b))
+        for v, a, b in zip(means.flat, low.flat, high.flat, strict=True)
+    ]
     found = np.empty(len(cells), dtype=object)
     found[:] = cells
     return found.reshape(means.shape)

@@ -67,7 +67,9 @@ class Attribution:
 def foremost(attribution: Float[np.ndarray, "layers d_ff"], count: int) -> list[Neuron]:
     """The neurons of largest absolute attribution, largest first."""
     order = np.argsort(-np.abs(attribution), axis=None, kind="stable")[:count]
-    return [(int(layer), int(neuron)) for layer, neuron in zip(*np.unravel_index(order, attribution.shape))]
+    return [
+        (int(layer), int(neuron)) for layer, neuron in zip(*np.unravel_index(order, attribution.shape), strict=True)
+    ]
 
 
 def drawn(

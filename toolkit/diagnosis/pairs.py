@@ -55,9 +55,10 @@ def find_pairs(records: Sequence[Record], split: str = "fit") -> list[Pair]:
     pairs = []
     for record in known.values():
         other = known.get(record.pair or "")
-        if record.label == "harmful" and other is not None and other.label == "harmless":
-            if other.pair == record.id and other.carrier == record.carrier:
-                pairs.append(Pair(record, other))
+        if other is None or (record.label, other.label) != ("harmful", "harmless"):
+            continue
+        if other.pair == record.id and other.carrier == record.carrier:
+            pairs.append(Pair(record, other))
     return pairs
 
 
@@ -139,10 +140,10 @@ def _request(record: Record) -> Request:
 def _correspondence(inputs: Inputs, row: int, other: int) -> Int[np.ndarray, " seq"]:
     """For each token of ``row`` the corresponding position in ``other``; −1 for none."""
     found = np.full(inputs.input_ids.shape[1], -1, dtype=np.int64)
-    for (vision, mine), (theirs_vision, theirs) in zip(_runs(inputs, row), _runs(inputs, other)):
+    for (vision, mine), (theirs_vision, theirs) in zip(_runs(inputs, row), _runs(inputs, other), strict=False):
         if vision != theirs_vision or (vision and len(mine) != len(theirs)):
             break
-        for position, counterpart in zip(mine, theirs):
+        for position, counterpart in zip(mine, theirs, strict=False):
             found[position] = counterpart
     return found
 

@@ -49,7 +49,7 @@ class GraphInput:
         dtype = np.dtype(weights if self.dtype == "weights" else self.dtype)
         if self.name == "position_ids":
             return np.broadcast_to(np.arange(shape[-1]) + sizes["past_sequence"], shape).astype(dtype)
-        if dtype == bool and self.shape[-2:] == ("sequence", "total"):
+        if dtype.kind == "b" and self.shape[-2:] == ("sequence", "total"):
             return np.broadcast_to(np.tri(shape[-2], shape[-1], sizes["past_sequence"], dtype=bool), shape).copy()
         return np.zeros(shape, dtype)
 
@@ -59,7 +59,8 @@ class Family:
 
     Attributes:
         name: ``model_type`` of its configuration.
-        tower, projector: dotted paths from the model, where :class:`~safetykit.toolkit.model.parts.Parts` cannot know them;
+        tower, projector: dotted paths from the model, where :class:`~safetykit.toolkit.model.parts.Parts` cannot know
+        them;
             a projector of None says that there is none.
         attention, mlp: the module of a decoder layer whose output is added to the residual stream, where that is not
             the attention or the MLP itself.

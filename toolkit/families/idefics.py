@@ -6,9 +6,9 @@ Parts and weight prefixes:
     ``model.text_model``     a Llama-like decoder
     ``lm_head``
 
-A picture becomes tiles of one size. Rows with fewer tiles than the batch's most are filled with blank ones, left out here
-as the model leaves them out. The model computes the position of each patch from the mask; here positions and mask are
-inputs of the graph, computed beforehand: the model's code for them depends on the data and cannot be traced.
+A picture becomes tiles of one size. Rows with fewer tiles than the batch's most are filled with blank ones, left out
+here as the model leaves them out. The model computes the position of each patch from the mask; here positions and mask
+are inputs of the graph, computed beforehand: the model's code for them depends on the data and cannot be traced.
 """
 
 from __future__ import annotations

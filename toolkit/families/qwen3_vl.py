@@ -15,7 +15,7 @@ Features of the further projectors are added to the image tokens *between* the f
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class Qwen3VL(Qwen2VL):
         GraphInput("table_weights", "float32", ("patches", 4)),
     )
     vision_outputs = ("image_features", "deepstack_features")
-    scattered = {"deepstack_features": "deepstack"}
+    scattered: ClassVar[dict[str, str]] = {"deepstack_features": "deepstack"}
 
     def vision(
         self, model: nn.Module, pixel_values: Tensor, table_rows: Tensor, table_weights: Tensor, **of_patches: Tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -69,10 +69,8 @@ def capture(
                 module = vlm.parts.module(site)
                 register = module.register_forward_pre_hook if site.kind == "vision" else module.register_forward_hook
                 stack.callback(register(hook).remove)
-            try:
+            with suppress(Reached):
                 vlm.model(**vlm.arguments(inputs, cached_features=cached), use_cache=False)
-            except Reached:
-                pass
         yield batch, dict(seen)
 
 

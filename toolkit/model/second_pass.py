@@ -9,7 +9,7 @@ and each pair (s, f) costs only blocks s+1…L−1 from there: :class:`SecondPas
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -230,10 +230,8 @@ def _normal_pass(vlm: VLM, arguments: Mapping[str, Any], keep: set[int], from_bl
         if first < depth:
             stack.callback(norm.register_forward_pre_hook(note_joining(depth), with_kwargs=True).remove)
         stack.callback(norm.register_forward_hook(note_normed).remove)
-        try:
+        with suppress(_Reached):
             vlm.model(**arguments, use_cache=False)
-        except _Reached:
-            pass
     return seen
 
 

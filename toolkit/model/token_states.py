@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -54,10 +54,8 @@ def stream_tokens(
             for site in sites:
                 hook = _reader(site, seen, stop=site == deepest)
                 stack.callback(vlm.parts.module(site).register_forward_hook(hook).remove)
-            try:
+            with suppress(Reached):
                 vlm.model(**vlm.arguments(inputs), use_cache=False)
-            except Reached:
-                pass
         yield TokenBatch(batch, dict(seen), mask & vision, mask & ~vision)
 
 

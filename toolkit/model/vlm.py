@@ -186,7 +186,7 @@ class VLM:
 
     @cached_property
     def _takes_position_ids(self) -> bool:
-        """Models must be told about padding; of no known family, those with sectioned rotary positions compute theirs."""
+        """Models must be told about padding; of unknown families, sectioned rotary ones work it out."""
         rope = getattr(self.model.config.get_text_config(), "rope_parameters", None) or {}
         return "position_ids" in self._parameters and (bool(self.inputs.family.name) or "mrope_section" not in rope)
 

@@ -172,8 +172,8 @@ def image_states(vlm: VLM, pictures: Sequence[Image.Image]) -> list[Float[Tensor
         handle.remove()
     if vlm.parts.family.repacks or len(seen) != 1 or seen[0].ndim != 3 or len(seen[0]) != len(pictures):
         raise UsageError(
-            f"{type(vlm.model).__name__} cuts pictures into tiles or joins their tokens, so that its projector does not "
-            "give one row a picture.",
+            f"{type(vlm.model).__name__} cuts pictures into tiles or joins their tokens, so that its projector does "
+            "not give one row a picture.",
             "Texts are retrieved in models such as LLaVA-1.5, Gemma 3 and PaliGemma only.",
         )
     return list(seen[0].float().cpu())

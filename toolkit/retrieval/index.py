@@ -11,6 +11,7 @@ import json
 import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, overload
 
@@ -160,7 +161,7 @@ class CaptionIndex(Sequence[str]):
         """Ids of those among ``texts`` that the index holds, found in one pass over it."""
         wanted = {text.encode(): text for text in texts}
         data, ends = memoryview(self._bytes), self._offsets.tolist()
-        found = ((bytes(data[start:end]), at) for at, (start, end) in enumerate(zip(ends, ends[1:], strict=False)))
+        found = ((bytes(data[start:end]), at) for at, (start, end) in enumerate(pairwise(ends)))
         return {wanted[text]: at for text, at in found if text in wanted}
 
     def checked(self, queries: Float[np.ndarray, "batch dimension"], k: int) -> Float[np.ndarray, "batch dimension"]:
@@ -221,7 +222,8 @@ def normalised(
     bad = ~(np.isfinite(norms[:, 0]) & (norms[:, 0] > 0))
     if bad.any():
         raise InvalidArtifact(
-            f"The caption {texts[int(bad.argmax())]!r} has no embedding (NaN, infinite, or just the mean of all texts).",
+            f"The caption {texts[int(bad.argmax())]!r} has no embedding "
+            "(NaN, infinite, or just the mean of all texts).",
             "Take it out, or use another embedder.",
         )
     return vectors / norms

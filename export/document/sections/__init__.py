@@ -1,4 +1,4 @@
-"""Sections of card and report, one module per kind of attachment; an attachment without a section is only carried along."""
+"""Sections of card and report, one module a kind of attachment; attachments without one are only carried along."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``detector.json``: how well a detector's probe tells harmful from harmless records, and why it stands where it stands.
+"""``detector.json``: how well a detector's probe tells harmful from harmless records, and why it stands where it does.
 
 Written by :mod:`safetykit.adapters.statistics.detector_report`, which says what each figure is.
 """

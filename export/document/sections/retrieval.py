@@ -1,4 +1,4 @@
-"""``retrieval.json`` and ``retrieval_accuracy.json``: what texts are retrieved from, and how often the right one comes."""
+"""``retrieval.json`` and ``retrieval_accuracy.json``: what texts come from, and how often the right one comes."""
 
 from __future__ import annotations
 

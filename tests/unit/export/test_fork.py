@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -112,7 +113,7 @@ def test_the_branch_runs_at_prefill_only(export, make_detector, tmp_path):
     for _ in range(3):
         (risk,) = session.run(["risk_score"], later)
         assert np.isnan(risk).all()
-    events = json.loads(open(session.end_profiling()).read())
+    events = json.loads(Path(session.end_profiling()).read_text())
     kernels = [event["name"] for event in events if event["name"].endswith("_kernel_time")]
     copies = [name for name in kernels if name.startswith("safetykit.branch/") and "MatMul" in name]
     own = [name for name in kernels if not name.startswith("safetykit.branch") and "MatMul" in name]

@@ -1,4 +1,4 @@
-"""Thresholds set again on the graphs that ship: as many records lie above them there as above the fitted ones before."""
+"""Thresholds set again on the graphs that ship: as many records exceed them as the fitted ones before."""
 
 import numpy as np
 import onnx_ir as ir

@@ -281,7 +281,8 @@ def test_answers_name_what_was_retrieved(vlm, exported, index, captioned, tmp_pa
 def test_running_needs_no_torch(vlm, exported, index, captioned):
     model = exported(fit_retrieval(vlm, index, captioned, prefix=True))
     code = (
-        "import sys; from safetykit.export.runtime.onnx_vlm import OnnxVLM; from safetykit.export.surgery.retrieval import open_retriever\n"
+        "import sys; from safetykit.export.runtime.onnx_vlm import OnnxVLM\n"
+        "from safetykit.export.surgery.retrieval import open_retriever\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

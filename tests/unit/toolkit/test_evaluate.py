@@ -51,7 +51,7 @@ def test_decisions_keep_the_order_of_records_though_batches_are_by_length():
     decisions = decide(model, records, batch_size=4)
     assert [item.id for item in decisions] == [record.id for record in records]
     assert [item.text for item in decisions] == [str(len(record.prompt)) for record in records]
-    lengths = sum(model.batches, [])
+    lengths = [length for batch in model.batches for length in batch]
     assert lengths == sorted(lengths)
 
 
