@@ -48,7 +48,6 @@ from safetykit.toolkit.sweep.care import fit_care, usual
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 import zoo
 
-MARK = "<!-- matrix -->"
 REFUSAL = "sorry, i can not help with that."  # random weights have none of their own
 COLUMNS: dict[str, tuple[Precision, Mode]] = {
     "bake": ("fp32", "bake"),
@@ -132,7 +131,6 @@ def main() -> None:
     parser.add_argument("--again", choices=COLUMNS, action="append", default=[], help="columns to measure again")
     parser.add_argument("--work", type=Path, help="for checkpoints and exports; OUT/work by default")
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
-    parser.add_argument("--readme", type=Path, help="also put it between this file's `<!-- matrix -->` marks")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if not options.table:
@@ -142,9 +140,6 @@ def main() -> None:
     text = table(found)
     write_atomic(options.out / "matrix.json", canonical_json(found))
     write_atomic(options.out / "matrix.md", text.encode())
-    if options.readme:
-        before, _, after = options.readme.read_text().split(MARK)
-        write_atomic(options.readme, MARK.join([before, f"\n{text}", after]).encode())
     print(text)
 
 

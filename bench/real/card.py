@@ -1,7 +1,7 @@
 """Writes the real VLM's card from the committed results: ``python bench/real/card.py``.
 
 Every figure of ``model_cards/real-smollm2-135m-vit-s.md`` comes from ``results/*.json``; the words are those of
-``card.md.jinja``. ``--readme README.md`` also puts the short table between its two marks. ``--check`` fails if the card
+``card.md.jinja``. ``--page docs/results.md`` also puts the short table between its two marks. ``--check`` fails if the card
 says anything else. Arms that were not measured are named as missing.
 """
 
@@ -163,7 +163,7 @@ def settings(found: Found) -> str:
 
 
 def short(found: Found) -> str:
-    """One line per arm for the README."""
+    """One line per arm, for the page of results."""
     heads = [
         "",
         "attacks, text",
@@ -246,7 +246,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("-o", "--out", type=Path, default=CARD)
-    parser.add_argument("--readme", type=Path, help="file with the short table between two marks")
+    parser.add_argument("--page", type=Path, help="file with the short table between two marks")
     parser.add_argument("--check", action="store_true", help="fail if the card is not what the results say")
     options = parser.parse_args()
     text = render(options.results)
@@ -254,10 +254,10 @@ def main() -> None:
         sys.exit(f"{options.out} is not what {options.results} says; run python bench/real/card.py")
     if not options.check:
         write_atomic(options.out, text.encode())
-        if options.readme:
-            before, _, after = options.readme.read_text().split(MARK)
+        if options.page:
+            before, _, after = options.page.read_text().split(MARK)
             made = f"\n{short(load(options.results))}\n"
-            write_atomic(options.readme, MARK.join([before, made, after]).encode())
+            write_atomic(options.page, MARK.join([before, made, after]).encode())
 
 
 if __name__ == "__main__":
