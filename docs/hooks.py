@@ -1,4 +1,4 @@
-"""What the site says by enumerating the code: the command line, the methods' options, the public names, tables of benches.
+"""What the site says by enumerating the code: the command line, the methods' options, public names, tables of benches.
 
 MkDocs calls :func:`on_files` and :func:`on_page_markdown`. In pages two comments stand for generated text:
 ``<!-- include: PATH -->`` for a Markdown file of the repository, ``<!-- options: METHOD -->`` for a method's settings.
@@ -9,8 +9,10 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 ROOT = Path(__file__).parents[1]
 _MARK = re.compile(r"<!-- (include|options): (\S+) -->")
@@ -40,14 +42,17 @@ def include(path: str) -> str:
 
 
 def options(method: str) -> str:
-    """A table of a method's settings: name, default, values, meaning."""
+    """A table of a method's settings: how the command line spells them, default, values, meaning."""
     from safetykit.adapters.registry import get_method
+    from safetykit.adapters.settings import about, choices, option_of, plain_type
 
-    rows = ["| setting | default | values | meaning |", "|---|---|---|---|"]
-    fields = get_method(method).settings.model_fields
-    for name, field in fields.items():
-        cells = [f"`{name}`", f"`{_shown(field.default)}`", _cell(_values(field.annotation)), _cell(field.description)]
-        rows.append("| " + " | ".join(cells) + " |")
+    kind = get_method(method).settings
+    rows = ["| setting | option | default | values | meaning |", "|---|---|---|---|---|"]
+    for name, field in kind.model_fields.items():
+        option = "" if about(kind, name).hidden else f"`{option_of(kind, name)}`"
+        values = ", ".join(f"`{value}`" for value in choices(field)) or plain_type(field).__name__
+        default = about(kind, name).shown or _shown(field.default)
+        rows.append(f"| `{name}` | {option} | {_cell(default)} | {values} | {_cell(field.description)} |")
     return "\n".join(rows)
 
 
@@ -66,9 +71,9 @@ def command_line() -> str:
         "This page is generated from the program.",
     ]
     for path, command in commands(root, "safetykit"):
-        parts += [f"## `{path}`", inspect.cleandoc(command.help or "").replace("\x08", "").strip()]
-        if not getattr(command, "commands", None) or path == "safetykit":
-            parts.append(_parameters(command, path))
+        if command is not root:
+            parts += [f"## `{path}`", inspect.cleandoc(command.help or "").replace("\x08", "").strip()]
+        parts.append(_parameters(command, path))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -86,7 +91,7 @@ def public_names() -> str:
 
     parts = [
         "# Python",
-        "Everything public is imported from `safetykit`. Names are loaded on first use, so `import safetykit` is cheap.",
+        "Everything public is imported from `safetykit`. Names load on first use: `import safetykit` is cheap.",
     ]
     for name in sorted(safetykit.__all__):
         item = getattr(safetykit, name)
@@ -118,33 +123,30 @@ def _metavar(one: Any) -> str:
 def _kind(one: Any) -> str:
     if getattr(one, "is_flag", False):
         return ""
-    choices = getattr(one.type, "choices", None)
-    kind = ", ".join(f"`{getattr(value, 'value', value)}`" for value in choices) if choices else one.type.name
-    return f"{kind}, repeatable" if one.multiple else kind
+    kind = one.type_descriptor.annotation
+    while get_origin(kind) in (Annotated, Union, UnionType, list, tuple):
+        kind = next(inner for inner in get_args(kind) if inner is not NoneType)
+    if get_origin(kind) is Literal:
+        shown = ", ".join(f"`{value}`" for value in get_args(kind))
+    elif isinstance(kind, type) and issubclass(kind, Enum):
+        shown = ", ".join(f"`{value.value}`" for value in kind)
+    else:
+        shown = {Path: "path", str: "text", int: "integer", float: "number"}.get(kind, str(kind))
+    return f"{shown}, repeatable" if one.multiple else shown
 
 
 def _default(one: Any) -> str:
-    value = getattr(one, "show_default", None)
-    value = value if isinstance(value, str) else one.default
-    if value in (None, False, (), []) or callable(value) or not str(value).strip():
+    shown = getattr(one, "show_default", None)
+    value = shown if isinstance(shown, str) else one.default
+    if value is None or value is False or value in ((), [], "") or callable(value):
         return ""
-    return "" if "Sentinel" in repr(value) else f"`{getattr(value, 'value', value)}`"
-
-
-def _values(annotation: Any) -> str:
-    from typing import get_args, get_origin
-
-    if get_origin(annotation) is None and isinstance(annotation, type):
-        return annotation.__name__
-    found = [value for value in get_args(annotation) if value is not type(None)]
-    if found and all(isinstance(value, str | int | float) for value in found):
-        return ", ".join(f"`{value}`" for value in found)
-    inner = [_values(value) for value in found if value is not Ellipsis]
-    return " or ".join(dict.fromkeys(inner)) if get_origin(annotation) is not tuple else f"list of {inner[0]}"
+    return f"`{getattr(value, 'value', value)}`"
 
 
 def _shown(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "" if value is None else ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _cell(text: Any) -> str:

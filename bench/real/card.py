@@ -1,8 +1,8 @@
 """Writes the real VLM's card from the committed results: ``python bench/real/card.py``.
 
 Every figure of ``model_cards/real-smollm2-135m-vit-s.md`` comes from ``results/*.json``; the words are those of
-``card.md.jinja``. ``--page docs/results.md`` also puts the short table between its two marks. ``--check`` fails if the card
-says anything else. Arms that were not measured are named as missing.
+``card.md.jinja``. ``--page docs/results.md`` also puts the short table between its two marks. ``--check`` fails if the
+card says anything else. Arms that were not measured are named as missing.
 """
 
 from __future__ import annotations
