@@ -29,7 +29,7 @@ from safetykit.adapters.artifact.manifest import canonical_json
 from safetykit.adapters.care.care import CARE, Fusion
 from safetykit.adapters.statistics.subspaces import Variant
 from safetykit.export.base.own import export_base
-from safetykit.export.commands.demo import SETTINGS
+from safetykit.export.commands.demo_loop import SETTINGS
 from safetykit.export.pipeline.pipeline import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.toolkit.data.records import Record, load_records

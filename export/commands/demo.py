@@ -1,119 +1,60 @@
-"""`safetykit demo`: the whole loop on the bundled reference VLM, in one folder."""
+"""`safetykit demo`."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
+import typer
 
-from ...adapters.artifact.files import atomic_folder, write_atomic
-from ...adapters.artifact.manifest import canonical_json
-from ...adapters.errors import UsageError
-from ...adapters.vlm_guard.guard import VLMGuard
-from ...toolkit.data.records import load_records, subset
-from ...toolkit.data.sources import PREFIX, data_path, model_path
-from ...toolkit.model.inputs import Request
-from ...toolkit.model.vlm import VLM
-from ..base.own import Progress, export_base
-from ..document.figures import LATENCY
-from ..document.latency import Latency, measure_latency
-from ..runtime.onnx_vlm import OnnxVLM
-from ..runtime.sessions import CPU
-from .evaluation import export_with_documents
+from ...toolkit.commands.options import Json, Overwrite
 
-# What the sweep of bench/vlm_guard.py chose on the calibration records of each checkpoint.
-SETTINGS = {
-    "mild": VLMGuard("steer", "svd", "paper", layers=(4,), rank=2, alpha=2.0),
-    "severe": VLMGuard("steer", "svd", "paper", layers=(4,), rank=1, alpha=4.0),
-}
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
-@dataclass(frozen=True)
-class _Clock:
-    """Say each step, with the time since the start."""
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for everything the demo makes.")] = Path(
+        "safetykit-demo"
+    ),
+    checkpoint: Annotated[str, typer.Option(help="Which reference VLM: mild or severe.")] = "mild",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """The whole loop on the bundled reference VLM: fit, export, parity, evaluation, card."""
+    from ...toolkit.commands import console
+    from .demo_loop import run_demo
 
-    start: float
-    say: Progress | None
-
-    def __call__(self, step: str) -> None:
-        if self.say:
-            self.say(step)
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.start
+    with console.steps() as say:
+        result = run_demo(out, checkpoint, overwrite=overwrite, progress=say)
+    console.emit(result, as_json=as_json, human=_view)
 
 
-def run_demo(
-    out: Path, checkpoint: str = "mild", *, overwrite: bool = False, progress: Progress | None = None
-) -> dict[str, Any]:
-    """Fit VLM-Guard, export, check parity, evaluate the test split, measure latency, write the card.
+def _view(console: Console, value: dict[str, Any]) -> None:
+    """What a person sees."""
+    from rich.markup import escape
 
-    Args:
-        out: becomes a folder with ``adapter``, ``base`` (the unmodified export) and ``export``.
-        checkpoint: ``mild`` or ``severe``.
+    from .views import comparison, parity
 
-    Returns:
-        JSON-able summary with everything the terminal shows.
+    console.print(
+        f"[bold]safetykit demo[/bold]: {value['adapter']['method']} ({value['adapter']['variant']}) on the reference "
+        f"VLM `{value['checkpoint']}`, a model organism.\n"
+    )
+    comparison(console, value["comparison"])
+    parity(console, value["parity"])
+    _latency(console, value["latency"])
+    console.print(
+        f"\nExport: {escape(value['folder'])}\nCard:   {escape(value['card'])}\nReport: {escape(value['report'])}"
+    )
+    console.print(f"[dim]{value['seconds']:.0f} s in all. Now ask it: {escape(value['try'])}[/dim]")
 
-    Raises:
-        UsageError: ``out`` is taken, or there is no such checkpoint.
-        ParityFailed: then ``out`` does not appear.
-    """
-    if checkpoint not in SETTINGS:
-        raise UsageError(f"There is no reference VLM {checkpoint!r}.", "Choose mild or severe.")
-    clock = _Clock(time.monotonic(), progress)
-    model = f"{PREFIX}:{checkpoint}"
-    with _one_thread(), atomic_folder(out, overwrite=overwrite) as work:
-        vlm = VLM.from_pretrained(model_path(model))
-        records = load_records(data_path(PREFIX), ["fit", "calibration"])
-        clock("fitting VLM-Guard")
-        adapter = SETTINGS[checkpoint].fit(vlm, records)
-        adapter.save(work / "adapter")
-        export_base(vlm, work / "base", progress=clock)
-        found: list[Latency] = []
 
-        def measure(folder: Path) -> None:
-            clock("measuring latency")
-            found.append(_latency(folder, work / "base"))
-            write_atomic(folder / LATENCY, canonical_json(found[0].model_dump(mode="json")))
-
-        result = export_with_documents(
-            model, work / "export", [adapter], data=PREFIX, base_onnx=work / "base", measure=measure, progress=clock
+def _latency(console: Console, value: dict[str, Any]) -> None:
+    """Ratios baked/unmodified beside the A/A control."""
+    for phase in ("prefill", "decode"):
+        found = value[phase]
+        ratio, control = found["ratio"], found["control"]
+        console.print(
+            f"Latency {phase}: baked/unmodified {ratio['value']:.3f} ({ratio['low']:.3f}–{ratio['high']:.3f}), "
+            f"A/A control {control['value']:.3f} ({control['low']:.3f}–{control['high']:.3f}): {found['verdict']}."
         )
-    export = out / "export"
-    picture = next(record for record in load_records(data_path(PREFIX), ["test"]) if record.carrier == "image")
-    return {
-        **result,
-        "folder": str(export),
-        "card": str(export / Path(result["card"]).name),
-        "report": str(export / Path(result["report"]).name),
-        "checkpoint": checkpoint,
-        "adapter": adapter.info.model_dump(mode="json"),
-        "latency": found[0].model_dump(mode="json"),
-        "seconds": clock.seconds,
-        "try": f'safetykit run {export} --prompt "{picture.prompt}" --image PICTURE.png',
-    }
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """On a model this small, torch's threads cost more than they give."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _latency(baked: Path, base: Path) -> Latency:
-    records = [record for record in load_records(data_path(PREFIX), ["test"]) if record.image]
-    requests = [Request(record.prompt, record.picture()) for record in subset(records, 4)]
-    models = [OnnxVLM.from_pretrained(folder, verify=False) for folder in (baked, base, base)]
-    return measure_latency(models[0], models[1], requests, control=models[2], providers=CPU)

@@ -1,12 +1,16 @@
-"""What is installed, and what ONNX Runtime really gives on this machine."""
+"""`safetykit doctor`: what is installed, and what ONNX Runtime really gives on this machine."""
 
 from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ...toolkit.commands.options import Json
 from ..runtime.sessions import installed_packages, placement, require_one_package
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _PACKAGES = (
     "safetykit",
@@ -19,6 +23,25 @@ _PACKAGES = (
     "scikit-learn",
     "typer",
 )
+
+
+def doctor(as_json: Json = False) -> None:
+    """Versions, which ONNX Runtime package, and which providers a session really gets."""
+    from ...toolkit.commands import console
+
+    console.emit(examine(), as_json=as_json, human=_view)
+
+
+def _view(console: Console, value: dict[str, Any]) -> None:
+    """What a person sees."""
+    from ...toolkit.commands.views import facts
+
+    rows = [*value["versions"].items(), (value["onnxruntime"]["package"], value["onnxruntime"]["version"])]
+    for name, starts in value["providers"].items():
+        rows.append(
+            (name, "[green]starts[/green]" if starts else "[red]listed, but a session does not compute with it[/red]")
+        )
+    facts(console, f"Python {value['python']} on {value['platform']}", rows)
 
 
 def examine() -> dict[str, Any]:

@@ -1,0 +1,33 @@
+"""`safetykit card`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...toolkit.commands.options import Json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def card(
+    folder: Annotated[Path, typer.Argument(help="Export folder.")],
+    check: Annotated[bool, typer.Option("--check", help="Only check that the card says what its data says.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the model card and the HTML report again from the folder's data, or check them."""
+    from ...toolkit.commands import console
+    from .evaluation import card_of
+
+    console.emit(card_of(folder, check=check), as_json=as_json, human=_view)
+
+
+def _view(console: Console, value: dict[str, Any]) -> None:
+    """What a person sees."""
+    from rich.markup import escape
+
+    verb = "match their data" if value["checked"] else "written"
+    console.print(f"{escape(value['card'])} and {escape(value['report'])}: {verb}.")

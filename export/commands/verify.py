@@ -1,0 +1,56 @@
+"""`safetykit verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...toolkit.commands.options import Adapters, ExternalIndex, Json, Provider, Swap
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Adapter or export folder.")],
+    model: Annotated[str | None, typer.Option(help="Checkpoint, to run parity again.")] = None,
+    adapter: Adapters = None,
+    swap: Swap = None,
+    external_index: ExternalIndex = None,
+    provider: Provider = None,
+    as_json: Json = False,
+) -> None:
+    """Check every file against the manifest, the card against its data, and parity if --model is given."""
+    from ...toolkit.commands import console
+    from ..runtime.sessions import CPU
+    from .evaluation import verify_folder
+
+    with console.steps() as say:
+        result = verify_folder(
+            folder,
+            model,
+            adapter or [],
+            providers=provider or CPU,
+            external_index=external_index,
+            swap=swap or [],
+            progress=say,
+        )
+    console.emit(result, as_json=as_json, human=_view)
+
+
+def _view(console: Console, value: dict[str, Any]) -> None:
+    """What a person sees."""
+    from rich.markup import escape
+
+    from .views import parity
+
+    console.print(f"{escape(value['folder'])}: {value['files']} files match the manifest ({value['kind']}).")
+    if value["card"] is not None:
+        console.print("The card and the report say what their data say.")
+    if value["parity"]:
+        parity(console, value["parity"])
+    if value["swap"]:
+        console.print("With the swapped adapter, and after it was taken out again:")
+        parity(console, value["swap"])

@@ -1,0 +1,43 @@
+"""What a person sees of a parity report and of a comparison; several commands show them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from ...toolkit.commands.views import figures
+
+
+def comparison(console: Console, value: dict[str, Any]) -> None:
+    """Before and after, per carrier; the groups within carriers are left to the card."""
+    table = figures("Before → after (the exported model)", "attack success", "over-refusal", "exact answers")
+    after = {row["group"]: row["metrics"] for row in value["after"]["rows"]}
+    for row in value["before"]["rows"]:
+        if "/" in row["group"]:
+            continue
+        cells = []
+        for metric in ("attack_success", "over_refusal", "exact"):
+            first, second = row["metrics"].get(metric), after[row["group"]].get(metric)
+            if first is None or second is None:
+                cells.append("–")
+            else:
+                cells.append(f"{100 * first['rate']:.1f} → [bold]{100 * second['rate']:.1f} %[/bold]")
+        table.add_row(row["group"], *cells)
+    console.print(table)
+
+
+def parity(console: Console, value: dict[str, Any]) -> None:
+    """The verdict on one line, and what failed."""
+    verdict = "[green]passed[/green]" if value["passed"] else "[red]FAILED[/red]"
+    worst = max((check["error"] for check in value["checks"] if check["kind"] == "logits"), default=0.0)
+    console.print(
+        f"Parity {verdict}: {len(value['checks'])} checks, largest logit error {worst:.1e} over "
+        f"{value['steps']} cached steps, {len(value['flips'])} decisions flipped ({value['precision']})."
+    )
+    for check in value["checks"]:
+        if not check["passed"]:
+            console.print(
+                f"  [red]{check['kind']}[/red] {escape(check['case'])}: {check['error']:.3g} > {check['limit']:.3g}"
+            )

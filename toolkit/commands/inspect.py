@@ -1,0 +1,44 @@
+"""`safetykit inspect`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .options import Json, Model
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def inspect(model: Model, as_json: Json = False) -> None:
+    """Parts, sites, layer count, fingerprint, and whether it can be exported."""
+    from ..data.sources import model_path
+    from ..families import exportable
+    from ..model.vlm import VLM
+    from . import console
+
+    vlm = VLM.from_pretrained(model_path(model))
+    console.emit({**vlm.describe(), "export": exportable(vlm.model.config)}, as_json=as_json, human=_view)
+
+
+def _view(console: Console, value: dict[str, Any]) -> None:
+    """What a person sees."""
+    from rich.markup import escape
+
+    from .views import facts
+
+    plain = [site for site in value["sites"] if not site.startswith("decoder.")]
+    layers = f"decoder.layers.0 … decoder.layers.{value['n_layers'] - 1} (each with .attn and .mlp)"
+    export = value["export"]
+    rows = [
+        ("architecture", value["architecture"]),
+        ("decoder", f"{value['n_layers']} layers of width {value['d_model']}, vocabulary {value['vocabulary']}"),
+        ("parameters", f"{value['parameters']:,} ({value['dtype']})"),
+        *((name, part or "none") for name, part in value["parts"].items()),
+        ("sites", f"{layers}, {', '.join(plain)}"),
+        ("fingerprint", value["fingerprint"]),
+        ("export", f"yes, as {export['family']}" if export["supported"] else f"no: {escape(export['reason'])}"),
+    ]
+    if value["model_organism"]:
+        rows.append(("note", "a model organism: its figures say nothing about large models"))
+    facts(console, escape(value["path"]), rows)
