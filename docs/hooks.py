@@ -15,6 +15,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 ROOT = Path(__file__).parents[1]
+_TYPES = {Path: "path", str: "text", int: "integer", float: "number", bool: "on or off"}
 _MARK = re.compile(r"<!-- (include|options): (\S+) -->")
 
 
@@ -42,18 +43,22 @@ def include(path: str) -> str:
 
 
 def options(method: str) -> str:
-    """A table of a method's settings: how the command line spells them, default, values, meaning."""
+    """A table of a method's settings: option, default, values, meaning; the Python name where it is another one."""
     from safetykit.adapters.registry import get_method
     from safetykit.adapters.settings import about, choices, option_of, plain_type
 
     kind = get_method(method).settings
-    rows = ["| setting | option | default | values | meaning |", "|---|---|---|---|---|"]
+    rows = ["| option | default | values | meaning |", "|---|---|---|---|"]
     for name, field in kind.model_fields.items():
-        option = "" if about(kind, name).hidden else f"`{option_of(kind, name)}`"
-        values = ", ".join(f"`{value}`" for value in choices(field)) or plain_type(field).__name__
+        option = f"`{option_of(kind, name)}`"
+        if about(kind, name).hidden:
+            option = f"`{name}` (Python)"
+        elif about(kind, name).option:
+            option += f" (`{name}`)"
+        values = ", ".join(f"`{value}`" for value in choices(field)) or _TYPES[plain_type(field)]
         default = about(kind, name).shown or _shown(field.default)
-        rows.append(f"| `{name}` | {option} | {_cell(default)} | {values} | {_cell(field.description)} |")
-    return "\n".join(rows)
+        rows.append(f"| {option} | {_cell(default)} | {values} | {_cell(field.description)} |")
+    return "\n".join([*rows, "", "In Python the same names, without the dashes: `false_positive_rate=0.01`."])
 
 
 def command_line() -> str:
@@ -131,7 +136,7 @@ def _kind(one: Any) -> str:
     elif isinstance(kind, type) and issubclass(kind, Enum):
         shown = ", ".join(f"`{value.value}`" for value in kind)
     else:
-        shown = {Path: "path", str: "text", int: "integer", float: "number"}.get(kind, str(kind))
+        shown = _TYPES.get(kind, str(kind))
     return f"{shown}, repeatable" if one.multiple else shown
 
 
