@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 ROOT = Path(__file__).parents[1]
 _TYPES = {Path: "path", str: "text", int: "integer", float: "number", bool: "on or off"}
 _MARK = re.compile(r"<!-- (include|options): (\S+) -->")
+_ROLE = re.compile(r":(?:func|mod|class|meth|data|attr):\s*<code>~?([\w.]+)</code>")
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -31,6 +32,11 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Put generated text in the place of its marks."""
     return _MARK.sub(lambda found: {"include": include, "options": options}[found[1]](found[2]), markdown)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Docstrings name things as ``:func:`~package.module.name```; show ``name``."""
+    return _ROLE.sub(lambda found: f"<code>{found[1].rpartition('.')[2] or found[1]}</code>", html)
 
 
 def include(path: str) -> str:
