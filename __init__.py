@@ -9,26 +9,41 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "Adapter": ".adapters",
-    "Intervention": ".adapters",
-    "Site": ".adapters",
+    # models, requests, records
+    "VLM": ".toolkit.model.vlm",
+    "OnnxVLM": ".export.runtime.onnx_vlm",
+    "Request": ".toolkit.model.requests",
+    "Generation": ".toolkit.model.requests",
+    "Record": ".toolkit.data.records",
+    "load_records": ".toolkit.data.records",
+    "reference_path": ".toolkit.reference",
+    "records_path": ".toolkit.reference",
+    # methods and adapters
     "VLMGuard": ".adapters",
     "CARE": ".adapters",
     "SASA": ".adapters",
+    "OnePassProbe": ".adapters",
     "TGA": ".adapters",
+    "Adapter": ".adapters",
+    "Intervention": ".adapters",
+    "Site": ".adapters",
     "load_adapter": ".adapters",
-    "SafetykitError": ".adapters.errors",
-    "VLM": ".toolkit.model.vlm",
-    "ChannelMap": ".toolkit.diagnosis",
+    "save_adapter": ".adapters",
+    # what is done with them
     "diagnose": ".toolkit.diagnosis",
-    "Record": ".toolkit.data.records",
-    "load_records": ".toolkit.data.records",
+    "ChannelMap": ".toolkit.diagnosis",
     "evaluate": ".toolkit.evaluation.evaluate",
+    "Evaluation": ".toolkit.evaluation.evaluate",
     "export_onnx": ".export.pipeline.pipeline",
-    "OnnxVLM": ".export.runtime.onnx_vlm",
     "check_parity": ".export.parity.check",
-    "reference_path": ".toolkit.reference",
-    "records_path": ".toolkit.reference",
+    "ParityReport": ".export.parity.report",
+    # errors
+    "SafetykitError": ".adapters.errors",
+    "UsageError": ".adapters.errors",
+    "InvalidArtifact": ".adapters.errors",
+    "UnsupportedGraph": ".adapters.errors",
+    "WrongBase": ".adapters.errors",
+    "ParityFailed": ".adapters.errors",
 }
 
 __all__ = sorted(_HOME)
@@ -38,7 +53,11 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, _HOME, n=1) or [known for known in _HOME if known.lower() == name.lower()]
+    hint = f" Did you mean {near[0]!r}?" if near else f" It has {', '.join(__all__)}."
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{hint}" if name[0] != "_" else name)
 
 
 def __dir__() -> list[str]:

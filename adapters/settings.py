@@ -115,9 +115,7 @@ class Settings(BaseModel):
 
     def _validate(self, given: Mapping[str, Any], recorded: bool) -> None:
         try:
-            self.__pydantic_validator__.validate_python(
-                dict(given), self_instance=self, context={"recorded": recorded}
-            )
+            self.__pydantic_validator__.validate_python(dict(given), self_instance=self, context={"recorded": recorded})
         except ValidationError as error:
             raise _refusal(type(self), error) from None
 
@@ -159,7 +157,7 @@ class Settings(BaseModel):
         """Names of the settings that act in this combination."""
         return {name for name in type(self).model_fields if self._acts(name)}
 
-    def require_acting(self, names: set[str] | frozenset[str], acts: Mapping[str, Sequence[Condition]] = {}) -> None:  # noqa: B006
+    def require_acting(self, names: set[str] | frozenset[str], acts: Mapping[str, Sequence[Condition]] = {}) -> None:
         """Refuse what is given and cannot act.
 
         Args:
@@ -184,9 +182,7 @@ class Settings(BaseModel):
     def _idle(self, name: str, conditions: Sequence[Condition]) -> UsageError:
         kind = type(self)
         spelled = spell(kind, name)
-        unmet = {
-            other: wanted for other, wanted in conditions[0].items() if not _fits(getattr(self, other), wanted)
-        }
+        unmet = {other: wanted for other, wanted in conditions[0].items() if not _fits(getattr(self, other), wanted)}
         found = " and ".join(f"{spell(kind, other)} {_written(getattr(self, other))}" for other in unmet)
         needed = " or with ".join(
             " and ".join(f"{spell(kind, other)} {_wish(wanted)}" for other, wanted in condition.items())

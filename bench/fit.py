@@ -28,7 +28,7 @@ from safetykit.adapters.care.statistics import roles
 from safetykit.adapters.vlm_guard import guard as guard
 from safetykit.toolkit.data.records import Record, load_records
 from safetykit.toolkit.data.sources import data_path, model_path
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.vlm import VLM
 
 METHODS = ("vlm-guard", "care", "care-kernel")

@@ -35,7 +35,7 @@ from safetykit.export.surgery.updates import merge_biases, plan_updates, update_
 from safetykit.toolkit.data.records import load_records, subset
 from safetykit.toolkit.data.sources import data_path, model_path
 from safetykit.toolkit.model.folding import fold
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.vlm import VLM
 
 

@@ -34,7 +34,7 @@ from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.runtime.sessions import open_session, placement
 from safetykit.toolkit.data.records import load_records, subset
 from safetykit.toolkit.data.sources import data_path, model_path
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.vlm import VLM
 
 PROVIDER = "CUDAExecutionProvider"

@@ -32,7 +32,7 @@ from safetykit.toolkit.data.records import Record, load_records
 from safetykit.toolkit.data.sources import data_path
 from safetykit.toolkit.evaluation.evaluate import Decision, tabulate
 from safetykit.toolkit.evaluation.judge import judge
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 
 LAYOUTS = ("transformers.js", "genai")
 

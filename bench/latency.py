@@ -15,7 +15,7 @@ from safetykit.export.document.latency import measure_latency
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.runtime.sessions import CPU
 from safetykit.toolkit.data.records import load_records, subset
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 
 
 def main() -> int:

@@ -35,9 +35,9 @@ from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.runtime.sessions import CPU
 from safetykit.export.surgery.adapt import adapt, copy_base
 from safetykit.toolkit.data.captions import captions_path, load_captions
-from safetykit.toolkit.data.records import open_picture
+from safetykit.toolkit.data.pictures import open_picture
 from safetykit.toolkit.data.sources import model_path
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.vlm import VLM
 from safetykit.toolkit.reference.atlas import SEEN_FONTS, SEEN_SETS, UNSEEN_SETS, data_folder, reference, shown
 from safetykit.toolkit.reference.captions import caption

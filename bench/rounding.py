@@ -20,7 +20,7 @@ import torch
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.toolkit.data.records import load_records, subset
 from safetykit.toolkit.data.sources import data_path, model_path
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.vlm import VLM
 
 _LOGITS = ("pytorch", "pytorch_half", "onnx", "features_alone")

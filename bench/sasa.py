@@ -39,7 +39,7 @@ from safetykit.toolkit.data.journal import Journal
 from safetykit.toolkit.data.records import Record, load_records
 from safetykit.toolkit.data.sources import data_path, model_path
 from safetykit.toolkit.evaluation.evaluate import Decision, decide, tabulate
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.second_pass import SecondPass
 from safetykit.toolkit.model.vlm import VLM
 from safetykit.toolkit.reference.world import things

@@ -30,10 +30,11 @@ from safetykit.export.pipeline.pipeline import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.toolkit.alignment import Aligner
 from safetykit.toolkit.data.captions import captions_path, load_captions
-from safetykit.toolkit.data.records import load_records, open_picture
+from safetykit.toolkit.data.pictures import open_picture
+from safetykit.toolkit.data.records import load_records
 from safetykit.toolkit.data.sources import data_path, model_path
 from safetykit.toolkit.evaluation.evaluate import Generator, Rate, Row, evaluate, tabulate
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.vlm import VLM
 from safetykit.toolkit.reference.atlas import SEEN_SETS, UNSEEN_SETS, data_folder, reference, shown
 from safetykit.toolkit.reference.language import answer

@@ -86,7 +86,7 @@ class SupportsApplying(Protocol):
     def applied(self, adapter: Adapter, *, allow_wrong_base: bool = False) -> AbstractContextManager[None]: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Adapter:
     """An ordered list of interventions with what is known about them.
 
@@ -115,6 +115,19 @@ class Adapter:
                 f"The adapter has {sources} sources of a risk and {'a' if self.detector else 'no'} threshold.",
                 "A detector has one of each; the adapter is damaged or was made for another version.",
             )
+
+    def __repr__(self) -> str:
+        """Method and variant, what it does where, and the model it was fitted on."""
+        does = [f"{item.op} at {item.site}" for item in self.interventions]
+        does += [f"{self.branch.op} at {self.branch.fused}"] if self.branch else []
+        does += [f"{len(self.updates)} weight updates"] if self.updates else []
+        shown = ", ".join(does[:3]) + (f" and {len(does) - 3} more" if len(does) > 3 else "")
+        detects = f", refuses above {self.detector.threshold:.3g}" if self.detector else ""
+        base = self.info.base
+        return (
+            f"Adapter({self.info.method} ({self.info.variant}): {shown or 'nothing'}{detects}; "
+            f"fitted on {base.architecture} {base.fingerprint[:12]})"
+        )
 
     @property
     def empty(self) -> bool:

@@ -19,7 +19,7 @@ from redteam import SEEN_SETS, Pictures
 from safetykit.adapters.artifact.files import write_atomic
 from safetykit.toolkit.data.captions import CaptionedPicture, load_captions
 from safetykit.toolkit.evaluation.judge import is_refusal
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.vlm import VLM
 
 ASKED = "What is in the picture?"

@@ -54,7 +54,7 @@ from safetykit.toolkit.data.journal import Journal
 from safetykit.toolkit.data.records import Record, load_records, subset
 from safetykit.toolkit.evaluation.evaluate import Decision, Generator, Prompted, Rate, decide
 from safetykit.toolkit.evaluation.judge import normalise
-from safetykit.toolkit.model.inputs import Generation, Request
+from safetykit.toolkit.model.requests import Generation, Request
 from safetykit.toolkit.model.vlm import VLM
 
 RECALIBRATED = "-recalibrated"

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
-from safetykit.toolkit.model.inputs import Inputs, Request
+from safetykit.toolkit.model.requests import Inputs, Request
 
 PROSE = (
     "The river rises in the hills to the north and runs through three small towns before it reaches the sea. In spring "

@@ -27,7 +27,7 @@ from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json
 from safetykit.toolkit.evaluation.evaluate import Rate
 from safetykit.toolkit.evaluation.judge import is_refusal
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.vlm import VLM
 
 BATCH = 24

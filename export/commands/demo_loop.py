@@ -17,7 +17,7 @@ from ...adapters.errors import UsageError
 from ...adapters.vlm_guard.guard import VLMGuard
 from ...toolkit.data.records import load_records, subset
 from ...toolkit.data.sources import PREFIX, data_path, model_path
-from ...toolkit.model.inputs import Request
+from ...toolkit.model.requests import Request
 from ...toolkit.model.vlm import VLM
 from ..base.own import Progress, export_base
 from ..document.figures import LATENCY

@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from ...adapters.artifact.manifest import Strict
 from ...adapters.errors import UsageError
-from ...toolkit.model.inputs import Request
+from ...toolkit.model.requests import Request
 
 if TYPE_CHECKING:
     from ..runtime.graphs import Decoding

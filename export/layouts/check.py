@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ...adapters.errors import UsageError
-from ...toolkit.model.inputs import Inputs, Request
+from ...toolkit.model.requests import Inputs, Request
 from ..manifest import LAYOUT
 from ..parity.compare import Gap
 from ..runtime.onnx_vlm import OnnxVLM

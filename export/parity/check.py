@@ -34,7 +34,7 @@ import onnx_ir as ir
 
 from ...adapters.artifact.adapter import Adapter, the_detector
 from ...adapters.artifact.manifest import DetectorInfo
-from ...toolkit.model.inputs import Request
+from ...toolkit.model.requests import Request
 from ..metadata import THRESHOLD, TOKEN
 from ..runtime.onnx_vlm import OnnxVLM
 from ..surgery.adapt import place

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from PIL import Image
 from transformers import DynamicCache
 
-from ...toolkit.model.inputs import Request
+from ...toolkit.model.requests import Request
 from ..runtime.onnx_vlm import OnnxVLM
 
 if TYPE_CHECKING:

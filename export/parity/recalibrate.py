@@ -24,7 +24,7 @@ from ...adapters.artifact.adapter import Adapter
 from ...adapters.errors import InvalidArtifact, UsageError
 from ...adapters.ops.gating import GatedOp
 from ...toolkit.data.records import Record
-from ...toolkit.model.inputs import Request
+from ...toolkit.model.requests import Request
 from ..manifest import Recalibration
 from ..runtime.onnx_vlm import OnnxVLM
 

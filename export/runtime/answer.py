@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ...adapters.errors import UsageError
-from ...toolkit.data.records import open_picture
-from ...toolkit.model.inputs import Request
+from ...toolkit.data.pictures import open_picture
+from ...toolkit.model.requests import Request
 from .onnx_vlm import OnnxVLM
 from .sessions import CPU
 
@@ -49,9 +49,11 @@ def answer(
     if len(pictures) == 1:
         pictures *= len(prompts)
     if len(prompts) == 1:
-        requests = [Request(prompts[0], tuple(pictures) or None, system)]
+        requests = [Request(prompts[0], pictures, system=system)]
     else:
-        requests = [Request(prompt, pictures[at] if pictures else None, system) for at, prompt in enumerate(prompts)]
+        requests = [
+            Request(prompt, pictures[at] if pictures else None, system=system) for at, prompt in enumerate(prompts)
+        ]
     model = OnnxVLM.from_pretrained(folder, providers, index=external_index)
     if swap:
         model.swap(*swap)

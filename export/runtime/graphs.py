@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ...adapters.errors import InvalidArtifact, UsageError
-from ...toolkit.model.inputs import InputProcessor, Inputs
+from ...toolkit.model.inputs import InputProcessor
+from ...toolkit.model.requests import Inputs
 from ..manifest import GRAPHS, ExportManifest, Graph
 from ..metadata import read_metadata
 from .binding import Session, as_array

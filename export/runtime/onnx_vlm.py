@@ -10,14 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from PIL import Image
 
 from ...adapters.artifact.manifest import DetectorInfo
 from ...adapters.errors import UsageError
-from ...toolkit.model.inputs import Generation, InputProcessor, Inputs, Request
+from ...toolkit.model.chat import Prompt, as_requests, is_one
+from ...toolkit.model.inputs import InputProcessor
+from ...toolkit.model.requests import Generation, Inputs, Request
+from ...toolkit.model.streaming import AnswerStream, Streamer, require_one
 from ...toolkit.retrieval.index import CaptionIndex
 from ..manifest import ExportManifest, Graph, read_manifest
 from ..surgery.retrieval import open_retriever
@@ -87,25 +90,59 @@ class OnnxVLM(Graphs):
         manifest = read_manifest(folder, verify=verify)
         return cls(folder, manifest, InputProcessor.from_pretrained(folder), providers, index=index)
 
+    def __repr__(self) -> str:
+        """Its folder, architecture, precision, mode, adapters and providers."""
+        manifest = self.manifest
+        methods = " + ".join(info.method for info in manifest.adapters) or "no adapter"
+        swapped = ", swapped" if self.swapped else ""
+        return (
+            f"OnnxVLM({str(self.path)!r}, {manifest.base.architecture}, {manifest.precision}, {manifest.mode}, "
+            f"{methods}{swapped}, {' + '.join(self.providers)})"
+        )
+
+    @overload
+    def generate(self, requests: Prompt, max_new_tokens: int = 32, **options: Any) -> Generation: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def generate(self, requests: Sequence[Prompt], max_new_tokens: int = 32, **options: Any) -> list[Generation]: ...
+
     def generate(
         self,
-        requests: Sequence[Request],
+        requests: Prompt | Sequence[Prompt],
         max_new_tokens: int = 32,
         *,
         do_sample: bool = False,
         temperature: float = 1.0,
         top_p: float = 1.0,
         seed: int = 0,
-    ) -> list[Generation]:
-        """Answer a batch of requests; greedy unless ``do_sample``.
+        streamer: Streamer | None = None,
+    ) -> Generation | list[Generation]:
+        """Answer a request, or a batch of them; greedy unless ``do_sample``.
 
         A detector refuses row by row after the prefill; the other rows are answered as if those were still there.
 
+        Args:
+            requests: a string, a :class:`Request` or the messages of a chat; or a list of these.
+            streamer: gets the prompt's token ids [1, seq] and then the answer's as they come, as NumPy arrays, for a
+                single request; of an answer that a detector refuses, the refusal only.
+
+        Returns:
+            The answer; for a list, one each.
+
         Raises:
+            UsageError: a request is none, its picture cannot be read, or a batch is to be streamed.
             InvalidArtifact: the detector's risk of a request is not a number.
         """
         sampler = Sampler(do_sample=do_sample, temperature=temperature, top_p=top_p, seed=seed)
-        state = self.prefill_requests(requests)
+        answers = self._answered(as_requests(requests), max_new_tokens, sampler, streamer)
+        return answers[0] if is_one(requests) else answers
+
+    def _answered(
+        self, requests: Sequence[Request], max_new_tokens: int, sampler: Sampler, streamer: Streamer | None
+    ) -> list[Generation]:
+        if streamer is not None:
+            require_one(requests)
+        state, inputs = self._read(requests)
         scores = {name: value for name, value in state.extras.items() if value.ndim == 1}
         detector = self.detector
         finished = np.zeros(len(requests), dtype=bool)
@@ -113,6 +150,15 @@ class OnnxVLM(Graphs):
             scores["risk"] = scores["risk"] - np.float32(detector.threshold)
             finished = scores["risk"] > 0
         eos = np.array(self.inputs.eos_token_ids)
+        stream = streamer and AnswerStream(
+            streamer,
+            self.inputs.eos_token_ids,
+            (lambda: float(scores["risk"][0])) if detector else None,
+            self.inputs.tokens_of(detector.refusal) if detector else (),
+            np.array,
+        )
+        if stream:
+            stream.put(inputs.input_ids)
         tokens: list[list[int]] = [[] for _ in requests]
         for count in range(1, max_new_tokens + 1):
             if finished.all():
@@ -121,8 +167,12 @@ class OnnxVLM(Graphs):
             finished |= np.isin(chosen, eos)
             for row in np.flatnonzero(~finished):
                 tokens[row].append(int(chosen[row]))
+            if stream:
+                stream.put(chosen)
             if not finished.all() and count < max_new_tokens:
                 state = self.step(state, chosen)
+        if stream:
+            stream.end()
         refusal = detector.refusal if detector else None
         return [
             self.inputs.generation(row, {name: float(value[at]) for name, value in scores.items()}, refusal)
@@ -153,22 +203,22 @@ class OnnxVLM(Graphs):
 
     def prefill_requests(self, requests: Sequence[Request]) -> Decoding:
         """Prepare requests and run :meth:`prefill`, with the text-only branch if an op asks for it."""
-        swaps = self._swaps
-        state = self._read(requests)
-        self._require_unswapped(swaps)
-        return state
+        return self._read(requests)[0]
 
-    def _read(self, requests: Sequence[Request]) -> Decoding:
-        text_only = None
+    def _read(self, requests: Sequence[Request]) -> tuple[Decoding, Inputs]:
+        swaps, text_only = self._swaps, None
         if self.needs_reference:
-            text_only = self.inputs.prepare([Request(request.prompt, system=request.system) for request in requests])
+            text_only = self.inputs.prepare([request.without_pictures() for request in requests])
         seen = None
         if self.retriever and (rows := self.retriever.pending(requests)):
             seen = self.see(self.inputs.prepare([requests[at] for at in rows]).pictures)
             requests = self.retriever.extended(requests, rows, seen.extras)
             if len(rows) < sum(request.image is not None for request in requests):
                 seen = None  # other rows brought their texts along: the batch has more pictures than were seen
-        return self.prefill(self.inputs.prepare(requests), text_only, seen)
+        inputs = self.inputs.prepare(requests)
+        state = self.prefill(inputs, text_only, seen)
+        self._require_unswapped(swaps)
+        return state, inputs
 
     def retrieved(self, pictures: Sequence[Image.Image]) -> list[tuple[str, ...]]:
         """The texts found for each picture, best first.

@@ -3,7 +3,7 @@
 import pytest
 
 from safetykit.adapters import UsageError
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 
 KNOWS = (
     "{% for m in messages %}{{ m['role'] }}: {% for part in m['content'] %}"

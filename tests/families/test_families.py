@@ -29,7 +29,7 @@ from safetykit.toolkit.data.captions import CaptionedPicture, captions_path, loa
 from safetykit.toolkit.data.records import Record, load_records, subset
 from safetykit.toolkit.data.sources import data_path
 from safetykit.toolkit.families import exportable, family_names
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.second_pass import SecondPass
 from safetykit.toolkit.model.vlm import VLM
 

@@ -20,7 +20,8 @@ from zoo import build
 
 from safetykit.toolkit.families.gemma3 import numbered_runs
 from safetykit.toolkit.families.grids import frame_ids, patch_places, rotary_positions, table_mix, window_ids
-from safetykit.toolkit.model.inputs import InputProcessor, Request
+from safetykit.toolkit.model.inputs import InputProcessor
+from safetykit.toolkit.model.requests import Request
 
 MERGE = 2
 GRIDS = np.array([[1, 4, 6], [1, 2, 2], [2, 10, 4], [1, 6, 14]])

@@ -18,7 +18,8 @@ from zoo import build
 from safetykit.adapters.errors import UsageError
 from safetykit.toolkit.families import family_or_any
 from safetykit.toolkit.families.idefics import patch_positions
-from safetykit.toolkit.model.inputs import InputProcessor, Request
+from safetykit.toolkit.model.inputs import InputProcessor
+from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.vlm import VLM
 
 SIZES = [(30, 200), (200, 30), (100, 90), (16, 16), (333, 500), (1, 40), (64, 48), (47, 97)]  # height, width

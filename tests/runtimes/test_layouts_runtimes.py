@@ -20,7 +20,7 @@ from safetykit.export.manifest import read_manifest
 from safetykit.export.parity.compare import parity_requests
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.surgery.adapt import adapt, copy_base
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.vlm import VLM
 
 REFUSAL_TOKEN = 24

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 
 NODE = Path(__file__).parent / "node"
 # Where `npm ci --ignore-scripts` was run; by default beside the script.

@@ -29,7 +29,7 @@ from safetykit.export.base.own import export_base
 from safetykit.export.base.quantise import quantise_decoder
 from safetykit.export.manifest import read_manifest
 from safetykit.export.surgery.adapt import copy_base
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.vlm import VLM
 
 WORDS = [

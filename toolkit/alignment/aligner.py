@@ -19,7 +19,7 @@ from ...adapters.artifact.updates import WeightUpdate
 from ...adapters.errors import UsageError
 from ...adapters.tga.tga import TGA, Aligned
 from ..data.captions import CaptionedPicture, describe_captions
-from ..model.inputs import Request
+from ..model.requests import Request
 from ..model.updates import updated
 from .batches import Batches
 from .closed_form import AffineCorrection

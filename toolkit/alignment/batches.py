@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ...adapters.errors import UsageError
 from ..data.captions import CaptionedPicture
-from ..model.inputs import RETRIEVED, InputProcessor, Inputs, Request
+from ..model.inputs import InputProcessor
+from ..model.requests import RETRIEVED, Inputs, Request
 
 
 @dataclass(frozen=True)

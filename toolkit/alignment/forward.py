@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ...adapters.errors import UsageError
 from ..data.captions import CaptionedPicture
-from ..model.inputs import Inputs, Request
+from ..model.requests import Inputs, Request
 from .batches import caption_mask
 from .loss import pooled
 

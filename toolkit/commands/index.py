@@ -110,7 +110,7 @@ def _picture_query(opened: Any, image: str, adapter: Path | None, model: str | N
     from ...adapters.artifact.store import load_adapter
     from ...adapters.errors import UsageError
     from ...adapters.retrieval.retrieval import retrieval_of
-    from ..data.records import open_picture
+    from ..data.pictures import open_picture
     from ..data.sources import model_path
     from ..model.vlm import VLM
     from ..retrieval.fit import picture_query_of

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from ...adapters.artifact.manifest import DataInfo
 from ...adapters.errors import InvalidArtifact, UsageError
 from ..reference.captions import captions_file
-from .records import open_picture
+from .pictures import open_picture
 from .sources import PREFIX
 
 _LABELS = ("label", "labels", "harmful", "unsafe", "category")

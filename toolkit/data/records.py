@@ -1,28 +1,25 @@
 """Records: labelled examples, stored as JSON lines.
 
-A picture is named by a path relative to its file, optionally with a W3C media fragment that cuts a
-rectangle out of an atlas: ``noto.png#xywh=64,0,32,32``.
+A picture is named by a path relative to its file, see :mod:`.pictures`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from ...adapters.errors import InvalidArtifact, UsageError
+from .pictures import open_picture
+from .sources import data_path
 
 Split = Literal["fit", "calibration", "test"]
 Carrier = Literal["text", "image", "typographic", "text+image", "adversarial"]
 CARRIERS: tuple[Carrier, ...] = ("text", "image", "text+image", "typographic", "adversarial")
-
-_FRAGMENT = re.compile(r"(?P<path>[^#]+)(?:#xywh=(?P<x>\d+),(?P<y>\d+),(?P<w>[1-9]\d*),(?P<h>[1-9]\d*))?")
 
 
 class Record(BaseModel):
@@ -51,6 +48,14 @@ class Record(BaseModel):
     tags: tuple[str, ...] = ()
     _folder: Path = PrivateAttr(default=Path())
 
+    def __repr__(self) -> str:
+        """Id, label, carrier, split and the beginning of the prompt; what is not given is left out."""
+        prompt = self.prompt if len(self.prompt) <= 60 else f"{self.prompt[:59]}…"
+        image = f", image={self.image!r}" if self.image else ""
+        return f"Record({self.id!r}, {self.label}, {self.carrier}, {self.split}, {prompt!r}{image})"
+
+    __str__ = __repr__
+
     def picture(self) -> Image.Image | None:
         """The picture in RGB, or None for a text record.
 
@@ -74,49 +79,18 @@ class Record(BaseModel):
         return digest.hexdigest()
 
 
-def open_picture(text: str, folder: Path = Path()) -> Image.Image:
-    """The picture, or the rectangle of one, that ``text`` names relative to ``folder``; in RGB.
-
-    Raises:
-        UsageError: the file is missing or no picture, or the rectangle leaves it.
-    """
-    match = _FRAGMENT.fullmatch(text)
-    if match is None:
-        raise UsageError(f"{text!r} names no picture.", "Write PATH or PATH#xywh=X,Y,W,H.")
-    path = folder / match["path"]
-    try:
-        picture = _read_picture(path)
-    except FileNotFoundError:
-        raise UsageError(
-            f"There is no picture {path}.", "Picture paths in records are relative to the file of the records."
-        ) from None
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as a picture ({error}).", "Use PNG, JPEG or WebP.") from None
-    if match["x"] is None:
-        return picture
-    x, y, width, height = (int(match[key]) for key in "xywh")
-    if x + width > picture.width or y + height > picture.height:
-        raise UsageError(f"{text!r} leaves the picture of {picture.width}x{picture.height}.", "Correct the rectangle.")
-    return picture.crop((x, y, x + width, y + height))
-
-
-@lru_cache(maxsize=32)
-def _read_picture(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
-
-
 def load_records(path: Path | str, splits: Iterable[Split] | None = None) -> list[Record]:
     """Read a JSONL file, or every ``*.jsonl`` of a folder in name order.
 
     Args:
+        path: the file or folder, or ``reference`` for the bundled records.
         splits: keep only these; all by default.
 
     Raises:
         UsageError: nothing there, or no record of a wanted split.
         InvalidArtifact: a line is no record, or an id appears twice; file and line are named.
     """
-    path = Path(path)
+    path = data_path(path)
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise UsageError(f"There are no records at {path}.", "Pass a JSONL file or a folder of them.")

@@ -10,13 +10,13 @@ from ..reference import records_path, reference_path
 PREFIX = "reference"
 
 
-def model_path(text: str) -> Path:
+def model_path(text: Path | str) -> Path:
     """A checkpoint folder, or ``reference:mild`` / ``reference:severe``.
 
     Raises:
         UsageError: neither.
     """
-    prefix, _, name = text.partition(":")
+    prefix, _, name = str(text).partition(":")
     if prefix == PREFIX and name in ("mild", "severe"):
         return reference_path(name)  # type: ignore[arg-type]
     path = Path(text)
@@ -28,13 +28,13 @@ def model_path(text: str) -> Path:
     return path
 
 
-def data_path(text: str) -> Path:
+def data_path(text: Path | str) -> Path:
     """A JSONL file or folder of records, or ``reference`` for the bundled ones.
 
     Raises:
         UsageError: neither.
     """
-    if text == PREFIX:
+    if str(text) == PREFIX:
         return records_path("fit").parent
     path = Path(text)
     if not path.exists():

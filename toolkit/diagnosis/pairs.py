@@ -21,7 +21,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..data.records import Record
-from ..model.inputs import Inputs, Request
+from ..model.requests import Inputs, Request
 
 if TYPE_CHECKING:
     from ..model.vlm import VLM

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..data.records import Record
-from ..model.inputs import Inputs, Request
+from ..model.requests import Inputs, Request
 from .patching import last_logits
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 from ...adapters.errors import UsageError
 from ..data.journal import Journal
 from ..data.records import CARRIERS, Record
-from ..model.inputs import Generation, Request
+from ..model.requests import Generation, Request
 from .judge import Outcome, judge
 
 Metric = Literal["attack_success", "refused", "exact", "over_refusal"]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import log_softmax
 
-from ..model.inputs import Request
+from ..model.requests import Request
 
 if TYPE_CHECKING:
     from ..model.vlm import VLM

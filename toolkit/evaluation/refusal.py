@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...adapters.errors import UsageError
 from ..data.records import Record, subset
-from ..model.inputs import Request
+from ..model.requests import Request
 from .judge import is_refusal
 
 if TYPE_CHECKING:

@@ -148,7 +148,7 @@ def find_writers(vlm: VLM, sites: Sequence[Site]) -> dict[Site, str]:
     Raises:
         UsageError: a site does not exist, or its branch ends in something else than one linear layer.
     """
-    from .inputs import Request
+    from .requests import Request
 
     branches = {site: vlm.parts.module(site) for site in sites}
     ends: dict[Site, Tensor] = {}

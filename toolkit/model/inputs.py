@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from ...adapters.errors import InvalidArtifact, UsageError
+from ..data.sources import model_path
 from ..families import family_or_any
 from .requests import Generation, Inputs, Request
 
-RETRIEVED = "Retrieved Text: "  # TGA's prefix
+_OTHER_BACKEND = "TorchvisionBackend"
 _PER_TOKEN = "token_type_ids"  # how the processors' outputs about tokens are called; the others are about pictures
 
 
@@ -29,19 +30,42 @@ class InputProcessor:
         family: what is special about its inputs.
     """
 
-    def __init__(self, processor: Any, image_token_id: int, eos_token_ids: Sequence[int], config: Any) -> None:
+    def __init__(self, processor: Any, config: Any, eos_token_ids: int | Sequence[int] | None = None) -> None:
+        """Use a loaded processor; its tokenizer pads on the left from now on.
+
+        Args:
+            processor: of transformers, for pictures and text.
+            config: the model's.
+            eos_token_ids: what ends an answer; by default the tokenizer's end of sequence.
+
+        Raises:
+            UsageError: this is no processor for pictures and text, or it does not prepare pictures by Pillow.
+        """
+        image_token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
+        if image_token is None or not hasattr(processor, "tokenizer"):
+            raise UsageError(
+                f"The model ({config.model_type}) has no image token or no processor for text and pictures.",
+                "safetykit works on vision-language models whose pictures become tokens of the decoder.",
+            )
+        if any(base.__name__ == _OTHER_BACKEND for base in type(getattr(processor, "image_processor", None)).__mro__):
+            raise UsageError(
+                f"{type(processor.image_processor).__name__} prepares pictures by torchvision, exports by Pillow: "
+                "they would see other pixels.",
+                'Load the processor with AutoProcessor.from_pretrained(..., backend="pil").',
+            )
         self.processor = processor
         self.config, self.family = config, family_or_any(config)
         self.tokenizer = processor.tokenizer
         self.tokenizer.padding_side = "left"
-        self.image_token_id = image_token_id
-        self.eos_token_ids = tuple(eos_token_ids)
+        self.image_token_id: int = image_token
+        ends = self.tokenizer.eos_token_id if eos_token_ids is None else eos_token_ids
+        self.eos_token_ids = (ends,) if isinstance(ends, int) else tuple(ends)
         pad = self.tokenizer.pad_token_id
         self.pad_token_id: int = self.eos_token_ids[0] if pad is None else pad
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> InputProcessor:
-        """Read a checkpoint or export folder; nothing is downloaded.
+        """Read a checkpoint or export folder, or ``reference:mild``; nothing is downloaded.
 
         Raises:
             UsageError: the folder has no processor for pictures and text.
@@ -50,47 +74,37 @@ class InputProcessor:
 
         from .processors import load_processor
 
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise UsageError(f"There is no model folder at {folder}.", "Pass the path of a checkpoint on disk.")
+        folder = model_path(folder)
+        eos: Any = None
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
             processor = load_processor(folder, config)
+            if (folder / "generation_config.json").is_file():
+                eos = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
         except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UsageError(
                 f"{folder} cannot be read as a vision-language checkpoint: {reason}",
                 "It needs config.json, a tokenizer and a processor in the files that transformers reads.",
             ) from None
-        image_token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
-        if image_token is None or not hasattr(processor, "tokenizer"):
-            raise UsageError(
-                f"{folder} ({config.model_type}) has no image token or no processor for text and pictures.",
-                "safetykit works on vision-language models whose pictures become tokens of the decoder.",
-            )
-        eos: Any = None
-        if (folder / "generation_config.json").is_file():
-            eos = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
-        if eos is None:
-            eos = processor.tokenizer.eos_token_id
-        return cls(processor, image_token, [eos] if isinstance(eos, int) else list(eos), config)
+        return cls(processor, config, eos)
 
     def render(self, request: Request) -> str:
         """The request in the model's chat template, up to where the answer begins or as far as it is given."""
         return self.family.joined(self._prompt(request), request.answer)
 
     def _prompt(self, request: Request) -> str:
-        text = request.prompt
-        if request.retrieved:
-            text = f"{RETRIEVED}{' '.join(request.retrieved)}\n{text}"
-        content = [*({"type": "image"} for _ in request.pictures), {"type": "text", "text": text}]
-        turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
-        if request.system:
-            turns.insert(0, {"role": "system", "content": [{"type": "text", "text": request.system}]})
+        turns = request.messages()
         prompt = self.family.render(self.processor, turns)
-        if request.system not in prompt:  # templates that know no system turn drop it silently
+        # Templates that know no system turn, or one turn only, drop the others silently.
+        if request.system.strip() not in prompt:
             raise UsageError(
                 "This model's chat template has no place for a system turn.", "Put the text before the prompt instead."
+            )
+        if lost := next((turn for turn in request.turns if turn.text.strip() not in prompt), None):
+            raise UsageError(
+                f"This model's chat template drops what the {lost.role} said before: {lost.text[:60]!r}.",
+                "Ask with a single prompt.",
             )
         return prompt
 
@@ -126,6 +140,10 @@ class InputProcessor:
         """Text of generated tokens, without special tokens."""
         return self.tokenizer.decode(list(token_ids), skip_special_tokens=True).strip()
 
+    def tokens_of(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text that stands alone, without special tokens."""
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def generation(self, token_ids: Sequence[int], scores: dict[str, float], refusal: str | None = None) -> Generation:
         """What one row returned; with ``refusal``, the fixed answer of a detector whose ``risk`` is positive.
 
@@ -138,8 +156,7 @@ class InputProcessor:
                 "States have overflowed; use --precision fp32, or fit the detector for this precision.",
             )
         if refusal is not None and scores["risk"] > 0:
-            tokens = self.tokenizer(refusal, add_special_tokens=False)["input_ids"]
-            return Generation(refusal, tuple(tokens), scores, refused=True)
+            return Generation(refusal, self.tokens_of(refusal), scores, refused=True)
         return Generation(self.decode(token_ids), tuple(token_ids), scores)
 
 

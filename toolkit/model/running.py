@@ -21,16 +21,19 @@ class Running(Protocol):
     """A VLM that can be run (``toolkit.VLM``).
 
     Attributes:
-        path: folder of the checkpoint.
         model: the transformers model.
         parts: its tower, projector, blocks, norm and head.
         features: image features that are known already.
     """
 
-    path: Path
     model: PreTrainedModel
     parts: Parts
     features: FeatureCache
+
+    @property
+    def path(self) -> Path:
+        """Folder of the checkpoint."""
+        ...
 
     @property
     def device(self) -> torch.device: ...

@@ -25,7 +25,7 @@ from ...adapters.ops.op import Hidden
 from ...adapters.statistics.detector import Place
 from ..data.records import Record
 from ..evaluation.evaluate import Progress
-from .inputs import Request
+from .requests import Request
 from .vlm import VLM
 
 OP = "FusedProjection"

@@ -6,9 +6,8 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -25,14 +24,18 @@ from ...adapters.errors import UsageError
 from ...adapters.protocols import Pool
 from ...adapters.statistics.tokens import TokenBatch
 from ..data.records import Record
+from ..data.sources import model_path
 from ..retrieval.index import CaptionIndex
 from ..retrieval.prefix import Retriever, retriever_of
+from .answering import answer
 from .capture import capture
+from .chat import Prompt, as_requests, is_one
 from .features import FeatureCache
 from .hooks import AppliedAdapters
 from .inputs import InputProcessor
 from .parts import Parts
 from .requests import Generation, Inputs, Request
+from .streaming import Streamer
 from .token_states import stream_tokens
 from .updates import updated
 
@@ -41,17 +44,35 @@ class VLM:
     """A transformers image-text-to-text model with its processor.
 
     Attributes:
-        path: the checkpoint folder.
         model: the transformers model, in evaluation mode.
         inputs: turns requests into model inputs.
         parts: the modules that sites refer to.
         index: what adapters search whose index is not their own; set it before they are applied.
     """
 
-    def __init__(self, path: Path, model: torch.nn.Module, inputs: InputProcessor) -> None:
-        self.path = Path(path)
+    def __init__(self, model: torch.nn.Module, processor: Any, *, path: Path | str | None = None) -> None:
+        """Use a loaded transformers model, which is put into evaluation mode, and its processor.
+
+        Args:
+            processor: of transformers, or an :class:`InputProcessor`.
+            path: the checkpoint folder whose weights the model has; by default the local folder that it was loaded
+                from. Weights that were changed since must be saved and loaded first: a fingerprint is the folder's.
+
+        Raises:
+            UsageError: the model carries unmerged PEFT adapters, a part of it was not found, or the processor is not
+                for pictures and text.
+        """
+        if getattr(model, "peft_config", None):
+            raise UsageError(
+                "The model carries PEFT adapters, so its weights are not those of a checkpoint.",
+                "Merge them (merge_and_unload), save the model and its processor, and load that folder.",
+            )
+        self._path = Path(path) if path is not None else _folder_of(model)
         self.model = model.eval()
-        self.inputs = inputs
+        if not isinstance(processor, InputProcessor):
+            ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+            processor = InputProcessor(processor, model.config, ends)
+        self.inputs: InputProcessor = processor
         self.parts = Parts.find(model)
         self.features = FeatureCache(model)
         self.index: CaptionIndex | None = None
@@ -61,13 +82,14 @@ class VLM:
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, *, dtype: str = "float32", device: str = "cpu") -> VLM:
-        """Load a checkpoint folder; only safetensors are read and nothing is downloaded.
+        """Load a checkpoint folder, or ``reference:mild``; only safetensors are read and nothing is downloaded.
 
         Raises:
             UsageError: the folder is missing, holds no VLM, or a part was not found.
         """
         from transformers import AutoModelForImageTextToText
 
+        folder = model_path(folder)
         inputs = InputProcessor.from_pretrained(folder)
         try:
             model = AutoModelForImageTextToText.from_pretrained(
@@ -79,7 +101,31 @@ class VLM:
                 f"{folder} cannot be loaded as a vision-language model: {reason}",
                 "It needs an image-text-to-text architecture of transformers and safetensors weights.",
             ) from None
-        return cls(Path(folder), model.to(device), inputs)
+        return cls(model.to(device), inputs, path=folder)
+
+    def __repr__(self) -> str:
+        """Where it comes from, its architecture, size and type, and whether adapters are applied."""
+        config = self.model.config.get_text_config()
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        applied = ", adapters applied" if self._hooks else ""
+        return (
+            f"VLM({str(self._path) if self._path else 'in memory'!r}, {type(self.model).__name__}, "
+            f"{len(self.parts.layers)} layers of width {config.hidden_size}, {dtype} on {self.device}{applied})"
+        )
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint folder.
+
+        Raises:
+            UsageError: the model was handed over without one.
+        """
+        if self._path is None:
+            raise UsageError(
+                "This model was not loaded from a local folder, so its fingerprint and files are not known.",
+                "Save model and processor with save_pretrained, then VLM.from_pretrained(folder).",
+            )
+        return self._path
 
     @property
     def device(self) -> torch.device:
@@ -277,61 +323,59 @@ class VLM:
             self._last_fed[cache] = self._fed(inputs)
         return self.model(**arguments, past_key_values=cache, use_cache=cache is not None).logits, inputs
 
+    @overload
+    def generate(self, requests: Prompt, max_new_tokens: int = 32, **options: Any) -> Generation: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def generate(self, requests: Sequence[Prompt], max_new_tokens: int = 32, **options: Any) -> list[Generation]: ...
+
     @torch.inference_mode()
     def generate(
         self,
-        requests: Sequence[Request],
+        requests: Prompt | Sequence[Prompt],
         max_new_tokens: int = 32,
         *,
         do_sample: bool = False,
         temperature: float = 1.0,
         top_p: float = 1.0,
         seed: int = 0,
-    ) -> list[Generation]:
-        """Answer a batch of requests with the adapters that are applied.
+        streamer: Streamer | None = None,
+    ) -> Generation | list[Generation]:
+        """Answer a request, or a batch of them, with the adapters that are applied.
 
         Greedy unless ``do_sample``; ``seed`` then fixes the draws. Requests that a detector refuses end with the
         prefill; the others are answered as if they were still there.
+
+        Args:
+            requests: a string, a :class:`Request` or the messages of a chat; or a list of these.
+            streamer: gets the prompt's token ids and then the answer's as they come, for a single request, as with
+                transformers' ``generate``; of an answer that a detector refuses, the refusal only.
+
+        Returns:
+            The answer; for a list, one each.
+
+        Raises:
+            UsageError: a request is none, its picture cannot be read, or a batch is to be streamed.
         """
-        self.fill_references(requests)
-        inputs = self.prepare(requests)
-        arguments = self.arguments(inputs, cached_features=False)
-        arguments.pop("position_ids", None)  # transformers' generate derives them from the mask itself
-        sampling = {"temperature": temperature, "top_p": top_p} if do_sample else {}
-        hooks = self._hooks
-        detector = hooks.detector if hooks else None
-        torch.manual_seed(seed)
-        output = self.model.generate(
-            **arguments,
-            max_new_tokens=max_new_tokens,
+        draws = {"temperature": temperature, "top_p": top_p} if do_sample else {}
+        answers = answer(
+            self,
+            as_requests(requests),
+            self._hooks,
+            max_new_tokens,
+            seed=seed,
+            streamer=streamer,
             do_sample=do_sample,
-            pad_token_id=self.inputs.pad_token_id,
-            eos_token_id=list(self.inputs.eos_token_ids),
-            # a row that is refused counts as finished after its first token; a batch of such rows ends there
-            stopping_criteria=[lambda *_, **__: hooks.margin > 0] if detector else [],
-            **sampling,
+            **draws,
         )
-        extras = dict(hooks.extras) if hooks else {}
-        if detector:
-            extras["risk"] = hooks.margin
-        scores = {name: value.float().cpu() for name, value in extras.items() if value.ndim == 1}
-        refusal = detector.refusal if detector else None
-        ends = set(self.inputs.eos_token_ids)
-        return [
-            self.inputs.generation(
-                list(takewhile(lambda token: token not in ends, tokens)),
-                {name: value[row].item() for name, value in scores.items()},
-                refusal,
-            )
-            for row, tokens in enumerate(output[:, inputs.input_ids.shape[1] :].cpu().tolist())
-        ]
+        return answers[0] if is_one(requests) else answers
 
     def fill_references(self, requests: Sequence[Request]) -> None:
         """Run the text-only branch for ops that are supervised by it, with the ops off."""
         hooks = self._hooks
         if hooks is None or not hooks.needs_reference:
             return
-        text_only = self.inputs.prepare([Request(request.prompt, system=request.system) for request in requests])
+        text_only = self.inputs.prepare([request.without_pictures() for request in requests])
         hooks.enabled, hooks.references = False, {}  # those of the batch before do not fit this one
         try:
             self.model(**self.arguments(text_only), use_cache=False)
@@ -342,3 +386,9 @@ class VLM:
             for index, item in enumerate(hooks.interventions)
             if "state" in item.make_op().extras
         }
+
+
+def _folder_of(model: torch.nn.Module) -> Path | None:
+    """The local folder that transformers loaded a model from, if it still is one."""
+    name = getattr(model, "name_or_path", "")
+    return Path(name) if name and (Path(name) / "config.json").is_file() else None

@@ -26,7 +26,7 @@ from ...adapters.errors import UsageError
 from ...adapters.retrieval.retrieval import CAPTIONS, INFO, picture_query
 from ..data.captions import CaptionedPicture, describe_captions
 from ..evaluation.evaluate import Progress
-from ..model.inputs import Request
+from ..model.requests import Request
 from .embedders import token_ids
 from .index import CaptionIndex
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...adapters.artifact.manifest import RetrievalInfo
 from ...adapters.errors import UsageError
-from ..model.inputs import Request
+from ..model.requests import Request
 
 if TYPE_CHECKING:
     from ...adapters.artifact.adapter import Adapter

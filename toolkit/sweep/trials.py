@@ -18,7 +18,7 @@ from ..data.records import Record
 from ..evaluation.evaluate import Decision, Progress, decide
 from ..evaluation.fluency import MARGIN, surprise
 from ..evaluation.preference import rank
-from ..model.inputs import Request
+from ..model.requests import Request
 from ..model.vlm import VLM
 
 # Over-refusal up and exact answers down by at most two points: calibration records flatter a setting that was chosen

@@ -15,7 +15,7 @@ from safetykit.export.foreign.optimum import write_optimum
 from safetykit.export.pipeline.pipeline import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.runtime.rows import run_rows_alone
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 
 INPUTS, OUTPUTS = 48, 40
 WEIGHT = np.random.default_rng(0).standard_normal((OUTPUTS, INPUTS)).astype(np.float32)

@@ -22,7 +22,7 @@ from safetykit.export.runtime.hotswap import read_adapter_file, read_swap, write
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.surgery.adapt import adapt, copy_base
 from safetykit.export.surgery.updates import plan_updates
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 
 MIXED = parity_requests()["4 rows padded, mixed"]
 ITEMS = (

@@ -11,7 +11,7 @@ from safetykit.export.parity.report import ParityReport
 from safetykit.export.pipeline.pipeline import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.toolkit.data.records import Record
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 
 ITEMS = (("TargetSteering", "decoder.layers.1", "last", "prefill"),)
 

@@ -18,7 +18,7 @@ from safetykit.export.pipeline.pipeline import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.surgery.detector import stated_detector
 from safetykit.toolkit.data.records import Record
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 
 WANTED = 12  # of 40 records
 WORDS = [

@@ -25,7 +25,7 @@ from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.surgery.adapt import adapt, copy_base, place
 from safetykit.export.surgery.retrieval import open_retriever, write_captions
 from safetykit.toolkit.data.captions import CaptionedPicture
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.retrieval.fit import fit_retrieval, picture_query_of
 
 TEXTS = [f"{a} {b} {c} ." for a in ("what", "describe", "is") for b in ("this", "it", "one") for c in ("thing", "use")]

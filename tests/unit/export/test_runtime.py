@@ -13,7 +13,7 @@ from safetykit.export.runtime import sessions
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.runtime.sampling import Sampler
 from safetykit.export.surgery.adapt import adapt, copy_base
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +165,76 @@ def test_a_single_prompt_may_have_several_pictures(vlm, base_folder, tmp_path):
     assert found["text"] == vlm.generate([Request(prompt, tuple(pictures))], 4)[0].text
     with pytest.raises(UsageError, match="2 pictures for 3 prompts"):
         answer(base_folder, [prompt] * 3, paths)
+
+
+def test_a_system_prompt_is_a_turn_of_its_own_and_no_begun_answer(base_folder, monkeypatch):
+    from safetykit.export.runtime import answer as module
+
+    asked = []
+    monkeypatch.setattr(
+        module.OnnxVLM, "generate", lambda self, requests, *_, **__: asked.extend(requests) or [None] * len(requests)
+    )
+    with pytest.raises(AttributeError):  # there are no answers
+        module.answer(base_folder, ["describe it ."], [], system="it is dangerous")
+    assert asked == [Request("describe it .", system="it is dangerous")]
+
+
+class Recorder:
+    """A streamer that keeps what it gets."""
+
+    def __init__(self):
+        self.calls, self.ended = [], 0
+
+    def put(self, value):
+        self.calls.append(value.tolist())
+
+    def end(self):
+        self.ended += 1
+
+
+@pytest.mark.parametrize("form", [0, 1])
+def test_every_form_of_a_request_is_answered_alike(bare, requests, form):
+    request = requests[form]
+    parts = [{"type": "image", "image": np.asarray(one)} for one in request.pictures]
+    chat = [{"role": "user", "content": [*parts, {"type": "text", "text": request.prompt}]}]
+    (wanted,) = bare.generate([request], 6)
+    assert bare.generate(request, 6) == bare.generate(chat, 6) == bare.generate([chat], 6)[0] == wanted
+    if not parts:
+        assert bare.generate(request.prompt, 6) == wanted
+
+
+def test_both_stream_the_prompt_and_the_answer(vlm, bare, requests):
+    ours, theirs = Recorder(), Recorder()
+    answer = bare.generate(requests[0], 8, streamer=ours)
+    vlm.generate(requests[0], 8, streamer=theirs)
+    assert ours.calls == theirs.calls
+    assert [token for (token,) in ours.calls[1:]] == list(answer.token_ids)
+    assert (ours.ended, theirs.ended) == (1, 1)
+    with pytest.raises(UsageError, match="4 answers cannot go to one streamer"):
+        bare.generate(requests, 8, streamer=ours)
+
+
+@pytest.mark.parametrize("threshold", [-1e6, 1e6])
+def test_nothing_of_a_refused_answer_is_streamed(vlm, base_folder, make_detector, requests, tmp_path, threshold):
+    base = read_manifest(base_folder)
+    copy_base(base_folder, tmp_path, base)
+    adapter = make_detector(threshold=threshold)
+    adapt(tmp_path, base, [adapter])
+    onnx_vlm = OnnxVLM.from_pretrained(tmp_path)
+    ours, theirs = Recorder(), Recorder()
+    answer = onnx_vlm.generate(requests[0], 5, streamer=ours)
+    with vlm.applied(adapter):
+        assert vlm.generate(requests[0], 5, streamer=theirs).token_ids == answer.token_ids
+    assert answer.refused == (threshold < 0)
+    assert ours.calls == theirs.calls
+    assert [token for (token,) in ours.calls[1:]] == list(answer.token_ids)
+    assert (ours.ended, theirs.ended) == (1, 1)
+
+
+def test_representations_say_what_matters(bare, adapted):
+    onnx_vlm, adapter = adapted
+    assert repr(bare).endswith("LlavaForConditionalGeneration, fp32, base, no adapter, CPUExecutionProvider)")
+    assert ", bake, test, CPU" in repr(onnx_vlm)
+    assert repr(adapter).startswith(
+        "Adapter(test (test): SupervisedSteering at decoder.layers.0, SubspaceProjection at projector; fitted on Llava"
+    )

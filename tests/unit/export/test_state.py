@@ -18,7 +18,7 @@ from safetykit.export.parity.exposed import check_ops, require_movement
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.surgery.adapt import adapt, copy_base, place
 from safetykit.export.surgery.blocks import block_evaluations
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 
 MIXED = parity_requests()["4 rows padded, mixed"]
 STATES = ("inputs", "cache")

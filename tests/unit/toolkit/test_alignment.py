@@ -15,7 +15,7 @@ from safetykit.toolkit.alignment.targets import trained
 from safetykit.toolkit.data.captions import captions_path, load_captions
 from safetykit.toolkit.data.records import load_records
 from safetykit.toolkit.data.sources import data_path
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.updates import updated
 
 SHORT = {"steps": 4, "batch_size": 4, "layers": (2, 4), "shuffled": 0.4, "prefixed": 0.4, "lr": 1e-3}

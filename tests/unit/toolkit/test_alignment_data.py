@@ -11,7 +11,7 @@ from safetykit.toolkit.alignment.closed_form import AffineCorrection, ridge
 from safetykit.toolkit.alignment.forward import PictureFeatures, caption_states, run
 from safetykit.toolkit.alignment.neighbours import NearestPictures
 from safetykit.toolkit.data.captions import CaptionedPicture, captions_path, load_captions
-from safetykit.toolkit.model.inputs import RETRIEVED
+from safetykit.toolkit.model.requests import RETRIEVED
 
 
 @pytest.fixture(scope="module")

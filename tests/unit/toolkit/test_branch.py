@@ -11,7 +11,7 @@ from safetykit.adapters.artifact.manifest import AdapterInfo, DataInfo, Detector
 from safetykit.adapters.ops.branch import Branch
 from safetykit.adapters.ops.forcing import FORCED_LOGIT
 from safetykit.toolkit.evaluation.evaluate import Decision, tabulate
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 
 SAFETY, FUSED = 2, 4
 REQUESTS = [

@@ -15,7 +15,7 @@ from safetykit.toolkit.diagnosis.mediation import KINDS, Effects, mediate
 from safetykit.toolkit.diagnosis.neurons import Attribution, drawn, foremost, verify
 from safetykit.toolkit.diagnosis.pairs import POSITIONS, Pair, PairBatch, batches, find_pairs, same_pictures, spread
 from safetykit.toolkit.evaluation.refusal import RefusalTokens
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.vlm import VLM
 
 

@@ -24,7 +24,7 @@ from safetykit.toolkit.diagnosis.plan import Plan
 from safetykit.toolkit.diagnosis.separation import class_separation, mahalanobis, separation
 from safetykit.toolkit.diagnosis.states import LayerStates, layer_states
 from safetykit.toolkit.evaluation.refusal import RefusalTokens
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.vlm import VLM
 
 SMALL = {"pairs": 4, "neurons": 20, "batch_size": 2, "max_new_tokens": 4}

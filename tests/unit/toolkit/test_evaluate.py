@@ -6,7 +6,7 @@ from safetykit.adapters import UsageError
 from safetykit.toolkit.data.journal import Journal
 from safetykit.toolkit.data.records import Record
 from safetykit.toolkit.evaluation.evaluate import Prompted, Rate, decide, evaluate
-from safetykit.toolkit.model.inputs import Generation, Request
+from safetykit.toolkit.model.requests import Generation, Request
 
 
 def make(index, label, carrier="text", tags=()):

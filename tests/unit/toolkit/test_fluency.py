@@ -13,7 +13,7 @@ from safetykit.toolkit.data.journal import Journal
 from safetykit.toolkit.data.records import load_records, subset
 from safetykit.toolkit.data.sources import data_path, model_path
 from safetykit.toolkit.evaluation.fluency import surprise
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.vlm import VLM
 from safetykit.toolkit.sweep import trials as sweep
 

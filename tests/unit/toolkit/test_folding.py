@@ -13,7 +13,7 @@ from safetykit.adapters.artifact.sites import Site
 from safetykit.adapters.artifact.updates import WeightUpdate
 from safetykit.adapters.errors import UsageError
 from safetykit.toolkit.model.folding import find_writers, fold, fold_all
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.updates import updated
 
 WIDTH = 128

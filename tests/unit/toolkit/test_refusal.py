@@ -8,7 +8,7 @@ import torch
 from safetykit.adapters import UsageError
 from safetykit.toolkit.data.records import Record
 from safetykit.toolkit.evaluation.refusal import RefusalTokens, refusal_margin
-from safetykit.toolkit.model.inputs import Generation
+from safetykit.toolkit.model.requests import Generation
 
 
 class Scripted:

@@ -9,7 +9,7 @@ from planted_captions import PlantedEmbedder, planted_index
 from safetykit.adapters import UsageError, WrongBase
 from safetykit.adapters.retrieval.retrieval import picture_query
 from safetykit.toolkit.data.captions import CaptionedPicture
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.retrieval.fit import (
     QueryHead,
     accuracy,

@@ -16,7 +16,7 @@ from safetykit.toolkit.commands.sasa_fit import describe_correctors, refusal_of
 from safetykit.toolkit.data.records import load_records
 from safetykit.toolkit.data.sources import data_path, model_path
 from safetykit.toolkit.evaluation.refusal import RefusalTokens
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.second_pass import SecondPass, published_states
 from safetykit.toolkit.model.vlm import VLM
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from safetykit.adapters.artifact.updates import WeightUpdate
 from safetykit.adapters.errors import InvalidArtifact, UsageError
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.updates import applied_updates, find_changes, save_updated, touches_vision, updated
 from safetykit.toolkit.model.vlm import VLM
 

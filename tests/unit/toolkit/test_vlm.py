@@ -9,7 +9,7 @@ from PIL import Image
 from safetykit.adapters import Adapter, Intervention, Site, UsageError, WrongBase
 from safetykit.adapters.artifact.manifest import AdapterInfo, DataInfo
 from safetykit.toolkit.data.records import Record
-from safetykit.toolkit.model.inputs import Request
+from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.vlm import VLM
 
 WORDS = ["what is this ?", "how do i use this thing ?", "is it dangerous ?", "tell me", "what colour is it ?"]

@@ -1,0 +1,390 @@
+"""Every accepted form of a request and of a picture gives the answer of the plain form."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import safetykit
+from safetykit import VLM, Generation, Request, UsageError, load_records
+from safetykit.toolkit.data.pictures import as_picture
+from safetykit.toolkit.model.chat import as_request, as_requests, is_one
+from safetykit.toolkit.model.requests import Turn
+
+PICTURE = Image.effect_noise((40, 32), 60).convert("RGB")
+
+
+def encoded(picture=PICTURE):
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "noise.png"
+    PICTURE.save(path)
+    return path
+
+
+# --- pictures
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        PICTURE,
+        PICTURE.convert("RGBA"),
+        np.asarray(PICTURE),
+        np.asarray(PICTURE) / 255,
+        np.asarray(PICTURE.convert("RGBA")),
+        np.asarray(PICTURE)[::-1][::-1],
+        encoded(),
+        bytearray(encoded()),
+        f"data:image/png;base64,{base64.b64encode(encoded()).decode()}",
+    ],
+    ids=["image", "RGBA", "array", "floats", "RGBA array", "view", "bytes", "bytearray", "data URL"],
+)
+def test_every_form_of_a_picture_is_the_same_picture(form):
+    assert as_picture(form) == PICTURE
+    assert Request("what is this ?", form) == Request("what is this ?", PICTURE)
+
+
+def test_paths_are_pictures_too(saved):
+    assert as_picture(saved) == as_picture(str(saved)) == PICTURE
+    assert as_picture(f"{saved}#xywh=2,3,10,12") == PICTURE.crop((2, 3, 12, 15))
+
+
+def test_a_file_that_was_changed_is_read_again(saved):
+    import os
+
+    assert as_picture(saved) == PICTURE
+    other = PICTURE.rotate(180)
+    other.save(saved)
+    os.utime(saved, ns=(1, 1))
+    assert as_picture(saved) == other
+
+
+def test_grey_pictures_and_arrays_agree():
+    grey = PICTURE.convert("L")
+    assert as_picture(np.asarray(grey)) == as_picture(grey) == grey.convert("RGB")
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        (np.zeros((3, 8, 9), np.uint8), r"shape \[3, 8, 9\]"),
+        (np.zeros((0, 8, 3), np.uint8), "shape"),
+        (np.full((8, 8, 3), 200.0), "range from 0 to 1"),
+        (np.full((8, 8, 3), np.nan), "range from 0 to 1"),
+        (np.zeros((8, 8, 3), np.int64), "int64"),
+        (b"no picture", "10 bytes cannot be read as a picture"),
+        ("data:image/png;base64,!!", "not base64"),
+        ("https://example.org/a.png", "not on this machine"),
+        ("missing.png", "There is no picture missing.png. Check the path"),
+        (7, "A int is no picture"),
+    ],
+)
+def test_what_is_no_picture_is_refused(form, message):
+    with pytest.raises(UsageError, match=message):
+        Request("what is this ?", form)
+
+
+def test_several_pictures_may_come_in_different_forms(saved):
+    mixed = Request("which ?", [saved, encoded(), np.asarray(PICTURE)])
+    assert mixed.pictures == (PICTURE,) * 3
+    assert Request("which ?", []) == Request("which ?")
+
+
+# --- chat messages
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def image(picture=PICTURE, name="image"):
+    return {"type": "image", name: picture}
+
+
+def text(words):
+    return {"type": "text", "text": words}
+
+
+@pytest.mark.parametrize(
+    ("messages", "request_"),
+    [
+        ([user("tell me")], Request("tell me")),
+        ([user([text("tell me")])], Request("tell me")),
+        ([user([image(), text("what is this ?")])], Request("what is this ?", PICTURE)),
+        ([user([image(encoded(), "url"), "what is this ?"])], None),
+        (
+            [user([{"type": "image_url", "image_url": {"url": "DATA"}}, text("what is this ?")])],
+            Request("what is this ?", PICTURE),
+        ),
+        (
+            [user([{"type": "image", "base64": base64.b64encode(encoded()).decode()}, text("what is this ?")])],
+            Request("what is this ?", PICTURE),
+        ),
+        ([{"role": "system", "content": "be careful"}, user("tell me")], Request("tell me", system="be careful")),
+        (
+            [{"role": "system", "content": [text("be careful")]}, user("tell me")],
+            Request("tell me", system="be careful"),
+        ),
+        (
+            [user("tell me"), {"role": "assistant", "content": "it is"}],
+            Request("tell me", answer="it is"),
+        ),
+    ],
+)
+def test_messages_of_one_turn_are_the_plain_request(messages, request_):
+    for message in messages:
+        for part in message["content"] if isinstance(message["content"], list) else []:
+            if isinstance(part, dict) and part.get("image_url") == {"url": "DATA"}:
+                part["image_url"] = {"url": f"data:image/png;base64,{base64.b64encode(encoded()).decode()}"}
+    assert as_request(messages) == (request_ or Request("what is this ?", PICTURE))
+
+
+def test_turns_pass_through_as_they_are():
+    messages = [
+        {"role": "system", "content": "be careful"},
+        user([text("look:"), image(), text("what is this ?")]),
+        {"role": "assistant", "content": "a thing"},
+        user("is it dangerous ?"),
+    ]
+    made = as_request(messages)
+    assert made.prompt == "is it dangerous ?"
+    assert made.pictures == (PICTURE,)
+    assert made.system == "be careful"
+    assert made.turns == (
+        Turn("user", ("look:", PICTURE, "what is this ?")),
+        Turn("assistant", ("a thing",)),
+        Turn("user", ("is it dangerous ?",)),
+    )
+    assert made.messages() == [
+        {"role": "system", "content": [text("be careful")]},
+        user([text("look:"), {"type": "image"}, text("what is this ?")]),
+        {"role": "assistant", "content": [text("a thing")]},
+        user([text("is it dangerous ?")]),
+    ]
+    bare = made.without_pictures()
+    assert bare.pictures == ()
+    assert bare.messages()[1] == user([text("look:what is this ?")])
+
+
+def test_the_order_of_parts_is_kept():
+    made = as_request([user([text("what is this ?"), image()])])
+    assert made.messages() == [user([text("what is this ?"), {"type": "image"}])]
+    assert Request("what is this ?", PICTURE).messages() == [user([{"type": "image"}, text("what is this ?")])]
+
+
+def test_retrieved_texts_stand_before_the_last_turn():
+    import dataclasses
+
+    made = as_request([user("tell me"), {"role": "assistant", "content": "no"}, user([image(), text("what ?")])])
+    told = dataclasses.replace(made, retrieved=("a bat", "a gun")).messages()
+    assert told[0] == user([text("tell me")])
+    assert told[-1] == user([{"type": "image"}, text("Retrieved Text: a bat a gun\nwhat ?")])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([{"role": "tool", "content": "x"}], "role 'tool'"),
+        ([{"content": "x"}], "role None"),
+        ([user(None)], "content is a NoneType"),
+        ([user([{"type": "video", "video": "x.mp4"}])], "'video'"),
+        ([user([{"type": "image"}])], "names no picture"),
+        ([user([{"type": "text"}])], "'text'"),
+        ([{"role": "system", "content": [image()]}, user("x")], "system turn shows a picture"),
+        ([{"role": "system", "content": "x"}], "Nobody asks"),
+        ([{"role": "assistant", "content": "x"}], "Nobody asks"),
+        ({"role": "user", "content": "x"}, "A dict is no request"),
+        ([3], "A int is no request"),
+        (None, "NoneType is no request"),
+        (Request, "is no request"),
+    ],
+)
+def test_what_is_no_conversation_is_refused(given, message):
+    with pytest.raises(UsageError, match=message):
+        as_requests(given)
+
+
+def test_one_and_many_are_told_apart():
+    assert is_one("tell me")
+    assert is_one(Request("tell me"))
+    assert is_one([user("tell me")])
+    assert not is_one([])
+    assert not is_one(["tell me"])
+    assert not is_one([[user("tell me")]])
+    assert as_requests(["tell me", Request("what ?"), [user("is it ?")]]) == [
+        Request("tell me"),
+        Request("what ?"),
+        Request("is it ?"),
+    ]
+
+
+def test_turns_that_contradict_the_prompt_are_refused():
+    with pytest.raises(UsageError, match="do not end in its prompt"):
+        Request("another", turns=(Turn("user", ("tell me",)),))
+
+
+# --- templates
+
+KNOWS = (
+    "{% for m in messages %}{{ m['role'] }}: {% for part in m['content'] %}"
+    "{{ part.get('text', '<image>') }} {% endfor %}| {% endfor %}assistant:"
+)
+LAST = "{{ messages[-1]['content'][-1]['text'] }}"
+TALK = [user("what is this ?"), {"role": "assistant", "content": "a thing"}, user("is it dangerous ?")]
+
+
+def test_a_conversation_is_rendered_by_the_models_template(random_vlm, monkeypatch):
+    monkeypatch.setattr(random_vlm.inputs.processor, "chat_template", KNOWS)
+    theirs = random_vlm.inputs.processor.apply_chat_template(
+        [{**one, "content": [text(one["content"])]} for one in TALK], add_generation_prompt=True, tokenize=False
+    )
+    assert random_vlm.inputs.render(as_request(TALK)) == theirs
+    assert theirs == "user: what is this ? | assistant: a thing | user: is it dangerous ? | assistant:"
+
+
+def test_a_template_that_drops_turns_is_refused(random_vlm, monkeypatch):
+    monkeypatch.setattr(random_vlm.inputs.processor, "chat_template", LAST)
+    with pytest.raises(UsageError, match="drops what the user said before: 'what is this"):
+        random_vlm.inputs.render(as_request(TALK))
+
+
+# --- answers
+
+
+def test_every_form_gets_the_answer_of_the_request(random_vlm, saved):
+    plain = random_vlm.generate([Request("what is this ?", PICTURE), Request("tell me")], 6)
+    assert isinstance(plain, list)
+    seen = [
+        Request("what is this ?", saved),
+        Request("what is this ?", encoded()),
+        [user([image(np.asarray(PICTURE)), text("what is this ?")])],
+    ]
+    for form in seen:
+        answer = random_vlm.generate(form, 6)
+        assert isinstance(answer, Generation)
+        assert answer == random_vlm.generate([Request("what is this ?", PICTURE)], 6)[0]
+    assert random_vlm.generate("tell me", 6) == random_vlm.generate([Request("tell me")], 6)[0]
+    assert [one.token_ids for one in random_vlm.generate([seen[0], "tell me"], 6)] == [one.token_ids for one in plain]
+
+
+def test_a_longer_conversation_is_answered_as_transformers_would(random_vlm):
+    import torch
+
+    answer = random_vlm.generate(TALK, 6)
+    processor = random_vlm.inputs.processor
+    batch = processor.apply_chat_template(
+        [{**one, "content": [text(one["content"])]} for one in TALK],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        output = random_vlm.model.generate(**batch, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    theirs = output[0, batch["input_ids"].shape[1] :].tolist()
+    ends = random_vlm.inputs.eos_token_ids
+    assert list(answer.token_ids) == [token for token in theirs if token not in ends]
+
+
+class Recorder:
+    def __init__(self):
+        self.calls, self.ended = [], 0
+
+    def put(self, value):
+        assert not self.ended
+        self.calls.append(value.tolist())
+
+    def end(self):
+        self.ended += 1
+
+
+def test_a_streamer_gets_the_prompt_and_then_the_answer(random_vlm):
+    stream = Recorder()
+    answer = random_vlm.generate("tell me", 6, streamer=stream)
+    prompt, *tokens = stream.calls
+    assert prompt == random_vlm.inputs.prepare([Request("tell me")]).input_ids.tolist()
+    assert [token for step in tokens for token in step] == list(answer.token_ids)
+    assert stream.ended == 1
+    with pytest.raises(UsageError, match="2 answers cannot go to one streamer"):
+        random_vlm.generate(["tell me", "what ?"], 6, streamer=stream)
+
+
+# --- models
+
+
+def test_a_loaded_model_and_processor_are_a_vlm(random_checkpoint, random_vlm):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(random_checkpoint)
+    vlm = VLM(model, AutoProcessor.from_pretrained(random_checkpoint, backend="pil"))
+    assert vlm.path == random_checkpoint
+    assert vlm.base == random_vlm.base
+    asked = [Request("what is this ?", PICTURE), "tell me"]
+    assert vlm.generate(asked, 6) == random_vlm.generate(asked, 6)
+
+
+def test_a_model_from_nowhere_answers_but_has_no_fingerprint(random_vlm):
+    from safetykit.toolkit.reference.model import build_model
+
+    vlm = VLM(build_model(seed=1), random_vlm.inputs.processor)
+    assert vlm.generate("tell me", 6) == random_vlm.generate("tell me", 6)
+    assert "in memory" in repr(vlm)
+    with pytest.raises(UsageError, match="not loaded from a local folder.*save_pretrained"):
+        _ = vlm.fingerprint
+
+
+def test_a_model_with_peft_adapters_is_refused(random_checkpoint, random_vlm):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(random_checkpoint)
+    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(UsageError, match="PEFT adapters.*merge_and_unload"):
+        VLM(wrapped, random_vlm.inputs.processor)
+
+
+def test_a_processor_without_pictures_is_refused(random_vlm):
+    with pytest.raises(UsageError, match="no processor for text and pictures"):
+        VLM(random_vlm.model, random_vlm.inputs.tokenizer)
+
+
+def test_short_names_and_string_paths():
+    vlm = VLM.from_pretrained("reference:mild")
+    assert vlm.path == safetykit.reference_path("mild")
+    assert load_records("reference") == load_records(str(safetykit.records_path("fit").parent))
+    with pytest.raises(UsageError, match="no model folder at reference:mid.*reference:mild"):
+        VLM.from_pretrained("reference:mid")
+
+
+# --- what people see
+
+
+def test_representations_say_what_matters(random_vlm):
+    assert (
+        repr(Request("what ?", [PICTURE, PICTURE], system="x")) == "Request('what ?', image=40x32 + 40x32, system='x')"
+    )
+    assert repr(as_request(TALK)) == "Request('is it dangerous ?', turns=3)"
+    assert repr(Generation("no .", (1, 2), {"risk": 1.25}, True)) == "Generation('no .', 2 tokens, risk=1.25, refused)"
+    assert repr(random_vlm).endswith("LlavaForConditionalGeneration, 8 layers of width 128, float32 on cpu)")
+    (first, *_) = load_records("reference", ["test"])
+    assert repr(first).startswith(f"Record({first.id!r}, {first.label}, {first.carrier}, test, ")
+    assert len(repr(first)) < 160
+
+
+def test_the_public_names_exist_and_a_wrong_one_gets_a_hint():
+    for name in safetykit.__all__:
+        assert getattr(safetykit, name) is not None
+    with pytest.raises(AttributeError, match="Did you mean 'Request'"):
+        _ = safetykit.Reqest
+    with pytest.raises(AttributeError, match="Did you mean 'VLMGuard'"):
+        _ = safetykit.VlmGuard
+    with pytest.raises(AttributeError, match="It has Adapter, "):
+        _ = safetykit.zzz
