@@ -1,0 +1,69 @@
+"""The public surface: names come and go here on purpose, and each of them is there."""
+
+import importlib
+
+import pytest
+
+PUBLIC = {
+    "safetykit": [
+        "Adapter",
+        "CARE",
+        "ChannelMap",
+        "Intervention",
+        "OnnxVLM",
+        "Record",
+        "SASA",
+        "SafetykitError",
+        "Site",
+        "TGA",
+        "VLM",
+        "VLMGuard",
+        "check_parity",
+        "diagnose",
+        "evaluate",
+        "export_onnx",
+        "load_adapter",
+        "load_records",
+        "records_path",
+        "reference_path",
+    ],
+    "safetykit.adapters": [
+        "Adapter",
+        "AffineMap",
+        "CARE",
+        "Intervention",
+        "InvalidArtifact",
+        "OnePassProbe",
+        "Op",
+        "ParityFailed",
+        "Phase",
+        "SASA",
+        "SafetykitError",
+        "Scope",
+        "ScopeMask",
+        "Site",
+        "TGA",
+        "UnsupportedGraph",
+        "UsageError",
+        "VLMGuard",
+        "WrongBase",
+        "get_op",
+        "load_adapter",
+        "read_manifest",
+        "require_base",
+        "save_adapter",
+    ],
+}
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_the_names_are_these(package):
+    assert sorted(importlib.import_module(package).__all__) == PUBLIC[package]
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_every_name_can_be_imported(package):
+    module = importlib.import_module(package)
+    for name in PUBLIC[package]:
+        assert getattr(module, name) is not None
+        assert name in dir(module)
