@@ -18,7 +18,7 @@ def card(
     check: Annotated[bool, typer.Option("--check", help="Only check that the card says what its data says.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the model card and the HTML report again from the folder's data, or check them."""
+    """Write the model card and the HTML report again, or check them."""
     from ...toolkit.commands import console
     from .evaluation import card_of
 

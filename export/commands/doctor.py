@@ -26,7 +26,7 @@ _PACKAGES = (
 
 
 def doctor(as_json: Json = False) -> None:
-    """Versions, which ONNX Runtime package, and which providers a session really gets."""
+    """Versions, and which providers ONNX Runtime really gives."""
     from ...toolkit.commands import console
 
     console.emit(examine(), as_json=as_json, human=_view)

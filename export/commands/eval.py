@@ -43,7 +43,7 @@ def evaluate(
     allow_wrong_base: WrongBase = False,
     as_json: Json = False,
 ) -> None:
-    """Answer records with a checkpoint or an export, and count per carrier; resumes where it was interrupted."""
+    """Answer records with a checkpoint or an export. Counts per carrier; resumes where it was interrupted."""
     from ...toolkit.commands import console
     from ..runtime.sessions import CPU
     from .evaluation import evaluate_model

@@ -63,9 +63,9 @@ def export(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Bake adapters into ONNX graphs; the folder appears only if parity with PyTorch holds.
+    """Bake adapters into ONNX graphs.
 
-    With --data, decisions are compared on those records and the card gets its evaluation.
+    The folder appears only if parity with PyTorch holds. With --data, decisions are compared on those records and the card gets its evaluation.
     """
     from ...toolkit.commands import console
     from ..runtime.sessions import CPU

@@ -22,7 +22,10 @@ def verify(
     provider: Provider = None,
     as_json: Json = False,
 ) -> None:
-    """Check every file against the manifest, the card against its data, and parity if --model is given."""
+    """Check files, card and, with --model, parity.
+
+    Every file is compared with the manifest, the card with its data, and ONNX Runtime's answers with PyTorch's.
+    """
     from ...toolkit.commands import console
     from ..runtime.sessions import CPU
     from .evaluation import verify_folder

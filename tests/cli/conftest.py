@@ -1,7 +1,9 @@
-"""Adapters for the random checkpoint, made without a fit."""
+"""The command line in this process, and adapters for the random checkpoint, made without a fit."""
 
 import pytest
 import torch
+
+from safetykit import cli
 
 
 @pytest.fixture
@@ -29,3 +31,17 @@ def make_adapter(random_vlm):
 @pytest.fixture
 def adapter_folder(make_adapter, tmp_path):
     return make_adapter().save(tmp_path / "adapter")
+
+
+@pytest.fixture
+def call(capsys):
+    """Run the command line in this process; returns exit code, stdout and stderr."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return caught.value.code, captured.out, captured.err
+
+    return run

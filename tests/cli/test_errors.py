@@ -1,29 +1,11 @@
 """A user's mistakes: what was wrong, what to do, a documented exit code, no traceback, nothing half-written."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
 
-from safetykit import cli
-
 RECORD = {"id": "a", "prompt": "what is this ?", "label": "harmless", "split": "test", "response": "x"}
-
-
-@pytest.fixture
-def call(capsys):
-    """Run the command line in this process; returns exit code, stdout and stderr."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return caught.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
@@ -31,16 +13,6 @@ def records(tmp_path):
     path = tmp_path / "records.jsonl"
     path.write_text(json.dumps(RECORD))
     return path
-
-
-def test_help_needs_no_torch():
-    code = (
-        "import sys; from safetykit import cli\n"
-        "try: cli.main(['--help'])\nexcept SystemExit: pass\n"
-        "assert 'torch' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "demo" in done.stdout
 
 
 def test_an_unknown_method_is_refused_by_name(call):

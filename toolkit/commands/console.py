@@ -1,4 +1,4 @@
-"""The one output sink: data on stdout, progress and errors on stderr.
+"""The one output sink: data on stdout, progress, errors and what to do next on stderr.
 
 Every command builds one JSON-able value; ``--json`` prints it as it is, a person gets it as text.
 """
@@ -12,75 +12,159 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ...adapters.errors import SafetykitError
 
-INTERNAL = 1
+INTERNAL, INTERRUPTED = 1, 130
 
 
-def emit(value: Any, *, as_json: bool, human: Callable[[Any, Any], None]) -> None:
+@dataclass
+class Run:
+    """What the shared options of the running command say.
+
+    Attributes:
+        quiet: no progress and no hints on stderr.
+        verbose: every step stays on the screen with its time, and libraries may speak.
+        as_json: the result, or the error, is one JSON document on stdout.
+        options: the resolved options, spelled as on the command line without dashes; see :func:`options_in_force`.
+    """
+
+    quiet: bool = False
+    verbose: bool = False
+    as_json: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+running = Run()
+
+
+def start(**said: Any) -> None:
+    """Forget the last command and note what is said of the one that starts now."""
+    for name, value in vars(Run(**said)).items():
+        setattr(running, name, value)
+
+
+def options_in_force() -> dict[str, Any]:
+    """The resolved options of the running command, given or default, JSON-able, for the artifact it writes.
+
+    Left out is what says nothing about the artifact: where it goes, and how the command talks.
+    """
+    silent = ("out", "overwrite", "json", "quiet", "verbose", "config", "resume")
+    return {name: _plain(value) for name, value in running.options.items() if name not in silent}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def emit(value: Any, *, as_json: bool, human: Callable[[Any, Any], None], then: str = "") -> None:
     """Print a command's result.
 
     Args:
         value: JSON-able.
         as_json: print it as JSON.
         human: draws it on a rich console (called with the console and the value) otherwise.
+        then: the command that usually comes next; a hint on stderr, or ``next`` in the JSON object.
     """
     if as_json:
+        value = {**value, "next": then} if then and isinstance(value, dict) else value
         print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
         return
     from rich.console import Console
 
     human(Console(highlight=False), value)
+    if then and not running.quiet:
+        sys.stdout.flush()
+        print(f"next:  {then}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield ``update(done, total)``; a bar on stderr, drawn only on a terminal.
-
-    Without a terminal each stage is one line, so that logs show where a long run is.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        print(f"{description} ...", file=sys.stderr, flush=True)
-        yield lambda done, total: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(description, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    """Yield ``update(done, total)`` for counted work; it is drawn on stderr, see :func:`work`."""
+    with work(description) as doing:
+        yield doing.count
 
 
 @contextmanager
-def steps() -> Iterator[Callable[[str], None]]:
-    """Yield ``say(step)`` for work made of named steps; a spinner on a terminal, one line each elsewhere."""
-    from rich.console import Console
+def steps(first: str = "") -> Iterator[Callable[[str], None]]:
+    """Yield ``say(step)`` for work made of named steps; it is drawn on stderr, see :func:`work`."""
+    with work(first) as doing:
+        yield doing
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda step: print(f"{step} ...", file=sys.stderr, flush=True)
+
+class Work:
+    """What a long command says while it runs: calling it names the next step, :meth:`count` counts within one."""
+
+    def __init__(self, first: str = "") -> None:
+        self.step, self.done, self.total = first, 0, 0
+        self.began = self.step_began = time.monotonic()
+
+    def __call__(self, step: str) -> None:
+        self.step, self.done, self.total = step, 0, 0
+        self.step_began = time.monotonic()
+        self._moved()
+
+    def count(self, done: int, total: int) -> None:
+        """``done`` of ``total`` units of this step are done."""
+        self.done, self.total = done, total
+        self._counted()
+
+    def _moved(self) -> None: ...
+
+    def _counted(self) -> None: ...
+
+
+@contextmanager
+def work(first: str = "") -> Iterator[Work]:
+    """Show work on stderr: a live line on a terminal; elsewhere, or with ``--verbose``, plain lines.
+
+    Without a terminal every step is a line, and a step that lasts gets one more every few seconds with its count and
+    time, so that logs show where a long run is. ``--quiet`` shows nothing.
+    """
+    from .progress import LiveWork, PlainWork
+
+    if running.quiet:
+        yield Work(first)
         return
-    start = time.monotonic()
-    with console.status("starting") as status:
-        yield lambda step: status.update(f"{step}  [dim]{time.monotonic() - start:.0f} s[/dim]")
+    kind = LiveWork if sys.stderr.isatty() and not running.verbose else PlainWork
+    with kind(first, stamped=running.verbose) as doing:
+        yield doing
 
 
-def report_failure(error: BaseException) -> int:
+def report_failure(error: BaseException, *, as_json: bool = False) -> int:
     """Print what went wrong and what to do next on stderr; returns the exit code.
 
     No traceback reaches a user, unless ``SAFETYKIT_DEBUG`` is set.
+
+    Args:
+        as_json: also print it as ``{"error": {...}}`` on stdout.
     """
     if os.environ.get("SAFETYKIT_DEBUG"):
         traceback.print_exception(error)
+    message, next_step, code = explain(error)
+    if as_json or running.as_json:
+        told = {"type": type(error).__name__, "message": message, "next_step": next_step, "exit_code": code}
+        print(json.dumps({"error": told}, indent=2, ensure_ascii=False))
+    print(f"error: {message}", file=sys.stderr)
+    if next_step:
+        print(f"next:  {next_step}", file=sys.stderr)
+    return code
+
+
+def explain(error: BaseException) -> tuple[str, str, int]:
+    """What was wrong, what to do next, and the exit code."""
     if isinstance(error, SafetykitError):
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.next_step:
-            print(f"next:  {error.next_step}", file=sys.stderr)
-        return error.exit_code
-    print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
-    print("next:  This is a bug in safetykit; SAFETYKIT_DEBUG=1 shows where.", file=sys.stderr)
-    return INTERNAL
+        return error.message, error.next_step, error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; no half-written file was left", "", INTERRUPTED
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # of the option parser
+        from .hints import explain_usage
+
+        return explain_usage(error)
+    message = f"{type(error).__name__}: {error}"
+    return message, "This is a bug in safetykit; SAFETYKIT_DEBUG=1 shows where.", INTERNAL

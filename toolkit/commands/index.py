@@ -9,14 +9,14 @@ import typer
 
 from .options import Json, Overwrite
 
-index = typer.Typer(no_args_is_help=True, help="Make and search indexes of texts that are retrieved for pictures.")
+index = typer.Typer(no_args_is_help=True, help="Make and search indexes of texts retrieved for pictures.")
 
 ModelName = Annotated[str | None, typer.Option("--model", help="Model whose decoder embeds the texts.")]
 Encoder = Annotated[Path | None, typer.Option(help="Text encoder: CLIP or sentence-transformers folder.")]
 SiteName = Annotated[str | None, typer.Option("--site", help="Decoder site of --model, such as decoder.layers.5.")]
 
 
-@index.command()
+@index.command(epilog="Example: safetykit index build captions.jsonl --model ./my-vlm -o index")
 def build(
     captions: Annotated[
         str, typer.Argument(help="JSONL, Parquet, a folder of pictures with captions, or `reference`.")
@@ -55,7 +55,7 @@ def build(
     console.emit({"index": str(out), **made.manifest.model_dump(mode="json")}, as_json=as_json, human=_show)
 
 
-@index.command()
+@index.command(epilog='Example: safetykit index search index --model ./my-vlm --text "a red apple"')
 def search(
     folder: Annotated[Path, typer.Argument(metavar="INDEX", help="Index folder.")],
     text: Annotated[str | None, typer.Option(help="Find texts near this one.")] = None,

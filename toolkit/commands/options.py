@@ -12,8 +12,10 @@ Model = Annotated[str, typer.Argument(help="Checkpoint folder, or reference:mild
 Data = Annotated[str, typer.Option("--data", help="Records: JSONL file or folder, or `reference`.")]
 MaybeData = Annotated[str | None, typer.Option("--data", help="Records: JSONL file or folder, or `reference`.")]
 Adapters = Annotated[list[Path] | None, typer.Option("--adapter", help="Adapter folder; repeat to stack.")]
-WrongBase = Annotated[bool, typer.Option(help="Accept an adapter fitted on another model; the card shows it.")]
-Overwrite = Annotated[bool, typer.Option(help="Replace the output folder if it exists.")]
+WrongBase = Annotated[
+    bool, typer.Option("--allow-wrong-base", help="Accept an adapter fitted on another model; the card shows it.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use at most this many records, spread over the groups.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Provider = Annotated[list[str] | None, typer.Option("--provider", help="ONNX Runtime provider; CPU by default.")]

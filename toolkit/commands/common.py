@@ -1,0 +1,88 @@
+"""What every command takes: ``--config``, ``--quiet`` and ``--verbose``, put on where the command line is assembled."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from functools import wraps
+from inspect import Parameter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ...adapters.errors import UsageError
+from . import console
+from .config import defaults_of, spelling
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Let options that are not given come from the file; runs before the others are read."""
+    if path is not None and not context.resilient_parsing:
+        context.default_map = {**(context.default_map or {}), **defaults_of(path, context)}
+    return path
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        callback=_read_config,
+        is_eager=True,
+        help="YAML file: options that are not given here, named as here without the dashes.",
+    ),
+]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no hints on stderr.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Keep every step with its time; let libraries speak.")]
+
+_SHARED = {"config": (Config, None), "quiet": (Quiet, False), "verbose": (Verbose, False)}
+
+
+def with_common_options(app: typer.Typer) -> None:
+    """Give every command of an app, and of the apps in it, the options that all commands take."""
+    for command in app.registered_commands:
+        if command.callback is not None:
+            command.callback = _taking_common(command.callback)
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            with_common_options(group.typer_instance)
+
+
+def _taking_common(function: Callable[..., Any]) -> Callable[..., Any]:
+    if getattr(function, "takes_common", False):
+        return function
+    signature = inspect.signature(function, eval_str=True)
+
+    @wraps(function)
+    def command(*, context: typer.Context, **given: Any) -> Any:
+        _, quiet, verbose = (given.pop(name) for name in _SHARED)
+        if quiet and verbose:
+            raise UsageError("--quiet and --verbose exclude each other.", "Leave out one of them.")
+        spelled = {spelling(one): given[one.name] for one in context.command.params if one.name in given}
+        console.start(quiet=quiet, verbose=verbose, as_json=bool(given.get("as_json")), options=spelled)
+        _let_libraries_speak(verbose)
+        return function(**given)
+
+    kept = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in signature.parameters.values()]
+    added = [
+        Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+        for name, (annotation, default) in _SHARED.items()
+    ]
+    context = Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    parameters = [context, *kept, *added]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    command.takes_common = True  # type: ignore[attr-defined]
+    return command
+
+
+def _let_libraries_speak(verbose: bool) -> None:
+    """Libraries' bars and notes would drown ours; set before they are imported, and only if the user did not."""
+    if verbose:
+        import logging
+
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        return
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -1,0 +1,88 @@
+"""How work is shown on stderr: a live line on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import Any, Self
+
+from .console import Work
+
+PATIENCE = 5.0  # seconds without a line after which a log gets one more
+
+
+class PlainWork(Work):
+    """A line a step, and one more every few seconds while a step lasts.
+
+    A thread writes the latter, because a step may be one long call that reports nothing.
+
+    Args:
+        first: the first step; empty: none yet.
+        stamped: put the seconds since the start before every line.
+    """
+
+    def __init__(self, first: str = "", *, stamped: bool = False) -> None:
+        super().__init__(first)
+        self._stamped = stamped
+        self._said = time.monotonic()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        if self.step:
+            self._moved()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _moved(self) -> None:
+        self._print(f"{self.step} ...")
+
+    def _watch(self) -> None:
+        while not self._over.wait(min(PATIENCE, 0.5)):
+            if time.monotonic() - self._said < PATIENCE:
+                continue
+            count = f"{self.done} of {self.total}, " if self.total else ""
+            self._print(f"{self.step or 'working'}: {count}{time.monotonic() - self.step_began:.0f} s")
+
+    def _print(self, line: str) -> None:
+        self._said = time.monotonic()
+        stamp = f"[{self._said - self.began:7.1f} s] " if self._stamped else ""
+        print(stamp + line, file=sys.stderr, flush=True)
+
+
+class LiveWork(Work):
+    """One moving line: the step, a bar and a count where there is one, and the time; it goes when the work is done."""
+
+    def __init__(self, first: str = "", *, stamped: bool = False) -> None:
+        super().__init__(first)
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[counted]}"),
+            TimeElapsedColumn(),
+        )
+        self._live = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._task = self._live.add_task(first or "working", total=None, counted="")
+
+    def __enter__(self) -> Self:
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        self._live.__exit__(*failure)
+
+    def _moved(self) -> None:
+        self._live.reset(self._task, description=self.step, total=None, counted="")
+
+    def _counted(self) -> None:
+        counted = f"{self.done}/{self.total}" if self.total else ""
+        self._live.update(self._task, completed=self.done, total=self.total or None, counted=counted)
