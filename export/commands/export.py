@@ -65,7 +65,8 @@ def export(
 ) -> None:
     """Bake adapters into ONNX graphs.
 
-    The folder appears only if parity with PyTorch holds. With --data, decisions are compared on those records and the card gets its evaluation.
+    The folder appears only if parity with PyTorch holds. With --data, decisions are compared on those records and
+    the card gets its evaluation.
     """
     from ...toolkit.commands import console
     from ..runtime.sessions import CPU
