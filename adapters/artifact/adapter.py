@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import InvalidArtifact, UsageError
 from ..ops.branch import Branch
 from ..ops.gating import GatedOp
-from ..ops.op import Op, get_op
+from ..ops.op import Detector, Op, get_op
 from .manifest import AdapterInfo, DetectorInfo
 from .sites import Gating, Phase, Scope, Site
 from .updates import WeightUpdate
@@ -75,10 +75,6 @@ class Intervention:
         """A fresh instance of the op (it has no state)."""
         return get_op(self.op)
 
-    def arguments(self) -> tuple[Tensor, ...]:
-        """The parameters in the order ``Op.forward`` takes them."""
-        return tuple(self.tensors[name] for name in self.make_op().params)
-
 
 class SupportsApplying(Protocol):
     """A model that can run an adapter through hooks (``toolkit.VLM``)."""
@@ -109,7 +105,7 @@ class Adapter:
     read_as: str | None = field(default=None, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        sources = sum(item.make_op().detects for item in self.interventions) + (self.branch is not None)
+        sources = sum(isinstance(item.make_op(), Detector) for item in self.interventions) + (self.branch is not None)
         if sources > 1 or (sources == 1) != (self.detector is not None):
             raise InvalidArtifact(
                 f"The adapter has {sources} sources of a risk and {'a' if self.detector else 'no'} threshold.",

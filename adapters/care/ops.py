@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..ops.affine import AffineMap
-from ..ops.op import Hidden, Mask, Op, project
+from ..ops.op import Corrector, Hidden, Mask, project
 
 
 def _corrections(
@@ -28,16 +28,18 @@ def _outside(change: Hidden, basis: Float[Tensor, "d_model rank"]) -> Hidden:
     return change - project(change, span)
 
 
-class _TwoSubspaces(Op):
+class _TwoSubspaces(Corrector):
     """Shared shape: both corrections are read off the same state and combined."""
 
     params = ("visual_basis", "visual_mean", "textual_basis", "textual_mean", "alpha")
     ranked = ("visual_basis", "textual_basis")
 
-    def invariant(self, before: Hidden, after: Hidden, scope: Mask, *tensors: Tensor) -> Tensor:
+    def invariant(
+        self, before: Hidden, after: Hidden, scope: Mask, *, visual_basis: Tensor, textual_basis: Tensor, **_: Tensor
+    ) -> Tensor:
         """Nothing is changed outside the two subspaces."""
         change = after.double() - before.double()
-        outside = _outside(change, torch.cat([tensors[0], tensors[2]], dim=1).double())
+        outside = _outside(change, torch.cat([visual_basis, textual_basis], dim=1).double())
         return (outside * (scope > 0)).abs().max() / before.double().norm(dim=-1).max()
 
 
@@ -50,6 +52,7 @@ class ParallelProjection(_TwoSubspaces):
         self,
         hidden: Hidden,
         scope: Mask,
+        *,
         visual_basis: Tensor,
         visual_mean: Tensor,
         textual_basis: Tensor,
@@ -60,10 +63,11 @@ class ParallelProjection(_TwoSubspaces):
         visual, textual = _corrections(x, visual_basis, visual_mean, textual_basis, textual_mean, alpha)
         return (torch.where(scope > 0, x + visual + textual, x).to(hidden.dtype),)
 
-    def affine(self, *tensors: Tensor) -> AffineMap:
-        visual, visual_mean, textual, textual_mean, alpha = tensors
-        first = AffineMap.projection(visual, visual_mean, alpha)
-        second = AffineMap.projection(textual, textual_mean, alpha)
+    def affine(
+        self, *, visual_basis: Tensor, visual_mean: Tensor, textual_basis: Tensor, textual_mean: Tensor, alpha: Tensor
+    ) -> AffineMap:
+        first = AffineMap.projection(visual_basis, visual_mean, alpha)
+        second = AffineMap.projection(textual_basis, textual_mean, alpha)
         return AffineMap(
             torch.cat([first.up, second.up], dim=1), torch.cat([first.down, second.down]), first.shift + second.shift
         )
@@ -88,6 +92,7 @@ class AdaptiveProjection(_TwoSubspaces):
         self,
         hidden: Hidden,
         scope: Mask,
+        *,
         visual_basis: Tensor,
         visual_mean: Tensor,
         textual_basis: Tensor,
@@ -100,25 +105,26 @@ class AdaptiveProjection(_TwoSubspaces):
         return (torch.where(scope > 0, x + weight * visual + (1 - weight) * textual, x).to(hidden.dtype),)
 
 
-class BenignInjection(Op):
+class BenignInjection(Corrector):
     """P_safe h + β(1 − P_safe) benign with P_safe = I − U Uᵀ; ``benign`` is the benign mean μ."""
 
     name = "BenignInjection"
     params = ("basis", "benign", "beta")
     ranked = ("basis",)
 
-    def forward(self, hidden: Hidden, scope: Mask, basis: Tensor, benign: Tensor, beta: Tensor) -> tuple[Tensor]:
+    def forward(self, hidden: Hidden, scope: Mask, *, basis: Tensor, benign: Tensor, beta: Tensor) -> tuple[Tensor]:
         x = hidden.float()
         return (torch.where(scope > 0, x - project(x - beta * benign, basis), x).to(hidden.dtype),)
 
-    def invariant(self, before: Hidden, after: Hidden, scope: Mask, *tensors: Tensor) -> Tensor:
+    def invariant(
+        self, before: Hidden, after: Hidden, scope: Mask, *, basis: Tensor, benign: Tensor, beta: Tensor
+    ) -> Tensor:
         """The component in the subspace is that of β·benign, whatever it was (up to what is not orthogonal in U)."""
-        basis, benign, beta = (tensor.double() for tensor in tensors)
+        basis, benign, beta = basis.double(), benign.double(), beta.double()
         gram = basis.T @ basis
         eye = torch.eye(len(gram), dtype=gram.dtype)
         left = after.double() @ basis - before.double() @ basis @ (eye - gram) - beta * (benign @ basis) @ gram
         return (left * (scope > 0)).abs().max() / before.double().norm(dim=-1).max()
 
-    def affine(self, *tensors: Tensor) -> AffineMap:
-        basis, benign, beta = tensors
+    def affine(self, *, basis: Tensor, benign: Tensor, beta: Tensor) -> AffineMap:
         return AffineMap.projection(basis, beta * benign, torch.ones_like(beta))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from ..artifact.sites import Site
 from ..errors import InvalidArtifact
 from .op import Hidden
+from .registry import Ops
 
-_REGISTRY: dict[str, type[BranchOp]] = {}
+_BRANCHES = Ops("branch op")
 
 
 class BranchOp(nn.Module, ABC):
@@ -29,7 +30,7 @@ class BranchOp(nn.Module, ABC):
 
     Class attributes:
         name: how the manifest calls it.
-        params: names of the stored tensors, in the order :meth:`risk` takes them.
+        params: names of the stored tensors; :meth:`risk` takes each by its name.
     """
 
     name: ClassVar[str]
@@ -37,32 +38,24 @@ class BranchOp(nn.Module, ABC):
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.name in _REGISTRY:
-            raise TypeError(f"Two branch ops are called {cls.name!r}.")
-        _REGISTRY[cls.name] = cls
+        _BRANCHES.add(cls)
 
     @abstractmethod
     def start(self, safety: Hidden, fused: Hidden) -> Hidden:
         """The state that blocks s+1… continue from; shape and dtype of ``fused``."""
 
     @abstractmethod
-    def risk(self, normed: Hidden, *tensors: Tensor) -> Float[Tensor, " batch"]:
+    def risk(self, normed: Hidden, **tensors: Tensor) -> Float[Tensor, " batch"]:
         """Log-odds of harm, in float32, from the branch's states after the final norm."""
 
 
 def get_branch_op(name: str) -> BranchOp:
-    """The branch op registered as ``name``.
+    """A fresh instance of the branch op registered as ``name`` (it has no state).
 
     Raises:
         InvalidArtifact: there is none (an adapter from a newer version, or a damaged manifest).
     """
-    from .. import methods  # noqa: F401  importing a method registers its ops
-
-    if name not in _REGISTRY:
-        raise InvalidArtifact(
-            f"Unknown branch op {name!r}.", f"This version knows {', '.join(sorted(_REGISTRY))}; update safetykit."
-        )
-    return _REGISTRY[name]()
+    return cast(BranchOp, _BRANCHES.get(name)())
 
 
 @dataclass(frozen=True)
@@ -100,10 +93,6 @@ class Branch:
     def make_op(self) -> BranchOp:
         """A fresh instance of the op (it has no state)."""
         return get_branch_op(self.op)
-
-    def arguments(self) -> tuple[Tensor, ...]:
-        """The parameters in the order ``BranchOp.risk`` takes them."""
-        return tuple(self.tensors[name] for name in self.make_op().params)
 
     def blocks(self, n_layers: int) -> int:
         """Block evaluations of one prefill, the answer's own included: (f+1) + (L−1−s) + (L−1−f)."""

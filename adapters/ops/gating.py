@@ -20,40 +20,45 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .op import Hidden, Mask, Op
+from .op import Corrector, Hidden, Mask
 
 
-class GatedOp(Op):
+class GatedOp(Corrector):
     """An op that acts on a row of the batch only where its gate is open.
 
-    ``score`` [batch] is the gate's margin: open where it is positive.
+    ``score`` [batch] is the gate's margin: open where it is positive. All methods take the parameters by name; those of
+    the gate leave the others out of account.
     """
 
     extras = ("score",)
 
     @abstractmethod
-    def margin(self, hidden: Hidden, *tensors: Tensor) -> Float[Tensor, " batch"]:
+    def margin(self, hidden: Hidden, **tensors: Tensor) -> Float[Tensor, " batch"]:
         """How far inside the gate the last position lies; ``tensors`` are the stored parameters."""
 
     @abstractmethod
-    def magnitude(self, hidden: Hidden, *tensors: Tensor) -> Float[Tensor, " batch"]:
+    def magnitude(self, hidden: Hidden, **tensors: Tensor) -> Float[Tensor, " batch"]:
         """Size of what ``margin`` adds up: a state that is off by a share of its size moves the margin by about that
         share of this, however much of it cancels."""
 
     @abstractmethod
-    def act(self, hidden: Hidden, scope: Mask, margin: Float[Tensor, " batch"], *tensors: Tensor) -> tuple[Tensor, ...]:
-        """``forward`` with the gate given."""
+    def act(
+        self, hidden: Hidden, scope: Mask, margin: Float[Tensor, " batch"], **tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        """``forward`` with the gate given; ``tensors`` hold the runtime inputs, too."""
+
+    def forward(self, hidden: Hidden, scope: Mask, **tensors: Tensor) -> tuple[Tensor, ...]:
+        return self.act(hidden, scope, self.margin(hidden, **tensors), **tensors)
 
     def kept(
-        self, before: Hidden, after: Hidden, scope: Mask, margin: Float[Tensor, " batch"], *tensors: Tensor
+        self, before: Hidden, after: Hidden, scope: Mask, margin: Float[Tensor, " batch"], **tensors: Tensor
     ) -> Float[Tensor, ""] | None:
         """``invariant`` with the gate given."""
         return None
 
-    def invariant(self, before: Hidden, after: Hidden, scope: Mask, *tensors: Tensor) -> Float[Tensor, ""] | None:
-        stored = tensors[len(self.runtime_inputs) :]
-        margin = self.margin(before.double(), *(tensor.double() for tensor in stored))
-        return self.kept(before, after, scope, margin, *tensors)
+    def invariant(self, before: Hidden, after: Hidden, scope: Mask, **tensors: Tensor) -> Float[Tensor, ""] | None:
+        margin = self.margin(before.double(), **{name: tensor.double() for name, tensor in tensors.items()})
+        return self.kept(before, after, scope, margin, **tensors)
 
 
 def decides(past_length: int, new_tokens: int) -> bool:
@@ -69,13 +74,19 @@ class HeldGate(nn.Module):
         self.op = op
 
     def margin(
-        self, hidden: Hidden, decides: Bool[Tensor, ""], held: Float[Tensor, " batch"], *tensors: Tensor
+        self, hidden: Hidden, *, decides: Bool[Tensor, ""], held: Float[Tensor, " batch"], **tensors: Tensor
     ) -> Float[Tensor, " batch"]:
         """The margin that holds for this call."""
-        return torch.where(decides, self.op.margin(hidden, *tensors), held)
+        return torch.where(decides, self.op.margin(hidden, **tensors), held)
 
     def forward(
-        self, hidden: Hidden, scope: Mask, decides: Bool[Tensor, ""], held: Float[Tensor, " batch"], *tensors: Tensor
+        self,
+        hidden: Hidden,
+        scope: Mask,
+        *,
+        decides: Bool[Tensor, ""],
+        held: Float[Tensor, " batch"],
+        **tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         """As the op's; its ``score`` is the margin that holds, to be handed to the next call."""
-        return self.op.act(hidden, scope, self.margin(hidden, decides, held, *tensors), *tensors)
+        return self.op.act(hidden, scope, self.margin(hidden, decides=decides, held=held, **tensors), **tensors)

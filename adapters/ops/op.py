@@ -10,7 +10,7 @@ Contract for batches: rows are padded on the left, so the last prompt position i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, get_args
+from typing import ClassVar, cast, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,24 +19,24 @@ from torch import Tensor, nn
 from ..artifact.sites import Phase, Scope
 from ..errors import InvalidArtifact
 from .affine import AffineMap
+from .registry import Ops
 
 Hidden = Float[Tensor, "batch seq d_model"]
 Mask = Float[Tensor, "batch seq 1"]
 
-_REGISTRY: dict[str, type[Op]] = {}
+_OPS = Ops("op")
 
 
 class Op(nn.Module, ABC):
-    """A pure tensor function on hidden states.
+    """A pure tensor function on hidden states; a :class:`Corrector`, a :class:`Detector` or an :class:`Observer`.
 
     Class attributes:
         name: how the manifest and the graph call it (``safetykit::<name>``).
-        params: names of the stored tensors, in the order ``forward`` takes them.
-        runtime_inputs: names of per-call tensors of shape [batch, d_model], before the parameters.
-        extras: names of further outputs: [batch] (a score or gate margin), or [batch, any width] of floats or int64.
-        detects: leaves the hidden state as it is; its extra ``risk`` [batch] is the log-odds of harm.
-        observes: leaves the hidden state as it is; only its extras matter.
-        plain_extras: graph outputs bear the bare names of its extras, so a model holds one op with these.
+        params: names of the stored tensors; ``forward`` takes each by its name.
+        runtime_inputs: names of per-call tensors of shape [batch, d_model], taken beside the parameters.
+        extras: names of further results, kept per intervention: [batch] (a gate's margin) or [batch, d_model].
+        outputs: further results with names of their own, so that a model holds one op with these: [batch] or
+            [batch, any width], of floats or int64.
         ranked: parameters [d_model, rank] whose rank may differ between adapters for one graph.
     """
 
@@ -44,23 +44,25 @@ class Op(nn.Module, ABC):
     params: ClassVar[tuple[str, ...]]
     runtime_inputs: ClassVar[tuple[str, ...]] = ()
     extras: ClassVar[tuple[str, ...]] = ()
-    detects: ClassVar[bool] = False
-    observes: ClassVar[bool] = False
-    plain_extras: ClassVar[bool] = False
+    outputs: ClassVar[tuple[str, ...]] = ()
     ranked: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
-        name = getattr(cls, "name", None)
-        if name is None:  # an abstract family, not an op
-            return
-        if name in _REGISTRY:
-            raise TypeError(f"Two ops are called {name!r}: {_REGISTRY[name].__qualname__} and {cls.__qualname__}.")
-        _REGISTRY[name] = cls
+        _OPS.add(cls)
+
+
+class Corrector(Op):
+    """An op that changes the hidden state."""
 
     @abstractmethod
-    def forward(self, hidden: Hidden, scope: Mask, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return ``(hidden', *extras)``; ``hidden'`` keeps shape and dtype of ``hidden``."""
+    def forward(self, hidden: Hidden, scope: Mask, **tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return ``(hidden', *extras, *outputs)``; ``hidden'`` keeps shape and dtype of ``hidden``.
+
+        Args:
+            scope: 1 where the op applies; the state is unchanged elsewhere.
+            tensors: runtime inputs and parameters by name.
+        """
 
     def forced_open(self) -> dict[str, float]:
         """Parameters, and the value of each, with which this op's gate is open whatever the state.
@@ -69,31 +71,43 @@ class Op(nn.Module, ABC):
         """
         return {}
 
-    def invariant(self, before: Hidden, after: Hidden, scope: Mask, *tensors: Tensor) -> Float[Tensor, ""] | None:
+    def invariant(self, before: Hidden, after: Hidden, scope: Mask, **tensors: Tensor) -> Float[Tensor, ""] | None:
         """How far ``after`` is from what this op guarantees where ``scope`` is 1 (0 = exactly kept).
 
         Relative to the size of ``before``; None when the op guarantees nothing testable.
         """
         return None
 
-    def affine(self, *tensors: Tensor) -> AffineMap | None:
+    def affine(self, **tensors: Tensor) -> AffineMap | None:
         """The affine map this op is at every token that its scope covers; None when it is none."""
         return None
 
 
+class Detector(Op):
+    """An op that judges a prompt and leaves its hidden state alone; a model holds one."""
+
+    outputs = ("risk",)
+
+    @abstractmethod
+    def forward(self, hidden: Hidden, **tensors: Tensor) -> Float[Tensor, " batch"]:
+        """The log-odds of harm, in float32, read off the last position."""
+
+
+class Observer(Op):
+    """An op that reads the hidden state and leaves it alone; only its ``outputs`` matter."""
+
+    @abstractmethod
+    def forward(self, hidden: Hidden, scope: Mask, **tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return the ``outputs``, read off the tokens where ``scope`` is 1."""
+
+
 def get_op(name: str) -> Op:
-    """The op registered as ``name``.
+    """A fresh instance of the op registered as ``name`` (it has no state).
 
     Raises:
         InvalidArtifact: no such op (an adapter from a newer version, or a damaged manifest).
     """
-    from .. import methods  # noqa: F401  importing a method registers its ops
-
-    if name not in _REGISTRY:
-        raise InvalidArtifact(
-            f"Unknown op {name!r}.", f"This version knows {', '.join(sorted(_REGISTRY))}; update safetykit."
-        )
-    return _REGISTRY[name]()
+    return cast(Op, _OPS.get(name)())
 
 
 class ScopeMask(nn.Module):

@@ -25,7 +25,7 @@ from torch.nn.functional import linear, normalize
 from ..artifact.adapter import Adapter
 from ..artifact.manifest import RetrievalInfo
 from ..errors import InvalidArtifact, UsageError
-from ..ops.op import Hidden, Mask, Op
+from ..ops.op import Corrector, Hidden, Mask, Observer, Op
 
 INFO, CAPTIONS = "retrieval", "captions"
 MAX_KEYS = 2**24
@@ -51,6 +51,11 @@ def retrieval_of(adapters: Sequence[Adapter]) -> tuple[RetrievalInfo, tuple[str,
     if not isinstance(texts, list) or len(texts) != (0 if info.external else info.count):
         raise InvalidArtifact(f"The adapter does not hold the {info.count} texts of its index.", "Fit it again.")
     return info, tuple(map(str, texts))
+
+
+def retrieves(op: Op) -> bool:
+    """Whether an op looks texts up, or gives the query to look them up by."""
+    return "query_weight" in op.params
 
 
 def picture_query(
@@ -80,46 +85,42 @@ def _mean(states: Hidden, scope: Mask) -> Float[Tensor, "batch d_model"]:
     return (states * scope).sum(1) / scope.sum(1).clamp_min(1)
 
 
-class RetrievalQuery(Op):
+class RetrievalQuery(Observer):
     """q alone, for an index outside the graph."""
 
     name = "RetrievalQuery"
     params = ("query_weight", "query_bias")
-    extras = ("retrieval_query",)
-    observes = True
-    plain_extras = True
+    outputs = ("retrieval_query",)
 
-    def forward(self, hidden: Hidden, scope: Mask, query_weight: Tensor, query_bias: Tensor) -> tuple[Tensor, ...]:
-        return hidden, picture_query(hidden, scope, query_weight, query_bias)
+    def forward(self, hidden: Hidden, scope: Mask, *, query_weight: Tensor, query_bias: Tensor) -> tuple[Tensor, ...]:
+        return (picture_query(hidden, scope, query_weight, query_bias),)
 
 
-class RetrieveTopK(Op):
+class RetrieveTopK(Observer):
     """R; the hidden state stays as it is. ``ranks`` holds 0…k−1: only its length counts."""
 
     name = "RetrieveTopK"
     params = ("query_weight", "query_bias", "keys", "ranks")
-    extras = ("retrieved_ids", "retrieved_scores")
-    observes = True
-    plain_extras = True
+    outputs = ("retrieved_ids", "retrieved_scores")
 
     def forward(
-        self, hidden: Hidden, scope: Mask, query_weight: Tensor, query_bias: Tensor, keys: Tensor, ranks: Tensor
+        self, hidden: Hidden, scope: Mask, *, query_weight: Tensor, query_bias: Tensor, keys: Tensor, ranks: Tensor
     ) -> tuple[Tensor, ...]:
-        return hidden, *top_keys(picture_query(hidden, scope, query_weight, query_bias), keys, len(ranks))
+        return top_keys(picture_query(hidden, scope, query_weight, query_bias), keys, len(ranks))
 
 
-class RetrievalCorrection(Op):
+class RetrievalCorrection(Corrector):
     """R, and the tokens moved towards it."""
 
     name = "RetrievalCorrection"
     params = ("query_weight", "query_bias", "keys", "ranks", "values", "strength")
-    extras = ("retrieved_ids", "retrieved_scores")
-    plain_extras = True
+    outputs = ("retrieved_ids", "retrieved_scores")
 
     def forward(
         self,
         hidden: Hidden,
         scope: Mask,
+        *,
         query_weight: Tensor,
         query_bias: Tensor,
         keys: Tensor,
@@ -133,7 +134,7 @@ class RetrievalCorrection(Op):
         move = strength * (target - _mean(states, scope))
         return (states + scope * move[:, None]).to(hidden.dtype), ids, scores
 
-    def invariant(self, before: Hidden, after: Hidden, scope: Mask, *tensors: Tensor) -> Float[Tensor, ""]:
+    def invariant(self, before: Hidden, after: Hidden, scope: Mask, **_: Tensor) -> Float[Tensor, ""]:
         """Differences between a picture's tokens are kept."""
         before, after = before.float(), after.float()
         moved = (after - before) * scope

@@ -41,7 +41,8 @@ from ..artifact.manifest import AdapterInfo, BaseInfo, DetectorInfo, describe_da
 from ..artifact.sites import Site
 from ..errors import UsageError
 from ..ops.branch import Branch, BranchOp
-from ..ops.op import Hidden, Mask, Op
+from ..ops.op import Detector as DetectorOp
+from ..ops.op import Hidden
 from ..protocols import Example
 from ..statistics.detector import BranchSource, Features, Place, Refusal
 from ..statistics.detector_report import Detector, describe
@@ -64,21 +65,18 @@ class FusedProjection(BranchOp):
         alpha = (early * late).sum(-1, keepdim=True) / torch.where(square > 0, square, torch.ones_like(square))
         return (alpha * late).to(fused.dtype)
 
-    def risk(self, normed: Hidden, *tensors: Tensor) -> Float[Tensor, " batch"]:
-        weight, bias = tensors
+    def risk(self, normed: Hidden, *, weight: Tensor, bias: Tensor) -> Float[Tensor, " batch"]:
         return normed[:, -1].float() @ weight + bias
 
 
-class LinearProbe(Op):
+class LinearProbe(DetectorOp):
     """A probe on the last position of one block's output; the hidden state stays as it is (ours, not SASA)."""
 
     name = "LinearProbe"
     params = ("weight", "bias")
-    extras = ("risk",)
-    detects = True
 
-    def forward(self, hidden: Hidden, scope: Mask, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        return hidden, hidden[:, -1].float() @ weight + bias
+    def forward(self, hidden: Hidden, *, weight: Tensor, bias: Tensor) -> Float[Tensor, " batch"]:
+        return hidden[:, -1].float() @ weight + bias
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ class _SubspaceGate(GatedOp):
     def forced_open(self) -> dict[str, float]:
         return {"threshold": -1e30}
 
-    def margin(self, hidden: Hidden, *tensors: Tensor) -> Float[Tensor, " batch"]:
-        _, mean, gate, threshold, *_ = tensors
+    def margin(
+        self, hidden: Hidden, *, mean: Tensor, gate: Tensor, threshold: Tensor, **_: Tensor
+    ) -> Float[Tensor, " batch"]:
         x = hidden[:, -1]
         return ((x if x.dtype == torch.float64 else x.float()) - mean) @ gate - threshold
 
-    def magnitude(self, hidden: Hidden, *tensors: Tensor) -> Float[Tensor, " batch"]:
-        gate = tensors[2]
+    def magnitude(self, hidden: Hidden, *, gate: Tensor, **_: Tensor) -> Float[Tensor, " batch"]:
         return hidden[:, -1].to(gate.dtype).square().mean(-1).sqrt() * gate.norm()
 
     def _push(self, hidden: Hidden, scope: Mask, push: Tensor, margin: Tensor) -> Tensor:
@@ -39,14 +39,9 @@ class GatedSteering(_SubspaceGate):
     name = "GatedSteering"
     params = ("basis", "mean", "gate", "threshold", "alpha")
 
-    def forward(
-        self, hidden: Hidden, scope: Mask, basis: Tensor, mean: Tensor, gate: Tensor, threshold: Tensor, alpha: Tensor
+    def act(
+        self, hidden: Hidden, scope: Mask, margin: Tensor, *, basis: Tensor, alpha: Tensor, **_: Tensor
     ) -> tuple[Tensor, ...]:
-        tensors = (basis, mean, gate, threshold, alpha)
-        return self.act(hidden, scope, self.margin(hidden, *tensors), *tensors)
-
-    def act(self, hidden: Hidden, scope: Mask, margin: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        basis, _, _, _, alpha = tensors
         return self._push(hidden, scope, alpha * project(hidden.float(), basis), margin), margin
 
 
@@ -56,27 +51,35 @@ class TargetSteering(_SubspaceGate):
     name = "TargetSteering"
     params = ("basis", "mean", "gate", "threshold", "alpha", "target")
 
-    def forward(
+    def act(
         self,
         hidden: Hidden,
         scope: Mask,
+        margin: Tensor,
+        *,
         basis: Tensor,
         mean: Tensor,
-        gate: Tensor,
-        threshold: Tensor,
         alpha: Tensor,
         target: Tensor,
+        **_: Tensor,
     ) -> tuple[Tensor, ...]:
-        tensors = (basis, mean, gate, threshold, alpha, target)
-        return self.act(hidden, scope, self.margin(hidden, *tensors), *tensors)
-
-    def act(self, hidden: Hidden, scope: Mask, margin: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        basis, mean, _, _, alpha, target = tensors
         push = project(alpha * target - (hidden.float() - mean), basis)
         return self._push(hidden, scope, push, margin), margin
 
-    def kept(self, before: Hidden, after: Hidden, scope: Mask, margin: Tensor, *tensors: Tensor) -> Tensor:
-        basis, mean, _, _, alpha, target = (tensor.double() for tensor in tensors)
+    def kept(
+        self,
+        before: Hidden,
+        after: Hidden,
+        scope: Mask,
+        margin: Tensor,
+        *,
+        basis: Tensor,
+        mean: Tensor,
+        alpha: Tensor,
+        target: Tensor,
+        **_: Tensor,
+    ) -> Tensor:
+        basis, mean, alpha, target = (tensor.double() for tensor in (basis, mean, alpha, target))
         left = (after.double() - mean - alpha * target) @ basis
         opened = (margin > 0)[:, None, None]
         return (left * ((scope > 0) & opened)).abs().max() / (before.double() - mean).norm(dim=-1).max()
@@ -94,22 +97,18 @@ class SupervisedSteering(_SubspaceGate):
     runtime_inputs = ("reference",)
     extras = ("score", "state")
 
-    def forward(
+    def act(
         self,
         hidden: Hidden,
         scope: Mask,
+        margin: Tensor,
+        *,
         reference: Float[Tensor, "batch d_model"],
         basis: Tensor,
         mean: Tensor,
-        gate: Tensor,
-        threshold: Tensor,
         alpha: Tensor,
+        **_: Tensor,
     ) -> tuple[Tensor, ...]:
-        tensors = (basis, mean, gate, threshold, alpha)
-        return self.act(hidden, scope, self.margin(hidden, *tensors), reference, *tensors)
-
-    def act(self, hidden: Hidden, scope: Mask, margin: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        reference, basis, mean, _, _, alpha = tensors
         x = hidden.float()
         push = project(alpha * (reference.float()[:, None] - mean) - (x - mean), basis)
         return self._push(hidden, scope, push, margin), margin, x[:, -1]

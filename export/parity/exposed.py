@@ -18,6 +18,7 @@ from transformers import AutoConfig
 
 from ...adapters.errors import UsageError
 from ...adapters.ops.gating import GatedOp, HeldGate
+from ...adapters.ops.op import Corrector, Detector, Observer
 from ...toolkit.families import family_or_any
 from ..manifest import ExportManifest, Graph
 from ..runtime.binding import Session
@@ -37,15 +38,15 @@ class Seen:
     """What one intervention saw in one run.
 
     Attributes:
-        before, after: hidden state [batch, sequence, d] in the graph's dtype; after a detecting op its risk [batch].
-        scope: [batch, sequence, 1]; 1 where the op applies. For a detecting op the past length.
-        runtime: the op's per-call tensors, in order; whether the call decides and the held margins, for a held gate.
+        before, after: hidden state [batch, sequence, d] in the graph's dtype; after a detector its risk [batch].
+        scope: [batch, sequence, 1]; 1 where the op applies. For a detector the past length.
+        runtime: the op's per-call tensors by name; for a held gate ``decides`` and ``held`` as well.
     """
 
     before: np.ndarray
     after: np.ndarray
     scope: np.ndarray
-    runtime: tuple[np.ndarray, ...]
+    runtime: Mapping[str, np.ndarray]
 
 
 class ExposedGraph:
@@ -95,7 +96,8 @@ class ExposedGraph:
 
     def _open_gates(self, model: ir.Model) -> None:
         for one in self.placed:
-            for param, number in one.item.make_op().forced_open().items():
+            op = one.item.make_op()
+            for param, number in (op.forced_open() if isinstance(op, Corrector) else {}).items():
                 value = model.graph.initializers[one.name(param)]
                 assert value.shape is not None
                 value.const_value = ir.tensor(np.full(value.shape.numpy(), number, np.float32), name=value.name)
@@ -105,8 +107,8 @@ class ExposedGraph:
         return self._session.run([RISK], dict(feeds))[0]
 
     def extras(self, feeds: Mapping[str, np.ndarray], index: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The hidden state that an op with plain extras read in a run, and these extras."""
-        names = self.by_index[index].item.make_op().extras
+        """The hidden state that an op with outputs of its own read in a run, and these."""
+        names = self.by_index[index].item.make_op().outputs
         before, *found = self._session.run([self._names[index][0], *names], dict(feeds))
         return before, dict(zip(names, found, strict=True))
 
@@ -120,7 +122,8 @@ class ExposedGraph:
         for index, names in self._names.items():
             one = self.by_index[index]
             before, after, scope, *gate = (values[name] for name in names)
-            runtime = (*gate, *(values[one.name(name)] for name in one.item.make_op().runtime_inputs))
+            runtime = dict(zip(("decides", "held"), gate, strict=False))
+            runtime |= {name: values[one.name(name)] for name in one.item.make_op().runtime_inputs}
             seen[index] = Seen(before, after, scope, runtime)
         return seen
 
@@ -171,7 +174,7 @@ def require_movement(folder: Path, manifest: ExportManifest, placed: list[Placed
     Raises:
         UsageError: naming the intervention and its site, or the detector.
     """
-    correctors = [one for one in placed if not (one.item.make_op().detects or one.item.make_op().observes)]
+    correctors = [one for one in placed if isinstance(one.item.make_op(), Corrector)]
     for name in sorted({graph_of(one.item.site) for one in correctors}):
         still = [one for one in correctors if graph_of(one.item.site) == name]
         for forced_open in (False, True):
@@ -221,9 +224,9 @@ def check_ops(
         The intervention; the error of its result against the op's PyTorch code on the same hidden state
         (NaN if the graph lacks it); and how far its op's invariant is violated (None: nothing is
         guaranteed). Both are shares of the hidden state's size, the largest over all probes. The result of a
-        detecting op is its risk, whose error is absolute.
+        detector is its risk, whose error is absolute.
     """
-    placed = [one for one in placed if not one.item.make_op().observes]  # see export.retrieval
+    placed = [one for one in placed if not isinstance(one.item.make_op(), Observer)]  # see export.retrieval
     for name in sorted({graph_of(one.item.site) for one in placed}):
         graph = ExposedGraph(folder, manifest, name, placed, overrides=overrides, providers=providers)
         op_gaps: dict[int, Gap] = {}
@@ -240,23 +243,20 @@ def check_ops(
 
 def _judge(one: Placed, seen: Seen) -> tuple[Gap, Gap | None]:
     op = one.item.make_op()
-    if op.detects:
+    if isinstance(op, Detector):
         if seen.scope > 0:  # past the prefill
             return Gap(0.0 if np.isnan(seen.after).all() else float("nan"), 0.0, 0), None
-        hidden = torch.from_numpy(seen.before)
-        _, risk = op(hidden, hidden[..., :1], *one.item.arguments())
-        return Gap.between(risk.numpy(), seen.after), None
-    before, after, scope, *runtime = (
-        torch.from_numpy(array) for array in (seen.before, seen.after, seen.scope, *seen.runtime)
-    )
-    arguments = (*runtime, *one.item.arguments())
+        return Gap.between(op(torch.from_numpy(seen.before), **one.item.tensors).numpy(), seen.after), None
+    assert isinstance(op, Corrector)
+    before, after, scope = (torch.from_numpy(array) for array in (seen.before, seen.after, seen.scope))
+    given = {name: torch.from_numpy(array) for name, array in seen.runtime.items()} | dict(one.item.tensors)
     if one.item.gate == "held" and isinstance(op, GatedOp):
         held = HeldGate(op)
-        margin = held.margin(before, *arguments)
-        expected, *_ = held(before, scope, *arguments)
-        error = op.kept(before, after, scope, margin, *one.item.arguments())
+        margin = held.margin(before, **given)
+        expected, *_ = held(before, scope, **given)
+        error = op.kept(before, after, scope, margin, **one.item.tensors)
     else:
-        expected, *_ = op(before, scope, *arguments)
-        error = op.invariant(before, after, scope, *arguments)
+        expected, *_ = op(before, scope, **given)
+        error = op.invariant(before, after, scope, **given)
     gap = Gap.between(expected.float().numpy(), seen.after).relative()
     return gap, None if error is None else Gap(float(error), 1.0, seen.after.size)

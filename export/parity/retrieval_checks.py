@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ...adapters.errors import UsageError
-from ...adapters.retrieval.retrieval import picture_query
+from ...adapters.retrieval.retrieval import picture_query, retrieves
 from ..manifest import ExportManifest
 from ..surgery.bake import Placed
 from .compare import Gap
@@ -54,8 +54,7 @@ def _runs(
 ) -> Iterator[tuple[Placed, list[tuple[np.ndarray, dict[str, np.ndarray]]]]]:
     """Per retrieving op and probe: the hidden state it read, and its extras by the last part of their names."""
     for one in placed:
-        op = one.item.make_op()
-        if op.plain_extras:
+        if retrieves(one.item.make_op()):
             graph = ExposedGraph(folder, manifest, "vision_encoder", [one])
             yield one, [_plain(graph.extras(feeds, one.index)) for feeds in probes(graph, manifest)]
 

@@ -186,7 +186,7 @@ def _describe(one: Placed, adapters: Sequence[Adapter]) -> InterventionInfo:
         phase=one.item.phase,
         graph=graph_of(one.item.site),
         gate=one.item.gate,
-        extras=op.extras,
+        extras=(*op.extras, *op.outputs),
         runtime_inputs=op.runtime_inputs,
     )
 

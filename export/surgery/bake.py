@@ -3,9 +3,9 @@
 The pass adds, and never rewrites, nodes of the base graph; the base's weights file stays as it is.
 
 - Parameter ``p`` of intervention ``k`` becomes the initializer ``safetykit.<k>.<p>``.
-- An extra result ``e`` becomes the graph output ``safetykit.<k>.<e>``, or plainly ``<e>`` where the op says so; a
-  per-call tensor ``r`` the graph input ``safetykit.<k>.<r>``.
-- A detecting op leaves the stream alone; its log-odds of harm become the output ``risk_score``.
+- An extra result ``e`` becomes the graph output ``safetykit.<k>.<e>``, an output ``o`` of its own name plainly ``<o>``;
+  a per-call tensor ``r`` the graph input ``safetykit.<k>.<r>``.
+- A detector leaves the stream alone; its log-odds of harm become the output ``risk_score``. So does an observer.
 - The scope mask is one node per distinct scope and phase. ``vision_mask`` [batch, sequence] bool is
   an input of the decoder only when a scope asks for it.
 - A gate that is held gets its earlier decision back in one of two ways, see :mod:`.gates`.
@@ -29,6 +29,7 @@ from onnx_ir.passes.common import CheckerPass, TopologicalSortPass
 from ...adapters.artifact.adapter import Intervention
 from ...adapters.artifact.sites import Site
 from ...adapters.errors import SafetykitError, UnsupportedGraph, UsageError
+from ...adapters.ops.op import Corrector, Detector
 from ..manifest import Graph
 from .building import GraphBuilder
 from .functions import OpFunction, mask_function, op_function
@@ -169,7 +170,7 @@ def _require_reachable(item: Intervention) -> None:
             f"Scope {item.scope} in phase {item.phase} never applies at {item.site}.",
             "Image features are computed at prefill: use scope all or vision, phase prefill or both.",
         )
-    if graph_of(item.site) == "vision_encoder" and item.make_op().detects:
+    if graph_of(item.site) == "vision_encoder" and isinstance(item.make_op(), Detector):
         raise UsageError(
             f"{item.op} cannot judge a request at {item.site}.", "Detect at a site of the decoder, which sees it whole."
         )
@@ -214,39 +215,41 @@ class _Builder(GraphBuilder):
 
     def apply(self, one: Placed, hidden: ir.Value) -> ir.Value:
         """Call the op of ``one`` on ``hidden``; returns the new hidden state."""
-        op = one.item.make_op()
+        op, held = one.item.make_op(), one.item.gate == "held"
         assert hidden.shape is not None
-        arguments = [
-            hidden,
-            self.past_length() if op.detects else self.mask(one.item, hidden),
-            *([self.gates.decides(), self.gates.held(one.index)] if self.gates and one.item.gate == "held" else []),
-            *(self.input(one.name(name), ir.DataType.FLOAT, ["batch", hidden.shape[2]]) for name in op.runtime_inputs),
-            *(
-                self.constant(one.name(name), tensor.numpy(force=True))
-                for name, tensor in zip(op.params, one.item.arguments(), strict=True)
-            ),
-        ]
-        shapes = (tuple(tensor.shape) for tensor in one.item.arguments())
+        arguments = {"hidden": hidden}
+        if isinstance(op, Detector):
+            arguments["past_length"] = self.past_length()
+        else:
+            arguments["scope"] = self.mask(one.item, hidden)
+        if self.gates and held:
+            arguments |= {"decides": self.gates.decides(), "held": self.gates.held(one.index)}
+        for name in op.runtime_inputs:
+            arguments[name] = self.input(one.name(name), ir.DataType.FLOAT, ["batch", hidden.shape[2]])
+        for name in op.params:
+            arguments[name] = self.constant(one.name(name), one.item.tensors[name].numpy(force=True))
+        shapes = (tuple(one.item.tensors[name].shape) for name in op.params)
         key = (op.name, one.item.gate, hidden.dtype, hidden.shape[2], *shapes)
         if key not in self.functions:
             made = op_function(one.item, hidden, self.opset, swappable=self.swappable)
             self.functions[key] = self.register(made)
-        results = self.call(self.functions[key], arguments, one.name("op"))
-        if self.gates and one.item.gate == "held":
-            self.gates.decided(one.index, results[1 + op.extras.index("score")])
-        if op.detects:
+        results = list(self.call(self.functions[key], arguments, one.name("op")))
+        if isinstance(op, Detector):
             add_risk(self.graph, results[0])
             return hidden
-        for name, value in zip(op.extras, results if op.observes else results[1:], strict=True):
-            value.name = name if op.plain_extras else one.name(name)
-            if any(output.name == value.name for output in self.graph.outputs):
+        changed = results.pop(0) if isinstance(op, Corrector) else None
+        if self.gates and held:
+            self.gates.decided(one.index, results[op.extras.index("score")])
+        names = [*(one.name(name) for name in op.extras), *op.outputs]
+        for name, value in zip(names, results, strict=True):
+            value.name = name
+            if any(output.name == name for output in self.graph.outputs):
                 raise UsageError(f"Two ops give an output {name!r}.", f"Export with one {op.name} or the like.")
             if value.shape is not None:
                 value.shape = ir.Shape([hidden.shape[0], *value.shape[1:]])  # the function calls its rows a batch
             self.graph.outputs.append(value)
-        if op.observes:
+        if changed is None:
             return hidden
-        changed = results[0]
         changed.name, changed.shape = one.name("hidden"), hidden.shape
         return changed
 
@@ -261,11 +264,12 @@ class _Builder(GraphBuilder):
         key = (scope, phase, item.site.kind) if graph_of(item.site) == "vision_encoder" else (scope, phase)
         if key not in self.masks:
             function = self.register(mask_function(scope, phase, hidden, self.opset))
-            past_length = self.past_length() if 1 in function.uses else None
-            vision_mask = (
-                self.input(VISION_MASK, ir.DataType.BOOL, ["batch", "sequence"]) if 2 in function.uses else None
-            )
-            (value,) = self.call(function, [hidden, past_length, vision_mask], ".".join((DOMAIN, "mask", *key)))
+            arguments = {"hidden": hidden}
+            if "past_length" in function.uses:
+                arguments["past_length"] = self.past_length()
+            if "vision_mask" in function.uses:
+                arguments["vision_mask"] = self.input(VISION_MASK, ir.DataType.BOOL, ["batch", "sequence"])
+            (value,) = self.call(function, arguments, ".".join((DOMAIN, "mask", *key)))
             self.masks[key] = self.switch(value) if self.switched else value
         return self.masks[key]
 

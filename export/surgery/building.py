@@ -64,11 +64,11 @@ class GraphBuilder:
         self.model.functions[made.function.identifier()] = made.function
         return made
 
-    def call(self, made: OpFunction, arguments: Sequence[ir.Value | None], name: str) -> Sequence[ir.Value]:
-        """Append a call of ``made``; its results get their types and shapes."""
+    def call(self, made: OpFunction, arguments: Mapping[str, ir.Value], name: str) -> Sequence[ir.Value]:
+        """Append a call of ``made``, which takes its arguments by name; its results get their types and shapes."""
         node = ir.node(
             made.function.name,
-            [arguments[index] for index in made.uses],
+            [arguments[argument] for argument in made.uses],
             domain=DOMAIN,
             num_outputs=len(made.outputs),
             name=name,

@@ -52,12 +52,12 @@ def install_detector(model: ir.Model, detector: DetectorInfo, *, enforce: bool) 
     builder, logits = GraphBuilder(model), head_output(outputs["logits"])
     readers = tuple(logits.uses())  # listed now: the forcing itself reads the value too
     function = builder.register(forcing_function(logits, builder.opset))
-    arguments = [
-        logits,
-        outputs[RISK],
-        builder.constant(THRESHOLD, np.array(detector.threshold, np.float32)),
-        builder.constant(TOKEN, np.array(detector.refusal_token, np.int64)),
-    ]
+    arguments = {
+        "logits": logits,
+        "risk": outputs[RISK],
+        "threshold": builder.constant(THRESHOLD, np.array(detector.threshold, np.float32)),
+        "token": builder.constant(TOKEN, np.array(detector.refusal_token, np.int64)),
+    }
     (forced,) = builder.call(function, arguments, _ENFORCE)
     forced.shape = logits.shape
     for node, index in readers:

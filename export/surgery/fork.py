@@ -33,6 +33,7 @@ from onnx_ir.passes.common import TopologicalSortPass
 from ...adapters.artifact.sites import Site
 from ...adapters.errors import UnsupportedGraph
 from ...adapters.ops.branch import Branch
+from ...adapters.ops.op import Corrector
 from .bake import RISK, Placed, add_risk, passes_checker, raising_causes
 from .blocks import cache_readers
 from .building import GraphBuilder
@@ -134,7 +135,9 @@ class ForkPass(InPlacePass):
 
     def _adapted(self, graph: ir.Graph, site: Site, value: ir.Value) -> ir.Value:
         """What the readers of ``value`` at ``site`` read after baking."""
-        here = [one.name("op") for one in self.placed if one.item.site == site and not one.item.make_op().detects]
+        here = [
+            one.name("op") for one in self.placed if one.item.site == site and isinstance(one.item.make_op(), Corrector)
+        ]
         return next((node.outputs[0] for node in graph if here and node.name == here[-1]), value)
 
     def _branch(self, builder: GraphBuilder, safety: _State, fused: ir.Value) -> ir.Graph:
@@ -145,18 +148,18 @@ class ForkPass(InPlacePass):
         start_function, probe_function = (
             builder.register(made) for made in branch_functions(self.branch, fused, builder.opset)
         )
-        parameters = [
-            builder.constant(f"{BRANCH}.{name}", tensor.numpy(force=True))
-            for name, tensor in zip(self.branch.make_op().params, self.branch.arguments(), strict=True)
-        ]
+        parameters = {
+            name: builder.constant(f"{BRANCH}.{name}", self.branch.tensors[name].numpy(force=True))
+            for name in self.branch.make_op().params
+        }
         body = builder.open(ir.Graph([], [], nodes=[], opset_imports=builder.graph.opset_imports, name=BRANCH))
-        (start,) = builder.call(start_function, [safety.value, fused], f"{BRANCH}.start")
+        (start,) = builder.call(start_function, {"safety": safety.value, "fused": fused}, f"{BRANCH}.start")
         copies: dict[ir.Value, ir.Value] = {safety.value: start}
         if safety.normed is not None:
             copies[safety.normed] = _norm(builder, self.stream.steps[2 * self.branch.safety.layer + 1].node, start)
         for node in region:
             copy_node(node, copies, body)
-        (risk,) = builder.call(probe_function, [copies[end], *parameters], f"{BRANCH}.probe")
+        (risk,) = builder.call(probe_function, {"normed": copies[end], **parameters}, f"{BRANCH}.probe")
         return builder.close(body, risk)
 
 

@@ -7,7 +7,7 @@ then shows one node, such as ``safetykit::SubspaceProjection``, whose parameters
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -21,7 +21,7 @@ from ...adapters.errors import UnsupportedGraph
 from ...adapters.ops.branch import Branch, BranchOp, get_branch_op
 from ...adapters.ops.forcing import ForcedRefusal
 from ...adapters.ops.gating import GatedOp, HeldGate
-from ...adapters.ops.op import Op, ScopeMask, get_op
+from ...adapters.ops.op import Detector, ScopeMask, get_op
 from ..base.own import quiet_export
 from .residual import DOMAIN
 
@@ -31,6 +31,9 @@ _DTYPES = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16,
 _BATCH, _SEQUENCE, _RANK = 2, 5, 3
 _HIDDEN_AXES = {0: "batch", 1: "sequence"}
 
+_Params = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]  # name, type and shape of each
+_Arguments = dict[str, tuple[torch.Tensor, dict[int, str]]]  # an example of each argument, and its symbolic axes
+
 
 @dataclass(frozen=True)
 class OpFunction:
@@ -38,12 +41,12 @@ class OpFunction:
 
     Attributes:
         function: in domain ``safetykit``; a fresh copy, owned by the caller.
-        uses: indices of the op's arguments that the function takes (unused ones are dropped).
+        uses: names of the op's arguments that the function takes, in order (unused ones are dropped).
         outputs: type and shape of each result.
     """
 
     function: ir.Function
-    uses: tuple[int, ...]
+    uses: tuple[str, ...]
     outputs: tuple[tuple[ir.DataType, ir.Shape], ...]
 
     def copy(self) -> OpFunction:
@@ -54,22 +57,22 @@ class OpFunction:
 def op_function(item: Intervention, hidden: ir.Value, opset: int, *, swappable: bool = False) -> OpFunction:
     """The function of ``item``'s op for a hidden state like ``hidden`` [batch, sequence, d].
 
-    Arguments in order: hidden, scope mask, runtime inputs [batch, d] float32, stored parameters. A detecting op takes
-    the past length (int64 scalar) instead of the mask, and gives its risk alone: NaN past the prefill. An op whose
-    gate is held takes, after the mask, whether this call decides (bool scalar) and the held margins [batch].
+    Arguments in order: ``hidden``, ``scope``, runtime inputs [batch, d] float32, stored parameters. A detector takes
+    ``past_length`` (int64 scalar) instead of the mask, and gives its risk: NaN past the prefill. An op whose gate is
+    held takes, after the mask, ``decides``, whether this call does (bool scalar), and ``held``, the margins [batch].
 
     Args:
         swappable: leave the ranks of parameters open.
     """
     dtype, width = _describe(hidden)
-    params = tuple((tensor.dtype, tuple(tensor.shape)) for tensor in item.arguments())
+    params = _described_params(item.make_op().params, item.tensors)
     return _trace_op(item.op, dtype, width, params, _require_opset(opset), item.gate, swappable).copy()
 
 
 def branch_functions(branch: Branch, hidden: ir.Value, opset: int) -> tuple[OpFunction, OpFunction]:
-    """How a branch starts, (safety, fused) → state, and how its risk is read, (normed, *parameters) → [batch]."""
+    """How a branch starts, (safety, fused) → state, and how its risk is read, (normed, parameters) → [batch]."""
     dtype, width = _describe(hidden)
-    params = tuple((tensor.dtype, tuple(tensor.shape)) for tensor in branch.arguments())
+    params = _described_params(branch.make_op().params, branch.tensors)
     start, risk = _trace_branch(branch.op, dtype, width, params, _require_opset(opset))
     return start.copy(), risk.copy()
 
@@ -84,6 +87,10 @@ def mask_function(scope: Scope, phase: Phase, hidden: ir.Value, opset: int) -> O
     """The scope mask as a function of hidden, past length and vision mask."""
     dtype, width = _describe(hidden)
     return _trace_mask(scope, phase, dtype, width, _require_opset(opset)).copy()
+
+
+def _described_params(names: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> _Params:
+    return tuple((name, tensors[name].dtype, tuple(tensors[name].shape)) for name in names)
 
 
 def _describe(hidden: ir.Value) -> tuple[torch.dtype, int]:
@@ -107,54 +114,37 @@ def _trace_op(
     name: str,
     dtype: torch.dtype,
     width: int,
-    params: tuple[tuple[torch.dtype, tuple[int, ...]], ...],
+    params: _Params,
     opset: int,
     gate: Gating,
     swappable: bool,
 ) -> OpFunction:
     op = get_op(name)
-    runtime = [torch.zeros(_BATCH, width) for _ in op.runtime_inputs]
-    stored, param_axes = [], []
-    for at, (param, (param_dtype, shape)) in enumerate(zip(op.params, params, strict=True)):
+    stored: _Arguments = {}
+    for at, (param, param_dtype, shape) in enumerate(params):
         open_rank = swappable and param in op.ranked
-        stored.append(torch.zeros((shape[0], _RANK + 4 * at) if open_rank else shape, dtype=param_dtype))
-        param_axes.append({1: f"{param}_rank"} if open_rank else {})
-    args = (*_hidden_and_scope(dtype, width), *runtime, *stored)
-    if op.detects:
-        args = (args[0], torch.tensor(0), *stored)
-        return _trace(_Risk(op), args, (_HIDDEN_AXES, {}, tuple(param_axes)), name, opset)
-    if op.observes:
-        return _trace(_Extras(op), args, (_HIDDEN_AXES, _HIDDEN_AXES, tuple(param_axes)), name, opset)
+        example = torch.zeros((shape[0], _RANK + 4 * at) if open_rank else shape, dtype=param_dtype)
+        stored[param] = (example, {1: f"{param}_rank"} if open_rank else {})
+    hidden, scope = _hidden_and_scope(dtype, width)
+    if isinstance(op, Detector):
+        return _trace(_Risk(op), {**hidden, "past_length": (torch.tensor(0), {}), **stored}, name, opset)
     if gate == "held":
         assert isinstance(op, GatedOp)
-        args = (args[0], args[1], torch.tensor(True), torch.zeros(_BATCH), *stored)
-        axes = (_HIDDEN_AXES, _HIDDEN_AXES, {}, {0: "batch"}, tuple(param_axes))
-        return _trace(HeldGate(op), args, axes, f"{name}_held", opset)
-    # forward(hidden, scope, *tensors) of the base class: the axes follow the flat argument list
-    return _trace(op, args, (_HIDDEN_AXES, _HIDDEN_AXES, *({0: "batch"} for _ in runtime), *param_axes), name, opset)
-
-
-class _Extras(nn.Module):
-    """What an observing op says of a hidden state."""
-
-    def __init__(self, op: Op) -> None:
-        super().__init__()
-        self.op = op
-
-    def forward(self, hidden: torch.Tensor, scope: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return self.op(hidden, scope, *tensors)[1:]
+        state: _Arguments = {"decides": (torch.tensor(True), {}), "held": (torch.zeros(_BATCH), {0: "batch"})}
+        return _trace(HeldGate(op), {**hidden, **scope, **state, **stored}, f"{name}_held", opset)
+    runtime: _Arguments = {one: (torch.zeros(_BATCH, width), {0: "batch"}) for one in op.runtime_inputs}
+    return _trace(op, {**hidden, **scope, **runtime, **stored}, name, opset)
 
 
 class _Risk(nn.Module):
-    """What a detecting op says of a prefill, and NaN afterwards."""
+    """What a detector says of a prefill, and NaN afterwards."""
 
-    def __init__(self, op: Op) -> None:
+    def __init__(self, op: Detector) -> None:
         super().__init__()
         self.op = op
 
-    def forward(self, hidden: torch.Tensor, past_length: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
-        _, risk = self.op(hidden, hidden[..., :1], *tensors)
-        return torch.where(past_length == 0, risk, torch.nan)
+    def forward(self, hidden: torch.Tensor, past_length: torch.Tensor, **tensors: torch.Tensor) -> torch.Tensor:
+        return torch.where(past_length == 0, self.op(hidden, **tensors), torch.nan)
 
 
 class _Start(nn.Module):
@@ -171,61 +161,83 @@ class _Probe(nn.Module):
         super().__init__()
         self.op = op
 
-    def forward(self, normed: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
-        return self.op.risk(normed, *tensors)
+    def forward(self, normed: torch.Tensor, **tensors: torch.Tensor) -> torch.Tensor:
+        return self.op.risk(normed, **tensors)
+
+
+class _ByName(nn.Module):
+    """A module whose arguments are given in order, and taken by name."""
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.module, self.names = module, tuple(names)
+
+    def forward(self, *arguments: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        return self.module(**dict(zip(self.names, arguments, strict=True)))
 
 
 @functools.lru_cache(maxsize=32)
 def _trace_branch(
-    name: str, dtype: torch.dtype, width: int, params: tuple[tuple[torch.dtype, tuple[int, ...]], ...], opset: int
+    name: str, dtype: torch.dtype, width: int, params: _Params, opset: int
 ) -> tuple[OpFunction, OpFunction]:
     op = get_branch_op(name)
-    hidden, _ = _hidden_and_scope(dtype, width)
-    stored = [torch.zeros(shape, dtype=param_dtype) for param_dtype, shape in params]
-    start = _trace(_Start(op), (hidden, hidden.clone()), (_HIDDEN_AXES, _HIDDEN_AXES), name, opset)
-    risk = _trace(_Probe(op), (hidden, *stored), (_HIDDEN_AXES, ({},) * len(stored)), "RiskProbe", opset)
-    return start, risk
+    example = torch.zeros(_BATCH, _SEQUENCE, width, dtype=dtype), _HIDDEN_AXES
+    stored: _Arguments = {param: (torch.zeros(shape, dtype=param_dtype), {}) for param, param_dtype, shape in params}
+    start = _trace(_Start(op), {"safety": example, "fused": (example[0].clone(), _HIDDEN_AXES)}, name, opset)
+    return start, _trace(_Probe(op), {"normed": example, **stored}, "RiskProbe", opset)
 
 
 @functools.lru_cache(maxsize=32)
 def _trace_forcing(dtype: torch.dtype, width: int, opset: int) -> OpFunction:
-    logits, _ = _hidden_and_scope(dtype, width)
-    args = (logits, torch.zeros(_BATCH), torch.tensor(0.0), torch.tensor(0))
-    return _trace(ForcedRefusal(), args, (_HIDDEN_AXES, {0: "batch"}, {}, {}), "ForcedRefusal", opset)
+    arguments: _Arguments = {
+        "logits": (torch.zeros(_BATCH, _SEQUENCE, width, dtype=dtype), _HIDDEN_AXES),
+        "risk": (torch.zeros(_BATCH), {0: "batch"}),
+        "threshold": (torch.tensor(0.0), {}),
+        "token": (torch.tensor(0), {}),
+    }
+    return _trace(ForcedRefusal(), arguments, "ForcedRefusal", opset)
 
 
 @functools.lru_cache(maxsize=32)
 def _trace_mask(scope: Scope, phase: Phase, dtype: torch.dtype, width: int, opset: int) -> OpFunction:
     hidden, _ = _hidden_and_scope(dtype, width)
-    args = (hidden, torch.tensor(0), torch.zeros(_BATCH, _SEQUENCE, dtype=torch.bool))
-    return _trace(ScopeMask(scope, phase), args, (_HIDDEN_AXES, {}, _HIDDEN_AXES), f"ScopeMask_{scope}_{phase}", opset)
+    pictures = torch.zeros(_BATCH, _SEQUENCE, dtype=torch.bool)
+    arguments: _Arguments = {**hidden, "past_length": (torch.tensor(0), {}), "vision_mask": (pictures, _HIDDEN_AXES)}
+    return _trace(ScopeMask(scope, phase), arguments, f"ScopeMask_{scope}_{phase}", opset)
 
 
-def _hidden_and_scope(dtype: torch.dtype, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.zeros(_BATCH, _SEQUENCE, width, dtype=dtype), torch.ones(_BATCH, _SEQUENCE, 1)
+def _hidden_and_scope(dtype: torch.dtype, width: int) -> tuple[_Arguments, _Arguments]:
+    hidden = torch.zeros(_BATCH, _SEQUENCE, width, dtype=dtype)
+    return {"hidden": (hidden, _HIDDEN_AXES)}, {"scope": (torch.ones(_BATCH, _SEQUENCE, 1), _HIDDEN_AXES)}
 
 
-def _trace(
-    module: nn.Module, args: tuple[torch.Tensor, ...], axes: Sequence[dict[int, str]], name: str, opset: int
-) -> OpFunction:
+def _trace(module: nn.Module, arguments: _Arguments, name: str, opset: int) -> OpFunction:
+    examples, axes = zip(*arguments.values(), strict=True)
     with quiet_export():
         program = torch.onnx.export(
-            module.eval(), args, dynamo=True, opset_version=opset, dynamic_shapes=tuple(axes), verbose=False
+            _ByName(module, tuple(arguments)).eval(),
+            examples,
+            dynamo=True,
+            opset_version=opset,
+            dynamic_shapes=(axes,),
+            verbose=False,
         )
     assert program is not None
     model = program.model
     graph = model.graph
     _inline_initializers(graph)
-    uses = tuple(index for index, value in enumerate(graph.inputs) if value.uses() or value.is_graph_output())
-    kept = [graph.inputs[index] for index in uses]
+    kept = {}
+    for value, argument in zip(list(graph.inputs), arguments, strict=True):
+        if value.uses() or value.is_graph_output():
+            value.name, kept[argument] = argument, value
     graph.inputs.clear()
-    graph.inputs.extend(kept)
+    graph.inputs.extend(kept.values())
     ClearMetadataAndDocStringPass()(model)
     outputs = []
     for value in graph.outputs:
         assert value.dtype is not None and value.shape is not None
         outputs.append((value.dtype, value.shape))
-    return OpFunction(ir.Function(DOMAIN, name, graph=graph, attributes=()), uses, tuple(outputs))
+    return OpFunction(ir.Function(DOMAIN, name, graph=graph, attributes=()), tuple(kept), tuple(outputs))
 
 
 def _inline_initializers(graph: ir.Graph) -> None:

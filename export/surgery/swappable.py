@@ -12,6 +12,7 @@ from ...adapters.artifact.adapter import Adapter
 from ...adapters.artifact.updates import WeightUpdate
 from ...adapters.errors import UnsupportedGraph, UsageError
 from ...adapters.ops.branch import Branch
+from ...adapters.ops.op import Observer
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph, ParameterInfo
 from ..metadata import THRESHOLD, TOKEN
 from ..runtime.hotswap import write_adapter_file
@@ -34,7 +35,7 @@ def require_swappable(placed: Sequence[Placed]) -> None:
         UsageError: an op retrieves: its texts lie outside the graph and would have to follow.
     """
     for one in placed:
-        if one.item.make_op().observes:
+        if isinstance(one.item.make_op(), Observer):
             raise UsageError(
                 f"{one.item.op} at {one.item.site} cannot be swapped: the texts of its index would not follow.",
                 "Export it with --mode bake; an external index can be changed without a new export.",

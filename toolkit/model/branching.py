@@ -37,7 +37,7 @@ class BranchRun:
         self._norm = parts.final_norm
         self._features_join = bool(parts.family.scattered)
         device = next(parts.final_norm.parameters()).device
-        self._tensors = [tensor.to(device) for tensor in branch.arguments()]
+        self._tensors = {name: tensor.to(device) for name, tensor in branch.tensors.items()}
         self._states: dict[int | None, Tensor] = {}
         self._calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self._joining: dict[nn.Module, Tensor] = {}
@@ -85,7 +85,7 @@ class BranchRun:
                 args, kwargs = self._calls[block]
                 options = {name: value for name, value in kwargs.items() if name not in ("hidden_states", "use_cache")}
                 hidden = _hidden(block(self._joined(block, hidden), *args, **options))
-            return self._op.risk(self._norm(self._joined(self._norm, hidden)), *self._tensors)
+            return self._op.risk(self._norm(self._joined(self._norm, hidden)), **self._tensors)
         finally:
             self.running = False
             self._states.clear()

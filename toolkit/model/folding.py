@@ -25,6 +25,7 @@ from ...adapters.artifact.sites import Site
 from ...adapters.artifact.updates import WeightUpdate
 from ...adapters.errors import UsageError
 from ...adapters.ops.affine import AffineMap
+from ...adapters.ops.op import Corrector, Op
 from .updates import applied_updates
 
 if TYPE_CHECKING:
@@ -96,8 +97,10 @@ def _compose(adapter: Adapter) -> dict[Site, AffineMap]:
     """One affine map per site, in float64."""
     refused, maps = [], {}
     for index, item in enumerate(adapter.interventions):
-        change = item.make_op().affine(*(tensor.double() for tensor in item.arguments()))
-        if reason := _obstacle(item, change):
+        op = item.make_op()
+        tensors = {name: tensor.double() for name, tensor in item.tensors.items()}
+        change = op.affine(**tensors) if isinstance(op, Corrector) else None
+        if reason := _obstacle(item, op, change):
             refused.append(f"intervention {index} ({item.op} at {item.site}) {reason}")
             continue
         assert change is not None
@@ -110,13 +113,12 @@ def _compose(adapter: Adapter) -> dict[Site, AffineMap]:
     return maps
 
 
-def _obstacle(item: Intervention, change: AffineMap | None) -> str | None:
+def _obstacle(item: Intervention, op: Op, change: AffineMap | None) -> str | None:
     """Why an intervention cannot be folded; None if it can."""
-    op = item.make_op()
     if change is None:
         return "is not affine: what it does depends on the state through a gate, a norm or a second input"
-    if op.extras:
-        return f"yields {', '.join(op.extras)}, which weights cannot"
+    if op.extras or op.outputs:
+        return f"yields {', '.join((*op.extras, *op.outputs))}, which weights cannot"
     if item.site.kind not in ("mlp", "attn"):
         return "acts on a sum of several layers' outputs: only .mlp and .attn have one layer that writes them"
     if item.scope != "all":

@@ -18,7 +18,7 @@ from ...adapters.artifact.adapter import Adapter, Intervention, the_branch, the_
 from ...adapters.errors import UsageError
 from ...adapters.ops.forcing import ForcedRefusal
 from ...adapters.ops.gating import GatedOp, HeldGate, decides
-from ...adapters.ops.op import ScopeMask
+from ...adapters.ops.op import Detector, Observer, ScopeMask
 from .branching import BranchRun
 from .parts import Parts
 
@@ -138,7 +138,7 @@ class AppliedAdapters:
         self._new_tokens = 0 if given is None else given.shape[1]
         self._vision_mask = None if input_ids is None else input_ids == self._image_token_id
 
-    def _gate(self, index: int, hidden: Tensor, past: int) -> tuple[Tensor, Tensor]:
+    def _gate(self, index: int, hidden: Tensor, past: int) -> dict[str, Tensor]:
         """Whether this call decides a held gate, and the margins [batch] that were decided before.
 
         Raises:
@@ -153,13 +153,13 @@ class AppliedAdapters:
                 f"A gate was decided for {0 if held is None else len(held)} rows, and {rows} go on.",
                 "Start with the prompts, with the adapters applied.",
             )
-        return torch.tensor(deciding, device=hidden.device), held
+        return {"decides": torch.tensor(deciding, device=hidden.device), "held": held}
 
     def _runner(self, index: int, item: Intervention):
         op, mask_of = item.make_op(), ScopeMask(item.scope, item.phase)
         run_op: nn.Module = HeldGate(op) if item.gate == "held" and isinstance(op, GatedOp) else op
         device = self._parts.module(item.site).parameters().__next__().device
-        tensors = [tensor.to(device) for tensor in item.arguments()]
+        tensors = {name: tensor.to(device) for name, tensor in item.tensors.items()}
 
         def run(hidden: Tensor) -> Tensor:
             if item.site.kind in _VISION_SITES:
@@ -176,22 +176,26 @@ class AppliedAdapters:
             scope = mask_of(hidden, past.to(device), vision)
             if not self.enabled:
                 scope = torch.zeros_like(scope)
-            inputs: list[Tensor] = []
-            if item.gate == "held":
-                inputs += self._gate(index, hidden, int(past))
-            if op.runtime_inputs:
+            if isinstance(op, Detector):
+                results = (hidden, op(hidden, **tensors))
+            elif isinstance(op, Observer):
+                results = (hidden, *op(hidden, scope, **tensors))
+            else:
+                given = self._gate(index, hidden, int(past)) if item.gate == "held" else {}
                 blank = torch.zeros(hidden.shape[0], hidden.shape[-1], device=device)
-                inputs.append(self.references.get(index, blank) if past == 0 else blank)
-            changed, *extras = run_op(hidden, scope, *inputs, *tensors)
+                for name in op.runtime_inputs:
+                    given[name] = self.references.get(index, blank) if past == 0 else blank
+                results = run_op(hidden, scope, **given, **tensors)
+            changed, *found = results
             if self._branch and self._branch.running:
                 return changed
             if item.gate == "held":
-                self._held[index] = extras[op.extras.index("score")]
+                self._held[index] = found[op.extras.index("score")]
             if past == 0:
-                names = op.extras if op.detects or op.plain_extras else [f"{index}.{name}" for name in op.extras]
-                self.extras |= dict(zip(names, extras, strict=True))
+                names = [*(f"{index}.{name}" for name in op.extras), *op.outputs]
+                self.extras |= dict(zip(names, found, strict=True))
                 if isinstance(op, GatedOp):
-                    self.magnitudes[f"{index}.score"] = op.magnitude(hidden, *tensors)
+                    self.magnitudes[f"{index}.score"] = op.magnitude(hidden, **tensors)
             return changed
 
         return run

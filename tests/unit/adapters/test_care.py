@@ -104,7 +104,7 @@ def test_every_fusion_has_its_ops_at_every_token_in_both_phases(model, data, fus
 
 def run(adapter, hidden, scope):
     for item in adapter.interventions:
-        hidden, *_ = item.make_op()(hidden, scope[item.scope], *item.arguments())
+        hidden, *_ = item.make_op()(hidden, scope[item.scope], **item.tensors)
     return hidden
 
 
@@ -136,7 +136,7 @@ def test_masked_fusion_leaves_the_other_modality_bit_identical(model, data):
 def test_sequential_folds_into_one_affine_map(model, data):
     adapter = CARE(fusion="sequential", layers=(1,), rank=2, alpha=0.7).fit(model, data)
     hidden = 10 * torch.randn(2, 6, 24, generator=torch.Generator().manual_seed(1))
-    first, second = (item.make_op().affine(*item.arguments()) for item in adapter.interventions)
+    first, second = (item.make_op().affine(**item.tensors) for item in adapter.interventions)
     assert isinstance(first, AffineMap)
     after = run(adapter, hidden, scopes(torch.zeros(2, 6, dtype=torch.bool)))
     assert torch.allclose(first.then(second)(hidden), after, atol=1e-4)

@@ -28,15 +28,15 @@ def parts():
 
 def test_projection_leaves_nothing_of_the_centred_state_in_the_subspace(parts):
     op = get_op("SubspaceProjection")
-    (out,) = op(parts["hidden"], parts["all"], parts["basis"], parts["mean"], torch.tensor(1.0))
+    (out,) = op(parts["hidden"], parts["all"], basis=parts["basis"], mean=parts["mean"], beta=torch.tensor(1.0))
     assert ((out - parts["mean"]) @ parts["basis"]).abs().max() < 1e-5
-    (again,) = op(out, parts["all"], parts["basis"], parts["mean"], torch.tensor(1.0))
+    (again,) = op(out, parts["all"], basis=parts["basis"], mean=parts["mean"], beta=torch.tensor(1.0))
     assert torch.allclose(out, again, atol=1e-5)  # a projection is idempotent
 
 
 def test_projection_keeps_what_is_orthogonal_to_the_subspace(parts):
     (out,) = get_op("SubspaceProjection")(
-        parts["hidden"], parts["all"], parts["basis"], parts["mean"], torch.tensor(1.0)
+        parts["hidden"], parts["all"], basis=parts["basis"], mean=parts["mean"], beta=torch.tensor(1.0)
     )
     moved = out - parts["hidden"]
     assert torch.allclose(moved, (moved @ parts["basis"]) @ parts["basis"].T, atol=1e-5)
@@ -44,11 +44,11 @@ def test_projection_keeps_what_is_orthogonal_to_the_subspace(parts):
 
 def test_the_projections_invariant_sees_a_transposed_sign(parts):
     op, one = get_op("SubspaceProjection"), torch.tensor(1.0)
-    arguments = (parts["basis"], parts["mean"], one)
-    (out,) = op(parts["hidden"], parts["all"], *arguments)
-    assert op.invariant(parts["hidden"], out, parts["all"], *arguments) < 1e-6
+    arguments = {"basis": parts["basis"], "mean": parts["mean"], "beta": one}
+    (out,) = op(parts["hidden"], parts["all"], **arguments)
+    assert op.invariant(parts["hidden"], out, parts["all"], **arguments) < 1e-6
     wrong = 2 * parts["hidden"] - out
-    assert op.invariant(parts["hidden"], wrong, parts["all"], *arguments) > 0.1
+    assert op.invariant(parts["hidden"], wrong, parts["all"], **arguments) > 0.1
 
 
 @pytest.mark.parametrize("name", ["GatedSteering", "TargetSteering", "SupervisedSteering"])
@@ -56,15 +56,15 @@ def test_a_state_off_by_a_share_of_its_size_moves_the_margin_by_that_share_of_it
     op, generator = get_op(name), torch.Generator().manual_seed(1)
     hidden = torch.randn(2, 5, D, generator=generator).double()
     score = (hidden[0, -1] - parts["mean"]) @ parts["gate"].double()
-    tensors = [parts[key].double() for key in ("basis", "mean", "gate")]
-    tensors += [score, *(torch.ones(()) for _ in op.params[4:])]  # the first row's terms cancel
-    magnitude, before = op.magnitude(hidden, *tensors), op.margin(hidden, *tensors)
+    tensors = {key: parts[key].double() for key in ("basis", "mean", "gate")}
+    tensors |= {"threshold": score} | {key: torch.ones(()) for key in op.params[4:]}  # the first row's terms cancel
+    magnitude, before = op.magnitude(hidden, **tensors), op.margin(hidden, **tensors)
     assert magnitude.shape == (2,) and before[0].abs() < 1e-12 < magnitude[0]
     moved = []
     for _ in range(300):
         noise = torch.randn(hidden.shape, generator=generator).double()
         noise *= 1e-6 * hidden.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
-        moved.append((op.margin(hidden + noise, *tensors) - before) / (1e-6 * magnitude))
+        moved.append((op.margin(hidden + noise, **tensors) - before) / (1e-6 * magnitude))
     assert 0.8 < torch.stack(moved).std() < 1.2
 
 
@@ -72,8 +72,8 @@ def test_a_state_off_by_a_share_of_its_size_moves_the_margin_by_that_share_of_it
 def test_a_closed_gate_returns_the_state_bit_for_bit(name, parts):
     op = get_op(name)
     parts |= {"threshold": torch.tensor(1e9), "alpha": torch.tensor(2.0)}
-    arguments = [parts[key] for key in (*op.runtime_inputs, *op.params)]
-    out, score, *_ = op(parts["hidden"], parts["all"], *arguments)
+    arguments = {key: parts[key] for key in (*op.runtime_inputs, *op.params)}
+    out, score, *_ = op(parts["hidden"], parts["all"], **arguments)
     assert torch.equal(out, parts["hidden"])
     assert (score < 0).all()
 
@@ -84,26 +84,20 @@ def test_tokens_out_of_scope_are_returned_bit_for_bit(name, parts):
     parts |= {"threshold": torch.tensor(-1e9), "alpha": torch.tensor(2.0), "beta": torch.tensor(1.0)}
     scope = torch.zeros(2, 5, 1)
     scope[:, -1] = 1
-    arguments = [parts[key] for key in (*op.runtime_inputs, *op.params)]
-    out = op(parts["hidden"], scope, *arguments)[0]
+    arguments = {key: parts[key] for key in (*op.runtime_inputs, *op.params)}
+    out = op(parts["hidden"], scope, **arguments)[0]
     assert torch.equal(out[:, :-1], parts["hidden"][:, :-1])
     assert not torch.equal(out[:, -1], parts["hidden"][:, -1])
 
 
 def test_an_open_target_gate_puts_the_state_on_the_target_inside_the_subspace(parts):
     op = get_op("TargetSteering")
-    arguments = (
-        parts["basis"],
-        parts["mean"],
-        parts["gate"],
-        torch.tensor(-1e9),
-        torch.tensor(1.0),
-        parts["target"],
-    )
-    out, _ = op(parts["hidden"], parts["all"], *arguments)
+    arguments = {key: parts[key] for key in ("basis", "mean", "gate", "target")}
+    arguments |= {"threshold": torch.tensor(-1e9), "alpha": torch.tensor(1.0)}
+    out, _ = op(parts["hidden"], parts["all"], **arguments)
     wanted = (parts["target"] @ parts["basis"]).expand(2, 5, M)
     assert torch.allclose((out - parts["mean"]) @ parts["basis"], wanted, atol=1e-5)
-    assert op.invariant(parts["hidden"], out, parts["all"], *arguments) < 1e-6
+    assert op.invariant(parts["hidden"], out, parts["all"], **arguments) < 1e-6
 
 
 def test_supervision_by_the_same_state_changes_nothing(parts):
@@ -115,12 +109,12 @@ def test_supervision_by_the_same_state_changes_nothing(parts):
     out, _, state = op(
         parts["hidden"],
         scope,
-        reference,
-        parts["basis"],
-        parts["mean"],
-        parts["gate"],
-        torch.tensor(-1e9),
-        torch.tensor(1.0),
+        reference=reference,
+        basis=parts["basis"],
+        mean=parts["mean"],
+        gate=parts["gate"],
+        threshold=torch.tensor(-1e9),
+        alpha=torch.tensor(1.0),
     )
     assert torch.allclose(out, parts["hidden"], atol=1e-6)
     assert torch.equal(state, reference)
@@ -130,10 +124,12 @@ def test_float16_states_are_projected_in_float32(parts):
     """An activation of 900 would leak 0.03 into the subspace if the products were float16."""
     hidden = parts["hidden"].clone()
     hidden[0, 0, 0] = 900
-    (out,) = get_op("SubspaceProjection")(hidden.half(), parts["all"], parts["basis"], parts["mean"], torch.tensor(1.0))
+    (out,) = get_op("SubspaceProjection")(
+        hidden.half(), parts["all"], basis=parts["basis"], mean=parts["mean"], beta=torch.tensor(1.0)
+    )
     assert out.dtype == torch.float16
     (exact,) = get_op("SubspaceProjection")(
-        hidden.half().float(), parts["all"], parts["basis"], parts["mean"], torch.tensor(1.0)
+        hidden.half().float(), parts["all"], basis=parts["basis"], mean=parts["mean"], beta=torch.tensor(1.0)
     )
     assert torch.equal(out, exact.half())
 

@@ -74,11 +74,12 @@ def test_a_query_reads_the_tokens_in_its_scope_only():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_retrieval_leaves_the_hidden_state_alone(dtype):
     hidden, keys = drawn(3, TOKENS, D_MODEL).to(dtype), normalize(drawn(COUNT, D_KEY)).to(dtype)
-    after, ids, scores = get_op("RetrieveTopK")(hidden, torch.ones(3, TOKENS, 1), *head(), keys, torch.arange(2))
-    assert after is hidden
+    weight, bias = head()
+    scope, tensors = torch.ones(3, TOKENS, 1), {"query_weight": weight, "query_bias": bias}
+    ids, scores = get_op("RetrieveTopK")(hidden, scope, **tensors, keys=keys, ranks=torch.arange(2))
     assert ids.shape == scores.shape == (3, 2) and ids.dtype == torch.int64 and scores.dtype == torch.float32
-    same, query = get_op("RetrievalQuery")(hidden, torch.ones(3, TOKENS, 1), *head())
-    assert same is hidden and torch.equal(top_keys(query, keys, 2)[0], ids)
+    (query,) = get_op("RetrievalQuery")(hidden, scope, **tensors)
+    assert torch.equal(top_keys(query, keys, 2)[0], ids)
 
 
 @pytest.mark.parametrize("strength", [0.25, 1.0])
@@ -86,22 +87,24 @@ def test_a_correction_moves_the_mean_towards_the_retrieved_texts_and_keeps_diffe
     op = get_op("RetrievalCorrection")
     hidden, scope = drawn(2, TOKENS, D_MODEL), torch.ones(2, TOKENS, 1)
     keys, values = normalize(drawn(COUNT, D_KEY)), drawn(COUNT, D_MODEL, seed=9)
-    tensors = (*head(), keys, torch.arange(3), values, torch.tensor(strength))
-    after, ids, _ = op(hidden, scope, *tensors)
+    given = (*head(), keys, torch.arange(3), values, torch.tensor(strength))
+    tensors = dict(zip(op.params, given, strict=True))
+    after, ids, _ = op(hidden, scope, **tensors)
     target = torch.stack([values[row].mean(0) for row in ids])
     assert torch.allclose(after.mean(1), (1 - strength) * hidden.mean(1) + strength * target, atol=1e-5)
     assert torch.allclose(after - after.mean(1, keepdim=True), hidden - hidden.mean(1, keepdim=True), atol=1e-5)
-    assert op.invariant(hidden, after, scope, *tensors) < 1e-6
+    assert op.invariant(hidden, after, scope, **tensors) < 1e-6
     broken = after.clone()
     broken[0, 0] += 1
-    assert op.invariant(hidden, broken, scope, *tensors) > 0.1
+    assert op.invariant(hidden, broken, scope, **tensors) > 0.1
 
 
 def test_a_correction_outside_its_scope_changes_nothing():
     keys, values = normalize(drawn(COUNT, D_KEY)), drawn(COUNT, D_MODEL)
     hidden, scope = drawn(1, TOKENS, D_MODEL), torch.ones(1, TOKENS, 1)
     scope[:, 2:] = 0
-    after, *_ = get_op("RetrievalCorrection")(hidden, scope, *head(), keys, torch.arange(1), values, torch.tensor(1.0))
+    op, given = get_op("RetrievalCorrection"), (*head(), keys, torch.arange(1), values, torch.tensor(1.0))
+    after, *_ = op(hidden, scope, **dict(zip(op.params, given, strict=True)))
     assert torch.equal(after[:, 2:], hidden[:, 2:]) and not torch.allclose(after[:, :2], hidden[:, :2])
 
 

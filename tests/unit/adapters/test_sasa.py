@@ -222,7 +222,7 @@ def test_the_pair_at_which_harm_is_clearest_is_chosen(adapter):
 def test_the_stored_probe_separates_and_its_threshold_keeps_the_rate(source, adapter):
     records = [record for record in examples() if record.split == "calibration"]
     states = torch.stack([source.state(record, (1, 2)) for record in records])
-    risk = FusedProjection().risk(states[:, None], *adapter.branch.arguments())
+    risk = FusedProjection().risk(states[:, None], **adapter.branch.tensors)
     harmful = torch.tensor([record.label == "harmful" for record in records])
     refused = risk > adapter.detector.threshold
     assert refused[~harmful].float().mean() <= 0.02

@@ -54,7 +54,7 @@ def test_the_papers_gate_is_the_sign_of_the_uncentred_product(planted, records):
     adapter = VLMGuard(variant="steer", gate="paper", layers=(1,)).fit(planted, records)
     item = adapter.interventions[0]
     hidden = torch.randn(64, 1, 32, generator=torch.Generator().manual_seed(1)) * 5
-    _, score = item.make_op()(hidden, torch.ones(64, 1, 1), *item.arguments())
+    _, score = item.make_op()(hidden, torch.ones(64, 1, 1), **item.tensors)
     assert torch.equal(score > 0, hidden[:, -1] @ item.tensors["basis"][:, 0] > 0)
 
 

@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 import torch
 
+from safetykit.adapters import get_op
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.sites import Site
 from safetykit.adapters.artifact.updates import WeightUpdate
@@ -392,14 +393,11 @@ def test_the_adapter_file_works_in_onnx_runtime_itself(live, export, make_adapte
 def test_the_retrieval_of_texts_is_not_swappable(export, make_adapter):
     from safetykit.export.surgery.swappable import require_swappable
 
-    class Observing:
-        observes = True
-
     class Item:
         op, site = "RetrieveTopK", "projector"
 
         def make_op(self):
-            return Observing()
+            return get_op("RetrieveTopK")
 
     class One:
         item = Item()

@@ -165,7 +165,7 @@ def test_the_branch_starts_from_corrected_states(random_vlm, layer):
         random_vlm.prefill(REQUESTS)
         handle.remove()
         other.remove()
-    wanted = made.branch.make_op().risk(normed[0], *made.branch.arguments())
+    wanted = made.branch.make_op().risk(normed[0], **made.branch.tensors)
     assert torch.allclose(hooks.extras["risk"], wanted, atol=1e-5)
 
 
