@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from ..adapters.artifact.manifest import DetectorInfo
 from ..adapters.errors import InvalidArtifact
-
-THRESHOLD, REFUSAL, TOKEN = "safetykit.risk_threshold", "safetykit.refusal", "safetykit.refusal_token"
+from .names import REFUSAL, THRESHOLD, TOKEN
 
 
 def write_metadata(detector: DetectorInfo) -> dict[str, str]:

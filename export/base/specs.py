@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from ...toolkit.families import Family, GraphInput, family_of
 from ...toolkit.families.family import SIZES
 from ..manifest import Graph
+from ..names import ATTENTION_MASK, INPUT_IDS, INPUTS_EMBEDS, LOGITS, PAST, PRESENT, cache_names
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,8 @@ def decoder_spec(model: nn.Module, family: Family) -> GraphSpec:
     heads, head_dim = kv_shape(text)
     further = family.decoder_inputs(model.config)
     names = tuple(one.name for one in further)
-    embeds = GraphInput("inputs_embeds", "weights", ("batch", "sequence", text.hidden_size))
-    mask = GraphInput("attention_mask", "int64", ("batch", "total"))
+    embeds = GraphInput(INPUTS_EMBEDS, "weights", ("batch", "sequence", text.hidden_size))
+    mask = GraphInput(ATTENTION_MASK, "int64", ("batch", "total"))
     part = GraphInput("past", "weights", ("batch", heads, "past_sequence", head_dim))
     n_layers = text.num_hidden_layers
 
@@ -129,8 +130,8 @@ def decoder_spec(model: nn.Module, family: Family) -> GraphSpec:
         module=CachedDecoder(model, family, names),
         args=args,
         dynamic=(_axes(embeds), _axes(mask), [_axes(one) for one in further], [(_axes(part),) * 2] * n_layers),
-        inputs=("inputs_embeds", "attention_mask", *names, *kv_names(n_layers, "past_key_values")),
-        outputs=("logits", *kv_names(n_layers, "present")),
+        inputs=(INPUTS_EMBEDS, ATTENTION_MASK, *names, *cache_names(n_layers, PAST)),
+        outputs=(LOGITS, *cache_names(n_layers, PRESENT)),
     )
 
 
@@ -140,14 +141,9 @@ def embedding_spec(embed_tokens: nn.Module) -> GraphSpec:
         module=embed_tokens,
         args=lambda dtype: (torch.zeros(SIZES["batch"], SIZES["sequence"], dtype=torch.int64),),
         dynamic=({0: "batch", 1: "sequence"},),
-        inputs=("input_ids",),
-        outputs=("inputs_embeds",),
+        inputs=(INPUT_IDS,),
+        outputs=(INPUTS_EMBEDS,),
     )
-
-
-def kv_names(n_layers: int, prefix: str) -> tuple[str, ...]:
-    """``<prefix>.0.key, <prefix>.0.value, <prefix>.1.key, …``"""
-    return tuple(f"{prefix}.{layer}.{part}" for layer in range(n_layers) for part in ("key", "value"))
 
 
 def kv_shape(config: object) -> tuple[int, int]:

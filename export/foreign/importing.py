@@ -17,6 +17,7 @@ from ..base.own import graph_info, write_base
 from ..base.specs import kv_shape
 from ..foreign_info import CHECKPOINT, ForeignInfo, WeightsInfo
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph, Precision, write_manifest
+from ..names import INPUT_IDS, INPUTS_EMBEDS, PIXEL_VALUES
 from ..surgery.residual import find_residual_stream, require_unadapted
 from .files import load_graph, save_beside
 from .merged import is_merged, take_cached_branch
@@ -104,7 +105,7 @@ def _import_decoder(
     changes += normalise(model, _shape(vlm))
     stream = find_residual_stream(model)
     weights = find_weights(vlm, model, stream)
-    embeds = next(value for value in model.graph.inputs if value.name == "inputs_embeds")
+    embeds = next(value for value in model.graph.inputs if value.name == INPUTS_EMBEDS)
     half = embeds.dtype == ir.DataType.FLOAT16
     _require_precision(found, weights, half, precision)
     try:
@@ -178,7 +179,7 @@ def _name_interface(vlm: VLM, model: ir.Model, name: Graph) -> None:
     """
     graph, family = model.graph, vlm.inputs.family
     if name == "embed_tokens":
-        wanted, output = {"input_ids": ["batch", "sequence"]}, "inputs_embeds"
+        wanted, output = {INPUT_IDS: ["batch", "sequence"]}, INPUTS_EMBEDS
     else:
         inputs = family.vision_inputs(vlm.model.config)
         wanted, output = {one.name: list(one.shape) for one in inputs}, family.vision_outputs[0]
@@ -193,17 +194,17 @@ def _name_interface(vlm: VLM, model: ir.Model, name: Graph) -> None:
 def _example(vlm: VLM, name: Graph) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     if name == "embed_tokens":
-        return {"input_ids": random.integers(0, vlm.parts.embed_tokens.weight.shape[0], (2, 32))}
+        return {INPUT_IDS: random.integers(0, vlm.parts.embed_tokens.weight.shape[0], (2, 32))}
     found = dict(vlm.inputs.family.vision_example(vlm.model.config))
-    shape = found["pixel_values"].shape
-    return found | {"pixel_values": random.standard_normal(shape).astype(np.float32)}
+    shape = found[PIXEL_VALUES].shape
+    return found | {PIXEL_VALUES: random.standard_normal(shape).astype(np.float32)}
 
 
 @torch.inference_mode()
 def _reference(vlm: VLM, name: Graph) -> np.ndarray:
     feeds = {key: torch.from_numpy(value).to(vlm.device) for key, value in _example(vlm, name).items()}
     if name == "embed_tokens":
-        return vlm.parts.embed_tokens(feeds["input_ids"]).float().cpu().numpy()
+        return vlm.parts.embed_tokens(feeds[INPUT_IDS]).float().cpu().numpy()
     return vlm.inputs.family.vision(vlm.model, **feeds)[0].float().cpu().numpy()
 
 

@@ -22,6 +22,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass, TopologicalSortPass
 
 from ...adapters.errors import UnsupportedGraph, WrongBase
+from ..names import ATTENTION_MASK, INPUT_IDS, INPUTS_EMBEDS, LOGITS, PAST, POSITION_IDS, PRESENT
 
 _PLACE = r"(?:[._](key|value))?[._](\d+)(?:[._](?:self[._])?(key|value))?"
 _PAST = re.compile(rf"(?:past|past_key_values|past_key_value){_PLACE}")
@@ -44,7 +45,7 @@ class DecoderShape:
     head_dim: int
     d_model: int
     vocabulary: int
-    inputs: Collection[str] = ("position_ids",)
+    inputs: Collection[str] = (POSITION_IDS,)
 
 
 def normalise(model: ir.Model, shape: DecoderShape) -> tuple[str, ...]:
@@ -109,7 +110,7 @@ def _rename_cache(values: Collection[ir.Value], pattern: re.Pattern[str], prefix
 
 def _require_cache(graph: ir.Graph, shape: DecoderShape) -> None:
     wanted = {f"{layer}.{part}" for layer in range(shape.n_layers) for part in ("key", "value")}
-    for what, values, prefix in (("inputs", graph.inputs, "past_key_values."), ("outputs", graph.outputs, "present.")):
+    for what, values, prefix in (("inputs", graph.inputs, PAST), ("outputs", graph.outputs, PRESENT)):
         found = {str(value.name).removeprefix(prefix): value for value in values if str(value.name).startswith(prefix)}
         if not found:
             names = ", ".join(str(value.name) for value in values[:8])
@@ -155,10 +156,10 @@ def _fix_inputs(graph: ir.Graph) -> list[str]:
 
 def _split_embedding(graph: ir.Graph) -> list[str]:
     """Make ``inputs_embeds`` an input of a decoder that takes ``input_ids``."""
-    ids = next((value for value in graph.inputs if value.name == "input_ids"), None)
+    ids = next((value for value in graph.inputs if value.name == INPUT_IDS), None)
     if ids is None:
         return []
-    if any(value.name == "inputs_embeds" for value in graph.inputs):
+    if any(value.name == INPUTS_EMBEDS for value in graph.inputs):
         raise UnsupportedGraph("The decoder takes both input_ids and inputs_embeds.", _ADVICE)
     gathers, shapes = [], []
     pending = [ids]
@@ -183,7 +184,7 @@ def _split_embedding(graph: ir.Graph) -> list[str]:
     dtype = old.dtype or gather.inputs[0].dtype
     if dtype is None or not dtype.is_floating_point():
         raise UnsupportedGraph("The type of the token embedding is not known.", _ADVICE)
-    embeds = ir.val("inputs_embeds", dtype, old.shape)
+    embeds = ir.val(INPUTS_EMBEDS, dtype, old.shape)
     for node, index in list(old.uses()):
         node.replace_input_with(index, embeds)
     for node in shapes:  # the shape of two sizes that it was
@@ -199,26 +200,26 @@ def _split_embedding(graph: ir.Graph) -> list[str]:
 
 
 def _require_known(graph: ir.Graph, shape: DecoderShape) -> None:
-    names = {str(value.name) for value in graph.inputs if not str(value.name).startswith("past_key_values.")}
-    if missing := {"inputs_embeds", "attention_mask"} - names:
+    names = {str(value.name) for value in graph.inputs if not str(value.name).startswith(PAST)}
+    if missing := {INPUTS_EMBEDS, ATTENTION_MASK} - names:
         raise UnsupportedGraph(
             f"The decoder has no input {sorted(missing)[0]}, only {', '.join(sorted(names))}.", _ADVICE
         )
-    if other := names - {"inputs_embeds", "attention_mask", *shape.inputs}:
+    if other := names - {INPUTS_EMBEDS, ATTENTION_MASK, *shape.inputs}:
         raise UnsupportedGraph(
             f"The decoder takes {', '.join(sorted(other))}, which safetykit does not know how to feed.", _ADVICE
         )
     values = {str(value.name): value for value in (*graph.inputs, *graph.outputs)}
-    if "logits" not in values:
+    if LOGITS not in values:
         found = ", ".join(str(value.name) for value in graph.outputs[:4])
         raise UnsupportedGraph(f"The decoder has no output `logits` but {found}.", _ADVICE)
-    mask = values["attention_mask"]
+    mask = values[ATTENTION_MASK]
     if mask.shape is None or len(mask.shape) != 2 or mask.dtype not in _INTEGERS:
         raise UnsupportedGraph(
             f"attention_mask is {mask.dtype} {mask.shape}, not [batch, total] of integers.",
             "Export with a mask of one number per token.",
         )
-    known = (("inputs_embeds", shape.d_model, "wide"), ("logits", shape.vocabulary, "tokens large"))
+    known = ((INPUTS_EMBEDS, shape.d_model, "wide"), (LOGITS, shape.vocabulary, "tokens large"))
     for name, expected, unit in known:
         sizes = list(values[name].shape or [])
         if len(sizes) != 3:
@@ -231,7 +232,7 @@ def _require_known(graph: ir.Graph, shape: DecoderShape) -> None:
 
 
 def _drop_outputs(graph: ir.Graph) -> list[str]:
-    other = [value for value in graph.outputs if value.name != "logits" and not str(value.name).startswith("present.")]
+    other = [value for value in graph.outputs if value.name != LOGITS and not str(value.name).startswith(PRESENT)]
     for value in other:
         graph.outputs.remove(value)
     return [f"outputs left out: {', '.join(str(value.name) for value in other)}"] if other else []
@@ -240,21 +241,21 @@ def _drop_outputs(graph: ir.Graph) -> list[str]:
 def _name_sizes(graph: ir.Graph, shape: DecoderShape) -> None:
     """One name per size that varies, in every shape of the graph."""
     ours: dict[str, list[int | str]] = {
-        "inputs_embeds": ["batch", "sequence", shape.d_model],
-        "attention_mask": ["batch", "total"],
-        "logits": ["batch", "sequence", shape.vocabulary],
+        INPUTS_EMBEDS: ["batch", "sequence", shape.d_model],
+        ATTENTION_MASK: ["batch", "total"],
+        LOGITS: ["batch", "sequence", shape.vocabulary],
     }
     names: dict[str, int | str] = {}
     for value in (*graph.inputs, *graph.outputs):
         name, sizes = str(value.name), list(value.shape or [])
         wanted = ours.get(name)
-        if name.startswith(("past_key_values.", "present.")):
+        if name.startswith((PAST, PRESENT)):
             length = "past_sequence" if name.startswith("past") else "total"
             wanted = ["batch", shape.n_kv_heads, length, shape.head_dim]
-        elif name == "position_ids":
+        elif name == POSITION_IDS:
             wanted = [*(size for size in sizes[:-2] if isinstance(size, int)), "batch", "sequence"]
-        if wanted is None or (name == "logits" and sizes[1:2] == [1]):
-            wanted = [*(wanted or sizes)[:1], *sizes[1:]] if name == "logits" else sizes
+        if wanted is None or (name == LOGITS and sizes[1:2] == [1]):
+            wanted = [*(wanted or sizes)[:1], *sizes[1:]] if name == LOGITS else sizes
         if value.is_graph_input() or name not in ours:
             for size, new in zip(sizes, wanted, strict=False):
                 if isinstance(size, ir.SymbolicDim) and size.value is not None:
@@ -274,7 +275,7 @@ def _renamed(size: int | ir.SymbolicDim, names: dict[str, int | str]) -> int | s
 def _cast_inputs(graph: ir.Graph) -> list[str]:
     changes = []
     for value in list(graph.inputs):
-        if value.name not in ("attention_mask", "position_ids") or value.dtype == ir.DataType.INT64:
+        if value.name not in (ATTENTION_MASK, POSITION_IDS) or value.dtype == ir.DataType.INT64:
             continue
         readers = list(value.uses())
         cast = ir.node("Cast", [value], {"to": int(value.dtype or ir.DataType.INT32)})

@@ -21,7 +21,7 @@ from ...adapters.artifact.files import CONFIGURATION_FILES, atomic_folder, write
 from ...adapters.artifact.manifest import canonical_json
 from ...adapters.errors import UsageError
 from ..manifest import read_manifest
-from ..surgery.bake import VISION_MASK
+from ..names import ATTENTION_MASK, INPUT_IDS, INPUTS_EMBEDS, LOGITS, PAST, POSITION_IDS, PRESENT, VISION_MASK
 
 _TEXT = "embed_tokens/"
 
@@ -60,7 +60,7 @@ def _join(model: ir.Model, embedding: ir.Model) -> None:
     """Put the embedding before the decoder, in place."""
     graph, other = model.graph, embedding.graph
     (ids,), (result,) = list(other.inputs), list(other.outputs)
-    embeds = next(value for value in graph.inputs if value.name == "inputs_embeds")
+    embeds = next(value for value in graph.inputs if value.name == INPUTS_EMBEDS)
     other.inputs.clear()
     other.outputs.clear()
     for name, value in list(other.initializers.items()):
@@ -87,7 +87,7 @@ def _join(model: ir.Model, embedding: ir.Model) -> None:
         for reader, index in list(mask.uses()):
             reader.replace_input_with(index, blank.outputs[0])
         graph.inputs.remove(mask)
-    kept = [value for value in graph.outputs if value.name == "logits" or str(value.name).startswith("present.")]
+    kept = [value for value in graph.outputs if value.name == LOGITS or str(value.name).startswith(PRESENT)]
     graph.outputs.clear()
     graph.outputs.extend(kept)
     RemoveUnusedNodesPass()(model)
@@ -96,14 +96,12 @@ def _join(model: ir.Model, embedding: ir.Model) -> None:
 
 
 def _require_feedable(model: ir.Model) -> None:
-    known = {"input_ids", "attention_mask", "position_ids"}
+    known = {INPUT_IDS, ATTENTION_MASK, POSITION_IDS}
     graph = model.graph
     needed = [
         str(value.name)
         for value in graph.inputs
-        if value.name not in known
-        and value.name not in graph.initializers
-        and not str(value.name).startswith("past_key_values.")
+        if value.name not in known and value.name not in graph.initializers and not str(value.name).startswith(PAST)
     ]
     if needed:
         raise UsageError(

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...adapters.errors import InvalidArtifact, UnsupportedGraph
+from ..names import ATTENTION_MASK, INPUT_IDS, INPUTS_EMBEDS, LOGITS, PAST, POSITION_IDS
 from ..runtime.sessions import open_session
 from .merged import SWITCH
 
@@ -41,16 +42,16 @@ def require_same_prompt(merged: Path, cached: ir.Model) -> None:
     advice = "Export the decoder again with a current exporter, which writes one graph for prompts and further tokens."
     theirs = open_session(merged)
     feeds = _prompt(theirs, rows=2, tokens=5)
-    reference = theirs.run(["logits"], feeds | {SWITCH: np.array([False])})[0]
+    reference = theirs.run([LOGITS], feeds | {SWITCH: np.array([False])})[0]
     ours = open_model(cached, merged.parent)
     names = {value.name for value in ours.get_inputs()}
     try:
-        found = ours.run(["logits"], {name: value for name, value in feeds.items() if name in names}, _silent())[0]
+        found = ours.run([LOGITS], {name: value for name, value in feeds.items() if name in names}, _silent())[0]
     except Exception as error:  # ONNX Runtime's exceptions have no public base class
         raise UnsupportedGraph(
             f"The merged decoder's body with a cache cannot read a prompt ({str(error).splitlines()[0][:160]}).", advice
         ) from None
-    limit = _ROUNDING.get(next(value.type for value in theirs.get_outputs() if value.name == "logits"), 1e-4)
+    limit = _ROUNDING.get(next(value.type for value in theirs.get_outputs() if value.name == LOGITS), 1e-4)
     if found.shape != reference.shape or np.abs(found - reference).max() > limit * np.abs(reference).max():
         raise UnsupportedGraph(
             "The merged decoder's two bodies read a prompt differently, so neither can stand for both.", advice
@@ -63,15 +64,15 @@ def understands_padding(decoder: Path, graph: ir.Graph) -> bool:
         return False  # it takes a row's length for the place of its last token
     session = open_session(decoder)
     feeds = _prompt(session, rows=2, tokens=6)
-    feeds["attention_mask"][1, :2] = 0
-    if "position_ids" in feeds:
-        feeds["position_ids"][..., 1, :] = np.maximum(np.arange(6) - 2, 0)
+    feeds[ATTENTION_MASK][1, :2] = 0
+    if POSITION_IDS in feeds:
+        feeds[POSITION_IDS][..., 1, :] = np.maximum(np.arange(6) - 2, 0)
     alone = dict(feeds)
-    alone |= {name: feeds[name][1:, 2:] for name in ("inputs_embeds", "attention_mask")}
-    alone |= {name: value[1:] for name, value in feeds.items() if name.startswith("past_key_values.")}
-    if "position_ids" in feeds:
-        alone["position_ids"] = feeds["position_ids"][..., 1:, 2:]
-    padded, single = (session.run(["logits"], one)[0] for one in (feeds, alone))
+    alone |= {name: feeds[name][1:, 2:] for name in (INPUTS_EMBEDS, ATTENTION_MASK)}
+    alone |= {name: value[1:] for name, value in feeds.items() if name.startswith(PAST)}
+    if POSITION_IDS in feeds:
+        alone[POSITION_IDS] = feeds[POSITION_IDS][..., 1:, 2:]
+    padded, single = (session.run([LOGITS], one)[0] for one in (feeds, alone))
     limit = _ROUNDING.get(session.get_outputs()[0].type, 1e-4) * np.abs(single).max()
     return bool(np.abs(padded[1, -1] - single[0, -1]).max() <= limit)
 
@@ -84,7 +85,7 @@ def gives_last_logits_only(decoder: Path) -> bool:
     """
     session = open_session(decoder)
     try:
-        logits = session.run(["logits"], _prompt(session, rows=1, tokens=4), _silent())[0]
+        logits = session.run([LOGITS], _prompt(session, rows=1, tokens=4), _silent())[0]
     except Exception as error:  # ONNX Runtime's exceptions have no public base class
         reason = str(error).splitlines()[0][:200]
         raise InvalidArtifact(f"The decoder does not run: {reason}", "Export it again.") from None
@@ -95,14 +96,14 @@ def continues_prompts(decoder: Path) -> bool:
     """Whether one row's cache can be followed by several tokens at once."""
     session = open_session(decoder)
     feeds = _prompt(session, rows=1, tokens=3)
-    feeds["attention_mask"] = np.ones((1, 5), feeds["attention_mask"].dtype)
-    if "position_ids" in feeds:
-        feeds["position_ids"] = feeds["position_ids"] + 2
+    feeds[ATTENTION_MASK] = np.ones((1, 5), feeds[ATTENTION_MASK].dtype)
+    if POSITION_IDS in feeds:
+        feeds[POSITION_IDS] = feeds[POSITION_IDS] + 2
     for name, value in feeds.items():
-        if name.startswith("past_key_values."):
+        if name.startswith(PAST):
             feeds[name] = np.zeros((1, value.shape[1], 2, value.shape[3]), value.dtype)
     try:
-        session.run(["logits"], feeds, _silent())
+        session.run([LOGITS], feeds, _silent())
     except Exception:  # ONNX Runtime's exceptions have no public base class
         return False
     return True
@@ -130,13 +131,13 @@ def _prompt(session: Any, rows: int, tokens: int) -> dict[str, np.ndarray]:
         if name == SWITCH:
             continue
         shape = _sizes(value.shape, name, rows, tokens)
-        if name == "inputs_embeds":
+        if name == INPUTS_EMBEDS:
             feeds[name] = random.standard_normal(shape).astype(dtype)
-        elif name == "input_ids":
+        elif name == INPUT_IDS:
             feeds[name] = random.integers(1, 8, shape).astype(dtype)
-        elif name == "attention_mask":
+        elif name == ATTENTION_MASK:
             feeds[name] = np.ones(shape, dtype)
-        elif name == "position_ids":
+        elif name == POSITION_IDS:
             feeds[name] = np.broadcast_to(np.arange(tokens), shape).astype(dtype)
         else:
             feeds[name] = np.zeros(shape, dtype)
@@ -147,6 +148,6 @@ def _sizes(shape: list[int | str | None], name: str, rows: int, tokens: int) -> 
     axes: Mapping[int, int] = {0: rows, 1: tokens}
     if name.startswith("past"):
         axes = {0: rows, 2: 0}
-    elif name == "position_ids":
+    elif name == POSITION_IDS:
         axes = {len(shape) - 2: rows, len(shape) - 1: tokens}
     return [size if isinstance(size, int) else axes.get(axis, 0) for axis, size in enumerate(shape)]

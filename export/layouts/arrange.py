@@ -13,12 +13,11 @@ from ...adapters.artifact.adapter import Adapter
 from ...adapters.errors import UsageError
 from ..base.own import graph_info
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph, LayoutName, write_manifest
-from ..surgery.bake import VISION_MASK
+from ..names import TOKEN_TYPES, VISION_MASK
 from . import genai, transformers_js, triton
 from .carry import require_carried
 from .surgery import add_mask_channel, number_phases, relocate
 
-TOKEN_TYPES = "token_type_ids"
 # What families say of tokens beside their ids: which are a picture's, and which are prompt (0) and answer (1).
 TYPES_BY_PICTURE, TYPES_BY_PHASE = ("gemma3",), ("paligemma",)
 

@@ -10,6 +10,7 @@ import numpy as np
 from ...adapters.errors import UsageError
 from ...toolkit.model.requests import Inputs, Request
 from ..manifest import LAYOUT
+from ..names import IMAGE_FEATURES, INPUT_IDS
 from ..parity.compare import Gap
 from ..runtime.onnx_vlm import OnnxVLM
 from ..runtime.sessions import open_session
@@ -60,11 +61,11 @@ def _same(left: Inputs, right: Inputs) -> bool:
 def _merged(vlm: OnnxVLM, inputs: Inputs) -> Gap:
     """The embedding graph that puts pictures in itself, against embeddings and features put together here."""
     folder: Path = vlm.path
-    ids = {"input_ids": inputs.input_ids}
+    ids = {INPUT_IDS: inputs.input_ids}
     (embeds,) = open_session(folder / LAYOUT.embed_tokens).run(None, ids)
     features = np.zeros((0, embeds.shape[-1]), embeds.dtype)
     if inputs.pictures:
         features = vlm.see(inputs.pictures).features
-    (merged,) = open_session(folder / EMBEDDING).run(None, {**ids, "image_features": features})
+    (merged,) = open_session(folder / EMBEDDING).run(None, {**ids, IMAGE_FEATURES: features})
     embeds[inputs.vision_mask] = features
     return Gap.between(embeds, merged)

@@ -9,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ...adapters.artifact.files import write_atomic
+from ..names import cached
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -24,8 +25,8 @@ def write_json(folder: Path, name: str, value: dict[str, Any]) -> None:
 
 def cache_layers(decoder: ir.Model) -> int:
     """Layers of the KV cache, one that carries gates included."""
-    names = [str(value.name) for value in decoder.graph.inputs]
-    return sum(name.startswith("past_key_values.") and name.endswith(".key") for name in names)
+    places = [cached(value.name) for value in decoder.graph.inputs]
+    return sum(place is not None and place[1] == "key" for place in places)
 
 
 def graph_dtype(model: ir.Model) -> str:

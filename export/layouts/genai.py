@@ -20,6 +20,18 @@ from typing import Any
 import onnx_ir as ir
 
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph
+from ..names import (
+    ATTENTION_MASK,
+    IMAGE_FEATURES,
+    INPUT_IDS,
+    INPUTS_EMBEDS,
+    LOGITS,
+    PAST,
+    PIXEL_VALUES,
+    POSITION_IDS,
+    past,
+    present,
+)
 from .carry import require_fed
 from .files import cache_layers, read_json, write_json
 from .surgery import flatten_features, merge_features
@@ -27,7 +39,7 @@ from .surgery import flatten_features, merge_features
 CONFIG, PROCESSOR, EMBEDDING = "genai_config.json", "vision_processor.json", "embedding.onnx"
 # model_type → GenAI's type. Others it either does not know, or feeds in ways that were not tried.
 TYPES = {"llava": "gemma3", "internvl": "gemma3", "gemma3": "gemma3", "paligemma": "gemma3"}
-_DECODER = ("inputs_embeds", "attention_mask", "position_ids", "past_key_values.")
+_DECODER = (INPUTS_EMBEDS, ATTENTION_MASK, POSITION_IDS, PAST)
 _INTERPOLATION = {0: "NEAREST", 1: "LANCZOS", 2: "LINEAR", 3: "CUBIC"}
 
 
@@ -43,13 +55,13 @@ def data_name(graph: str, number: int) -> str:
 
 def change(folder: Path, models: Mapping[Graph, ir.Model], manifest: ExportManifest) -> None:
     """Refuse what it cannot run, and write the embedding graph."""
-    require_fed(models["vision_encoder"], "vision_encoder", ("pixel_values",), "genai")
-    require_fed(models["embed_tokens"], "embed_tokens", ("input_ids",), "genai")
+    require_fed(models["vision_encoder"], "vision_encoder", (PIXEL_VALUES,), "genai")
+    require_fed(models["embed_tokens"], "embed_tokens", (INPUT_IDS,), "genai")
     require_fed(models["decoder"], "decoder", _DECODER, "genai")
     # Of rank 2, because that is how it hands over the features of no picture at all.
     features = flatten_features(models["vision_encoder"])
     embedding = models["embed_tokens"].clone()
-    merge_features(embedding, manifest.image_token_id, ir.val("image_features", features.dtype, features.shape))
+    merge_features(embedding, manifest.image_token_id, ir.val(IMAGE_FEATURES, features.dtype, features.shape))
     ir.save(embedding, folder / EMBEDDING)
 
 
@@ -65,7 +77,7 @@ def finish(folder: Path, models: Mapping[Graph, ir.Model], manifest: ExportManif
         "model": {
             "type": TYPES[config["model_type"]],
             "context_length": context,
-            "vocab_size": _last(models["decoder"], "logits"),
+            "vocab_size": _last(models["decoder"], LOGITS),
             "bos_token_id": found.get("bos_token_id", first),
             "eos_token_id": eos,
             "pad_token_id": found.get("pad_token_id", first),
@@ -73,34 +85,34 @@ def finish(folder: Path, models: Mapping[Graph, ir.Model], manifest: ExportManif
             "decoder": {
                 "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
                 "filename": LAYOUT.decoder,
-                "hidden_size": _last(models["embed_tokens"], "inputs_embeds"),
+                "hidden_size": _last(models["embed_tokens"], INPUTS_EMBEDS),
                 "head_size": manifest.head_dim,
                 "num_attention_heads": int(text.get("num_attention_heads") or manifest.n_kv_heads),
                 "num_key_value_heads": manifest.n_kv_heads,
                 "num_hidden_layers": cache_layers(models["decoder"]),
                 "inputs": {
-                    "inputs_embeds": "inputs_embeds",
-                    "attention_mask": "attention_mask",
-                    "position_ids": "position_ids",
-                    "past_key_names": "past_key_values.%d.key",
-                    "past_value_names": "past_key_values.%d.value",
+                    "inputs_embeds": INPUTS_EMBEDS,
+                    "attention_mask": ATTENTION_MASK,
+                    "position_ids": POSITION_IDS,
+                    "past_key_names": past("%d", "key"),
+                    "past_value_names": past("%d", "value"),
                 },
                 "outputs": {
-                    "logits": "logits",
-                    "present_key_names": "present.%d.key",
-                    "present_value_names": "present.%d.value",
+                    "logits": LOGITS,
+                    "present_key_names": present("%d", "key"),
+                    "present_value_names": present("%d", "value"),
                 },
             },
             "embedding": {
                 "filename": EMBEDDING,
-                "inputs": {"input_ids": "input_ids", "image_features": "image_features"},
-                "outputs": {"inputs_embeds": "inputs_embeds"},
+                "inputs": {"input_ids": INPUT_IDS, "image_features": IMAGE_FEATURES},
+                "outputs": {"inputs_embeds": INPUTS_EMBEDS},
             },
             "vision": {
                 "filename": LAYOUT.vision_encoder,
                 "config_filename": PROCESSOR,
-                "inputs": {"pixel_values": "pixel_values"},
-                "outputs": {"image_features": "image_features"},
+                "inputs": {"pixel_values": PIXEL_VALUES},
+                "outputs": {"image_features": IMAGE_FEATURES},
             },
         },
         # A shared buffer for past and present needs attention nodes that write into it; these graphs concatenate.

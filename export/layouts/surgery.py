@@ -16,10 +16,10 @@ from onnx_ir.passes.common import TopologicalSortPass
 
 from ...adapters.errors import UnsupportedGraph
 from ..manifest import GRAPHS, Graph
+from ..names import IMAGE_FEATURES, INPUT_IDS, INPUTS_EMBEDS, own
 from ..surgery.building import GraphBuilder
-from ..surgery.residual import DOMAIN
 
-_EMBEDS, _FEATURES, _IDS = "inputs_embeds", "image_features", "input_ids"
+_EMBEDS, _FEATURES, _IDS = INPUTS_EMBEDS, IMAGE_FEATURES, INPUT_IDS
 
 
 def add_mask_channel(models: Mapping[Graph, ir.Model], image_token_id: int, *inputs: str) -> bool:
@@ -50,8 +50,8 @@ def _widen_features(model: ir.Model) -> None:
     shape = _shape(features)
     pads = np.zeros(2 * len(shape), np.int64)
     pads[-1] = 1  # one more at the end of the last axis
-    one = builder.constant(f"{DOMAIN}.mask.one", np.ones((), _numpy(features)))
-    arguments = [features, builder.constant(f"{DOMAIN}.mask.pads", pads), one]
+    one = builder.constant(own("mask.one"), np.ones((), _numpy(features)))
+    arguments = [features, builder.constant(own("mask.pads"), pads), one]
     wide = builder.node("Pad", arguments, features.dtype, _wider(shape))
     _replace_output(model, features, wide, "mask")
 
@@ -61,11 +61,11 @@ def _widen_embeddings(model: ir.Model, image_token_id: int) -> None:
     ids = next((value for value in model.graph.inputs if value.name == _IDS), None)
     if ids is None or ids.shape is None or ids.dtype is None:
         raise UnsupportedGraph(f"The token embedding has no input `{_IDS}`.", "Export the base graphs again.")
-    token = builder.constant(f"{DOMAIN}.mask.token", np.array(image_token_id, ids.dtype.numpy()))
+    token = builder.constant(own("mask.token"), np.array(image_token_id, ids.dtype.numpy()))
     found = builder.node("Equal", [ids, token], ir.DataType.BOOL, ids.shape)
     assert embeds.dtype is not None
     number = builder.node("Cast", [found], embeds.dtype, ids.shape, {"to": embeds.dtype.value})
-    axis = builder.constant(f"{DOMAIN}.mask.axis", np.array([-1], np.int64))
+    axis = builder.constant(own("mask.axis"), np.array([-1], np.int64))
     channel = builder.node("Unsqueeze", [number, axis], embeds.dtype, [*ids.shape, 1])
     wide = builder.node("Concat", [embeds, channel], embeds.dtype, _wider(_shape(embeds)), {"axis": -1})
     _replace_output(model, embeds, wide, "mask")
@@ -78,15 +78,15 @@ def _read_channel(model: ir.Model, masks: Sequence[ir.Value]) -> None:
         raise UnsupportedGraph(f"The decoder has no input `{_EMBEDS}`.", "Export the base graphs again.")
     shape = _shape(embeds)
     wide = ir.val(_EMBEDS, embeds.dtype, _wider(shape))
-    sizes = builder.constant(f"{DOMAIN}.mask.sizes", np.array([shape[-1], 1], np.int64))
-    parts = ir.node("Split", [wide, sizes], {"axis": -1}, num_outputs=2, name=f"{DOMAIN}.mask.split")
+    sizes = builder.constant(own("mask.sizes"), np.array([shape[-1], 1], np.int64))
+    parts = ir.node("Split", [wide, sizes], {"axis": -1}, num_outputs=2, name=own("mask.split"))
     model.graph.append(parts)
     states, channel = parts.outputs
-    states.name, states.dtype, states.shape = f"{DOMAIN}.mask.embeds", embeds.dtype, embeds.shape
-    channel.name, channel.dtype, channel.shape = f"{DOMAIN}.mask.channel", embeds.dtype, ir.Shape([*shape[:-1], 1])
-    half = builder.constant(f"{DOMAIN}.mask.half", np.array(0.5, _numpy(embeds)))
+    states.name, states.dtype, states.shape = own("mask.embeds"), embeds.dtype, embeds.shape
+    channel.name, channel.dtype, channel.shape = own("mask.channel"), embeds.dtype, ir.Shape([*shape[:-1], 1])
+    half = builder.constant(own("mask.half"), np.array(0.5, _numpy(embeds)))
     flags = builder.node("Greater", [channel, half], ir.DataType.BOOL, channel.shape)
-    axis = builder.constant(f"{DOMAIN}.mask.axis", np.array([-1], np.int64))
+    axis = builder.constant(own("mask.axis"), np.array([-1], np.int64))
     found = builder.node("Squeeze", [flags, axis], ir.DataType.BOOL, shape[:-1])
     embeds.replace_all_uses_with(states)
     at = list(model.graph.inputs).index(embeds)
@@ -102,7 +102,7 @@ def number_phases(model: ir.Model, name: str) -> None:
         return
     builder = GraphBuilder(model)
     embeds = next(value for value in model.graph.inputs if value.name == _EMBEDS)
-    nothing = builder.constant(f"{DOMAIN}.phase.nothing", np.array(0, np.int64))
+    nothing = builder.constant(own("phase.nothing"), np.array(0, np.int64))
     later = builder.node("Greater", [builder.past_length(), nothing], ir.DataType.BOOL, [])
     size = builder.node("Shape", [embeds], ir.DataType.INT64, [2], {"start": 0, "end": 2})
     _replace_input(builder, old, builder.node("Expand", [later, size], ir.DataType.BOOL, _shape(embeds)[:-1]))
@@ -137,7 +137,7 @@ def flatten_features(model: ir.Model) -> ir.Value:
     if len(shape) == 2:
         return features
     builder = GraphBuilder(model)
-    flat = builder.constant(f"{DOMAIN}.flat", np.array([-1, shape[-1]], np.int64))
+    flat = builder.constant(own("flat"), np.array([-1, shape[-1]], np.int64))
     rows = builder.node("Reshape", [features, flat], features.dtype, ["image_tokens", shape[-1]])
     _replace_output(model, features, rows, "flat")
     TopologicalSortPass()(model)
@@ -159,12 +159,12 @@ def merge_features(model: ir.Model, image_token_id: int, features: ir.Value) -> 
     if ids is None or ids.dtype is None:
         raise UnsupportedGraph(f"The token embedding has no input `{_IDS}`.", "Export the base graphs again.")
     model.graph.inputs.append(features)
-    token = builder.constant(f"{DOMAIN}.merge.token", np.array(image_token_id, ids.dtype.numpy()))
+    token = builder.constant(own("merge.token"), np.array(image_token_id, ids.dtype.numpy()))
     found = builder.node("Equal", [ids, token], ir.DataType.BOOL, ids.shape)
     places = builder.node("NonZero", [found], ir.DataType.INT64, [2, "image_tokens"])
     indices = builder.node("Transpose", [places], ir.DataType.INT64, ["image_tokens", 2], {"perm": [1, 0]})
-    zero, one = (builder.constant(f"{DOMAIN}.merge.{number}", np.array([number], np.int64)) for number in (0, 1))
-    everything = builder.constant(f"{DOMAIN}.merge.all", np.array([np.iinfo(np.int64).max], np.int64))
+    zero, one = (builder.constant(own(f"merge.{number}"), np.array([number], np.int64)) for number in (0, 1))
+    everything = builder.constant(own("merge.all"), np.array([np.iinfo(np.int64).max], np.int64))
     given = builder.node("Shape", [features], ir.DataType.INT64, [1], {"start": 0, "end": 1})
     nothing = builder.node("Less", [given, one], ir.DataType.BOOL, [1])
     end = builder.node("Where", [nothing, zero, everything], ir.DataType.INT64, [1])
@@ -210,7 +210,7 @@ def _output(model: ir.Model, name: str) -> ir.Value:
 
 def _replace_output(model: ir.Model, old: ir.Value, new: ir.Value, part: str) -> None:
     at = list(model.graph.outputs).index(old)
-    old.name, new.name = f"{DOMAIN}.{part}.{old.name}", old.name
+    old.name, new.name = own(f"{part}.{old.name}"), old.name
     model.graph.outputs[at] = new
 
 

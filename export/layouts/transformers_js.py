@@ -16,6 +16,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ..manifest import GRAPHS, ExportManifest, Graph
+from ..names import ATTENTION_MASK, INPUT_IDS, INPUTS_EMBEDS, PAST, PIXEL_VALUES, POSITION_IDS
 from .carry import require_fed
 from .files import cache_layers, graph_dtype, read_json, write_json
 from .surgery import rename_axis
@@ -27,8 +28,8 @@ _STEMS: dict[Graph, str] = {
 }
 _SUFFIXES = {"fp32": "", "fp16": "_fp16", "q8": "_quantized", "q4": "_q4", "q4f16": "_q4f16"}
 # model_type → what it feeds the vision encoder. Families that it knows and that are not here were not tried.
-FAMILIES = {"llava": ("pixel_values",)}
-_DECODER = ("inputs_embeds", "attention_mask", "position_ids", "past_key_values.")
+FAMILIES = {"llava": (PIXEL_VALUES,)}
+_DECODER = (INPUTS_EMBEDS, ATTENTION_MASK, POSITION_IDS, PAST)
 
 
 def paths(models: Mapping[Graph, ir.Model]) -> dict[Graph, str]:
@@ -45,7 +46,7 @@ def change(folder: Path, models: Mapping[Graph, ir.Model], manifest: ExportManif
     """Name the batch axis as it does, and refuse what it cannot run."""
     feeds = FAMILIES[read_json(folder, "config.json")["model_type"]]
     require_fed(models["vision_encoder"], "vision_encoder", feeds, "transformers.js")
-    require_fed(models["embed_tokens"], "embed_tokens", ("input_ids",), "transformers.js")
+    require_fed(models["embed_tokens"], "embed_tokens", (INPUT_IDS,), "transformers.js")
     require_fed(models["decoder"], "decoder", _DECODER, "transformers.js")
     for name in ("embed_tokens", "decoder"):
         rename_axis(models[name], "batch", "batch_size")

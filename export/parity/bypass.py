@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
+from ..names import DOMAIN, ENFORCE, LOGITS, POSITION_IDS, PRESENT, is_own
 from ..runtime.sessions import open_session
-from ..surgery.residual import DOMAIN
 from .compare import Gap
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(bool)": bool, "tensor(int64)": np.int64}
@@ -34,7 +34,7 @@ def bypassed(model: ir.Model) -> ir.Model:
             if output is after:
                 graph.outputs[at] = before
                 before.name, after.name = after.name, before.name
-    kept = [value for value in graph.outputs if value.name == "logits" or str(value.name).startswith("present.")]
+    kept = [value for value in graph.outputs if value.name == LOGITS or str(value.name).startswith(PRESENT)]
     graph.outputs.clear()
     graph.outputs.extend(kept)
     RemoveUnusedNodesPass()(model)
@@ -48,12 +48,12 @@ def bypassed(model: ir.Model) -> ir.Model:
 def _passes_on(node: ir.Node) -> bool:
     """Whether a node of ours gives a changed version of its first input."""
     name, result = str(node.name), str(node.outputs[0].name)
-    if node.op_type == "Add" and result.startswith(f"{DOMAIN}.") and result.endswith(".sum"):
+    if node.op_type == "Add" and is_own(result) and result.endswith(".sum"):
         return True  # a weight's low-rank term
     if node.domain != DOMAIN:
         return False
     changes = name.endswith(".op") and result.endswith(".hidden")
-    return changes or name == f"{DOMAIN}.enforce" or result == "logits"
+    return changes or name == ENFORCE or result == LOGITS
 
 
 def check_bypass(folder: Path, decoder: str, base: bytes) -> Gap:
@@ -90,7 +90,7 @@ def _probes(session) -> Iterator[dict[str, np.ndarray]]:
         for value in session.get_inputs():
             shape = [size if isinstance(size, int) else sizes.get(size, 1) for size in value.shape]
             if value.type == "tensor(int64)":
-                positions = value.name == "position_ids"
+                positions = value.name == POSITION_IDS
                 array = np.broadcast_to(np.arange(past, past + shape[-1]), shape) if positions else np.ones(shape)
                 feeds[value.name] = array.astype(np.int64)
             elif value.type == "tensor(bool)":

@@ -36,7 +36,7 @@ from ...adapters.artifact.adapter import Adapter, the_detector
 from ...adapters.artifact.manifest import DetectorInfo
 from ...adapters.ops.op import Detector
 from ...toolkit.model.requests import Request
-from ..metadata import THRESHOLD, TOKEN
+from ..names import THRESHOLD, TOKEN, own
 from ..runtime.onnx_vlm import OnnxVLM
 from ..surgery.adapt import place
 from ..surgery.detector import StatedDetector, stated_detector
@@ -220,7 +220,7 @@ def _bypassable(onnx_vlm: OnnxVLM) -> bool:
 
 def _replaced(onnx_vlm: OnnxVLM) -> bool:
     initializers = ir.load(onnx_vlm.path / onnx_vlm.manifest.graph_file("decoder")).graph.initializers
-    return any(f"safetykit.{name}" in initializers for name in onnx_vlm.manifest.updates)
+    return any(own(name) in initializers for name in onnx_vlm.manifest.updates)
 
 
 def _as_run(onnx_vlm: OnnxVLM, stated: StatedDetector | None) -> StatedDetector | None:

@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import DynamicCache
 
 from ...toolkit.model.requests import Request
+from ..names import RETRIEVAL_QUERY, RETRIEVED_SCORES
 from ..runtime.onnx_vlm import OnnxVLM
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ def compare_scores(hooks: AppliedAdapters, other: Mapping[str, np.ndarray]) -> d
     """
     gaps = {}
     for name, value in hooks.extras.items():
-        if value.ndim == 1 or name in ("retrieved_scores", "retrieval_query"):
+        if value.ndim == 1 or name in (RETRIEVED_SCORES, RETRIEVAL_QUERY):
             array = value.float().cpu().numpy()
             gap = Gap.between(array, other[name]) if name in other else Gap(float("nan"), 0.0, array.size)
             scale = hooks.magnitudes.get(name)

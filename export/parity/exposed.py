@@ -21,10 +21,10 @@ from ...adapters.ops.gating import GatedOp, HeldGate
 from ...adapters.ops.op import Corrector, Detector, Observer
 from ...toolkit.families import family_or_any
 from ..manifest import ExportManifest, Graph
+from ..names import ATTENTION_MASK, DOMAIN, INPUTS_EMBEDS, OP, PIXEL_VALUES, RISK, VISION_MASK
 from ..runtime.binding import Session
 from ..runtime.sessions import CPU, open_session
-from ..surgery.bake import RISK, VISION_MASK, Placed
-from ..surgery.residual import DOMAIN
+from ..surgery.bake import Placed
 from ..surgery.taps import graph_of
 from .compare import Gap
 
@@ -75,7 +75,7 @@ class ExposedGraph:
         present = {value.name for value in model.graph.outputs}
         self._names: dict[int, tuple[str, ...]] = {}
         for one in self.placed:
-            if (node := nodes.get(one.name("op"))) is None:
+            if (node := nodes.get(one.name(OP))) is None:
                 continue  # not in the graph: `run` then says nothing about it
             wanted = [node.inputs[0], node.outputs[0], node.inputs[1]]
             wanted += node.inputs[2:4] if one.item.gate == "held" else []
@@ -147,7 +147,7 @@ def _probe(
     feeds: dict[str, np.ndarray] = {}
     for value in graph.inputs:
         dtype = np.float16 if value.type == "tensor(float16)" else np.float32
-        if value.name in graph.pictures and value.name != "pixel_values":
+        if value.name in graph.pictures and value.name != PIXEL_VALUES:
             feeds[value.name] = graph.pictures[value.name]
             continue
         if value.name in graph.further:
@@ -155,12 +155,12 @@ def _probe(
             continue
         known = graph.pictures[value.name].shape if value.name in graph.pictures else value.shape
         shape = [sizes[size] if isinstance(size, str) else size for size in known]
-        if value.name == "attention_mask":
+        if value.name == ATTENTION_MASK:
             feeds[value.name] = np.ones(shape, np.int64)
         elif value.name == VISION_MASK:
             feeds[value.name] = random.random(shape) < 0.5
         else:
-            size = scale if value.name in ("inputs_embeds", "pixel_values") else 1.0
+            size = scale if value.name in (INPUTS_EMBEDS, PIXEL_VALUES) else 1.0
             feeds[value.name] = (random.standard_normal(shape) * size).astype(dtype)
     return feeds
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..names import PRESENT
+
 if TYPE_CHECKING:
     import onnxruntime
 
@@ -22,7 +24,7 @@ _DEVICES = {
     "TensorrtExecutionProvider": "cuda",
     "NvTensorRTRTXExecutionProvider": "cuda",
 }
-_STAYING = "present."
+_STAYING = PRESENT
 
 
 class Session:

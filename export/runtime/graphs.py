@@ -19,12 +19,27 @@ from ...toolkit.model.inputs import InputProcessor
 from ...toolkit.model.requests import Inputs
 from ..manifest import GRAPHS, ExportManifest, Graph
 from ..metadata import read_metadata
+from ..names import (
+    ATTENTION_MASK,
+    HELD,
+    INPUT_IDS,
+    INPUTS_EMBEDS,
+    LOGITS,
+    PAST,
+    PRESENT,
+    REFERENCE,
+    RISK,
+    SCORE,
+    VISION_MASK,
+    intervention,
+    is_own,
+    own,
+)
 from .binding import Session, as_array
 from .rows import run_rows_alone
 from .sessions import open_session
 
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-_VISION_MASK, _RISK = "vision_mask", "risk_score"
 
 
 @dataclass(frozen=True)
@@ -102,9 +117,9 @@ class Graphs:
         self._graphs, self._decoder_source = dict(graphs or {}), sources["decoder"]
         self._vision_outputs = [value.name for value in self._vision.get_outputs()]
         self._types = {value.name: value.type for value in self._decoder.get_inputs()}
-        self._float = _FLOATS[self._types["inputs_embeds"]]
+        self._float = _FLOATS[self._types[INPUTS_EMBEDS]]
         self._outputs = [value.name for value in self._decoder.get_outputs()]
-        self._past_names = [name for name in self._types if name.startswith("past_key_values.")]
+        self._past_names = [name for name in self._types if name.startswith(PAST)]
         stated = read_metadata(self._decoder.get_modelmeta().custom_metadata_map)
         if stated != manifest.detector:
             raise InvalidArtifact(f"{path} and its decoder do not state the same detector.", "Export the model again.")
@@ -164,7 +179,7 @@ class Graphs:
         embeds, vision_mask = self._embedded(ids), ids == self.inputs.image_token_id
         family, config = self.inputs.family, self.inputs.config
         further = family.step(config, state.further, mask) | self._scattered(embeds, vision_mask, None)
-        held = {f"safetykit.{index}.held": state.extras[f"{index}.score"] for index in self._held}
+        held = {intervention(index, HELD): state.extras[f"{index}.{SCORE}"] for index in self._held}
         after = self._run(embeds, mask, further, state.past, vision_mask, held)
         return replace(after, extras=state.extras)
 
@@ -204,7 +219,7 @@ class Graphs:
         return replace(state, extras={**state.extras, **extras})
 
     def _embedded(self, ids: Int[np.ndarray, "batch seq"]) -> Float[np.ndarray, "batch seq d_model"]:
-        return self._embed.run(None, {"input_ids": ids})[0]
+        return self._embed.run(None, {INPUT_IDS: ids})[0]
 
     def _scattered(self, embeds: np.ndarray, vision_mask: np.ndarray, seen: Seeing | None) -> dict[str, np.ndarray]:
         """Further decoder inputs that hold features at image tokens and zeros elsewhere."""
@@ -219,7 +234,7 @@ class Graphs:
 
     def _decoded(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One call of the decoder; row by row for one that does not understand padding on the left."""
-        if self.manifest.foreign and self.manifest.foreign.rows_alone and len(feeds["inputs_embeds"]) > 1:
+        if self.manifest.foreign and self.manifest.foreign.rows_alone and len(feeds[INPUTS_EMBEDS]) > 1:
             inputs = {value.name: value.shape for value in self._decoder.get_inputs()}
             outputs = {value.name: value.shape for value in self._decoder.get_outputs()}
             arrays = {name: as_array(value) for name, value in feeds.items()}
@@ -244,26 +259,22 @@ class Graphs:
     ) -> Decoding:
         swaps = self._swaps
         known = {name: value for name, value in further.items() if name in self._types}
-        feeds = {"inputs_embeds": embeds, "attention_mask": mask, **known, **past, **feeds}
-        if _VISION_MASK in self._types:
-            feeds[_VISION_MASK] = vision_mask
+        feeds = {INPUTS_EMBEDS: embeds, ATTENTION_MASK: mask, **known, **past, **feeds}
+        if VISION_MASK in self._types:
+            feeds[VISION_MASK] = vision_mask
         for index in self._references:  # ignored where it is not given: the op is off, or past its prefill
             blank = np.zeros((len(embeds), embeds.shape[-1]), np.float32)
-            feeds.setdefault(f"safetykit.{index}.reference", blank)
+            feeds.setdefault(intervention(index, REFERENCE), blank)
         for index in self._held:  # a prompt decides its gates itself
-            feeds.setdefault(f"safetykit.{index}.held", np.zeros(len(embeds), np.float32))
+            feeds.setdefault(intervention(index, HELD), np.zeros(len(embeds), np.float32))
         results = self._decoded(feeds)
-        if _RISK in results:
-            results["safetykit.risk"] = results[_RISK]
+        if RISK in results:
+            results[own("risk")] = results[RISK]
         return Decoding(
-            logits=results["logits"].astype(np.float32),
-            past={name: results[name.replace("past_key_values.", "present.")] for name in self._past_names},
+            logits=results[LOGITS].astype(np.float32),
+            past={name: results[name.replace(PAST, PRESENT)] for name in self._past_names},
             attention_mask=mask,
             further=further,
             swaps=swaps,
-            extras={
-                name.removeprefix("safetykit."): value
-                for name, value in results.items()
-                if name.startswith("safetykit.")
-            },
+            extras={name.removeprefix(own("")): value for name, value in results.items() if is_own(name)},
         )

@@ -23,6 +23,7 @@ from ...toolkit.model.requests import Generation, Inputs, Request
 from ...toolkit.model.streaming import AnswerStream, Streamer, require_one
 from ...toolkit.retrieval.index import CaptionIndex
 from ..manifest import ExportManifest, Graph, read_manifest
+from ..names import ENABLED, REFERENCE, STATE, intervention
 from ..surgery.retrieval import open_retriever
 from .graphs import Decoding, Graphs, Seeing
 from .hotswap import Swap, read_swap
@@ -31,8 +32,6 @@ from .sessions import CPU
 
 if TYPE_CHECKING:
     from ...adapters.artifact.adapter import Adapter
-
-_ENABLED = "safetykit.enabled"
 
 
 class OnnxVLM(Graphs):
@@ -250,8 +249,8 @@ class OnnxVLM(Graphs):
                 raise UsageError(
                     "An op of this model needs the text-only branch.", "Pass text_only, or use generate()."
                 )
-            first = self._prefill(text_only, {_ENABLED: np.array(0, np.float32)})
-            feeds = {f"safetykit.{index}.reference": first.extras[f"{index}.state"] for index in self._references}
+            first = self._prefill(text_only, {ENABLED: np.array(0, np.float32)})
+            feeds = {intervention(index, REFERENCE): first.extras[f"{index}.{STATE}"] for index in self._references}
         return self._prefill(inputs, feeds, seen)
 
     def with_decoder(self, data: bytes, *, index: CaptionIndex | Path | None = None) -> OnnxVLM:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from ...adapters.errors import UsageError
+from ..names import ATTENTION_MASK, INPUTS_EMBEDS
 
 Arrays = dict[str, np.ndarray]
 Axes = Mapping[str, Sequence[int | str]]
@@ -29,8 +30,8 @@ def run_rows_alone(run: Callable[[Arrays], Arrays], feeds: Arrays, inputs: Axes,
     Raises:
         UsageError: a row has padding elsewhere than on its left.
     """
-    mask = feeds["attention_mask"].astype(bool)
-    new = feeds["inputs_embeds"].shape[1]
+    mask = feeds[ATTENTION_MASK].astype(bool)
+    new = feeds[INPUTS_EMBEDS].shape[1]
     continued = new > 1 and mask.shape[1] > new  # GroupQueryAttention does that for one row only
     if mask.all() and not continued:
         return run(feeds)

@@ -29,6 +29,7 @@ from ..manifest import (
     ParameterInfo,
     write_manifest,
 )
+from ..names import is_own
 from .bake import Placed, bake
 from .detector import install_detector
 from .fork import fork
@@ -158,7 +159,7 @@ def save_adapted(model: ir.Model, folder: Path, name: Graph) -> None:
         value
         for value in model.graph.initializers.values()
         if not isinstance(value.const_value, ir.ExternalTensor)
-        and str(value.name).startswith("safetykit.")
+        and is_own(value.name)
         and value.const_value is not None
         and value.const_value.nbytes > _INLINE_BYTES
     ]

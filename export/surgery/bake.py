@@ -31,13 +31,13 @@ from ...adapters.artifact.sites import Site
 from ...adapters.errors import SafetykitError, UnsupportedGraph, UsageError
 from ...adapters.ops.op import Corrector, Detector
 from ..manifest import Graph
+from ..names import DOMAIN, ENABLED, OP, RISK, SCORE, VISION_MASK, intervention, own
 from .building import GraphBuilder
 from .functions import OpFunction, mask_function, op_function
 from .gates import GateState, HeldGates
-from .residual import DOMAIN, ResidualStream, find_residual_stream, require_unadapted
+from .residual import ResidualStream, find_residual_stream, require_unadapted
 from .taps import Tap, decoder_tap, graph_of, vision_tap
 
-ENABLED, VISION_MASK, RISK = "safetykit.enabled", "vision_mask", "risk_score"
 _ORDER = {"vision": 0, "projector": 1, "attn": 0, "mlp": 1, "block": 2, "final_norm": 0, "logits": 1}
 
 
@@ -50,7 +50,7 @@ class Placed:
 
     def name(self, part: str) -> str:
         """Name in the graph of one of its tensors."""
-        return f"{DOMAIN}.{self.index}.{part}"
+        return intervention(self.index, part)
 
 
 def bake(
@@ -142,7 +142,7 @@ class BakePass(InPlacePass):
             )
         applied = Counter(node.name for node in model.graph if node.domain == DOMAIN)
         for one in self.placed:
-            if applied[one.name("op")] != 1:
+            if applied[one.name(OP)] != 1:
                 raise UnsupportedGraph(
                     f"Intervention {one.index} at {one.item.site} is applied {applied[one.name('op')]} times.",
                     "Report this graph.",
@@ -233,13 +233,13 @@ class _Builder(GraphBuilder):
         if key not in self.functions:
             made = op_function(one.item, hidden, self.opset, swappable=self.swappable)
             self.functions[key] = self.register(made)
-        results = list(self.call(self.functions[key], arguments, one.name("op")))
+        results = list(self.call(self.functions[key], arguments, one.name(OP)))
         if isinstance(op, Detector):
             add_risk(self.graph, results[0])
             return hidden
         changed = results.pop(0) if isinstance(op, Corrector) else None
         if self.gates and held:
-            self.gates.decided(one.index, results[op.extras.index("score")])
+            self.gates.decided(one.index, results[op.extras.index(SCORE)])
         names = [*(one.name(name) for name in op.extras), *op.outputs]
         for name, value in zip(names, results, strict=True):
             value.name = name
@@ -269,7 +269,7 @@ class _Builder(GraphBuilder):
                 arguments["past_length"] = self.past_length()
             if "vision_mask" in function.uses:
                 arguments["vision_mask"] = self.input(VISION_MASK, ir.DataType.BOOL, ["batch", "sequence"])
-            (value,) = self.call(function, arguments, ".".join((DOMAIN, "mask", *key)))
+            (value,) = self.call(function, arguments, own(".".join(("mask", *key))))
             self.masks[key] = self.switch(value) if self.switched else value
         return self.masks[key]
 

@@ -9,17 +9,19 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from ..names import GATES, cached
+
 
 def cache_readers(graph: ir.Graph) -> list[tuple[int, bool]]:
     """Attention evaluations: (layer, whether in a branch)."""
     found = []
     for value in graph.inputs:
-        parts = str(value.name).split(".")
-        if parts[0] == "past_key_values" and parts[-1] == "key":
+        place = cached(value.name)
+        if place is not None and place[1] == "key":
             # a layer that keeps gates is none that attention reads
-            nodes = [node for node in value.consumers() if not str(node.name).startswith("safetykit.gates")]
+            nodes = [node for node in value.consumers() if not str(node.name).startswith(GATES)]
             readers = [node for node in nodes if node.op_type != "Shape"]
-            found += [(int(parts[1]), node.graph is not graph) for node in readers]
+            found += [(place[0], node.graph is not graph) for node in readers]
     return found
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from ..names import ATTENTION_MASK, DOMAIN, INPUT_IDS, INPUTS_EMBEDS, past
 from .functions import OpFunction
-from .residual import DOMAIN
 
 
 class GraphBuilder:
@@ -29,13 +29,13 @@ class GraphBuilder:
         """Length of the KV cache, an int64 scalar."""
         if self._past_length is None:
             inputs = {value.name: value for value in self.graph.inputs}
-            total, new = inputs.get("attention_mask"), inputs.get("inputs_embeds")
+            total, new = inputs.get(ATTENTION_MASK), inputs.get(INPUTS_EMBEDS)
             if total is not None and new is not None and total.shape is not None and len(total.shape) == 2:
                 # Not the length of the cache's tensor: runtimes may hand over a buffer for the longest answer.
                 sizes = [self._size(total, 1), self._size(new, 1)]
                 length = self.node("Sub", sizes, ir.DataType.INT64, [1])
             else:
-                length = self._size(inputs["past_key_values.0.key"], 2)
+                length = self._size(inputs[past(0, "key")], 2)
             self._past_length = self.node("Squeeze", [length], ir.DataType.INT64, [])
         return self._past_length
 
@@ -50,7 +50,7 @@ class GraphBuilder:
     def _fed(self) -> ir.Value:
         """The tokens of this call, [batch, sequence, …]."""
         inputs = {value.name: value for value in self.graph.inputs}
-        return inputs["inputs_embeds"] if "inputs_embeds" in inputs else inputs["input_ids"]
+        return inputs[INPUTS_EMBEDS] if INPUTS_EMBEDS in inputs else inputs[INPUT_IDS]
 
     def _size(self, value: ir.Value, axis: int) -> ir.Value:
         return self.node("Shape", [value], ir.DataType.INT64, [1], {"start": axis, "end": axis + 1})

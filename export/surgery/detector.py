@@ -15,13 +15,11 @@ from onnx_ir.passes.common import TopologicalSortPass
 
 from ...adapters.artifact.manifest import DetectorInfo
 from ...adapters.errors import UnsupportedGraph
-from ..metadata import THRESHOLD, TOKEN, read_metadata, write_metadata
-from .bake import RISK
+from ..metadata import read_metadata, write_metadata
+from ..names import ENFORCE, LOGITS, RISK, THRESHOLD, TOKEN, own
 from .building import GraphBuilder
 from .functions import forcing_function
-from .residual import DOMAIN, head_output
-
-_ENFORCE = f"{DOMAIN}.enforce"
+from .residual import head_output
 
 
 @dataclass(frozen=True)
@@ -44,12 +42,12 @@ def install_detector(model: ir.Model, detector: DetectorInfo, *, enforce: bool) 
         UnsupportedGraph: the graph gives no risk or no logits.
     """
     outputs = {value.name: value for value in model.graph.outputs}
-    if RISK not in outputs or "logits" not in outputs:
+    if RISK not in outputs or LOGITS not in outputs:
         raise UnsupportedGraph(f"The graph has no outputs `{RISK}` and `logits`.", "Bake the detector first.")
     model.metadata_props.update(write_metadata(detector))
     if not enforce:
         return
-    builder, logits = GraphBuilder(model), head_output(outputs["logits"])
+    builder, logits = GraphBuilder(model), head_output(outputs[LOGITS])
     readers = tuple(logits.uses())  # listed now: the forcing itself reads the value too
     function = builder.register(forcing_function(logits, builder.opset))
     arguments = {
@@ -58,12 +56,12 @@ def install_detector(model: ir.Model, detector: DetectorInfo, *, enforce: bool) 
         "threshold": builder.constant(THRESHOLD, np.array(detector.threshold, np.float32)),
         "token": builder.constant(TOKEN, np.array(detector.refusal_token, np.int64)),
     }
-    (forced,) = builder.call(function, arguments, _ENFORCE)
+    (forced,) = builder.call(function, arguments, ENFORCE)
     forced.shape = logits.shape
     for node, index in readers:
         node.replace_input_with(index, forced)
-    if logits is outputs["logits"]:
-        logits.name, forced.name = f"{DOMAIN}.logits", "logits"
+    if logits is outputs[LOGITS]:
+        logits.name, forced.name = own("logits"), LOGITS
         model.graph.outputs[list(model.graph.outputs).index(logits)] = forced
     TopologicalSortPass()(model)
 
@@ -73,7 +71,7 @@ def stated_detector(model: ir.Model) -> StatedDetector | None:
     info = read_metadata(model.metadata_props)
     if info is None:
         return None
-    node = next((node for node in model.graph if node.name == _ENFORCE), None)
+    node = next((node for node in model.graph if node.name == ENFORCE), None)
     if node is None:
         return StatedDetector(info, None)
     found = [_held(value) for value in node.inputs[2:] if value is not None]

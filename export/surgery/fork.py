@@ -34,13 +34,13 @@ from ...adapters.artifact.sites import Site
 from ...adapters.errors import UnsupportedGraph
 from ...adapters.ops.branch import Branch
 from ...adapters.ops.op import Corrector
-from .bake import RISK, Placed, add_risk, passes_checker, raising_causes
+from ..names import BRANCH, OP, RISK
+from .bake import Placed, add_risk, passes_checker, raising_causes
 from .blocks import cache_readers
 from .building import GraphBuilder
 from .functions import branch_functions
-from .residual import DOMAIN, ResidualStream, skip_bias
+from .residual import ResidualStream, skip_bias
 
-BRANCH = f"{DOMAIN}.branch"
 _UNFUSED = {
     "SkipSimplifiedLayerNormalization": ("SimplifiedLayerNormalization", (2,)),
     "SkipLayerNormalization": ("LayerNormalization", (2, 3)),
@@ -136,7 +136,7 @@ class ForkPass(InPlacePass):
     def _adapted(self, graph: ir.Graph, site: Site, value: ir.Value) -> ir.Value:
         """What the readers of ``value`` at ``site`` read after baking."""
         here = [
-            one.name("op") for one in self.placed if one.item.site == site and isinstance(one.item.make_op(), Corrector)
+            one.name(OP) for one in self.placed if one.item.site == site and isinstance(one.item.make_op(), Corrector)
         ]
         return next((node.outputs[0] for node in graph if here and node.name == here[-1]), value)
 

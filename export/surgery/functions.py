@@ -23,7 +23,7 @@ from ...adapters.ops.forcing import ForcedRefusal
 from ...adapters.ops.gating import GatedOp, HeldGate
 from ...adapters.ops.op import Detector, ScopeMask, get_op
 from ..base.own import quiet_export
-from .residual import DOMAIN
+from ..names import DOMAIN
 
 MIN_OPSET = 18
 _DTYPES = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16, ir.DataType.BFLOAT16: torch.bfloat16}

@@ -24,16 +24,10 @@ import numpy as np
 import onnx_ir as ir
 
 from ...adapters.errors import UnsupportedGraph
+from ..names import GATES, HELD, intervention, past, present
 from .building import GraphBuilder
-from .residual import DOMAIN
 
 GateState = Literal["inputs", "cache"]
-GATES = f"{DOMAIN}.gates"
-
-
-def held_name(index: int) -> str:
-    """The input that takes the held margin of intervention ``index``."""
-    return f"{DOMAIN}.{index}.held"
 
 
 class HeldGates:
@@ -51,7 +45,7 @@ class HeldGates:
         self._decides: ir.Value | None = None
         self._rows: ir.Value | None = None
         if kind == "cache":
-            self._like = next(value for value in builder.graph.inputs if value.name == "past_key_values.0.key")
+            self._like = next(value for value in builder.graph.inputs if value.name == past(0, "key"))
             shape = self._like.shape
             if shape is None or len(shape) != 4 or not isinstance(shape[1], int) or not isinstance(shape[3], int):
                 raise UnsupportedGraph(f"The cache's keys are of shape {shape}.", "Hold the gates by inputs.")
@@ -74,7 +68,7 @@ class HeldGates:
     def held(self, index: int) -> ir.Value:
         """What intervention ``index`` was told before, [batch] float32."""
         if self._kind == "inputs":
-            return self._builder.input(held_name(index), ir.DataType.FLOAT, ["batch"])
+            return self._builder.input(intervention(index, HELD), ir.DataType.FLOAT, ["batch"])
         if self._rows is None:
             self._rows = self._last_entry()
         at = self._whole(f"channel.{self._channels[index]}", self._channels[index])
@@ -107,23 +101,23 @@ class HeldGates:
         length = self._node("Max", [self._size(2), total], ir.DataType.INT64, [1])
         sizes = [self._size(0), self._axes(self._heads), length, self._axes(self._width)]
         size = self._node("Concat", sizes, ir.DataType.INT64, [4], {"axis": 0})
-        shape = next(value.shape for value in self._builder.graph.outputs if value.name == "present.0.key")
+        shape = next(value.shape for value in self._builder.graph.outputs if value.name == present(0, "key"))
         key = self._node("Expand", [row, size], self._like.dtype, shape)
         value = self._node("Identity", [key], self._like.dtype, shape)
         for name, result in (("key", key), ("value", value)):
-            self._builder.input(f"past_key_values.{self._n_layers}.{name}", self._like.dtype, self._like.shape)
-            result.name = f"present.{self._n_layers}.{name}"
+            self._builder.input(past(self._n_layers, name), self._like.dtype, self._like.shape)
+            result.name = present(self._n_layers, name)
             self._builder.graph.outputs.append(result)
 
     def _last_entry(self) -> ir.Value:
         """The last position's channels [batch, head_dim]; zeros before there is one."""
         dtype = self._like.dtype
-        past = self._builder.input(f"past_key_values.{self._n_layers}.key", dtype, self._like.shape)
+        before = self._builder.input(past(self._n_layers, "key"), dtype, self._like.shape)
         sizes = [self._size(0), self._axes(self._heads, 1, self._width)]
         size = self._node("Concat", sizes, ir.DataType.INT64, [4], {"axis": 0})
         zero = self._node("Cast", [self._real("nought", [0.0])], dtype, [1], {"to": int(dtype)})
         blank = self._node("Expand", [zero, size], dtype, ["batch", self._heads, 1, self._width])
-        grown = self._node("Concat", [blank, past], dtype, None, {"axis": 2})
+        grown = self._node("Concat", [blank, before], dtype, None, {"axis": 2})
         at, shape = self._whole("last", -1), ["batch", self._heads, self._width]
         last = self._node("Gather", [grown, at], dtype, shape, {"axis": 2})
         return self._node("Gather", [last, self._whole("zero", 0)], dtype, ["batch", self._width], {"axis": 1})
@@ -132,8 +126,8 @@ class HeldGates:
         """One size of the extra layer's keys, int64 [1]; rows are counted at the embeddings of this call."""
         if axis == 0:
             return self._builder.rows()
-        past = self._builder.input(f"past_key_values.{self._n_layers}.key", self._like.dtype, self._like.shape)
-        return self._node("Shape", [past], ir.DataType.INT64, [1], {"start": axis, "end": axis + 1})
+        before = self._builder.input(past(self._n_layers, "key"), self._like.dtype, self._like.shape)
+        return self._node("Shape", [before], ir.DataType.INT64, [1], {"start": axis, "end": axis + 1})
 
     def _node(self, op_type, inputs, dtype, shape, attributes=None) -> ir.Value:
         value = self._builder.node(op_type, inputs, dtype, shape, attributes)

@@ -12,8 +12,8 @@ from onnx_ir.passes.common import TopologicalSortPass
 from ...adapters.artifact.updates import WeightUpdate, by_parameter
 from ...adapters.errors import UsageError
 from ..manifest import Graph
+from ..names import own
 from .building import GraphBuilder
-from .residual import DOMAIN
 from .updates import LayerUpdate, find_product
 
 
@@ -87,7 +87,7 @@ def _add(model: ir.Model, term: LowRank) -> None:
     assert x is not None
     output.dtype = output.dtype or x.dtype
     readers, is_output = list(output.uses()), output.is_graph_output()
-    name = f"{DOMAIN}.{term.parameter}"
+    name = own(f"{term.parameter}")
     down, up = (builder.constant(f"{name}.{part}", getattr(term, part).astype(dtype)) for part in ("down", "up"))
     inner = builder.node("MatMul", [x, down], output.dtype, None)
     outer = builder.node("MatMul", [inner, up], output.dtype, output.shape)

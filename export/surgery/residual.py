@@ -19,7 +19,6 @@ A graph for which any of these fails is refused with the reason.
 from __future__ import annotations
 
 import heapq
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,10 +26,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from ...adapters.errors import UnsupportedGraph
+from ..names import DOMAIN, LOGITS, cached
 
 SKIP_NORMS = ("SkipSimplifiedLayerNormalization", "SkipLayerNormalization")
-DOMAIN = "safetykit"
-_KV = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 _HEADS = ("MatMul", "Gemm", "MatMulNBits", "MatMulInteger")
 _AFTER_HEAD = ("Cast", "Identity", "Add", "Mul", "Div", "Tanh", "Reshape")
 _ADVICE = "Export the decoder with safetykit, or as a plain pre-norm decoder with KV cache inputs."
@@ -99,7 +97,7 @@ def find_residual_stream(model: ir.Model) -> ResidualStream:
             "The graph has control flow (If, Loop or Scan).", "Use a decoder export without merged branches."
         )
     n_layers = _count_layers(graph)
-    logits = next((value for value in graph.outputs if value.name == "logits"), None)
+    logits = next((value for value in graph.outputs if value.name == LOGITS), None)
     if logits is None:
         raise UnsupportedGraph(
             f"The graph has no output `logits` but {_names(graph.outputs)}.", "Pass a decoder graph."
@@ -140,7 +138,7 @@ def _names(values: object) -> str:
 
 
 def _count_layers(graph: ir.Graph) -> int:
-    layers = {int(match[1]) for value in graph.inputs if (match := _KV.fullmatch(value.name or ""))}
+    layers = {place[0] for value in graph.inputs if (place := cached(value.name))}
     if not layers:
         raise UnsupportedGraph(
             "The graph has no inputs past_key_values.0.key, ….", "Pass a decoder with KV cache inputs."
@@ -236,7 +234,7 @@ def _split_injection(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
 
 
 def _reads_cache(value: ir.Value, other: ir.Value) -> bool:
-    return any(found.is_graph_input() and _KV.fullmatch(found.name or "") for found in ancestors(value, other))
+    return any(found.is_graph_input() and cached(found.name) for found in ancestors(value, other))
 
 
 def _orientations(node: ir.Node) -> list[Step]:
@@ -272,9 +270,9 @@ def _require_attention_order(steps: tuple[Step, ...], base: ir.Value) -> None:
     for index, step in enumerate(steps):
         layer, is_mlp = divmod(index, 2)
         found = {
-            int(match[1])
+            place[0]
             for value in ancestors(step.operand(step.branch), step.operand(step.residual))
-            if value.is_graph_input() and (match := _KV.fullmatch(value.name or ""))
+            if value.is_graph_input() and (place := cached(value.name))
         }
         if found != (set() if is_mlp else {layer}):
             part = "MLP" if is_mlp else "attention"

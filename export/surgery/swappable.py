@@ -14,12 +14,10 @@ from ...adapters.errors import UnsupportedGraph, UsageError
 from ...adapters.ops.branch import Branch
 from ...adapters.ops.op import Observer
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph, ParameterInfo
-from ..metadata import THRESHOLD, TOKEN
+from ..names import BRANCH, THRESHOLD, TOKEN, own
 from ..runtime.hotswap import write_adapter_file
 from .bake import Placed
-from .fork import BRANCH
 from .lowrank import LowRank
-from .residual import DOMAIN
 from .updates import LayerUpdate, reads_transposed
 
 
@@ -90,12 +88,12 @@ def describe_parameters(
         add(TOKEN, "detector.refusal_token")
     for layer in updated:
         for leaf in layer.new:
-            add(f"{DOMAIN}.{layer.layer}.{leaf}", f"update.{layer.layer}.{leaf}", weight=True)
+            add(own(f"{layer.layer}.{leaf}"), f"update.{layer.layer}.{leaf}", weight=True)
     for term in terms:
         if term.layer.graph == graph:
             rank = f"{term.parameter}_rank"
-            add(f"{DOMAIN}.{term.parameter}.down", f"update.{term.parameter}.down", {1: rank})
-            add(f"{DOMAIN}.{term.parameter}.up", f"update.{term.parameter}.up", {0: rank})
+            add(own(f"{term.parameter}.down"), f"update.{term.parameter}.down", {1: rank})
+            add(own(f"{term.parameter}.up"), f"update.{term.parameter}.up", {0: rank})
     return found
 
 

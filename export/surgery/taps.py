@@ -10,9 +10,10 @@ import onnx_ir as ir
 from ...adapters.artifact.sites import Site
 from ...adapters.errors import UnsupportedGraph
 from ..manifest import Graph
+from ..names import IMAGE_FEATURES, LOGITS
 from .residual import ResidualStream, Step, head_output, skip_bias
 
-_FEATURES = "image_features"  # what the projector gives, where the vision encoder names no other value
+_FEATURES = IMAGE_FEATURES  # what the projector gives, where the vision encoder names no other value
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def decoder_tap(graph: ir.Graph, stream: ResidualStream, site: Site) -> Tap:
     """
     site.require_within(stream.n_layers)
     if site.kind == "logits":
-        return _plain(graph, head_output(next(value for value in graph.outputs if value.name == "logits")))
+        return _plain(graph, head_output(next(value for value in graph.outputs if value.name == LOGITS)))
     if site.kind == "final_norm":
         if stream.final_norm is None:
             raise UnsupportedGraph("No matrix product that gives `logits` was found.", "Use another site.")

@@ -25,12 +25,11 @@ from ...adapters.artifact.updates import WeightUpdate
 from ...adapters.errors import UnsupportedGraph, UsageError
 from ..base.matrices import QUANTISED, locate, matrix_of
 from ..manifest import Graph
-from .residual import DOMAIN, SKIP_NORMS, bias_input
+from ..names import BIAS, is_own, own
+from .residual import SKIP_NORMS, bias_input
 
 if TYPE_CHECKING:
     from ...toolkit.model.vlm import VLM
-
-_BIAS = f"{DOMAIN}.bias."
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def update_graph(model: ir.Model, graph: Graph, layers: Sequence[LayerUpdate]) -
         UsageError: nothing changes at the graph's precision, or a value overflows it.
         UnsupportedGraph: the graph is adapted already, or a parameter was not found for certain.
     """
-    if taken := [name for name in model.graph.initializers if name.startswith(f"{DOMAIN}.")]:
+    if taken := [name for name in model.graph.initializers if is_own(name)]:
         raise UnsupportedGraph(
             f"The graph already holds a safetykit adapter (`{taken[0]}`).",
             "Start from the base graph and give all adapters at once: --adapter A --adapter B.",
@@ -139,7 +138,7 @@ class _Place:
         assert old is not None and old.const_value is not None
         before = old.const_value.numpy()
         after = (new.T if self.transposed else new).reshape(before.shape)
-        value = _initializer(graph, f"{DOMAIN}.{parameter}", after, before.dtype, parameter)
+        value = _initializer(graph, own(f"{parameter}"), after, before.dtype, parameter)
         self.node.replace_input_with(self.index, value)
         if not old.uses() and not old.is_graph_input():
             graph.initializers.pop(old.name)
@@ -230,7 +229,7 @@ def _update_bias(graph: ir.Graph, layer: LayerUpdate, parameter: str) -> bool:
                 f"The graph adds a constant where the base has no {parameter}.",
                 "Use --mode bake, or base graphs exported by safetykit.",
             )
-        return _add_bias(graph, product, _initializer(graph, f"{DOMAIN}.{parameter}", new, dtype, parameter))
+        return _add_bias(graph, product, _initializer(graph, own(f"{parameter}"), new, dtype, parameter))
     if place is not None:
         held = place.node.inputs[place.index]
         assert held is not None and held.const_value is not None
@@ -259,7 +258,7 @@ class Product:
 
 def find_product(graph: ir.Graph, layer: LayerUpdate, parameter: str) -> Product:
     """The node that multiplies with the layer's weight, which may have been replaced already."""
-    value = graph.initializers.get(f"{DOMAIN}.{layer.layer}.weight")
+    value = graph.initializers.get(own(f"{layer.layer}.weight"))
     if value is None:
         if not _places(graph, layer.old["weight"]) and (held := _held(graph, layer.old["weight"])):
             return held
@@ -322,7 +321,7 @@ def _add_bias(graph: ir.Graph, product: ir.Node, bias: ir.Value) -> bool:
         product.replace_input_with(2, bias)
     else:
         readers = list(output.uses())
-        node = ir.node("Add", [output, bias], name=bias.name.replace(f"{DOMAIN}.", _BIAS, 1))
+        node = ir.node("Add", [output, bias], name=bias.name.replace(own(""), f"{BIAS}.", 1))
         graph.insert_after(product, node)
         total = node.outputs[0]
         total.name, total.dtype, total.shape = f"{bias.name}.sum", bias.dtype, output.shape
@@ -341,7 +340,7 @@ def merge_biases(model: ir.Model) -> ir.Model:
     A bias whose sum an op or another node reads too keeps its own node.
     """
     graph = model.graph
-    for node in [node for node in graph if (node.name or "").startswith(_BIAS)]:
+    for node in [node for node in graph if (node.name or "").startswith(f"{BIAS}.")]:
         product, bias = node.inputs
         uses = list(node.outputs[0].uses())
         if len(uses) != 1 or node.outputs[0].is_graph_output() or product is None or bias is None:

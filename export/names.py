@@ -1,0 +1,70 @@
+"""Names of graph values: those that other exporters and runtimes share, and those that safetykit adds. Needs no torch.
+
+What safetykit adds to a graph is called ``safetykit.…`` (:func:`own`), but for the outputs and inputs that callers know
+by plain names. Interventions count over all adapters of an export; what belongs to intervention k is
+``safetykit.<k>.<part>``.
+"""
+
+from __future__ import annotations
+
+import re
+
+# --- of every VLM in three graphs ----------------------------------------------------------------------------------
+
+INPUT_IDS, INPUTS_EMBEDS = "input_ids", "inputs_embeds"
+ATTENTION_MASK, POSITION_IDS, TOKEN_TYPES = "attention_mask", "position_ids", "token_type_ids"
+PIXEL_VALUES, IMAGE_FEATURES = "pixel_values", "image_features"
+LOGITS = "logits"
+PAST, PRESENT = "past_key_values.", "present."  # what the names of the KV cache's inputs and outputs begin with
+
+_CACHE_INPUT = re.compile(r"past_key_values\.(\d+)\.(key|value)")
+
+
+def past(layer: int | str, part: str) -> str:
+    """The input for the cached keys (``key``) or values (``value``) of a layer."""
+    return f"{PAST}{layer}.{part}"
+
+
+def present(layer: int | str, part: str) -> str:
+    """The output that follows :func:`past`."""
+    return f"{PRESENT}{layer}.{part}"
+
+
+def cache_names(n_layers: int, prefix: str) -> tuple[str, ...]:
+    """``<prefix>0.key, <prefix>0.value, <prefix>1.key, …`` with one of :data:`PAST` and :data:`PRESENT`."""
+    return tuple(f"{prefix}{layer}.{part}" for layer in range(n_layers) for part in ("key", "value"))
+
+
+def cached(name: str | None) -> tuple[int, str] | None:
+    """The layer and part of a cache input; None for other names."""
+    found = _CACHE_INPUT.fullmatch(name or "")
+    return (int(found[1]), found[2]) if found else None
+
+
+# --- of safetykit --------------------------------------------------------------------------------------------------
+
+DOMAIN = "safetykit"  # of its functions
+VISION_MASK = "vision_mask"  # [batch, sequence] bool, true at tokens of pictures
+RISK = "risk_score"  # [batch] float32, NaN past the prefill
+RETRIEVED_SCORES, RETRIEVAL_QUERY = "retrieved_scores", "retrieval_query"
+
+
+def own(part: str) -> str:
+    """A name of safetykit's own."""
+    return f"{DOMAIN}.{part}"
+
+
+def is_own(name: str | None) -> bool:
+    """Whether a value or node is safetykit's by its name."""
+    return (name or "").startswith(f"{DOMAIN}.")
+
+
+ENABLED = own("enabled")  # float, 1 by default: 0 turns a graph's ops off for one run
+THRESHOLD, REFUSAL, TOKEN = own("risk_threshold"), own("refusal"), own("refusal_token")
+BRANCH, GATES, BIAS, ENFORCE = own("branch"), own("gates"), own("bias"), own("enforce")
+OP, HELD, SCORE, STATE, REFERENCE = "op", "held", "score", "state", "reference"  # parts of an intervention
+
+
+def intervention(index: int, part: str) -> str:
+    """A parameter, a result, the node or the per-call tensor of intervention ``index``."""
+    return own(f"{index}.{part}")
