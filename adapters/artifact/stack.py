@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from ..errors import UsageError
+from ..ops.op import Corrector
 from .adapter import Adapter
 from .manifest import RetrievalInfo
 from .store import manifest_digest
@@ -31,7 +32,7 @@ def describe_corrector(adapter: Adapter) -> dict[str, JsonValue]:
 
 def corrects(adapter: Adapter) -> bool:
     """Whether an adapter changes what a detector reads: states, weights, or the prompt."""
-    acts = any(not (op.detects or op.observes) for op in (item.make_op() for item in adapter.interventions))
+    acts = any(isinstance(item.make_op(), Corrector) for item in adapter.interventions)
     return acts or bool(adapter.updates) or _prefixes(adapter)
 
 
