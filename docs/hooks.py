@@ -1,7 +1,8 @@
 """What the site says by enumerating the code: the command line, the methods' options, public names, tables of benches.
 
-MkDocs calls :func:`on_files` and :func:`on_page_markdown`. In pages two comments stand for generated text:
-``<!-- include: PATH -->`` for a Markdown file of the repository, ``<!-- options: METHOD -->`` for a method's settings.
+MkDocs calls :func:`on_files` and :func:`on_page_markdown`. In pages three comments stand for generated text:
+``<!-- include: PATH -->`` for a Markdown file of the repository, ``<!-- source: PATH -->`` for one as a block of code,
+``<!-- options: METHOD -->`` for a method's settings.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 ROOT = Path(__file__).parents[1]
 _TYPES = {Path: "path", str: "text", int: "integer", float: "number", bool: "on or off"}
-_MARK = re.compile(r"<!-- (include|options): (\S+) -->")
+_MARK = re.compile(r"<!-- (include|options|source): (\S+) -->")
 _ROLE = re.compile(r":(?:func|mod|class|meth|data|attr):\s*<code>~?([\w.]+)</code>")
 
 
@@ -31,7 +32,9 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Put generated text in the place of its marks."""
-    return _MARK.sub(lambda found: {"include": include, "options": options}[found[1]](found[2]), markdown)
+    return _MARK.sub(
+        lambda found: {"include": include, "options": options, "source": source}[found[1]](found[2]), markdown
+    )
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
@@ -46,6 +49,15 @@ def include(path: str) -> str:
         FileNotFoundError: there is none.
     """
     return (ROOT / path).read_text().replace("<details>", '<details markdown="1">')
+
+
+def source(path: str) -> str:
+    """A file of the repository as a block of code.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    return f'```{Path(path).suffix[1:]} title="{path}"\n{(ROOT / path).read_text().strip()}\n```'
 
 
 def options(method: str) -> str:
