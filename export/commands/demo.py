@@ -17,7 +17,7 @@ def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for everything the demo makes.")] = Path(
         "safetykit-demo"
     ),
-    checkpoint: Annotated[str, typer.Option(help="Which reference VLM: mild or severe.")] = "mild",
+    checkpoint: Annotated[str, typer.Option(metavar="mild|severe", help="Which reference VLM.")] = "mild",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -27,7 +27,7 @@ def demo(
 
     with console.steps() as say:
         result = run_demo(out, checkpoint, overwrite=overwrite, progress=say)
-    console.emit(result, as_json=as_json, human=_view)
+    console.emit(result, as_json=as_json, human=_view, then=result.pop("try"))
 
 
 def _view(console: Console, value: dict[str, Any]) -> None:
@@ -46,7 +46,7 @@ def _view(console: Console, value: dict[str, Any]) -> None:
     console.print(
         f"\nExport: {escape(value['folder'])}\nCard:   {escape(value['card'])}\nReport: {escape(value['report'])}"
     )
-    console.print(f"[dim]{value['seconds']:.0f} s in all. Now ask it: {escape(value['try'])}[/dim]")
+    console.print(f"[dim]{value['seconds']:.0f} s in all.[/dim]")
 
 
 def _latency(console: Console, value: dict[str, Any]) -> None:

@@ -56,7 +56,8 @@ def diagnose(
         beside |= {f"{item.plot.tag}.png": item.png, f"{item.plot.tag}.svg": item.plot.svg.encode()}
     found.save(out, overwrite=overwrite, beside=beside)
     value = {"map": str(out), **found.info.model_dump(mode="json")}
-    console.emit(value, as_json=as_json, human=_view)
+    then = console.command_line("fit", "care", model, "--data", data, "--map", out, "-o", "care")
+    console.emit(value, as_json=as_json, human=_view, then=then)
 
 
 def _view(console: Console, value: dict[str, Any]) -> None:

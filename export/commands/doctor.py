@@ -29,7 +29,7 @@ def doctor(as_json: Json = False) -> None:
     """Versions, and which providers ONNX Runtime really gives."""
     from ...toolkit.commands import console
 
-    console.emit(examine(), as_json=as_json, human=_view)
+    console.emit(examine(), as_json=as_json, human=_view, then=console.command_line("demo"))
 
 
 def _view(console: Console, value: dict[str, Any]) -> None:

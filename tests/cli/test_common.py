@@ -1,6 +1,7 @@
 """What every command takes and how every command talks: help, completion, a file of options, hints, progress."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -74,6 +75,34 @@ def test_completion_is_shown(shell):
     )
     assert done.returncode == 0
     assert "_SAFETYKIT_COMPLETE" in done.stdout
+
+
+def test_completion_is_installed(tmp_path):
+    """In a home folder of the test's own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "safetykit.cli", "--install-completion", "bash"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HOME": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "_SAFETYKIT_COMPLETE" in (tmp_path / ".bash_completions" / "safetykit.sh").read_text()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_reads_the_common_options(call, tmp_path, name):
+    """A file with an option that is none, and two options that exclude each other, are refused before anything runs."""
+    (tmp_path / "run.yaml").write_text("colour: red")
+    code, _, err = call(*name.split(), "--config", tmp_path / "run.yaml")
+    assert code == 2
+    assert f"'colour' in {tmp_path / 'run.yaml'} is no option of safetykit {name}" in err
+    needed = []
+    for one in COMMANDS[name].params:
+        if one.required:
+            needed += ["x"] if one.param_type_name == "argument" else [one.opts[0], "x"]
+    code, _, err = call(*name.split(), *needed, "--quiet", "--verbose")
+    assert code == 2
+    assert "--quiet and --verbose exclude each other" in err
 
 
 @pytest.mark.parametrize(

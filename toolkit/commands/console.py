@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -60,6 +61,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def command_line(*words: Any) -> str:
+    """A command as one types it, for ``then``."""
+    return shlex.join(["safetykit", *map(str, words)])
 
 
 def emit(value: Any, *, as_json: bool, human: Callable[[Any, Any], None], then: str = "") -> None:

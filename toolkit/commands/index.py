@@ -26,7 +26,7 @@ def build(
     encoder: Encoder = None,
     site: SiteName = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts embedded at a time.")] = 256,
-    dtype: Annotated[str, typer.Option(help="float32 or float16, of the stored keys.")] = "float32",
+    dtype: Annotated[str, typer.Option(metavar="float32|float16", help="Of the stored keys.")] = "float32",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -52,7 +52,10 @@ def build(
             overwrite=overwrite,
             progress=update,
         )
-    console.emit({"index": str(out), **made.manifest.model_dump(mode="json")}, as_json=as_json, human=_show)
+    value = {"index": str(out), **made.manifest.model_dump(mode="json")}
+    fitted_on = model or "MODEL"
+    then = console.command_line("fit", "retrieval", fitted_on, "--index", out, "--data", "CAPTIONS", "-o", "retrieval")
+    console.emit(value, as_json=as_json, human=_show, then=then)
 
 
 @index.command(epilog='Example: safetykit index search index --model ./my-vlm --text "a red apple"')

@@ -18,7 +18,9 @@ def inspect(model: Model, as_json: Json = False) -> None:
     from . import console
 
     vlm = VLM.from_pretrained(model_path(model))
-    console.emit({**vlm.describe(), "export": exportable(vlm.model.config)}, as_json=as_json, human=_view)
+    then = console.command_line("fit", "vlm-guard", model, "--data", "RECORDS", "-o", "adapter")
+    value = {**vlm.describe(), "export": exportable(vlm.model.config)}
+    console.emit(value, as_json=as_json, human=_view, then=then)
 
 
 def _view(console: Console, value: dict[str, Any]) -> None:
