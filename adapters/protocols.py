@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from jaxtyping import Float
-from torch import Tensor
+from pydantic import JsonValue
 
+from .artifact.examples import Example
 from .artifact.manifest import BaseInfo
 from .artifact.sites import Site
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from .statistics.detector import BranchSource, Refusal
+    from .tga.tga import SupportsAligning
+
 Pool = Literal["last", "mean", "vision", "text"]
 
-
-class Example(Protocol):
-    """A labelled record (``toolkit.records.Record``)."""
-
-    id: str
-    label: Literal["harmful", "harmless"]
-    carrier: str
-    category: str
-    split: str
-    pair: str | None
-
-    def digest(self) -> str:
-        """Hex SHA-256 of everything the model sees of this record, pictures included."""
-        ...
+__all__ = ["ChannelLayers", "Example", "Pool", "StateSource", "Workbench"]
 
 
 class StateSource(Protocol):
-    """A model whose hidden states can be streamed (``toolkit.VLM``)."""
+    """A model whose hidden states can be streamed (``toolkit.model.vlm.VLM``)."""
 
     @property
     def base(self) -> BaseInfo: ...
@@ -42,4 +36,62 @@ class StateSource(Protocol):
 
         Records of one unit (a pair) always arrive in the same batch.
         """
+        ...
+
+
+class ChannelLayers(Protocol):
+    """What a diagnosis found, as far as it names layers (``toolkit.diagnosis.channel_map.ChannelMap``)."""
+
+    @property
+    def safety_layer(self) -> int: ...
+    @property
+    def fused_layer(self) -> int: ...
+    @property
+    def align_layers(self) -> tuple[int, ...]: ...
+
+    def layers_for(self, modality: Any, count: int) -> tuple[int, ...]:
+        """The ``count`` layers that matter most for ``visual`` or ``textual`` input."""
+        ...
+
+
+class Workbench(Protocol):
+    """All that a fit can ask for (``toolkit.workbench.Workbench``).
+
+    What costs work is a method and done when it is asked for.
+
+    Attributes:
+        model: the VLM, with the correctors applied that the adapter will be stacked with.
+        records: of the fit and the calibration split; empty for methods that are fitted on captions.
+        corrected_by: which correctors are applied, as a manifest says it.
+    """
+
+    @property
+    def model(self) -> Any: ...
+    @property
+    def records(self) -> Sequence[Any]: ...
+    @property
+    def corrected_by(self) -> Sequence[Mapping[str, JsonValue]]: ...
+
+    def outcomes(self) -> Mapping[str, str]:
+        """What the model does with harmful records of the fit split, by id: ``answered``, ``refused`` or ``other``."""
+        ...
+
+    def second_pass(self) -> BranchSource:
+        """Last-position states of normal and second passes."""
+        ...
+
+    def refusal(self) -> Refusal:
+        """What a detector answers: what was asked for, or the model's own most frequent refusal."""
+        ...
+
+    def text_model(self) -> StateSource | None:
+        """A separate language model to take directions from; None: the VLM's own."""
+        ...
+
+    def aligner(self) -> SupportsAligning:
+        """The model with captioned pictures."""
+        ...
+
+    def pictures(self) -> Any:
+        """Captioned pictures and a caption index, for retrieval."""
         ...

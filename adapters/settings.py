@@ -141,13 +141,14 @@ class Settings(BaseModel):
         return made
 
     def but(self, **changes: Any) -> Self:
-        """The same settings with ``changes``, checked again.
+        """The same settings with ``changes``, checked again; what was given before and acts no more is let go.
 
         Raises:
-            UsageError: as at construction.
+            UsageError: as at construction; a change that cannot act is refused.
         """
-        kept = {name: getattr(self, name) for name in self.model_fields_set}
-        return type(self)(**{**kept, **changes})
+        kept = {name: getattr(self, name) for name in self.model_fields_set - changes.keys()}
+        acting = type(self).recorded({**kept, **changes}).acting()
+        return type(self)(**{name: value for name, value in kept.items() if name in acting}, **changes)
 
     def values(self) -> dict[str, Any]:
         """All settings as JSON holds them."""

@@ -16,7 +16,6 @@ import json
 import random
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,8 +25,10 @@ from vlm_guard import CHECKPOINTS, say, table
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json
-from safetykit.adapters.care.care import CARE, Fusion
-from safetykit.adapters.statistics.subspaces import Variant
+from safetykit.adapters.care.settings import CARE, Fusion
+from safetykit.adapters.care.sweep import CareSolver
+from safetykit.adapters.registry import get_method
+from safetykit.adapters.statistics.choices import SubspaceVariant as Variant
 from safetykit.export.base.own import export_base
 from safetykit.export.commands.demo_loop import SETTINGS
 from safetykit.export.pipeline.pipeline import export_onnx
@@ -37,8 +38,9 @@ from safetykit.toolkit.data.sources import data_path, model_path
 from safetykit.toolkit.diagnosis import ChannelMap, diagnose
 from safetykit.toolkit.evaluation.evaluate import evaluate, tabulate
 from safetykit.toolkit.model.vlm import VLM
-from safetykit.toolkit.sweep.care import CareSolver, run_sweep
+from safetykit.toolkit.sweep.run import run_sweep
 from safetykit.toolkit.sweep.trials import Sweep
+from safetykit.toolkit.workbench import Workbench
 
 SEED = 0  # of the layers drawn at random
 
@@ -54,7 +56,12 @@ def sweep_of(checkpoint: str, vlm: VLM, records: list[Record], folder: Path) -> 
         if number % 20 == 0:
             say(f"{checkpoint}: {number} of {total} settings")
 
-    sweep, _ = run_sweep(vlm, records, journal_path=folder / f"{checkpoint}.sweep.jsonl", progress=progress)
+    sweep, _ = run_sweep(
+        get_method("care"),
+        Workbench(vlm, records),
+        journal_path=folder / f"{checkpoint}.sweep.jsonl",
+        progress=progress,
+    )
     write_atomic(done, canonical_json({"fingerprint": vlm.fingerprint, "sweep": sweep.table()}))
     return sweep
 
@@ -79,11 +86,11 @@ def settings(sweep: Sweep, channels: ChannelMap, depth: int) -> Iterator[tuple[s
     best: CARE = sweep.best.setting
     assert best.layers is not None
     for modality in ("visual", "textual"):
-        yield f"best, {modality} only", replace(best, modalities=modality)
+        yield f"best, {modality} only", best.but(modalities=modality)
     visual, textual = (channels.layers_for(name, len(best.layers)) for name in ("visual", "textual"))
-    yield "best, layers of the causal map", replace(best, layers=visual, textual_layers=textual)
+    yield "best, layers of the causal map", best.but(layers=visual, textual_layers=textual)
     drawn = tuple(sorted(random.Random(SEED).sample(range(depth), len(best.layers))))
-    yield "best, layers drawn at random", replace(best, layers=drawn)
+    yield "best, layers drawn at random", best.but(layers=drawn)
 
 
 def subspaces(attached: Any) -> dict[str, Any]:
@@ -140,13 +147,13 @@ def main() -> None:
             undefended = evaluate(OnnxVLM.from_pretrained(base), test, name="base")
             found["undefended"] = {"rows": {row.group: row.model_dump(mode="json") for row in undefended.rows}}
         channels = map_of(vlm, fitted, options.out / f"{checkpoint}-map")
-        solver = CareSolver(vlm, fitted)
+        solver = CareSolver(Workbench(vlm, fitted))
         guard = SETTINGS[checkpoint]
         arms = [
-            (name, asdict(care), lambda care=care, solver=solver: solver.solve(care))
+            (name, care.values(), lambda care=care, solver=solver: solver(care))
             for name, care in settings(sweep, channels, vlm.base.n_layers)
         ]
-        arms.append(("VLM-Guard", asdict(guard), lambda guard=guard, vlm=vlm: guard.fit(vlm, fitted)))
+        arms.append(("VLM-Guard", guard.values(), lambda guard=guard, vlm=vlm: guard.fit(vlm, fitted)))
         for name, setting, make in arms:
             if name not in found:
                 say(f"{checkpoint}: exporting {name}")

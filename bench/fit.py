@@ -67,7 +67,7 @@ def fit_all_layers(vlm: VLM, method: str, records: list[Record]) -> None:
     """What `fit --sweep` does before solving: statistics of every layer."""
     vlm.features.clear()  # the bare passes run the tower too
     if method == "vlm-guard":
-        guard.collect(vlm, records, range(vlm.base.n_layers))
+        guard.collect(vlm, records, [Site.block(layer) for layer in range(vlm.base.n_layers)])
         return
     tokens = care.TokenChoice("kernel" if method == "care-kernel" else "none")
     sites = [Site.block(layer) for layer in range(vlm.base.n_layers)]

@@ -22,7 +22,7 @@ from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json
 from safetykit.adapters.errors import ParityFailed, SafetykitError, UsageError
-from safetykit.adapters.vlm_guard.guard import VLMGuard
+from safetykit.adapters.vlm_guard.settings import VLMGuard
 from safetykit.export.base.own import export_base
 from safetykit.export.commands.doctor import examine
 from safetykit.export.document.latency import measure_latency

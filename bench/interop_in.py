@@ -28,7 +28,7 @@ from transformers import LlamaForCausalLM
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.files import atomic_folder, write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json
-from safetykit.adapters.vlm_guard.guard import VLMGuard
+from safetykit.adapters.vlm_guard.settings import VLMGuard
 from safetykit.export.base.own import write_base
 from safetykit.export.base.quantise import quantise_decoder
 from safetykit.export.foreign.importing import import_graphs

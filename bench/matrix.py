@@ -28,22 +28,23 @@ from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json
 from safetykit.adapters.errors import SafetykitError
-from safetykit.adapters.one_pass.probe import OnePassProbe
-from safetykit.adapters.sasa.sasa import SASA
-from safetykit.adapters.tga.tga import TGA
-from safetykit.adapters.vlm_guard.guard import VLMGuard
+from safetykit.adapters.one_pass.settings import OnePassProbe
+from safetykit.adapters.registry import get_method
+from safetykit.adapters.sasa.settings import SASA
+from safetykit.adapters.tga.settings import TGA
+from safetykit.adapters.vlm_guard.settings import VLMGuard
 from safetykit.export.manifest import Mode, Precision
 from safetykit.export.parity.report import ParityReport
 from safetykit.export.parity.tolerances import TOLERANCES
 from safetykit.export.pipeline.pipeline import export_onnx, write_own
 from safetykit.toolkit.alignment import Aligner
-from safetykit.toolkit.commands.sasa_fit import refusal_of
+from safetykit.toolkit.commands.fit_one import fit_with
 from safetykit.toolkit.data.captions import captions_path, load_captions
 from safetykit.toolkit.data.records import Record, load_records, subset
 from safetykit.toolkit.data.sources import data_path
 from safetykit.toolkit.model.second_pass import SecondPass
 from safetykit.toolkit.model.vlm import VLM
-from safetykit.toolkit.sweep.care import fit_care, usual
+from safetykit.toolkit.workbench import Workbench, refusal_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 import zoo
@@ -90,7 +91,7 @@ def care(vlm: VLM, records: Sequence[Record], _: Path) -> Adapter:
         "selection": "none",
         "contrast": "label",
     }
-    return fit_care(vlm, records, usual(vlm.base.n_layers, vlm.base.d_model, given))
+    return fit_with(get_method("care"), Workbench(vlm, records), given)
 
 
 def sasa(vlm: VLM, records: Sequence[Record], _: Path) -> Adapter:

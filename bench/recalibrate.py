@@ -20,18 +20,18 @@ from vlm_guard import say
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json
-from safetykit.adapters.one_pass.probe import OnePassProbe
-from safetykit.adapters.sasa.sasa import SASA
-from safetykit.adapters.vlm_guard.guard import VLMGuard
+from safetykit.adapters.one_pass.settings import OnePassProbe
+from safetykit.adapters.sasa.settings import SASA
+from safetykit.adapters.vlm_guard.settings import VLMGuard
 from safetykit.export.base.own import write_base
 from safetykit.export.base.quantise import quantise_decoder
 from safetykit.export.pipeline.pipeline import export_onnx
-from safetykit.toolkit.commands.sasa_fit import refusal_of
 from safetykit.toolkit.data.records import Record, load_records, subset
 from safetykit.toolkit.data.sources import data_path, model_path
 from safetykit.toolkit.evaluation.evaluate import Decision, tabulate
 from safetykit.toolkit.model.second_pass import SecondPass
 from safetykit.toolkit.model.vlm import VLM
+from safetykit.toolkit.workbench import refusal_of
 
 METRICS = ("attack_success", "over_refusal")
 

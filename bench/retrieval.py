@@ -28,6 +28,7 @@ from PIL import Image
 
 from safetykit.adapters import Adapter, Intervention, Site
 from safetykit.adapters.artifact.manifest import AdapterInfo, DataInfo, RetrievalInfo
+from safetykit.adapters.retrieval.fit import QueryHead
 from safetykit.adapters.retrieval.retrieval import CAPTIONS, INFO
 from safetykit.export.document.latency import BAKED, CONTROL, UNMODIFIED, compare, interleave
 from safetykit.export.manifest import LAYOUT, read_manifest
@@ -45,7 +46,7 @@ from safetykit.toolkit.reference.world import things
 from safetykit.toolkit.retrieval.build import build_index
 from safetykit.toolkit.retrieval.embedders import VLMEmbedder
 from safetykit.toolkit.retrieval.embedding import EmbedderInfo
-from safetykit.toolkit.retrieval.fit import QueryHead, image_states, picture_states
+from safetykit.toolkit.retrieval.fit import image_states, picture_states
 from safetykit.toolkit.retrieval.index import CaptionIndex
 
 _FAISS, _NUMPY = "external, FAISS", "external, NumPy"

@@ -29,12 +29,12 @@ from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json, describe_data
 from safetykit.adapters.artifact.sites import Site
-from safetykit.adapters.one_pass.probe import OnePassProbe
-from safetykit.adapters.sasa.sasa import SASA, ProbeFitter
-from safetykit.adapters.statistics.detector import Features, Place
+from safetykit.adapters.one_pass.settings import OnePassProbe
+from safetykit.adapters.sasa.settings import SASA
+from safetykit.adapters.statistics.detector import Features
 from safetykit.adapters.statistics.detector_report import Detector, left_out
 from safetykit.adapters.statistics.probe import Metric
-from safetykit.toolkit.commands.sasa_fit import refusal_of
+from safetykit.adapters.statistics.probe_settings import Place, ProbeSettings
 from safetykit.toolkit.data.journal import Journal
 from safetykit.toolkit.data.records import Record, load_records
 from safetykit.toolkit.data.sources import data_path, model_path
@@ -43,9 +43,10 @@ from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.second_pass import SecondPass
 from safetykit.toolkit.model.vlm import VLM
 from safetykit.toolkit.reference.world import things
+from safetykit.toolkit.workbench import refusal_of
 
 CHECKPOINTS = ("mild", "severe")
-FITTERS: dict[str, ProbeFitter] = {
+FITTERS: dict[str, ProbeSettings] = {
     "SASA": SASA(),
     "SASA, penalty on logits": SASA(space="logits"),
     "SASA, 5 % of fit": SASA(fraction=0.05),
@@ -132,7 +133,7 @@ def rows_of(decisions: list[Decision], seen: set[str]) -> dict[str, Any]:
 
 
 def measure(
-    fitter: ProbeFitter, vlm: VLM, features: Features, answers: list[Decision], seen: set[str], refusal: Any
+    fitter: ProbeSettings, vlm: VLM, features: Features, answers: list[Decision], seen: set[str], refusal: Any
 ) -> tuple[Adapter, dict[str, Any]]:
     """Fit one detector and apply it to the answers."""
     known = features.take(np.array([record.split != "test" for record in features.records]))

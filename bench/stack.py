@@ -21,14 +21,14 @@ from vlm_guard import CHECKPOINTS, say, table
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json
-from safetykit.adapters.sasa.sasa import SASA
+from safetykit.adapters.sasa.settings import SASA
 from safetykit.export.pipeline.pipeline import export_onnx
-from safetykit.toolkit.commands.sasa_fit import refusal_of
 from safetykit.toolkit.data.records import load_records
 from safetykit.toolkit.data.sources import data_path, model_path
 from safetykit.toolkit.evaluation.evaluate import tabulate
 from safetykit.toolkit.model.second_pass import SecondPass
 from safetykit.toolkit.model.vlm import VLM
+from safetykit.toolkit.workbench import refusal_of
 
 
 def stacked(vlm: VLM, corrector: Adapter) -> Adapter:

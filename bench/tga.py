@@ -16,7 +16,6 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ import torch
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json
-from safetykit.adapters.tga.tga import TGA
+from safetykit.adapters.tga.settings import TGA
 from safetykit.export.pipeline.pipeline import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.toolkit.alignment import Aligner
@@ -100,7 +99,7 @@ def trained(vlm: VLM, settings: TGA, folder: Path, name: str) -> Adapter:
     if (folder / "adapter").is_dir():
         kept = Adapter.load(folder / "adapter")
         same = all(
-            kept.info.hyperparameters.get(key) == value for key, value in asdict(settings).items() if value is not None
+            kept.info.hyperparameters.get(key) == value for key, value in settings.values().items() if value is not None
         )
         if same and kept.info.base.fingerprint == vlm.fingerprint:
             return kept
@@ -122,7 +121,7 @@ def run(vlm: VLM, settings: TGA, split: str, folder: Path, pytorch: bool, name: 
     training = adapter.attachments["training"]
     return {
         **found,
-        "setting": asdict(settings),
+        "setting": settings.values(),
         "seconds": training["seconds"],
         "parameters": training["parameters"],
         "alignment": adapter.attachments["alignment"],
@@ -204,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             arms["undefended"] = measure(vlm, split, "base")
         for name in options.arm or ARMS:
             settings = ARMS[name]
-            if arms.get(name, {}).get("setting") == json.loads(json.dumps(asdict(settings))):
+            if arms.get(name, {}).get("setting") == json.loads(json.dumps(settings.values())):
                 continue
             say(f"{checkpoint}: {name}")
             folder = options.out / f"{checkpoint}-{name.replace(', ', '-').replace(' ', '-').replace(chr(39), '')}"

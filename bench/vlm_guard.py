@@ -21,7 +21,8 @@ import torch
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json
-from safetykit.adapters.vlm_guard.guard import Variant, VLMGuard
+from safetykit.adapters.registry import get_method
+from safetykit.adapters.vlm_guard.settings import Variant, VLMGuard
 from safetykit.export.base.own import export_base
 from safetykit.export.pipeline.pipeline import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
@@ -29,8 +30,9 @@ from safetykit.toolkit.data.records import load_records
 from safetykit.toolkit.data.sources import data_path, model_path
 from safetykit.toolkit.evaluation.evaluate import evaluate, tabulate
 from safetykit.toolkit.model.vlm import VLM
-from safetykit.toolkit.sweep.guard import run_sweep
+from safetykit.toolkit.sweep.run import run_sweep
 from safetykit.toolkit.sweep.trials import Sweep, Trial
+from safetykit.toolkit.workbench import Workbench
 
 CHECKPOINTS = ("mild", "severe")
 GROUPS = ("text", "image", "text+image", "typographic", "image/rendering-unseen", "all")
@@ -54,7 +56,12 @@ def sweep_of(checkpoint: str, vlm: VLM, folder: Path) -> Sweep:
             say(f"{checkpoint}: {number} of {total} settings")
 
     records = load_records(data_path("reference"), ["fit", "calibration"])
-    sweep, _ = run_sweep(vlm, records, journal_path=folder / f"{checkpoint}.sweep.jsonl", progress=progress)
+    sweep, _ = run_sweep(
+        get_method("vlm-guard"),
+        Workbench(vlm, records),
+        journal_path=folder / f"{checkpoint}.sweep.jsonl",
+        progress=progress,
+    )
     write_atomic(done, canonical_json({"fingerprint": vlm.fingerprint, "sweep": sweep.table()}))
     return sweep
 

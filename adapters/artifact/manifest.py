@@ -11,15 +11,13 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
 
 from ..errors import InvalidArtifact
+from .examples import Example
 from .sites import Gating, Phase, Scope
-
-if TYPE_CHECKING:
-    from ..protocols import Example
 
 SCHEMA_VERSION = 1
 M = TypeVar("M", bound=BaseModel)

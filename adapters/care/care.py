@@ -32,208 +32,139 @@ model's own sign of harm, and removing them makes it refuse less. Hence the cont
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..artifact.adapter import Adapter, Intervention
 from ..artifact.manifest import AdapterInfo, describe_data, library_versions
-from ..artifact.sites import Phase, Scope, Site
-from ..errors import UsageError
-from ..protocols import Example
-from ..statistics.moments import Shrinkage
-from ..statistics.subspaces import Centre, Subspace, Variant, principal_cosines, safety_subspace
-from ..statistics.tokens import Modality, Selection, TokenSource
-from .statistics import MODALITIES, CareStatistics, Contrast, TokenChoice, collect, roles
+from ..artifact.sites import Scope, Site
+from ..protocols import Example, Workbench
+from ..statistics.choices import Modality
+from ..statistics.subspaces import Subspace, principal_cosines, safety_subspace
+from ..statistics.tokens import TokenSource
+from .settings import CARE
+from .statistics import MODALITIES, CareStatistics, collect, roles
 
-Fusion = Literal["adaptive", "sequential", "parallel", "masked", "injection"]
-Modalities = Literal["both", "visual", "textual"]
-Where = Literal["mlp", "attn", "block"]
 SIGN = "the largest component of every basis vector is positive; a projection does not depend on it"
 _SPECTRUM = 64  # eigenvalues kept in the attachment, per layer and modality
 
 
-@dataclass(frozen=True)
-class CARE:
-    """Fits CARE; see the module's docstring for what the options mean.
+def fit(
+    care: CARE, model: TokenSource, records: Iterable[Example], *, outcomes: Mapping[str, str] | None = None
+) -> Adapter:
+    """See :meth:`CARE.fit`."""
+    by_role = roles(list(records), care.contrast, outcomes)
+    sites = sorted({care.source(layer) for layer in layers_of(care, model.base.n_layers)})
+    used = [record for group in by_role.values() for record in group]
+    return solve(care, model, collect(model, by_role, sites, care.tokens), used)
 
-    Attributes:
-        variant: ``official`` to the letter, or ``corrected``.
-        fusion: how the two modalities' corrections are combined.
-        layers: decoder layers whose ``site`` is changed, from 0; None: the one in the middle.
-        textual_layers: layers of the textual subspace where they differ; None: ``layers``.
-        rank: k, the dimension of each subspace.
-        alpha: α, the strength; 1 removes, more reflects.
-        beta: β of ``injection``.
-        floor: directions with λ at or below it are left out of the k (the first always stays).
-        contrast: what makes a record of the fit split malicious.
-        centre: what Σ_m is about: the malicious (``own``) or the ``benign`` mean.
-        shrinkage: of Σ_b, in ``corrected``.
-        site: ``mlp``, ``attn`` or ``block`` outputs; ``official`` knows ``mlp`` only.
-        modalities: which of the two subspaces act.
-        selection, visual_share, textual_share, with_response: which tokens are pooled; see :class:`TokenChoice`.
-        scope, phase: which tokens are changed, and when.
+
+def fit_on(care: CARE, bench: Workbench) -> Adapter:
+    """Fit with what a workbench has; a contrast of behaviour asks the model first which attacks succeed."""
+    outcomes = bench.outcomes() if care.contrast == "behaviour" else None
+    return fit(care, bench.model, bench.records, outcomes=outcomes)
+
+
+def solve(care: CARE, model: TokenSource, statistics: CareStatistics, records: Sequence[Example]) -> Adapter:
+    """Turn the statistics of ``records`` into an adapter (no model is run).
+
+    The attachment ``care`` holds ``{"layers": {str(layer): entry}}`` with an entry per layer::
+
+        {"site": str, "statistics_site": str, "overlap": [cosines of the principal angles between the two
+         subspaces, largest first; absent with one modality],
+         "visual"/"textual": {"eigenvalues": [λ, largest first, at most 64 or k], "rank": k kept, "benign":
+          number of records, "malicious": number, "shrinkage": ρ, "gain": [smallest, largest eigenvalue of
+          I − αUUᵀ in the span of U; a projection has 0, twice]; absent if the modality does not act}}
     """
+    interventions: list[Intervention] = []
+    found: dict[str, Any] = {}
+    for layer, modalities in layers_of(care, model.base.n_layers).items():
+        subspaces = {modality: _subspace(care, statistics, layer, modality) for modality in modalities}
+        interventions += _interventions(care, Site(care.site, layer), subspaces)
+        found[str(layer)] = _describe(care, layer, subspaces)
+    info = AdapterInfo(
+        method="care",
+        variant=care.variant,
+        sign_convention=SIGN,
+        hyperparameters=_hyperparameters(care, model),
+        seed=None,
+        base=model.base,
+        data=describe_data(records),
+        versions=library_versions(),
+    )
+    return Adapter(info, tuple(interventions), {"care": {"layers": found}})
 
-    variant: Variant = "corrected"
-    fusion: Fusion = "adaptive"
-    layers: tuple[int, ...] | None = None
-    textual_layers: tuple[int, ...] | None = None
-    rank: int = 8
-    alpha: float = 1.0
-    beta: float = 1.0
-    floor: float = 0.0
-    contrast: Contrast = "carrier"
-    centre: Centre = "own"
-    shrinkage: Shrinkage = "ledoit-wolf"
-    site: Where = "mlp"
-    modalities: Modalities = "both"
-    selection: Selection = "none"
-    visual_share: float = 1 / 8
-    textual_share: float = 0.2
-    with_response: bool = False
-    scope: Scope = "all"
-    phase: Phase = "both"
 
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UsageError(f"k = {self.rank} is not positive.", "CARE needs at least one direction.")
-        if self.variant == "official" and self.site != "mlp":
-            raise UsageError(
-                f"The official variant acts at MLP outputs, not at {self.site}.", "Use --variant corrected there."
-            )
-        if self.fusion == "masked" and self.scope != "all":
-            raise UsageError(
-                f"Masked fusion gives each modality its own tokens, so the scope cannot be {self.scope!r}.",
-                "Leave out --scope.",
-            )
-        _ = self.tokens  # its shares are checked
+def layers_of(care: CARE, depth: int) -> dict[int, tuple[Modality, ...]]:
+    """Layers in order, each with the modalities that act there."""
+    visual = care.layers if care.layers is not None else (depth // 2,)
+    wanted = {"visual": visual, "textual": visual if care.textual_layers is None else care.textual_layers}
+    acting = {name: set(wanted[name]) for name in MODALITIES if care.modalities in ("both", name)}
+    layers = sorted(set().union(*acting.values()))
+    for layer in layers:
+        Site(care.site, layer).require_within(depth)
+    return {layer: tuple(name for name in acting if layer in acting[name]) for layer in layers}
 
-    @property
-    def tokens(self) -> TokenChoice:
-        """Which tokens the statistics come from."""
-        return TokenChoice(self.selection, self.visual_share, self.textual_share, self.with_response)
 
-    def fit(
-        self, model: TokenSource, records: Iterable[Example], *, outcomes: Mapping[str, str] | None = None
-    ) -> Adapter:
-        """Fit on the ``fit`` split, all its carriers.
+def _hyperparameters(care: CARE, model: TokenSource) -> dict[str, Any]:
+    layers = [model.base.n_layers // 2] if care.layers is None else list(care.layers)
+    return {**care.values(), "layers": layers}
 
-        Args:
-            outcomes: for the contrast ``behaviour``, what the bare model does with harmful records, by id.
 
-        Raises:
-            UsageError: a role or a modality has no or too few records, k exceeds the width, or a layer does
-                not exist.
-        """
-        by_role = roles(list(records), self.contrast, outcomes)
-        sites = sorted({self.source(layer) for layer in self._layers(model)})
-        used = [record for group in by_role.values() for record in group]
-        return self.solve(model, collect(model, by_role, sites, self.tokens), used)
+def _subspace(care: CARE, statistics: CareStatistics, layer: int, modality: Modality) -> Subspace:
+    benign, malicious = statistics.of(care.source(layer), modality)
+    return safety_subspace(
+        benign,
+        malicious,
+        care.rank,
+        variant=care.variant,
+        centre=care.centre,
+        rule=care.shrinkage,
+        floor=care.floor,
+    )
 
-    def source(self, layer: int) -> Site:
-        """Where the statistics of ``layer`` come from."""
-        return Site.block(layer) if self.variant == "official" else Site(self.site, layer)
 
-    def solve(self, model: TokenSource, statistics: CareStatistics, records: Sequence[Example]) -> Adapter:
-        """Turn the statistics of ``records`` into an adapter (no model is run).
+def _interventions(care: CARE, site: Site, subspaces: dict[Modality, Subspace]) -> Iterator[Intervention]:
+    if care.fusion in ("adaptive", "parallel") and len(subspaces) > 1:
+        tensors = {
+            name: value
+            for modality, subspace in subspaces.items()
+            for name, value in ((f"{modality}_basis", subspace.basis), (f"{modality}_mean", subspace.mean))
+        }
+        op = "AdaptiveProjection" if care.fusion == "adaptive" else "ParallelProjection"
+        yield _intervention(care, op, site, care.scope, {**tensors, "alpha": torch.tensor(care.alpha)})
+        return
+    for modality, subspace in subspaces.items():
+        scope: Scope = care.scope
+        if care.fusion == "masked":
+            scope = "vision" if modality == "visual" else "text"
+        if care.fusion == "injection":
+            tensors = {"basis": subspace.basis, "benign": subspace.mean, "beta": torch.tensor(care.beta)}
+            yield _intervention(care, "BenignInjection", site, scope, tensors)
+        else:
+            tensors = {"basis": subspace.basis, "mean": subspace.mean, "beta": torch.tensor(care.alpha)}
+            yield _intervention(care, "SubspaceProjection", site, scope, tensors)
 
-        The attachment ``care`` holds ``{"layers": {str(layer): entry}}`` with an entry per layer::
 
-            {"site": str, "statistics_site": str, "overlap": [cosines of the principal angles between the two
-             subspaces, largest first; absent with one modality],
-             "visual"/"textual": {"eigenvalues": [λ, largest first, at most 64 or k], "rank": k kept, "benign":
-              number of records, "malicious": number, "shrinkage": ρ, "gain": [smallest, largest eigenvalue of
-              I − αUUᵀ in the span of U; a projection has 0, twice]; absent if the modality does not act}}
-        """
-        interventions: list[Intervention] = []
-        found: dict[str, Any] = {}
-        for layer, modalities in self._layers(model).items():
-            subspaces = {modality: self._subspace(statistics, layer, modality) for modality in modalities}
-            interventions += self._interventions(Site(self.site, layer), subspaces)
-            found[str(layer)] = self._describe(layer, subspaces)
-        info = AdapterInfo(
-            method="care",
-            variant=self.variant,
-            sign_convention=SIGN,
-            hyperparameters=self._hyperparameters(model),
-            seed=None,
-            base=model.base,
-            data=describe_data(records),
-            versions=library_versions(),
-        )
-        return Adapter(info, tuple(interventions), {"care": {"layers": found}})
+def _intervention(care: CARE, op: str, site: Site, scope: Scope, tensors: dict[str, Tensor]) -> Intervention:
+    stored = {name: tensor.to(torch.float32).contiguous() for name, tensor in tensors.items()}
+    return Intervention(op, site, scope, care.phase, stored)
 
-    def _layers(self, model: TokenSource) -> dict[int, tuple[Modality, ...]]:
-        """Layers in order, each with the modalities that act there."""
-        depth = model.base.n_layers
-        visual = self.layers if self.layers is not None else (depth // 2,)
-        wanted = {"visual": visual, "textual": visual if self.textual_layers is None else self.textual_layers}
-        acting = {name: set(wanted[name]) for name in MODALITIES if self.modalities in ("both", name)}
-        layers = sorted(set().union(*acting.values()))
-        if not layers:
-            raise UsageError("No layer was given.", "Name at least one, for example --layers 3-5.")
-        for layer in layers:
-            Site(self.site, layer).require_within(depth)
-        return {layer: tuple(name for name in acting if layer in acting[name]) for layer in layers}
 
-    def _hyperparameters(self, model: TokenSource) -> dict[str, Any]:
-        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        if self.layers is None:
-            values["layers"] = [model.base.n_layers // 2]
-        return values
-
-    def _subspace(self, statistics: CareStatistics, layer: int, modality: Modality) -> Subspace:
-        benign, malicious = statistics.of(self.source(layer), modality)
-        return safety_subspace(
-            benign,
-            malicious,
-            self.rank,
-            variant=self.variant,
-            centre=self.centre,
-            rule=self.shrinkage,
-            floor=self.floor,
-        )
-
-    def _interventions(self, site: Site, subspaces: dict[Modality, Subspace]) -> Iterator[Intervention]:
-        if self.fusion in ("adaptive", "parallel") and len(subspaces) > 1:
-            tensors = {
-                name: value
-                for modality, subspace in subspaces.items()
-                for name, value in ((f"{modality}_basis", subspace.basis), (f"{modality}_mean", subspace.mean))
-            }
-            op = "AdaptiveProjection" if self.fusion == "adaptive" else "ParallelProjection"
-            yield self._intervention(op, site, self.scope, {**tensors, "alpha": torch.tensor(self.alpha)})
-            return
-        for modality, subspace in subspaces.items():
-            scope: Scope = self.scope
-            if self.fusion == "masked":
-                scope = "vision" if modality == "visual" else "text"
-            if self.fusion == "injection":
-                tensors = {"basis": subspace.basis, "benign": subspace.mean, "beta": torch.tensor(self.beta)}
-                yield self._intervention("BenignInjection", site, scope, tensors)
-            else:
-                tensors = {"basis": subspace.basis, "mean": subspace.mean, "beta": torch.tensor(self.alpha)}
-                yield self._intervention("SubspaceProjection", site, scope, tensors)
-
-    def _intervention(self, op: str, site: Site, scope: Scope, tensors: dict[str, Tensor]) -> Intervention:
-        stored = {name: tensor.to(torch.float32).contiguous() for name, tensor in tensors.items()}
-        return Intervention(op, site, scope, self.phase, stored)
-
-    def _describe(self, layer: int, subspaces: dict[Modality, Subspace]) -> dict[str, Any]:
-        strength = 1.0 if self.fusion == "injection" else self.alpha
-        entry: dict[str, Any] = {"site": str(Site(self.site, layer)), "statistics_site": str(self.source(layer))}
-        for modality, subspace in subspaces.items():
-            entry[modality] = {
-                "eigenvalues": subspace.eigenvalues[: max(_SPECTRUM, self.rank)].tolist(),
-                "rank": subspace.basis.shape[1],
-                "benign": subspace.benign,
-                "malicious": subspace.malicious,
-                "shrinkage": subspace.shrinkage,
-                "gain": list(subspace.gain(strength)),
-            }
-        if len(subspaces) > 1:
-            entry["overlap"] = principal_cosines(*(subspace.basis for subspace in subspaces.values()))
-        return entry
+def _describe(care: CARE, layer: int, subspaces: dict[Modality, Subspace]) -> dict[str, Any]:
+    strength = 1.0 if care.fusion == "injection" else care.alpha
+    entry: dict[str, Any] = {"site": str(Site(care.site, layer)), "statistics_site": str(care.source(layer))}
+    for modality, subspace in subspaces.items():
+        entry[modality] = {
+            "eigenvalues": subspace.eigenvalues[: max(_SPECTRUM, care.rank)].tolist(),
+            "rank": subspace.basis.shape[1],
+            "benign": subspace.benign,
+            "malicious": subspace.malicious,
+            "shrinkage": subspace.shrinkage,
+            "gain": list(subspace.gain(strength)),
+        }
+    if len(subspaces) > 1:
+        entry["overlap"] = principal_cosines(*(subspace.basis for subspace in subspaces.values()))
+    return entry

@@ -14,39 +14,15 @@ from torch import Tensor
 from ..artifact.sites import Site
 from ..errors import UsageError
 from ..protocols import Example
+from ..statistics.choices import Modality
 from ..statistics.moments import Moments
-from ..statistics.tokens import KernelWitness, Modality, Selection, TokenBatch, TokenSource, pick, pool_best, sample
+from ..statistics.tokens import KernelWitness, TokenBatch, TokenSource, pick, pool_best, sample
+from .settings import Contrast, TokenChoice
 
 Role = Literal["malicious", "benign"]
-Contrast = Literal["label", "carrier", "behaviour"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 ROLES: tuple[Role, ...] = get_args(Role)
 _RECORDS, _TOKENS = 128, 512  # references of a witness: records per role with and without a picture, tokens per role
-
-
-@dataclass(frozen=True)
-class TokenChoice:
-    """Which tokens are pooled.
-
-    Attributes:
-        selection: by kernel witness, or ``none``: all of them.
-        visual_share, textual_share: of the tokens of that modality, in (0, 1].
-        with_response: whether the response follows the prompt; its tokens are textual.
-    """
-
-    selection: Selection = "kernel"
-    visual_share: float = 1 / 8
-    textual_share: float = 0.2
-    with_response: bool = False
-
-    def __post_init__(self) -> None:
-        for name, share in (("visual", self.visual_share), ("textual", self.textual_share)):
-            if not 0 < share <= 1:
-                raise UsageError(f"The share of {name} tokens cannot be {share}.", "It lies above 0 and at most at 1.")
-
-    def share(self, modality: Modality) -> float:
-        """The share of one modality's tokens."""
-        return self.visual_share if modality == "visual" else self.textual_share
 
 
 @dataclass(frozen=True)
@@ -103,7 +79,7 @@ def roles(
         if outcomes is None:
             raise UsageError(
                 "A contrast of behaviour needs to know which harmful records the model answers.",
-                "Pass outcomes, as safetykit.toolkit.sweep.care.fit_care does, or choose another contrast.",
+                "Pass outcomes, as safetykit.toolkit.workbench.Workbench gives them, or choose another contrast.",
             )
         found["benign"] += [record for record in found["malicious"] if outcomes.get(record.id) == "refused"]
         found["malicious"] = [record for record in found["malicious"] if outcomes.get(record.id) == "answered"]

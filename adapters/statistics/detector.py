@@ -16,12 +16,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..artifact.manifest import BaseInfo
-from ..artifact.sites import Site
 from ..errors import UsageError
 from ..protocols import Example
+from .probe_settings import Place
 
-# (s, f): the final-norm state of the second pass between these blocks; a site: its state in the normal pass.
-Place = Site | tuple[int, int]
 _CATEGORIES = 3  # of each label, at least, so that folds can hold out whole ones
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UsageError
-
-Shrinkage = Literal["ledoit-wolf", "oas"]
+from .choices import Shrinkage
 
 
 class Moments:

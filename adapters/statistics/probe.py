@@ -28,7 +28,6 @@ Threshold
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -39,8 +38,8 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ..errors import UsageError
+from .choices import Space
 
-Space = Literal["logits", "hidden"]
 STRENGTHS = tuple(10.0**power for power in np.arange(-4, 2.1, 0.5))  # sklearn's C: the inverse of the penalty
 _UNSEARCHED = 0.01  # where there are too few records for folds
 _FOLDS = 5

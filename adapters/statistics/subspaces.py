@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import scipy.linalg
 import torch
@@ -18,10 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UsageError
-from .moments import Moments, Shrinkage, shrinkage
+from .choices import Centre, Shrinkage, SubspaceVariant
+from .moments import Moments, shrinkage
 
-Variant = Literal["official", "corrected"]
-Centre = Literal["own", "benign"]
 _JITTER = 1e-6
 
 
@@ -61,7 +59,7 @@ def safety_subspace(
     malicious: Moments,
     rank: int,
     *,
-    variant: Variant = "corrected",
+    variant: SubspaceVariant = "corrected",
     centre: Centre = "own",
     rule: Shrinkage = "ledoit-wolf",
     floor: float = 0.0,

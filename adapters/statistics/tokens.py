@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,9 +25,7 @@ from torch import Tensor
 from ..artifact.manifest import BaseInfo
 from ..artifact.sites import Site
 from ..protocols import Example
-
-Modality = Literal["visual", "textual"]
-Selection = Literal["kernel", "none"]
+from .choices import Modality
 
 
 @dataclass(frozen=True)

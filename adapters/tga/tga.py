@@ -42,19 +42,16 @@ measurable beside them (bench/tga.py); its weight is small for that reason.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Literal, Protocol, get_args
+from dataclasses import dataclass
+from typing import Protocol
 
 from pydantic import JsonValue
 
 from ..artifact.adapter import Adapter
 from ..artifact.manifest import AdapterInfo, BaseInfo, DataInfo, library_versions
-from ..artifact.sites import Site
 from ..artifact.updates import WeightUpdate
-from ..errors import UsageError
-
-Variant = Literal["projector", "low-rank", "lora", "closed-form"]
-_RATES: dict[str, float] = {"projector": 5e-4, "low-rank": 3e-3, "lora": 1e-3, "closed-form": 1.0}
+from ..protocols import Workbench
+from .settings import TGA
 
 
 @dataclass(frozen=True)
@@ -85,100 +82,30 @@ class SupportsAligning(Protocol):
     def align(self, settings: TGA) -> Aligned: ...
 
 
-@dataclass(frozen=True)
-class TGA:
-    """Settings of a fit.
+def fit(settings: TGA, source: SupportsAligning) -> Adapter:
+    """See :meth:`TGA.fit`."""
+    layers = settings.layers_of(source.base.n_layers)
+    found = source.align(settings)
+    return Adapter(
+        AdapterInfo(
+            method="tga",
+            variant=settings.variant,
+            sign_convention="none: weights are replaced or added to",
+            hyperparameters={**settings.values(), "layers": list(layers), "lr": settings.rate},
+            seed=settings.seed,
+            base=source.base,
+            data=source.data,
+            versions={**library_versions(), **training_versions()},
+        ),
+        attachments={"training": dict(found.training), "alignment": dict(found.alignment)},
+        updates=found.updates,
+    )
 
-    Attributes:
-        variant: what is trained.
-        layers: aligned decoder layers, from 0; None takes all from a quarter of the depth on.
-        guide_weight: of the picture's terms, per layer.
-        centred: subtract means before the cosine.
-        retrieval: include the term with retrieved text, and its prefix.
-        prefixed: share of rows with the retrieved text before the instruction.
-        request_weight, opening_weight: of the request's states and of the first answer token.
-        shuffled: share of rows whose instruction is drawn from another picture.
-        ce_weight: of the answers' cross-entropy.
-        steps, batch_size, accumulate: optimizer steps; rows per pass; passes per step.
-        lr: peak learning rate; None takes the variant's.
-        rank: of low-rank changes.
-        ridge: λ of the closed form; None chooses it by generalised cross-validation.
-        seed: of rows and initial values.
-    """
 
-    variant: Variant = "lora"
-    layers: tuple[int, ...] | None = None
-    guide_weight: float = 0.1
-    centred: bool = True
-    retrieval: bool = True
-    prefixed: float = 0.0
-    request_weight: float = 0.5
-    opening_weight: float = 1.0
-    shuffled: float = 0.5
-    ce_weight: float = 2.0
-    steps: int = 200
-    batch_size: int = 16
-    accumulate: int = 1
-    lr: float | None = None
-    rank: int = 4
-    ridge: float | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.variant not in get_args(Variant):
-            raise UsageError(f"There is no variant {self.variant!r}.", f"It is one of {', '.join(get_args(Variant))}.")
-        weights = (self.guide_weight, self.request_weight, self.opening_weight, self.ce_weight)
-        if min(weights) < 0 or max(weights) == 0:
-            raise UsageError("Weights of the loss are at least 0, and one of them is more.", "Correct the weights.")
-        for name in ("steps", "batch_size", "accumulate", "rank"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} must be at least 1.", "Give a larger number.")
-        if self.rate <= 0 or (self.ridge is not None and self.ridge < 0):
-            raise UsageError("The learning rate must be positive and the ridge not negative.", "Correct them.")
-        if not (0 <= self.prefixed <= 1 and 0 <= self.shuffled <= 1):
-            raise UsageError("Shares of rows lie between 0 and 1.", "Correct prefixed or shuffled.")
-
-    @property
-    def rate(self) -> float:
-        """The peak learning rate."""
-        return _RATES[self.variant] if self.lr is None else self.lr
-
-    def layers_of(self, n_layers: int) -> tuple[int, ...]:
-        """The aligned layers of a decoder with ``n_layers`` blocks.
-
-        Raises:
-            UsageError: one of them does not exist.
-        """
-        if self.layers is None:
-            return tuple(range(n_layers // 4, n_layers))
-        if not self.layers:
-            raise UsageError("No layer is to be aligned.", "Name at least one.")
-        for layer in self.layers:
-            Site.block(layer).require_within(n_layers)
-        return tuple(sorted(set(self.layers)))
-
-    def fit(self, source: SupportsAligning) -> Adapter:
-        """Align the model of ``source``.
-
-        Raises:
-            UsageError: a layer does not exist, or the model has nothing to train.
-        """
-        layers = self.layers_of(source.base.n_layers)
-        found = source.align(self)
-        return Adapter(
-            AdapterInfo(
-                method="tga",
-                variant=self.variant,
-                sign_convention="none: weights are replaced or added to",
-                hyperparameters={**asdict(self), "layers": list(layers), "lr": self.rate},
-                seed=self.seed,
-                base=source.base,
-                data=source.data,
-                versions={**library_versions(), **training_versions()},
-            ),
-            attachments={"training": dict(found.training), "alignment": dict(found.alignment)},
-            updates=found.updates,
-        )
+def fit_on(settings: TGA, bench: Workbench) -> Adapter:
+    """Fit with what a workbench has; layers that are missing are refused before anything runs."""
+    settings.layers_of(bench.model.base.n_layers)
+    return fit(settings, bench.aligner())
 
 
 def training_versions() -> dict[str, str]:

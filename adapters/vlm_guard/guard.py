@@ -40,25 +40,23 @@ chose on the reference VLM ``mild``: of all readings, the paper's own steering w
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 
 from ..artifact.adapter import Adapter, Intervention
 from ..artifact.manifest import AdapterInfo, describe_data, library_versions
-from ..artifact.sites import Gating, Phase, Scope, Site
+from ..artifact.sites import Gating, Site
 from ..errors import UsageError
-from ..protocols import Example, StateSource
+from ..protocols import Example, StateSource, Workbench
 from ..statistics.moments import Moments, top_directions
+from .settings import Direction, VLMGuard
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Variant = Literal["orthogonal", "steer", "supervised", "target"]
-Gate = Literal["paper", "calibrated", "whitened"]
-Direction = Literal["svd", "mean"]
 _READINGS: tuple[tuple[Direction, bool], ...] = (("svd", False), ("mean", False), ("svd", True), ("mean", True))
 _SHRINKAGE = 0.5  # of Σ: there are about as many harmless fit records as dimensions
 SIGN = "v1 points towards harm: the mean harmful minus harmless text difference has a positive product with it"
@@ -66,34 +64,34 @@ SIGN = "v1 points towards harm: the mean harmful minus harmless text difference 
 
 @dataclass
 class GuardStatistics:
-    """What one pass over text pairs and one over calibration records leave behind, per layer.
+    """What one pass over text pairs and one over calibration records leave behind, per site.
 
     Attributes:
         differences: moments of h(q⁻) − h(q⁺), over pairs.
         harmful, harmless: moments of all text states of either label.
         pictured: moments of harmless fit records with a picture.
-        scores: per reading of the gate's direction (direction, whitened) and layer, h_last · w of harmless
+        scores: per reading of the gate's direction (direction, whitened) and site, h_last · w of harmless
             calibration records, one value per record (no activations).
     """
 
-    differences: dict[int, Moments]
-    harmful: dict[int, Moments]
-    harmless: dict[int, Moments]
-    pictured: dict[int, Moments]
-    scores: dict[tuple[Direction, bool], dict[int, list[float]]] = field(default_factory=dict)
+    differences: dict[Site, Moments]
+    harmful: dict[Site, Moments]
+    harmless: dict[Site, Moments]
+    pictured: dict[Site, Moments]
+    scores: dict[tuple[Direction, bool], dict[Site, list[float]]] = field(default_factory=dict)
 
     def directions(
-        self, layer: int, rank: int, direction: Direction = "svd"
+        self, site: Site, rank: int, direction: Direction = "svd"
     ) -> tuple[Float[Tensor, "d_model rank"], Float[Tensor, " d_model"]]:
-        """V_m and the singular values of A at ``layer``; rows of A as the module describes.
+        """V_m and the singular values of A at ``site``; rows of A as the module describes.
 
         Raises:
             UsageError: the fit records do not span ``rank`` directions.
         """
-        harmful, harmless = self.harmful[layer], self.harmless[layer]
+        harmful, harmless = self.harmful[site], self.harmless[site]
         towards = harmful.mean - harmless.mean
-        if self.differences[layer].count:
-            rows = self.differences[layer].second_moment()
+        if self.differences[site].count:
+            rows = self.differences[site].second_moment()
         else:
             rows = harmful.second_moment(about=harmless.mean) + harmless.second_moment(about=harmful.mean)
         if direction == "svd":
@@ -103,16 +101,16 @@ class GuardStatistics:
         others, values = top_directions(outside @ rows @ outside, max(rank - 1, 1), towards)
         return torch.cat([first[:, None], others[:, : rank - 1]], dim=1), values
 
-    def gate(self, layer: int, direction: Direction, whitened: bool) -> Float[Tensor, " d_model"]:
+    def gate(self, site: Site, direction: Direction, whitened: bool) -> Float[Tensor, " d_model"]:
         """w, of length 1: v₁, or v₁ without the modality gap and divided by the spread of harmless states.
 
         Raises:
             UsageError: ``whitened``, but no harmless fit record has a picture.
         """
-        first = self.directions(layer, 1, direction)[0][:, 0]
+        first = self.directions(site, 1, direction)[0][:, 0]
         if not whitened:
             return first
-        text, pictured = self.harmless[layer], self.pictured[layer]
+        text, pictured = self.harmless[site], self.pictured[site]
         if not pictured.count:
             raise UsageError(
                 "The whitened gate needs harmless records with pictures in the fit split, and there is none.",
@@ -128,120 +126,78 @@ class GuardStatistics:
         gate = keep @ torch.linalg.solve(shrunk, keep @ first)
         return gate / gate.norm()
 
-    def centre(self, layer: int) -> Float[Tensor, " d_model"]:
+    def centre(self, site: Site) -> Float[Tensor, " d_model"]:
         """Halfway between the harmful and the harmless text mean."""
-        return (self.harmful[layer].mean + self.harmless[layer].mean) / 2
+        return (self.harmful[site].mean + self.harmless[site].mean) / 2
 
 
-@dataclass(frozen=True)
-class VLMGuard:
-    """Fits VLM-Guard; see the module's docstring for what the options mean.
+def fit(
+    guard: VLMGuard, model: StateSource, records: Iterable[Example], *, text_model: StateSource | None = None
+) -> Adapter:
+    """See :meth:`VLMGuard.fit`."""
+    records = list(records)
+    statistics = collect(model, records, sites_of(guard, model.base.n_layers), text_model=text_model)
+    return solve(guard, model, statistics, records)
 
-    Attributes:
-        variant: which member of the family.
-        direction: ``svd`` or ``mean``.
-        gate: ``paper``, ``calibrated`` or ``whitened`` (``orthogonal`` has no gate).
-        layers: decoder blocks whose outputs are changed, from 0; None: the one in the middle.
-        rank: m, the dimension of the subspace.
-        alpha: α, the strength.
-        false_positive_rate: share of harmless calibration records whose gate may open, per layer.
-        scope, phase: which tokens, and when.
-        hold: keep the prompt's decision while the answer is generated, instead of deciding per token; for phases
-            that reach beyond prefill.
+
+def fit_on(guard: VLMGuard, bench: Workbench) -> Adapter:
+    """Fit with what a workbench has."""
+    return fit(guard, bench.model, bench.records, text_model=bench.text_model())
+
+
+def sites_of(guard: VLMGuard, depth: int) -> tuple[Site, ...]:
+    """Where the adapter acts in a decoder of ``depth`` blocks.
+
+    Raises:
+        UsageError: a layer does not exist.
     """
+    layers = guard.layers if guard.layers is not None else (depth // 2,)
+    sites = tuple(Site(guard.site, layer) for layer in sorted(set(layers)))
+    for site in sites:
+        site.require_within(depth)
+    return sites
 
-    variant: Variant = "steer"
-    direction: Direction = "svd"
-    gate: Gate = "paper"
-    layers: tuple[int, ...] | None = None
-    rank: int = 2
-    alpha: float = 2.0
-    false_positive_rate: float = 0.02
-    scope: Scope = "last"
-    phase: Phase = "prefill"
-    hold: bool = False
 
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UsageError(f"Rank {self.rank} is not positive.", "VLM-Guard needs at least one direction.")
-        if not 0 <= self.false_positive_rate < 1:
-            raise UsageError(f"False-positive rate {self.false_positive_rate} is not in [0, 1).", "Try 0.02.")
-        if self.variant == "supervised" and self.phase != "prefill":
-            raise UsageError(
-                "The supervised variant has its second branch at prefill only.", "Leave out --phase or use prefill."
-            )
-        if self.hold and (self.variant == "orthogonal" or self.phase == "prefill"):
-            why = "has no gate" if self.variant == "orthogonal" else "acts at prefill only"
-            raise UsageError(
-                f"There is no decision to hold: the adapter {why}.", "Leave out --hold, or choose --phase both."
-            )
+def solve(guard: VLMGuard, model: StateSource, statistics: GuardStatistics, records: Sequence[Example]) -> Adapter:
+    """See :meth:`VLMGuard.solve`."""
+    sites = sites_of(guard, model.base.n_layers)
+    interventions = tuple(_intervention(guard, site, statistics) for site in sites)
+    spectra = {str(site.layer): statistics.directions(site, 1, guard.direction)[1].tolist() for site in sites}
+    info = AdapterInfo(
+        method="vlm-guard",
+        variant=guard.variant,
+        sign_convention=SIGN,
+        hyperparameters={**guard.values(), "layers": [site.layer for site in sites]},
+        seed=None,
+        base=model.base,
+        data=describe_data(_used(records)),
+        versions=library_versions(),
+    )
+    return Adapter(info, interventions, {"spectra": spectra})
 
-    def fit(self, model: StateSource, records: Iterable[Example], *, text_model: StateSource | None = None) -> Adapter:
-        """Fit on the ``fit`` split (text pairs) and calibrate on the ``calibration`` split.
 
-        Args:
-            model: the VLM that will run with the adapter.
-            records: with splits; ``typographic`` and other visual carriers are never used for directions.
-            text_model: a separate aligned language model of the same depth and width; by default the
-                VLM's own decoder.
-
-        Raises:
-            UsageError: a split or a label is empty, or a layer does not exist.
-        """
-        records = list(records)
-        statistics = collect(model, records, self._layers(model), text_model=text_model)
-        return self.solve(model, statistics, records)
-
-    def _layers(self, model: StateSource) -> tuple[int, ...]:
-        depth = model.base.n_layers
-        layers = self.layers if self.layers is not None else (depth // 2,)
-        for layer in layers:
-            Site.block(layer).require_within(depth)
-        if not layers:
-            raise UsageError("No layer was given.", "Name at least one, for example --layers 3-5.")
-        return tuple(sorted(set(layers)))
-
-    def solve(self, model: StateSource, statistics: GuardStatistics, records: Sequence[Example]) -> Adapter:
-        """Turn collected statistics into an adapter (no model is run)."""
-        layers = self._layers(model)
-        interventions = tuple(self._intervention(layer, statistics) for layer in layers)
-        spectra = {str(layer): statistics.directions(layer, 1, self.direction)[1].tolist() for layer in layers}
-        info = AdapterInfo(
-            method="vlm-guard",
-            variant=self.variant,
-            sign_convention=SIGN,
-            hyperparameters={**asdict(self), "layers": list(layers)},
-            seed=None,
-            base=model.base,
-            data=describe_data(_used(records)),
-            versions=library_versions(),
-        )
-        return Adapter(info, interventions, {"spectra": spectra})
-
-    def _intervention(self, layer: int, statistics: GuardStatistics) -> Intervention:
-        basis, _ = statistics.directions(layer, self.rank, self.direction)
-        mean = statistics.centre(layer)
-        whitened = self.gate == "whitened"
-        gate = statistics.gate(layer, self.direction, whitened)
-        target = statistics.harmful[layer].mean - mean
-        if self.gate == "paper":
-            threshold = -(mean @ gate)  # (h − μ)·v₁ > −μ·v₁ is the paper's h·v₁ > 0
-        else:
-            scores = torch.tensor(statistics.scores[self.direction, whitened][layer], dtype=torch.float64) - mean @ gate
-            threshold = torch.quantile(scores, 1 - self.false_positive_rate)
-        tensors = {"basis": basis, "mean": mean}
-        if self.variant == "orthogonal":
-            op, more = "SubspaceProjection", {"beta": torch.tensor(1.0)}
-        else:
-            op = {"steer": "GatedSteering", "supervised": "SupervisedSteering", "target": "TargetSteering"}[
-                self.variant
-            ]
-            more = {"gate": gate, "threshold": threshold, "alpha": torch.tensor(self.alpha)}
-            if self.variant == "target":
-                more["target"] = target
-        tensors = {name: tensor.to(torch.float32).contiguous() for name, tensor in {**tensors, **more}.items()}
-        gating: Gating = "held" if self.hold else "per-token"
-        return Intervention(op, Site.block(layer), self.scope, self.phase, tensors, gating)
+def _intervention(guard: VLMGuard, site: Site, statistics: GuardStatistics) -> Intervention:
+    basis, _ = statistics.directions(site, guard.rank, guard.direction)
+    mean = statistics.centre(site)
+    whitened = guard.gate == "whitened"
+    gate = statistics.gate(site, guard.direction, whitened)
+    target = statistics.harmful[site].mean - mean
+    if guard.gate == "paper":
+        threshold = -(mean @ gate)  # (h − μ)·v₁ > −μ·v₁ is the paper's h·v₁ > 0
+    else:
+        scores = torch.tensor(statistics.scores[guard.direction, whitened][site], dtype=torch.float64) - mean @ gate
+        threshold = torch.quantile(scores, 1 - guard.false_positive_rate)
+    tensors = {"basis": basis, "mean": mean}
+    if guard.variant == "orthogonal":
+        op, more = "SubspaceProjection", {"beta": torch.tensor(1.0)}
+    else:
+        op = {"steer": "GatedSteering", "supervised": "SupervisedSteering", "target": "TargetSteering"}[guard.variant]
+        more = {"gate": gate, "threshold": threshold, "alpha": torch.tensor(guard.alpha)}
+        if guard.variant == "target":
+            more["target"] = target
+    tensors = {name: tensor.to(torch.float32).contiguous() for name, tensor in {**tensors, **more}.items()}
+    gating: Gating = "held" if guard.hold else "per-token"
+    return Intervention(op, site, guard.scope, guard.phase, tensors, gating)
 
 
 def _used(records: Sequence[Example]) -> list[Example]:
@@ -267,11 +223,11 @@ def pair_up(records: Sequence[Example]) -> list[tuple[Example, Example]]:
 def collect(
     model: StateSource,
     records: Sequence[Example],
-    layers: Sequence[int],
+    sites: Sequence[Site],
     *,
     text_model: StateSource | None = None,
 ) -> GuardStatistics:
-    """Stream the statistics of all ``layers``; memory does not grow with the number of records.
+    """Stream the statistics of all ``sites``; memory does not grow with the number of records.
 
     Raises:
         UsageError: a needed split or label is empty, or ``text_model`` has another shape.
@@ -297,11 +253,10 @@ def collect(
     pairs = pair_up(texts)
     # Pairs when every harmful prompt has one; otherwise all records, each against the other set's mean.
     paired = len(pairs) == sum(record.label == "harmful" for record in texts)
-    sites = {Site.block(layer): layer for layer in layers}
     width = model.base.d_model
 
-    def fresh() -> dict[int, Moments]:
-        return {layer: Moments(width) for layer in layers}
+    def fresh() -> dict[Site, Moments]:
+        return {site: Moments(width) for site in sites}
 
     pictured = [
         (record,)
@@ -313,24 +268,24 @@ def collect(
     alone = [(record,) for record in texts if record.id not in matched]
     for batch, states in source.states(pairs, list(sites)) if paired else ():
         harmful = torch.tensor([record.label == "harmful" for record in batch])
-        for site, layer in sites.items():  # units keep (harmful, harmless) together and in this order
+        for site in sites:  # units keep (harmful, harmless) together and in this order
             first, second = states[site][harmful].double(), states[site][~harmful].double()
-            statistics.harmful[layer].update(first)
-            statistics.harmless[layer].update(second)
-            statistics.differences[layer].update(first - second)
+            statistics.harmful[site].update(first)
+            statistics.harmless[site].update(second)
+            statistics.differences[site].update(first - second)
     for batch, states in source.states(alone, list(sites)) if alone else ():
         harmful = torch.tensor([record.label == "harmful" for record in batch])
-        for site, layer in sites.items():
-            statistics.harmful[layer].update(states[site][harmful])
-            statistics.harmless[layer].update(states[site][~harmful])
+        for site in sites:
+            statistics.harmful[site].update(states[site][harmful])
+            statistics.harmless[site].update(states[site][~harmful])
     for _, states in model.states(pictured, list(sites)) if pictured else ():
-        for site, layer in sites.items():
-            statistics.pictured[layer].update(states[site])
+        for site in sites:
+            statistics.pictured[site].update(states[site])
     readings = [reading for reading in _READINGS if pictured or not reading[1]]
-    gates = {(reading, layer): statistics.gate(layer, *reading) for reading in readings for layer in layers}
-    statistics.scores = {reading: {layer: [] for layer in layers} for reading in readings}
+    gates = {(reading, site): statistics.gate(site, *reading) for reading in readings for site in sites}
+    statistics.scores = {reading: {site: [] for site in sites} for reading in readings}
     for _, states in model.states([(record,) for record in benign], list(sites)):
-        for site, layer in sites.items():
+        for site in sites:
             for reading in readings:
-                statistics.scores[reading][layer] += (states[site].double() @ gates[reading, layer]).tolist()
+                statistics.scores[reading][site] += (states[site].double() @ gates[reading, site]).tolist()
     return statistics

@@ -18,18 +18,20 @@ from fetch import say
 
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.manifest import describe_data
-from safetykit.adapters.care.care import CARE
-from safetykit.adapters.one_pass.probe import OnePassProbe
-from safetykit.adapters.sasa.sasa import SASA
-from safetykit.adapters.tga.tga import TGA
-from safetykit.adapters.vlm_guard.guard import VLMGuard, collect
+from safetykit.adapters.artifact.sites import Site
+from safetykit.adapters.care.settings import CARE
+from safetykit.adapters.care.sweep import CareSolver
+from safetykit.adapters.one_pass.settings import OnePassProbe
+from safetykit.adapters.sasa.settings import SASA
+from safetykit.adapters.tga.settings import TGA
+from safetykit.adapters.vlm_guard.guard import collect
+from safetykit.adapters.vlm_guard.settings import VLMGuard
 from safetykit.toolkit.alignment import Aligner
-from safetykit.toolkit.commands.sasa_fit import refusal_of
 from safetykit.toolkit.data.records import Record, subset
 from safetykit.toolkit.model.second_pass import SecondPass
 from safetykit.toolkit.model.vlm import VLM
-from safetykit.toolkit.sweep.care import CareSolver
 from safetykit.toolkit.sweep.trials import Trials
+from safetykit.toolkit.workbench import Workbench, refusal_of
 
 SYSTEM_PROMPT = (
     "You are a helpful and careful AI assistant. If a request, or the picture that comes with it, is about making, "
@@ -92,15 +94,15 @@ def fit_vlm_guard(lab: Lab) -> Adapter:
     """VLM-Guard; layers, reading and strength by a sweep of two rounds."""
     depth = lab.vlm.base.n_layers
     singles = [(round(depth * share),) for share in (0.7, 0.8, 0.9)]
-    first = [VLMGuard("steer", "svd", "paper", singles[0], alpha=2.0)]
+    first = [VLMGuard(variant="steer", direction="svd", gate="paper", layers=singles[0], alpha=2.0)]
     for single in singles:
-        first.append(VLMGuard("steer", "mean", "whitened", single, alpha=4.0))
-        first.append(VLMGuard("target", "mean", "whitened", single, alpha=2.0))
+        first.append(VLMGuard(variant="steer", direction="mean", gate="whitened", layers=single, alpha=4.0))
+        first.append(VLMGuard(variant="target", direction="mean", gate="whitened", layers=single, alpha=2.0))
     layers = sorted({layer for guard in first for layer in guard.layers or ()})
-    statistics = collect(lab.vlm, lab.fitted, layers)
+    statistics = collect(lab.vlm, lab.fitted, [Site.block(layer) for layer in layers])
 
     def around(guard: VLMGuard) -> list[VLMGuard]:
-        return [replace(guard, alpha=guard.alpha * factor) for factor in (0.5, 2.0)]
+        return [guard.but(alpha=guard.alpha * factor) for factor in (0.5, 2.0)]
 
     return _swept(lab, "vlm-guard", lambda guard: guard.solve(lab.vlm, statistics, lab.fitted), first, around)
 
@@ -115,23 +117,23 @@ def fit_care(lab: Lab) -> Adapter:
     last, half = tuple(range(depth * 7 // 10, depth * 4 // 5)), tuple(range(depth // 4, depth * 3 // 4))
     masked = CARE(fusion="masked", site="block", contrast="behaviour")
     first = [
-        replace(masked, layers=late, rank=eighth),
-        replace(masked, layers=late, rank=eighth // 4),
-        replace(masked, layers=few, rank=eighth),
-        replace(masked, layers=few, rank=eighth // 4),
-        replace(masked, layers=last, rank=eighth // 2),
-        replace(masked, layers=few, rank=eighth, alpha=0.5),
-        replace(masked, layers=few, rank=eighth // 4, alpha=0.5),
-        replace(masked, layers=few, rank=eighth // 4, fusion="adaptive"),
+        masked.but(layers=late, rank=eighth),
+        masked.but(layers=late, rank=eighth // 4),
+        masked.but(layers=few, rank=eighth),
+        masked.but(layers=few, rank=eighth // 4),
+        masked.but(layers=last, rank=eighth // 2),
+        masked.but(layers=few, rank=eighth, alpha=0.5),
+        masked.but(layers=few, rank=eighth // 4, alpha=0.5),
+        masked.but(layers=few, rank=eighth // 4, fusion="adaptive"),
         CARE(fusion="sequential", layers=half, rank=eighth // 4, contrast="behaviour"),
-        CARE("official", layers=few, rank=eighth // 4, alpha=0.25),
+        CARE(variant="official", layers=few, rank=eighth // 4, alpha=0.25),
     ]
-    solver = CareSolver(lab.vlm, lab.fitted)
+    solver = CareSolver(Workbench(lab.vlm, lab.fitted))
 
     def around(care: CARE) -> list[CARE]:
-        return [replace(care, rank=max(1, care.rank // 2)), replace(care, rank=care.rank * 3 // 2)]
+        return [care.but(rank=max(1, care.rank // 2)), care.but(rank=care.rank * 3 // 2)]
 
-    return _swept(lab, "care", solver.solve, first, around)
+    return _swept(lab, "care", solver, first, around)
 
 
 def _swept(

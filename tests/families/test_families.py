@@ -10,14 +10,14 @@ from zoo import NAMES, WIDTH, build
 
 from safetykit.adapters import Adapter, Intervention, Site
 from safetykit.adapters.artifact.manifest import AdapterInfo, DataInfo, DetectorInfo
-from safetykit.adapters.care.care import CARE
+from safetykit.adapters.care.settings import CARE
 from safetykit.adapters.errors import UsageError
-from safetykit.adapters.one_pass.probe import OnePassProbe
+from safetykit.adapters.one_pass.settings import OnePassProbe
 from safetykit.adapters.ops.branch import Branch
-from safetykit.adapters.sasa.sasa import SASA
+from safetykit.adapters.sasa.settings import SASA
 from safetykit.adapters.statistics.detector import Refusal
-from safetykit.adapters.tga.tga import TGA
-from safetykit.adapters.vlm_guard.guard import VLMGuard
+from safetykit.adapters.tga.settings import TGA
+from safetykit.adapters.vlm_guard.settings import VLMGuard
 from safetykit.export.base.own import export_base, export_graph, save_graph
 from safetykit.export.base.specs import graph_specs
 from safetykit.export.parity.compare import compare_logits, parity_requests

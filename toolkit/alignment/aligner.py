@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ...adapters.artifact.manifest import BaseInfo, DataInfo
 from ...adapters.artifact.updates import WeightUpdate
 from ...adapters.errors import UsageError
-from ...adapters.tga.tga import TGA, Aligned
+from ...adapters.tga.settings import TGA
+from ...adapters.tga.tga import Aligned
 from ..data.captions import CaptionedPicture, describe_captions
 from ..model.requests import Request
 from ..model.updates import updated

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...adapters.tga.tga import TGA
+from ...adapters.tga.settings import TGA
 from .batches import Batches, TwinBatch
 from .checkpoint import Checkpoint
 from .forward import PictureFeatures, run
@@ -134,7 +134,7 @@ def train(
     accelerator = _accelerator(vlm)
     parameters = list(trained.parameters.values())
     optimizer = torch.optim.AdamW(parameters, lr=settings.rate, weight_decay=0.0)
-    checkpoint = Checkpoint(folder, [identity, asdict(settings)])
+    checkpoint = Checkpoint(folder, [identity, settings.values()])
     done, curve = checkpoint.restore(trained.parameters, optimizer)
     spent, start = curve[-1]["seconds"] if curve else 0.0, time.monotonic()
     optimizer = accelerator.prepare(optimizer)

@@ -1,86 +1,131 @@
-"""What every `safetykit fit` command shares: checking options, loading, saving, showing."""
+"""`safetykit fit METHOD`: the command line of a method, made from what the method declares.
+
+Options are the fields of its settings, and one for each thing it takes besides; nothing here names a method.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any
 
-from ...adapters.artifact.adapter import Adapter
-from ...adapters.artifact.files import require_free
-from ...adapters.artifact.store import load_adapter
-from ...adapters.errors import UsageError
-from ..data.records import Record, Split, load_records
-from ..data.sources import data_path, model_path
-from ..evaluation.evaluate import Progress
-from ..model.vlm import VLM
-from . import console, views
+import typer
 
-Make = Callable[[VLM, list[Record], Progress], Adapter]
+from ...adapters.method import Method
+from ...adapters.registry import methods
+from ...adapters.settings import Settings, about, choices, option_of, plain_type
+from . import options
 
-
-def parse_layers(text: str | None) -> tuple[int, ...] | None:
-    """``3-5`` or ``2,4,6-7`` as layers.
-
-    Raises:
-        UsageError: anything else.
-    """
-    if text is None:
-        return None
-    layers: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
-        if match is None or (match[2] and int(match[2]) < int(match[1])):
-            raise UsageError(
-                f"--layers {text!r} names no layers.", "Write for example 3-5 or 2,4; layers count from 0."
-            )
-        layers |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return tuple(sorted(layers))
-
-
-def require_choices(given: Mapping[str, Any], choices: Mapping[str, Any]) -> None:
-    """Refuse an option whose value is none of its ``Literal``, before a model is loaded.
-
-    Raises:
-        UsageError: naming what there is.
-    """
-    for name, literal in choices.items():
-        if name in given and given[name] not in get_args(literal):
-            option = name.replace("_", "-")
-            raise UsageError(f"--{option} cannot be {given[name]!r}.", f"It is one of {', '.join(get_args(literal))}.")
+_DATA = {
+    "records": options.Data,
+    "captions": Annotated[str, typer.Option("--data", help="Captioned pictures: a JSONL file, or `reference`.")],
+}
+# Of what a method takes: the option's type, and what stands for "not given".
+_INPUTS: dict[str, tuple[Any, Any]] = {
+    "refusal": (
+        typer.Option(
+            "--refusal",
+            help="What a refused user reads.",
+            show_default="the model's own most frequent refusal",
+        ),
+        str,
+    ),
+    "map": (typer.Option("--map", help="Channel map of safetykit diagnose; names the layers."), Path),
+    "map_layers": (typer.Option("--map-layers", min=1, help="How many layers to take from the map."), int),
+    "with": (typer.Option("--with", help="Adapter that is applied while fitting; repeat to stack."), list[Path]),
+    "index": (typer.Option("--index", help="Caption index, from `safetykit index build`."), Path),
+    "encoder": (typer.Option("--encoder", help="The index's encoder, for captions it lacks."), Path),
+    "text_model": (typer.Option("--text-model", help="Separate aligned model to take the direction from."), str),
+    "resume": (
+        typer.Option(
+            "--resume/--no-resume",
+            help="Go on from where an interrupted fit of the same settings was.",
+            show_default="resume",
+        ),
+        bool,
+    ),
+}
+_CORRECTORS = "corrected_by"  # "with" is no name in Python
 
 
-def fit_and_save(
-    model: str,
-    data: str,
-    out: Path,
-    make: Make,
-    *,
-    splits: Sequence[Split] = ("fit", "calibration"),
-    doing: str = "fitting",
-    corrected_by: Sequence[Path] = (),
-    overwrite: bool = False,
-    as_json: bool = False,
-) -> None:
-    """Load model and records, make the adapter, save it and show it.
+def fit_group() -> typer.Typer:
+    """`safetykit fit`, with a command for each method there is."""
+    group = typer.Typer(no_args_is_help=True, help="Fit a method on records and write the adapter folder.")
+    for method in methods().values():
+        example = f"Example: safetykit fit {method.name} MODEL --data DATA -o ADAPTER {method.example}".rstrip()
+        group.command(method.name, help=method.summary, epilog=example)(command_of(method))
+    return group
 
-    Args:
-        make: from model, records and progress to the adapter.
-        corrected_by: adapters that are applied while ``make`` runs; a detector for a corrected model is fitted so.
 
-    Raises:
-        SafetykitError: whatever was wrong; nothing is written then.
-    """
-    require_free(out, overwrite=overwrite)
-    records = load_records(data_path(data), splits)
-    correctors = [load_adapter(folder) for folder in corrected_by]
-    vlm = VLM.from_pretrained(model_path(model))
-    with console.progress_bar(doing) as update, vlm.applied(*correctors):
-        adapter = make(vlm, records, update)
-    adapter.save(out, overwrite=overwrite)
-    console.emit(
-        {"adapter": str(out), **adapter.info.model_dump(mode="json"), "sweep": adapter.attachments.get("sweep")},
-        as_json=as_json,
-        human=views.fit,
+def command_of(method: Method) -> Callable[..., None]:
+    """The function behind `safetykit fit METHOD`, with the signature that Typer reads options from."""
+    fields = [name for name in method.settings.model_fields if not about(method.settings, name).hidden]
+
+    def fit(**given: Any) -> None:
+        from .fit_one import FitCall, fit_and_save
+
+        settings = {name: value for name in fields if (value := given[name]) is not None}
+        inputs = {name: value for name in method.takes if (value := given[_parameter(name)]) not in (None, [])}
+        call = FitCall(method, settings, inputs, sweep=given.get("sweep", False))
+        fit_and_save(
+            call,
+            given["model"],
+            given["data"],
+            given["out"],
+            overwrite=given["overwrite"],
+            as_json=given["as_json"],
+        )
+
+    parameters = [_argument("model", options.Model), _argument("data", _DATA[method.data])]
+    parameters.append(_argument("out", options.AdapterOut))
+    parameters += [_input(name, required=True) for name in method.needs]
+    parameters += [_setting(method.settings, name) for name in fields]
+    parameters += [_input(name) for name in method.takes if name not in method.needs]
+    if method.sweep is not None:
+        parameters.append(_argument("sweep", options.Sweep, default=False))
+    parameters.append(_argument("overwrite", options.Overwrite, default=False))
+    parameters.append(_argument("as_json", options.Json, default=False))
+    taken = [parameter.name for parameter in parameters]
+    if twice := {name for name in taken if taken.count(name) > 1}:
+        raise TypeError(f"{method.title}: {', '.join(sorted(twice))} is an option of every fit, or twice a setting.")
+    fit.__name__, fit.__doc__ = method.name, method.summary
+    fit.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    fit.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return fit
+
+
+def _parameter(name: str) -> str:
+    return _CORRECTORS if name == "with" else name
+
+
+def _argument(name: str, annotation: Any, default: Any = Parameter.empty) -> Parameter:
+    return Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+def _input(name: str, required: bool = False) -> Parameter:
+    option, kind = _INPUTS[name]
+    if required:
+        return _argument(_parameter(name), Annotated[kind, option])
+    return _argument(_parameter(name), Annotated[kind | None, option], default=None)
+
+
+def _setting(settings: type[Settings], name: str) -> Parameter:
+    """An option that is None unless it is given, so that what was given is known."""
+    field, said = settings.model_fields[name], about(settings, name)
+    spelled, known = option_of(settings, name), choices(field)
+    kind = plain_type(field)
+    declared = spelled
+    if kind is bool and field.default is True:
+        declared = f"{spelled}/--no-{spelled.removeprefix('--')}"
+    elif len(spelled) == len("--k"):
+        declared = spelled[1:]
+    shown = said.shown or ("on" if field.default is True else "off" if field.default is False else str(field.default))
+    option = typer.Option(
+        *([declared, spelled] if declared != spelled and kind is not bool else [declared]),
+        help=field.description,
+        metavar="|".join(known) if known else None,
+        show_default=shown if kind is not bool or field.default is True else False,
+        autocompletion=(lambda: list(known)) if known else None,
     )
+    return _argument(name, Annotated[kind | None, option], default=None)

@@ -1,29 +1,24 @@
-"""Fitting retrieval: from captioned pictures to the query that finds their captions.
-
-W and b are a ridge regression from the mean image state at the projector to the key of the picture's caption; its
-penalty minimises the leave-one-out error. No labels are used. How often a picture finds its own caption is measured
-twice, by cross-validation: with the picture left out of the fit, and with all pictures of its caption left out.
-"""
+"""What fitting retrieval asks of a model and an index: states of pictures, keys of their captions, states of texts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from PIL import Image
 from pydantic import JsonValue
 from torch import Tensor
 
-from ...adapters.artifact.adapter import Adapter, Intervention
-from ...adapters.artifact.manifest import AdapterInfo, RetrievalInfo, library_versions
+from ...adapters.artifact.adapter import Adapter
+from ...adapters.artifact.manifest import BaseInfo, DataInfo
 from ...adapters.artifact.sites import Site
 from ...adapters.artifact.store import require_base
 from ...adapters.errors import UsageError
-from ...adapters.retrieval.retrieval import CAPTIONS, INFO, picture_query
+from ...adapters.retrieval.retrieval import picture_query
+from ...adapters.retrieval.settings import Retrieval
 from ..data.captions import CaptionedPicture, describe_captions
 from ..evaluation.evaluate import Progress
 from ..model.requests import Request
@@ -34,37 +29,62 @@ if TYPE_CHECKING:
     from ..model.vlm import VLM
     from .embedding import Embedder
 
-# Beyond, a graph answers more slowly than FAISS and its file grows by gigabytes (bench/retrieval.py).
-IN_GRAPH_LIMIT = 100_000
-ACCURACY = "retrieval_accuracy"
 _PROJECTOR = Site("projector")
-_FOLDS, _AMONG, _EVALUATED = 5, 5, 2000
 
 
-@dataclass(frozen=True)
-class QueryHead:
-    """q = normalise(W h̄ + b).
+class Pictures:
+    """A VLM's view of captioned pictures, and the index their captions are looked up in.
 
-    Attributes:
-        weight: [d_key, d_model].
-        bias: [d_key].
-        alpha: the ridge penalty.
+    Args:
+        embedder: of the index; needed for pictures whose captions the index does not hold.
+        progress: told the pictures seen.
     """
 
-    weight: Float[Tensor, "d_key d_model"]
-    bias: Float[Tensor, " d_key"]
-    alpha: float
+    def __init__(
+        self,
+        vlm: VLM,
+        index: CaptionIndex,
+        pictures: Sequence[CaptionedPicture],
+        embedder: Embedder | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.vlm, self.index, self._pictures = vlm, index, pictures
+        self._embedder, self._progress = embedder, progress
 
-    @classmethod
-    def fit(cls, states: Float[np.ndarray, "n d_model"], keys: Float[np.ndarray, "n d_key"]) -> QueryHead:
-        """Ridge regression from states to keys."""
-        from sklearn.linear_model import RidgeCV
+    @property
+    def base(self) -> BaseInfo:
+        return self.vlm.base
 
-        states = states.astype(np.float64)
-        scale = float(np.square(states - states.mean(0)).sum()) / states.shape[1] or 1.0
-        ridge = RidgeCV(alphas=scale * np.logspace(-8, 1, 19)).fit(states, keys.astype(np.float64))
-        weight, bias = np.atleast_2d(ridge.coef_), np.atleast_1d(ridge.intercept_)
-        return cls(torch.from_numpy(weight).float(), torch.from_numpy(bias).float(), float(ridge.alpha_))
+    @property
+    def data(self) -> DataInfo:
+        """Hash and counts of the captions."""
+        return describe_captions(self._pictures)
+
+    @property
+    def embedder(self) -> dict[str, JsonValue]:
+        """What the index's keys were made with."""
+        return self.index.manifest.embedder.model_dump(mode="json")
+
+    @property
+    def captions(self) -> list[str]:
+        """The caption of each picture."""
+        return [item.caption for item in self._pictures]
+
+    def keys(self) -> Float[np.ndarray, "pictures d_key"]:
+        """The key of each picture's caption.
+
+        Raises:
+            UsageError: captions lack a key and there is no embedder, or they are fewer than two.
+        """
+        return _keys(self.index, self._pictures, self._embedder)
+
+    def states(self) -> Float[np.ndarray, "pictures d_model"]:
+        """See :func:`picture_states`."""
+        return picture_states(self.vlm, self._pictures, self._progress)
+
+    def values(self) -> Float[Tensor, "texts d_model"]:
+        """See :func:`text_values`."""
+        return text_values(self.vlm, self.index)
 
 
 def fit_retrieval(
@@ -72,76 +92,16 @@ def fit_retrieval(
     index: CaptionIndex,
     pictures: Sequence[CaptionedPicture],
     *,
-    k: int = 3,
-    correction: float | None = None,
-    prefix: bool = False,
-    external: bool = False,
     embedder: Embedder | None = None,
-    in_graph_limit: int = IN_GRAPH_LIMIT,
     progress: Progress | None = None,
+    **settings: Any,
 ) -> Adapter:
-    """Fit the query on captioned pictures.
-
-    Args:
-        index: what is searched; its keys go into the adapter unless ``external``.
-        k: texts per picture.
-        correction: γ, the share of the way that image tokens move towards the retrieved texts; None leaves them.
-        prefix: put the retrieved texts before the prompt.
-        external: the graph gives the query only, and the runtime searches the index.
-        embedder: of the index; needed for pictures whose captions the index does not hold.
-        in_graph_limit: most texts that are put into a graph.
+    """``Retrieval(**settings)`` fitted on captioned pictures; see :class:`Pictures` for the other arguments.
 
     Raises:
-        UsageError: too many or too few texts, options that exclude each other, or captions without a key.
+        UsageError: too many or too few texts, settings that exclude each other, or captions without a key.
     """
-    if external and correction is not None:
-        raise UsageError("A correction needs the index in the graph.", "Leave out --correction or --external-index.")
-    if correction is not None and not 0 < correction <= 1:
-        raise UsageError(f"The correction {correction} is no share of the way.", "Give a number above 0, at most 1.")
-    if not 1 <= k <= len(index):
-        raise UsageError(f"{k} texts cannot be retrieved from {len(index)}.", f"Ask for 1 to {len(index)}.")
-    if not external and len(index) > in_graph_limit:
-        raise UsageError(
-            f"The index holds {len(index)} texts; a graph takes {in_graph_limit}.",
-            "Pass --external-index and search it beside the graph, or build a smaller index.",
-        )
-    keys = _keys(index, pictures, embedder)
-    states = picture_states(vlm, pictures, progress)
-    head = QueryHead.fit(states, keys)
-    tensors = {"query_weight": head.weight, "query_bias": head.bias}
-    if not external:
-        # A copy: the adapter outlives the memory map.
-        tensors |= {"keys": torch.from_numpy(np.array(index.keys)), "ranks": torch.arange(k)}
-    if correction is not None:
-        tensors |= {"values": text_values(vlm, index), "strength": torch.tensor(float(correction))}
-    op = "RetrievalQuery" if external else "RetrieveTopK" if correction is None else "RetrievalCorrection"
-    info = RetrievalInfo(k=k, prefix=prefix, external=external, count=len(index), index=index.digest)
-    attachments: dict[str, JsonValue] = {
-        INFO: info.model_dump(mode="json"),
-        ACCURACY: accuracy(index, pictures, states, keys, head.alpha),
-    }
-    if not external:
-        attachments[CAPTIONS] = list(index)
-    return Adapter(
-        AdapterInfo(
-            method="TGA retrieval",
-            variant="external" if external else "top-k" if correction is None else "correction",
-            sign_convention="queries and keys have length 1; a larger score is nearer",
-            hyperparameters={
-                "k": k,
-                "correction": correction,
-                "prefix": prefix,
-                "alpha": head.alpha,
-                "embedder": index.manifest.embedder.model_dump(mode="json"),
-            },
-            seed=None,
-            base=vlm.base,
-            data=describe_captions(pictures),
-            versions=library_versions(),
-        ),
-        (Intervention(op, _PROJECTOR, "all", "prefill", tensors),),
-        attachments,
-    )
+    return Retrieval(**settings).fit(Pictures(vlm, index, pictures, embedder, progress))
 
 
 def picture_states(
@@ -189,46 +149,6 @@ def text_values(vlm: VLM, texts: Sequence[str], batch_size: int = 256) -> Float[
         states = vlm.parts.embed_tokens(ids.to(vlm.device)).float().cpu() * mask[..., None]
         values[start : start + len(batch)] = states.sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
     return values
-
-
-def accuracy(
-    index: CaptionIndex,
-    pictures: Sequence[CaptionedPicture],
-    states: Float[np.ndarray, "pictures d_model"],
-    keys: Float[np.ndarray, "pictures d_key"],
-    alpha: float,
-) -> dict[str, JsonValue]:
-    """How often a left-out picture finds its own caption.
-
-    Returns:
-        The attachment ``retrieval_accuracy``: ``among`` (texts in the index), and for ``unseen_picture`` and
-        ``unseen_caption`` an object of ``n`` (pictures), ``top1`` and ``top5`` (how many found it), or null where
-        there are too few to leave out; only pictures whose caption the index holds are counted.
-    """
-    from sklearn.linear_model import Ridge
-    from sklearn.model_selection import GroupKFold, KFold, cross_val_predict
-
-    captions = np.array([item.caption for item in pictures])
-    _, groups = np.unique(captions, return_inverse=True)
-    ids = index.ids_of(set(captions.tolist()))
-    own = np.array([ids.get(caption, -1) for caption in captions.tolist()])
-    counted = np.flatnonzero(own >= 0)[:_EVALUATED]
-    found: dict[str, JsonValue] = {"among": len(index)}
-    for name, splitter, by, enough in (
-        ("unseen_picture", KFold(_FOLDS, shuffle=True, random_state=0), None, len(pictures)),
-        ("unseen_caption", GroupKFold(_FOLDS), groups, groups.max() + 1),
-    ):
-        found[name] = None
-        if enough >= _FOLDS and len(counted):
-            queries = cross_val_predict(Ridge(alpha), states, keys, cv=splitter, groups=by)[counted]
-            found[name] = _hits(index, queries, own[counted])
-    return found
-
-
-def _hits(index: CaptionIndex, queries: np.ndarray, own: Int[np.ndarray, " pictures"]) -> dict[str, JsonValue]:
-    found, _ = index.search(queries, min(_AMONG, len(index)))
-    hit = found == own[:, None]
-    return {"n": len(own), "top1": int(hit[:, 0].sum()), "top5": int(hit.any(1).sum())}
 
 
 def _keys(

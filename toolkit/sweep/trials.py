@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ...adapters.artifact.adapter import Adapter
 from ...adapters.errors import UsageError
+from ...adapters.settings import Settings
 from ..data.journal import Journal
 from ..data.records import Record
 from ..evaluation.evaluate import Decision, Progress, decide
@@ -24,19 +25,6 @@ from ..model.vlm import VLM
 # Over-refusal up and exact answers down by at most two points: calibration records flatter a setting that was chosen
 # on them, and three points are what an adapter may cost on records it never saw.
 ALLOWED_COST = 0.02
-
-
-class Setting(Protocol):
-    """A method's fitter: a frozen dataclass whose fields are what a sweep varies."""
-
-    @property
-    def variant(self) -> str: ...
-
-    @property
-    def layers(self) -> tuple[int, ...] | None: ...
-
-    @property
-    def rank(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -63,12 +51,12 @@ class Figures:
 class Trial:
     """One setting and its figures."""
 
-    setting: Any  # a Setting
+    setting: Any  # Settings of a method
     figures: Figures
 
     def row(self) -> dict[str, Any]:
         """The trial as one flat table row."""
-        return {**asdict(self.setting), "layers": list(self.setting.layers or ()), **asdict(self.figures)}
+        return {**self.setting.values(), "layers": list(_layers(self.setting)), **asdict(self.figures)}
 
 
 @dataclass(frozen=True)
@@ -110,13 +98,14 @@ class Sweep:
         }
 
     @classmethod
-    def from_table(cls, table: Mapping[str, Any], build: Callable[..., Any]) -> Sweep:
-        """The sweep that :meth:`table` describes; ``build`` makes a setting from its fields."""
+    def from_table(cls, table: Mapping[str, Any], kind: type[Settings]) -> Sweep:
+        """The sweep that :meth:`table` describes, of settings of this kind."""
 
         def trial(row: Mapping[str, Any]) -> Trial:
             figures = {name: row[name] for name in asdict(Figures(0, 0, 0))}
-            setting = {name: value for name, value in row.items() if name not in figures}
-            return Trial(build(**{**setting, "layers": tuple(row["layers"])}), Figures(**figures))
+            layers = {"layers": row["layers"]} if row["layers"] else {}
+            setting = {name: value for name, value in row.items() if name not in figures and name != "layers"}
+            return Trial(kind.recorded({**setting, **layers}), Figures(**figures))
 
         return cls.over(Figures(**table["undefended"]), [trial(row) for row in table["trials"]])
 
@@ -235,14 +224,11 @@ class Trials:
         return {item.id for item, value in zip(items, found, strict=True) if value > (self._oddest or 0.0)}
 
 
-def layer_windows(depth: int) -> list[tuple[int, ...]]:
-    """Ranges of layers worth trying: single layers, and overlapping runs of half the depth."""
-    width = max(2, depth // 2)
-    runs = [tuple(range(start, start + width)) for start in range(0, depth - width + 1, max(1, width // 2))]
-    return sorted({(layer,) for layer in range(depth)} | set(runs))
-
-
 def preference(trial: Trial, undefended: Figures) -> tuple[Any, ...]:
     """Sort key: by :func:`~safetykit.toolkit.evaluation.preference.rank`, then the simpler setting."""
-    cost, simple = trial.figures.cost_over(undefended), (len(trial.setting.layers or ()), trial.setting.rank)
+    cost, simple = trial.figures.cost_over(undefended), (len(_layers(trial.setting)), getattr(trial.setting, "rank", 0))
     return (*rank(trial.figures.attack_success, cost, undefended.attack_success, ALLOWED_COST), *simple)
+
+
+def _layers(setting: Any) -> tuple[int, ...]:
+    return getattr(setting, "layers", None) or ()

@@ -7,7 +7,7 @@ import torch
 from planted_tokens import PlantedTokens, token_records
 
 from safetykit.adapters.artifact.sites import Site
-from safetykit.adapters.care.care import CARE
+from safetykit.adapters.care.settings import CARE
 from safetykit.adapters.care.statistics import TokenChoice, collect, roles
 from safetykit.adapters.errors import UsageError
 from safetykit.adapters.ops.affine import AffineMap
@@ -70,7 +70,7 @@ def test_a_fit_depends_neither_on_the_order_of_records_nor_on_chance(model, data
 
 
 def test_official_reads_block_outputs_and_acts_at_mlp_outputs(model, data):
-    adapter = CARE("official", layers=(2,), rank=2).fit(model, data)
+    adapter = CARE(variant="official", layers=(2,), rank=2).fit(model, data)
     entry = adapter.attachments["care"]["layers"]["2"]
     assert adapter.interventions[0].site == Site("mlp", 2)
     assert (entry["site"], entry["statistics_site"]) == ("decoder.layers.2.mlp", "decoder.layers.2")
@@ -216,7 +216,7 @@ def test_statistics_of_two_halves_add_up_to_those_of_the_whole(model, data):
         (lambda r: r.label == "harmless" or r.id == "harmful-image0", {}, "malicious states needs at least 2 records"),
         (lambda r: True, {"rank": 25}, "k = 25 directions were asked for; states have 24 dimensions"),
         (lambda r: True, {"layers": (4,)}, "decoder has 4 layers"),
-        (lambda r: True, {"layers": ()}, "No layer was given"),
+        (lambda r: True, {"layers": ()}, "layers names nothing"),
         (lambda r: True, {"contrast": "behaviour"}, "which harmful records the model answers"),
     ],
 )
@@ -228,11 +228,11 @@ def test_what_is_missing_is_named(model, data, keep, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 0}, "k = 0 is not positive"),
-        ({"variant": "official", "site": "block"}, "official variant acts at MLP outputs, not at block"),
-        ({"fusion": "masked", "scope": "last"}, "scope cannot be 'last'"),
-        ({"visual_share": 0.0}, "share of visual tokens cannot be 0"),
-        ({"textual_share": 1.5}, "share of textual tokens cannot be 1.5"),
+        ({"rank": 0}, "rank cannot be 0"),
+        ({"variant": "official", "site": "block"}, "site does nothing with variant official"),
+        ({"fusion": "masked", "scope": "last"}, "scope does nothing with fusion masked"),
+        ({"selection": "kernel", "visual_share": 0.0}, "visual_share cannot be 0"),
+        ({"selection": "kernel", "textual_share": 1.5}, "textual_share cannot be 1.5"),
     ],
 )
 def test_senseless_options_are_refused(options, message):

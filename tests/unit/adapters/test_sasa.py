@@ -10,11 +10,13 @@ from sklearn.linear_model import LogisticRegression
 
 from safetykit.adapters import Adapter, Site, UsageError
 from safetykit.adapters.artifact.manifest import BaseInfo
-from safetykit.adapters.one_pass.probe import OnePassProbe
-from safetykit.adapters.sasa.sasa import SASA, FusedProjection, layers_tried
+from safetykit.adapters.one_pass.settings import OnePassProbe
+from safetykit.adapters.sasa.sasa import FusedProjection
+from safetykit.adapters.sasa.settings import SASA
 from safetykit.adapters.statistics.detector import Features, Refusal
 from safetykit.adapters.statistics.detector_report import FRACTIONS
 from safetykit.adapters.statistics.probe import Metric, fit_probe, threshold_at
+from safetykit.adapters.statistics.probe_settings import layers_tried
 
 WIDTH, DEPTH, VOCABULARY = 16, 4, 50
 REFUSAL = Refusal("no.", 7)
@@ -339,9 +341,9 @@ def test_a_first_block_as_fused_layer_leaves_no_pair(source):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"false_positive_rate": 1.0}, "False-positive rate 1.0 is not in"),
-        ({"fraction": 0.0}, "Fraction 0.0 of the fit records"),
-        ({"variant": "unprojected", "safety_layer": 1}, "unprojected variant has no safety layer"),
+        ({"false_positive_rate": 1.0}, "false_positive_rate cannot be 1.0"),
+        ({"fraction": 0.0}, "fraction cannot be 0.0"),
+        ({"variant": "unprojected", "safety_layer": 1}, "safety_layer does nothing with variant unprojected"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):

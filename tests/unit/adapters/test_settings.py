@@ -63,8 +63,9 @@ def test_the_command_line_calls_settings_by_their_options():
 def test_a_change_is_checked_like_a_new_one_and_keeps_what_was_given():
     first = Example(gate="calibrated", false_positive_rate=0.1)
     assert first.but(rank=3) == Example(gate="calibrated", false_positive_rate=0.1, rank=3)
+    assert first.but(gate="paper") == Example(), "what was given before and acts no more is let go"
     with pytest.raises(UsageError, match="does nothing with gate paper"):
-        first.but(gate="paper")
+        first.but(gate="paper", false_positive_rate=0.1)
     assert Example().but(gate="calibrated").gate == "calibrated"
 
 

@@ -8,7 +8,8 @@ import torch
 from safetykit.adapters.artifact.manifest import BaseInfo, DataInfo
 from safetykit.adapters.artifact.updates import WeightUpdate
 from safetykit.adapters.errors import UsageError
-from safetykit.adapters.tga.tga import TGA, Aligned
+from safetykit.adapters.tga.settings import TGA
+from safetykit.adapters.tga.tga import Aligned
 
 
 class PlantedSource:
@@ -52,14 +53,17 @@ def test_the_learning_rate_belongs_to_the_variant_unless_given():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"variant": "adapter"}, "There is no variant 'adapter'. It is one of projector, low-rank"),
-        ({"guide_weight": -1.0}, "Weights of the loss are at least 0"),
-        ({"guide_weight": 0, "request_weight": 0, "opening_weight": 0, "ce_weight": 0}, "one of them is more"),
-        ({"steps": 0}, "--steps must be at least 1"),
-        ({"rank": 0}, "--rank must be at least 1"),
-        ({"lr": 0.0}, "learning rate must be positive"),
-        ({"ridge": -1.0}, "ridge not negative"),
-        ({"shuffled": 1.5}, "Shares of rows lie between 0 and 1"),
+        ({"variant": "adapter"}, "variant cannot be 'adapter'. It is projector, low-rank"),
+        ({"guide_weight": -1.0}, "guide_weight cannot be -1.0. It is at least 0"),
+        (
+            {"guide_weight": 0, "request_weight": 0, "opening_weight": 0, "ce_weight": 0},
+            "All weights of the loss are 0",
+        ),
+        ({"steps": 0}, "steps cannot be 0. It is at least 1"),
+        ({"rank": 0}, "rank cannot be 0. It is at least 1"),
+        ({"lr": 0.0}, "lr cannot be 0.0. It is above 0"),
+        ({"variant": "closed-form", "ridge": -1.0}, "ridge cannot be -1.0"),
+        ({"shuffled": 1.5}, "shuffled cannot be 1.5. It is at most 1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes, words):
@@ -68,7 +72,7 @@ def test_settings_that_make_no_sense_are_refused(changes, words):
     assert words in str(error.value)
 
 
-@pytest.mark.parametrize(("layers", "words"), [((), "No layer is to be aligned"), ((12,), "does not exist")])
+@pytest.mark.parametrize(("layers", "words"), [((), "layers names nothing"), ((12,), "does not exist")])
 def test_layers_that_do_not_exist_are_refused_before_training(layers, words):
     source = PlantedSource()
     with pytest.raises(UsageError, match=words):

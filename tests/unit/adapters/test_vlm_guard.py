@@ -106,7 +106,7 @@ def test_an_empty_split_or_label_is_named(planted, records, drop, message):
 def test_a_missing_layer_and_a_senseless_rank_are_refused(planted, records):
     with pytest.raises(UsageError, match="decoder has 4 layers"):
         VLMGuard(layers=(4,)).fit(planted, records)
-    with pytest.raises(UsageError, match="Rank 0 is not positive"):
+    with pytest.raises(UsageError, match="rank cannot be 0"):
         VLMGuard(rank=0)
     with pytest.raises(UsageError, match=r"Rank 31 was asked for, but the fit records span only 12 directions"):
         VLMGuard(layers=(1,), rank=31, direction="svd").fit(planted, planted_records(12))

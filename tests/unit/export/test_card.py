@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from safetykit.adapters.errors import InvalidArtifact, UsageError
-from safetykit.adapters.vlm_guard.guard import VLMGuard
+from safetykit.adapters.vlm_guard.settings import VLMGuard
 from safetykit.export.document.card import check_card, render_card, write_card
 from safetykit.export.document.figures import LATENCY
 from safetykit.export.document.sections.sweep import SweepTable

@@ -1,12 +1,10 @@
 """CARE's ops, baked: every fusion of a fitted adapter does in ONNX Runtime what its hooks do in PyTorch."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from safetykit.adapters.artifact.sites import Site
-from safetykit.adapters.care.care import CARE
+from safetykit.adapters.care.settings import CARE
 from safetykit.adapters.care.statistics import MODALITIES, ROLES, CareStatistics
 from safetykit.adapters.statistics.moments import Moments
 from safetykit.export.manifest import read_manifest
@@ -52,12 +50,12 @@ def baked(vlm, base_folder, tmp_path):
     [
         CARE(layers=(0, 2), rank=3, alpha=0.8, beta=0.5, site="block"),
         pytest.param(CARE(layers=(1,), rank=3, alpha=1.0, site="mlp"), marks=pytest.mark.slow),
-        pytest.param(CARE("official", layers=(1, 2), rank=3, alpha=4.5), marks=pytest.mark.slow),
+        pytest.param(CARE(variant="official", layers=(1, 2), rank=3, alpha=4.5), marks=pytest.mark.slow),
     ],
     ids=["corrected at blocks", "corrected at an MLP", "official"],
 )
 def test_a_baked_fusion_does_what_the_hooks_do(vlm, baked, statistics, fusion, care):
-    adapter = replace(care, fusion=fusion).solve(vlm, statistics, [])
+    adapter = care.but(fusion=fusion).solve(vlm, statistics, [])
     exported = baked(adapter)
     bare = compare_logits(vlm, exported, MIXED, 4).logits
     with vlm.applied(adapter):

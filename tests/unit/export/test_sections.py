@@ -9,7 +9,7 @@ from planted_tokens import PlantedTokens, token_records
 from planted_vlm import build_planted, write_records
 
 from safetykit.adapters.artifact.sites import Site
-from safetykit.adapters.care.care import CARE
+from safetykit.adapters.care.settings import CARE
 from safetykit.adapters.errors import InvalidArtifact
 from safetykit.adapters.statistics.detector import Features
 from safetykit.adapters.statistics.detector_report import Detector, describe

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from safetykit.adapters.errors import UsageError
-from safetykit.adapters.tga.tga import TGA
+from safetykit.adapters.tga.settings import TGA
 from safetykit.toolkit.alignment import Aligner, trainer
 from safetykit.toolkit.alignment.targets import trained
 from safetykit.toolkit.data.captions import captions_path, load_captions

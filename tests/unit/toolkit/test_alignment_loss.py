@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from safetykit.adapters.tga.tga import TGA
+from safetykit.adapters.tga.settings import TGA
 from safetykit.toolkit.alignment.batches import Batches
 from safetykit.toolkit.alignment.forward import PictureFeatures
 from safetykit.toolkit.alignment.loss import answer_loss, guide_loss, opening_loss, pooled, request_loss

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from safetykit.adapters.tga.tga import TGA
+from safetykit.adapters.tga.settings import TGA
 from safetykit.toolkit.alignment import Aligner
 from safetykit.toolkit.data.captions import captions_path, load_captions
 from safetykit.toolkit.data.records import load_records

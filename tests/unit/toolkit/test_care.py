@@ -1,19 +1,20 @@
 """CARE on a real model: states token by token, the sweep's grid, and the command."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.sites import Site
-from safetykit.adapters.care.care import CARE
+from safetykit.adapters.care.care import fit_on
+from safetykit.adapters.care.settings import CARE
+from safetykit.adapters.care.sweep import CareSolver, coarse, refined
+from safetykit.adapters.care.usual import usual, windows
 from safetykit.adapters.errors import UsageError
 from safetykit.toolkit.data.records import load_records, subset
 from safetykit.toolkit.data.sources import data_path
 from safetykit.toolkit.model.token_states import stream_tokens
-from safetykit.toolkit.sweep.care import CareSolver, coarse, fit_care, harmful_outcomes, refined, usual, windows
+from safetykit.toolkit.workbench import Workbench, harmful_outcomes
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +60,15 @@ def test_a_site_without_prompt_positions_is_refused(random_vlm, records):
 
 
 def test_a_solver_gives_what_a_fit_gives(random_vlm, records):
-    solver = CareSolver(random_vlm, records)
+    bench = Workbench(random_vlm, records)
+    solver = CareSolver(bench)
     settings = [
         CARE(layers=(1, 2), rank=2, selection="kernel"),
-        CARE("official", layers=(3,), rank=2, fusion="parallel"),
+        CARE(variant="official", layers=(3,), rank=2, fusion="parallel"),
         CARE(layers=(2,), rank=2, site="block", contrast="label", selection="none", modalities="textual"),
     ]
     for care in settings:
-        fitted, solved = fit_care(random_vlm, records, replace(care)), solver.solve(care)
+        fitted, solved = fit_on(care, bench), solver(care)
         assert fitted.info == solved.info
         for one, other in zip(fitted.interventions, solved.interventions, strict=True):
             assert one.op == other.op and one.site == other.site
@@ -78,12 +80,12 @@ def test_behaviour_is_asked_of_the_model(random_vlm, records):
     """An untrained model answers nothing as the records say and refuses nothing."""
     assert set(harmful_outcomes(random_vlm, records, 2).values()) == {"other"}
     with pytest.raises(UsageError, match="no harmful record that the model answers"):
-        fit_care(random_vlm, records, CARE(contrast="behaviour", rank=2))
+        fit_on(CARE(contrast="behaviour", rank=2), Workbench(random_vlm, records))
     assert harmful_outcomes(random_vlm, [record for record in records if record.label == "harmless"]) == {}
 
 
 def test_an_adapter_is_saved_and_moves_every_token_in_both_phases(random_vlm, records, tmp_path):
-    adapter = fit_care(random_vlm, records, CARE(layers=(1,), rank=4, site="block", contrast="label"))
+    adapter = CARE(layers=(1,), rank=4, site="block", contrast="label").fit(random_vlm, records)
     loaded = Adapter.load(adapter.save(tmp_path / "care"))
     assert loaded.attachments == adapter.attachments
     (plain,) = random_vlm.token_states(records[:1], [Site.block(1)])
@@ -124,11 +126,11 @@ def command(*arguments):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--fusion", "mixed"], "--fusion cannot be 'mixed'. It is one of adaptive, sequential"),
-        (["--k", "0"], "k = 0 is not positive"),
-        (["--variant", "official", "--site", "block"], "official variant acts at MLP outputs"),
+        (["--fusion", "mixed"], "--fusion cannot be 'mixed'. It is adaptive, sequential"),
+        (["--k", "0"], "--k cannot be 0. It is at least 1"),
+        (["--variant", "official", "--site", "block"], "--site does nothing with --variant official"),
         (["--map-layers", "2"], "--map-layers takes layers from a channel map"),
-        (["--map", "nowhere", "--layers", "2"], "--layers and --map both name the layers"),
+        (["--map", "nowhere"], "There is no channel map at nowhere"),
     ],
 )
 def test_wrong_options_are_refused_before_a_model_is_loaded(tmp_path, options, message):
@@ -149,10 +151,10 @@ def test_the_command_writes_an_adapter_with_its_diagnostics(random_checkpoint, t
 
 
 def test_what_is_fitted_without_a_sweep_keeps_given_options_and_scales_with_the_model():
-    care = usual(8, 128, {})
+    care = usual({}, 8, 128)
     assert (care.layers, care.rank, care.site, care.contrast) == ((2, 3, 4, 5), 16, "block", "behaviour")
-    assert usual(32, 4096, {"rank": 64}).rank == 64
-    assert usual(32, 4096, {}).layers == tuple(range(8, 24))
-    assert usual(8, 128, {"variant": "official"}).site == "mlp"
-    assert usual(8, 128, {"scope": "last"}).fusion == "adaptive"
-    assert usual(8, 128, {"fusion": "sequential", "site": "mlp"}).fusion == "sequential"
+    assert usual({"rank": 64}, 32, 4096).rank == 64
+    assert usual({}, 32, 4096).layers == tuple(range(8, 24))
+    assert usual({"variant": "official"}, 8, 128).site == "mlp"
+    assert usual({"scope": "last"}, 8, 128).fusion == "adaptive"
+    assert usual({"fusion": "sequential", "site": "mlp"}, 8, 128).fusion == "sequential"

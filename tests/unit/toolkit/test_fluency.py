@@ -8,7 +8,7 @@ import torch
 
 from safetykit.adapters import Adapter, Intervention, Site
 from safetykit.adapters.artifact.manifest import AdapterInfo, DataInfo
-from safetykit.adapters.vlm_guard.guard import VLMGuard
+from safetykit.adapters.vlm_guard.settings import VLMGuard
 from safetykit.toolkit.data.journal import Journal
 from safetykit.toolkit.data.records import load_records, subset
 from safetykit.toolkit.data.sources import data_path, model_path

@@ -7,12 +7,11 @@ from PIL import Image
 from planted_captions import PlantedEmbedder, planted_index
 
 from safetykit.adapters import UsageError, WrongBase
+from safetykit.adapters.retrieval.fit import QueryHead, accuracy
 from safetykit.adapters.retrieval.retrieval import picture_query
 from safetykit.toolkit.data.captions import CaptionedPicture
 from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.retrieval.fit import (
-    QueryHead,
-    accuracy,
     fit_retrieval,
     image_states,
     picture_query_of,
@@ -93,13 +92,13 @@ def test_the_applied_op_finds_what_numpy_and_faiss_find(random_vlm, pictures, in
 def test_accuracy_is_counted_on_pictures_left_out(random_vlm, pictures, index):
     states = picture_states(random_vlm, pictures)
     keys = np.stack([index.keys[CAPTIONS.index(item.caption)] for item in pictures])
-    found = accuracy(index, pictures, states, keys, 1e-3)
+    found = accuracy(index, [item.caption for item in pictures], states, keys, 1e-3)
     assert found["among"] == 11 and found["unseen_picture"]["n"] == 30
     assert found["unseen_picture"]["top1"] > 20
     # the keys are drawn at random: nothing about a caption never seen can be known
     assert found["unseen_caption"]["top1"] < 10
     shuffled = keys[np.random.default_rng(0).permutation(len(keys))]
-    assert accuracy(index, pictures, states, shuffled, 1e-3)["unseen_picture"]["top1"] < 15
+    assert accuracy(index, [item.caption for item in pictures], states, shuffled, 1e-3)["unseen_picture"]["top1"] < 15
 
 
 def test_image_states_are_those_of_single_pictures(random_vlm, pictures):
@@ -191,8 +190,8 @@ def test_captions_outside_the_index_need_its_embedder(tmp_path, random_vlm, pict
     "options, message",
     [
         ({"k": 12}, "12 texts cannot be retrieved from 11"),
-        ({"correction": 0.0}, "no share of the way"),
-        ({"correction": 0.5, "external": True}, "A correction needs the index in the graph"),
+        ({"correction": 0.0}, "correction cannot be 0.0"),
+        ({"correction": 0.5, "external": True}, "correction does nothing with external on"),
         ({"in_graph_limit": 10}, "holds 11 texts; a graph takes 10. Pass --external-index"),
     ],
 )

@@ -8,17 +8,18 @@ import torch
 from typer.testing import CliRunner
 
 from safetykit.adapters import Adapter, Site, UsageError
-from safetykit.adapters.sasa.sasa import SASA
+from safetykit.adapters.artifact.correctors import describe_correctors
+from safetykit.adapters.sasa.settings import SASA
 from safetykit.adapters.statistics.detector import Features, Refusal
-from safetykit.adapters.vlm_guard.guard import VLMGuard
+from safetykit.adapters.vlm_guard.settings import VLMGuard
 from safetykit.cli import app
-from safetykit.toolkit.commands.sasa_fit import describe_correctors, refusal_of
 from safetykit.toolkit.data.records import load_records
 from safetykit.toolkit.data.sources import data_path, model_path
 from safetykit.toolkit.evaluation.refusal import RefusalTokens
 from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.second_pass import SecondPass, published_states
 from safetykit.toolkit.model.vlm import VLM
+from safetykit.toolkit.workbench import refusal_of
 
 PAIRS = ((0, 1), (2, 5), (0, 7), (4, 4))
 

@@ -5,12 +5,16 @@ import json
 import pytest
 
 from safetykit.adapters import UsageError
-from safetykit.adapters.vlm_guard.guard import VLMGuard
+from safetykit.adapters.registry import get_method
+from safetykit.adapters.vlm_guard.settings import VLMGuard
+from safetykit.adapters.vlm_guard.sweep import coarse, layer_windows, refined
 from safetykit.toolkit.data.records import load_records
 from safetykit.toolkit.sweep import trials as sweep
-from safetykit.toolkit.sweep.guard import coarse, fit_by_sweep, refined, run_sweep
-from safetykit.toolkit.sweep.trials import Figures, Trial, layer_windows
+from safetykit.toolkit.sweep.run import fit_by_sweep, run_sweep
+from safetykit.toolkit.sweep.trials import Figures, Trial
+from safetykit.toolkit.workbench import Workbench
 
+GUARD = get_method("vlm-guard")
 UNDEFENDED = Figures(attack_success=0.6, over_refusal=0.01, exact=0.95)
 
 
@@ -54,15 +58,15 @@ def test_windows_are_single_layers_and_runs_inside_the_depth():
 
 def test_given_options_are_kept_in_both_rounds():
     given = {"variant": "target", "rank": 2, "layers": (3,)}
-    first = coarse(8, given)
+    first = coarse(8, 128, given)
     assert first
-    for guard in [*first, *refined(first[0], given)]:
+    for guard in [*first, *refined(first[0], 128, given)]:
         assert (guard.variant, guard.rank, guard.layers) == ("target", 2, (3,))
     assert len(set(first)) == len(first)
 
 
 def test_a_phase_the_supervised_variant_cannot_have_leaves_it_out():
-    assert {guard.variant for guard in coarse(8, {"phase": "both"})} == {"orthogonal", "steer", "target"}
+    assert {guard.variant for guard in coarse(8, 128, {"phase": "both"})} == {"orthogonal", "steer", "target"}
 
 
 @pytest.fixture
@@ -87,7 +91,7 @@ def records(tmp_path):
 
 def test_a_sweep_that_was_interrupted_goes_on_and_ends_the_same(random_vlm, records, tmp_path, monkeypatch):
     given = {"variant": "target", "layers": (3,), "direction": "mean", "gate": "calibrated"}
-    whole, _ = run_sweep(random_vlm, records, given, max_new_tokens=2)
+    whole, _ = run_sweep(GUARD, Workbench(random_vlm, records), given, max_new_tokens=2)
     original, calls = sweep.decide, []
 
     def counted(*arguments, **options):
@@ -99,14 +103,14 @@ def test_a_sweep_that_was_interrupted_goes_on_and_ends_the_same(random_vlm, reco
     journal = tmp_path / "sweep.jsonl"
     monkeypatch.setattr(sweep, "decide", counted)
     with pytest.raises(KeyboardInterrupt):
-        run_sweep(random_vlm, records, given, max_new_tokens=2, journal_path=journal)
+        run_sweep(GUARD, Workbench(random_vlm, records), given, max_new_tokens=2, journal_path=journal)
     assert journal.exists()
-    resumed, _ = run_sweep(random_vlm, records, given, max_new_tokens=2, journal_path=journal)
+    resumed, _ = run_sweep(GUARD, Workbench(random_vlm, records), given, max_new_tokens=2, journal_path=journal)
     assert resumed == whole
     assert sweep.Sweep.from_table(json.loads(json.dumps(whole.table())), VLMGuard) == whole
     assert len(calls) - 4 == len(whole.trials) + 1 - 3  # three results were found in the journal
     assert not journal.exists()
-    adapter = fit_by_sweep(random_vlm, records, given)
+    adapter = fit_by_sweep(GUARD, Workbench(random_vlm, records), given)
     assert adapter.attachments["sweep"]["best"] == whole.best.row()
     assert adapter.info.hyperparameters["alpha"] == whole.best.setting.alpha
 
@@ -114,4 +118,4 @@ def test_a_sweep_that_was_interrupted_goes_on_and_ends_the_same(random_vlm, reco
 def test_a_sweep_needs_both_labels_in_calibration(random_vlm, records):
     kept = [record for record in records if record.split == "fit" or record.label == "harmless"]
     with pytest.raises(UsageError, match="harmful and harmless records in the calibration split"):
-        run_sweep(random_vlm, kept)
+        run_sweep(GUARD, Workbench(random_vlm, kept))

@@ -1,0 +1,37 @@
+"""CARE as a method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..method import Method
+from ..protocols import ChannelLayers
+from .settings import CARE
+
+_LAYERS_OF_MAP = 4
+
+
+def layers_of_map(given: Mapping[str, Any], channels: ChannelLayers, count: int | None) -> dict[str, Any]:
+    """The layers of each modality that a diagnosis found: ``count`` of them, four by default."""
+    wanted = count or _LAYERS_OF_MAP
+    modalities = given.get("modalities", "both")
+    if modalities == "both":
+        textual = channels.layers_for("textual", wanted)
+        return {"layers": channels.layers_for("visual", wanted), "textual_layers": textual}
+    return {"layers": channels.layers_for(modalities, wanted)}
+
+
+METHOD = Method(
+    name="care",
+    title="CARE",
+    summary="CARE: safety subspaces of both modalities, projected out of the hidden states.",
+    settings=CARE,
+    fit="safetykit.adapters.care.care:fit_on",
+    example="--fusion sequential --site mlp --layers 12-14",
+    takes=("map", "map_layers"),
+    usual="safetykit.adapters.care.usual:usual",
+    map=layers_of_map,
+    sweep="safetykit.adapters.care.sweep:PLAN",
+    ops=("safetykit.adapters.care.ops", "safetykit.adapters.ops.projection"),
+)

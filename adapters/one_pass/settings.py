@@ -1,0 +1,33 @@
+"""What may be chosen about the one-pass probe; :mod:`.probe` says what the choices mean."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import JsonValue
+
+from ..artifact.sites import Site
+from ..settings import Layer, setting
+from ..statistics.probe_settings import Place, ProbeSettings, layers_tried
+
+
+class OnePassProbe(ProbeSettings):
+    """Fits the one-pass probe; see :mod:`safetykit.adapters.one_pass.probe`."""
+
+    method: ClassVar[str] = "one-pass"
+
+    fused_layer: Layer | None = setting(None, "Block that is read, from 0.", shown="by loss")
+
+    def places(self, depth: int) -> list[Place]:
+        if self.fused_layer is None:
+            return [Site.block(layer) for layer in layers_tried(depth)]
+        Site.block(self.fused_layer).require_within(depth)
+        return [Site.block(self.fused_layer)]
+
+    @property
+    def kind(self) -> str:
+        return "linear"
+
+    def layers(self, chosen: Place) -> dict[str, JsonValue]:
+        assert isinstance(chosen, Site)
+        return {"fused_layer": chosen.layer}

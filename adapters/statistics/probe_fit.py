@@ -1,0 +1,92 @@
+"""Fitting a detector: the place and the probe from the fit split, the threshold from the calibration split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from jaxtyping import Float
+from pydantic import JsonValue
+from torch import Tensor
+
+from ..artifact.adapter import Adapter, Intervention
+from ..artifact.manifest import AdapterInfo, BaseInfo, DetectorInfo, describe_data, library_versions
+from ..artifact.sites import Site
+from ..ops.branch import Branch
+from ..protocols import Example, Workbench
+from .detector import BranchSource, Features, Refusal
+from .detector_report import Detector, describe
+from .probe import Metric
+from .probe_settings import ProbeSettings, require_labels
+
+SIGN = "risk is the log-odds of harm: the more positive, the more harmful"
+
+
+def fit(
+    probe: ProbeSettings,
+    model: BranchSource,
+    records: Iterable[Example],
+    refusal: Refusal,
+    *,
+    corrected_by: Sequence[Mapping[str, JsonValue]] = (),
+) -> Adapter:
+    """See :meth:`ProbeSettings.fit`."""
+    records = [record for record in records if record.split in ("fit", "calibration")]
+    require_labels(records)
+    features = Features.read(model, records, probe.wanted(model.base.n_layers))
+    return solve(probe, model.base, features, model.head()[0], refusal, corrected_by=corrected_by)
+
+
+def fit_on(probe: ProbeSettings, bench: Workbench) -> Adapter:
+    """Fit with what a workbench has; layers and labels that are missing are refused before anything runs."""
+    probe.places(bench.model.base.n_layers)
+    require_labels(bench.records)
+    return fit(probe, bench.second_pass(), bench.records, bench.refusal(), corrected_by=bench.corrected_by)
+
+
+def solve(
+    probe: ProbeSettings,
+    base: BaseInfo,
+    features: Features,
+    head: Float[Tensor, "vocab d_model"],
+    refusal: Refusal,
+    *,
+    corrected_by: Sequence[Mapping[str, JsonValue]] = (),
+) -> Adapter:
+    """See :meth:`ProbeSettings.solve`."""
+    require_labels(features.records)
+    fit, calibration = features.where(split="fit"), features.where(split="calibration")
+    fit = fit.sample(probe.fraction, probe.seed)
+    detector = Detector(Metric.of(probe.space, head), probe.false_positive_rate, probe.seed)
+    fitted, table = detector.choose(probe.places(base.n_layers), fit, calibration)
+    chosen = fitted.place
+    info = AdapterInfo(
+        method=probe.method,
+        variant=probe.kind,
+        sign_convention=SIGN,
+        hyperparameters={
+            **probe.values(),
+            **probe.layers(chosen),
+            "regularisation": fitted.probe.strength,
+            "corrected_by": [dict(item) for item in corrected_by],
+        },
+        seed=probe.seed,
+        base=base,
+        data=describe_data([*fit.records, *calibration.records]),
+        versions=library_versions(),
+    )
+    tensors = fitted.probe.tensors()
+    branch, interventions = None, ()
+    if isinstance(chosen, tuple):
+        branch = Branch("FusedProjection", Site.block(chosen[0]), Site.block(chosen[1]), tensors)
+    elif chosen.kind == "final_norm":
+        last = Site.block(base.n_layers - 1)
+        branch = Branch("FusedProjection", last, last, tensors)
+    else:
+        interventions = (Intervention("LinearProbe", chosen, "last", "prefill", tensors),)
+    return Adapter(
+        info,
+        interventions,
+        {"detector": describe(detector, fitted, table, fit, calibration)},
+        branch,
+        DetectorInfo(threshold=fitted.threshold, refusal=refusal.text, refusal_token=refusal.token),
+    )

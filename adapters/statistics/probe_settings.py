@@ -1,0 +1,127 @@
+"""What the detectors share: a linear probe fitted on one split, its threshold set on another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import JsonValue
+
+from ..artifact.sites import Site
+from ..errors import UsageError
+from ..method import load
+from ..settings import Settings, setting
+from .choices import Space
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from ..artifact.adapter import Adapter
+    from ..artifact.manifest import BaseInfo
+    from ..protocols import Example
+    from .detector import BranchSource, Features, Refusal
+
+# (s, f): the final-norm state of the second pass between these blocks; a site: its state in the normal pass.
+Place = Site | tuple[int, int]
+_LAYERS_TRIED = 8  # per model, evenly spaced; so at most 28 pairs
+_CODE = "safetykit.adapters.statistics.probe_fit"
+
+
+class ProbeSettings(Settings):
+    """What SASA and the one-pass probe share."""
+
+    method: ClassVar[str]
+
+    false_positive_rate: float = setting(0.02, "Share of harmless calibration records that may be refused.", ge=0, lt=1)
+    space: Space = setting("hidden", "What the probe's penalty is measured on: hidden states or logits.")
+    fraction: float = setting(
+        1.0, "Share of the fit records to use, drawn within carrier and label, such as 0.05.", gt=0, le=1
+    )
+    seed: int = setting(0, "Of that draw and of the cross-validation's folds.")
+
+    @property
+    def kind(self) -> str:
+        """The variant, as the manifest has it."""
+        raise NotImplementedError
+
+    def places(self, depth: int) -> list[Place]:
+        """What the detector may read in a decoder of ``depth`` blocks; more than one are a choice.
+
+        Raises:
+            UsageError: a given layer does not exist.
+        """
+        raise NotImplementedError
+
+    def layers(self, chosen: Place) -> dict[str, JsonValue]:
+        """The chosen layers, for the manifest."""
+        raise NotImplementedError
+
+    def wanted(self, depth: int) -> list[Place]:
+        """The places whose states :meth:`solve` needs: what may be read, and what it is compared with."""
+        places = self.places(depth)
+        blocks = {place[1] if isinstance(place, tuple) else place.layer for place in places}
+        compared = [Site.block(layer) for layer in sorted(layer for layer in blocks if layer is not None)]
+        return list(dict.fromkeys([*places, *compared, Site("final_norm")]))
+
+    def fit(
+        self,
+        model: BranchSource,
+        records: Iterable[Example],
+        refusal: Refusal,
+        *,
+        corrected_by: Sequence[Mapping[str, JsonValue]] = (),
+    ) -> Adapter:
+        """Fit the probe on the ``fit`` split and set its threshold on the ``calibration`` split.
+
+        Args:
+            model: as it will run: with the correctors applied that the detector will be stacked with.
+            refusal: what is answered instead.
+            corrected_by: which correctors these are, for the manifest.
+
+        Raises:
+            UsageError: a split or a label is missing, or a layer does not exist.
+        """
+        adapter: Adapter = load(f"{_CODE}:fit")(self, model, records, refusal, corrected_by=corrected_by)
+        return adapter
+
+    def solve(
+        self,
+        base: BaseInfo,
+        features: Features,
+        head: Float[Tensor, "vocab d_model"],
+        refusal: Refusal,
+        *,
+        corrected_by: Sequence[Mapping[str, JsonValue]] = (),
+    ) -> Adapter:
+        """Turn states into an adapter (no model is run); they may hold more places than needed.
+
+        Raises:
+            UsageError: a split or a label is missing.
+        """
+        adapter: Adapter = load(f"{_CODE}:solve")(self, base, features, head, refusal, corrected_by=corrected_by)
+        return adapter
+
+
+def layers_tried(depth: int) -> list[int]:
+    """The layers that a choice is made among: all of a shallow decoder, evenly spaced ones of a deep one."""
+    count = min(depth, _LAYERS_TRIED)
+    step = (depth - 1) / max(count - 1, 1)
+    return sorted({round(at * step) for at in range(count)})
+
+
+def require_labels(records: Sequence[Example]) -> None:
+    """Refuse records on which no detector can be fitted.
+
+    Raises:
+        UsageError: naming the split and the label that is missing.
+    """
+    for split, labels in (("fit", ("harmful", "harmless")), ("calibration", ("harmless", "harmful"))):
+        for label in labels:
+            if not any(record.split == split and record.label == label for record in records):
+                use = (
+                    "The probe is fitted on both labels."
+                    if split == "fit"
+                    else ("The threshold is set on harmless records, and harmful ones show what it catches.")
+                )
+                raise UsageError(f"The {split} split holds no {label} record.", use)

@@ -1,0 +1,18 @@
+"""VLM-Guard as a method."""
+
+from __future__ import annotations
+
+from ..method import Method
+from .settings import VLMGuard
+
+METHOD = Method(
+    name="vlm-guard",
+    title="VLM-Guard",
+    summary="VLM-Guard: the safety direction of the language model, applied to the VLM.",
+    settings=VLMGuard,
+    fit="safetykit.adapters.vlm_guard.guard:fit_on",
+    example="--variant orthogonal --site mlp --layers 3-5 --scope all --phase both",
+    takes=("text_model",),
+    sweep="safetykit.adapters.vlm_guard.sweep:PLAN",
+    ops=("safetykit.adapters.vlm_guard.ops", "safetykit.adapters.ops.projection"),
+)

@@ -1,0 +1,176 @@
+"""One fit from the command line: options checked, then model and records loaded, fitted, saved and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...adapters.artifact.adapter import Adapter
+from ...adapters.artifact.correctors import describe_correctors
+from ...adapters.artifact.files import require_free
+from ...adapters.artifact.sites import Site
+from ...adapters.artifact.store import load_adapter
+from ...adapters.errors import UsageError
+from ...adapters.method import Method, load
+from ...adapters.settings import Settings, option_of, spelled_as_options
+from ...adapters.sweeping import require_some
+from ..data.captions import captions_path, load_captions
+from ..data.records import load_records
+from ..data.sources import data_path, model_path
+from ..diagnosis.channel_map import ChannelMap
+from ..model.vlm import VLM
+from ..retrieval.index import CaptionIndex
+from ..sweep.run import fit_by_sweep, plan_of
+from ..workbench import Workbench
+from . import console, views
+
+_ANY_DEPTH, _ANY_WIDTH = 2, 16  # of a model that is not yet loaded
+
+
+@dataclass(frozen=True)
+class FitCall:
+    """What was asked for.
+
+    Attributes:
+        settings: given settings, by name.
+        inputs: what else was given, by the names of :data:`safetykit.adapters.method.Input`.
+        sweep: choose what is not given on calibration records.
+    """
+
+    method: Method
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    sweep: bool = False
+
+
+def fit_and_save(
+    call: FitCall, model: str, data: str, out: Path, *, overwrite: bool = False, as_json: bool = False
+) -> None:
+    """Fit, save and show.
+
+    Raises:
+        SafetykitError: whatever was wrong; nothing is written then, and what the options alone tell is said before
+            a model is loaded.
+    """
+    with spelled_as_options():
+        value = _fit(call, model, data, out, overwrite)
+    console.emit(value, as_json=as_json, human=views.fit)
+
+
+def _fit(call: FitCall, model: str, data: str, out: Path, overwrite: bool) -> dict[str, Any]:
+    method, inputs = call.method, call.inputs
+    channels, given = _with_map(call)
+    _check(call, given)
+    require_free(out, overwrite=overwrite)
+    on_records = method.data == "records"
+    records = load_records(data_path(data), ("fit", "calibration")) if on_records else []
+    captions = [] if on_records else load_captions(captions_path(data))
+    folders = inputs.get("with", [])
+    corrected_by, correctors = describe_correctors(folders), [load_adapter(folder) for folder in folders]
+    index = CaptionIndex.load(inputs["index"]) if "index" in inputs else None
+    vlm = VLM.from_pretrained(model_path(model))
+    if channels is not None:
+        channels.require_base(vlm.fingerprint, model)
+    text_model = VLM.from_pretrained(model_path(inputs["text_model"])) if "text_model" in inputs else None
+    doing = "sweeping" if call.sweep else "fitting"
+    # A sweep applies its trials itself, so nothing is entered where there is nothing to apply.
+    applied = vlm.applied(*correctors) if correctors else nullcontext()
+    with console.progress_bar(doing) as update, applied:
+        bench = Workbench(
+            vlm,
+            records,
+            captions=captions,
+            index=index,
+            embedder=_embedder(vlm, index, captions, inputs.get("encoder")),
+            refusal=inputs.get("refusal"),
+            text_model=text_model,
+            corrected_by=corrected_by,
+            work=out.parent / f".{out.name}.fitting",
+            resume=inputs.get("resume", True),
+            progress=update,
+        )
+        if call.sweep:
+            journal = out.parent / f".{out.name}.sweep.jsonl"
+            adapter = fit_by_sweep(method, bench, given, progress=update, journal_path=journal)
+        else:
+            adapter = fit_with(method, bench, given)
+    if channels is not None:  # card and report show why these layers
+        found = channels.info.model_dump(mode="json")
+        adapter = replace(adapter, attachments={**adapter.attachments, "diagnosis": found})
+    adapter.save(out, overwrite=overwrite)
+    bench.finish()
+    return {
+        "adapter": str(out),
+        **adapter.info.model_dump(mode="json"),
+        "sweep": adapter.attachments.get("sweep"),
+        "accuracy": adapter.attachments.get("retrieval_accuracy"),
+    }
+
+
+def fit_with(method: Method, bench: Workbench, given: Mapping[str, Any]) -> Adapter:
+    """The adapter of the given settings on a workbench.
+
+    Raises:
+        UsageError: a setting is wrong or cannot act, or the method lacks what it needs.
+    """
+    settings = method.settle(given, bench.model.base.n_layers, bench.model.base.d_model)
+    make: Callable[[Settings, Workbench], Adapter] = load(method.fit)
+    return make(settings, bench)
+
+
+def _with_map(call: FitCall) -> tuple[ChannelMap | None, dict[str, Any]]:
+    """The channel map, if one is given, and the settings with those that it names."""
+    given, inputs, method = dict(call.settings), call.inputs, call.method
+    if "map" not in inputs:
+        if "map_layers" in inputs:
+            raise UsageError("--map-layers takes layers from a channel map.", "Name one with --map.")
+        return None, given
+    channels = ChannelMap.load(inputs["map"])
+    named = load(method.map)(given, channels, inputs.get("map_layers"))
+    if twice := sorted(named.keys() & given.keys()):
+        raise UsageError(
+            f"{option_of(method.settings, twice[0])} and --map both name the layers.", "Leave out one of them."
+        )
+    return channels, {**given, **named}
+
+
+def _check(call: FitCall, given: Mapping[str, Any]) -> None:
+    """What can be said against the options before anything is loaded."""
+    method, inputs = call.method, call.inputs
+    if call.sweep:
+        if idle := [name for name in ("text_model",) if name in inputs]:
+            raise UsageError(
+                f"--sweep takes the direction from the model itself, so --{idle[0].replace('_', '-')} does nothing.",
+                "Leave one of them out.",
+            )
+        unknown = method.settings.recorded(given)  # values; which of them act, the sweep decides
+        require_some(method.settings, plan_of(method).first(_depth(unknown), _ANY_WIDTH, given), given)
+        return
+    settings = method.settle(given, _ANY_DEPTH, _ANY_WIDTH)
+    settings.require_acting(inputs.keys() & method.acts.keys(), method.acts)
+
+
+def _depth(settings: Settings) -> int:
+    return max(_ANY_DEPTH, *(layer + 1 for layer in getattr(settings, "layers", None) or (0,)))
+
+
+def _embedder(vlm: VLM, index: CaptionIndex | None, captions: list[Any], encoder: Path | None) -> Any:
+    """What makes keys of captions that the index lacks: the given encoder, or the VLM if it made the index.
+
+    Raises:
+        UsageError: an encoder is given, and the index lacks no caption.
+    """
+    from ..retrieval.embedders import EncoderEmbedder, VLMEmbedder
+
+    if index is None:
+        return None
+    if encoder is not None:
+        wanted = {item.caption for item in captions}
+        if len(index.ids_of(wanted)) == len(wanted):
+            raise UsageError("--encoder does nothing: the index holds every caption.", "Leave it out.")
+        return EncoderEmbedder(encoder)
+    made_by = index.manifest.embedder
+    return VLMEmbedder(vlm, Site.parse(str(made_by.site))) if made_by.sha256 == vlm.fingerprint else None

@@ -1,0 +1,83 @@
+"""A method's sweep: its plan, tried on the calibration split of a workbench."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ...adapters.artifact.adapter import Adapter
+from ...adapters.artifact.manifest import describe_data
+from ...adapters.errors import UsageError
+from ...adapters.method import Method, load
+from ...adapters.sweeping import Plan, require_some
+from ..evaluation.evaluate import Progress
+from ..workbench import Workbench
+from .trials import Sweep, Trials
+
+
+def run_sweep(
+    method: Method,
+    bench: Workbench,
+    given: Mapping[str, Any] | None = None,
+    *,
+    max_new_tokens: int = 16,
+    progress: Progress | None = None,
+    journal_path: Path | None = None,
+) -> tuple[Sweep, Callable[[Any], Adapter]]:
+    """Choose a setting on the calibration split.
+
+    Args:
+        given: settings that are not to be chosen.
+        journal_path: where finished trials are kept until the sweep is complete, to resume from.
+
+    Returns:
+        The sweep, and what makes an adapter of a setting from statistics that were collected once.
+
+    Raises:
+        UsageError: the method has no sweep, the calibration split lacks harmful or harmless records, or the given
+            settings leave nothing to try.
+    """
+    given = dict(given or {})
+    plan, vlm = plan_of(method), bench.model
+    depth, width = vlm.base.n_layers, vlm.base.d_model
+    first = require_some(method.settings, plan.first(depth, width, given), given)
+    solve = plan.solver(bench)
+    trials = Trials(
+        vlm,
+        bench.records,
+        solve,
+        identity=[method.name, vlm.fingerprint, describe_data(bench.records).sha256],
+        max_new_tokens=max_new_tokens,
+        progress=progress,
+        journal_path=journal_path,
+    )
+    sweep = trials.two_rounds(first, lambda setting: plan.around(setting, width, given), plan.kind)
+    return sweep, solve
+
+
+def fit_by_sweep(
+    method: Method,
+    bench: Workbench,
+    given: Mapping[str, Any] | None = None,
+    *,
+    progress: Progress | None = None,
+    journal_path: Path | None = None,
+) -> Adapter:
+    """The adapter of the setting that :func:`run_sweep` chooses, with the sweep's table attached."""
+    sweep, solve = run_sweep(method, bench, given, progress=progress, journal_path=journal_path)
+    adapter = solve(sweep.best.setting)
+    return replace(adapter, attachments={**adapter.attachments, "sweep": sweep.table()})
+
+
+def plan_of(method: Method) -> Plan:
+    """What a sweep of the method tries.
+
+    Raises:
+        UsageError: nothing.
+    """
+    if method.sweep is None:
+        raise UsageError(f"{method.title} has no sweep.", "Give its settings.")
+    plan: Plan = load(method.sweep)
+    return plan
