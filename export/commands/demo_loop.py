@@ -14,7 +14,7 @@ import torch
 from ...adapters.artifact.files import atomic_folder, write_atomic
 from ...adapters.artifact.manifest import canonical_json
 from ...adapters.errors import UsageError
-from ...adapters.vlm_guard.guard import VLMGuard
+from ...adapters.vlm_guard.settings import VLMGuard
 from ...toolkit.data.records import load_records, subset
 from ...toolkit.data.sources import PREFIX, data_path, model_path
 from ...toolkit.model.requests import Request
@@ -28,8 +28,8 @@ from .evaluation import export_with_documents
 
 # What the sweep of bench/vlm_guard.py chose on the calibration records of each checkpoint.
 SETTINGS = {
-    "mild": VLMGuard("steer", "svd", "paper", layers=(4,), rank=2, alpha=2.0),
-    "severe": VLMGuard("steer", "svd", "paper", layers=(4,), rank=1, alpha=4.0),
+    "mild": VLMGuard(variant="steer", direction="svd", gate="paper", layers=(4,), rank=2, alpha=2.0),
+    "severe": VLMGuard(variant="steer", direction="svd", gate="paper", layers=(4,), rank=1, alpha=4.0),
 }
 
 
