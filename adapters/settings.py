@@ -237,6 +237,17 @@ def spell(kind: type[Settings], name: str) -> str:
     return option_of(kind, name) if _OPTIONS.get() else name
 
 
+def require_choice(spelled: str, value: str, known: Sequence[str]) -> None:
+    """Refuse a value that is none of ``known``, with the nearest one.
+
+    Raises:
+        UsageError: naming what there is.
+    """
+    if value not in known:
+        hint = did_you_mean(value, known)
+        raise UsageError(f"{spelled} cannot be {value!r}.", f"It is {listed(known)}. {hint}".strip())
+
+
 def did_you_mean(wrong: str, known: Sequence[str]) -> str:
     """A hint at the nearest of ``known``, in front of nothing else, or an empty text."""
     folded = {one.casefold(): one for one in known}
@@ -293,8 +304,10 @@ def _refusal(kind: type[Settings], error: ValidationError) -> UsageError:
     spelled = spell(kind, name)
     field = kind.model_fields.get(name)
     if field is not None and (known := choices(field)):
-        hint = did_you_mean(str(value), known)
-        return UsageError(f"{spelled} cannot be {value!r}.", f"It is {listed(known)}. {hint}".strip())
+        try:
+            require_choice(spelled, str(value), known)
+        except UsageError as refused:
+            return refused
     if first["type"] in _LIMITS:
         key, words = _LIMITS[first["type"]]
         return UsageError(f"{spelled} cannot be {value!r}.", f"It is {words} {context[key]:g}.")

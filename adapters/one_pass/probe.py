@@ -1,6 +1,6 @@
 """A linear probe on one block of the normal pass: a cheap detector, and what SASA must beat (ours; it is not SASA).
 
-    risk = w · h^f_last + β,   fitted, calibrated and thresholded like SASA's probe (:mod:`safetykit.adapters.statistics.probe`)
+    risk = w · h^f_last + β,   see :mod:`safetykit.adapters.statistics.probe`
 
 It costs one product per request and no second run of any block. The layer that is not given is chosen as SASA's are.
 In space ``logits`` the penalty is that of the LM head read at block f, without the final norm.

@@ -57,7 +57,9 @@ def fit_and_save(
     """
     with spelled_as_options():
         value = _fit(call, model, data, out, overwrite)
-    console.emit(value, as_json=as_json, human=views.fit)
+    records = f" --data {data}" if call.method.data == "records" else ""
+    then = f"safetykit export {model} --adapter {out}{records} -o EXPORT"
+    console.emit(value, as_json=as_json, human=views.fit, then=then)
 
 
 def _fit(call: FitCall, model: str, data: str, out: Path, overwrite: bool) -> dict[str, Any]:

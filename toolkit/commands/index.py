@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -32,13 +32,13 @@ def build(
 ) -> None:
     """Embed texts; an interrupted build goes on where it stopped when it is asked for again."""
     from ...adapters.artifact.files import require_free
+    from ...adapters.settings import require_choice
     from ..retrieval.build import build_index
     from ..retrieval.index import KeyType
     from ..retrieval.sources import open_texts
     from . import console
-    from .fitting import require_choices
 
-    require_choices({"dtype": dtype}, {"dtype": KeyType})
+    require_choice("--dtype", dtype, get_args(KeyType))
     require_free(out, overwrite=overwrite)
     texts = open_texts(captions)
     embedder = make_embedder(model, encoder, site)

@@ -11,9 +11,9 @@ from ...adapters.artifact.adapter import Adapter
 from ...adapters.artifact.manifest import describe_data
 from ...adapters.errors import UsageError
 from ...adapters.method import Method, load
+from ...adapters.protocols import Workbench
 from ...adapters.sweeping import Plan, require_some
 from ..evaluation.evaluate import Progress
-from ..workbench import Workbench
 from .trials import Sweep, Trials
 
 
