@@ -34,7 +34,8 @@ _HOME = {
     "ChannelMap": ".toolkit.diagnosis",
     "evaluate": ".toolkit.evaluation.evaluate",
     "Evaluation": ".toolkit.evaluation.evaluate",
-    "export_onnx": ".export.pipeline.pipeline",
+    "export_onnx": ".export.pipeline.export",
+    "ExportOptions": ".export.pipeline.options",
     "check_parity": ".export.parity.check",
     "ParityReport": ".export.parity.report",
     # errors

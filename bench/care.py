@@ -31,7 +31,7 @@ from safetykit.adapters.registry import get_method
 from safetykit.adapters.statistics.choices import SubspaceVariant as Variant
 from safetykit.export.base.own import export_base
 from safetykit.export.commands.demo_loop import SETTINGS
-from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.toolkit.data.records import Record, load_records
 from safetykit.toolkit.data.sources import data_path, model_path

@@ -29,7 +29,7 @@ from safetykit.export.document.latency import measure_latency
 from safetykit.export.manifest import LAYOUT, Mode, Precision
 from safetykit.export.parity.report import ParityReport
 from safetykit.export.parity.swap_check import check_swap
-from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.runtime.sessions import open_session, placement
 from safetykit.toolkit.data.records import load_records, subset

@@ -34,7 +34,7 @@ from safetykit.export.base.quantise import quantise_decoder
 from safetykit.export.foreign.importing import import_graphs
 from safetykit.export.foreign.optimum import write_optimum
 from safetykit.export.manifest import LAYOUT
-from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.toolkit.data.records import Record, load_records, subset
 from safetykit.toolkit.data.sources import data_path, model_path

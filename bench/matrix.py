@@ -36,7 +36,8 @@ from safetykit.adapters.vlm_guard.settings import VLMGuard
 from safetykit.export.manifest import Mode, Precision
 from safetykit.export.parity.report import ParityReport
 from safetykit.export.parity.tolerances import TOLERANCES
-from safetykit.export.pipeline.pipeline import export_onnx, write_own
+from safetykit.export.pipeline.export import export_onnx
+from safetykit.export.pipeline.write import write_own
 from safetykit.toolkit.alignment import Aligner
 from safetykit.toolkit.commands.fit_one import fit_with
 from safetykit.toolkit.data.captions import captions_path, load_captions

@@ -25,7 +25,7 @@ from safetykit.adapters.sasa.settings import SASA
 from safetykit.adapters.vlm_guard.settings import VLMGuard
 from safetykit.export.base.own import write_base
 from safetykit.export.base.quantise import quantise_decoder
-from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.pipeline.export import export_onnx
 from safetykit.toolkit.data.records import Record, load_records, subset
 from safetykit.toolkit.data.sources import data_path, model_path
 from safetykit.toolkit.evaluation.evaluate import Decision, tabulate
@@ -60,8 +60,8 @@ def measure(vlm: VLM, adapter: Adapter, base: Path, out: Path, test: list[Record
         out,
         precision="int4",
         base_onnx=base,
-        records=test,
-        recalibrate=again,
+        records=[*test, *(again or ())],
+        recalibrate=bool(again),
         max_flips=1,
         overwrite=True,
     )

@@ -158,7 +158,7 @@ def measure(
 
 def exported(vlm: VLM, adapter: Adapter, test: list[Record], seen: set[str], out: Path) -> dict[str, Any]:
     """Export, with parity over the test records, and count what the exported model answers."""
-    from safetykit.export.pipeline.pipeline import export_onnx
+    from safetykit.export.pipeline.export import export_onnx
 
     result = export_onnx(vlm, [adapter], out, records=test, overwrite=True, progress=say)
     parity = result.parity

@@ -21,8 +21,9 @@ from vlm_guard import CHECKPOINTS, say, table
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json
+from safetykit.adapters.artifact.stack import describe_corrector
 from safetykit.adapters.sasa.settings import SASA
-from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.pipeline.export import export_onnx
 from safetykit.toolkit.data.records import load_records
 from safetykit.toolkit.data.sources import data_path, model_path
 from safetykit.toolkit.evaluation.evaluate import tabulate
@@ -35,9 +36,10 @@ def stacked(vlm: VLM, corrector: Adapter) -> Adapter:
     """SASA for the model as ``corrector`` makes it."""
     records = load_records(data_path("reference"), ["fit", "calibration"])
     refusal = refusal_of(vlm, [record for record in records if record.split == "fit"])
-    note = {"method": corrector.info.method, "variant": corrector.info.variant}
     with vlm.applied(corrector):
-        return SASA().fit(SecondPass(vlm, batch_size=64), records, refusal, corrected_by=[note])
+        return SASA().fit(
+            SecondPass(vlm, batch_size=64), records, refusal, corrected_by=[describe_corrector(corrector)]
+        )
 
 
 def measure(vlm: VLM, adapters: list[Adapter], out: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json
 from safetykit.adapters.tga.settings import TGA
-from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.toolkit.alignment import Aligner
 from safetykit.toolkit.data.captions import captions_path, load_captions

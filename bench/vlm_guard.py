@@ -24,7 +24,7 @@ from safetykit.adapters.artifact.manifest import canonical_json
 from safetykit.adapters.registry import get_method
 from safetykit.adapters.vlm_guard.settings import Variant, VLMGuard
 from safetykit.export.base.own import export_base
-from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.toolkit.data.records import load_records
 from safetykit.toolkit.data.sources import data_path, model_path

@@ -176,6 +176,7 @@ class ExportManifest(Strict):
         enforce: whether the decoder forces the logits of refused requests itself.
         retrieval: how texts are retrieved for pictures; the vision encoder then gives them or the query.
         recalibrated: thresholds that are not the adapters' own.
+        uncorrected_detector_allowed: the detector was not fitted under the correctors beside it, and was accepted.
     """
 
     schema_version: Literal[1] = 1
@@ -203,6 +204,7 @@ class ExportManifest(Strict):
     retrieval: RetrievalInfo | None = None
     recalibrated: tuple[Recalibration, ...] = ()
     wrong_base_allowed: bool = False
+    uncorrected_detector_allowed: bool = False
     foreign: ForeignInfo | None = None
     versions: dict[str, str]
     files: dict[FilePath, Sha256] = Field(default_factory=dict)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import JsonValue
 
 from ..errors import UsageError
-from .store import MANIFEST, load_adapter
+from .stack import describe_corrector
+from .store import load_adapter
 
 
 def describe_correctors(folders: Sequence[Path]) -> list[dict[str, JsonValue]]:
@@ -25,6 +25,5 @@ def describe_correctors(folders: Sequence[Path]) -> list[dict[str, JsonValue]]:
         adapter = load_adapter(folder)
         if adapter.detector is not None:
             raise UsageError(f"{folder} is a detector itself.", "--with takes correctors; a request has one detector.")
-        digest = hashlib.sha256((Path(folder) / MANIFEST).read_bytes()).hexdigest()
-        found.append({"method": adapter.info.method, "variant": adapter.info.variant, "manifest_sha256": digest})
+        found.append(describe_corrector(adapter))
     return found

@@ -46,7 +46,7 @@ from safetykit.export.document.latency import measure_latency
 from safetykit.export.manifest import read_manifest
 from safetykit.export.parity.report import Flip, ParityReport, find_flips
 from safetykit.export.parity.tolerances import TOLERANCES
-from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.runtime.sessions import CPU
 from safetykit.export.surgery.adapt import copy_base
@@ -148,16 +148,17 @@ class Bench:
         folder = self.folder / "exports" / f"{arm}-{precision}{RECALIBRATED if recalibrate else ''}"
         kept = folder.parent / f"{folder.name}-parity.json"
         if not (folder.is_dir() and kept.is_file()):
+            calibration = [one for one in self.records if one.split == "calibration"] if recalibrate else []
             result = export_onnx(
                 self.vlm,
                 adapters,
                 folder,
                 precision=precision,
                 base_onnx=self.base(precision),
-                records=subset(self.test, PARITY_RECORDS),
+                records=[*subset(self.test, PARITY_RECORDS), *calibration],
                 max_new_tokens=MAX_TOKENS,
                 max_flips=None if precision == "fp32" else 1,
-                recalibrate=[one for one in self.records if one.split == "calibration"] if recalibrate else None,
+                recalibrate=recalibrate,
                 overwrite=True,
                 progress=say,
             )

@@ -19,6 +19,7 @@ from fetch import say
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.manifest import describe_data
 from safetykit.adapters.artifact.sites import Site
+from safetykit.adapters.artifact.stack import describe_corrector
 from safetykit.adapters.care.settings import CARE
 from safetykit.adapters.care.sweep import CareSolver
 from safetykit.adapters.one_pass.settings import OnePassProbe
@@ -180,7 +181,7 @@ def fit_stacked_sasa(lab: Lab) -> Adapter:
     corrector, refusal = lab.adapters("tga")[0], lab.refusal
     lab.adapters("one-pass")  # fitted on the model as it is
     with lab.vlm.applied(corrector):
-        return _sasa(lab, lab.vlm.base.n_layers, [{"method": "tga", "variant": corrector.info.variant}], refusal)
+        return _sasa(lab, lab.vlm.base.n_layers, [describe_corrector(corrector)], refusal)
 
 
 def _sasa(lab: Lab, depth: int, corrected_by: Sequence[Any], refusal: Any = None) -> Adapter:

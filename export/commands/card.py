@@ -20,7 +20,7 @@ def card(
 ) -> None:
     """Write the model card and the HTML report again, or check them."""
     from ...toolkit.commands import console
-    from .evaluation import card_of
+    from .verification import card_of
 
     console.emit(card_of(folder, check=check), as_json=as_json, human=_view)
 

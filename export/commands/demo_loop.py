@@ -22,9 +22,9 @@ from ...toolkit.model.vlm import VLM
 from ..base.own import Progress, export_base
 from ..document.figures import LATENCY
 from ..document.latency import Latency, measure_latency
+from ..pipeline.export import export_onnx
 from ..runtime.onnx_vlm import OnnxVLM
 from ..runtime.sessions import CPU
-from .evaluation import export_with_documents
 
 # What the sweep of bench/vlm_guard.py chose on the calibration records of each checkpoint.
 SETTINGS = {
@@ -83,9 +83,9 @@ def run_demo(
             found.append(_latency(folder, work / "base"))
             write_atomic(folder / LATENCY, canonical_json(found[0].model_dump(mode="json")))
 
-        result = export_with_documents(
-            model, work / "export", [adapter], data=PREFIX, base_onnx=work / "base", measure=measure, progress=clock
-        )
+        result = export_onnx(
+            model, [adapter], work / "export", data=PREFIX, base_onnx=work / "base", measure=measure, progress=clock
+        ).describe()
     export = out / "export"
     picture = next(record for record in load_records(data_path(PREFIX), ["test"]) if record.carrier == "image")
     return {

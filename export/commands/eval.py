@@ -7,63 +7,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...toolkit.commands.options import (
-    Adapters,
-    Data,
-    ExternalIndex,
-    Json,
-    Limit,
-    MaxNewTokens,
-    Provider,
-    Swap,
-    System,
-    WrongBase,
-)
+from ...toolkit.commands.derived import takes
+from ...toolkit.commands.options import Adapters, Json
+from .choices import EvalOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
+@takes(EvalOptions)
 def evaluate(
     model: Annotated[
         str, typer.Argument(help="Checkpoint folder, reference:mild / reference:severe, or export folder.")
     ],
-    data: Data,
+    options: EvalOptions,
     adapter: Adapters = None,
-    split: Annotated[str, typer.Option(help="Which split.")] = "test",
-    limit: Limit = None,
-    max_new_tokens: MaxNewTokens = 32,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Also write the evaluation, decisions included.")
     ] = None,
-    provider: Provider = None,
-    external_index: ExternalIndex = None,
-    swap: Swap = None,
-    system: System = "",
-    allow_wrong_base: WrongBase = False,
     as_json: Json = False,
 ) -> None:
     """Answer records with a checkpoint or an export. Counts per carrier; resumes where it was interrupted."""
     from ...toolkit.commands import console
-    from ..runtime.sessions import CPU
     from .evaluation import evaluate_model
 
     with console.progress_bar("answering") as update:
-        result = evaluate_model(
-            model,
-            data,
-            adapter or [],
-            split=split,
-            limit=limit,
-            max_new_tokens=max_new_tokens,
-            out=out,
-            providers=provider or CPU,
-            allow_wrong_base=allow_wrong_base,
-            external_index=external_index,
-            swap=swap or [],
-            system=system,
-            progress=update,
-        )
+        result = evaluate_model(model, adapter or [], options, out=out, progress=update)
     value = result.model_dump(mode="json", exclude={"decisions"})
     console.emit(value, as_json=as_json, human=_view)
 

@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...toolkit.commands.options import Adapters, ExternalIndex, Json, Provider, Swap
+from ...toolkit.commands.derived import takes
+from ...toolkit.commands.options import Adapters, Json
+from .choices import VerifyOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
+@takes(VerifyOptions)
 def verify(
     folder: Annotated[Path, typer.Argument(help="Adapter or export folder.")],
+    options: VerifyOptions,
     model: Annotated[str | None, typer.Option(help="Checkpoint, to run parity again.")] = None,
     adapter: Adapters = None,
-    swap: Swap = None,
-    external_index: ExternalIndex = None,
-    provider: Provider = None,
     as_json: Json = False,
 ) -> None:
     """Check files, card and, with --model, parity.
@@ -27,19 +28,10 @@ def verify(
     Every file is compared with the manifest, the card with its data, and ONNX Runtime's answers with PyTorch's.
     """
     from ...toolkit.commands import console
-    from ..runtime.sessions import CPU
-    from .evaluation import verify_folder
+    from .verification import verify_folder
 
     with console.steps() as say:
-        result = verify_folder(
-            folder,
-            model,
-            adapter or [],
-            providers=provider or CPU,
-            external_index=external_index,
-            swap=swap or [],
-            progress=say,
-        )
+        result = verify_folder(folder, model, adapter or [], options, progress=say)
     console.emit(result, as_json=as_json, human=_view)
 
 

@@ -31,7 +31,8 @@ def comparison(console: Console, value: dict[str, Any]) -> None:
 def parity(console: Console, value: dict[str, Any]) -> None:
     """The verdict on one line, and what failed."""
     verdict = "[green]passed[/green]" if value["passed"] else "[red]FAILED[/red]"
-    worst = max((check["error"] for check in value["checks"] if check["kind"] == "logits"), default=0.0)
+    compared = ("logits", "adapter-off")  # a base export has no adapter to be on
+    worst = max((check["error"] for check in value["checks"] if check["kind"] in compared), default=0.0)
     console.print(
         f"Parity {verdict}: {len(value['checks'])} checks, largest logit error {worst:.1e} over "
         f"{value['steps']} cached steps, {len(value['flips'])} decisions flipped ({value['precision']})."

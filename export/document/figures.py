@@ -6,38 +6,22 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import StringConstraints, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from ...adapters.artifact.files import read_inside, sha256_file
-from ...adapters.artifact.manifest import Strict
 from ...adapters.errors import InvalidArtifact
 from ..manifest import LAYOUT, ExportManifest, read_manifest
 from ..parity.comparison import Comparison
 from ..parity.report import Check, ParityReport
+from .facts import CardFacts
 from .latency import Latency
 from .sections import SECTIONS
 
 FACTS, LATENCY, CONFIG = "card.json", "latency.json", "config.json"
 ORGANISM_KEY = "safetykit_model_organism"  # in config.json of a model that was trained to have the disease
 _LIMIT = 256 * 2**20
-
-# What the Hugging Face Hub accepts as a model id, or the last part of a path.
-ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$", max_length=96)]
-
-
-class CardFacts(Strict):
-    """``card.json``: what nobody can measure.
-
-    Attributes:
-        base_model: id of the base on the Hub, or the last part of its path.
-        base_license: its licence as the Hub spells it; None when it was not given.
-    """
-
-    schema_version: Literal[1] = 1
-    base_model: ModelName
-    base_license: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]*$")] | None = None
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -55,160 +56,211 @@ if TYPE_CHECKING:
     from ...toolkit.model.vlm import VLM
 
 
-def check_parity(
-    vlm: VLM,
-    onnx_vlm: OnnxVLM,
-    adapters: Sequence[Adapter],
-    *,
-    unfolded: Sequence[Adapter] = (),
-    base: OnnxVLM | None = None,
-    records: Sequence[Record] = (),
-    decisions: tuple[Sequence[Decision], Sequence[Decision]] | None = None,
-    steps: int = 32,
-    max_new_tokens: int = 32,
-    max_flips: float | None = None,
-    allow_wrong_base: bool = False,
-    progress: Callable[[str], None] | None = None,
-) -> ParityReport:
-    """Compare an export with the model and adapters it was made from.
+@dataclass(frozen=True)
+class Against:
+    """What an export is compared with beside the model and its adapters, and how far.
 
-    Args:
+    Attributes:
         unfolded: the adapters as they were before they were folded into weights; they must give the same logits.
-        base: the export without adapters, to check that "adapter off" is the bare model.
+        base: the export without adapters, to check that "adapter off" is the bare model; for a base export the
+            export itself.
         records: prompts and pictures are taken from here; without any, built-in ones are used.
         decisions: what PyTorch and ONNX Runtime answered to ``records``, in that order.
         steps: cached decoding steps that are compared.
         max_new_tokens: with which ``decisions`` were made.
         max_flips: share of ``decisions`` that may flip; by default what the precision's table says.
+        allow_wrong_base: the adapters may have been fitted on another model.
+    """
+
+    unfolded: Sequence[Adapter] = ()
+    base: OnnxVLM | None = None
+    records: Sequence[Record] = ()
+    decisions: tuple[Sequence[Decision], Sequence[Decision]] | None = None
+    steps: int = 32
+    max_new_tokens: int = 32
+    max_flips: float | None = None
+    allow_wrong_base: bool = False
+
+
+def check_parity(
+    vlm: VLM,
+    onnx_vlm: OnnxVLM,
+    adapters: Sequence[Adapter],
+    against: Against | None = None,
+    *,
+    progress: Callable[[str], None] | None = None,
+    **given: Any,
+) -> ParityReport:
+    """Compare an export with the model and adapters it was made from.
+
+    Args:
+        against: see :class:`Against`; its fields can be given as keywords too, which win.
+        progress: called with the name of each step as it starts.
 
     Returns:
         The report; call :meth:`ParityReport.require` for the gate.
     """
-    say = progress or (lambda _: None)
-    table = tolerances_of(onnx_vlm)
-    if max_flips is not None:
-        table = table.model_copy(update={"flips": max_flips})
-    opened = {item.id for item in decisions[0] if max(item.scores.values(), default=-1.0) > 0} if decisions else set()
-    several = vlm.inputs.family.several and onnx_vlm.manifest.retrieval is None
-    requests = parity_requests(records, opened, several=several)
-    enforce = onnx_vlm.manifest.enforce
-    same = comparable(vlm, onnx_vlm, base)
+    compared = replace(against or Against(), **given)
+    return _Comparison(vlm, onnx_vlm, adapters, compared, progress or (lambda _: None)).report()
 
-    def applied(some: Sequence[Adapter]) -> AbstractContextManager[AppliedAdapters]:
-        return vlm.applied(*some, allow_wrong_base=allow_wrong_base, enforce=enforce)
 
-    checks: list[Check] = []
-    with same.held(vlm):
-        if same.exact:
-            checks += _end_to_end(vlm, same, requests, steps, table, adapters, unfolded, applied, say)
-    if table.drift is not None:
-        exact = same.exact
-        checks += _drift(
-            vlm, onnx_vlm, base, requests, steps, table.drift, lambda: applied(adapters), say, risks=not exact
+@dataclass(frozen=True)
+class _Comparison:
+    """One run of all checks."""
+
+    vlm: VLM
+    onnx_vlm: OnnxVLM
+    adapters: Sequence[Adapter]
+    against: Against
+    say: Callable[[str], None]
+
+    def report(self) -> ParityReport:
+        table, against = self._tolerances(), self.against
+        checks = [*self._numbers(table), *self._ops(table), *self._retrieval(table), *self._statement()]
+        flips: list[Flip] = []
+        if against.decisions is not None:
+            flips = find_flips(*against.decisions)
+            checks.append(_flip_check(flips, len(against.decisions[0]), table.flips))
+            flips = self._with_margins(flips)
+        return ParityReport(
+            precision=self.onnx_vlm.manifest.precision,
+            providers=self.onnx_vlm.providers,
+            steps=against.steps,
+            tolerances=table,
+            checks=tuple(checks),
+            flips=tuple(flips),
+            warnings=_warnings(table, compared=against.decisions is not None),
+            passed=all(check.passed for check in checks),
         )
-    if base is not None and isinstance(base.decoder_source, bytes) and _bypassable(onnx_vlm):
-        gap = check_bypass(onnx_vlm.path, onnx_vlm.manifest.graph_file("decoder"), base.decoder_source)
-        checks.append(judged("adapter-off", "decoder with its ops bypassed", gap, EXACT))
-    say("parity: ops")
-    for one, op, invariant in check_ops(
-        onnx_vlm.path,
-        onnx_vlm.manifest,
-        place(adapters),
-        overrides=onnx_vlm.swapped.arrays if onnx_vlm.swapped else None,
-        providers=onnx_vlm.providers,
-    ):
-        name = f"{one.index}: {one.item.op} at {one.item.site}"
-        if isinstance(one.item.make_op(), Detector):
-            checks.append(judged("risk", name, op.at_least(1), table.risk))
-            continue
-        checks.append(judged("op", name, op, table.op))
-        if invariant is not None:
-            checks.append(judged("invariant", name, invariant, table.invariant))
-    checks += [
-        judged("retrieval", f"{one.index}: {one.item.op} at {one.item.site}", gap, table.scores)
-        for one, gap in check_retrieval(onnx_vlm.path, onnx_vlm.manifest, place(adapters))
-    ]
-    decoder = ir.load(onnx_vlm.path / onnx_vlm.manifest.graph_file("decoder"))
-    detector, stated = the_detector(adapters), _as_run(onnx_vlm, stated_detector(decoder))
-    if detector or stated:
-        checks.append(_statement_check(detector, stated, enforce))
-    flips: list[Flip] = []
-    if decisions is not None:
-        flips = find_flips(*decisions)
-        checks.append(_flip_check(flips, len(decisions[0]), table.flips))
-        pictured = {record.id: record for record in records}
-        with vlm.applied(*adapters, allow_wrong_base=allow_wrong_base, enforce=enforce):
-            flips = [_with_margin(flip, vlm, onnx_vlm, pictured.get(flip.id), max_new_tokens) for flip in flips]
-    return ParityReport(
-        precision=onnx_vlm.manifest.precision,
-        providers=onnx_vlm.providers,
-        steps=steps,
-        tolerances=table,
-        checks=tuple(checks),
-        flips=tuple(flips),
-        passed=all(check.passed for check in checks),
+
+    def applied(self, some: Sequence[Adapter]) -> AbstractContextManager[AppliedAdapters]:
+        """PyTorch with ``some`` adapters, as the export has them."""
+        enforce = self.onnx_vlm.manifest.enforce
+        return self.vlm.applied(*some, allow_wrong_base=self.against.allow_wrong_base, enforce=enforce)
+
+    def _tolerances(self) -> Tolerances:
+        table, flips = tolerances_of(self.onnx_vlm), self.against.max_flips
+        return table if flips is None else table.model_copy(update={"flips": flips})
+
+    def _requests(self) -> Mapping[str, Sequence[Request]]:
+        decided = self.against.decisions[0] if self.against.decisions else ()
+        opened = {item.id for item in decided if max(item.scores.values(), default=-1.0) > 0}
+        several = self.vlm.inputs.family.several and self.onnx_vlm.manifest.retrieval is None
+        return parity_requests(self.against.records, opened, several=several)
+
+    def _numbers(self, table: Tolerances) -> Iterator[Check]:
+        """Logits, risks and scores, end to end, the drift of rounded weights, and the decoder without its ops."""
+        requests, base = self._requests(), self.against.base
+        same = comparable(self.vlm, self.onnx_vlm, base)
+        with same.held(self.vlm):
+            if same.exact:
+                yield from self._end_to_end(same, requests, table)
+        if table.drift is not None:
+            yield from self._drift(requests, table.drift, risks=not same.exact)
+        bypassed = base is not None and base is not self.onnx_vlm and isinstance(base.decoder_source, bytes)
+        if bypassed and _bypassable(self.onnx_vlm):
+            gap = check_bypass(self.onnx_vlm.path, self.onnx_vlm.manifest.graph_file("decoder"), base.decoder_source)
+            yield judged("adapter-off", "decoder with its ops bypassed", gap, EXACT)
+
+    def _end_to_end(
+        self, same: Comparable, requests: Mapping[str, Sequence[Request]], table: Tolerances
+    ) -> Iterator[Check]:
+        """PyTorch and the export; the bare model and the base graphs; and the adapters before folding."""
+        vlm, steps = self.vlm, self.against.steps
+        for case, batch in requests.items() if self.against.base is not self.onnx_vlm else ():
+            self.say(f"parity: {case}")
+            with self.applied(self.adapters) as hooks:
+                gap = compare_logits(vlm, same.export, batch, steps, hooks)
+                scores = compare_scores(hooks, gap.extras)
+            yield judged("logits", case, gap.logits, table.logits)
+            if gap.forced is not None:
+                yield judged("risk", f"{case}, forced logits", gap.forced, EXACT)
+            if (risk := scores.pop("risk", None)) is not None:
+                yield judged("risk", case, risk.at_least(1), table.risk)
+            for name, found in scores.items():
+                yield judged("scores", f"{case}, {name}", found, table.scores)
+        for case, batch in requests.items() if same.base is not None else ():
+            self.say(f"parity, adapter off: {case}")
+            yield judged("adapter-off", case, compare_logits(vlm, same.base, batch, steps).logits, table.logits)
+        for case, batch in requests.items() if self.against.unfolded else ():
+            self.say(f"parity, not folded: {case}")
+            with self.applied(self.against.unfolded) as hooks:
+                yield judged("fold", case, compare_logits(vlm, same.export, batch, steps, hooks).logits, table.logits)
+
+    def _drift(
+        self, requests: Mapping[str, Sequence[Request]], tolerance: Tolerance, *, risks: bool
+    ) -> Iterator[Check]:
+        """How far rounded weights take the base graphs from the checkpoint, and a detector's risk with them.
+
+        Args:
+            risks: whether risks were not compared otherwise.
+        """
+        base = self.against.base
+        for case, batch in requests.items():
+            self.say(f"drift: {case}")
+            if base is not None:
+                gap = compare_logits(self.vlm, base, batch, self.against.steps)
+                yield judged("drift", case, gap.logits, tolerance)
+            if risks and self.onnx_vlm.detector is not None:
+                with self.applied(self.adapters) as hooks:
+                    self.vlm.prefill(batch)
+                    found = compare_scores(hooks, self.onnx_vlm.prefill_requests(batch).extras)
+                yield judged("drift", f"{case}, risk", found["risk"].at_least(1), tolerance)
+
+    def _ops(self, table: Tolerances) -> Iterator[Check]:
+        """Each op in the graph against its PyTorch code."""
+        placed, swapped = place(self.adapters), self.onnx_vlm.swapped
+        if placed:
+            self.say("parity: ops")
+        for one, op, invariant in check_ops(
+            self.onnx_vlm.path,
+            self.onnx_vlm.manifest,
+            placed,
+            overrides=swapped.arrays if swapped else None,
+            providers=self.onnx_vlm.providers,
+        ):
+            name = f"{one.index}: {one.item.op} at {one.item.site}"
+            if isinstance(one.item.make_op(), Detector):
+                yield judged("risk", name, op.at_least(1), table.risk)
+                continue
+            yield judged("op", name, op, table.op)
+            if invariant is not None:
+                yield judged("invariant", name, invariant, table.invariant)
+
+    def _retrieval(self, table: Tolerances) -> Iterator[Check]:
+        for one, gap in check_retrieval(self.onnx_vlm.path, self.onnx_vlm.manifest, place(self.adapters)):
+            yield judged("retrieval", f"{one.index}: {one.item.op} at {one.item.site}", gap, table.scores)
+
+    def _statement(self) -> Iterator[Check]:
+        """Whether the graph states and enforces the adapter's detector."""
+        manifest = self.onnx_vlm.manifest
+        decoder = ir.load(self.onnx_vlm.path / manifest.graph_file("decoder"))
+        detector, stated = the_detector(self.adapters), _as_run(self.onnx_vlm, stated_detector(decoder))
+        if detector or stated:
+            yield _statement_check(detector, stated, manifest.enforce)
+
+    def _with_margins(self, flips: Sequence[Flip]) -> list[Flip]:
+        """Outcomes that flipped, with how near the call was."""
+        records = {record.id: record for record in self.against.records}
+        found = []
+        with self.applied(self.adapters):
+            for flip in flips:
+                if flip.what == "outcome" and (record := records.get(flip.id)) is not None:
+                    request = Request(record.prompt, record.picture())
+                    margin = parting_margin(self.vlm, self.onnx_vlm, request, self.against.max_new_tokens)
+                    flip = flip.model_copy(update={"margin": margin})
+                found.append(flip)
+        return found
+
+
+def _warnings(table: Tolerances, *, compared: bool) -> tuple[str, ...]:
+    """What a reader must know although everything that was compared has passed."""
+    if table.drift is None or compared:
+        return ()
+    return (
+        "No decision was compared: weights are rounded, and how often the export now answers what the model refused, "
+        "or refuses what it answered, is not known. Export with records to have it measured.",
     )
-
-
-def _end_to_end(
-    vlm: VLM,
-    same: Comparable,
-    requests: Mapping[str, Sequence[Request]],
-    steps: int,
-    table: Tolerances,
-    adapters: Sequence[Adapter],
-    unfolded: Sequence[Adapter],
-    applied: Callable[[Sequence[Adapter]], AbstractContextManager[AppliedAdapters]],
-    say: Callable[[str], None],
-) -> Iterator[Check]:
-    """Logits, risks and scores of PyTorch and the export; of the bare model and the base graphs; and before folding."""
-    for case, batch in requests.items():
-        say(f"parity: {case}")
-        with applied(adapters) as hooks:
-            gap = compare_logits(vlm, same.export, batch, steps, hooks)
-            scores = compare_scores(hooks, gap.extras)
-        yield judged("logits", case, gap.logits, table.logits)
-        if gap.forced is not None:
-            yield judged("risk", f"{case}, forced logits", gap.forced, EXACT)
-        if (risk := scores.pop("risk", None)) is not None:
-            yield judged("risk", case, risk.at_least(1), table.risk)
-        for name, found in scores.items():
-            yield judged("scores", f"{case}, {name}", found, table.scores)
-    for case, batch in requests.items() if same.base is not None else ():
-        say(f"parity, adapter off: {case}")
-        yield judged("adapter-off", case, compare_logits(vlm, same.base, batch, steps).logits, table.logits)
-    for case, batch in requests.items() if unfolded else ():
-        say(f"parity, not folded: {case}")
-        with applied(unfolded) as hooks:
-            yield judged("fold", case, compare_logits(vlm, same.export, batch, steps, hooks).logits, table.logits)
-
-
-def _drift(
-    vlm: VLM,
-    onnx_vlm: OnnxVLM,
-    base: OnnxVLM | None,
-    requests: Mapping[str, Sequence[Request]],
-    steps: int,
-    tolerance: Tolerance,
-    applied: Callable[[], AbstractContextManager[AppliedAdapters]],
-    say: Callable[[str], None],
-    *,
-    risks: bool,
-) -> Iterator[Check]:
-    """How far rounded weights take the base graphs from the checkpoint, and a detector's risk with them.
-
-    Args:
-        risks: whether risks were not compared otherwise.
-    """
-    for case, batch in requests.items():
-        say(f"drift: {case}")
-        if base is not None:
-            yield judged("drift", case, compare_logits(vlm, base, batch, steps).logits, tolerance)
-        if risks and onnx_vlm.detector is not None:
-            with applied() as hooks:
-                vlm.prefill(batch)
-                found = compare_scores(hooks, onnx_vlm.prefill_requests(batch).extras)
-            yield judged("drift", f"{case}, risk", found["risk"].at_least(1), tolerance)
 
 
 def _bypassable(onnx_vlm: OnnxVLM) -> bool:
@@ -252,10 +304,3 @@ def _flip_check(flips: Sequence[Flip], count: int, share: float) -> Check:
         limit=allowed,
         passed=flipped <= allowed,
     )
-
-
-def _with_margin(flip: Flip, vlm: VLM, onnx_vlm: OnnxVLM, record: Record | None, max_new_tokens: int) -> Flip:
-    if flip.what != "outcome" or record is None:
-        return flip
-    margin = parting_margin(vlm, onnx_vlm, Request(record.prompt, record.picture()), max_new_tokens)
-    return flip.model_copy(update={"margin": margin})

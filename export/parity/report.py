@@ -77,7 +77,11 @@ class Flip(Strict):
 
 
 class ParityReport(Strict):
-    """The verdict and everything it rests on."""
+    """The verdict and everything it rests on.
+
+    Attributes:
+        warnings: what a reader must know although it passed.
+    """
 
     schema_version: Literal[1] = 1
     precision: Precision
@@ -86,6 +90,7 @@ class ParityReport(Strict):
     tolerances: Tolerances
     checks: tuple[Check, ...]
     flips: tuple[Flip, ...] = ()
+    warnings: tuple[str, ...] = ()
     passed: bool
 
     def worst(self, kind: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,7 @@ from ..runtime.onnx_vlm import OnnxVLM
 from .check import check_parity
 from .compare import Gap, parity_requests
 from .report import ParityReport
+from .swapped import adapters_of
 
 if TYPE_CHECKING:
     from ...toolkit.data.records import Record
@@ -23,13 +25,18 @@ _STEPS = 4
 def check_swap(
     vlm: VLM,
     onnx_vlm: OnnxVLM,
-    others: Sequence[Adapter],
+    others: Sequence[Adapter | Path | str],
     *,
+    own: Sequence[Adapter] = (),
     records: Sequence[Record] = (),
     steps: int = 32,
     progress: Callable[[str], None] | None = None,
 ) -> ParityReport:
     """Swap ``others`` in, compare with PyTorch, and swap them out; the export then has its own adapters again.
+
+    Args:
+        others: whatever :meth:`OnnxVLM.swap` takes: adapters or their folders, an export, or ``.onnx_adapter`` files.
+        own: the export's adapters, whose places the numbers of an export or of files take.
 
     Returns:
         Parity of ``others``, with a check that the export's own logits are the same bits before and after.
@@ -41,7 +48,9 @@ def check_swap(
     before = _logits(onnx_vlm)
     onnx_vlm.swap(*others)
     try:
-        report = check_parity(vlm, onnx_vlm, others, records=records, steps=steps, progress=progress)
+        assert onnx_vlm.swapped is not None
+        adapters = adapters_of(others, own, onnx_vlm.manifest, onnx_vlm.swapped)
+        report = check_parity(vlm, onnx_vlm, adapters, records=records, steps=steps, progress=progress)
     finally:
         onnx_vlm.reset()
     return report.with_swap(Gap.between(before, _logits(onnx_vlm)))

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...adapters.errors import UsageError
 from ...toolkit.data.pictures import open_picture
+from ...toolkit.evaluation.judge import is_refusal
 from ...toolkit.model.requests import Request
 from .onnx_vlm import OnnxVLM
 from .sessions import CPU
@@ -34,8 +35,10 @@ def answer(
         system: what the operator says before every prompt.
 
     Returns:
-        JSON-able, per prompt: ``prompt``, ``text``, ``tokens``, ``scores`` and ``refused``; with a detector also
-        ``risk`` (log-odds of harm) and ``threshold``; with retrieval ``retrieved``, the texts found for the picture.
+        JSON-able, per prompt: ``prompt``, ``text``, ``tokens``, ``scores``, and whether it was ``refused``: by the
+        detector before anything was generated (``refused_by_detector``), or by the model, whose answer opens with a
+        refusal (``refused_by_model``). With a detector also ``risk`` (log-odds of harm) and ``threshold``; with
+        retrieval ``retrieved``, the texts found for the picture.
 
     Raises:
         UsageError: the numbers of pictures and prompts do not match, a picture cannot be read, or the model's chat
@@ -69,7 +72,9 @@ def answer(
     found = []
     for prompt, item, texts in zip(prompts, answers, retrieved, strict=True):
         value: dict[str, Any] = {"prompt": prompt, "text": item.text, "tokens": len(item.token_ids)}
-        value |= {"scores": item.scores, "refused": item.refused}
+        own = not item.refused and is_refusal(item.text)
+        value |= {"scores": item.scores, "refused": item.refused or own}
+        value |= {"refused_by_detector": item.refused, "refused_by_model": own}
         if detector:
             value |= {"risk": item.scores["risk"] + detector.threshold, "threshold": detector.threshold}
         if model.retriever:

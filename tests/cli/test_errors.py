@@ -101,12 +101,6 @@ def test_an_unknown_site_in_an_adapter_is_refused_before_exporting(
     assert not (tmp_path / "out").exists()
 
 
-def test_exporting_without_an_adapter_is_refused(call, random_checkpoint, tmp_path):
-    code, _, err = call("export", random_checkpoint, "-o", tmp_path / "out")
-    assert code == 2
-    assert "nothing to bake" in err
-
-
 def test_both_onnx_runtime_packages_are_refused(call, monkeypatch):
     from safetykit.export.runtime import sessions
 

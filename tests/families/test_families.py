@@ -10,6 +10,7 @@ from zoo import NAMES, WIDTH, build
 
 from safetykit.adapters import Adapter, Intervention, Site
 from safetykit.adapters.artifact.manifest import AdapterInfo, DataInfo, DetectorInfo
+from safetykit.adapters.artifact.stack import describe_corrector
 from safetykit.adapters.care.settings import CARE
 from safetykit.adapters.errors import UsageError
 from safetykit.adapters.one_pass.settings import OnePassProbe
@@ -21,7 +22,7 @@ from safetykit.adapters.vlm_guard.settings import VLMGuard
 from safetykit.export.base.own import export_base, export_graph, save_graph
 from safetykit.export.base.specs import graph_specs
 from safetykit.export.parity.compare import compare_logits, parity_requests
-from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.runtime.sessions import open_session
 from safetykit.toolkit.alignment import Aligner
@@ -212,7 +213,7 @@ def test_adapters_go_in_at_every_kind_of_site_beside_a_detector(vlm, base_folder
     branch = Branch("FusedProjection", Site.block(0), Site.block(1), probe)
     detector = DetectorInfo(threshold=0.0, refusal="sorry", refusal_token=7)
     adapters = [adapter(vlm, *items), adapter(vlm, branch=branch, detector=detector)]
-    result = export_onnx(vlm, adapters, tmp_path / "out", base_onnx=base_folder)
+    result = export_onnx(vlm, adapters, tmp_path / "out", base_onnx=base_folder, allow_uncorrected_detector=True)
     checked = {check.kind for check in result.parity.checks}
     assert {"logits", "adapter-off", "op", "invariant", "risk"} <= checked
     assert any("several" in check.case for check in result.parity.checks) == vlm.inputs.family.several
@@ -235,7 +236,10 @@ def correctors_and_detector(vlm: VLM, records, captions) -> list[Adapter]:
     guard = VLMGuard(variant="steer", gate="calibrated", layers=(0,), rank=2).fit(vlm, records)
     care = CARE(layers=(1,), rank=2, site="mlp", fusion="adaptive", contrast="label").fit(vlm, records)
     with vlm.applied(guard, care):
-        sasa = SASA(safety_layer=0, fused_layer=1).fit(SecondPass(vlm), records, Refusal("sorry", 9))
+        fitted_with = [describe_corrector(guard), describe_corrector(care)]
+        sasa = SASA(safety_layer=0, fused_layer=1).fit(
+            SecondPass(vlm), records, Refusal("sorry", 9), corrected_by=fitted_with
+        )
     return [guard, care, sasa]
 
 
@@ -243,7 +247,9 @@ def aligned(variant: str):
     def fit(vlm: VLM, records, captions) -> list[Adapter]:
         made = TGA(variant=variant, steps=2, batch_size=4).fit(Aligner(vlm, captions))
         with vlm.applied(made):
-            return [made, OnePassProbe(fused_layer=1).fit(SecondPass(vlm), records, Refusal("sorry", 9))]
+            fitted_with = [describe_corrector(made)]
+            probe = OnePassProbe(fused_layer=1)
+            return [made, probe.fit(SecondPass(vlm), records, Refusal("sorry", 9), corrected_by=fitted_with)]
 
     return fit
 

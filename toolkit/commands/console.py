@@ -89,6 +89,11 @@ def emit(value: Any, *, as_json: bool, human: Callable[[Any, Any], None], then: 
         print(f"next:  {then}", file=sys.stderr, flush=True)
 
 
+def warn(text: str) -> None:
+    """Print on stderr what a user must know although the command succeeded."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 @contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     """Yield ``update(done, total)`` for counted work; it is drawn on stderr, see :func:`work`."""

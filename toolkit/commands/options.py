@@ -10,26 +10,11 @@ import typer
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Model = Annotated[str, typer.Argument(help="Checkpoint folder, or reference:mild / reference:severe.")]
 Data = Annotated[str, typer.Option("--data", help="Records: JSONL file or folder, or `reference`.")]
-MaybeData = Annotated[str | None, typer.Option("--data", help="Records: JSONL file or folder, or `reference`.")]
 Adapters = Annotated[list[Path] | None, typer.Option("--adapter", help="Adapter folder; repeat to stack.")]
 WrongBase = Annotated[
     bool, typer.Option("--allow-wrong-base", help="Accept an adapter fitted on another model; the card shows it.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use at most this many records, spread over the groups.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
-Provider = Annotated[list[str] | None, typer.Option("--provider", help="ONNX Runtime provider; CPU by default.")]
-Swap = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--swap",
-        help="Run a hot-swap export with this adapter folder, export or .onnx_adapter file instead; repeat to stack.",
-    ),
-]
-System = Annotated[str, typer.Option("--system", help="A system prompt before every request.")]
-ExternalIndex = Annotated[
-    Path | None, typer.Option("--external-index", help="Index that retrieval searches outside the graph.")
-]
 
 # Of fit commands.
 AdapterOut = Annotated[Path, typer.Option("-o", "--out", help="Adapter folder to write.")]

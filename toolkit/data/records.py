@@ -124,6 +124,20 @@ def load_records(path: Path | str, splits: Iterable[Split] | None = None) -> lis
     return kept
 
 
+def require_pictures(records: Sequence[Record]) -> None:
+    """Refuse records whose picture file is not there; worth calling before long work, for no picture is read.
+
+    Raises:
+        UsageError: naming the record and the file.
+    """
+    for record in records:
+        if record.image is None:
+            continue
+        match = _FRAGMENT.fullmatch(record.image)
+        if match is None or not (record._folder / match["path"]).is_file():
+            record.picture()  # says what is wrong
+
+
 def subset(records: Sequence[Record], limit: int) -> list[Record]:
     """At most ``limit`` records, spread evenly over carriers, labels and look-alikes, in their order."""
     if len(records) <= limit:

@@ -59,7 +59,7 @@ def fold_all(vlm: VLM, adapters: Sequence[Adapter]) -> tuple[Adapter, ...]:
             value in the place of a weight that an earlier one is folded into.
         InvalidArtifact: an adapter's own updates do not fit the model.
     """
-    maps = [_compose(adapter) for adapter in adapters]
+    maps = [affine_maps(adapter) for adapter in adapters]
     folded: list[Adapter] = []
     for index, adapter in enumerate(adapters):
         if not maps[index]:
@@ -93,8 +93,12 @@ def _require_kept(updates: Sequence[WeightUpdate], later: Sequence[Adapter]) -> 
                 )
 
 
-def _compose(adapter: Adapter) -> dict[Site, AffineMap]:
-    """One affine map per site, in float64."""
+def affine_maps(adapter: Adapter) -> dict[Site, AffineMap]:
+    """What an adapter's interventions are, one affine map per site, in float64; needs no model.
+
+    Raises:
+        UsageError: some intervention cannot be folded; each is named with the reason.
+    """
     refused, maps = [], {}
     for index, item in enumerate(adapter.interventions):
         op = item.make_op()

@@ -20,7 +20,7 @@ from safetykit.export.foreign.normalise import DecoderShape, normalise
 from safetykit.export.foreign_info import CHECKPOINT
 from safetykit.export.manifest import GRAPHS, LAYOUT, read_manifest, write_manifest
 from safetykit.export.parity.compare import compare_logits, parity_requests
-from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.toolkit.model.vlm import VLM
 

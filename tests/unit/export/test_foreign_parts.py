@@ -12,7 +12,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQua
 from safetykit.adapters.errors import UsageError
 from safetykit.export.base.matrices import locate, matrix_of
 from safetykit.export.foreign.optimum import write_optimum
-from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.runtime.rows import run_rows_alone
 from safetykit.toolkit.model.requests import Request

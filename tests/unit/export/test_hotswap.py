@@ -13,11 +13,14 @@ from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.sites import Site
 from safetykit.adapters.artifact.updates import WeightUpdate
 from safetykit.adapters.errors import InvalidArtifact, UsageError, WrongBase
-from safetykit.export.commands.evaluation import evaluate_model, verify_folder
+from safetykit.export.commands.evaluation import evaluate_model
+from safetykit.export.commands.verification import verify_folder
 from safetykit.export.manifest import read_manifest, write_manifest
 from safetykit.export.parity.check import check_parity
 from safetykit.export.parity.compare import compare_logits, parity_requests
-from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.parity.swap_check import check_swap
+from safetykit.export.parity.swapped import with_parameters
+from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.answer import answer
 from safetykit.export.runtime.hotswap import read_adapter_file, read_swap, write_adapter_file
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
@@ -432,4 +435,43 @@ def test_the_commands_swap_what_they_are_given(vlm, base_folder, make_adapter, t
     with pytest.raises(UsageError, match="needs the checkpoint"):
         verify_folder(out, None, [], swap=[tmp_path / "other"])
     with pytest.raises(UsageError, match="A checkpoint has no adapter to swap"):
-        evaluate_model(str(vlm.path), "reference", [], swap=[tmp_path / "other"])
+        evaluate_model(str(vlm.path), data="reference", swap=[tmp_path / "other"])
+
+
+@pytest.mark.parametrize("source", ["an export", "its files"])
+def test_parity_of_a_swap_is_checked_for_whatever_can_be_swapped_in(vlm, export, make_adapter, source):
+    """An export and its files hold numbers only: PyTorch gets them in the places of the own adapter's."""
+    first = with_low_rank(vlm, make_adapter(*ITEMS, seed=1), LAYERS, 2, seed=1)
+    second = with_low_rank(vlm, make_adapter(*ITEMS, seed=2, rank=4), LAYERS, 5, seed=2)
+    onnx_vlm, other = export(first), export(second)
+    files = [other.path / f"{name}.onnx_adapter" for name in ("decoder", "vision_encoder")]
+    sources = [other.path] if source == "an export" else files
+    report = check_swap(vlm, onnx_vlm, sources, own=[first], steps=2)
+    report.require()
+    onnx_vlm.swap(*sources)
+    (rebuilt,) = with_parameters([first], onnx_vlm.manifest, onnx_vlm.swapped)
+    for ours, theirs in zip(rebuilt.interventions, second.interventions, strict=True):
+        for name, tensor in theirs.tensors.items():
+            assert torch.equal(ours.tensors[name], tensor)
+    products = [
+        {one.parameter: one.tensors["up"] @ one.tensors["down"] for one in some.updates} for some in (rebuilt, second)
+    ]
+    assert products[0].keys() == products[1].keys()
+    assert all(torch.allclose(products[0][name], products[1][name], atol=1e-6) for name in products[0])
+
+
+def test_new_values_are_rebuilt_from_an_export(vlm, export, make_adapter):
+    first, second = (with_values(vlm, make_adapter(), seed) for seed in (1, 2))
+    onnx_vlm, other = export(first), export(second)
+    check_swap(vlm, onnx_vlm, [other.path], own=[first], steps=2).require()
+
+
+def test_a_detector_is_rebuilt_from_an_export(vlm, export, make_detector, split_risks, requests):
+    first, _ = split_risks(make_detector(seed=1), requests)
+    second, _ = split_risks(make_detector(seed=2), requests)
+    onnx_vlm, other = export(first, enforce=True), export(second, enforce=True)
+    check_swap(vlm, onnx_vlm, [other.path], own=[first], steps=2).require()
+    onnx_vlm.swap(other.path)
+    (rebuilt,) = with_parameters([first], onnx_vlm.manifest, onnx_vlm.swapped)
+    assert rebuilt.detector == second.detector
+    assert torch.equal(rebuilt.branch.tensors["weight"], second.branch.tensors["weight"])

@@ -9,11 +9,11 @@ import onnx_ir as ir
 import pytest
 
 from safetykit.adapters.errors import InvalidArtifact, UsageError
-from safetykit.export.commands.evaluation import export_with_documents, verify_folder
+from safetykit.export.commands.verification import verify_folder
 from safetykit.export.layouts.arrange import arrange, require_layout
 from safetykit.export.layouts.check import compare_arranged
 from safetykit.export.manifest import GRAPHS, LAYOUT, hash_folder, read_manifest
-from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.runtime.sessions import open_session
 from safetykit.export.surgery.adapt import adapt, copy_base
@@ -129,11 +129,6 @@ def test_the_whole_export_checks_what_it_arranged(vlm, base_folder, make_adapter
     adapter.save(tmp_path / "adapter")
     found = verify_folder(out, str(vlm.path), [tmp_path / "adapter"])
     assert found["parity"]["passed"]
-
-
-def test_an_unknown_layout_is_refused_before_anything_is_read(tmp_path):
-    with pytest.raises(UsageError, match="--layout cannot be 'tflite'.*onnx, transformers.js, genai, triton"):
-        export_with_documents("nowhere", tmp_path / "out", [], layout="tflite")
 
 
 class TestTransformersJs:

@@ -2,13 +2,16 @@
 
 import shutil
 
+import onnx_ir as ir
 import pytest
 
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.errors import InvalidArtifact, ParityFailed, UsageError, WrongBase
+from safetykit.export.document.card import check_card
 from safetykit.export.manifest import GRAPHS, LAYOUT, read_manifest, write_manifest
 from safetykit.export.parity.report import ParityReport
-from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.pipeline.export import export_onnx
+from safetykit.export.pipeline.options import ExportOptions
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.toolkit.data.records import Record
 from safetykit.toolkit.model.requests import Request
@@ -59,14 +62,27 @@ def test_decisions_are_part_of_the_gate(exported):
 def test_a_base_without_a_folder_is_exported(vlm, make_adapter, tmp_path):
     """The whole way once, with a file added by the caller before sealing."""
 
-    def finish(work, result):
-        (work / LAYOUT.card).write_text(f"error {result.parity.worst('logits')}")
+    def measure(work):
+        assert (work / LAYOUT.parity).is_file() and not (work / LAYOUT.card).exists()
+        (work / "measured.json").write_text("{}")
 
     steps: list[str] = []
-    export_onnx(vlm, [make_adapter(*ITEMS)], tmp_path / "out", finish=finish, progress=steps.append)
-    assert LAYOUT.card in read_manifest(tmp_path / "out").files
-    assert steps[0] == "exporting vision_encoder" and steps[-1] == "parity: ops"
+    result = export_onnx(vlm, [make_adapter(*ITEMS)], tmp_path / "out", measure=measure, progress=steps.append)
+    assert {LAYOUT.card, LAYOUT.report, "measured.json"} <= set(read_manifest(tmp_path / "out").files)
+    assert result.manifest == read_manifest(tmp_path / "out")
+    assert steps[0] == "exporting vision_encoder" and steps[-1] == "writing the card and the report"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_python_writes_card_report_and_evaluation_as_the_command_line_does(exported, records):
+    check_card(exported.folder)
+    names = {LAYOUT.card, LAYOUT.report, LAYOUT.parity, LAYOUT.evaluation}
+    assert names <= set(exported.manifest.files)
+    assert [item.id for item in exported.comparison.before.decisions] == [record.id for record in records]
+    assert exported.comparison.after.decisions == tuple(exported.decisions[1])
+    described = exported.describe()
+    assert described["card"] == str(exported.folder / LAYOUT.card) and described["parity"]["passed"]
+    assert "decisions" not in described["comparison"]["after"]
 
 
 def test_a_failed_parity_leaves_nothing(vlm, base_folder, make_adapter, tmp_path, monkeypatch):
@@ -84,7 +100,7 @@ def test_a_failed_export_keeps_the_old_folder(vlm, base_folder, make_adapter, tm
     out = tmp_path / "out"
     out.mkdir()
     (out / "old").write_text("kept")
-    monkeypatch.setattr("safetykit.export.pipeline.pipeline.check_parity", lambda *_args, **_kw: 1 / 0)
+    monkeypatch.setattr("safetykit.export.pipeline.check.check_parity", lambda *_args, **_kw: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_onnx(vlm, [make_adapter(*ITEMS)], out, base_onnx=base_folder, overwrite=True)
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "old"]
@@ -124,9 +140,39 @@ def test_an_unknown_site_is_refused_before_exporting(vlm, make_adapter, tmp_path
         export_onnx(vlm, [make_adapter(("SubspaceProjection", "decoder.layers.9", "all", "both"))], tmp_path / "out")
 
 
-def test_nothing_to_bake_is_refused(vlm, tmp_path):
+def test_an_adapter_without_content_is_refused(vlm, make_adapter, tmp_path):
     with pytest.raises(UsageError, match="nothing to bake"):
-        export_onnx(vlm, [], tmp_path / "out")
+        export_onnx(vlm, [make_adapter()], tmp_path / "out")
+
+
+def test_without_an_adapter_the_base_is_exported_checked_and_documented(vlm, base_folder, make_adapter, tmp_path):
+    base, out = tmp_path / "base", tmp_path / "out"
+    result = export_onnx(vlm, [], base, base_onnx=base_folder)
+    assert result.manifest.mode == "base" and result.manifest.adapters == ()
+    kinds = [check.kind for check in result.parity.checks]
+    assert set(kinds) == {"adapter-off"} and len(kinds) >= 5 and result.parity.passed
+    check_card(base)
+    assert "unmodified base export" in (base / LAYOUT.card).read_text()
+    adapted = export_onnx(vlm, [make_adapter(*ITEMS)], out, base_onnx=base)
+    assert adapted.manifest.mode == "bake"
+    assert (out / LAYOUT.data("decoder")).read_bytes() == (base_folder / LAYOUT.data("decoder")).read_bytes()
+
+
+def test_a_spoilt_base_export_fails_parity(vlm, base_folder, tmp_path):
+    """Adapter off is compared also where there is no adapter: an embedding that is scaled shows."""
+    spoilt = shutil.copytree(base_folder, tmp_path / "base")
+    model = ir.load(spoilt / LAYOUT.embed_tokens)
+    (value,) = model.graph.outputs
+    node = ir.node("Add", [value, value])
+    model.graph.append(node)
+    node.outputs[0].name, value.name = value.name, f"{value.name}.single"
+    node.outputs[0].dtype, node.outputs[0].shape = value.dtype, value.shape
+    model.graph.outputs[0] = node.outputs[0]
+    ir.save(model, spoilt / LAYOUT.embed_tokens)
+    write_manifest(read_manifest(spoilt, verify=False), spoilt)
+    with pytest.raises(ParityFailed, match="adapter-off"):
+        export_onnx(vlm, [], tmp_path / "out", base_onnx=spoilt)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -160,8 +206,14 @@ def test_a_detector_stacked_with_a_corrector_is_exported_and_decides_alike(
     corrector = make_adapter(("GatedSteering", "decoder.layers.0", "last", "prefill"))
     detector, _ = split_risks(make_detector(), requests)
     adapters = [corrector, detector]
-    result = export_onnx(vlm, adapters, tmp_path / "out", base_onnx=base_folder, records=records, enforce=True)
+    options = ExportOptions(base_onnx=base_folder, enforce=True)
+    with pytest.raises(UsageError, match="fitted on the model without a corrector"):
+        export_onnx(vlm, adapters, tmp_path / "out", options, records=records)
+    assert not (tmp_path / "out").exists()
+    result = export_onnx(vlm, adapters, tmp_path / "out", options, records=records, allow_uncorrected_detector=True)
     manifest = read_manifest(result.folder)
+    assert manifest.uncorrected_detector_allowed
+    assert "not fitted under the correctors" in (result.folder / LAYOUT.card).read_text()
     assert manifest.enforce and manifest.detector == detector.detector
     assert (manifest.branch.adapter, manifest.branch.safety, manifest.branch.blocks) == (1, "decoder.layers.0", 5)
     assert "risk_score" in manifest.graphs["decoder"].outputs
@@ -171,8 +223,3 @@ def test_a_detector_stacked_with_a_corrector_is_exported_and_decides_alike(
         assert (ours.scores["risk"] > 0) == (theirs.scores["risk"] > 0) and ours.text == theirs.text
     answers = OnnxVLM.from_pretrained(result.folder).generate(requests, 4)
     assert {answer.refused for answer in answers} == {True, False}
-
-
-def test_enforcing_needs_a_detector(vlm, base_folder, make_adapter, tmp_path):
-    with pytest.raises(UsageError, match="no detector whose refusal could be enforced"):
-        export_onnx(vlm, [make_adapter(*ITEMS)], tmp_path / "out", base_onnx=base_folder, enforce=True)

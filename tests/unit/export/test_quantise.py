@@ -16,7 +16,7 @@ from safetykit.export.base.matrices import Matrix, matrix_of
 from safetykit.export.foreign.weights import find_weights
 from safetykit.export.manifest import LAYOUT, read_manifest
 from safetykit.export.parity.check import check_parity
-from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.toolkit.data.records import Record
 

@@ -7,14 +7,12 @@ import torch
 
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.errors import UsageError
-from safetykit.export.commands.evaluation import export_with_documents
-from safetykit.export.document.card import write_card
 from safetykit.export.foreign.weights import find_weights
 from safetykit.export.manifest import LAYOUT
 from safetykit.export.parity.check import check_parity
 from safetykit.export.parity.held import holding
 from safetykit.export.parity.recalibrate import matching_threshold, recalibrated, thresholds, with_thresholds
-from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.surgery.detector import stated_detector
 from safetykit.toolkit.data.records import Record
@@ -58,6 +56,7 @@ def records(count: int, seed: int) -> list[Record]:
 
 
 CALIBRATION = records(40, 0)
+TEST = [record.model_copy(update={"id": f"test-{record.id}", "split": "test"}) for record in CALIBRATION]
 
 
 @pytest.fixture
@@ -88,9 +87,9 @@ def in_torch(vlm, adapter: Adapter) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def export(vlm, int4_folder, tmp_path):
-    def run(adapter: Adapter, **options):
-        given = {"precision": "int4", "base_onnx": int4_folder, "recalibrate": CALIBRATION, **options}
-        return export_onnx(vlm, [adapter], tmp_path / "out", **given)
+    def run(adapter: Adapter, records=(), **options):
+        given = {"precision": "int4", "base_onnx": int4_folder, "recalibrate": True, **options}
+        return export_onnx(vlm, [adapter], tmp_path / "out", records=[*CALIBRATION, *records], **given)
 
     return run
 
@@ -150,7 +149,7 @@ def test_gates_open_as_often_as_before_as_if_each_were_alone(vlm, export, fitted
 
 def test_decisions_are_compared_with_those_of_the_fitted_threshold(vlm, export, fitted, make_detector):
     detector = fitted(make_detector())
-    result = export(detector, max_flips=1, records=CALIBRATION, max_new_tokens=2)
+    result = export(detector, max_flips=1, records=TEST, max_new_tokens=2)
     ours, theirs = ([decision.scores["risk"] for decision in side] for side in result.decisions)
     assert np.allclose(ours, in_torch(vlm, detector)["risk"] - detector.detector.threshold, atol=1e-4)
     assert sum(risk > 0 for risk in ours) == sum(risk > 0 for risk in theirs) == WANTED
@@ -175,7 +174,7 @@ def test_parity_holds_only_with_the_thresholds_in_the_graph(vlm, export, fitted,
 
 
 def test_the_card_says_which_thresholds_are_not_the_fits(export, fitted, make_detector, tmp_path):
-    export(fitted(make_detector()), finish=lambda work, _: write_card(work))
+    export(fitted(make_detector()))
     text = (tmp_path / "out" / LAYOUT.card).read_text()
     assert "Thresholds were set again on these graphs" in text and "| `risk` |" in text
     assert "was set again on these graphs" in (tmp_path / "out/report.html").read_text()
@@ -199,9 +198,7 @@ def test_a_recalibration_without_thresholds_or_records_is_refused(vlm, make_adap
     with pytest.raises(UsageError, match="have no threshold"):
         recalibrated(vlm, [plain], lambda _: None, CALIBRATION)
     with pytest.raises(UsageError, match="have no threshold"):  # before anything is exported
-        export_onnx(vlm, [plain], tmp_path / "out", recalibrate=CALIBRATION)
+        export_onnx(vlm, [plain], tmp_path / "out", recalibrate=True, records=CALIBRATION)
     with pytest.raises(UsageError, match="holds no record"):
         recalibrated(vlm, [make_detector()], lambda _: None, [])
-    with pytest.raises(UsageError, match="--recalibrate needs records"):
-        export_with_documents("nowhere", tmp_path / "out", [], recalibrate=True)
     assert not (tmp_path / "out").exists()

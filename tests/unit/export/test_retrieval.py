@@ -19,7 +19,7 @@ from safetykit.export.manifest import read_manifest, write_manifest
 from safetykit.export.parity.compare import compare_logits, compare_scores
 from safetykit.export.parity.exposed import require_movement
 from safetykit.export.parity.retrieval_checks import check_retrieval, require_response
-from safetykit.export.pipeline.pipeline import export_onnx
+from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.answer import answer
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.surgery.adapt import adapt, copy_base, place

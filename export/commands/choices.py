@@ -1,0 +1,33 @@
+"""What may be chosen in `eval`, `run` and `verify`: from here come their options and help. It needs no torch."""
+
+from __future__ import annotations
+
+from ...adapters.settings import POSITIVE, setting
+from ...toolkit.evaluation.options import RecordOptions
+from ..options import SwapOptions
+
+
+class EvalOptions(RecordOptions, SwapOptions):
+    """How records are answered, by a checkpoint or an export."""
+
+    data: str = setting(..., "Records: JSONL file or folder, or `reference`.")
+    system: str = setting("", "A system prompt before every request.", shown="none")
+    allow_wrong_base: bool = setting(False, "Accept an adapter fitted on another model.")
+    allow_uncorrected_detector: bool = setting(
+        False, "Accept a detector that was not fitted under the correctors beside it."
+    )
+    overwrite: bool = setting(False, "Replace the file of --out if it exists.")
+
+
+class RunOptions(SwapOptions):
+    """How an export answers."""
+
+    max_new_tokens: int = setting(64, "Longest answer, in tokens.", ge=1)
+    temperature: float = setting(0.0, "Of sampling; 0 is greedy.", ge=0)
+    top_p: float = setting(1.0, "Share of probability to sample from.", acts={"temperature": POSITIVE}, gt=0, le=1)
+    seed: int = setting(0, "Of sampling.", acts={"temperature": POSITIVE})
+    system: str = setting("", "A system prompt before every request.", shown="none")
+
+
+class VerifyOptions(SwapOptions):
+    """How parity is run again."""

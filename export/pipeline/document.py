@@ -1,0 +1,64 @@
+"""What stands beside the graphs: evaluation, what came with the adapters, card and report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...adapters.artifact.files import write_atomic
+from ...adapters.artifact.manifest import canonical_json
+from ...adapters.retrieval.retrieval import CAPTIONS
+from ...toolkit.evaluation.evaluate import Evaluation, evaluate, tabulate
+from ..document.card import write_card
+from ..document.figures import FACTS, attachment_name
+from ..manifest import LAYOUT, ExportManifest
+from ..parity.comparison import Comparison
+from .check import Checked
+from .plan import Plan
+from .write import Say
+
+if TYPE_CHECKING:
+    from ...toolkit.model.vlm import VLM
+
+Measure = Callable[[Path], None]
+
+
+def document(
+    plan: Plan, vlm: VLM, checked: Checked, work: Path, say: Say, measure: Measure | None = None
+) -> tuple[ExportManifest, Comparison | None]:
+    """Write evaluation, attachments, card and report into ``work``, and seal it.
+
+    Args:
+        measure: called with the folder before the card is written, to add measurements that it shows.
+
+    Returns:
+        The manifest as sealed, and the evaluation; None without records.
+    """
+    comparison = _compared(plan, vlm, checked, say) if plan.records else None
+    if comparison is not None:
+        write_atomic(work / LAYOUT.evaluation, canonical_json(comparison.model_dump(mode="json")))
+    for number, adapter in enumerate(plan.adapters):
+        for name, value in adapter.attachments.items():
+            if name != CAPTIONS:  # they are in the folder, as captions.jsonl
+                write_atomic(work / attachment_name(name, number), canonical_json(value))
+    write_atomic(work / FACTS, canonical_json(plan.facts.model_dump(mode="json")))
+    if measure:
+        measure(work)
+    say("writing the card and the report")
+    return write_card(work), comparison
+
+
+def _compared(plan: Plan, vlm: VLM, checked: Checked, say: Say) -> Comparison:
+    """The unmodified model before, the export after."""
+    say("answering the records without the adapter")
+    before = evaluate(vlm, plan.records, name=plan.source.called, max_new_tokens=plan.options.max_new_tokens)
+    decisions = tuple(checked.decisions[1])
+    after = Evaluation(
+        model=plan.out.name,
+        split=before.split,
+        max_new_tokens=before.max_new_tokens,
+        rows=tabulate(decisions),
+        decisions=decisions,
+    )
+    return Comparison.of(before, after, plan.records, dataset=plan.source.dataset)

@@ -1,0 +1,142 @@
+"""The whole export: plan → write → check → document; the folder appears, or nothing does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...adapters.artifact.adapter import Adapter
+from ...adapters.artifact.files import atomic_folder
+from ...adapters.artifact.store import load_adapter
+from ...adapters.errors import UsageError
+from ...toolkit.data.records import load_records
+from ...toolkit.data.sources import data_path, model_path
+from ...toolkit.model.inputs import InputProcessor
+from ...toolkit.retrieval.index import CaptionIndex
+from ..manifest import LAYOUT, ExportManifest, write_manifest
+from ..parity.comparison import Comparison
+from ..parity.report import ParityReport
+from .check import check_written
+from .document import Measure, document
+from .options import ExportOptions
+from .plan import CALIBRATION, Plan, Source, plan_export
+from .write import require_model, write_graphs
+
+if TYPE_CHECKING:
+    from ...toolkit.data.records import Record
+    from ...toolkit.evaluation.evaluate import Decision
+    from ...toolkit.model.vlm import VLM
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export made.
+
+    Attributes:
+        folder: where it lies, with its card ``README.md`` and its ``report.html``.
+        manifest: of the folder.
+        parity: the report, which passed.
+        decisions: answers to the records by PyTorch and by ONNX Runtime; empty without records.
+        comparison: the evaluation of the unmodified model and of the export; None without records.
+    """
+
+    folder: Path
+    manifest: ExportManifest
+    parity: ParityReport
+    decisions: tuple[Sequence[Decision], Sequence[Decision]] = ((), ())
+    comparison: Comparison | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able: folder, card, report, parity, and the evaluation without its answers."""
+        left_out = {"before": {"decisions"}, "after": {"decisions"}}
+        return {
+            "folder": str(self.folder),
+            "card": str(self.folder / LAYOUT.card),
+            "report": str(self.folder / LAYOUT.report),
+            "parity": self.parity.model_dump(mode="json"),
+            "comparison": self.comparison and self.comparison.model_dump(mode="json", exclude=left_out),
+        }
+
+
+def export_onnx(
+    model: VLM | str | Path,
+    adapters: Sequence[Adapter | str | Path],
+    out: Path | str,
+    options: ExportOptions | None = None,
+    *,
+    records: Sequence[Record] = (),
+    progress: Callable[[str], None] | None = None,
+    measure: Measure | None = None,
+    **given: Any,
+) -> ExportResult:
+    """Export a model with adapters in its graphs; ``out`` appears only if parity holds, with its card and report.
+
+    Args:
+        model: loaded, or its folder or name, such as ``reference:mild``: then it is loaded only once the plan holds.
+        adapters: in order, or their folders; none makes a base export, which others can put adapters into.
+        options: see :class:`ExportOptions`; its fields can be given as keywords too, which win.
+        records: records whose decisions are compared, and that the card's evaluation is of; instead of the option
+            ``data``. With ``recalibrate``, those of split calibration set thresholds instead.
+        progress: called with the name of each step as it starts.
+        measure: called with the unfinished folder, to add measurements that the card shows.
+
+    Raises:
+        UsageError: something cannot be done or an option could not act; before anything is made if that can be known.
+        UnsupportedGraph: the base graphs are not understood.
+        WrongBase: adapter or base graphs belong to another model.
+        ParityFailed: the export does not do what the model does.
+    """
+    say = progress or (lambda _: None)
+    chosen = ExportOptions.of(options, given)
+    plan = plan_export(_source(model, adapters, records, chosen), Path(out), chosen)
+    vlm = _loaded(model, plan)
+    require_model(plan, vlm)
+    with atomic_folder(plan.out, overwrite=chosen.overwrite) as work:
+        written = write_graphs(plan, vlm, work, say)
+        checked = check_written(plan, vlm, written, work, say)
+        write_manifest(checked.manifest, work)
+        manifest, comparison = document(plan, vlm, checked, work, say, measure)
+    return ExportResult(plan.out, manifest, checked.parity, checked.decisions, comparison)
+
+
+def _source(
+    model: VLM | str | Path, adapters: Sequence[Adapter | str | Path], records: Sequence[Record], options: ExportOptions
+) -> Source:
+    """What is exported, without the model's weights unless it is loaded already."""
+    if options.data is not None and records:
+        raise UsageError("Both records and data were given.", "Give one of them.")
+    loaded = tuple(item if isinstance(item, Adapter) else load_adapter(Path(item)) for item in adapters)
+    if isinstance(model, (str, Path)):
+        checkpoint = model_path(str(model))
+        called, inputs, index = str(model), InputProcessor.from_pretrained(checkpoint), None
+    else:
+        checkpoint, called, inputs, index = model.path, str(model.path), model.inputs, model.index
+    if options.external_index is not None:
+        index = CaptionIndex.load(options.external_index)
+    return Source(
+        checkpoint=checkpoint,
+        called=called,
+        inputs=inputs,
+        adapters=loaded,
+        names=tuple("ADAPTER" if isinstance(item, Adapter) else str(item) for item in adapters),
+        records=(*(records or options.records()), *_calibration(options)),
+        dataset=options.data or "records",
+        index=index,
+    )
+
+
+def _calibration(options: ExportOptions) -> list[Record]:
+    """Calibration records of the option ``data``, for ``recalibrate``."""
+    if not options.recalibrate or options.data is None:
+        return []
+    return load_records(data_path(options.data), [CALIBRATION])
+
+
+def _loaded(model: VLM | str | Path, plan: Plan) -> VLM:
+    from ...toolkit.model.vlm import VLM
+
+    vlm = VLM.from_pretrained(plan.source.checkpoint) if isinstance(model, (str, Path)) else model
+    vlm.index = plan.source.index
+    return vlm

@@ -1,0 +1,187 @@
+"""The rules of a plan, each of which refuses one kind of export that could not succeed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...adapters.artifact.adapter import Adapter, the_detector
+from ...adapters.errors import SafetykitError, UsageError, WrongBase
+from ...adapters.retrieval.retrieval import retrieval_of
+from ...toolkit.data.records import require_pictures
+from ...toolkit.families import family_of
+from ...toolkit.model.folding import affine_maps
+from ...toolkit.model.inputs import InputProcessor
+from ..base.quantise import quantiser_class
+from ..foreign.recognise import find_graphs
+from ..manifest import LAYOUT, read_manifest
+from ..parity.compare import parity_requests
+from ..parity.recalibrate import require_thresholds
+from ..runtime.sessions import open_session
+from ..surgery.adapt import place
+from ..surgery.swappable import require_swappable
+from .options import ExportOptions
+
+if TYPE_CHECKING:
+    from ...toolkit.data.records import Record
+    from .plan import Source
+
+__all__ = [
+    "require_base_graphs",
+    "require_mode",
+    "require_one_base",
+    "require_pictures",
+    "require_prompts",
+    "require_providers",
+    "require_sites",
+    "require_use",
+]
+
+_ROUNDED = ("int4", "int8")
+_PADDED = "4 rows padded, mixed"  # of the batches of parity: text and pictures, of several lengths
+
+
+def require_use(
+    options: ExportOptions, adapters: Sequence[Adapter], records: Sequence[Record], calibration: Sequence[Record]
+) -> None:
+    """Refuse options that were given and would do nothing here."""
+    if options.recalibrate and not (records or calibration):
+        raise UsageError("--recalibrate needs records.", "Pass --data with a calibration split.")
+    options.require_use(("split", "limit"), options.data is not None, "--data")
+    options.require_use(("max_new_tokens", "max_flips"), bool(records), "records to answer (--data)")
+    options.require_use(("mode", "enforce", "recalibrate", "gate_state"), bool(adapters), "an adapter (--adapter)")
+    options.require_use(("allow_uncorrected_detector",), the_detector(adapters) is not None, "a detector")
+    based = bool(adapters) or options.base_onnx is not None
+    options.require_use(("allow_wrong_base",), based, "an adapter or base graphs")
+    held = any(item.gate == "held" for adapter in adapters for item in adapter.interventions)
+    options.require_use(("gate_state",), held, "a gate that is held through the answer")
+    external = retrieval_of(adapters)
+    searches = external is not None and external[0].external
+    options.require_use(("external_index",), searches, "an adapter that searches an index outside the graph")
+    if options.recalibrate and options.data is not None and options.split == "calibration":
+        raise UsageError(
+            "The calibration split cannot both set thresholds (--recalibrate) and be answered (--split).",
+            "Answer another split.",
+        )
+    if options.recalibrate:
+        require_thresholds(adapters, calibration)
+
+
+def require_sites(adapters: Sequence[Adapter], config: Any) -> None:
+    """Refuse sites in layers that the decoder does not have; what else a model may lack shows when it is loaded."""
+    layers = config.get_text_config().num_hidden_layers
+    for adapter in adapters:
+        branch = [adapter.branch.safety, adapter.branch.fused] if adapter.branch else []
+        for site in [*(item.site for item in adapter.interventions), *branch]:
+            site.require_within(layers)
+
+
+def require_one_base(source: Source, options: ExportOptions) -> None:
+    """Refuse adapters of other models, as far as it shows without reading the weights."""
+    if options.allow_wrong_base:
+        return
+    text = source.config.get_text_config()
+    shape = (text.num_hidden_layers, text.hidden_size)
+    found = {adapter.info.base.fingerprint: adapter.info for adapter in source.adapters}
+    for info in found.values():
+        if (info.base.n_layers, info.base.d_model) != shape:
+            raise WrongBase(
+                f"The adapter ({info.method}) was fitted on a model of {info.base.n_layers} layers of width "
+                f"{info.base.d_model}; {source.called} has {shape[0]} of width {shape[1]}.",
+                "Fit it on this model, or pass --allow-wrong-base; the card then shows that you did.",
+            )
+    if len(found) > 1:
+        methods = " and ".join(f"{info.method} on model {name[:12]}" for name, info in found.items())
+        raise WrongBase(f"The adapters were fitted on several models: {methods}.", "Fit them all on this model.")
+
+
+def require_mode(adapters: Sequence[Adapter], options: ExportOptions) -> None:
+    """Refuse what cannot be folded, or swapped."""
+    if options.mode == "fold":
+        if options.precision in _ROUNDED:
+            raise UsageError(
+                f"Folding into {options.precision} weights would round the adapter away with them.",
+                "Use --mode bake, whose ops stay in full precision, or fold in fp32 or fp16.",
+            )
+        if not any(adapter.interventions for adapter in adapters):
+            raise UsageError(
+                "There is nothing to fold: the adapters have no intervention.", "Export them with --mode bake."
+            )
+        for adapter in adapters:
+            affine_maps(adapter)
+    if options.mode == "hot-swap":
+        require_swappable(place(adapters))
+
+
+def require_base_graphs(source: Source, options: ExportOptions) -> None:
+    """Refuse base graphs that are not there, hold an adapter, or have another precision."""
+    if options.base_onnx is None:
+        if options.precision == "int8":
+            raise UsageError(
+                "safetykit does not quantise to int8.", "Pass --precision int4, or an int8 decoder with --base-onnx."
+            )
+        if options.precision == "int4":
+            quantiser_class()
+        return
+    folder = options.base_onnx
+    if not (folder / LAYOUT.manifest).is_file():
+        found = find_graphs(folder, options.precision)
+        if found.embed_tokens is None or found.vision_encoder is None:
+            family_of(source.config)  # the rest is exported from the checkpoint
+        return
+    manifest = read_manifest(folder, verify=False)
+    if manifest.mode != "base":
+        raise UsageError(
+            f"The graphs in {folder} hold an adapter already.",
+            "Start from unmodified graphs and give all adapters at once: --adapter A --adapter B.",
+        )
+    if manifest.layout != "onnx":
+        raise UsageError(
+            f"The base graphs in {folder} are arranged for {manifest.layout}.", "Export them with --layout onnx."
+        )
+    if manifest.precision != options.precision:
+        raise UsageError(
+            f"The base graphs in {folder} are {manifest.precision}, not {options.precision}.",
+            f"Pass --precision {manifest.precision}, or leave out --base-onnx.",
+        )
+    for adapter in source.adapters if not options.allow_wrong_base else ():
+        if adapter.info.base.fingerprint != manifest.base.fingerprint:
+            require_same_base(folder, manifest.base.fingerprint, adapter.info.base.fingerprint, "the adapter's base")
+
+
+def require_same_base(folder: Path, found: str, wanted: str, name: str) -> None:
+    """Refuse base graphs of another model.
+
+    Raises:
+        WrongBase: the fingerprints differ.
+    """
+    if found != wanted:
+        raise WrongBase(
+            f"The base graphs in {folder} were exported from model {found[:12]}, but {name} is {wanted[:12]}.",
+            "Export the base graphs of this model, or leave out --base-onnx.",
+        )
+
+
+def require_providers(providers: Sequence[str]) -> None:
+    """Open a session that computes one matrix product under exactly these providers."""
+    from onnx import TensorProto, helper
+
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "x"], ["y"])], "probe", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    open_session(model.SerializeToString(), providers)
+
+
+def require_prompts(inputs: InputProcessor, records: Sequence[Record], checkpoint: str) -> None:
+    """Prepare one padded batch of the kind that parity runs: it needs a chat template, a pad token and a processor."""
+    try:
+        inputs.prepare(parity_requests(records)[_PADDED])
+    except SafetykitError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # whatever a processor says of its files
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"{checkpoint} cannot prepare a batch of prompts and pictures: {reason}",
+            "It needs a chat template and a tokenizer with a pad token; see tokenizer_config.json.",
+        ) from None

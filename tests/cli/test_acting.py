@@ -1,0 +1,169 @@
+"""An option that cannot act in the given combination is refused by name; none is accepted and ignored."""
+
+import json
+
+import pytest
+
+from safetykit.adapters import Adapter
+from safetykit.adapters.artifact.manifest import DetectorInfo
+from safetykit.adapters.artifact.sites import Site
+from safetykit.adapters.artifact.stack import describe_corrector
+from safetykit.adapters.ops.branch import Branch
+
+RECORD = {"id": "a", "prompt": "what is this ?", "label": "harmless", "split": "test", "response": "x"}
+
+
+@pytest.fixture
+def records(tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps(RECORD))
+    return path
+
+
+@pytest.fixture
+def make_detector(make_adapter):
+    def make(*correctors: Adapter) -> Adapter:
+        tensors = {"weight": torch_ones(), "bias": torch_ones()[0]}
+        branch = Branch("FusedProjection", Site.block(1), Site.block(2), tensors)
+        info = make_adapter().info.model_copy(
+            update={"method": "sasa", "hyperparameters": {"corrected_by": [describe_corrector(c) for c in correctors]}}
+        )
+        return Adapter(info, branch=branch, detector=DetectorInfo(threshold=0.0, refusal="no", refusal_token=1))
+
+    return make
+
+
+def torch_ones():
+    import torch
+
+    return torch.ones(128)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--model", "reference:mild"),
+        ("--adapter", "a"),
+        ("--swap", "a"),
+        ("--provider", "CPUExecutionProvider"),
+        ("--external-index", "i"),
+    ],
+)
+def test_verifying_an_adapter_reads_no_model(call, adapter_folder, option, value):
+    code, _, err = call("verify", adapter_folder, option, value)
+    assert code == 2
+    assert f"{option} does nothing without an export: this folder is an adapter" in err
+    assert call("verify", adapter_folder)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--adapter", "a"), ("--provider", "CPUExecutionProvider"), ("--external-index", "i")]
+)
+def test_verifying_without_a_checkpoint_runs_nothing(call, tmp_path, option, value):
+    code, _, err = call("verify", tmp_path, option, value)
+    assert code == 2
+    assert f"{option} does nothing without the checkpoint (--model)" in err
+
+
+def test_a_swap_is_verified_against_the_checkpoint(call, tmp_path):
+    code, _, err = call("verify", tmp_path, "--swap", "a")
+    assert code == 2 and "needs the checkpoint" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--provider", "CPUExecutionProvider"], "--provider does nothing without an export"),
+        (["--swap", "a"], "A checkpoint has no adapter to swap"),
+        (["--external-index", "i"], "--external-index does nothing without an adapter that searches"),
+        (["--allow-wrong-base"], "--allow-wrong-base does nothing without an adapter"),
+        (["--allow-uncorrected-detector"], "--allow-uncorrected-detector does nothing without a detector"),
+        (["--overwrite"], "--overwrite does nothing without a file to write"),
+        (["--split", "tset"], "Did you mean 'test'?"),
+    ],
+)
+def test_a_checkpoint_is_evaluated_in_pytorch(call, random_checkpoint, records, options, message):
+    code, _, err = call("eval", random_checkpoint, "--data", records, *options)
+    assert code == 2
+    assert message in err
+
+
+def test_an_evaluation_is_overwritten_only_if_asked(call, random_checkpoint, records, tmp_path):
+    out = tmp_path / "evaluation.json"
+    out.write_text("precious")
+    command = ("eval", random_checkpoint, "--data", records, "--max-new-tokens", 2, "-o", out)
+    code, _, err = call(*command)
+    assert code == 2 and "already exists" in err and "--overwrite" in err
+    assert out.read_text() == "precious"
+    assert call(*command, "--overwrite")[0] == 0
+    assert json.loads(out.read_text())["max_new_tokens"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--split", "fit"], "--split does nothing without --data"),
+        (["--limit", 3], "--limit does nothing without --data"),
+        (["--max-new-tokens", 3], "--max-new-tokens does nothing without records"),
+        (["--max-flips", 0.5], "--max-flips does nothing without records"),
+        (["--mode", "hotswap"], "Did you mean 'hot-swap'?"),
+        (["--layout", "genie"], "Did you mean 'genai'?"),
+        (["--base-license", "Apache 2.0"], "cannot be a licence"),
+        (["--base-model", "my model"], "cannot be the name of a base model"),
+    ],
+)
+def test_an_export_without_records(call, random_checkpoint, adapter_folder, tmp_path, options, message):
+    code, _, err = call("export", random_checkpoint, "--adapter", adapter_folder, "-o", tmp_path / "out", *options)
+    assert code in (2, 3)
+    assert message in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("option", "value"), [("--seed", 3), ("--top-p", 0.5)])
+def test_greedy_answers_draw_nothing(call, tmp_path, option, value):
+    code, _, err = call("run", tmp_path, "--prompt", "hello", option, value)
+    assert code == 2
+    assert f"{option} does nothing with --temperature 0.0" in err
+
+
+def test_a_detector_is_evaluated_beside_its_own_correctors_only(
+    call, random_checkpoint, records, make_adapter, make_detector, tmp_path
+):
+    guard, own = make_adapter(), tmp_path / "own"
+    make_detector(guard).save(own)
+    guard.save(tmp_path / "guard")
+    make_detector().save(tmp_path / "plain")
+    command = ("eval", random_checkpoint, "--data", records, "--max-new-tokens", 2, "--adapter")
+    code, _, err = call(*command, tmp_path / "guard", "--adapter", tmp_path / "plain")
+    assert code == 2
+    fits = f"safetykit fit sasa {random_checkpoint} --data {records} --with {tmp_path / 'guard'} -o DETECTOR"
+    assert fits in err
+    code, _, err = call(*command, own)
+    assert code == 2 and "is to run without a corrector" in err
+    assert call(*command, tmp_path / "guard", "--adapter", own)[0] == 0
+    assert call(*command, own, "--allow-uncorrected-detector")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "detector", "facts"),
+    [
+        ("sorry, i can not help.", False, (True, False, True)),
+        ("sorry .", True, (True, True, False)),
+        ("a banana .", False, (False, False, False)),
+    ],
+)
+def test_a_refusal_is_told_whoever_refused(call, monkeypatch, tmp_path, text, detector, facts):
+    from safetykit.export.runtime import answer
+    from safetykit.toolkit.model.inputs import Generation
+
+    class Model:
+        detector = retriever = None
+
+        def generate(self, requests, *_, **__):
+            return [Generation(text, (1,), {}, refused=refused) for refused in [detector] * len(requests)]
+
+    monkeypatch.setattr(answer.OnnxVLM, "from_pretrained", lambda *_, **__: Model())
+    code, out, _ = call("run", tmp_path, "--prompt", "hello", "--json")
+    (found,) = json.loads(out)
+    assert code == 0
+    assert (found["refused"], found["refused_by_detector"], found["refused_by_model"]) == facts
