@@ -53,7 +53,12 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(import_module(_HOME[name], __name__), name)
+        try:
+            return getattr(import_module(_HOME[name], __name__), name)
+        except ModuleNotFoundError as error:
+            from .adapters.extras import explained
+
+            raise explained(error) from None
     from difflib import get_close_matches
 
     near = get_close_matches(name, _HOME, n=1) or [known for known in _HOME if known.lower() == name.lower()]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...adapters.errors import InvalidArtifact, UsageError
+from ...adapters.extras import install, missing
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -48,10 +49,10 @@ def require_one_package() -> None:
     if len(found) > 1:
         raise UsageError(
             f"{' and '.join(found)} are both installed; they overwrite each other's files.",
-            "Uninstall both, then install one: pip install 'safetykit[cpu]' or 'safetykit[gpu]'.",
+            f"Uninstall both, then install one: {install('cpu')}, or {install('gpu')}.",
         )
     if not found:
-        raise UsageError("ONNX Runtime is not installed.", "pip install 'safetykit[cpu]', or 'safetykit[gpu]'.")
+        raise missing("onnxruntime", "Running an export")
 
 
 def open_session(

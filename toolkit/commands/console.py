@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...adapters.errors import SafetykitError
+from ...adapters.extras import explained
 
 INTERNAL, INTERRUPTED = 1, 130
 
@@ -157,6 +158,7 @@ def report_failure(error: BaseException, *, as_json: bool = False) -> int:
     """
     if os.environ.get("SAFETYKIT_DEBUG"):
         traceback.print_exception(error)
+    error = explained(error)
     message, next_step, code = explain(error)
     if as_json or running.as_json:
         told = {"type": type(error).__name__, "message": message, "next_step": next_step, "exit_code": code}

@@ -10,14 +10,13 @@ from dataclasses import replace
 from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
-from scipy.stats import binomtest
-from sklearn.metrics import roc_auc_score
 
 from ...adapters.errors import UsageError
 from ..data.journal import Journal
 from ..data.records import CARRIERS, Record
 from ..model.requests import Generation, Request
 from .judge import Outcome, judge
+from .rates import auroc, wilson
 
 Metric = Literal["attack_success", "refused", "exact", "over_refusal"]
 Progress = Callable[[int, int], None]
@@ -58,8 +57,8 @@ class Rate(_Model):
     @classmethod
     def of(cls, count: int, n: int) -> Rate:
         """``count`` out of ``n``, which must be positive."""
-        interval = binomtest(count, n).proportion_ci(0.95, method="wilson")
-        return cls(count=count, n=n, rate=count / n, low=float(interval.low), high=float(interval.high))
+        low, high = wilson(count, n)
+        return cls(count=count, n=n, rate=count / n, low=low, high=high)
 
 
 class Decision(_Model):
@@ -224,4 +223,4 @@ def _auroc(decisions: Sequence[Decision]) -> float | None:
         return None
     # A detector's own risk; of correctors, the gate that is nearest to opening.
     found = [item.scores.get("risk", max(item.scores.values())) for item in decisions]
-    return float(roc_auc_score(labels, found))
+    return auroc(labels, found)

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float, Int
 
-from ...adapters.errors import UsageError
+from ...adapters.extras import missing
 from .ranking import level, ordered
 
 _SPARE = 8
@@ -38,7 +38,7 @@ class FaissSearch:
         try:
             import faiss
         except ImportError:
-            raise UsageError("FAISS is not installed.", "pip install 'safetykit[retrieval]'.") from None
+            raise missing("faiss", "This search") from None
         self._index = index
         self._flat = faiss.IndexFlatIP(index.keys.shape[1])
         for _, keys in index.blocks():

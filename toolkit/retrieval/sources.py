@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ...adapters.errors import InvalidArtifact, UsageError
+from ...adapters.extras import missing
 from ..data.captions import captions_path
 
 KEYS = ("caption", "text")
@@ -74,9 +75,7 @@ def _parquet_column(path: Path) -> str:
     try:
         import pyarrow.parquet as parquet
     except ImportError:
-        raise UsageError(
-            f"{path} is Parquet, which needs pyarrow.", "pip install 'safetykit[parquet]', or pass JSON lines."
-        ) from None
+        raise missing("pyarrow", f"{path} is Parquet, which") from None
     try:
         names = parquet.ParquetFile(path).schema_arrow.names
     except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors

@@ -127,7 +127,7 @@ def test_a_silent_fall_back_is_an_error(base_folder, monkeypatch):
     ("found", "message"),
     [
         ({"onnxruntime": "1", "onnxruntime-gpu": "1"}, "onnxruntime and onnxruntime-gpu are both installed"),
-        ({}, "ONNX Runtime is not installed"),
+        ({}, "needs ONNX Runtime, which is not installed. pip install .safetykit.cpu."),
     ],
 )
 def test_none_or_two_onnx_runtimes_are_refused(monkeypatch, found, message):

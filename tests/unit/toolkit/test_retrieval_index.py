@@ -261,5 +261,5 @@ def test_parquet_without_its_library_says_what_to_install(tmp_path, monkeypatch)
 def test_search_without_faiss_says_what_to_install(tmp_path, monkeypatch):
     index = planted_index(tmp_path / "index", TEXTS[:3])
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
-    with pytest.raises(UsageError, match=r"FAISS is not installed.*safetykit\[retrieval\]"):
+    with pytest.raises(UsageError, match=r"needs FAISS, which is not installed.*safetykit\[retrieval\]"):
         index.faiss()
