@@ -97,6 +97,8 @@ def command_line() -> str:
         if command is not root:
             parts += [f"## `{path}`", inspect.cleandoc(command.help or "").replace("\x08", "").strip()]
         parts.append(_parameters(command, path))
+        if command is not root and command.epilog:
+            parts.append(re.sub(r"(safetykit [^\n]+)", r"`\1`", command.epilog.strip()))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -146,6 +148,8 @@ def _metavar(one: Any) -> str:
 def _kind(one: Any) -> str:
     if getattr(one, "is_flag", False):
         return ""
+    if "|" in (one.metavar or ""):
+        return ", ".join(f"`{value}`" for value in one.metavar.split("|"))
     kind = one.type_descriptor.annotation
     while get_origin(kind) in (Annotated, Union, UnionType, list, tuple):
         kind = next(inner for inner in get_args(kind) if inner is not NoneType)
