@@ -51,13 +51,14 @@ def include(path: str) -> str:
     return (ROOT / path).read_text().replace("<details>", '<details markdown="1">')
 
 
-def source(path: str) -> str:
-    """A file of the repository as a block of code.
+def source(pattern: str) -> str:
+    """The file of the repository that a pattern such as ``export/**/triton.py`` finds, as a block of code.
 
     Raises:
-        FileNotFoundError: there is none.
+        ValueError: it finds none, or several.
     """
-    return f'```{Path(path).suffix[1:]} title="{path}"\n{(ROOT / path).read_text().strip()}\n```'
+    (path,) = ROOT.glob(pattern)
+    return f'```{path.suffix[1:]} title="{path.relative_to(ROOT)}"\n{path.read_text().strip()}\n```'
 
 
 def options(method: str) -> str:
