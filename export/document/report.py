@@ -17,9 +17,10 @@ from markupsafe import Markup
 from ...toolkit.evaluation.evaluate import Decision
 from ..manifest import LAYOUT
 from ..parity.comparison import Comparison
-from . import plots
 from .figures import LATENCY, Figures, read_figures
+from .plots import Plot
 from .rendering import html_templates
+from .report_plots import SHOWN, gate_scores, parity, rates
 from .sections import SECTIONS
 
 _SAMPLES = {"harmful": 3, "harmless": 2}  # of every carrier
@@ -85,7 +86,7 @@ def same_report(found: str, yielded: str) -> bool:
 class _Drawn:
     """A plot whose SVG the template may put in as it is."""
 
-    def __init__(self, plot: plots.Plot) -> None:
+    def __init__(self, plot: Plot) -> None:
         self.title, self.caption, self.svg = plot.title, plot.caption, Markup(plot.svg)
 
 
@@ -94,19 +95,15 @@ def _drawn(name: str, value: Any, at: int) -> list[_Drawn]:
     return [_Drawn(plot) for plot in SECTIONS[name].plots(value, f"{name}-{at}")]
 
 
-def _plots(figures: Figures) -> Iterator[tuple[str, plots.Plot]]:
+def _plots(figures: Figures) -> Iterator[tuple[str, Plot]]:
     if comparison := figures.comparison:
         rows = comparison.rows()
-        for name, title, better in (
-            ("attack_success", "Attack success", "Harmful requests answered; further left is better."),
-            ("over_refusal", "Over-refusal", "Harmless requests refused; further left is better."),
-            ("exact", "Exact answers", "Harmless requests answered exactly; further right is better."),
-        ):
-            yield name, plots.rates(rows, name, title, better)  # type: ignore[arg-type]
-        if plot := plots.gate_scores(comparison.after.decisions, figures.gate_names):
+        for shown in SHOWN:
+            yield shown.metric, rates(rows, shown)
+        if plot := gate_scores(comparison.after.decisions, figures.gate_names):
             yield "gates", plot
     if figures.parity:
-        yield "parity", plots.parity(figures.parity_kinds())
+        yield "parity", parity(figures.parity_kinds())
 
 
 def _samples(comparison: Comparison) -> Iterator[Sample]:
