@@ -20,10 +20,11 @@ from ...toolkit.diagnosis.channel_map import ChannelMapInfo, ModalityEffects
 from ...toolkit.diagnosis.mediation import KINDS
 from ...toolkit.diagnosis.pairs import Modality, Positions
 from ...toolkit.diagnosis.separation import Curve
-from .plots import BLUE, CYCLE, GREY, INK, VERMILION, Plot, canvas, finished
+from .plots import BLUE, CYCLE, GREY, INK, VERMILION, Plot, Rows, canvas, finished, heading, legend, rows_canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _PLACES: dict[Positions, str] = {
     "all": "all tokens",
@@ -31,6 +32,7 @@ _PLACES: dict[Positions, str] = {
     "text": "text tokens",
     "last": "last prompt token",
 }
+_UNITS = {"silhouette": "−1 to 1", "class separation": "variance ratio", "mahalanobis": "std. deviations"}
 _DPI = 200
 _MARKERS = "os^Dv*"
 
@@ -53,7 +55,20 @@ def _canvas(height: float, panels: int = 1) -> Iterator[tuple[list[Axes], String
     picture = BytesIO()
     with canvas(height, panels) as (figure, axes, buffer):
         yield axes, buffer, picture
-        figure.savefig(picture, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
+        _save(figure, picture)
+
+
+@contextmanager
+def _rows_canvas(names: Sequence[str], title: str) -> Iterator[tuple[Rows, BytesIO]]:
+    """The same with named rows."""
+    picture = BytesIO()
+    with rows_canvas(names, title) as drawn:
+        yield drawn, picture
+        _save(drawn.figure, picture)
+
+
+def _save(figure: Figure, picture: BytesIO) -> None:
+    figure.savefig(picture, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
 
 
 def diagnosis_plots(info: ChannelMapInfo) -> list[DiagnosisPlot]:
@@ -95,11 +110,12 @@ def effect_map(modality: Modality, effects: ModalityEffects) -> DiagnosisPlot:
                     axes.plot(site.layer, row, ".", ms=3, color="white" if dark else "black")
             image = axes.imshow(grid, cmap="RdBu_r", norm=norm, aspect="auto")
             axes.set_yticks(range(len(KINDS)), KINDS)
-            axes.set_title(_PLACES[where], loc="left")
+            axes.set_ylabel("site")
+            heading(axes, _PLACES[where])
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.tick_params(length=0)
         panels[-1].set_xlabel("decoder layer")
-        bar = panels[0].figure.colorbar(image, ax=list(panels), label="NIE, nats", shrink=0.9)
+        bar = panels[0].figure.colorbar(image, ax=list(panels), label="indirect effect (NIE), nats", shrink=0.9)
         bar.set_ticks(ticks, labels=[f"{tick:+.1f}" if tick else "0" for tick in ticks])
         bar.minorticks_off()
     strongest = max(effects.sites, key=lambda site: abs(site.nie.value) if site.kind != "block" else 0.0)
@@ -143,7 +159,7 @@ def neurons(modality: Modality, effects: ModalityEffects) -> DiagnosisPlot:
         axes.set_xlabel("attribution, nats")
         axes.set_ylabel("exact NIE, nats")
         axes.grid(color=GREY, alpha=0.3, lw=0.6)
-        axes.figure.legend(loc="outside upper right", ncols=2)
+        legend(axes)
     first = effects.neurons[0]
     agree = "" if effects.rank_correlation is None else f"rank correlation {effects.rank_correlation:.2f}; "
     words = f"{agree}foremost: layer {first.layer}, neuron {first.neuron}, exact {first.nie.value:.2f}"
@@ -155,20 +171,17 @@ def windows(info: ChannelMapInfo) -> DiagnosisPlot:
     """Change of attacks and refusals when neighbouring layers are skipped."""
     whole, *rows = sorted(info.windows, key=lambda window: len(window.layers) and window.layers[0] + 1)
     labels = ["–".join(map(str, dict.fromkeys((window.layers[0], window.layers[-1])))) for window in rows]
-    with _canvas(1.2 + 0.34 * len(rows)) as ((axes,), buffer, picture):
-        places = np.arange(len(rows))[::-1]
-        for name, offset, colour, marker in (("attack_success", 0.13, VERMILION, "o"), ("refused", -0.13, BLUE, "D")):
+    with _rows_canvas(labels, "skipped layers") as (drawn, picture):
+        axes = drawn.axes
+        for name, offset, colour, marker in (("attack_success", 0.05, VERMILION, "o"), ("refused", -0.05, BLUE, "D")):
             items = [getattr(window, f"{name}_change") for window in rows]
-            centre = np.array([item.value for item in items])
-            spread = [centre - [item.low for item in items], [item.high for item in items] - centre]
+            centre = 100 * np.array([item.value for item in items])
+            spread = [centre - [100 * item.low for item in items], [100 * item.high for item in items] - centre]
             style = {"fmt": marker, "color": colour, "ms": 4, "label": name.replace("_", " ")}
-            axes.errorbar(centre, places + offset, xerr=np.maximum(spread, 0), **style)
+            axes.errorbar(centre, drawn.places + offset, xerr=np.maximum(spread, 0), **style)
         axes.axvline(0, color=INK, lw=0.8, ls=":")
-        axes.set_yticks(places, labels)
-        axes.set_ylabel("skipped layers")
-        axes.set_xlabel("change of share")
-        axes.grid(axis="x", color=GREY, alpha=0.3, lw=0.6)
-        axes.figure.legend(loc="outside upper right", ncols=2)
+        axes.set_xlabel("change of the share of records, percentage points")
+        legend(axes)
     n = whole.attack_success.n
     caption = (
         f"{n} harmful records ({info.windows_on}); whole model: {100 * whole.attack_success.rate:.1f} % attack "
@@ -179,7 +192,7 @@ def windows(info: ChannelMapInfo) -> DiagnosisPlot:
         f"{window.refused_change.value:+.2f}"
         for label, window in zip(labels, rows, strict=True)
     )
-    return _both("windows", "Skipped layers", caption, words, buffer, picture)
+    return _both("windows", "Skipped layers", caption, words, drawn.buffer, picture)
 
 
 def curves(
@@ -206,11 +219,12 @@ def geometry(shown: Sequence[Curve]) -> DiagnosisPlot:
         for axes, measure in zip(panels, measures, strict=True):
             for at, curve in enumerate(curve for curve in shown if curve.measure == measure):
                 _draw(axes, curve, at, curve.records)
-            axes.set_title(measure, loc="left")
+            axes.set_ylabel(_UNITS.get(measure, "value"))
+            heading(axes, measure)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(color=GREY, alpha=0.3, lw=0.6)
         panels[-1].set_xlabel("decoder layer")
-        panels[0].figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+        legend(panels[0])
     words = "; ".join(_words(curve) for curve in shown)
     caption = "Harmful against harmless records at the last prompt token. The silhouette's band is a 95 % interval."
     return _both("geometry", "Distance of the classes", caption, words, buffer, picture)
@@ -243,7 +257,7 @@ def _finish(axes: Axes) -> None:
     axes.set_xlabel("decoder layer")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(color=GREY, alpha=0.3, lw=0.6)
-    axes.figure.legend(loc="outside upper right", ncols=2)
+    legend(axes)
 
 
 def _words(curve: Curve) -> str:

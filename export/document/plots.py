@@ -38,7 +38,7 @@ _WIDTH = 4.6  # inches; narrow, so that text keeps its size on a telephone
 _SIZE, _LEGEND_SIZE = 10, 9  # points
 _EM = 0.6 / 72  # inches that a character of one point takes
 _NAMES = 0.3  # the share of the width that names beside their rows may take
-_LINE, _ROW, _GAP = 0.19, 0.3, 0.06  # inches: a line of a name, what is drawn in a row, and between rows
+_LINE, _ROW, _GAP = 0.19, 0.24, 0.14  # inches: a line of a name, what is drawn in a row, and between rows
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "safetykit",

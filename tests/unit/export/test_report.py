@@ -11,8 +11,8 @@ from export_folder import documents, evaluation, write_folder
 from safetykit.adapters.errors import InvalidArtifact
 from safetykit.export.document.card import check_card, write_card
 from safetykit.export.document.figures import LATENCY, read_figures
-from safetykit.export.document.report_plots import gate_scores
 from safetykit.export.document.report import render_report, same_report
+from safetykit.export.document.report_plots import gate_scores
 from safetykit.export.manifest import LAYOUT, read_manifest, write_manifest
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
