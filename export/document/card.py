@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from ...adapters.artifact.files import read_inside, require_hashes, write_atomic
 from ...adapters.errors import InvalidArtifact
+from ...adapters.extras import IN_A_CLONE
 from ..manifest import LAYOUT, ExportManifest, hash_folder, read_manifest, write_manifest
 from .figures import LATENCY, Figures, read_figures
 from .front_matter import front_matter
@@ -37,7 +38,14 @@ def render_card_from(figures: Figures) -> str:
     """See :func:`render_card`."""
     template = markdown_templates().get_template("export_card.md.jinja")
     header = Markup(front_matter(figures))
-    return template.render(figures=figures, header=header, leading=_LEADING, layout=LAYOUT, latency_file=LATENCY)
+    return template.render(
+        figures=figures,
+        header=header,
+        leading=_LEADING,
+        layout=LAYOUT,
+        latency_file=LATENCY,
+        install=Markup(IN_A_CLONE.format(extras="cpu")),
+    )
 
 
 def write_card(folder: Path) -> ExportManifest:

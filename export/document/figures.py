@@ -17,6 +17,7 @@ from ..parity.comparison import Comparison
 from ..parity.report import Check, ParityReport
 from .facts import CardFacts
 from .latency import Latency
+from .notices import Notice, notices
 from .sections import SECTIONS
 
 FACTS, LATENCY, CONFIG = "card.json", "latency.json", "config.json"
@@ -85,6 +86,17 @@ class Figures:
     def gate_names(self) -> dict[str, str]:
         """What decisions call a gate's score → its site and op."""
         return {f"{item.index}.score": f"{item.site} ({item.op})" for item in self.manifest.interventions}
+
+    @property
+    def decisions_compared(self) -> int | None:
+        """Over how many records the decisions of PyTorch and of the export were compared; None if over none."""
+        checks = self.parity.checks if self.parity else ()
+        return next((check.count for check in checks if check.kind == "decisions"), None)
+
+    @property
+    def notices(self) -> tuple[Notice, ...]:
+        """What a reader must not miss."""
+        return notices(self)
 
     def parity_kinds(self) -> tuple[ParityKind, ...]:
         """The parity checks by kind, in the order of the report."""

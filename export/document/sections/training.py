@@ -49,6 +49,7 @@ def _losses(value: Training, tag: str) -> tuple[Plot, ...]:
             axes.plot(value.steps, found, color=GREY, lw=0.6, alpha=0.7)
             axes.plot(value.steps[width - 1 :], smooth, color=CYCLE[at % len(CYCLE)], lw=1.6)
             axes.set_title(name, loc="left")
+            axes.set_ylabel("loss")
             axes.grid(color=GREY, alpha=0.3, lw=0.6)
         panels[-1].set_xlabel("step")
     words = "; ".join(f"{name} from {first:.3g} to {last:.3g}" for name, (first, last) in value.ends.items())

@@ -12,12 +12,13 @@ from export_folder import BASE, comparison, documents, manifest, records, write_
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
+from safetykit.adapters.artifact.manifest import DetectorInfo
 from safetykit.adapters.errors import InvalidArtifact, UsageError
 from safetykit.adapters.vlm_guard.settings import VLMGuard
 from safetykit.export.document.card import check_card, render_card, write_card
 from safetykit.export.document.figures import LATENCY
 from safetykit.export.document.sections.sweep import SweepTable
-from safetykit.export.manifest import LAYOUT, read_manifest, write_manifest
+from safetykit.export.manifest import GRAPHS, LAYOUT, GraphInfo, read_manifest, write_manifest
 from safetykit.export.parity.comparison import Comparison
 from safetykit.toolkit.sweep.trials import Figures, Sweep, Trial, preference
 
@@ -262,3 +263,60 @@ def test_a_failed_check_is_shown_as_failed(tmp_path):
     files[LAYOUT.parity] = {**report, "passed": False}
     text = render_card(write_folder(tmp_path / "export", files))
     assert "| parity with PyTorch | | FAILED" in text and "| **NO** |" in text
+
+
+def test_who_deploys_it_comes_first(folder):
+    first = (folder / LAYOUT.card).read_text().split("\n---\n")[1].split("## In short")[0]
+    for said in (
+        'pip install -c constraints.txt ".[cpu]"',
+        "safetykit run .",
+        "OnnxVLM.from_pretrained",
+        "parity passed under CPUExecutionProvider",
+        "`decoder.onnx`",
+        "in the model's own words",
+        "export again; `--mode hot-swap`",
+        "`safetykit export MODEL --onnx -o base`",
+        "[below](#limits)",
+    ):
+        assert said in first
+    assert len(first.splitlines()) < 50  # one screen
+
+
+def test_a_detector_says_when_it_refuses_and_who_must(tmp_path):
+    detector = DetectorInfo(threshold=1.25, refusal="no .", refusal_token=3)
+    text = render_card(write_folder(tmp_path / "runtime", documents(), detector=detector))
+    assert (
+        "above a risk of 1.25 (log-odds, output `risk_score`) the answer is `no .`; safetykit's runtime does so" in text
+    )
+    text = render_card(write_folder(tmp_path / "graph", documents(), detector=detector, enforce=True))
+    assert "`no .`; the graph forces it" in text
+
+
+def test_parameters_that_can_be_swapped_and_ops_that_can_be_switched_off_are_named(tmp_path):
+    graphs = {name: GraphInfo(inputs=("x", "safetykit.enabled"), outputs=("y",)) for name in GRAPHS}
+    text = render_card(write_folder(tmp_path / "export", documents(), mode="hot-swap", graphs=graphs))
+    assert "`safetykit run . --swap ADAPTER`" in text and "feed `safetykit.enabled` = 0, or serve" in text
+
+
+def test_an_export_without_compared_decisions_says_so(tmp_path, folder):
+    files = documents()
+    report = files[LAYOUT.parity].model_dump(mode="json")
+    report["checks"] = [item for item in report["checks"] if item["kind"] != "decisions"]
+    text = render_card(write_folder(tmp_path / "exact", {**files, LAYOUT.parity: report}))
+    assert "**No decision was compared:** The export was made without records." in text.split("## Deploying")[0]
+    report["warnings"] = ["No decision was compared: weights are rounded."]
+    text = render_card(write_folder(tmp_path / "rounded", {**files, LAYOUT.parity: report}))
+    assert "**WARNING: no decision was compared.** Weights are rounded." in text and "without records" not in text
+    assert "decision was compared" not in (folder / LAYOUT.card).read_text()
+
+
+def test_a_detector_of_another_model_warns(tmp_path):
+    text = render_card(write_folder(tmp_path / "export", documents(), uncorrected_detector_allowed=True))
+    assert "**WARNING: detector not fitted under the correctors beside it.**" in text.split("## Deploying")[0]
+
+
+def test_an_unmodified_export_claims_no_adapter(tmp_path):
+    files = {name: value for name, value in documents().items() if name not in ("sweep.json", "spectra.json")}
+    text = render_card(write_folder(tmp_path / "export", files, adapters=(), interventions=(), mode="base"))
+    first = text.split("## In short")[0]
+    assert "unmodified" in first and "swap" not in first and "no decision" not in first

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from export_folder import documents, write_folder
+from matplotlib.figure import Figure
 from planted import PlantedExample
 from planted_tokens import PlantedTokens, token_records
 from planted_vlm import build_planted, write_records
@@ -15,6 +16,7 @@ from safetykit.adapters.statistics.detector import Features
 from safetykit.adapters.statistics.detector_report import Detector, describe
 from safetykit.adapters.statistics.probe import Metric
 from safetykit.export.document.card import check_card, write_card
+from safetykit.export.document.report import render_report
 from safetykit.export.document.sections import SECTIONS
 from safetykit.export.manifest import LAYOUT
 from safetykit.toolkit.data.records import load_records
@@ -138,3 +140,18 @@ def test_a_damaged_attachment_is_refused_by_name(name, tmp_path):
     folder = write_folder(tmp_path / "export", {**documents(), f"{name}.json": {"nonsense": [1]}})
     with pytest.raises(InvalidArtifact, match=f"{name}.json is not valid"):
         write_card(folder)
+
+
+def test_every_axis_of_every_section_has_a_title(folder, monkeypatch):
+    figures, save = [], Figure.savefig
+
+    def kept(figure, *arguments, **options):
+        save(figure, *arguments, **options)
+        figures.append(figure)
+
+    monkeypatch.setattr(Figure, "savefig", kept)
+    render_report(folder)
+    assert len(figures) > 10
+    for figure in figures:
+        assert all(axes.get_ylabel() for axes in figure.axes), [axes.get_title() for axes in figure.axes]
+        assert any(axes.get_xlabel() for axes in figure.axes)
