@@ -11,16 +11,12 @@ OUT/care.json and OUT/care.md. An interrupted run goes on where it was.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
-
-import torch
-from vlm_guard import CHECKPOINTS, say, table
 
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.files import write_atomic
@@ -29,6 +25,20 @@ from safetykit.adapters.care.settings import CARE, Fusion
 from safetykit.adapters.care.sweep import CareSolver
 from safetykit.adapters.registry import get_method
 from safetykit.adapters.statistics.choices import SubspaceVariant as Variant
+from safetykit.bench.skeleton import (
+    CHECKPOINTS,
+    arguments,
+    one_thread,
+    parity_figures,
+    read_results,
+    results_folder,
+    rows_by_group,
+    run,
+    say,
+    write_results,
+    write_table,
+)
+from safetykit.bench.vlm_guard import table
 from safetykit.export.base.own import export_base
 from safetykit.export.commands.demo_loop import SETTINGS
 from safetykit.export.pipeline.export import export_onnx
@@ -115,23 +125,18 @@ def measure(setting: dict[str, Any], adapter: Adapter, vlm: VLM, base: Path, out
     return {
         "setting": setting,
         "subspaces": subspaces(adapter.attachments["care"]) if "care" in adapter.attachments else None,
-        "parity": {
-            "passed": result.parity.passed,
-            "logits": result.parity.worst("logits"),
-            "flips": len(result.parity.flips),
-        },
-        "rows": {line.group: line.model_dump(mode="json") for line in tabulate(result.decisions[1])},
+        "parity": parity_figures(result.parity),
+        "rows": rows_by_group(tabulate(result.decisions[1])),
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--out", type=Path, required=True)
-    parser.add_argument("--checkpoint", choices=CHECKPOINTS, action="append")
-    options = parser.parse_args()
-    torch.set_num_threads(1)  # on a model this small, threads cost more than they give
+def main(given: Sequence[str] | None = None) -> None:
+    parser = arguments(__doc__)
+    results_folder(parser)
+    options = parser.parse_args(given)
+    one_thread()
     path = options.out / "care.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    results: dict[str, Any] = read_results(path)
     test = load_records(data_path("reference"), ["test"])
     fitted = load_records(data_path("reference"), ["fit", "calibration"])
     for checkpoint in options.checkpoint or CHECKPOINTS:
@@ -145,7 +150,7 @@ def main() -> None:
         if "undefended" not in found:
             export_base(vlm, base, overwrite=True)
             undefended = evaluate(OnnxVLM.from_pretrained(base), test, name="base")
-            found["undefended"] = {"rows": {row.group: row.model_dump(mode="json") for row in undefended.rows}}
+            found["undefended"] = {"rows": rows_by_group(undefended.rows)}
         channels = map_of(vlm, fitted, options.out / f"{checkpoint}-map")
         solver = CareSolver(Workbench(vlm, fitted))
         guard = SETTINGS[checkpoint]
@@ -158,11 +163,10 @@ def main() -> None:
             if name not in found:
                 say(f"{checkpoint}: exporting {name}")
                 found[name] = measure(setting, make(), vlm, base, options.out / f"{checkpoint}-export")
-                write_atomic(path, canonical_json(results))
+                write_results(path, results)
     text = table({checkpoint: found["variants"] for checkpoint, found in results.items()})
-    write_atomic(options.out / "care.md", text.encode())
-    print(text)
+    write_table(options.out / "care.md", text)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -10,21 +10,20 @@ Prints JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import resource
-import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter, sleep
 
 import numpy as np
 import onnx_ir as ir
 import torch
-from random_decoder import random_llama
 
 from safetykit.adapters.artifact.sites import Site
 from safetykit.adapters.ops.branch import Branch
+from safetykit.bench.random_decoder import random_llama
+from safetykit.bench.skeleton import PAUSE, arguments, emit, median_ms, peak_mb, run
 from safetykit.export.base.own import export_graph, save_graph
 from safetykit.export.base.specs import decoder_spec
 from safetykit.export.document.latency import interleave, median_ratio
@@ -35,7 +34,7 @@ from safetykit.export.surgery.residual import find_residual_stream
 from safetykit.toolkit.families import Family
 
 BASE, FORKED = "decoder.onnx", "forked.onnx"
-_PAUSE = 0.02  # seconds; as in export/latency.py
+QUICK = {"layers": 4, "width": 128, "vocabulary": 64, "prompt_tokens": 8, "rounds": 5, "decode_steps": 2}
 
 
 def write_graphs(folder: Path, options: argparse.Namespace) -> None:
@@ -76,7 +75,7 @@ class Arm:
 
 def timed(arm: Arm, options: argparse.Namespace, passes: int = 1) -> tuple[float, float]:
     """Seconds of ``passes`` prefills, and the median of the decoding steps after them."""
-    sleep(_PAUSE)
+    sleep(PAUSE)
     feeds = arm.feeds(options.batch, options.prompt_tokens)
     start = perf_counter()
     for _ in range(passes):
@@ -105,7 +104,7 @@ def load(path: Path, tokens: int) -> dict[str, float]:
         "load_s": seconds,
         "opened_mb": opened - before,
         "prefilled_mb": _resident() - before,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before,
+        "peak_mb": peak_mb() - before,
     }
 
 
@@ -153,15 +152,15 @@ def measure(folder: Path, graphs: dict[str, str], options: argparse.Namespace) -
         "blocks": {name: block_evaluations(folder / file) for name, file in {"unmodified": BASE, **graphs}.items()},
         "file_growth": {name: ((folder / file).stat().st_size + weights) / base - 1 for name, file in graphs.items()},
         "outputs_equal_bit_for_bit": same,
-        "median_ms": {name: (1000 * np.median(values, axis=0)).tolist() for name, values in times.items()},
+        "median_ms": median_ms(times),
         "ratios": ratios,
         "sessions": loads,
     }
 
 
-def parse() -> argparse.Namespace:
+def parse(given: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; s and f by default where the paper has them in 32 layers, 13 and 15."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, quick=QUICK)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--vocabulary", type=int, default=8192)
@@ -173,23 +172,23 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warmup-rounds", type=int, default=2)
     parser.add_argument("--decode-steps", type=int, default=8)
     parser.add_argument("--folder", type=Path, help="keep the graphs here, and use them if they are there")
-    options = parser.parse_args()
+    options = parser.parse_args(given)
     options.safety = options.layers * 13 // 32 if options.safety is None else options.safety
     options.fused = options.layers * 15 // 32 if options.fused is None else options.fused
     return options
 
 
-def main() -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Measure and print; returns the exit code."""
-    options = parse()
+    options = parse(given)
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.folder or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / FORKED).exists():
             write_graphs(folder, options)
-        json.dump(measure(folder, {"branch": FORKED}, options), sys.stdout, indent=2)
+        emit(measure(folder, {"branch": FORKED}, options))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -9,16 +9,14 @@ place of fit) shows whether what is said about layers and neurons holds beyond t
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy.stats import spearmanr
 
+from safetykit.bench.skeleton import arguments, emit, one_thread, run, say
 from safetykit.export.document.diagnosis_plots import diagnosis_plots
 from safetykit.toolkit.data.records import Record, load_records
 from safetykit.toolkit.data.sources import data_path, model_path
@@ -26,11 +24,6 @@ from safetykit.toolkit.diagnosis import ChannelMap, diagnose
 from safetykit.toolkit.diagnosis.intervals import Estimate
 from safetykit.toolkit.diagnosis.pairs import Modality
 from safetykit.toolkit.model.vlm import VLM
-
-
-def say(text: str) -> None:
-    """Progress on stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def elsewhere(record: Record) -> Record:
@@ -107,14 +100,14 @@ def spell(item: Estimate) -> str:
     return f"{item.value:+.2f} ({item.low:+.2f} to {item.high:+.2f})"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(given: Sequence[str] | None = None) -> None:
+    parser = arguments(__doc__)
     parser.add_argument("model")
     parser.add_argument("--data", required=True)
     parser.add_argument("-o", "--out", type=Path)
     parser.add_argument("--again", action="store_true", help="diagnose a second time, on calibration pairs")
-    options = parser.parse_args()
-    torch.set_num_threads(1)  # on a model as small as the reference VLM, threads cost more than they give
+    options = parser.parse_args(given)
+    one_thread()
     vlm = VLM.from_pretrained(model_path(options.model))
     found, seconds = timed(vlm, load_records(data_path(options.data), ["fit"]))
     if options.out:
@@ -133,8 +126,8 @@ def main() -> None:
                 if modality in other.info.effects
             },
         }
-    print(json.dumps(result, indent=2, ensure_ascii=False))
+    emit(result)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

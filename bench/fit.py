@@ -14,10 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from safetykit.adapters.artifact.sites import Site
 from safetykit.adapters.care import statistics as care
 from safetykit.adapters.care.statistics import roles
 from safetykit.adapters.vlm_guard import guard as guard
+from safetykit.bench.skeleton import arguments, emit, one_thread, peak_mb, run
 from safetykit.toolkit.data.records import Record, load_records
 from safetykit.toolkit.data.sources import data_path, model_path
 from safetykit.toolkit.model.requests import Request
@@ -116,27 +117,27 @@ def one_fit(model: str, data: str, method: str, copies: int) -> None:
         for record in repeated:
             record._folder = records[0]._folder
         fit_all_layers(vlm, method, repeated)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_mb()
     print(json.dumps({"records": copies * len(records), "peak_mb": round(peak, 1)}))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(given: Sequence[str] | None = None) -> None:
+    parser = arguments(__doc__)
     parser.add_argument("model")
     parser.add_argument("--data", required=True)
     parser.add_argument("--method", choices=METHODS, default=METHODS[0])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--one-fit", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    torch.set_num_threads(1)  # on a model as small as the reference VLM, threads cost more than they give
+    options = parser.parse_args(given)
+    one_thread()
     if options.one_fit is not None:
         one_fit(options.model, options.data, options.method, options.one_fit)
         return
     chosen = (options.model, options.data, options.method)
     memory = [peak_megabytes(*chosen, copies) for copies in (0, 1, 2, 4, 8)]
     time_taken = times(*chosen, options.rounds)
-    print(json.dumps({"method": options.method, "time": time_taken, "memory": memory}, indent=2))
+    emit({"method": options.method, "time": time_taken, "memory": memory})
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -8,7 +8,6 @@ same adapter is also measured baked as ops. The subspaces are random: nothing he
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from safetykit.adapters.artifact.adapter import Adapter, Intervention
 from safetykit.adapters.artifact.manifest import AdapterInfo, canonical_json, describe_data, library_versions
 from safetykit.adapters.artifact.sites import Site
 from safetykit.adapters.errors import SafetykitError
+from safetykit.bench.skeleton import arguments, run
 from safetykit.export.base.own import export_base
 from safetykit.export.document.latency import measure_latency
 from safetykit.export.manifest import GRAPHS, LAYOUT, ExportManifest, read_manifest
@@ -103,9 +103,9 @@ def measure(
     }
 
 
-def main() -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Measure and print; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("model", help="checkpoint folder or name")
     parser.add_argument("base", type=Path, help="base export of the model; made there when it does not exist")
     parser.add_argument("--data", default="reference", help="records to take the batch from")
@@ -114,7 +114,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--baked", action="store_true", help="also measure the same adapter baked as ops")
-    options = parser.parse_args()
+    options = parser.parse_args(given)
     try:
         vlm = VLM.from_pretrained(model_path(options.model))
         if not options.base.exists():
@@ -143,4 +143,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -6,15 +6,16 @@ Under hot-swap the same export is also checked with another adapter swapped in. 
 VLM-Guard fitted on the spot: at prefill, and in every phase with held gates. A session whose decoder leaves matrix
 products, norms or attention to the CPU counts as failed.
 
-Needs ``pip install 'safetykit[gpu]'`` and a CUDA device; without them it says so and ends with exit code 2.
+Needs ONNX Runtime for CUDA (extra ``gpu``) and a CUDA device; without them it says so and ends with exit code 2.
+``--quick`` runs one cell on the CPU, which shows that the script works and nothing about a GPU.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json
 from safetykit.adapters.errors import ParityFailed, SafetykitError, UsageError
 from safetykit.adapters.vlm_guard.settings import VLMGuard
+from safetykit.bench.skeleton import arguments, run
 from safetykit.export.base.own import export_base
 from safetykit.export.commands.doctor import examine
 from safetykit.export.document.latency import measure_latency
@@ -40,20 +42,21 @@ from safetykit.toolkit.model.vlm import VLM
 PROVIDER = "CUDAExecutionProvider"
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 MODES: tuple[Mode, ...] = ("bake", "hot-swap")
+QUICK = {"provider": "CPUExecutionProvider", "precision": ["fp32"], "mode": ["bake"], "rounds": 5, "batch": 1}
 
 
-def require_gpu() -> dict[str, Any]:
-    """What is installed, on a machine where sessions compute with CUDA.
+def require(provider: str) -> dict[str, Any]:
+    """What is installed, on a machine where sessions compute with ``provider``.
 
     Raises:
         UsageError: they do not.
     """
     found = examine()
-    if not found["providers"].get(PROVIDER):
+    if not found["providers"].get(provider):
         working = ", ".join(name for name, works in found["providers"].items() if works)
         raise UsageError(
-            f"ONNX Runtime computes with {working} here, not with {PROVIDER}, so nothing was measured.",
-            "Run this on a machine with an NVIDIA GPU, with `pip install 'safetykit[gpu]'` instead of the cpu extra.",
+            f"ONNX Runtime computes with {working} here, not with {provider}, so nothing was measured.",
+            "Run this on a machine with an NVIDIA GPU, with the extra `gpu` instead of `cpu`.",
         )
     return found
 
@@ -88,43 +91,50 @@ def cell(
     precision: Precision,
     mode: Mode,
     requests: list[Request],
+    provider: str,
+    rounds: int,
 ) -> dict[str, Any]:
-    """One export under CUDA: parity, placement of its decoder's nodes, and latency."""
+    """One export under ``provider``: parity, placement of its decoder's nodes, and latency."""
     out = folder / f"{precision}-{mode}"
     try:
         result = export_onnx(
-            vlm, adapters[:1], out, precision=precision, mode=mode, base_onnx=base, providers=[PROVIDER], overwrite=True
+            vlm, adapters[:1], out, precision=precision, mode=mode, base_onnx=base, providers=[provider], overwrite=True
         )
     except ParityFailed as error:
         return {"passed": False, "reason": str(error)}
-    onnx_vlm = OnnxVLM.from_pretrained(out, [PROVIDER])
+    onnx_vlm = OnnxVLM.from_pretrained(out, [provider])
     found: dict[str, Any] = {"passed": True, "error_over_limit": worst(result.parity)}
     if mode == "hot-swap" and len(adapters) > 1:
         report = check_swap(vlm, onnx_vlm, adapters[1:])
         found |= {"swap_passed": report.passed, "swap_error_over_limit": worst(report)}
-    nodes = placement(open_session(out / LAYOUT.decoder, [PROVIDER]))
+    nodes = placement(open_session(out / LAYOUT.decoder, [provider]))
     found["decoder_nodes"] = dict(Counter(name for _, name in nodes))
     latency = measure_latency(
         onnx_vlm,
-        OnnxVLM.from_pretrained(base, [PROVIDER]),
+        OnnxVLM.from_pretrained(base, [provider]),
         requests,
-        control=OnnxVLM.from_pretrained(base, [PROVIDER], verify=False),
-        providers=[PROVIDER],
+        control=OnnxVLM.from_pretrained(base, [provider], verify=False),
+        providers=[provider],
+        rounds=rounds,
     )
     return {**found, "latency": latency.model_dump(mode="json")}
 
 
-def main() -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Run the matrix; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, quick=QUICK)
     parser.add_argument("model", nargs="?", default="reference:mild", help="checkpoint folder or reference:mild")
     parser.add_argument("-o", "--out", type=Path, required=True, help="JSON to write")
     parser.add_argument("--data", default="reference", help="records to fit on and to take the timed batch from")
     parser.add_argument("--adapter", type=Path, action="append", help="adapter folder; repeat; instead of fitting")
     parser.add_argument("--batch", type=int, default=4)
-    options = parser.parse_args()
+    parser.add_argument("--rounds", type=int, default=40, help="of the latency measurement")
+    parser.add_argument("--provider", default=PROVIDER, help="ONNX Runtime execution provider")
+    parser.add_argument("--precision", choices=PRECISIONS, action="append", help="all by default")
+    parser.add_argument("--mode", choices=MODES, action="append", help="all by default")
+    options = parser.parse_args(given)
     try:
-        machine = require_gpu()
+        machine = require(options.provider)
         vlm = VLM.from_pretrained(model_path(options.model))
         given = {path.name: [Adapter.load(path)] for path in options.adapter or ()}
         adapters = given or fitted(vlm, options.data)
@@ -132,13 +142,15 @@ def main() -> int:
         requests = [Request(record.prompt, record.picture()) for record in subset(pictured, options.batch)]
         matrix: dict[str, Any] = {}
         with tempfile.TemporaryDirectory() as scratch:
-            for precision in PRECISIONS:
+            for precision in options.precision or PRECISIONS:
                 base = Path(scratch) / precision
                 export_base(vlm, base, precision)
-                for mode in MODES:
+                for mode in options.mode or MODES:
                     for name, pair in adapters.items():
                         print(f"{precision}, {mode}, {name}", file=sys.stderr)
-                        found = cell(vlm, pair, Path(scratch), base, precision, mode, requests)
+                        found = cell(
+                            vlm, pair, Path(scratch), base, precision, mode, requests, options.provider, options.rounds
+                        )
                         matrix.setdefault(name, {})[f"{precision}, {mode}"] = found
         write_atomic(options.out, canonical_json({"model": options.model, "machine": machine, "matrix": matrix}))
     except SafetykitError as error:
@@ -150,4 +162,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -14,21 +14,20 @@ Writes OUT/interop_in.json and OUT/interop_in.md; what is in the JSON already is
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import LlamaForCausalLM
 
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.files import atomic_folder, write_atomic
-from safetykit.adapters.artifact.manifest import canonical_json
 from safetykit.adapters.vlm_guard.settings import VLMGuard
+from safetykit.bench.skeleton import arguments, one_thread, percent, read_results, run, say, write_results
 from safetykit.export.base.own import write_base
 from safetykit.export.base.quantise import quantise_decoder
 from safetykit.export.foreign.importing import import_graphs
@@ -55,11 +54,6 @@ import sys
 from optimum.exporters.onnx import main_export
 main_export(sys.argv[1], sys.argv[2], task="text-generation-with-past")
 """
-
-
-def say(text: str) -> None:
-    """Progress on stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def save_tower(vlm: VLM, folder: Path) -> Path:
@@ -170,22 +164,17 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def percent(rate: dict[str, Any]) -> str:
-    """12.3 % (9–16)."""
-    return f"{100 * rate['rate']:.1f} % ({100 * rate['low']:.0f}–{100 * rate['high']:.0f})"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(given: Sequence[str] | None = None) -> None:
+    parser = arguments(__doc__)
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--optimum", help="a Python that has optimum-onnx")
     parser.add_argument("--records", type=int, default=200)
     parser.add_argument("--only", choices=BASES, action="append")
     parser.add_argument("--sasa", type=Path, help="a fitted SASA adapter, exported too")
-    options = parser.parse_args()
-    torch.set_num_threads(1)  # on a model this small, threads cost more than they give
+    options = parser.parse_args(given)
+    one_thread()
     path = options.out / "interop_in.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"exports": {}, "before": {}}
+    results: dict[str, Any] = read_results(path, {"exports": {}, "before": {}})
     vlm = VLM.from_pretrained(model_path("reference:mild"))
     records = subset(load_records(data_path("reference"), ["test"]), options.records)
     guard = VLMGuard().fit(vlm, load_records(data_path("reference"), ["fit", "calibration"]))
@@ -210,10 +199,10 @@ def main() -> None:
                 if name.startswith("optimum") and method == "vlm-guard":
                     found = through_optimum(vlm, adapter, out, options.optimum, records)
                     results.setdefault("optimum", {})[key] = found
-                write_atomic(path, canonical_json(results))
+                write_results(path, results)
     write_atomic(options.out / "interop_in.md", table(results).encode())
     print(table(results))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

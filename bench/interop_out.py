@@ -3,14 +3,13 @@
 Each EXPORT, of the layout ``onnx``, is arranged for transformers.js and for GenAI, and the same records are answered
 three times: by safetykit's runtime, by transformers.js in Node, and by ONNX Runtime GenAI. Printed as JSON, per export
 and runtime: how many answers are the same token for token, and what they amount to. ``undefended`` is the same with
-the graphs of ``--base``. Needs `npm ci --ignore-scripts` in tests/support/node, and onnxruntime-genai.
+the graphs of ``--base``. Needs `npm ci --ignore-scripts` in bench/node, and onnxruntime-genai.
 
 The answers compared are greedy and those of loops that know nothing of adapters: a detector acts through ``--enforce``.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 import shutil
 import sys
@@ -19,12 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
-
-from runtimes import genai_answers, greedy, node_answers
-
 from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json
+from safetykit.bench.runtimes import genai_answers, greedy, node_answers
+from safetykit.bench.skeleton import arguments, run
 from safetykit.export.layouts.arrange import arrange
 from safetykit.export.manifest import read_manifest
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
@@ -88,14 +85,14 @@ def counts(vlm: OnnxVLM, records: Sequence[Record], answers: Sequence[tuple[int,
     return {name: f"{rate.count}/{rate.n}" for name, rate in metrics.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(given: Sequence[str] | None = None) -> None:
+    parser = arguments(__doc__)
     parser.add_argument("exports", nargs="+", type=Path)
     parser.add_argument("--base", type=Path, help="Base export, answered without an adapter.")
     parser.add_argument("--records", type=int, default=100)
     parser.add_argument("--max-new-tokens", type=int, default=24)
     parser.add_argument("-o", "--out", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(given)
     records = load_records(data_path("reference"), ["test"])
     random.Random(0).shuffle(records)
     records = records[: options.records]
@@ -114,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -5,12 +5,13 @@ Both folders are exports of the same base and precision; BASE was made without a
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetykit.adapters.artifact.manifest import canonical_json
 from safetykit.adapters.errors import SafetykitError
+from safetykit.bench.skeleton import arguments, run
 from safetykit.export.document.latency import measure_latency
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.runtime.sessions import CPU
@@ -18,9 +19,9 @@ from safetykit.toolkit.data.records import load_records, subset
 from safetykit.toolkit.model.requests import Request
 
 
-def main() -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Measure and print; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("export", type=Path, help="export with adapters")
     parser.add_argument("base", type=Path, help="export of the same base without adapters")
     parser.add_argument("--data", type=Path, required=True, help="records to take the batch from")
@@ -28,7 +29,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--decode-steps", type=int, default=16)
     parser.add_argument("--provider", action="append", help="ONNX Runtime execution provider; may be repeated")
-    options = parser.parse_args()
+    options = parser.parse_args(given)
     providers = tuple(options.provider or CPU)
     try:
         records = load_records(options.data)
@@ -53,4 +54,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -1,7 +1,7 @@
 """Every family with every method in every mode: ``python bench/matrix.py OUT [--family NAME …] [--threads 1]``.
 
 For each family a tiny checkpoint with random weights is built from its real configuration and processor classes
-(``tests/support/zoo``), each method is fitted on it, and each way of shipping the adapter goes through
+(``bench/zoo``), each method is fitted on it, and each way of shipping the adapter goes through
 :func:`export_onnx` with its parity suite, decisions over records included. A cell is the largest error of a logit as a
 share of the largest logit, with the decisions that flipped, or the reason why there is none. Random weights say whether
 the export computes what PyTorch computes, and nothing about safety.
@@ -12,7 +12,6 @@ processes may share OUT if their families differ.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shutil
@@ -21,8 +20,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.files import write_atomic
@@ -33,6 +30,8 @@ from safetykit.adapters.registry import get_method
 from safetykit.adapters.sasa.settings import SASA
 from safetykit.adapters.tga.settings import TGA
 from safetykit.adapters.vlm_guard.settings import VLMGuard
+from safetykit.bench import zoo
+from safetykit.bench.skeleton import arguments, one_thread, read_results, run, write_results, write_table
 from safetykit.export.manifest import Mode, Precision
 from safetykit.export.parity.report import ParityReport
 from safetykit.export.parity.tolerances import TOLERANCES
@@ -46,9 +45,6 @@ from safetykit.toolkit.data.sources import data_path
 from safetykit.toolkit.model.second_pass import SecondPass
 from safetykit.toolkit.model.vlm import VLM
 from safetykit.toolkit.workbench import Workbench, refusal_of
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-import zoo
 
 REFUSAL = "sorry, i can not help with that."  # random weights have none of their own
 COLUMNS: dict[str, tuple[Precision, Mode]] = {
@@ -124,32 +120,31 @@ METHODS: dict[str, Callable[[VLM, Sequence[Record], Path], Adapter]] = {
 }
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Fill what is missing of the matrix, then print it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--family", choices=zoo.NAMES, action="append")
     parser.add_argument("--method", choices=METHODS, action="append")
     parser.add_argument("--again", choices=COLUMNS, action="append", default=[], help="columns to measure again")
     parser.add_argument("--work", type=Path, help="for checkpoints and exports; OUT/work by default")
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = parser.parse_args(given)
+    one_thread()
     if not options.table:
         for family in options.family or zoo.NAMES:
             measure(family, options.method or METHODS, options.again, options.out, options.work or options.out / "work")
     found = {path.stem: json.loads(path.read_text()) for path in sorted((options.out / "matrix").glob("*.json"))}
     text = table(found)
     write_atomic(options.out / "matrix.json", canonical_json(found))
-    write_atomic(options.out / "matrix.md", text.encode())
-    print(text)
+    write_table(options.out / "matrix.md", text)
 
 
 def measure(family: str, methods: Sequence[str], again: Sequence[str], out: Path, work: Path) -> None:
     """One family; its cells go into OUT/matrix/FAMILY.json one by one."""
     path, work = out / "matrix" / f"{family}.json", work / family
     path.parent.mkdir(parents=True, exist_ok=True)
-    cells: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+    cells: dict[str, dict[str, Any]] = read_results(path)
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "model").is_dir():
         zoo.build(family, work / "model", GAIN)
@@ -180,7 +175,7 @@ def measure(family: str, methods: Sequence[str], again: Sequence[str], out: Path
                 }
             row[column]["seconds"] = round(time.perf_counter() - started, 1)
             print(family, method, column, json.dumps(row[column]), file=sys.stderr, flush=True)
-            write_atomic(path, canonical_json(cells))
+            write_results(path, cells)
 
 
 def chosen() -> tuple[list[Record], list[Record]]:
@@ -292,4 +287,4 @@ def _cell(value: dict[str, Any] | None, notes: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -10,10 +10,9 @@ with a bootstrap 95 % interval; a cost is stated only above the control's. Print
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter, sleep
 
@@ -21,15 +20,16 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import torch
-from random_decoder import HEAD, random_llama
 
 from safetykit.adapters.artifact.adapter import Intervention
 from safetykit.adapters.artifact.manifest import BaseInfo
 from safetykit.adapters.artifact.sites import Gating, Site
+from safetykit.bench.random_decoder import HEAD, random_llama
+from safetykit.bench.skeleton import CONTROL, PAUSE, UNMODIFIED, arguments, cpus, emit, median_ms, ratios, run
 from safetykit.export.base.own import OPSET, export_graph, save_graph
 from safetykit.export.base.quantise import quantise_decoder
 from safetykit.export.base.specs import decoder_spec
-from safetykit.export.document.latency import interleave, median_ratio
+from safetykit.export.document.latency import interleave
 from safetykit.export.manifest import LAYOUT, ExportManifest
 from safetykit.export.runtime.binding import Session
 from safetykit.export.runtime.sessions import open_session
@@ -37,8 +37,16 @@ from safetykit.export.surgery.bake import Placed, bake
 from safetykit.export.surgery.swappable import describe_parameters, open_parameters
 from safetykit.toolkit.families import Family
 
-PAUSE = 0.02  # seconds; as in export/latency.py
-UNMODIFIED, CONTROL = "unmodified", "control"
+QUICK = {
+    "layers": 2,
+    "width": 128,
+    "vocabulary": 64,
+    "adapted": 2,
+    "rank": 2,
+    "prompt_tokens": 8,
+    "rounds": 5,
+    "decode_steps": 2,
+}
 
 
 def interventions(options: argparse.Namespace, seed: int, gate: Gating = "per-token") -> list[Placed]:
@@ -145,30 +153,21 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     }
     arms = {name: (lambda arm=arm: timed(arm, options)) for name, arm in made.items()}
     times = interleave(arms, options.rounds, options.warmup_rounds, seed=0)
-    phases: dict[str, dict[str, object]] = {}
-    for at, phase in enumerate(("prefill", "decode")):
-        control = median_ratio(times[CONTROL][:, at], times[UNMODIFIED][:, at], 0)
-        noise = max(control.high, 1 / control.low)
-        phases[phase] = {"control": control.model_dump(), "noise": noise}
-        for name in made:
-            if name not in (UNMODIFIED, CONTROL):
-                ratio = median_ratio(times[name][:, at], times[UNMODIFIED][:, at], 0)
-                verdict = "cost detected" if ratio.low > noise else "no cost detected"
-                phases[phase][name] = {**ratio.model_dump(), "verdict": verdict}
+    others = [name for name in made if name not in (UNMODIFIED, CONTROL)]
     return {
         "options": {name: value for name, value in vars(options).items() if name != "folder"},
         "onnxruntime": onnxruntime.__version__,
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": cpus(),
         "load_average": os.getloadavg(),
         "weights_mb": (folder / LAYOUT.data("decoder")).stat().st_size / 2**20,
-        "median_ms": {name: (1000 * np.median(values, axis=0)).tolist() for name, values in times.items()},
-        **phases,
+        "median_ms": median_ms(times),
+        **ratios(times, others),
     }
 
 
-def main() -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Measure and print; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, quick=QUICK)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--vocabulary", type=int, default=8192)
@@ -181,15 +180,15 @@ def main() -> int:
     parser.add_argument("--warmup-rounds", type=int, default=2)
     parser.add_argument("--decode-steps", type=int, default=8)
     parser.add_argument("--folder", type=Path, help="keep the base graph here, and use it if it is there")
-    options = parser.parse_args()
+    options = parser.parse_args(given)
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.folder or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / LAYOUT.decoder).exists():
             write_base(folder, options)
-        json.dump(measure(folder, options), sys.stdout, indent=2)
+        emit(measure(folder, options))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

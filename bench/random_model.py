@@ -8,21 +8,22 @@ answers mean nothing.
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from transformers import LlavaForConditionalGeneration
 
+from safetykit.bench.skeleton import arguments, run
 from safetykit.toolkit.reference.model import build_model, build_processor, build_tokenizer
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(given: Sequence[str] | None = None) -> None:
+    parser = arguments(__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--width", type=int, default=1024)
-    options = parser.parse_args()
+    options = parser.parse_args(given)
     config = build_model().config
     text = config.text_config
     text.hidden_size, text.num_hidden_layers = options.width, options.layers
@@ -37,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -9,13 +9,11 @@ test records. Writes OUT/recalibrate.json and OUT/recalibrate.md.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from vlm_guard import say
 
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.files import write_atomic
@@ -23,6 +21,7 @@ from safetykit.adapters.artifact.manifest import canonical_json
 from safetykit.adapters.one_pass.settings import OnePassProbe
 from safetykit.adapters.sasa.settings import SASA
 from safetykit.adapters.vlm_guard.settings import VLMGuard
+from safetykit.bench.skeleton import arguments, one_thread, run, say
 from safetykit.export.base.own import write_base
 from safetykit.export.base.quantise import quantise_decoder
 from safetykit.export.pipeline.export import export_onnx
@@ -77,12 +76,12 @@ def measure(vlm: VLM, adapter: Adapter, base: Path, out: Path, test: list[Record
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(given: Sequence[str] | None = None) -> None:
+    parser = arguments(__doc__)
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--records", type=int, default=200, help="of the test split")
-    options = parser.parse_args()
-    torch.set_num_threads(1)  # on a model this small, threads cost more than they give
+    options = parser.parse_args(given)
+    one_thread()
     torch.set_flush_denormal(True)
     options.out.mkdir(parents=True, exist_ok=True)
     vlm = VLM.from_pretrained(model_path("reference:mild"))
@@ -111,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

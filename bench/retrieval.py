@@ -10,7 +10,6 @@ in `latency` and of the million in `build` are drawn at random: time and bytes d
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import resource
@@ -30,6 +29,7 @@ from safetykit.adapters import Adapter, Intervention, Site
 from safetykit.adapters.artifact.manifest import AdapterInfo, DataInfo, RetrievalInfo
 from safetykit.adapters.retrieval.fit import QueryHead
 from safetykit.adapters.retrieval.retrieval import CAPTIONS, INFO
+from safetykit.bench.skeleton import arguments, run
 from safetykit.export.document.latency import BAKED, CONTROL, UNMODIFIED, compare, interleave
 from safetykit.export.manifest import LAYOUT, read_manifest
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
@@ -259,8 +259,8 @@ def _milliseconds(call: Callable[[], object], rounds: int = 7) -> float:
     return 1000 * float(np.median(times))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(given: Sequence[str] | None = None) -> None:
+    parser = arguments(__doc__)
     parser.add_argument("what", choices=("accuracy", "latency", "build"))
     parser.add_argument("model")
     parser.add_argument("--base", type=Path, help="export of MODEL without adapters; for latency")
@@ -269,7 +269,7 @@ def main() -> None:
     parser.add_argument("-k", type=int, default=5)
     parser.add_argument("--embedded", type=int, default=20_000, help="texts for the model's embedder")
     parser.add_argument("--drawn", type=int, default=1_000_000, help="texts with random keys")
-    options = parser.parse_args()
+    options = parser.parse_args(given)
     if options.what == "latency" and options.base is None:
         parser.error("latency needs --base")
     vlm = VLM.from_pretrained(model_path(options.model))
@@ -283,4 +283,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

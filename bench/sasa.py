@@ -14,20 +14,17 @@ detector on its states cannot judge.
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.torch
-import torch
 
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.files import write_atomic
-from safetykit.adapters.artifact.manifest import canonical_json, describe_data
+from safetykit.adapters.artifact.manifest import describe_data
 from safetykit.adapters.artifact.sites import Site
 from safetykit.adapters.one_pass.settings import OnePassProbe
 from safetykit.adapters.sasa.settings import SASA
@@ -35,6 +32,19 @@ from safetykit.adapters.statistics.detector import Features
 from safetykit.adapters.statistics.detector_report import Detector, left_out
 from safetykit.adapters.statistics.probe import Metric
 from safetykit.adapters.statistics.probe_settings import Place, ProbeSettings
+from safetykit.bench.skeleton import (
+    CHECKPOINTS,
+    arguments,
+    one_thread,
+    parity_figures,
+    read_results,
+    results_folder,
+    rows_by_group,
+    run,
+    say,
+    write_results,
+    write_table,
+)
 from safetykit.toolkit.data.journal import Journal
 from safetykit.toolkit.data.records import Record, load_records
 from safetykit.toolkit.data.sources import data_path, model_path
@@ -45,7 +55,6 @@ from safetykit.toolkit.model.vlm import VLM
 from safetykit.toolkit.reference.world import things
 from safetykit.toolkit.workbench import refusal_of
 
-CHECKPOINTS = ("mild", "severe")
 FITTERS: dict[str, ProbeSettings] = {
     "SASA": SASA(),
     "SASA, penalty on logits": SASA(space="logits"),
@@ -56,11 +65,6 @@ FITTERS: dict[str, ProbeSettings] = {
 GROUPS = ("text", "image", "text+image", "typographic", "image/rendering-unseen", "seen", "perceived", "all")
 ORDER = ("undefended", *FITTERS, "SASA, exported")
 _ANSWER_TOKENS = 24
-
-
-def say(text: str) -> None:
-    """Progress on stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def states_of(vlm: VLM, records: list[Record], path: Path) -> Features:
@@ -121,7 +125,7 @@ def defended(adapter: Adapter, features: Features, answers: list[Decision]) -> l
 
 def rows_of(decisions: list[Decision], seen: set[str]) -> dict[str, Any]:
     """Table rows by group; ``seen`` renderings of seen carriers, and ``perceived`` pictures, beside the usual ones."""
-    rows = {row.group: row.model_dump(mode="json") for row in tabulate(decisions)}
+    rows = rows_by_group(tabulate(decisions))
     parts = {
         "seen": [d for d in decisions if d.carrier != "typographic" and "rendering-unseen" not in d.tags],
         "perceived": [d for d in decisions if d.id in seen],
@@ -163,7 +167,7 @@ def exported(vlm: VLM, adapter: Adapter, test: list[Record], seen: set[str], out
     result = export_onnx(vlm, [adapter], out, records=test, overwrite=True, progress=say)
     parity = result.parity
     return {
-        "parity": {"passed": parity.passed, "logits": parity.worst("logits"), "flips": len(parity.flips)},
+        "parity": parity_figures(parity),
         "rows": rows_of(list(result.decisions[1]), seen),
     }
 
@@ -200,16 +204,15 @@ def _areas(row: dict[str, Any]) -> str:
     return "–" if row["detector_auroc"] is None else f"{row['detector_auroc']:.3f}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--out", type=Path, required=True)
-    parser.add_argument("--checkpoint", choices=CHECKPOINTS, action="append")
+def main(given: Sequence[str] | None = None) -> None:
+    parser = arguments(__doc__)
+    results_folder(parser)
     parser.add_argument("--pytorch", action="store_true", help="leave the export out")
-    options = parser.parse_args()
-    torch.set_num_threads(1)  # on a model this small, threads cost more than they give
+    options = parser.parse_args(given)
+    one_thread()
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "sasa.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    results: dict[str, Any] = read_results(path)
     records = load_records(data_path("reference"))
     test = [record for record in records if record.split == "test"]
     for checkpoint in options.checkpoint or CHECKPOINTS:
@@ -234,11 +237,10 @@ def main() -> None:
                     out = options.out / f"{checkpoint}-export"
                     found["detectors"]["SASA, exported"] = exported(vlm, adapter, test, seen, out)
         results[checkpoint] = found
-        write_atomic(path, canonical_json(results))
+        write_results(path, results)
     text = table(results)
-    write_atomic(options.out / "sasa.md", text.encode())
-    print(text)
+    write_table(options.out / "sasa.md", text)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -18,31 +18,31 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json
+from safetykit.bench.skeleton import arguments, peak_mb, run
 
 SIZES = ("8x512", "16x1024", "16x2048", "24x2048")
 STEPS = ("load", "base", "surgery", "fold", "run")
 RANK = 16
 
 
-def main() -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Measure every size, or one step when called with ``--step``; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("-o", "--out", type=Path, help="JSON to write")
     parser.add_argument("--size", action="append", help=f"layers x width; {', '.join(SIZES)} by default")
     parser.add_argument("--scratch", type=Path, help="where models and exports are made; needs thrice their size")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(given)
     if options.step:
         print(json.dumps(_step(options.step, options.scratch)))
         return 0
@@ -94,14 +94,13 @@ def _step(step: str, scratch: Path) -> dict[str, Any]:
     started = time.perf_counter()
     found = steps[step](scratch)
     seconds = time.perf_counter() - started
-    return {"seconds": round(seconds, 2), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} | found
+    return {"seconds": round(seconds, 2), "peak_mb": int(peak_mb())} | found
 
 
 def _load(scratch: Path) -> dict[str, Any]:
     """Read the checkpoint, and write the adapter that later steps put in."""
-    from fold import random_adapter
-
     from safetykit.adapters.artifact.store import save_adapter
+    from safetykit.bench.fold import random_adapter
     from safetykit.toolkit.model.vlm import VLM
 
     save_adapter(random_adapter(VLM.from_pretrained(scratch / "model"), RANK), scratch / "adapter")
@@ -144,9 +143,8 @@ def _surgery(scratch: Path) -> dict[str, Any]:
 
 
 def _fold(scratch: Path) -> dict[str, Any]:
-    from fold import write_folded
-
     from safetykit.adapters.artifact.store import load_adapter
+    from safetykit.bench.fold import write_folded
     from safetykit.toolkit.model.folding import fold
     from safetykit.toolkit.model.vlm import VLM
 
@@ -180,4 +178,4 @@ def _run(scratch: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

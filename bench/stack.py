@@ -9,20 +9,30 @@ OUT/stack.md; an interrupted run goes on where it was.
 
 from __future__ import annotations
 
-import argparse
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tga import ARMS, trained
-from vlm_guard import CHECKPOINTS, say, table
 
 from safetykit.adapters.artifact.adapter import Adapter
-from safetykit.adapters.artifact.files import write_atomic
-from safetykit.adapters.artifact.manifest import canonical_json
 from safetykit.adapters.artifact.stack import describe_corrector
 from safetykit.adapters.sasa.settings import SASA
+from safetykit.bench.skeleton import (
+    CHECKPOINTS,
+    arguments,
+    one_thread,
+    parity_figures,
+    read_results,
+    results_folder,
+    rows_by_group,
+    run,
+    say,
+    write_results,
+    write_table,
+)
+from safetykit.bench.tga import ARMS, trained
+from safetykit.bench.vlm_guard import table
 from safetykit.export.pipeline.export import export_onnx
 from safetykit.toolkit.data.records import load_records
 from safetykit.toolkit.data.sources import data_path, model_path
@@ -48,20 +58,19 @@ def measure(vlm: VLM, adapters: list[Adapter], out: Path) -> dict[str, Any]:
     result = export_onnx(vlm, adapters, out, records=test, overwrite=True)
     parity = result.parity
     return {
-        "parity": {"passed": parity.passed, "logits": parity.worst("logits"), "flips": len(parity.flips)},
-        "rows": {row.group: row.model_dump(mode="json") for row in tabulate(result.decisions[1])},
+        "parity": parity_figures(parity),
+        "rows": rows_by_group(tabulate(result.decisions[1])),
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--out", type=Path, required=True)
-    parser.add_argument("--checkpoint", choices=CHECKPOINTS, action="append")
-    options = parser.parse_args()
-    torch.set_num_threads(1)  # on a model this small, threads cost more than they give
+def main(given: Sequence[str] | None = None) -> None:
+    parser = arguments(__doc__)
+    results_folder(parser)
+    options = parser.parse_args(given)
+    one_thread()
     torch.set_flush_denormal(True)
     path = options.out / "stack.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    results: dict[str, Any] = read_results(path)
     for checkpoint in options.checkpoint or CHECKPOINTS:
         vlm = VLM.from_pretrained(model_path(f"reference:{checkpoint}"))
         if results.get(checkpoint, {}).get("fingerprint") == vlm.fingerprint:
@@ -73,11 +82,10 @@ def main() -> None:
         say(f"{checkpoint}: export")
         found = measure(vlm, [corrector, detector], options.out / f"{checkpoint}-stack")
         results[checkpoint] = {"fingerprint": vlm.fingerprint, "variants": {"TGA + SASA": found}}
-        write_atomic(path, canonical_json(results))
+        write_results(path, results)
     text = table({checkpoint: found["variants"] for checkpoint, found in results.items()})
-    write_atomic(options.out / "stack.md", text.encode())
-    print(text)
+    write_table(options.out / "stack.md", text)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,20 +1,23 @@
-"""The methods beside each other: one table per checkpoint from the committed results of the other benchmarks.
+"""The methods beside each other: one table per checkpoint, of models exported to ONNX and measured on the test split.
 
-    python bench/summary.py
+    python bench/summary.py [--from OUT]
 
-Reads bench/results/{vlm_guard,care,sasa,tga,stack}.json, of models exported to ONNX and measured on the test split.
+Prints the table of bench/results/summary.json, and writes it to summary.md beside it. With ``--from`` the figures are
+first read again from OUT/{vlm_guard,care,sasa,tga,stack}.json, which the benchmarks of those names write; they hold
+every trial and are not kept in the repository. ``settings`` are what sweeps chose for each arm.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlm_guard import CHECKPOINTS, percent
+from safetykit.bench.skeleton import CHECKPOINTS, arguments, percent, read_results, run, write_results, write_table
 
 RESULTS = Path(__file__).parent / "results"
 GROUPS = ("text", "image", "text+image", "typographic", "image/rendering-unseen")
+METRICS = ("over_refusal", "exact")
 # Name in the table, file, key of its arms, arm; None: the one that the sweep chose.
 ARMS = (
     ("undefended", "vlm_guard", "variants", "undefended"),
@@ -31,22 +34,59 @@ ARMS = (
 def chosen(found: dict[str, Any]) -> str:
     """The arm whose setting is the sweep's best."""
     best = found["sweep"]["best"]
-    names = [f"{best['variant']} {best['fusion']}"]
-    return next(name for name in names if name in found["variants"])
+    name = f"{best['variant']} {best['fusion']}"
+    if name not in found["variants"]:
+        raise SystemExit(f"The sweep's best, {name}, was not measured.")
+    return name
 
 
-def main() -> None:
+def gather(folder: Path) -> dict[str, Any]:
+    """What the table and the reader need of the benchmarks' own results."""
+    files = {file: read_results(folder / f"{file}.json") for file in dict.fromkeys(file for _, file, _, _ in ARMS)}
+    table: dict[str, Any] = {}
     for checkpoint in CHECKPOINTS:
-        heads = [*(f"attack, {group}" for group in GROUPS), "over-refusal", "exact answers"]
-        print(f"**`{checkpoint}`**\n\n| | " + " | ".join(heads) + " |\n|---|" + "---:|" * len(heads))
+        table[checkpoint] = {}
         for title, file, key, arm in ARMS:
-            found = json.loads((RESULTS / f"{file}.json").read_text())[checkpoint]
+            found = files[file][checkpoint]
             rows = found[key][arm or chosen(found)]["rows"]
-            cells = [percent(rows[group]["metrics"]["attack_success"]) for group in GROUPS]
-            cells += [percent(rows["all"]["metrics"][metric]) for metric in ("over_refusal", "exact")]
-            print(f"| {title} | " + " | ".join(cells) + " |")
-        print()
+            rates = {group: rows[group]["metrics"]["attack_success"] for group in GROUPS}
+            rates |= {metric: rows["all"]["metrics"][metric] for metric in METRICS}
+            table[checkpoint][title] = rates
+    settings = {
+        file: {
+            checkpoint: {
+                arm: found["setting"] for arm, found in files[file][checkpoint][key].items() if "setting" in found
+            }
+            for checkpoint in CHECKPOINTS
+        }
+        for file, key in dict.fromkeys((file, key) for _, file, key, _ in ARMS)
+        if "sweep" in files[file][CHECKPOINTS[0]]
+    }
+    return {"table": table, "settings": settings}
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown: per checkpoint, a row an arm."""
+    heads = [*(f"attack, {group}" for group in GROUPS), "over-refusal", "exact answers"]
+    parts = []
+    for checkpoint, arms in results["table"].items():
+        lines = [f"**`{checkpoint}`**", "", "| | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+        for title, _, _, _ in ARMS:
+            cells = [percent(arms[title][column]) for column in (*GROUPS, *METRICS)]
+            lines.append(f"| {title} | " + " | ".join(cells) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--from", dest="source", type=Path, metavar="OUT", help="folder of the benchmarks' results")
+    options = parser.parse_args(given)
+    kept = RESULTS / "summary.json"
+    if options.source:
+        write_results(kept, gather(options.source))
+    write_table(RESULTS / "summary.md", table(read_results(kept)))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

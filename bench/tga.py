@@ -11,10 +11,8 @@ are exact captions of test things in all renderings. Writes OUT/tga.json and OUT
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,20 @@ import torch
 
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.files import write_atomic
-from safetykit.adapters.artifact.manifest import canonical_json
 from safetykit.adapters.tga.settings import TGA
+from safetykit.bench.skeleton import (
+    CHECKPOINTS,
+    arguments,
+    one_thread,
+    parity_figures,
+    percent,
+    read_results,
+    results_folder,
+    rows_by_group,
+    run,
+    say,
+    write_results,
+)
 from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.toolkit.alignment import Aligner
@@ -39,7 +49,6 @@ from safetykit.toolkit.reference.atlas import SEEN_SETS, UNSEEN_SETS, data_folde
 from safetykit.toolkit.reference.language import answer
 from safetykit.toolkit.reference.world import things
 
-CHECKPOINTS = ("mild", "severe")
 LIMITS = {"max_new_tokens": 20}
 GROUPS = ("text", "image", "image/rendering-unseen", "text+image", "typographic")
 _PAPER = {"centred": False, "ce_weight": 1.0, "request_weight": 0.0, "opening_weight": 0.0, "shuffled": 0.0}
@@ -56,11 +65,6 @@ ARMS: dict[str, TGA] = {
     "lora, answers only": TGA(variant="lora", guide_weight=0.0, request_weight=0.0, opening_weight=0.0, shuffled=0.0),
     "lora, no retrieval": TGA(variant="lora", retrieval=False),
 }
-
-
-def say(text: str) -> None:
-    """Progress on stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def caption_rate(model: Generator, split: str) -> Rate:
@@ -89,7 +93,7 @@ def measure(model: Generator, split: str, name: str) -> dict[str, Any]:
 def figures(rows: Sequence[Row], model: Generator, split: str) -> dict[str, Any]:
     """Rows by group, and the captions that ``model`` gives."""
     return {
-        "rows": {row.group: row.model_dump(mode="json") for row in rows},
+        "rows": rows_by_group(rows),
         "captions": caption_rate(model, split).model_dump(mode="json"),
     }
 
@@ -110,7 +114,7 @@ def trained(vlm: VLM, settings: TGA, folder: Path, name: str) -> Adapter:
     return adapter
 
 
-def run(vlm: VLM, settings: TGA, split: str, folder: Path, pytorch: bool, name: str) -> dict[str, Any]:
+def train_and_measure(vlm: VLM, settings: TGA, split: str, folder: Path, pytorch: bool, name: str) -> dict[str, Any]:
     """Train one arm and measure it."""
     adapter = trained(vlm, settings, folder, name)
     if pytorch:
@@ -137,7 +141,7 @@ def exported(vlm: VLM, adapter: Adapter, split: str, out: Path) -> dict[str, Any
     parity = result.parity
     return {
         **found,
-        "parity": {"passed": parity.passed, "logits": parity.worst("logits"), "flips": len(parity.flips)},
+        "parity": parity_figures(parity),
     }
 
 
@@ -176,24 +180,18 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def percent(rate: dict[str, Any] | None) -> str:
-    """12.3 % (9–16)."""
-    return f"{100 * rate['rate']:.1f} % ({100 * rate['low']:.0f}–{100 * rate['high']:.0f})" if rate else "–"
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--out", type=Path, required=True)
-    parser.add_argument("--checkpoint", choices=CHECKPOINTS, action="append")
+def main(given: Sequence[str] | None = None) -> None:
+    parser = arguments(__doc__)
+    results_folder(parser)
     parser.add_argument("--arm", choices=ARMS, action="append")
     parser.add_argument("--calibration", action="store_true", help="measure the calibration split")
     parser.add_argument("--pytorch", action="store_true", help="leave the export out")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # on a model this small, threads cost more than they give
+    options = parser.parse_args(given)
+    one_thread()
     torch.set_flush_denormal(True)
     split, stem = ("calibration", "calibration") if options.calibration else ("test", "tga")
     path = options.out / f"{stem}.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    results: dict[str, Any] = read_results(path)
     for checkpoint in options.checkpoint or CHECKPOINTS:
         vlm = VLM.from_pretrained(model_path(f"reference:{checkpoint}"))
         if results.get(checkpoint, {}).get("fingerprint") != vlm.fingerprint:
@@ -207,11 +205,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 continue
             say(f"{checkpoint}: {name}")
             folder = options.out / f"{checkpoint}-{name.replace(', ', '-').replace(' ', '-').replace(chr(39), '')}"
-            arms[name] = run(vlm, settings, split, folder, options.pytorch, f"{checkpoint} {name}")
-            write_atomic(path, canonical_json(results))
+            arms[name] = train_and_measure(vlm, settings, split, folder, options.pytorch, f"{checkpoint} {name}")
+            write_results(path, results)
             write_atomic(options.out / f"{stem}.md", table(results).encode())
     print(table(results))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -10,19 +10,30 @@ was.
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
-
-import torch
 
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json
 from safetykit.adapters.registry import get_method
 from safetykit.adapters.vlm_guard.settings import Variant, VLMGuard
+from safetykit.bench.skeleton import (
+    CHECKPOINTS,
+    arguments,
+    one_thread,
+    parity_figures,
+    percent,
+    read_results,
+    results_folder,
+    rows_by_group,
+    run,
+    say,
+    write_results,
+    write_table,
+)
 from safetykit.export.base.own import export_base
 from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
@@ -34,14 +45,8 @@ from safetykit.toolkit.sweep.run import run_sweep
 from safetykit.toolkit.sweep.trials import Sweep, Trial
 from safetykit.toolkit.workbench import Workbench
 
-CHECKPOINTS = ("mild", "severe")
 GROUPS = ("text", "image", "text+image", "typographic", "image/rendering-unseen", "all")
 SETTING = ("variant", "direction", "gate", "layers", "rank", "alpha", "false_positive_rate", "scope", "phase")
-
-
-def say(text: str) -> None:
-    """Progress on stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def sweep_of(checkpoint: str, vlm: VLM, folder: Path) -> Sweep:
@@ -76,12 +81,8 @@ def measure(trial: Trial, adapter: Adapter, vlm: VLM, base: Path, out: Path) -> 
         "calibration": {
             name: value for name, value in row.items() if name in ("attack_success", "over_refusal", "exact")
         },
-        "parity": {
-            "passed": result.parity.passed,
-            "logits": result.parity.worst("logits"),
-            "flips": len(result.parity.flips),
-        },
-        "rows": {line.group: line.model_dump(mode="json") for line in tabulate(result.decisions[1])},
+        "parity": parity_figures(result.parity),
+        "rows": rows_by_group(tabulate(result.decisions[1])),
     }
 
 
@@ -107,19 +108,13 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def percent(rate: dict[str, Any]) -> str:
-    """12.3 % (9–16)."""
-    return f"{100 * rate['rate']:.1f} % ({100 * rate['low']:.0f}–{100 * rate['high']:.0f})"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--out", type=Path, required=True)
-    parser.add_argument("--checkpoint", choices=CHECKPOINTS, action="append")
-    options = parser.parse_args()
-    torch.set_num_threads(1)  # on a model this small, threads cost more than they give
+def main(given: Sequence[str] | None = None) -> None:
+    parser = arguments(__doc__)
+    results_folder(parser)
+    options = parser.parse_args(given)
+    one_thread()
     path = options.out / "vlm_guard.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    results: dict[str, Any] = read_results(path)
     test = load_records(data_path("reference"), ["test"])
     fitted = load_records(data_path("reference"), ["fit", "calibration"])
     for checkpoint in options.checkpoint or CHECKPOINTS:
@@ -129,9 +124,7 @@ def main() -> None:
         base = options.out / f"{checkpoint}-base"
         export_base(vlm, base, overwrite=True)
         undefended = evaluate(OnnxVLM.from_pretrained(base), test, name="base")
-        found: dict[str, Any] = {
-            "undefended": {"rows": {row.group: row.model_dump(mode="json") for row in undefended.rows}}
-        }
+        found: dict[str, Any] = {"undefended": {"rows": rows_by_group(undefended.rows)}}
         sweep = sweep_of(checkpoint, vlm, options.out)
         for variant in get_args(Variant):
             say(f"{checkpoint}: exporting {variant}")
@@ -139,11 +132,10 @@ def main() -> None:
             out = options.out / f"{checkpoint}-{variant}"
             found[variant] = measure(trial, trial.setting.fit(vlm, fitted), vlm, base, out)
         results[checkpoint] = {"fingerprint": vlm.fingerprint, "sweep": sweep.table(), "variants": found}
-        write_atomic(path, canonical_json(results))
+        write_results(path, results)
     text = table({checkpoint: found["variants"] for checkpoint, found in results.items()})
-    write_atomic(options.out / "vlm_guard.md", text.encode())
-    print(text)
+    write_table(options.out / "vlm_guard.md", text)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from zoo import NAMES, WIDTH, build
 
 from safetykit.adapters import Adapter, Intervention, Site
 from safetykit.adapters.artifact.manifest import AdapterInfo, DataInfo, DetectorInfo
@@ -19,6 +18,7 @@ from safetykit.adapters.sasa.settings import SASA
 from safetykit.adapters.statistics.detector import Refusal
 from safetykit.adapters.tga.settings import TGA
 from safetykit.adapters.vlm_guard.settings import VLMGuard
+from safetykit.bench.zoo import NAMES, WIDTH, build
 from safetykit.export.base.own import export_base, export_graph, save_graph
 from safetykit.export.base.specs import graph_specs
 from safetykit.export.parity.compare import compare_logits, parity_requests

@@ -16,8 +16,8 @@ from transformers.vision_utils import (
     get_vision_position_ids,
     get_vision_window_index,
 )
-from zoo import build
 
+from safetykit.bench.zoo import build
 from safetykit.toolkit.families.gemma3 import numbered_runs
 from safetykit.toolkit.families.grids import frame_ids, patch_places, rotary_positions, table_mix, window_ids
 from safetykit.toolkit.model.inputs import InputProcessor

@@ -13,9 +13,9 @@ from PIL import Image
 from transformers import LlavaNextModel, LlavaOnevisionModel
 from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
 from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionEmbeddings
-from zoo import build
 
 from safetykit.adapters.errors import UsageError
+from safetykit.bench.zoo import build
 from safetykit.toolkit.families import family_or_any
 from safetykit.toolkit.families.idefics import patch_positions
 from safetykit.toolkit.model.inputs import InputProcessor

@@ -7,8 +7,8 @@ the decoder it runs, without a word. A later version that does will fail here.
 import importlib.util
 
 import pytest
-from runtimes import genai_answers, greedy
 
+from safetykit.bench.runtimes import genai_answers, greedy
 from safetykit.export.layouts.arrange import arrange
 from safetykit.export.manifest import read_manifest
 from safetykit.export.runtime.onnx_vlm import OnnxVLM

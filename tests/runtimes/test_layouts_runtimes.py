@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runtimes import genai_answers, greedy, node_answers, run_node, without_node
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from zoo import build
 
 from safetykit.adapters.artifact.adapter import Adapter
+from safetykit.bench.runtimes import genai_answers, greedy, node_answers, run_node, without_node
+from safetykit.bench.zoo import build
 from safetykit.export.base.own import export_base
 from safetykit.export.layouts.arrange import arrange
 from safetykit.export.manifest import read_manifest

@@ -1,0 +1,99 @@
+"""Every benchmark starts, says what it is, and runs its quick setting where that takes seconds."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from safetykit.bench import skeleton, summary
+
+BENCH = Path(skeleton.__file__).parent
+# Parts that benchmarks import, and one that runs where safetykit is not installed.
+PARTS = {"skeleton", "random_decoder", "runtimes", "optimum_loader"}
+NAMES = sorted(path.stem for path in BENCH.glob("*.py") if path.stem not in PARTS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_benchmark_says_what_it_is(name, capsys):
+    bench = import_module(f"safetykit.bench.{name}")
+    with pytest.raises(SystemExit) as ended:
+        bench.main(["--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert f"python bench/{name}.py" in said and bench.__doc__.splitlines()[0][:40] in said
+
+
+def test_no_benchmark_reaches_into_the_tests():
+    for path in BENCH.rglob("*.py"):
+        text = path.read_text()
+        assert "sys.path" not in text and '"tests"' not in text, path
+
+
+@pytest.mark.parametrize("name", ["modes", "detector_latency"])
+def test_the_quick_setting_runs(name, capsys):
+    assert import_module(f"safetykit.bench.{name}").main(["--quick"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["options"]["layers"] <= 4 and found["median_ms"]["unmodified"][0] > 0
+
+
+def test_a_random_model_of_the_wanted_size_is_written(tmp_path, capsys):
+    import_module("safetykit.bench.random_model").main([str(tmp_path / "model"), "--layers", "1", "--width", "64"])
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    assert config["text_config"]["hidden_size"] == 64 and "parameters in" in capsys.readouterr().out
+
+
+def test_quick_changes_defaults_and_what_is_given_stands():
+    parser = skeleton.arguments("What it is.", quick={"layers": 2, "rounds": 5})
+    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=20)
+    assert vars(parser.parse_args(["--layers", "8", "--quick"])) == {"layers": 8, "rounds": 5, "quick": True}
+    assert parser.parse_args(["--layers", "8"]).layers == 8
+    assert "layers 2" in parser.format_help()
+
+
+def test_a_failure_ends_with_its_line_and_code(capsys):
+    from safetykit.adapters.errors import UsageError
+
+    def fails():
+        raise UsageError("No such thing.", "Take another.")
+
+    with pytest.raises(SystemExit) as ended:
+        skeleton.run(fails)
+    assert ended.value.code == 2 and "No such thing." in capsys.readouterr().err
+
+
+def test_results_are_read_back_where_they_lie(tmp_path):
+    path = tmp_path / "out" / "results.json"
+    assert skeleton.read_results(path) == {} and skeleton.read_results(path, {"rows": []}) == {"rows": []}
+    skeleton.write_results(path, {"rows": [1]})
+    assert skeleton.read_results(path) == {"rows": [1]}
+
+
+def test_the_committed_table_says_what_the_committed_results_say():
+    kept = json.loads((summary.RESULTS / "summary.json").read_text())
+    assert (summary.RESULTS / "summary.md").read_text() == summary.table(kept), "run python bench/summary.py"
+
+
+def test_committed_results_are_tables_rather_than_megabytes():
+    assert sum(path.stat().st_size for path in summary.RESULTS.iterdir()) < 150_000
+
+
+def test_without_cuda_the_gpu_benchmark_says_so_and_measures_nothing(tmp_path, capsys):
+    gpu = import_module("safetykit.bench.gpu")
+    if gpu.examine()["providers"].get(gpu.PROVIDER):
+        pytest.skip("there is a GPU")
+    with pytest.raises(SystemExit) as ended:
+        skeleton.run(lambda: gpu.main(["-o", str(tmp_path / "gpu.json")]))
+    assert ended.value.code == 2 and not (tmp_path / "gpu.json").exists()
+    assert "nothing was measured" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_runs_dry_on_the_cpu(tmp_path):
+    out = tmp_path / "gpu.json"
+    assert import_module("safetykit.bench.gpu").main(["-o", str(out), "--quick"]) == 0
+    cells = [cell for cells in json.loads(out.read_text())["matrix"].values() for cell in cells.values()]
+    assert cells and all(cell["passed"] and cell["latency"]["rounds"] == 5 for cell in cells)
