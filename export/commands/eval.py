@@ -33,6 +33,8 @@ def evaluate(
 
     with console.progress_bar("answering") as update:
         result = evaluate_model(model, adapter or [], options, out=out, progress=update)
+    if options.allow_uncorrected_detector:
+        console.warn("a detector was accepted although it may not have been fitted under the correctors beside it.")
     value = result.model_dump(mode="json", exclude={"decisions"})
     console.emit(value, as_json=as_json, human=_view)
 

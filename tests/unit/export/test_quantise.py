@@ -16,6 +16,7 @@ from safetykit.export.base.matrices import Matrix, matrix_of
 from safetykit.export.foreign.weights import find_weights
 from safetykit.export.manifest import LAYOUT, read_manifest
 from safetykit.export.parity.check import check_parity
+from safetykit.export.parity.report import ParityReport
 from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.toolkit.data.records import Record
@@ -91,9 +92,17 @@ def test_the_adapter_is_as_exact_as_in_float_weights(vlm, int4_folder, make_adap
         for at, prompt in enumerate(("what is this thing ?", "describe it ."))
     ]
     result = export_onnx(
-        vlm, adapters, tmp_path / "out", precision="int4", base_onnx=int4_folder, records=records, max_new_tokens=4
+        vlm,
+        adapters,
+        tmp_path / "out",
+        precision="int4",
+        base_onnx=int4_folder,
+        records=records,
+        max_new_tokens=4,
+        allow_uncorrected_detector=True,
     )
     report = result.parity
+    assert report.warnings == ()
     assert report.passed and {"logits", "risk", "op", "drift", "decisions"} <= {check.kind for check in report.checks}
     assert report.worst("drift") > 100 * report.worst("logits")
     (bypass,) = [check for check in report.checks if "bypassed" in check.case]
@@ -112,6 +121,15 @@ def guarded(vlm, int4_folder, make_adapter, tmp_path_factory):
     out = tmp_path_factory.mktemp("guarded") / "out"
     export_onnx(vlm, [adapter], out, precision="int4", base_onnx=int4_folder)
     return adapter, out
+
+
+def test_that_no_decision_was_compared_is_said_in_report_and_card(guarded):
+    """Rounded weights change answers: an export without records has measured none."""
+    _, out = guarded
+    (warning,) = ParityReport.read(out / LAYOUT.parity).warnings
+    assert "No decision was compared" in warning
+    assert warning in (out / LAYOUT.card).read_text()
+    assert warning in (out / LAYOUT.report).read_text()
 
 
 @pytest.mark.parametrize("what", ["sign", "layer", "dropped"])
