@@ -97,3 +97,15 @@ def test_the_gpu_benchmark_runs_dry_on_the_cpu(tmp_path):
     assert import_module("safetykit.bench.gpu").main(["-o", str(out), "--quick"]) == 0
     cells = [cell for cells in json.loads(out.read_text())["matrix"].values() for cell in cells.values()]
     assert cells and all(cell["passed"] and cell["latency"]["rounds"] == 5 for cell in cells)
+
+
+REAL = sorted(path.stem for path in (BENCH / "real").glob("*.py") if "\ndef main(" in path.read_text())
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_every_step_of_the_real_model_says_what_it_is(name, monkeypatch, capsys):
+    step = pytest.importorskip(name)
+    monkeypatch.setattr("sys.argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        step.main()
+    assert ended.value.code == 0 and "usage" in capsys.readouterr().out
