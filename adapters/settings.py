@@ -17,7 +17,7 @@ No file with settings imports torch: help must be fast.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -25,9 +25,20 @@ from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, ValidationInfo
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    JsonValue,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic import model_validator as after_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import no_info_after_validator_function
 
 from .errors import UsageError
 
@@ -78,6 +89,25 @@ def setting(
     """
     about = About((acts,) if isinstance(acts, Mapping) else tuple(acts), option, shown, hidden)
     return Field(default, description=description, json_schema_extra={"about": about}, **limits)  # type: ignore[dict-item]
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """In ``Annotated[str, OneOf(names)]``: one of names that are known only when asked for, such as a registry's.
+
+    Attributes:
+        names: gives them.
+    """
+
+    names: Callable[[], Sequence[str]]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_after_validator_function(self._checked, handler(source))
+
+    def _checked(self, value: str) -> str:
+        if value not in self.names():
+            raise ValueError("no such name")  # the refusal of the settings says which there are
+        return value
 
 
 def parse_layers(given: Any) -> Any:
@@ -200,7 +230,10 @@ def about(kind: type[Settings], name: str) -> About:
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
-    """The values of a field that is a ``Literal``, else nothing."""
+    """The values of a field that is a ``Literal`` or :class:`OneOf`, else nothing."""
+    for item in field.metadata:
+        if isinstance(item, OneOf):
+            return tuple(item.names())
     for kind in _alternatives(field.annotation):
         if get_origin(kind) is Literal:
             return tuple(value for value in get_args(kind) if isinstance(value, str))

@@ -42,6 +42,7 @@ from safetykit.toolkit.commands.fit_one import fit_with
 from safetykit.toolkit.data.captions import captions_path, load_captions
 from safetykit.toolkit.data.records import Record, load_records, subset
 from safetykit.toolkit.data.sources import data_path
+from safetykit.toolkit.families import titles
 from safetykit.toolkit.model.second_pass import SecondPass
 from safetykit.toolkit.model.vlm import VLM
 from safetykit.toolkit.workbench import Workbench, refusal_of
@@ -58,20 +59,6 @@ FIT, TEST, CAPTIONS = 96, 12, 48  # records; captioned pictures
 # A random network with more gain is chaotic: what fp16 rounds in the first layer has grown past any limit at the last,
 # in PyTorch as in ONNX Runtime.
 GAIN = 1.0
-TITLES = {
-    "llava": "LLaVA-1.5",
-    "llava_next": "LLaVA-NeXT",
-    "llava_onevision": "LLaVA-OneVision",
-    "qwen2_vl": "Qwen2-VL",
-    "qwen2_5_vl": "Qwen2.5-VL",
-    "qwen3_vl": "Qwen3-VL",
-    "smolvlm": "SmolVLM",
-    "idefics3": "Idefics3",
-    "internvl": "InternVL",
-    "gemma3": "Gemma 3",
-    "paligemma": "PaliGemma",
-    "paligemma2": "PaliGemma 2",
-}
 
 
 def vlm_guard(vlm: VLM, records: Sequence[Record], _: Path) -> Adapter:
@@ -232,15 +219,15 @@ def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
     """The matrix in Markdown: one line a family, then every cell, with its reasons as footnotes."""
     limit, half = (TOLERANCES[precision].logits.relative for precision in ("fp32", "fp16"))
     notes: list[str] = []
-    heads = [name for name in TITLES if name in found]
+    heads = [name for name in titles() if name in found]
     short = ["| family | fit | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
     full = ["| family | method | fit | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 3) + "|"]
     for family in heads:
-        rows = found[family]
-        short.append(f"| {TITLES[family]} | " + " | ".join(_worst(rows, column) for column in ("fit", *COLUMNS)) + " |")
+        rows, title = found[family], titles()[family]
+        short.append(f"| {title} | " + " | ".join(_worst(rows, column) for column in ("fit", *COLUMNS)) + " |")
         for method, row in rows.items():
             cells = [_cell(row.get(column), notes) for column in ("fit", *COLUMNS)]
-            full.append(f"| {TITLES[family]} | {method} | {' | '.join(cells)} |")
+            full.append(f"| {title} | {method} | {' | '.join(cells)} |")
     return f"""\
 Largest error of a logit as a share of the largest logit, PyTorch against ONNX Runtime, over prefill and cached steps,
 batch 1 and padded batches, with and without pictures (limit {limit:g}, at fp16 {half:g}). One line a family: methods

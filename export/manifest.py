@@ -25,13 +25,16 @@ from ..adapters.artifact.manifest import (
 )
 from ..adapters.artifact.sites import Gating
 from ..adapters.errors import InvalidArtifact, UsageError
-from .foreign_info import ForeignInfo
 
 Precision = Literal["fp32", "fp16", "int4", "int8"]
 Mode = Literal["base", "bake", "fold", "hot-swap"]
 Graph = Literal["vision_encoder", "embed_tokens", "decoder"]
 GRAPHS: tuple[Graph, ...] = ("vision_encoder", "embed_tokens", "decoder")
-LayoutName = Literal["onnx", "transformers.js", "genai", "triton"]
+# One that the registry of layouts knows, or knew where the folder was made.
+LayoutWord = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+
+ForeignLayout = Literal["genai", "optimum", "transformers.js"]
+CHECKPOINT = "the checkpoint"
 
 # Plain names as in FileName, with folders between them; nothing leads out of the export.
 _NAME = r"[a-zA-Z0-9_][a-zA-Z0-9_-]*(\.[a-zA-Z0-9_-]+)*"
@@ -157,6 +160,44 @@ class Recalibration(Strict):
     above: int
 
 
+class WeightsInfo(Strict):
+    """How a decoder's weights compare with the checkpoint's.
+
+    Attributes:
+        exact: parameters that are equal once rounded to the graph's type.
+        nearest: quantised ones, of which every compared value has the nearest code.
+        unread: parameters that were not found as such; they may be folded into others.
+        values: how many values were compared.
+    """
+
+    exact: int
+    nearest: int
+    unread: tuple[str, ...] = ()
+    values: int
+
+
+class ForeignInfo(Strict):
+    """Where base graphs come from.
+
+    Attributes:
+        layout: of the folder they were found in.
+        sources: for each graph its file there, or ``the checkpoint`` when it was exported from that.
+        changes: what was done to their interface.
+        weights: of the decoder.
+        rows_alone: rows of different lengths are run one by one: the decoder does not understand padding on the left.
+        last_logits: the decoder gives logits at the last position only.
+        continues: several tokens may follow cached ones; otherwise a prompt is read whole, and then token by token.
+    """
+
+    layout: ForeignLayout
+    sources: dict[str, str]
+    changes: tuple[str, ...] = ()
+    weights: WeightsInfo
+    rows_alone: bool = False
+    last_logits: bool = False
+    continues: bool = True
+
+
 class ExportManifest(Strict):
     """``safetykit.json``: what an export folder holds.
 
@@ -184,7 +225,7 @@ class ExportManifest(Strict):
     base: BaseInfo
     precision: Precision
     mode: Mode
-    layout: LayoutName = "onnx"
+    layout: LayoutWord = "onnx"
     paths: dict[Graph, FilePath] = Field(default_factory=dict)
     mask_channel: bool = False
     opset: int

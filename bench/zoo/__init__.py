@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
-from . import gemma, idefics, internvl, llavas, qwen  # noqa: F401  each registers its builders
 from .common import BUILDERS, GAIN, LAYERS, WIDTH
+
+for _module in sorted(Path(__file__).parent.glob("[!_]*.py")):  # each registers its builders
+    import_module(f"{__name__}.{_module.stem}")
 
 NAMES = tuple(sorted(BUILDERS))
 

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from ...adapters.artifact.files import read_inside, require_hashes, write_atomic
 from ...adapters.errors import InvalidArtifact
 from ...adapters.extras import IN_A_CLONE
+from ..layouts.registry import get_layout
 from ..manifest import LAYOUT, ExportManifest, hash_folder, read_manifest, write_manifest
 from .figures import LATENCY, Figures, read_figures
 from .front_matter import front_matter
@@ -45,7 +46,16 @@ def render_card_from(figures: Figures) -> str:
         layout=LAYOUT,
         latency_file=LATENCY,
         install=Markup(IN_A_CLONE.format(extras="cpu")),
+        running=running_words(figures.manifest),
     )
+
+
+def running_words(manifest: ExportManifest) -> Markup | None:
+    """What its layout says about running the folder; None for the plain one."""
+    template = get_layout(manifest.layout).template
+    if template is None:
+        return None
+    return Markup(markdown_templates().from_string(template.read_text("utf-8")).render(m=manifest))
 
 
 def write_card(folder: Path) -> ExportManifest:

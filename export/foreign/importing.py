@@ -15,8 +15,17 @@ from ...adapters.errors import SafetykitError, UsageError, WrongBase
 from ..base.matrices import QUANTISED
 from ..base.own import graph_info, write_base
 from ..base.specs import kv_shape
-from ..foreign_info import CHECKPOINT, ForeignInfo, WeightsInfo
-from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph, Precision, write_manifest
+from ..manifest import (
+    CHECKPOINT,
+    GRAPHS,
+    LAYOUT,
+    ExportManifest,
+    ForeignInfo,
+    Graph,
+    Precision,
+    WeightsInfo,
+    write_manifest,
+)
 from ..names import INPUT_IDS, INPUTS_EMBEDS, PIXEL_VALUES
 from ..surgery.residual import find_residual_stream, require_unadapted
 from .files import load_graph, save_beside

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...adapters.errors import InvalidArtifact, UsageError
-from ..foreign_info import ForeignLayout
-from ..manifest import Precision
+from ..manifest import ForeignLayout, Precision
 
 _SUFFIXES: dict[Precision, tuple[str, ...]] = {
     "fp32": ("",),

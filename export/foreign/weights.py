@@ -25,7 +25,7 @@ from torch import nn
 
 from ...adapters.errors import WrongBase
 from ..base.matrices import Dequantised, Matrix, locate, matrix_of, spread
-from ..foreign_info import WeightsInfo
+from ..manifest import WeightsInfo
 from ..surgery.residual import ResidualStream, ancestors
 
 if TYPE_CHECKING:

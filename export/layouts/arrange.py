@@ -3,81 +3,42 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
 
 from ...adapters.artifact.adapter import Adapter
 from ...adapters.errors import UsageError
+from ...toolkit.families import families
 from ..base.own import graph_info
-from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph, LayoutName, write_manifest
+from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph, write_manifest
 from ..names import TOKEN_TYPES, VISION_MASK
-from . import genai, transformers_js, triton
 from .carry import require_carried
+from .registry import get_layout
 from .surgery import add_mask_channel, number_phases, relocate
 
-# What families say of tokens beside their ids: which are a picture's, and which are prompt (0) and answer (1).
-TYPES_BY_PICTURE, TYPES_BY_PHASE = ("gemma3",), ("paligemma",)
 
-
-@dataclass(frozen=True)
-class Plan:
-    """How a layout is made.
-
-    Attributes:
-        families: model types it is made for; None for all.
-        embeddings_only: its runtime feeds the decoder nothing but embeddings, masks, positions and the cache.
-        paths: where the graphs go.
-        data_name: name of data file number 0 (the base's weights) or 1 (the adapter's) of a graph file.
-        change: further changes of the graphs, in place; raises UsageError for what the runtime cannot run.
-        finish: writes the runtime's own files.
-    """
-
-    families: Collection[str] | None
-    embeddings_only: bool
-    paths: Callable[[Mapping[Graph, ir.Model]], Mapping[Graph, str]]
-    data_name: Callable[[str, int], str]
-    change: Callable[[Path, Mapping[Graph, ir.Model], ExportManifest], None]
-    finish: Callable[[Path, Mapping[Graph, ir.Model], ExportManifest], None]
-
-
-PLANS: Mapping[LayoutName, Plan] = {
-    "transformers.js": Plan(
-        transformers_js.FAMILIES,
-        True,
-        transformers_js.paths,
-        transformers_js.data_name,
-        transformers_js.change,
-        transformers_js.finish,
-    ),
-    "genai": Plan(genai.TYPES, True, genai.paths, genai.data_name, genai.change, genai.finish),
-    "triton": Plan(None, False, triton.paths, triton.data_name, triton.change, triton.finish),
-}
-
-
-def require_layout(layout: LayoutName, architecture: str, adapters: Sequence[Adapter], *, enforce: bool) -> None:
+def require_layout(layout: str, architecture: str, adapters: Sequence[Adapter], *, enforce: bool) -> None:
     """Refuse what a layout cannot hold; worth calling before long work.
 
     Args:
         architecture: ``model_type`` of the base.
 
     Raises:
-        UsageError: its runtime does not know the architecture, or would lose what an adapter does.
+        UsageError: there is no such layout, or its runtime does not know the architecture or would lose what an
+            adapter does.
     """
-    if layout == "onnx":
-        return
-    families = PLANS[layout].families
-    if families is not None and architecture not in families:
+    chosen = get_layout(layout)
+    if chosen.some_families and chosen.facts(architecture) is None:
         raise UsageError(
             f"The layout {layout} is not made for the architecture {architecture!r}.",
-            f"It is made for {', '.join(sorted(families))}; use --layout onnx.",
+            f"It is made for {', '.join(sorted(chosen.made_for()))}; use --layout onnx.",
         )
     require_carried(adapters, layout, enforce=enforce)
 
 
-def arrange(folder: Path, manifest: ExportManifest, layout: LayoutName) -> ExportManifest:
+def arrange(folder: Path, manifest: ExportManifest, layout: str) -> ExportManifest:
     """Arrange ``folder``, which is in the layout ``onnx``; weights are moved, not rewritten.
 
     Returns:
@@ -88,23 +49,25 @@ def arrange(folder: Path, manifest: ExportManifest, layout: LayoutName) -> Expor
     """
     if layout == "onnx":
         return manifest
-    plan = PLANS[layout]
+    chosen = get_layout(layout)
     models = {name: ir.load(folder / LAYOUT.graph(name)) for name in GRAPHS}
     mask_channel = False
-    if plan.embeddings_only:
-        if manifest.family in TYPES_BY_PHASE:
+    if chosen.embeddings_only:
+        family = families().get(manifest.family or "")
+        types = None if family is None else family.token_types
+        if types == "phases":
             number_phases(models["decoder"], TOKEN_TYPES)
-        at_images = (VISION_MASK, TOKEN_TYPES) if manifest.family in TYPES_BY_PICTURE else (VISION_MASK,)
+        at_images = (VISION_MASK, TOKEN_TYPES) if types == "pictures" else (VISION_MASK,)
         mask_channel = add_mask_channel(models, manifest.image_token_id, *at_images)
     manifest = manifest.model_copy(
-        update={"layout": layout, "paths": dict(plan.paths(models)), "mask_channel": mask_channel}
+        update={"layout": layout, "paths": dict(chosen.paths(models)), "mask_channel": mask_channel}
     )
-    plan.change(folder, models, manifest)
+    chosen.change(folder, models, manifest)
     for name in GRAPHS:
-        _move(folder, models[name], name, manifest.graph_file(name), plan.data_name)
+        _move(folder, models[name], name, manifest.graph_file(name), chosen.data_name)
     graphs = {name: graph_info(models[name]) for name in GRAPHS}
     manifest = manifest.model_copy(update={"graphs": graphs})
-    plan.finish(folder, models, manifest)
+    chosen.finish(folder, models, manifest)
     return write_manifest(manifest, folder)
 
 

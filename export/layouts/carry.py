@@ -1,8 +1,8 @@
 """What a runtime can carry: adapters that would do nothing there are refused by name, never shipped silently.
 
-A runtime that drives the graphs by itself (:data:`OWN_LOOP`) feeds them token ids, pictures and the KV cache, and reads
-the logits. It does not ask twice, looks at no risk and puts no retrieved text before a prompt. What it carries through
-the answer is the cache, so that held gates travel there.
+A runtime that drives the graphs by itself (``RuntimeLayout.own_loop``) feeds them token ids, pictures and the KV cache,
+and reads the logits. It does not ask twice, looks at no risk and puts no retrieved text before a prompt. What it
+carries through the answer is the cache, so that held gates travel there.
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ import onnx_ir as ir
 from ...adapters.artifact.adapter import Adapter, the_detector
 from ...adapters.errors import UsageError
 from ...adapters.retrieval.retrieval import retrieval_of
-from ..manifest import LayoutName
-
-OWN_LOOP: tuple[LayoutName, ...] = ("transformers.js", "genai")
+from .registry import get_layout
 
 
-def require_carried(adapters: Sequence[Adapter], layout: LayoutName, *, enforce: bool) -> None:
+def require_carried(adapters: Sequence[Adapter], layout: str, *, enforce: bool) -> None:
     """Refuse adapters whose effect would be lost in a layout's runtime; worth calling before long work.
 
     Raises:
@@ -33,7 +31,7 @@ def require_carried(adapters: Sequence[Adapter], layout: LayoutName, *, enforce:
         for item in adapter.interventions
         if item.make_op().runtime_inputs
     ]
-    if layout in OWN_LOOP:
+    if get_layout(layout).own_loop:
         if the_detector(adapters) is not None and not enforce:
             lost.append("the detector's risk is read by nobody there, unless the graph enforces it (--enforce)")
         found = retrieval_of(adapters)
@@ -43,7 +41,7 @@ def require_carried(adapters: Sequence[Adapter], layout: LayoutName, *, enforce:
         raise UsageError(f"Layout {layout} cannot carry this: {'; '.join(lost)}.", "Export it with --layout onnx.")
 
 
-def require_fed(model: ir.Model, what: str, fed: Collection[str], layout: LayoutName) -> None:
+def require_fed(model: ir.Model, what: str, fed: Collection[str], layout: str) -> None:
     """Refuse a graph with an input that its runtime does not feed and that has no default.
 
     Args:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from ...adapters.errors import UsageError
 from ...toolkit.model.requests import Inputs, Request
-from ..manifest import LAYOUT
-from ..names import IMAGE_FEATURES, INPUT_IDS
 from ..parity.compare import Gap
 from ..runtime.onnx_vlm import OnnxVLM
-from ..runtime.sessions import open_session
-from .genai import EMBEDDING
+from .registry import get_layout
 
 STEPS = 8
 
@@ -45,8 +41,8 @@ def compare_arranged(before: OnnxVLM, after: OnnxVLM, batches: Iterable[Sequence
             tokens = left.logits[:, -1].argmax(-1)
             left, right = before.step(left, tokens), after.step(right, tokens)
             gap = gap.join(Gap.between(left.logits, right.logits))
-        if after.manifest.layout == "genai":
-            gap = gap.join(_merged(after, ours))
+        if (further := get_layout(after.manifest.layout).compare(after, ours)) is not None:
+            gap = gap.join(further)
     return gap
 
 
@@ -56,16 +52,3 @@ def _same(left: Inputs, right: Inputs) -> bool:
         name in left.pictures and name in right.pictures and np.array_equal(left.pictures[name], right.pictures[name])
         for name in names
     )
-
-
-def _merged(vlm: OnnxVLM, inputs: Inputs) -> Gap:
-    """The embedding graph that puts pictures in itself, against embeddings and features put together here."""
-    folder: Path = vlm.path
-    ids = {INPUT_IDS: inputs.input_ids}
-    (embeds,) = open_session(folder / LAYOUT.embed_tokens).run(None, ids)
-    features = np.zeros((0, embeds.shape[-1]), embeds.dtype)
-    if inputs.pictures:
-        features = vlm.see(inputs.pictures).features
-    (merged,) = open_session(folder / EMBEDDING).run(None, {**ids, IMAGE_FEATURES: features})
-    embeds[inputs.vision_mask] = features
-    return Gap.between(embeds, merged)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING, Any
 
 from ...adapters.artifact.files import write_atomic
 from ..names import cached
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def cache_layers(decoder: ir.Model) -> int:
 
 def graph_dtype(model: ir.Model) -> str:
     """What a graph's weights are stored in: ``fp32``, ``fp16``, ``q4`` (activations in fp32), ``q4f16`` or ``q8``."""
-    half = any(value.dtype == ir.DataType.FLOAT16 for value in model.graph.outputs)
+    half = any(value.dtype is not None and value.dtype.name == "FLOAT16" for value in model.graph.outputs)
     bits = {node.attributes["bits"].as_int() for node in model.graph if node.op_type == "MatMulNBits"}
     if bits == {4}:
         return "q4f16" if half else "q4"

@@ -17,7 +17,8 @@ from ...adapters.errors import UsageError
 from ...adapters.settings import setting
 from ...toolkit.evaluation.options import RecordOptions
 from ..document.facts import LICENCE, MODEL_NAME, MODEL_NAME_LENGTH
-from ..manifest import LayoutName, Precision
+from ..layouts.registry import LayoutName
+from ..manifest import Precision
 from ..options import RuntimeOptions
 
 

@@ -22,7 +22,7 @@ from ...toolkit.model.inputs import InputProcessor
 from ...toolkit.retrieval.prefix import retriever_of
 from ..document.facts import MODEL_NAME_LENGTH, CardFacts
 from ..layouts.arrange import require_layout
-from ..layouts.carry import OWN_LOOP
+from ..layouts.registry import get_layout
 from ..surgery.gates import GateState
 from . import requirements
 from .options import ExportOptions
@@ -134,7 +134,7 @@ def plan_export(source: Source, out: Path, options: ExportOptions) -> Plan:
         source=source,
         options=options,
         out=out,
-        gate_state="cache" if options.layout in OWN_LOOP else options.gate_state,
+        gate_state="cache" if get_layout(options.layout).own_loop else options.gate_state,
         records=records,
         calibration=calibration,
         fitted_together=together,

@@ -23,17 +23,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...adapters.artifact.files import write_atomic
-from ...adapters.artifact.manifest import DetectorInfo, canonical_json
+from ...adapters.artifact.manifest import DetectorInfo
 from ...adapters.errors import InvalidArtifact, UsageError, WrongBase
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, read_manifest
+from ..surgery.adapter_file import base_version, signature, signature_version
 
 if TYPE_CHECKING:
     from ...adapters.artifact.adapter import Adapter
 
 Arrays = Mapping[str, np.ndarray]
 SUFFIX = ".onnx_adapter"
-_BITS = 0x7FFFFFFF
 _ADVICE = "Export it with its own graphs, or fit one with the same options."
 
 
@@ -57,36 +56,6 @@ class Swap:
         return found.hexdigest()
 
 
-def signature(manifest: ExportManifest) -> Any:
-    """What adapters must have in common to be swapped, JSON-able."""
-    branch = manifest.branch
-    return {
-        "interventions": [[one.op, one.site, one.scope, one.phase, one.gate] for one in manifest.interventions],
-        "updates": sorted(one.source for one in manifest.parameters if one.source.startswith("update.")),
-        "branch": [branch.op, branch.safety, branch.fused] if branch else None,
-        "detector": manifest.detector is not None,
-        "enforce": manifest.enforce,
-    }
-
-
-def write_adapter_file(path: Path, arrays: Arrays, manifest: ExportManifest) -> None:
-    """Write parameters of one graph in ONNX Runtime's format, bound to the base and the signature of ``manifest``."""
-    import onnxruntime
-
-    made = onnxruntime.AdapterFormat()
-    made.set_model_version(_base_version(manifest))
-    made.set_adapter_version(_signature_version(manifest))
-    made.set_parameters(
-        {name: onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(value, order="C")) for name, value in arrays.items()}
-    )
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        made.export_adapter(str(partial))
-        write_atomic(path, partial.read_bytes())
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def read_adapter_file(path: Path, manifest: ExportManifest) -> dict[str, np.ndarray]:
     """The parameters in an ``.onnx_adapter`` file made for exports like that of ``manifest``.
 
@@ -104,22 +73,14 @@ def read_adapter_file(path: Path, manifest: ExportManifest) -> dict[str, np.ndar
         arrays = {name: np.array(value.numpy()) for name, value in found.get_parameters().items()}
     except Exception as error:  # ONNX Runtime's exceptions have no public base class
         raise InvalidArtifact(f"{path} is no ONNX Runtime adapter: {error}", "Export it again.") from None
-    if found.get_model_version() != _base_version(manifest):
+    if found.get_model_version() != base_version(manifest):
         raise WrongBase(
             f"{path} was made for another base model than {manifest.base.fingerprint[:12]}.",
             "Take the file that was exported for this base.",
         )
-    if found.get_adapter_version() != _signature_version(manifest):
+    if found.get_adapter_version() != signature_version(manifest):
         raise UsageError(f"{path} is for other ops or sites than this export.", _ADVICE)
     return arrays
-
-
-def _base_version(manifest: ExportManifest) -> int:
-    return int(manifest.base.fingerprint[:8], 16) & _BITS
-
-
-def _signature_version(manifest: ExportManifest) -> int:
-    return int(hashlib.sha256(canonical_json(signature(manifest))).hexdigest()[:8], 16) & _BITS
 
 
 def read_swap(sources: Sequence[Path | str | Adapter], manifest: ExportManifest) -> Swap:

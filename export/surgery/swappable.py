@@ -15,7 +15,7 @@ from ...adapters.ops.branch import Branch
 from ...adapters.ops.op import Observer
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph, ParameterInfo
 from ..names import BRANCH, THRESHOLD, TOKEN, own
-from ..runtime.hotswap import write_adapter_file
+from .adapter_file import write_adapter_file
 from .bake import Placed
 from .lowrank import LowRank
 from .updates import LayerUpdate, reads_transposed

@@ -9,7 +9,6 @@ import json
 import os
 import shlex
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any
 
 from ...adapters.errors import SafetykitError
 from ...adapters.extras import explained
+from .progress import LiveWork, PlainWork, Work
 
 INTERNAL, INTERRUPTED = 1, 130
 
@@ -109,28 +109,6 @@ def steps(first: str = "") -> Iterator[Callable[[str], None]]:
         yield doing
 
 
-class Work:
-    """What a long command says while it runs: calling it names the next step, :meth:`count` counts within one."""
-
-    def __init__(self, first: str = "") -> None:
-        self.step, self.done, self.total = first, 0, 0
-        self.began = self.step_began = time.monotonic()
-
-    def __call__(self, step: str) -> None:
-        self.step, self.done, self.total = step, 0, 0
-        self.step_began = time.monotonic()
-        self._moved()
-
-    def count(self, done: int, total: int) -> None:
-        """``done`` of ``total`` units of this step are done."""
-        self.done, self.total = done, total
-        self._counted()
-
-    def _moved(self) -> None: ...
-
-    def _counted(self) -> None: ...
-
-
 @contextmanager
 def work(first: str = "") -> Iterator[Work]:
     """Show work on stderr: a live line on a terminal; elsewhere, or with ``--verbose``, plain lines.
@@ -138,8 +116,6 @@ def work(first: str = "") -> Iterator[Work]:
     Without a terminal every step is a line, and a step that lasts gets one more every few seconds with its count and
     time, so that logs show where a long run is. ``--quiet`` shows nothing.
     """
-    from .progress import LiveWork, PlainWork
-
     if running.quiet:
         yield Work(first)
         return

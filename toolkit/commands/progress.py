@@ -7,9 +7,29 @@ import threading
 import time
 from typing import Any, Self
 
-from .console import Work
-
 PATIENCE = 5.0  # seconds without a line after which a log gets one more
+
+
+class Work:
+    """What a long command says while it runs: calling it names the next step, :meth:`count` counts within one."""
+
+    def __init__(self, first: str = "") -> None:
+        self.step, self.done, self.total = first, 0, 0
+        self.began = self.step_began = time.monotonic()
+
+    def __call__(self, step: str) -> None:
+        self.step, self.done, self.total = step, 0, 0
+        self.step_began = time.monotonic()
+        self._moved()
+
+    def count(self, done: int, total: int) -> None:
+        """``done`` of ``total`` units of this step are done."""
+        self.done, self.total = done, total
+        self._counted()
+
+    def _moved(self) -> None: ...
+
+    def _counted(self) -> None: ...
 
 
 class PlainWork(Work):

@@ -59,6 +59,13 @@ class Family:
 
     Attributes:
         name: ``model_type`` of its configuration.
+        title: how people call its models.
+        relatives: titles of models that share the type, by the names that tests and tables give them.
+        obstacle: why its graphs cannot be exported; None if they can.
+        runs_in: what a layout's runtime must know of it, by the layout's name; a layout may be made only for families
+            that state something.
+        token_types: what the decoder's ``token_type_ids`` say, if it has any: which tokens are a picture's
+            (``pictures``), or which are of the prompt (0) and of the answer (1) (``phases``).
         tower, projector: dotted paths from the model, where :class:`~safetykit.toolkit.model.parts.Parts` cannot know
         them;
             a projector of None says that there is none.
@@ -75,6 +82,11 @@ class Family:
     """
 
     name: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    relatives: ClassVar[Mapping[str, str]] = {}
+    obstacle: ClassVar[str | None] = None
+    runs_in: ClassVar[Mapping[str, Any]] = {}
+    token_types: ClassVar[Literal["pictures", "phases"] | None] = None
     tower: ClassVar[str | None] = None
     projector: ClassVar[str | None] = ""
     attention: ClassVar[str | None] = None

@@ -14,7 +14,7 @@ whole past in every layer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 class Gemma3(GroupedFamily):
     """Pictures seen in both directions; layers that see a window."""
 
-    name = "gemma3"
+    name, title = "gemma3", "Gemma 3"
+    runs_in: ClassVar[Mapping[str, Any]] = {"genai": "gemma3"}
+    token_types = "pictures"
 
     def images(self, pictures: Sequence[Sequence[Any]]) -> Any:
         return [list(row) for row in pictures] if any(pictures) else None

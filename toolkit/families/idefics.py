@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Idefics3(Family):
     """Tiles, and for each patch whether it is a picture's and where it lies."""
 
-    name = "idefics3"
+    name, title = "idefics3", "Idefics3"
 
     def images(self, pictures: Sequence[Sequence[Any]]) -> Any:
         return [list(row) for row in pictures] if any(pictures) else None
@@ -87,7 +87,7 @@ class Idefics3(Family):
 class SmolVLM(Idefics3):
     """The same, smaller."""
 
-    name = "smolvlm"
+    name, title = "smolvlm", "SmolVLM"
 
 
 def patch_positions(patches: np.ndarray, side: int) -> np.ndarray:

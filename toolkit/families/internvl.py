@@ -11,7 +11,8 @@ A picture may become several tiles; each tile is a row of pixels and gives a row
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .family import Family
 from .llava import require_selection
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 class InternVL(Family):
     """Tower, pixel shuffle, projector; the site ``vision`` lies after the shuffle."""
 
-    name = "internvl"
+    name, title = "internvl", "InternVL"
+    runs_in: ClassVar[Mapping[str, Any]] = {"genai": "gemma3"}
 
     def check(self, config: Any) -> None:
         super().check(config)

@@ -9,7 +9,8 @@ Parts and weight prefixes:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...adapters.errors import UsageError
 from .family import Family
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 class Llava(Family):
     """Tower, feature selection, projector."""
 
-    name = "llava"
+    name, title = "llava", "LLaVA-1.5"
+    # GenAI's type for it; what the tower is fed
+    runs_in: ClassVar[Mapping[str, Any]] = {"genai": "gemma3", "transformers.js": ("pixel_values",)}
 
     def check(self, config: Any) -> None:
         super().check(config)

@@ -37,7 +37,7 @@ _CORNERS = 4
 class LlavaNext(Family):
     """Tiles, projector, packing."""
 
-    name = "llava_next"
+    name, title = "llava_next", "LLaVA-NeXT"
     taps = ("vision", "projector")
     repacks = True
 
@@ -109,7 +109,7 @@ class LlavaNext(Family):
 class LlavaOnevision(LlavaNext):
     """The same with shrinking; several pictures for one prompt are read as wholes only."""
 
-    name = "llava_onevision"
+    name, title = "llava_onevision", "LLaVA-OneVision"
 
     def check(self, config: Any) -> None:
         super().check(config)

@@ -17,7 +17,7 @@ without a picture and puts the line break behind an answer that is given; so row
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -37,7 +37,10 @@ _TYPES = "token_type_ids"
 class PaliGemma(GroupedFamily):
     """A prefix that is seen in both directions."""
 
-    name = "paligemma"
+    name, title = "paligemma", "PaliGemma"
+    relatives: ClassVar[Mapping[str, str]] = {"paligemma2": "PaliGemma 2"}
+    runs_in: ClassVar[Mapping[str, Any]] = {"genai": "gemma3"}
+    token_types = "phases"
     first_position = 1
 
     def render(self, processor: Any, turns: Sequence[Mapping[str, Any]]) -> str:

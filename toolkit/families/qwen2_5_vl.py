@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Qwen25VL(Qwen2VL):
     """Qwen2-VL with windows."""
 
-    name = "qwen2_5_vl"
+    name, title = "qwen2_5_vl", "Qwen2.5-VL"
     of_patches = (*Qwen2VL.of_patches, GraphInput("window_ids", "int64", ("patches",)))
 
     def allowed(self, tower: nn.Module, of_patches: Mapping[str, Tensor]) -> list[Tensor]:

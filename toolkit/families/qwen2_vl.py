@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Qwen2VL(Family):
     """Packed patches that see their own frame; three positions a token."""
 
-    name = "qwen2_vl"
+    name, title = "qwen2_vl", "Qwen2-VL"
     projector = "model.visual.merger"
     of_patches: ClassVar[tuple[GraphInput, ...]] = (
         GraphInput("patch_places", "int64", ("patches", 2)),

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Qwen3VL(Qwen2VL):
     """Qwen2-VL with interpolated positions and features that join later."""
 
-    name = "qwen3_vl"
+    name, title = "qwen3_vl", "Qwen3-VL"
     of_patches = (
         *Qwen2VL.of_patches,
         GraphInput("table_rows", "int64", ("patches", 4)),

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
 from .hooks import AppliedAdapters
+from .inputs import InputProcessor
 from .requests import Generation, Request
+from .running import Running
 from .streaming import AnswerStream, Streamer, require_one
 
-if TYPE_CHECKING:
-    from .vlm import VLM
+
+class Answering(Running, Protocol):
+    """A VLM that can answer (``toolkit.VLM``)."""
+
+    inputs: InputProcessor
+
+    def fill_references(self, requests: Sequence[Request]) -> None:
+        """Give ops that ask for it the text-only state of the same query."""
+        ...
 
 
 def answer(
-    vlm: VLM,
+    vlm: Answering,
     requests: Sequence[Request],
     hooks: AppliedAdapters | None,
     max_new_tokens: int,

@@ -22,9 +22,10 @@ from safetykit.export.parity.swap_check import check_swap
 from safetykit.export.parity.swapped import with_parameters
 from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.answer import answer
-from safetykit.export.runtime.hotswap import read_adapter_file, read_swap, write_adapter_file
+from safetykit.export.runtime.hotswap import read_adapter_file, read_swap
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.surgery.adapt import adapt, copy_base
+from safetykit.export.surgery.adapter_file import write_adapter_file
 from safetykit.export.surgery.updates import plan_updates
 from safetykit.toolkit.model.requests import Request
 

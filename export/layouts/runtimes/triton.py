@@ -11,45 +11,49 @@ name that a single file would have.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import onnx_ir as ir
+from ....adapters.artifact.files import write_atomic
+from ....adapters.errors import UnsupportedGraph
+from ...manifest import GRAPHS, ExportManifest, Graph
+from ..layout import RuntimeLayout
+from ..registry import register
 
-from ...adapters.artifact.files import write_atomic
-from ...adapters.errors import UnsupportedGraph
-from ..manifest import GRAPHS, ExportManifest, Graph
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 REPOSITORY, CONFIG = "model_repository", "config.pbtxt"
+# ONNX's types by name, and Triton's
 _TYPES = {
-    ir.DataType.BOOL: "TYPE_BOOL",
-    ir.DataType.INT32: "TYPE_INT32",
-    ir.DataType.INT64: "TYPE_INT64",
-    ir.DataType.FLOAT16: "TYPE_FP16",
-    ir.DataType.FLOAT: "TYPE_FP32",
-    ir.DataType.BFLOAT16: "TYPE_BF16",
+    "BOOL": "TYPE_BOOL",
+    "INT32": "TYPE_INT32",
+    "INT64": "TYPE_INT64",
+    "FLOAT16": "TYPE_FP16",
+    "FLOAT": "TYPE_FP32",
+    "BFLOAT16": "TYPE_BF16",
 }
 
 
-def paths(models: Mapping[Graph, ir.Model]) -> dict[Graph, str]:
-    """Where the graphs go."""
-    return {name: f"{REPOSITORY}/{name}/1/model.onnx/model.onnx" for name in GRAPHS}
+@register
+class Triton(RuntimeLayout):
+    """The server's ONNX Runtime backend; a client drives the graphs."""
 
+    name, title = "triton", "Triton Inference Server"
+    template = RuntimeLayout.own_template("triton")
 
-def data_name(graph: str, number: int) -> str:
-    """Data files beside a graph."""
-    return f"{graph}.data" if number == 0 else "adapter.data"
+    def paths(self, models: Mapping[Graph, ir.Model]) -> dict[Graph, str]:
+        return {name: f"{REPOSITORY}/{name}/1/model.onnx/model.onnx" for name in GRAPHS}
 
+    def data_name(self, graph: str, number: int) -> str:
+        return f"{graph}.data" if number == 0 else "adapter.data"
 
-def change(folder: Path, models: Mapping[Graph, ir.Model], manifest: ExportManifest) -> None:
-    """The graphs stay as they are."""
-
-
-def finish(folder: Path, models: Mapping[Graph, ir.Model], manifest: ExportManifest) -> None:
-    """Write a configuration for every graph."""
-    for name in GRAPHS:
-        target = folder / REPOSITORY / name / CONFIG
-        write_atomic(target, model_config(name, models[name]).encode())
+    def finish(self, folder: Path, models: Mapping[Graph, ir.Model], manifest: ExportManifest) -> None:
+        """Write a configuration for every graph."""
+        for name in GRAPHS:
+            target = folder / REPOSITORY / name / CONFIG
+            write_atomic(target, model_config(name, models[name]).encode())
 
 
 def model_config(name: Graph, model: ir.Model) -> str:
@@ -75,10 +79,11 @@ def model_config(name: Graph, model: ir.Model) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _tensors(kind: str, values: object) -> list[str]:
+def _tensors(kind: str, values: Iterable[ir.Value]) -> list[str]:
     lines = []
-    for value in values:  # type: ignore[attr-defined]
-        if value.dtype not in _TYPES or value.shape is None:
+    for value in values:
+        dtype = None if value.dtype is None else _TYPES.get(value.dtype.name)
+        if dtype is None or value.shape is None:
             raise UnsupportedGraph(
                 f"Triton cannot be told of `{value.name}`: its type is {value.dtype}, its shape {value.shape}.",
                 "Use --layout onnx.",
@@ -86,7 +91,7 @@ def _tensors(kind: str, values: object) -> list[str]:
         sizes = [size if isinstance(size, int) else -1 for size in value.shape]
         # a tensor without axes is sent as one of a single element
         shape = f"dims: [ {', '.join(map(str, sizes))} ]" if sizes else "dims: [ 1 ] reshape { shape: [ ] }"
-        lines.append(f"{kind} {{ name: {_text(str(value.name))} data_type: {_TYPES[value.dtype]} {shape} }}")
+        lines.append(f"{kind} {{ name: {_text(str(value.name))} data_type: {dtype} {shape} }}")
     return lines
 
 

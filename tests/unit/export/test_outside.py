@@ -1,0 +1,138 @@
+"""A layout and a family of other packages: one file each, found by entry points, and enumerated like our own."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.metadata import EntryPoint
+from types import SimpleNamespace
+
+import pytest
+
+from safetykit.adapters.errors import UsageError
+from safetykit.export.document.card import running_words
+from safetykit.export.layouts import registry as layouts_registry
+from safetykit.export.layouts.arrange import arrange, require_layout
+from safetykit.export.layouts.check import compare_arranged
+from safetykit.export.layouts.layout import RuntimeLayout
+from safetykit.export.layouts.registry import get_layout, layout_names
+from safetykit.export.manifest import read_manifest
+from safetykit.export.pipeline.options import ExportOptions
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.export.surgery.adapt import adapt, copy_base
+from safetykit.toolkit.families import Family, exportable, families, family_of, titles
+from safetykit.toolkit.families import registry as families_registry
+
+
+def install(monkeypatch, registry, known, group, *points):
+    """Have ``registry`` find these entry points, until the test ends."""
+    registry._find_all()
+    monkeypatch.setattr(registry, known, dict(getattr(registry, known)))
+    monkeypatch.setattr(registry, "entry_points", lambda group: list(points))
+    registry._find_all.cache_clear()
+    assert all(point.group == group for point in points)
+
+
+@pytest.fixture
+def layout(monkeypatch):
+    point = EntryPoint("outside", "outside_layout:Outside", "safetykit.layouts")
+    install(monkeypatch, layouts_registry, "_LAYOUTS", "safetykit.layouts", point)
+    yield "outside"
+    layouts_registry._find_all.cache_clear()
+
+
+@pytest.fixture
+def family(monkeypatch):
+    point = EntryPoint("outside_vlm", "outside_family:Outside", "safetykit.families")
+    install(monkeypatch, families_registry, "_FAMILIES", "safetykit.families", point)
+    yield "outside_vlm"
+    families_registry._find_all.cache_clear()
+
+
+def test_an_outside_layout_is_one_of_the_choices(layout):
+    assert layout_names()[0] == "onnx" and layout in layout_names()
+    assert get_layout(layout).title == "A runtime of somebody else's"
+
+
+def test_an_outside_layout_is_planned_by_what_it_says_of_its_runtime(layout, make_adapter, make_detector):
+    require_layout(layout, "idefics3", [make_adapter()], enforce=False)
+    with pytest.raises(UsageError, match="Layout outside cannot carry this: the detector's risk is read by nobody"):
+        require_layout(layout, "idefics3", [make_detector()], enforce=False)
+
+
+def test_an_outside_layout_is_arranged_runs_and_has_its_words_in_the_card(
+    layout, base_folder, make_adapter, requests, tmp_path
+):
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    copy_base(base_folder, plain, read_manifest(base_folder))
+    adapt(plain, read_manifest(base_folder), [make_adapter(("SubspaceProjection", "decoder.layers.0", "all", "both"))])
+    folder = shutil.copytree(plain, tmp_path / "arranged")
+    manifest = arrange(folder, read_manifest(folder), layout)
+    assert (manifest.layout, read_manifest(folder).layout) == (layout, layout)
+    assert {"served.json", "served/decoder.onnx", "served/decoder.onnx.data"} <= set(manifest.files)
+    gap = compare_arranged(OnnxVLM.from_pretrained(plain), OnnxVLM.from_pretrained(folder), [requests])
+    assert (gap.error, gap.count > 1000) == (0, True)
+    assert "reads `served.json`; this decoder lies in `served/decoder.onnx`." in running_words(manifest)
+
+
+def test_a_misspelt_layout_is_refused_with_the_nearest(layout):
+    with pytest.raises(
+        UsageError, match=r"layout cannot be 'genia'. It is onnx, genai, outside, .*Did you mean 'genai'\?"
+    ):
+        get_layout("genia")
+    with pytest.raises(UsageError, match="layout cannot be 'genia'.*Did you mean 'genai'"):
+        ExportOptions(layout="genia")
+    assert ExportOptions(layout=layout).layout == layout
+    with pytest.raises(UsageError, match="layout cannot be 'xyz'. It is onnx, genai"):
+        require_layout("xyz", "llava", [], enforce=False)
+
+
+def test_two_layouts_of_one_name_and_what_is_no_layout_are_refused():
+    class Second(RuntimeLayout):
+        name = "genai"
+
+    layouts_registry._find_all()
+    with pytest.raises(TypeError, match="Two layouts are called 'genai'"):
+        layouts_registry.register(Second)
+    with pytest.raises(TypeError, match="is no RuntimeLayout"):
+        layouts_registry.register(dict)
+
+
+def test_a_package_that_fails_takes_nothing_of_ours_down(monkeypatch):
+    point = EntryPoint("broken", "there_is_no_such_module:Broken", "safetykit.layouts")
+    install(monkeypatch, layouts_registry, "_LAYOUTS", "safetykit.layouts", point)
+    with pytest.warns(UserWarning, match="The layout 'broken'"):
+        assert "genai" in layout_names()
+    layouts_registry._find_all.cache_clear()
+
+
+def test_an_outside_family_is_one_that_can_be_exported(family, tmp_path, vlm):
+    import outside_family
+    from transformers import AutoConfig, LlavaConfig
+
+    class Config(LlavaConfig):
+        model_type = family
+
+    assert titles()[family] == "A VLM of somebody else's"
+    AutoConfig.register(family, Config, exist_ok=True)
+    config = AutoConfig.from_pretrained(outside_family.write_checkpoint(vlm.path, tmp_path / "checkpoint"))
+    assert isinstance(family_of(config), outside_family.Outside)
+    assert exportable(config) == {"supported": True, "family": family, "reason": None}
+    assert get_layout("genai").facts(family) == "gemma3"
+
+
+def test_an_unknown_architecture_is_refused_with_the_nearest():
+    with pytest.raises(UsageError, match="no base export for the architecture 'llavva'. Did you mean 'llava'?"):
+        family_of(SimpleNamespace(model_type="llavva"))
+
+
+def test_the_reason_why_a_family_is_not_exported_is_its_own():
+    assert "mllama" not in families()
+    with pytest.raises(UsageError, match="'mllama': its decoder attends across to the picture"):
+        family_of(SimpleNamespace(model_type="mllama"))
+
+
+def test_facts_about_families_are_attributes_of_families():
+    for name, found in families().items():
+        assert found.name == name and found.title and isinstance(found, Family)
+        assert set(found.runs_in) <= set(layout_names())
