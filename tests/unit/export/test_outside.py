@@ -65,7 +65,8 @@ def test_an_outside_layout_is_arranged_runs_and_has_its_words_in_the_card(
     plain = tmp_path / "plain"
     plain.mkdir()
     copy_base(base_folder, plain, read_manifest(base_folder))
-    adapt(plain, read_manifest(base_folder), [make_adapter(("SubspaceProjection", "decoder.layers.0", "all", "both"))])
+    adapter = make_adapter(("SubspaceProjection", "decoder.layers.0", "all", "both"))
+    adapt(plain, read_manifest(base_folder), [adapter])
     folder = shutil.copytree(plain, tmp_path / "arranged")
     manifest = arrange(folder, read_manifest(folder), layout)
     assert (manifest.layout, read_manifest(folder).layout) == (layout, layout)
