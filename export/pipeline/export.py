@@ -21,7 +21,8 @@ from ..parity.report import ParityReport
 from .check import check_written
 from .document import Measure, document
 from .options import ExportOptions
-from .plan import CALIBRATION, Plan, Source, plan_export
+from .plan import CALIBRATION, Plan, plan_export
+from .source import Source
 from .write import require_model, write_graphs
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...adapters.artifact.adapter import Adapter, the_detector
 from ...adapters.artifact.files import require_free
@@ -18,7 +18,6 @@ from ...adapters.artifact.stack import require_fitted_stack
 from ...adapters.errors import UsageError
 from ...toolkit.data.sources import PREFIX
 from ...toolkit.families import family_of
-from ...toolkit.model.inputs import InputProcessor
 from ...toolkit.retrieval.prefix import retriever_of
 from ..document.facts import MODEL_NAME_LENGTH, CardFacts
 from ..layouts.arrange import require_layout
@@ -26,42 +25,12 @@ from ..layouts.registry import get_layout
 from ..surgery.gates import GateState
 from . import requirements
 from .options import ExportOptions
+from .source import Source
 
 if TYPE_CHECKING:
     from ...toolkit.data.records import Record
-    from ...toolkit.retrieval.index import CaptionIndex
 
 CALIBRATION = "calibration"
-
-
-@dataclass(frozen=True)
-class Source:
-    """What an export is made from, as far as it is known without the model's weights.
-
-    Attributes:
-        checkpoint: folder of the base.
-        called: how the user called it.
-        inputs: of the base.
-        adapters: in order; none for a base export.
-        names: how the user called the adapters.
-        records: those that decisions are compared on, and of split calibration those that thresholds are set on.
-        dataset: how the records are called, for the card.
-        index: what an adapter searches whose index is not its own.
-    """
-
-    checkpoint: Path
-    called: str
-    inputs: InputProcessor
-    adapters: tuple[Adapter, ...] = ()
-    names: tuple[str, ...] = ()
-    records: tuple[Record, ...] = ()
-    dataset: str = "records"
-    index: CaptionIndex | None = None
-
-    @property
-    def config(self) -> Any:
-        """The base's configuration."""
-        return self.inputs.config
 
 
 @dataclass(frozen=True)

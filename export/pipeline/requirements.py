@@ -25,7 +25,7 @@ from .options import ExportOptions
 
 if TYPE_CHECKING:
     from ...toolkit.data.records import Record
-    from .plan import Source
+    from .source import Source
 
 __all__ = [
     "require_base_graphs",

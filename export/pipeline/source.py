@@ -1,0 +1,44 @@
+"""What an export is made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...adapters.artifact.adapter import Adapter
+from ...toolkit.model.inputs import InputProcessor
+
+if TYPE_CHECKING:
+    from ...toolkit.data.records import Record
+    from ...toolkit.retrieval.index import CaptionIndex
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an export is made from, as far as it is known without the model's weights.
+
+    Attributes:
+        checkpoint: folder of the base.
+        called: how the user called it.
+        inputs: of the base.
+        adapters: in order; none for a base export.
+        names: how the user called the adapters.
+        records: those that decisions are compared on, and of split calibration those that thresholds are set on.
+        dataset: how the records are called, for the card.
+        index: what an adapter searches whose index is not its own.
+    """
+
+    checkpoint: Path
+    called: str
+    inputs: InputProcessor
+    adapters: tuple[Adapter, ...] = ()
+    names: tuple[str, ...] = ()
+    records: tuple[Record, ...] = ()
+    dataset: str = "records"
+    index: CaptionIndex | None = None
+
+    @property
+    def config(self) -> Any:
+        """The base's configuration."""
+        return self.inputs.config
