@@ -38,7 +38,7 @@ class AffineMap:
         )
 
     def double(self) -> AffineMap:
-        """The same in float64, for composing and folding without loss."""
+        """This map in float64, for composing and folding without loss."""
         return AffineMap(self.up.double(), self.down.double(), self.shift.double())
 
     @classmethod

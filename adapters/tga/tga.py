@@ -56,7 +56,7 @@ from .settings import TGA
 
 @dataclass(frozen=True)
 class Aligned:
-    """What aligning a model gave.
+    """Results of aligning a model.
 
     Attributes:
         updates: new weights.

@@ -39,7 +39,7 @@ def doctor(as_json: Json = False) -> None:
 
 
 def _view(console: Console, value: dict[str, Any]) -> None:
-    """What a person sees."""
+    """Show the result in the terminal."""
     from ...toolkit.commands.views import facts
 
     rows = [*value["versions"].items(), (value["onnxruntime"]["package"], value["onnxruntime"]["version"])]

@@ -60,7 +60,7 @@ class Comparable:
 
 
 def comparable(vlm: VLM, export: OnnxVLM, base: OnnxVLM | None) -> Comparable:
-    """What of an export, and of its base, can be compared with ``vlm`` as closely as unquantised graphs are."""
+    """The graphs of an export, and of its base, that can be compared with ``vlm`` as closely as unquantised ones."""
     if export.manifest.precision not in ("int4", "int8"):
         return Comparable(export, base)
     model = ir.load(export.path / export.manifest.graph_file("decoder"))
@@ -104,7 +104,7 @@ def holding(vlm: VLM, weights: DecoderWeights) -> Iterator[None]:
 
 
 def _in_full_precision(onnx_vlm: OnnxVLM, vlm: VLM) -> OnnxVLM:
-    """The same with products of unrounded activations; it shares the weights."""
+    """A copy whose products read unrounded activations; it shares the weights."""
     model = _load(onnx_vlm)
     for graph in model.graphs():
         for node in graph:

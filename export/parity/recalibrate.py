@@ -38,7 +38,7 @@ Scores = Mapping[str, Float[np.ndarray, " records"]]
 
 
 def thresholds(adapters: Sequence[Adapter]) -> dict[str, float]:
-    """Of gates, as ``{k}.score`` of intervention k, and of the detector, as ``risk``."""
+    """Thresholds of gates, as ``{k}.score`` of intervention k, and of the detector, as ``risk``."""
     found: dict[str, float] = {}
     numbers = count()
     for adapter in adapters:

@@ -47,7 +47,7 @@ class Session:
         self._overrides = {name: self._placed(array) for name, array in arrays.items()}
 
     def run(self, outputs: Sequence[str] | None, feeds: Mapping[str, Carried]) -> list[Carried]:
-        """As ``InferenceSession.run``; bound outputs that stay on the device are ``OrtValue``."""
+        """Like ``InferenceSession.run``; bound outputs that stay on the device are ``OrtValue``."""
         feeds = {**self._overrides, **feeds}
         if self.device is None:
             return self._session.run(outputs, feeds)

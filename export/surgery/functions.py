@@ -50,7 +50,7 @@ class OpFunction:
     outputs: tuple[tuple[ir.DataType, ir.Shape], ...]
 
     def copy(self) -> OpFunction:
-        """The same with a function of its own: a function belongs to one model."""
+        """A copy with its own function, because a function belongs to one model."""
         return OpFunction(self.function.clone(), self.uses, self.outputs)
 
 

@@ -51,7 +51,7 @@ def low_rank_terms(updates: Iterable[WeightUpdate]) -> dict[str, tuple[np.ndarra
 def split_terms(
     layers: Sequence[LayerUpdate], updates: Iterable[WeightUpdate]
 ) -> tuple[tuple[LayerUpdate, ...], tuple[LowRank, ...]]:
-    """What remains of ``layers`` as new values, and what can stay apart."""
+    """Split ``layers`` into new values and low-rank terms that can stay beside the weights."""
     terms = low_rank_terms(updates)
     values, apart = [], []
     for layer in layers:

@@ -303,7 +303,7 @@ def _data(node: ir.Node) -> ir.Value | None:
 
 
 def _unquantised(value: ir.Value | None) -> ir.Value | None:
-    """What was rounded to 8 bits for an integer product."""
+    """The value before it was rounded to 8 bits for an integer product."""
     node = value.producer() if value is not None else None
     return node.inputs[0] if node is not None and node.op_type == "DynamicQuantizeLinear" else value
 

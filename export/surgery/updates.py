@@ -50,7 +50,7 @@ class LayerUpdate:
 
 
 def plan_updates(vlm: VLM, updates: Sequence[WeightUpdate]) -> tuple[LayerUpdate, ...]:
-    """What ``updates`` come to, layer by layer; several of one parameter act in order.
+    """The net change of ``updates``, layer by layer; several of one parameter act in order.
 
     Raises:
         InvalidArtifact: a parameter does not exist or has another shape.

@@ -157,7 +157,7 @@ def caption_mask(inputs: InputProcessor, captions: Sequence[str]) -> tuple[Input
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many first elements are the same."""
+    """Length of the common prefix."""
     count = 0
     for a, b in zip(one, other, strict=False):
         if a != b:

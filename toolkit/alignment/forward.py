@@ -34,7 +34,7 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Pass:
-    """What one forward pass gave.
+    """Results of one forward pass.
 
     Attributes:
         states: outputs of decoder blocks by layer [batch, seq, d_model].

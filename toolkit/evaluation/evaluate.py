@@ -62,7 +62,7 @@ class Rate(_Model):
 
 
 class Decision(_Model):
-    """One record's answer and what it amounts to."""
+    """One record's answer and its outcome."""
 
     id: str
     carrier: str
@@ -102,7 +102,7 @@ class Evaluation(_Model):
     decisions: tuple[Decision, ...]
 
     def rate(self, group: str, metric: Metric) -> Rate:
-        """One cell.
+        """The share in one cell of the table.
 
         Raises:
             KeyError: the group holds no record this metric is about.

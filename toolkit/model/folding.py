@@ -35,7 +35,7 @@ FOLDED = "folded_sites"
 
 
 def fold(vlm: VLM, adapter: Adapter) -> Adapter:
-    """The same change of the model as weight updates alone; see :func:`fold_all`.
+    """The same change of the model, made by weight updates alone; see :func:`fold_all`.
 
     Raises:
         UsageError: there is no intervention, or some cannot be folded; each is named with the reason.

@@ -145,7 +145,7 @@ class InputProcessor:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def generation(self, token_ids: Sequence[int], scores: dict[str, float], refusal: str | None = None) -> Generation:
-        """What one row returned; with ``refusal``, the fixed answer of a detector whose ``risk`` is positive.
+        """The generation of one row; with ``refusal``, the fixed answer of a detector whose ``risk`` is positive.
 
         Raises:
             InvalidArtifact: the risk is no number, so that nobody knows whether to answer.

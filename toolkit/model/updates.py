@@ -42,7 +42,7 @@ class Change:
 
 
 def find_changes(model: nn.Module, updates: Sequence[WeightUpdate]) -> list[Change]:
-    """What ``updates`` come to in ``model``, one change per parameter; the model stays as it is.
+    """The net changes of ``updates`` in ``model``, one per parameter; the model stays as it is.
 
     Raises:
         InvalidArtifact: a parameter does not exist or has another shape.
