@@ -51,12 +51,16 @@ def get_method(name: str) -> Method:
     Raises:
         UsageError: there is none.
     """
+    if (method := find_method(name)) is not None:
+        return method
     known = methods()
-    for method in known.values():
-        if name in (method.name, method.manifest_name):
-            return method
     hint = did_you_mean(name, list(known)) or f"There is {listed(list(known))}."
     raise UsageError(f"There is no method {name!r}.", hint)
+
+
+def find_method(name: str) -> Method | None:
+    """The method of this name, as people type it or as manifests record it; None if there is none here."""
+    return next((one for one in methods().values() if name in (one.name, one.manifest_name)), None)
 
 
 def load_ops() -> None:

@@ -164,7 +164,8 @@ class Settings(BaseModel):
         Raises:
             UsageError: a value is none that the setting can have.
         """
-        known = {name: value for name, value in values.items() if name in cls.model_fields}
+        # A list of no layers is how older manifests say that nothing was chosen.
+        known = {name: value for name, value in values.items() if name in cls.model_fields and value != []}
         made = cls.__new__(cls)
         made._validate(known, recorded=True)
         made.__pydantic_fields_set__.intersection_update(made.acting())

@@ -46,6 +46,10 @@ class Site:
     kind: Kind
     layer: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.layer is not None and self.layer < 0:
+            raise UsageError(f"There is no decoder layer {self.layer}.", "Layers count from 0 at the first block.")
+
     @classmethod
     def parse(cls, text: str) -> Site:
         """Read a site as users spell it.

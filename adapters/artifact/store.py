@@ -17,6 +17,7 @@ import torch
 
 from ..errors import InvalidArtifact, SafetykitError, UsageError, WrongBase
 from ..ops.branch import Branch
+from ..registry import find_method
 from .adapter import Adapter, Intervention
 from .files import atomic_folder, read_inside, sha256_file
 from .manifest import (
@@ -127,6 +128,7 @@ def load_adapter(folder: Path) -> Adapter:
         InvalidArtifact: a file is missing, linked, truncated or changed (the file is named).
     """
     manifest = read_manifest(folder)
+    _require_settings(manifest, folder)
     if TENSORS not in manifest.files:
         raise InvalidArtifact(f"{folder / MANIFEST} names no {TENSORS}.", "Get the adapter again from its source.")
     contents = {}
@@ -167,6 +169,19 @@ def load_adapter(folder: Path) -> Adapter:
         raise InvalidArtifact(f"{folder / MANIFEST}: {error.message}", error.next_step) from None
     object.__setattr__(adapter, "read_as", sha256_file(folder / MANIFEST))
     return adapter
+
+
+def _require_settings(manifest: AdapterManifest, folder: Path) -> None:
+    """Refuse recorded settings that the method cannot have; an unknown method's are its own affair."""
+    method = find_method(manifest.info.method)
+    if method is None:
+        return
+    try:
+        method.settings.recorded(manifest.info.hyperparameters)
+    except UsageError as error:
+        raise InvalidArtifact(
+            f"{folder / MANIFEST} records settings of {method.title} that cannot be: {error.message}", error.next_step
+        ) from None
 
 
 def _branch(spec: BranchSpec, tensors: dict[str, torch.Tensor]) -> Branch:

@@ -205,7 +205,9 @@ def _span(inputs: np.ndarray) -> np.ndarray | None:
     if len(inputs) >= inputs.shape[1]:
         return None
     _, values, basis = np.linalg.svd(inputs, full_matrices=False)
-    return basis[values > values[0] * 1e-12]
+    kept = values > values[0] * 1e-12
+    kept[0] = True  # of records that are all the same nothing is left; regression wants a dimension all the same
+    return basis[kept]
 
 
 def _folds(harmful: np.ndarray, groups: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -245,7 +245,8 @@ def correctors_and_detector(vlm: VLM, records, captions) -> list[Adapter]:
 
 def aligned(variant: str):
     def fit(vlm: VLM, records, captions) -> list[Adapter]:
-        made = TGA(variant=variant, steps=2, batch_size=4).fit(Aligner(vlm, captions))
+        settings = {} if variant == "closed-form" else {"steps": 2, "batch_size": 4}
+        made = TGA(variant=variant, **settings).fit(Aligner(vlm, captions))
         with vlm.applied(made):
             fitted_with = [describe_corrector(made)]
             probe = OnePassProbe(fused_layer=1)

@@ -358,3 +358,26 @@ def test_states_that_overflowed_are_refused(source):
 
     with pytest.raises(UsageError, match="hold NaN or infinity"):
         SASA(safety_layer=1, fused_layer=2).fit(Broken(), examples(8), REFUSAL)
+
+
+@pytest.mark.parametrize("space", ["hidden", "logits"])
+@pytest.mark.parametrize("count", [1, 2, 6])
+@pytest.mark.parametrize("kind", [SASA, OnePassProbe])
+def test_few_records_of_one_carrier_and_no_category_suffice(source, kind, count, space):
+    few = [replace(record, carrier="text", category="") for record in examples(count)]
+    adapter = kind(space=space).fit(source, few, REFUSAL)
+    assert len(adapter.attachments["detector"]["learning_curve"]) == len(FRACTIONS)
+    assert np.isfinite(adapter.detector.threshold)
+
+
+@pytest.mark.parametrize("space", ["hidden", "logits"])
+def test_records_whose_states_are_all_the_same_teach_nothing_and_break_nothing(space):
+    """So may be the states of a learning curve's first draw, which is of two records."""
+
+    class Same(PlantedSource):
+        def state(self, record, place):
+            return torch.full((WIDTH,), 3.0)
+
+    adapter = OnePassProbe(fused_layer=1, space=space).fit(Same(), examples(6), REFUSAL)
+    assert not adapter.interventions[0].tensors["weight"].any()
+    assert adapter.attachments["detector"]["out_of_fold"]["auroc"] == 0.5

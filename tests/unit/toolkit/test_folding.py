@@ -12,6 +12,9 @@ from safetykit.adapters.artifact.adapter import Intervention
 from safetykit.adapters.artifact.sites import Site
 from safetykit.adapters.artifact.updates import WeightUpdate
 from safetykit.adapters.errors import UsageError
+from safetykit.adapters.vlm_guard.settings import VLMGuard
+from safetykit.toolkit.data.records import load_records, subset
+from safetykit.toolkit.data.sources import data_path
 from safetykit.toolkit.model.folding import find_writers, fold, fold_all
 from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.updates import updated
@@ -209,3 +212,19 @@ def test_a_new_value_after_a_fold_is_refused(random_vlm):
         fold_all(random_vlm, [first, second])
     folded = fold_all(random_vlm, [second, first])
     assert len(folded[1].updates) == 2
+
+
+@pytest.mark.parametrize("site", ["mlp", "attn"])
+def test_vlm_guards_orthogonal_variant_folds_where_a_branch_writes(random_vlm, site):
+    """At a block's output nothing writes alone; there, and behind a gate, an adapter stays an op."""
+    records = load_records(data_path("reference"), ["fit", "calibration"])
+    few = subset([record for record in records if record.split == "fit" and record.carrier == "text"], 24)
+    few += subset([record for record in records if record.split == "calibration"], 24)
+    settings = {"variant": "orthogonal", "layers": (2, 5), "scope": "all", "phase": "both"}
+    adapter = VLMGuard(**settings, site=site).fit(random_vlm, few)
+    assert [str(item.site) for item in adapter.interventions] == [f"decoder.layers.{at}.{site}" for at in (2, 5)]
+    folded = fold(random_vlm, adapter)
+    assert folded.updates and not folded.interventions
+    assert_same_as_hooks(random_vlm, adapter, folded)
+    with pytest.raises(UsageError):
+        fold(random_vlm, VLMGuard(**settings).fit(random_vlm, few))
