@@ -1,0 +1,96 @@
+"""Every command and every Python snippet of the README and the docs runs, page by page, in the order of the page.
+
+What a page takes for granted is made: ``records/``, ``captions.jsonl`` and ``photo.png`` are small and the reference
+VLM's. A block that cannot run here says why in a comment before it: ``<!-- not run: reason -->``.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from workshop import Workshop
+
+ROOT = Path(__file__).parents[2]
+PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if path.is_file()]
+
+# What a page says → what runs here.
+SUBSTITUTIONS = {"./my-vlm": "reference:mild"}
+
+_BLOCK = re.compile(
+    r"(?:<!-- not run: (?P<reason>[^>]*?) -->\s*)?^(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<text>.*?)^ *```",
+    re.M | re.S,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page; ``reason``: why it is not run."""
+
+    language: str
+    text: str
+    reason: str | None
+    line: int
+
+
+def blocks(page):
+    text = page.read_text()
+    found = []
+    for match in _BLOCK.finditer(text):
+        if match["language"] in ("bash", "sh", "shell", "console", "python"):
+            inner = "".join(line.removeprefix(match["indent"]) for line in match["text"].splitlines(keepends=True))
+            line = text[: match.start("language")].count("\n") + 1
+            found.append(Block(match["language"], inner, match["reason"], line))
+    return found
+
+
+def test_a_block_that_does_not_run_says_why(capsys):
+    """And the list of them is shown, so that it stays short."""
+    left_out = [(page, block) for page in PAGES for block in blocks(page) if block.reason is not None]
+    with capsys.disabled():
+        for page, block in left_out:
+            print(f"\n  not run: {page.relative_to(ROOT)}:{block.line}: {block.reason}", end="")
+    assert all(block.reason.strip() for _, block in left_out)
+    assert len(left_out) <= sum(len(blocks(page)) for page in PAGES) / 3
+
+
+@pytest.fixture(scope="session")
+def things(tmp_path_factory):
+    return Workshop(tmp_path_factory.mktemp("things"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_runs(page, things, tmp_path, monkeypatch):
+    wanted = [block for block in blocks(page) if block.reason is None]
+    if not wanted:
+        pytest.skip("nothing to run on this page")
+    binaries, work = tmp_path / "bin", tmp_path / "work"
+    binaries.mkdir()
+    work.mkdir()
+    command = binaries / "safetykit"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m safetykit.cli "$@"\n')
+    command.chmod(0o755)
+    shutil.copytree(things["records"], work / "records")
+    shutil.copy(things["captions"], work / "captions.jsonl")
+    shutil.copy(things["picture"], work / "photo.png")
+    places = (binaries, Path(sys.executable).parent, os.environ["PATH"])
+    environment = {**os.environ, "PATH": os.pathsep.join(map(str, places))}
+    monkeypatch.chdir(work)
+    names: dict = {}  # Python blocks of a page build on each other
+    for block in wanted:
+        text = block.text
+        for shown, here in SUBSTITUTIONS.items():
+            text = text.replace(shown, here)
+        where = f"{page.relative_to(ROOT)}:{block.line}"
+        if block.language == "python":
+            exec(compile(text, where, "exec"), names)
+            continue
+        typed = ["bash", "-euo", "pipefail", "-c", text]
+        done = subprocess.run(typed, cwd=work, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{where}\n{text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"

@@ -1,0 +1,209 @@
+"""What command lines in the tests work on: small data, and folders that earlier commands leave, made on first use."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetykit import cli
+
+RECORDS = {"fit": 160, "calibration": 120, "test": 24}
+CAPTIONS = 24
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command line did: exit code, what it printed, and what it was to write."""
+
+    code: int
+    out: str
+    err: str
+    path: Path
+
+    @property
+    def value(self) -> Any:
+        """The JSON on stdout."""
+        return json.loads(self.out)
+
+
+def safetykit(*typed: Any) -> Outcome:
+    """The command line in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    arguments = [str(one) for one in typed]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            cli.main(arguments)
+            code = 0
+        except SystemExit as done:
+            code = int(done.code or 0)
+    path = arguments[arguments.index("-o") + 1] if "-o" in arguments else ""
+    return Outcome(code, out.getvalue(), err.getvalue(), Path(path))
+
+
+class Workshop:
+    """Paths by name; each is made when it is first asked for, most of them by a command."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._made: dict[str, str] = {}
+        self._runs = 0
+
+    def __getitem__(self, name: str) -> str:
+        if name not in self._made:
+            self._made[name] = str(getattr(self, f"_{name}")())
+        return self._made[name]
+
+    def run(self, line: str) -> Outcome:
+        """Run a command line with names in braces; ``{out}`` is a path that is free, ``{taken}`` one that is not."""
+        self._runs += 1
+        free, taken = self.folder / f"out-{self._runs}", self.folder / f"taken-{self._runs}"
+        words = []
+        for word in shlex.split(line):
+            if word == "{out}":
+                word = str(free)
+            elif word == "{taken}":
+                taken.mkdir()
+                (taken / "old").write_text("old")
+                word = str(taken)
+            elif word == "{taken_file}":
+                taken.write_text("old")
+                word = str(taken)
+            elif word.startswith("{") and word.endswith("}"):
+                word = self[word[1:-1]]
+            words.append(word)
+        return safetykit(*words)
+
+    def _run(self, name: str, *typed: Any) -> Path:
+        out = self.folder / name
+        done = safetykit(*typed, "-o", out)
+        assert done.code == 0, done.err
+        return out
+
+    def _fit(self, name: str, method: str, *options: Any, data: str = "records") -> Path:
+        return self._run(name, "fit", method, "reference:mild", "--data", self[data], *options)
+
+    def _bake(self, name: str, *options: Any) -> Path:
+        return self._run(name, "export", "reference:mild", "--base-onnx", self["base"], *options)
+
+    def _model(self) -> str:
+        return "reference:mild"
+
+    def _records(self) -> Path:
+        """Some of the reference records of each split, in a folder of their own."""
+        from safetykit.toolkit.data.records import load_records, subset
+        from safetykit.toolkit.data.sources import data_path
+
+        folder = self.folder / "records"
+        folder.mkdir()
+        lines = []
+        for split, count in RECORDS.items():
+            for record in subset(load_records(data_path("reference"), [split]), count):
+                lines.append(_line(record))
+        (folder / "records.jsonl").write_text("\n".join(lines) + "\n")
+        return folder
+
+    def _captions(self) -> Path:
+        from safetykit.toolkit.data.captions import captions_path, load_captions
+
+        path = self.folder / "captions.jsonl"
+        some = load_captions(captions_path("reference"))[:CAPTIONS]
+        path.write_text("\n".join(_line(item) for item in some) + "\n")
+        return path
+
+    def _picture(self) -> Path:
+        from safetykit.toolkit.data.records import load_records
+        from safetykit.toolkit.data.sources import data_path
+
+        record = next(one for one in load_records(data_path("reference"), ["test"]) if one.carrier == "image")
+        path = self.folder / "picture.png"
+        record.picture().save(path)
+        return path
+
+    def _encoder(self) -> Path:
+        """A text encoder with random weights."""
+        import torch
+        from transformers import BertConfig, BertModel
+
+        from safetykit.toolkit.reference.model import build_tokenizer
+
+        folder = self.folder / "encoder"
+        tokenizer = build_tokenizer()
+        torch.manual_seed(1)
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        kinds = {"": "Transformer", "1_Pooling": "Pooling"}
+        modules = [
+            {"idx": at, "name": str(at), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for at, (path, kind) in enumerate(kinds.items())
+        ]
+        (folder / "modules.json").write_text(json.dumps(modules))
+        (folder / "1_Pooling").mkdir()
+        pooling = {"word_embedding_dimension": 16, "pooling_mode_mean_tokens": True}
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+        return folder
+
+    def _base(self) -> Path:
+        return self._run("base", "export", "reference:mild")
+
+    def _guard(self) -> Path:
+        return self._fit("guard", "vlm-guard", "--layers", 4)
+
+    def _other_guard(self) -> Path:
+        return self._fit("other-guard", "vlm-guard", "--layers", 4, "--alpha", 0.5)
+
+    def _held_guard(self) -> Path:
+        return self._fit("held-guard", "vlm-guard", "--layers", 4, "--phase", "both", "--hold")
+
+    def _affine(self) -> Path:
+        options = ("--fusion", "sequential", "--site", "mlp", "--layers", 3, "--contrast", "carrier")
+        return self._fit("affine", "care", *options)
+
+    def _probe(self) -> Path:
+        return self._fit("probe", "one-pass", "--fused-layer", 4)
+
+    def _sasa(self) -> Path:
+        return self._fit("sasa", "sasa", "--safety-layer", 3, "--fused-layer", 4)
+
+    def _index(self) -> Path:
+        return self._run("index", "index", "build", self["captions"], "--model", "reference:mild")
+
+    def _encoded_index(self) -> Path:
+        """An index of only some of the captions, by the encoder."""
+        lines = Path(self["captions"]).read_text().splitlines()
+        some = self.folder / "some.jsonl"
+        some.write_text("\n".join(lines[: CAPTIONS * 2 // 3]) + "\n")
+        return self._run("encoded-index", "index", "build", some, "--encoder", self["encoder"])
+
+    def _retrieval(self) -> Path:
+        return self._fit("retrieval", "retrieval", "--index", self["index"], data="captions")
+
+    def _external(self) -> Path:
+        options = ("--index", self["index"], "--external-index")
+        return self._fit("external", "retrieval", *options, data="captions")
+
+    def _map(self) -> Path:
+        options = ("--data", "reference", "--pairs", 8, "--neurons", 0)
+        return self._run("map", "diagnose", "reference:mild", *options)
+
+    def _export(self) -> Path:
+        return self._bake("export", "--adapter", self["guard"])
+
+    def _swappable(self) -> Path:
+        return self._bake("swappable", "--adapter", self["guard"], "--mode", "hot-swap")
+
+    def _external_export(self) -> Path:
+        return self._bake("external-export", "--adapter", self["external"], "--external-index", self["index"])
+
+
+def _line(item: Any) -> str:
+    """A record or a caption for another folder: its picture's path is absolute."""
+    value = item.model_dump(mode="json", exclude_none=True)
+    if item.image:
+        value["image"] = str(item._folder.resolve() / item.image)
+    return json.dumps(value)
