@@ -51,10 +51,14 @@ def _view(console: Console, value: dict[str, Any]) -> None:
 
 def _latency(console: Console, value: dict[str, Any]) -> None:
     """Ratios baked/unmodified beside the A/A control."""
+    from ...toolkit.commands.views import figures
+
+    table = figures("Latency, baked / unmodified", "ratio", "A/A control", "verdict")
     for phase in ("prefill", "decode"):
         found = value[phase]
-        ratio, control = found["ratio"], found["control"]
-        console.print(
-            f"Latency {phase}: baked/unmodified {ratio['value']:.3f} ({ratio['low']:.3f}–{ratio['high']:.3f}), "
-            f"A/A control {control['value']:.3f} ({control['low']:.3f}–{control['high']:.3f}): {found['verdict']}."
+        ratios = (
+            f"{item['value']:.3f} [dim]({item['low']:.3f}–{item['high']:.3f})[/dim]"
+            for item in (found["ratio"], found["control"])
         )
+        table.add_row(phase, *ratios, found["verdict"])
+    console.print(table)

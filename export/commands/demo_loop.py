@@ -15,6 +15,7 @@ from ...adapters.artifact.files import atomic_folder, write_atomic
 from ...adapters.artifact.manifest import canonical_json
 from ...adapters.errors import UsageError
 from ...adapters.vlm_guard.settings import VLMGuard
+from ...toolkit.commands.console import command_line
 from ...toolkit.data.records import load_records, subset
 from ...toolkit.data.sources import PREFIX, data_path, model_path
 from ...toolkit.model.requests import Request
@@ -83,11 +84,12 @@ def run_demo(
             found.append(_latency(folder, work / "base"))
             write_atomic(folder / LATENCY, canonical_json(found[0].model_dump(mode="json")))
 
+        asked = next(record for record in load_records(data_path(PREFIX), ["test"]) if record.carrier == "image")
+        asked.picture().save(work / "picture.png")
         result = export_onnx(
             model, [adapter], work / "export", data=PREFIX, base_onnx=work / "base", measure=measure, progress=clock
         ).describe()
     export = out / "export"
-    picture = next(record for record in load_records(data_path(PREFIX), ["test"]) if record.carrier == "image")
     return {
         **result,
         "folder": str(export),
@@ -97,7 +99,7 @@ def run_demo(
         "adapter": adapter.info.model_dump(mode="json"),
         "latency": found[0].model_dump(mode="json"),
         "seconds": clock.seconds,
-        "try": f'safetykit run {export} --prompt "{picture.prompt}" --image PICTURE.png',
+        "try": command_line("run", export, "--prompt", asked.prompt, "--image", out / "picture.png"),
     }
 
 

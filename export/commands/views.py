@@ -34,8 +34,8 @@ def parity(console: Console, value: dict[str, Any]) -> None:
     compared = ("logits", "adapter-off")  # a base export has no adapter to be on
     worst = max((check["error"] for check in value["checks"] if check["kind"] in compared), default=0.0)
     console.print(
-        f"Parity {verdict}: {len(value['checks'])} checks, largest logit error {worst:.1e} over "
-        f"{value['steps']} cached steps, {len(value['flips'])} decisions flipped ({value['precision']})."
+        f"Parity {verdict}: {len(value['checks'])} checks, {value['steps']} cached steps ({value['precision']}).\n"
+        f"Largest logit error {worst:.1e}; {len(value['flips'])} decisions flipped."
     )
     for check in value["checks"]:
         if not check["passed"]:
