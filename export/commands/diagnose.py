@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,8 +36,9 @@ def diagnose(
 
     require_free(out, overwrite=overwrite)
     records = load_records(data_path(data), ["fit"])
-    vlm = VLM.from_pretrained(model_path(model))
-    with console.progress_bar("diagnosing") as update:
+    with console.work("loading") as doing:
+        vlm = VLM.from_pretrained(model_path(model))
+        doing("diagnosing")
         found = run(
             vlm,
             records,
@@ -47,14 +47,15 @@ def diagnose(
             neurons=neurons,
             seed=seed,
             batch_size=batch_size,
-            progress=update,
+            progress=doing.count,
             journal_path=out.parent / f".{out.name}.diagnosis.jsonl",
-            say=lambda text: print(text, file=sys.stderr, flush=True),
+            say=console.note,
         )
-    beside = {}
-    for item in diagnosis_plots(found.info):
-        beside |= {f"{item.plot.tag}.png": item.png, f"{item.plot.tag}.svg": item.plot.svg.encode()}
-    found.save(out, overwrite=overwrite, beside=beside)
+        doing("drawing")
+        beside = {}
+        for item in diagnosis_plots(found.info):
+            beside |= {f"{item.plot.tag}.png": item.png, f"{item.plot.tag}.svg": item.plot.svg.encode()}
+        found.save(out, overwrite=overwrite, beside=beside)
     value = {"map": str(out), **found.info.model_dump(mode="json")}
     then = console.command_line("fit", "care", model, "--data", data, "--map", out, "-o", "care")
     console.emit(value, as_json=as_json, human=_view, then=then)

@@ -95,6 +95,12 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
+def note(text: str) -> None:
+    """A line on stderr that says how a command goes about it; nothing with ``--quiet``."""
+    if not running.quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     """Yield ``update(done, total)`` for counted work; it is drawn on stderr, see :func:`work`."""

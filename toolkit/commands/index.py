@@ -41,8 +41,9 @@ def build(
     require_choice("--dtype", dtype, get_args(KeyType))
     require_free(out, overwrite=overwrite)
     texts = open_texts(captions)
-    embedder = make_embedder(model, encoder, site)
-    with console.progress_bar("embedding") as update:
+    with console.work("loading") as doing:
+        embedder = make_embedder(model, encoder, site)
+        doing("embedding")
         made = build_index(
             texts,
             embedder,
@@ -50,7 +51,7 @@ def build(
             batch_size=batch_size,
             dtype=dtype,  # type: ignore[arg-type]
             overwrite=overwrite,
-            progress=update,
+            progress=doing.count,
         )
     value = {"index": str(out), **made.manifest.model_dump(mode="json")}
     fitted_on = model or "MODEL"
@@ -77,12 +78,13 @@ def search(
     if (text is None) == (image is None):
         raise UsageError("One thing is searched for at a time.", "Pass --text or --image.")
     opened = CaptionIndex.load(folder)
-    if text is not None:
-        site = opened.manifest.embedder.site if model else None
-        query = opened.embed(make_embedder(model, encoder, site), [text])
-    else:
-        query = _picture_query(opened, str(image), adapter, model)
-    ids, scores = opened.search(query, min(k, len(opened)))
+    with console.steps("searching"):
+        if text is not None:
+            site = opened.manifest.embedder.site if model else None
+            query = opened.embed(make_embedder(model, encoder, site), [text])
+        else:
+            query = _picture_query(opened, str(image), adapter, model)
+        ids, scores = opened.search(query, min(k, len(opened)))
     ranked = zip(ids[0].tolist(), scores[0].tolist(), strict=True)
     found = [{"id": at, "score": score, "text": opened[at]} for at, score in ranked]
     console.emit(found, as_json=as_json, human=_show_found)

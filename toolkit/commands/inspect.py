@@ -17,9 +17,11 @@ def inspect(model: Model, as_json: Json = False) -> None:
     from ..model.vlm import VLM
     from . import console
 
-    vlm = VLM.from_pretrained(model_path(model))
+    with console.steps("loading"):
+        vlm = VLM.from_pretrained(model_path(model))
+        found = vlm.describe()
     then = console.command_line("fit", "vlm-guard", model, "--data", "RECORDS", "-o", "adapter")
-    value = {**vlm.describe(), "export": exportable(vlm.model.config)}
+    value = {**found, "export": exportable(vlm.model.config)}
     console.emit(value, as_json=as_json, human=_view, then=then)
 
 

@@ -30,7 +30,8 @@ def lora(
     from . import console
 
     loaded = [load_adapter(folder) for folder in adapter]
-    vlm = VLM.from_pretrained(model_path(model))
+    with console.steps("loading"):
+        vlm = VLM.from_pretrained(model_path(model))
     for one in loaded:
         if not allow_wrong_base:
             require_base(one, vlm.fingerprint, model)
