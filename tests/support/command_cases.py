@@ -83,7 +83,8 @@ FITS = [
     Case("fit vlm-guard {model} --data {records} -o {taken} --layers 4 --overwrite --json", chosen(layers=[4])),
     # CARE
     Case(
-        f"{CARE} --variant official --fusion adaptive -k 2 --alpha 0.5 --floor 0.1 --contrast label --centre own --modalities both",
+        f"{CARE} --variant official --fusion adaptive -k 2 --alpha 0.5"
+        " --floor 0.1 --contrast label --centre own --modalities both",
         chosen(
             variant="official",
             fusion="adaptive",
@@ -97,7 +98,8 @@ FITS = [
         ),
     ),
     Case(
-        f"{CARE} --variant corrected --fusion sequential --textual-layers 5 --k 3 --contrast carrier --centre benign --shrinkage oas --site mlp",
+        f"{CARE} --variant corrected --fusion sequential --textual-layers 5"
+        " --k 3 --contrast carrier --centre benign --shrinkage oas --site mlp",
         chosen(
             variant="corrected",
             fusion="sequential",
@@ -114,7 +116,8 @@ FITS = [
         chosen(fusion="injection", beta=0.5, shrinkage="ledoit-wolf", site="attn", scope="text"),
     ),
     Case(
-        f"{CARE} --fusion parallel --selection kernel --visual-share 0.5 --textual-share 0.4 --contrast behaviour --site block --scope vision",
+        f"{CARE} --fusion parallel --selection kernel --visual-share 0.5"
+        " --textual-share 0.4 --contrast behaviour --site block --scope vision",
         chosen(
             fusion="parallel",
             selection="kernel",
@@ -151,7 +154,8 @@ FITS = [
     ),
     # SASA and the one-pass probe
     Case(
-        f"{SASA} --variant published --safety-layer 3 --fused-layer 4 --false-positive-rate 0.1 --space hidden --fraction 0.9 --seed 3",
+        f"{SASA} --variant published --safety-layer 3 --fused-layer 4"
+        " --false-positive-rate 0.1 --space hidden --fraction 0.9 --seed 3",
         chosen(safety_layer=3, fused_layer=4, false_positive_rate=0.1, space="hidden", fraction=0.9, seed=3),
     ),
     Case(
@@ -185,7 +189,8 @@ FITS = [
     Case("fit one-pass {model} --data {records} -o {taken} --fused-layer 4 --overwrite --json", chosen(fused_layer=4)),
     # TGA and retrieval
     Case(
-        f"{TGA} --variant lora --layers 4 --guide-weight 0.2 --request-weight 0.4 --opening-weight 0.5 --ce-weight 1 --shuffled 0.25 "
+        f"{TGA} --variant lora --layers 4 --guide-weight 0.2 --request-weight 0.4"
+        " --opening-weight 0.5 --ce-weight 1 --shuffled 0.25 "
         "--steps 2 --batch-size 4 --accumulate 2 --lr 0.0005 --rank 2 --seed 5 --no-resume",
         chosen(
             variant="lora",
@@ -224,7 +229,8 @@ FITS = [
     ),
     Case(f"{RETRIEVAL} --with {{guard}}", lambda done, made: done.value["hyperparameters"]["corrected_by"]),
     Case(
-        "fit retrieval {model} --data {captions} --index {encoded_index} --encoder {encoder} -o {taken} --overwrite --json",
+        "fit retrieval {model} --data {captions} --index {encoded_index}"
+        " --encoder {encoder} -o {taken} --overwrite --json",
         lambda done, made: done.value["method"],
     ),
 ]
@@ -249,7 +255,8 @@ def arranged(layout: str) -> Callable[[Outcome, Workshop], Any]:
 EXPORTS = [
     Case("export {model} -o {out} --onnx --json", lambda done, made: (done.path / "decoder.onnx").is_file()),
     Case(
-        f"{EXPORT} --adapter {{guard}} --mode bake --precision fp32 --layout onnx --data {{records}} --split calibration --limit 6 "
+        f"{EXPORT} --adapter {{guard}} --mode bake --precision fp32"
+        f" --layout onnx --data {{records}} --split calibration --limit 6 "
         "--max-new-tokens 4 --max-flips 0.5 --provider CPUExecutionProvider --base-model me/mine --base-license mit",
         lambda done, made: [
             done.value["parity"]["tolerances"]["flips"] == 0.5,
@@ -264,7 +271,8 @@ EXPORTS = [
         lambda done, made: manifest(done)["precision"] == "fp16",
     ),
     Case(
-        "export {model} -o {out} --json --adapter {guard} --precision int4 --data {records} --limit 8 --max-new-tokens 8 --recalibrate --max-flips 1",
+        "export {model} -o {out} --json --adapter {guard} --precision int4 --data {records}"
+        " --split test --limit 8 --max-new-tokens 8 --recalibrate --max-flips 1",
         lambda done, made: [manifest(done)["precision"] == "int4", manifest(done)["recalibrated"]],
     ),
     Case(
@@ -298,7 +306,8 @@ OTHERS = [
     Case("inspect {model} --json", lambda done, made: done.value["n_layers"] == 8),
     Case("doctor --json", lambda done, made: done.value["providers"]["CPUExecutionProvider"]),
     Case(
-        "diagnose {model} --data reference -o {taken} --budget 4000 --pairs 8 --neurons 2 --batch-size 4 --seed 3 --overwrite --json",
+        "diagnose {model} --data reference -o {taken} --budget 4000"
+        " --pairs 8 --neurons 2 --batch-size 4 --seed 3 --overwrite --json",
         lambda done, made: done.value["effects"]["visual"]["neurons"],
     ),
     Case(

@@ -151,6 +151,17 @@ class Workshop:
     def _base(self) -> Path:
         return self._run("base", "export", "reference:mild")
 
+    def _int8_base(self) -> Path:
+        """As transformers.js repositories have it: a decoder whose weights and activations are rounded to 8 bits."""
+        from foreign_folders import in_transformers_js
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        base = Path(self["base"])
+        folder = in_transformers_js(base, self.folder / "int8-base")
+        target = folder / "onnx" / "decoder_model_merged_quantized.onnx"
+        quantize_dynamic(base / "decoder.onnx", target, weight_type=QuantType.QInt8)
+        return folder
+
     def _guard(self) -> Path:
         return self._fit("guard", "vlm-guard", "--layers", 4)
 
