@@ -267,13 +267,18 @@ EXPORTS = [
         ],
     ),
     Case(
-        "export {model} -o {out} --json --adapter {guard} --precision fp16",
+        "export {model} -o {out} --json --adapter {guard} --precision fp16"
+        " --data {records} --split fit --limit 4 --max-new-tokens 2",
         lambda done, made: manifest(done)["precision"] == "fp16",
     ),
     Case(
         "export {model} -o {out} --json --adapter {guard} --precision int4 --data {records}"
         " --split test --limit 8 --max-new-tokens 8 --recalibrate --max-flips 1",
         lambda done, made: [manifest(done)["precision"] == "int4", manifest(done)["recalibrated"]],
+    ),
+    Case(
+        "export {model} --base-onnx {int8_base} -o {out} --json --adapter {guard} --precision int8",
+        lambda done, made: manifest(done)["precision"] == "int8",
     ),
     Case(
         "export {model} -o {out} --json --adapter {affine} --mode fold",
