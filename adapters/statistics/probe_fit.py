@@ -86,7 +86,10 @@ def solve(
     return Adapter(
         info,
         interventions,
-        {"detector": describe(detector, fitted, table, fit, calibration)},
+        {
+            "detector": describe(detector, fitted, table, fit, calibration),
+            "calibration": [{"what": "detector", **fitted.measured(calibration)}],
+        },
         branch,
         DetectorInfo(threshold=fitted.threshold, refusal=refusal.text, refusal_token=refusal.token),
     )

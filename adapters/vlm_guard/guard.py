@@ -41,7 +41,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -173,7 +173,18 @@ def solve(guard: VLMGuard, model: StateSource, statistics: GuardStatistics, reco
         data=describe_data(_used(records)),
         versions=library_versions(),
     )
-    return Adapter(info, interventions, {"spectra": spectra})
+    attachments: dict[str, Any] = {"spectra": spectra}
+    if guard.variant != "orthogonal":
+        attachments["calibration"] = [_opened(item, statistics, guard) for item in interventions]
+    return Adapter(info, interventions, attachments)
+
+
+def _opened(item: Intervention, statistics: GuardStatistics, guard: VLMGuard) -> dict[str, Any]:
+    """How often a gate opens on harmless calibration records, whose share it is to keep small."""
+    scores = torch.tensor(statistics.scores[guard.direction, guard.gate == "whitened"][item.site], dtype=torch.float64)
+    scores -= statistics.centre(item.site) @ item.tensors["gate"].to(torch.float64)
+    rate = (scores > item.tensors["threshold"]).double().mean().item()
+    return {"what": f"gate at {item.site}", "false_positive_rate": rate, "recall": None}
 
 
 def _intervention(guard: VLMGuard, site: Site, statistics: GuardStatistics) -> Intervention:

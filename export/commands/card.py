@@ -22,7 +22,8 @@ def card(
     from ...toolkit.commands import console
     from .verification import card_of
 
-    console.emit(card_of(folder, check=check), as_json=as_json, human=_view)
+    then = console.command_line("verify", folder)
+    console.emit(card_of(folder, check=check), as_json=as_json, human=_view, then=then)
 
 
 def _view(console: Console, value: dict[str, Any]) -> None:

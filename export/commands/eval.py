@@ -36,7 +36,20 @@ def evaluate(
     if options.allow_uncorrected_detector:
         console.warn("a detector was accepted although it may not have been fitted under the correctors beside it.")
     value = result.model_dump(mode="json", exclude={"decisions"})
-    console.emit(value, as_json=as_json, human=_view)
+    console.emit(value, as_json=as_json, human=_view, then=_next(model, adapter or [], options.data))
+
+
+def _next(model: str, adapters: list[Path], data: str) -> str:
+    """What usually follows: an adapter for a bare model, an export for adapters, a check for an export."""
+    from ...toolkit.commands.console import command_line
+    from .evaluation import is_export
+
+    if is_export(Path(model)):
+        return command_line("verify", model)
+    if not adapters:
+        return command_line("fit", "vlm-guard", model, "--data", data, "-o", "adapter")
+    stack = [word for folder in adapters for word in ("--adapter", folder)]
+    return command_line("export", model, *stack, "--data", data, "-o", "export")
 
 
 def _view(console: Console, value: dict[str, Any]) -> None:

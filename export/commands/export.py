@@ -36,7 +36,8 @@ def export(
         result = export_onnx(model, adapter or [], out, options, progress=say)
     for warning in result.parity.warnings:
         console.warn(warning)
-    console.emit(result.describe(), as_json=as_json, human=_view)
+    then = console.command_line("run", out, "--prompt", "What is this?")
+    console.emit(result.describe(), as_json=as_json, human=_view, then=then)
 
 
 def _view(console: Console, value: dict[str, Any]) -> None:

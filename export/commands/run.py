@@ -29,19 +29,20 @@ def run(
     from ...toolkit.commands import console
     from ..runtime.answer import answer
 
-    result = answer(
-        folder,
-        prompt,
-        image or [],
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        seed=options.seed,
-        providers=options.providers,
-        external_index=options.external_index,
-        swap=options.swap,
-        system=options.system,
-    )
+    with console.steps("answering"):
+        result = answer(
+            folder,
+            prompt,
+            image or [],
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            seed=options.seed,
+            providers=options.providers,
+            external_index=options.external_index,
+            swap=options.swap,
+            system=options.system,
+        )
     console.emit(result, as_json=as_json, human=_view)
 
 

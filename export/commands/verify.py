@@ -32,7 +32,9 @@ def verify(
 
     with console.steps() as say:
         result = verify_folder(folder, model, adapter or [], options, progress=say)
-    console.emit(result, as_json=as_json, human=_view)
+    runs = result["kind"] != "adapter"
+    then = console.command_line("run", folder, "--prompt", "What is this?") if runs else ""
+    console.emit(result, as_json=as_json, human=_view, then=then)
 
 
 def _view(console: Console, value: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ...toolkit.model.vlm import VLM
 
 Measure = Callable[[Path], None]
+OPTIONS = "export_options.json"  # as they were given or defaulted, for whoever has to make the export again
 
 
 def document(
@@ -42,6 +43,7 @@ def document(
         for name, value in adapter.attachments.items():
             if name != CAPTIONS:  # they are in the folder, as captions.jsonl
                 write_atomic(work / attachment_name(name, number), canonical_json(value))
+    write_atomic(work / OPTIONS, canonical_json(plan.options.model_dump(mode="json", exclude={"overwrite"})))
     write_atomic(work / FACTS, canonical_json(plan.facts.model_dump(mode="json")))
     if measure:
         measure(work)

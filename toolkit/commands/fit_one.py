@@ -57,8 +57,9 @@ def fit_and_save(
     """
     with spelled_as_options():
         value = _fit(call, model, data, out, overwrite)
-    records = f" --data {data}" if call.method.data == "records" else ""
-    then = f"safetykit export {model} --adapter {out}{records} -o EXPORT"
+    stack = [word for folder in (*call.inputs.get("with", ()), out) for word in ("--adapter", folder)]
+    records = ["--data", data] if call.method.data == "records" else []
+    then = console.command_line("export", model, *stack, *records, "-o", "export")
     console.emit(value, as_json=as_json, human=views.fit, then=then)
 
 
@@ -73,35 +74,37 @@ def _fit(call: FitCall, model: str, data: str, out: Path, overwrite: bool) -> di
     folders = inputs.get("with", [])
     corrected_by, correctors = describe_correctors(folders), [load_adapter(folder) for folder in folders]
     index = CaptionIndex.load(inputs["index"]) if "index" in inputs else None
-    vlm = VLM.from_pretrained(model_path(model))
-    if channels is not None:
-        channels.require_base(vlm.fingerprint, model)
-    text_model = VLM.from_pretrained(model_path(inputs["text_model"])) if "text_model" in inputs else None
-    doing = "sweeping" if call.sweep else "fitting"
-    # A sweep applies its trials itself, so nothing is entered where there is nothing to apply.
-    applied = vlm.applied(*correctors) if correctors else nullcontext()
-    with console.progress_bar(doing) as update, applied:
-        bench = Workbench(
-            vlm,
-            records,
-            captions=captions,
-            index=index,
-            embedder=_embedder(vlm, index, captions, inputs.get("encoder")),
-            refusal=inputs.get("refusal"),
-            text_model=text_model,
-            corrected_by=corrected_by,
-            work=out.parent / f".{out.name}.fitting",
-            resume=inputs.get("resume", True),
-            progress=update,
-        )
-        if call.sweep:
-            journal = out.parent / f".{out.name}.sweep.jsonl"
-            adapter = fit_by_sweep(method, bench, given, progress=update, journal_path=journal)
-        else:
-            adapter = fit_with(method, bench, given)
+    with console.work("loading") as doing:
+        vlm = VLM.from_pretrained(model_path(model))
+        if channels is not None:
+            channels.require_base(vlm.fingerprint, model)
+        text_model = VLM.from_pretrained(model_path(inputs["text_model"])) if "text_model" in inputs else None
+        doing("sweeping" if call.sweep else "fitting")
+        # A sweep applies its trials itself, so nothing is entered where there is nothing to apply.
+        with vlm.applied(*correctors) if correctors else nullcontext():
+            bench = Workbench(
+                vlm,
+                records,
+                captions=captions,
+                index=index,
+                embedder=_embedder(vlm, index, captions, inputs.get("encoder")),
+                refusal=inputs.get("refusal"),
+                text_model=text_model,
+                corrected_by=corrected_by,
+                work=out.parent / f".{out.name}.fitting",
+                resume=inputs.get("resume", True),
+                progress=doing.count,
+            )
+            if call.sweep:
+                journal = out.parent / f".{out.name}.sweep.jsonl"
+                adapter = fit_by_sweep(method, bench, given, progress=doing.count, journal_path=journal)
+            else:
+                adapter = fit_with(method, bench, given)
     if channels is not None:  # card and report show why these layers
         found = channels.info.model_dump(mode="json")
         adapter = replace(adapter, attachments={**adapter.attachments, "diagnosis": found})
+    given_options = {name: value for name, value in console.options_in_force().items() if value not in (None, [])}
+    adapter = replace(adapter, attachments={**adapter.attachments, "fit_options": given_options})
     adapter.save(out, overwrite=overwrite)
     bench.finish()
     return {
@@ -109,6 +112,7 @@ def _fit(call: FitCall, model: str, data: str, out: Path, overwrite: bool) -> di
         **adapter.info.model_dump(mode="json"),
         "sweep": adapter.attachments.get("sweep"),
         "accuracy": adapter.attachments.get("retrieval_accuracy"),
+        "calibration": adapter.attachments.get("calibration"),
     }
 
 

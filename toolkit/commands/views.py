@@ -49,6 +49,11 @@ def fit(console: Console, value: dict[str, Any]) -> None:
     rows = [(name, escape(str(setting))) for name, setting in value["hyperparameters"].items()]
     rows += [(f"records {name}", str(count)) for name, count in value["data"]["counts"].items()]
     facts(console, f"{value['method']} ({value['variant']}) → {escape(value['adapter'])}", rows)
+    for item in value.get("calibration") or ():
+        verb = "refuses" if item["what"] == "detector" else "opens for"
+        caught = "" if item["recall"] is None else f" and {100 * item['recall']:.1f} % of harmful"
+        harmless = f"{100 * item['false_positive_rate']:.1f} % of harmless"
+        console.print(f"On calibration records, the {item['what']} {verb} {harmless}{caught} requests.")
     if sweep := value["sweep"]:
         best, undefended = sweep["best"], sweep["undefended"]
         console.print(
