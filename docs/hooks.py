@@ -1,8 +1,8 @@
 """What the site says by enumerating the code: the command line, the methods' options, public names, tables of benches.
 
-MkDocs calls :func:`on_files` and :func:`on_page_markdown`. In pages three comments stand for generated text:
+MkDocs calls :func:`on_files` and :func:`on_page_markdown`. In pages four comments stand for generated text:
 ``<!-- include: PATH -->`` for a Markdown file of the repository, ``<!-- source: PATH -->`` for one as a block of code,
-``<!-- options: METHOD -->`` for a method's settings.
+``<!-- options: METHOD -->`` for a method's settings, ``<!-- families: all -->`` for the table of families.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 ROOT = Path(__file__).parents[1]
 _TYPES = {Path: "path", str: "text", int: "integer", float: "number", bool: "on or off"}
-_MARK = re.compile(r"<!-- (include|options|source): (\S+) -->")
+_MARK = re.compile(r"<!-- (include|options|source|families): (\S+) -->")
 _ROLE = re.compile(r":(?:func|mod|class|meth|data|attr):\s*<code>~?([\w.]+)</code>")
 
 
@@ -32,9 +32,8 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Put generated text in the place of its marks."""
-    return _MARK.sub(
-        lambda found: {"include": include, "options": options, "source": source}[found[1]](found[2]), markdown
-    )
+    makers = {"include": include, "options": options, "source": source, "families": families}
+    return _MARK.sub(lambda found: makers[found[1]](found[2]), markdown)
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
@@ -78,6 +77,19 @@ def options(method: str) -> str:
         default = about(kind, name).shown or _shown(field.default)
         rows.append(f"| {option} | {_cell(default)} | {values} | {_cell(field.description)} |")
     return "\n".join([*rows, "", "In Python the same names, without the dashes: `false_positive_rate=0.01`."])
+
+
+def families(_: str = "all") -> str:
+    """A table of the families that can be exported, with the layouts that are made for them."""
+    from safetykit.export.layouts.registry import layouts
+    from safetykit.toolkit.families.registry import families as known
+
+    rows = ["| models | `model_type` | layouts |", "|---|---|---|"]
+    for name, family in known().items():
+        fit = [one for one, layout in layouts().items() if not layout.some_families or name in layout.made_for()]
+        called = ", ".join([family.title or name, *family.relatives.values()])
+        rows.append(f"| {called} | `{name}` | {', '.join(f'`{one}`' for one in fit)} |")
+    return "\n".join(rows)
 
 
 def command_line() -> str:
