@@ -108,7 +108,7 @@ class ParameterInfo(Strict):
     Attributes:
         name: of the graph's input.
         graph: which one.
-        source: what of an adapter it is: ``<k>.<parameter>`` of intervention k, ``branch.<parameter>``,
+        source: the part of an adapter that it holds: ``<k>.<parameter>`` of intervention k, ``branch.<parameter>``,
             ``detector.<field>``, ``update.<name of the weight>``, or ``update.<name>.up`` and ``.down``.
         shape: an axis that an override may size as it likes has a name, equal names are equal sizes.
         dtype: as NumPy calls it.

@@ -27,7 +27,7 @@ def card(
 
 
 def _view(console: Console, value: dict[str, Any]) -> None:
-    """What a person sees."""
+    """Show the result in the terminal."""
     from rich.markup import escape
 
     verb = "match their data" if value["checked"] else "written"

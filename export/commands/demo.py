@@ -31,7 +31,7 @@ def demo(
 
 
 def _view(console: Console, value: dict[str, Any]) -> None:
-    """What a person sees."""
+    """Show the result in the terminal."""
     from rich.markup import escape
 
     from .views import comparison, parity

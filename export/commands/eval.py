@@ -53,7 +53,7 @@ def _next(model: str, adapters: list[Path], data: str) -> str:
 
 
 def _view(console: Console, value: dict[str, Any]) -> None:
-    """What a person sees."""
+    """Show the result in the terminal."""
     from rich.markup import escape
 
     from ...toolkit.commands.views import METRICS, figures, rate

@@ -41,7 +41,7 @@ def export(
 
 
 def _view(console: Console, value: dict[str, Any]) -> None:
-    """What a person sees."""
+    """Show the result in the terminal."""
     from rich.markup import escape
 
     from .views import comparison, parity

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What an export made.
+    """Results of an export.
 
     Attributes:
         folder: where it lies, with its card ``README.md`` and its ``report.html``.

@@ -84,7 +84,7 @@ def read_adapter_file(path: Path, manifest: ExportManifest) -> dict[str, np.ndar
 
 
 def read_swap(sources: Sequence[Path | str | Adapter], manifest: ExportManifest) -> Swap:
-    """What ``sources`` make of an export, checked whole.
+    """The swap that ``sources`` describe, checked as a whole against an export.
 
     Args:
         sources: as many adapters (or adapter folders) as the export has, in its order; or one hot-swap export of the
@@ -140,7 +140,7 @@ def _of_export(folder: Path, manifest: ExportManifest) -> Swap:
 
 
 def swap_of(adapters: Sequence[Adapter], manifest: ExportManifest) -> Swap:
-    """What adapters make of an export; see :func:`read_swap`."""
+    """The swap that adapters describe; see :func:`read_swap`."""
     from ...adapters.artifact.adapter import the_branch, the_detector
     from ..surgery.lowrank import low_rank_terms
 

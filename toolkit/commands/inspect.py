@@ -26,7 +26,7 @@ def inspect(model: Model, as_json: Json = False) -> None:
 
 
 def _view(console: Console, value: dict[str, Any]) -> None:
-    """What a person sees."""
+    """Show the result in the terminal."""
     from rich.markup import escape
 
     from .views import facts

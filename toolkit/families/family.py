@@ -44,7 +44,7 @@ class GraphInput:
         return self.plausible(sizes, weights)
 
     def plausible(self, sizes: Mapping[str, int], weights: np.dtype | type = np.float32) -> np.ndarray:
-        """The same for other sizes; ``past_sequence`` tokens come before."""
+        """A plausible value for other sizes; ``past_sequence`` tokens come before."""
         shape = tuple(sizes[size] if isinstance(size, str) else size for size in self.shape)
         dtype = np.dtype(weights if self.dtype == "weights" else self.dtype)
         if self.name == "position_ids":
@@ -173,7 +173,7 @@ class Family:
         return {"pixel_values": pictures["pixel_values"]}
 
     def vision_calls(self, config: Any, pictures: Mapping[str, np.ndarray]) -> Iterator[Arrays]:
-        """The same for one call of the graph after the other; their features follow one another."""
+        """The inputs of each call of the graph, in order; the features of the calls are joined in this order."""
         yield self.vision_feeds(config, pictures)
 
     def prefill(self, config: Any, inputs: Inputs) -> Arrays:
@@ -181,7 +181,7 @@ class Family:
         return {"position_ids": inputs.position_ids + self.first_position}
 
     def step(self, config: Any, before: Mapping[str, np.ndarray], mask: np.ndarray) -> Arrays:
-        """The same for one more token a row.
+        """What the decoder is fed for one more token per row.
 
         Args:
             before: what the decoder was fed the last time.

@@ -85,7 +85,7 @@ class Idefics3(Family):
 
 @register
 class SmolVLM(Idefics3):
-    """The same, smaller."""
+    """Idefics3's architecture in a smaller model."""
 
     name, title = "smolvlm", "SmolVLM"
 

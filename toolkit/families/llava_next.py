@@ -90,7 +90,7 @@ class LlavaNext(Family):
         return {"pixel_values": np.concatenate(tiles), "packing_index": index, "packing_weight": weight}
 
     def only_whole(self, pictures: Mapping[str, np.ndarray], count: int) -> Sequence[bool]:
-        """Of which pictures only the small tile of the whole is read."""
+        """For each picture, whether only the small tile of the whole is read."""
         return [False] * count
 
     def packed(
@@ -107,7 +107,7 @@ class LlavaNext(Family):
 
 @register
 class LlavaOnevision(LlavaNext):
-    """The same with shrinking; several pictures for one prompt are read as wholes only."""
+    """LLaVA-NeXT with shrunken features; several pictures in one prompt are read without tiles."""
 
     name, title = "llava_onevision", "LLaVA-OneVision"
 
