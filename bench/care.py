@@ -25,19 +25,7 @@ from safetykit.adapters.care.settings import CARE, Fusion
 from safetykit.adapters.care.sweep import CareSolver
 from safetykit.adapters.registry import get_method
 from safetykit.adapters.statistics.choices import SubspaceVariant as Variant
-from safetykit.bench.skeleton import (
-    CHECKPOINTS,
-    arguments,
-    one_thread,
-    parity_figures,
-    read_results,
-    results_folder,
-    rows_by_group,
-    run,
-    say,
-    write_results,
-    write_table,
-)
+from safetykit.bench import skeleton
 from safetykit.bench.vlm_guard import table
 from safetykit.export.base.own import export_base
 from safetykit.export.commands.demo_loop import SETTINGS
@@ -60,11 +48,11 @@ def sweep_of(checkpoint: str, vlm: VLM, records: list[Record], folder: Path) -> 
     done = folder / f"{checkpoint}-sweep.json"
     if done.is_file() and (kept := json.loads(done.read_text()))["fingerprint"] == vlm.fingerprint:
         return Sweep.from_table(kept["sweep"], CARE)
-    say(f"{checkpoint}: sweep")
+    skeleton.say(f"{checkpoint}: sweep")
 
     def progress(number: int, total: int) -> None:
         if number % 20 == 0:
-            say(f"{checkpoint}: {number} of {total} settings")
+            skeleton.say(f"{checkpoint}: {number} of {total} settings")
 
     sweep, _ = run_sweep(
         get_method("care"),
@@ -80,7 +68,7 @@ def map_of(vlm: VLM, records: list[Record], folder: Path) -> ChannelMap:
     """The causal map of the fit split; read back if it was made before."""
     if folder.is_dir() and (kept := ChannelMap.load(folder)).base.fingerprint == vlm.fingerprint:
         return kept
-    found = diagnose(vlm, [record for record in records if record.split == "fit"], say=say)
+    found = diagnose(vlm, [record for record in records if record.split == "fit"], say=skeleton.say)
     found.save(folder, overwrite=True)
     return found
 
@@ -125,21 +113,21 @@ def measure(setting: dict[str, Any], adapter: Adapter, vlm: VLM, base: Path, out
     return {
         "setting": setting,
         "subspaces": subspaces(adapter.attachments["care"]) if "care" in adapter.attachments else None,
-        "parity": parity_figures(result.parity),
-        "rows": rows_by_group(tabulate(result.decisions[1])),
+        "parity": skeleton.parity_figures(result.parity),
+        "rows": skeleton.rows_by_group(tabulate(result.decisions[1])),
     }
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    parser = arguments(__doc__)
-    results_folder(parser)
+    parser = skeleton.arguments(__doc__)
+    skeleton.results_folder(parser)
     options = parser.parse_args(given)
-    one_thread()
+    skeleton.one_thread()
     path = options.out / "care.json"
-    results: dict[str, Any] = read_results(path)
+    results: dict[str, Any] = skeleton.read_results(path)
     test = load_records(data_path("reference"), ["test"])
     fitted = load_records(data_path("reference"), ["fit", "calibration"])
-    for checkpoint in options.checkpoint or CHECKPOINTS:
+    for checkpoint in options.checkpoint or skeleton.CHECKPOINTS:
         vlm = VLM.from_pretrained(model_path(f"reference:{checkpoint}"))
         if results.get(checkpoint, {}).get("fingerprint") != vlm.fingerprint:
             results[checkpoint] = {"fingerprint": vlm.fingerprint, "variants": {}}
@@ -150,7 +138,7 @@ def main(given: Sequence[str] | None = None) -> None:
         if "undefended" not in found:
             export_base(vlm, base, overwrite=True)
             undefended = evaluate(OnnxVLM.from_pretrained(base), test, name="base")
-            found["undefended"] = {"rows": rows_by_group(undefended.rows)}
+            found["undefended"] = {"rows": skeleton.rows_by_group(undefended.rows)}
         channels = map_of(vlm, fitted, options.out / f"{checkpoint}-map")
         solver = CareSolver(Workbench(vlm, fitted))
         guard = SETTINGS[checkpoint]
@@ -161,12 +149,12 @@ def main(given: Sequence[str] | None = None) -> None:
         arms.append(("VLM-Guard", guard.values(), lambda guard=guard, vlm=vlm: guard.fit(vlm, fitted)))
         for name, setting, make in arms:
             if name not in found:
-                say(f"{checkpoint}: exporting {name}")
+                skeleton.say(f"{checkpoint}: exporting {name}")
                 found[name] = measure(setting, make(), vlm, base, options.out / f"{checkpoint}-export")
-                write_results(path, results)
+                skeleton.write_results(path, results)
     text = table({checkpoint: found["variants"] for checkpoint, found in results.items()})
-    write_table(options.out / "care.md", text)
+    skeleton.write_table(options.out / "care.md", text)
 
 
 if __name__ == "__main__":
-    run(main)
+    skeleton.run(main)

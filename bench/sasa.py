@@ -32,19 +32,7 @@ from safetykit.adapters.statistics.detector import Features
 from safetykit.adapters.statistics.detector_report import Detector, left_out
 from safetykit.adapters.statistics.probe import Metric
 from safetykit.adapters.statistics.probe_settings import Place, ProbeSettings
-from safetykit.bench.skeleton import (
-    CHECKPOINTS,
-    arguments,
-    one_thread,
-    parity_figures,
-    read_results,
-    results_folder,
-    rows_by_group,
-    run,
-    say,
-    write_results,
-    write_table,
-)
+from safetykit.bench import skeleton
 from safetykit.toolkit.data.journal import Journal
 from safetykit.toolkit.data.records import Record, load_records
 from safetykit.toolkit.data.sources import data_path, model_path
@@ -125,7 +113,7 @@ def defended(adapter: Adapter, features: Features, answers: list[Decision]) -> l
 
 def rows_of(decisions: list[Decision], seen: set[str]) -> dict[str, Any]:
     """Table rows by group; ``seen`` renderings of seen carriers, and ``perceived`` pictures, beside the usual ones."""
-    rows = rows_by_group(tabulate(decisions))
+    rows = skeleton.rows_by_group(tabulate(decisions))
     parts = {
         "seen": [d for d in decisions if d.carrier != "typographic" and "rendering-unseen" not in d.tags],
         "perceived": [d for d in decisions if d.id in seen],
@@ -164,10 +152,10 @@ def exported(vlm: VLM, adapter: Adapter, test: list[Record], seen: set[str], out
     """Export, with parity over the test records, and count what the exported model answers."""
     from safetykit.export.pipeline.export import export_onnx
 
-    result = export_onnx(vlm, [adapter], out, records=test, overwrite=True, progress=say)
+    result = export_onnx(vlm, [adapter], out, records=test, overwrite=True, progress=skeleton.say)
     parity = result.parity
     return {
-        "parity": parity_figures(parity),
+        "parity": skeleton.parity_figures(parity),
         "rows": rows_of(list(result.decisions[1]), seen),
     }
 
@@ -205,31 +193,31 @@ def _areas(row: dict[str, Any]) -> str:
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    parser = arguments(__doc__)
-    results_folder(parser)
+    parser = skeleton.arguments(__doc__)
+    skeleton.results_folder(parser)
     parser.add_argument("--pytorch", action="store_true", help="leave the export out")
     options = parser.parse_args(given)
-    one_thread()
+    skeleton.one_thread()
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "sasa.json"
-    results: dict[str, Any] = read_results(path)
+    results: dict[str, Any] = skeleton.read_results(path)
     records = load_records(data_path("reference"))
     test = [record for record in records if record.split == "test"]
-    for checkpoint in options.checkpoint or CHECKPOINTS:
+    for checkpoint in options.checkpoint or skeleton.CHECKPOINTS:
         vlm = VLM.from_pretrained(model_path(f"reference:{checkpoint}"))
         found = results.get(checkpoint, {})
         if found.get("fingerprint") != vlm.fingerprint:
             found = {"fingerprint": vlm.fingerprint, "detectors": {}}
-        say(f"{checkpoint}: states")
+        skeleton.say(f"{checkpoint}: states")
         features = states_of(vlm, records, options.out / f"{checkpoint}-states.safetensors")
-        say(f"{checkpoint}: answers")
+        skeleton.say(f"{checkpoint}: answers")
         seen = perceived(vlm, test, options.out / f"{checkpoint}-named.jsonl")
         journal = Journal(options.out / f"{checkpoint}-answers.jsonl", [vlm.fingerprint, describe_data(test).sha256])
         answers = decide(vlm, test, max_new_tokens=_ANSWER_TOKENS, batch_size=64, journal=journal)
         refusal = refusal_of(vlm, [record for record in records if record.split == "fit"])
         found["detectors"]["undefended"] = {"rows": rows_of(answers, seen)}
         for name, fitter in FITTERS.items():
-            say(f"{checkpoint}: {name}")
+            skeleton.say(f"{checkpoint}: {name}")
             adapter, found["detectors"][name] = measure(fitter, vlm, features, answers, seen, refusal)
             if name == "SASA":
                 adapter.save(options.out / f"{checkpoint}-sasa", overwrite=True)
@@ -237,10 +225,10 @@ def main(given: Sequence[str] | None = None) -> None:
                     out = options.out / f"{checkpoint}-export"
                     found["detectors"]["SASA, exported"] = exported(vlm, adapter, test, seen, out)
         results[checkpoint] = found
-        write_results(path, results)
+        skeleton.write_results(path, results)
     text = table(results)
-    write_table(options.out / "sasa.md", text)
+    skeleton.write_table(options.out / "sasa.md", text)
 
 
 if __name__ == "__main__":
-    run(main)
+    skeleton.run(main)

@@ -18,19 +18,7 @@ import torch
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.stack import describe_corrector
 from safetykit.adapters.sasa.settings import SASA
-from safetykit.bench.skeleton import (
-    CHECKPOINTS,
-    arguments,
-    one_thread,
-    parity_figures,
-    read_results,
-    results_folder,
-    rows_by_group,
-    run,
-    say,
-    write_results,
-    write_table,
-)
+from safetykit.bench import skeleton
 from safetykit.bench.tga import ARMS, trained
 from safetykit.bench.vlm_guard import table
 from safetykit.export.pipeline.export import export_onnx
@@ -58,34 +46,34 @@ def measure(vlm: VLM, adapters: list[Adapter], out: Path) -> dict[str, Any]:
     result = export_onnx(vlm, adapters, out, records=test, overwrite=True)
     parity = result.parity
     return {
-        "parity": parity_figures(parity),
-        "rows": rows_by_group(tabulate(result.decisions[1])),
+        "parity": skeleton.parity_figures(parity),
+        "rows": skeleton.rows_by_group(tabulate(result.decisions[1])),
     }
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    parser = arguments(__doc__)
-    results_folder(parser)
+    parser = skeleton.arguments(__doc__)
+    skeleton.results_folder(parser)
     options = parser.parse_args(given)
-    one_thread()
+    skeleton.one_thread()
     torch.set_flush_denormal(True)
     path = options.out / "stack.json"
-    results: dict[str, Any] = read_results(path)
-    for checkpoint in options.checkpoint or CHECKPOINTS:
+    results: dict[str, Any] = skeleton.read_results(path)
+    for checkpoint in options.checkpoint or skeleton.CHECKPOINTS:
         vlm = VLM.from_pretrained(model_path(f"reference:{checkpoint}"))
         if results.get(checkpoint, {}).get("fingerprint") == vlm.fingerprint:
             continue
-        say(f"{checkpoint}: TGA")
+        skeleton.say(f"{checkpoint}: TGA")
         corrector = trained(vlm, ARMS["lora"], options.out / f"{checkpoint}-lora", checkpoint)
-        say(f"{checkpoint}: SASA")
+        skeleton.say(f"{checkpoint}: SASA")
         detector = stacked(vlm, corrector)
-        say(f"{checkpoint}: export")
+        skeleton.say(f"{checkpoint}: export")
         found = measure(vlm, [corrector, detector], options.out / f"{checkpoint}-stack")
         results[checkpoint] = {"fingerprint": vlm.fingerprint, "variants": {"TGA + SASA": found}}
-        write_results(path, results)
+        skeleton.write_results(path, results)
     text = table({checkpoint: found["variants"] for checkpoint, found in results.items()})
-    write_table(options.out / "stack.md", text)
+    skeleton.write_table(options.out / "stack.md", text)
 
 
 if __name__ == "__main__":
-    run(main)
+    skeleton.run(main)

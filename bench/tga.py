@@ -22,19 +22,7 @@ import torch
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.tga.settings import TGA
-from safetykit.bench.skeleton import (
-    CHECKPOINTS,
-    arguments,
-    one_thread,
-    parity_figures,
-    percent,
-    read_results,
-    results_folder,
-    rows_by_group,
-    run,
-    say,
-    write_results,
-)
+from safetykit.bench import skeleton
 from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.toolkit.alignment import Aligner
@@ -93,7 +81,7 @@ def measure(model: Generator, split: str, name: str) -> dict[str, Any]:
 def figures(rows: Sequence[Row], model: Generator, split: str) -> dict[str, Any]:
     """Rows by group, and the captions that ``model`` gives."""
     return {
-        "rows": rows_by_group(rows),
+        "rows": skeleton.rows_by_group(rows),
         "captions": caption_rate(model, split).model_dump(mode="json"),
     }
 
@@ -141,7 +129,7 @@ def exported(vlm: VLM, adapter: Adapter, split: str, out: Path) -> dict[str, Any
     parity = result.parity
     return {
         **found,
-        "parity": parity_figures(parity),
+        "parity": skeleton.parity_figures(parity),
     }
 
 
@@ -150,7 +138,7 @@ def every_50(name: str):
 
     def progress(step: int, steps: int) -> None:
         if step % 50 == 0 or step == steps:
-            say(f"{name}: step {step} of {steps}")
+            skeleton.say(f"{name}: step {step} of {steps}")
 
     return progress
 
@@ -170,10 +158,10 @@ def table(results: dict[str, Any]) -> str:
             if (arm := found["arms"].get(name)) is None:
                 continue
             metrics = {group: row["metrics"] for group, row in arm["rows"].items()}
-            cells = [percent(metrics.get(group, {}).get("attack_success")) for group in GROUPS]
-            cells += [percent(metrics["image"]["refused"])]
-            cells += [percent(metrics["all"][metric]) for metric in ("over_refusal", "exact")]
-            cells += [percent(metrics["image"]["exact"]), percent(arm["captions"])]
+            cells = [skeleton.percent(metrics.get(group, {}).get("attack_success")) for group in GROUPS]
+            cells += [skeleton.percent(metrics["image"]["refused"])]
+            cells += [skeleton.percent(metrics["all"][metric]) for metric in ("over_refusal", "exact")]
+            cells += [skeleton.percent(metrics["image"]["exact"]), skeleton.percent(arm["captions"])]
             cells += [f"{arm['seconds'] / 60:.1f}" if "seconds" in arm else "–"]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         lines.append("")
@@ -181,18 +169,18 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    parser = arguments(__doc__)
-    results_folder(parser)
+    parser = skeleton.arguments(__doc__)
+    skeleton.results_folder(parser)
     parser.add_argument("--arm", choices=ARMS, action="append")
     parser.add_argument("--calibration", action="store_true", help="measure the calibration split")
     parser.add_argument("--pytorch", action="store_true", help="leave the export out")
     options = parser.parse_args(given)
-    one_thread()
+    skeleton.one_thread()
     torch.set_flush_denormal(True)
     split, stem = ("calibration", "calibration") if options.calibration else ("test", "tga")
     path = options.out / f"{stem}.json"
-    results: dict[str, Any] = read_results(path)
-    for checkpoint in options.checkpoint or CHECKPOINTS:
+    results: dict[str, Any] = skeleton.read_results(path)
+    for checkpoint in options.checkpoint or skeleton.CHECKPOINTS:
         vlm = VLM.from_pretrained(model_path(f"reference:{checkpoint}"))
         if results.get(checkpoint, {}).get("fingerprint") != vlm.fingerprint:
             results[checkpoint] = {"fingerprint": vlm.fingerprint, "arms": {}}
@@ -203,13 +191,13 @@ def main(given: Sequence[str] | None = None) -> None:
             settings = ARMS[name]
             if arms.get(name, {}).get("setting") == json.loads(json.dumps(settings.values())):
                 continue
-            say(f"{checkpoint}: {name}")
+            skeleton.say(f"{checkpoint}: {name}")
             folder = options.out / f"{checkpoint}-{name.replace(', ', '-').replace(' ', '-').replace(chr(39), '')}"
             arms[name] = train_and_measure(vlm, settings, split, folder, options.pytorch, f"{checkpoint} {name}")
-            write_results(path, results)
+            skeleton.write_results(path, results)
             write_atomic(options.out / f"{stem}.md", table(results).encode())
     print(table(results))
 
 
 if __name__ == "__main__":
-    run(main)
+    skeleton.run(main)

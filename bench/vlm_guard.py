@@ -20,20 +20,7 @@ from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json
 from safetykit.adapters.registry import get_method
 from safetykit.adapters.vlm_guard.settings import Variant, VLMGuard
-from safetykit.bench.skeleton import (
-    CHECKPOINTS,
-    arguments,
-    one_thread,
-    parity_figures,
-    percent,
-    read_results,
-    results_folder,
-    rows_by_group,
-    run,
-    say,
-    write_results,
-    write_table,
-)
+from safetykit.bench import skeleton
 from safetykit.export.base.own import export_base
 from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
@@ -54,11 +41,11 @@ def sweep_of(checkpoint: str, vlm: VLM, folder: Path) -> Sweep:
     done = folder / f"{checkpoint}-sweep.json"
     if done.is_file() and (kept := json.loads(done.read_text()))["fingerprint"] == vlm.fingerprint:
         return Sweep.from_table(kept["sweep"], VLMGuard)
-    say(f"{checkpoint}: sweep")
+    skeleton.say(f"{checkpoint}: sweep")
 
     def progress(number: int, total: int) -> None:
         if number % 20 == 0:
-            say(f"{checkpoint}: {number} of {total} settings")
+            skeleton.say(f"{checkpoint}: {number} of {total} settings")
 
     records = load_records(data_path("reference"), ["fit", "calibration"])
     sweep, _ = run_sweep(
@@ -81,8 +68,8 @@ def measure(trial: Trial, adapter: Adapter, vlm: VLM, base: Path, out: Path) -> 
         "calibration": {
             name: value for name, value in row.items() if name in ("attack_success", "over_refusal", "exact")
         },
-        "parity": parity_figures(result.parity),
-        "rows": rows_by_group(tabulate(result.decisions[1])),
+        "parity": skeleton.parity_figures(result.parity),
+        "rows": skeleton.rows_by_group(tabulate(result.decisions[1])),
     }
 
 
@@ -100,42 +87,42 @@ def table(results: dict[str, Any]) -> str:
             cells = []
             for group in GROUPS[:-1]:
                 rate = found["rows"].get(group, {}).get("metrics", {}).get("attack_success")
-                cells.append(percent(rate) if rate else "–")
+                cells.append(skeleton.percent(rate) if rate else "–")
             everything = found["rows"]["all"]["metrics"]
-            cells += [percent(everything["over_refusal"]), percent(everything["exact"])]
+            cells += [skeleton.percent(everything["over_refusal"]), skeleton.percent(everything["exact"])]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    parser = arguments(__doc__)
-    results_folder(parser)
+    parser = skeleton.arguments(__doc__)
+    skeleton.results_folder(parser)
     options = parser.parse_args(given)
-    one_thread()
+    skeleton.one_thread()
     path = options.out / "vlm_guard.json"
-    results: dict[str, Any] = read_results(path)
+    results: dict[str, Any] = skeleton.read_results(path)
     test = load_records(data_path("reference"), ["test"])
     fitted = load_records(data_path("reference"), ["fit", "calibration"])
-    for checkpoint in options.checkpoint or CHECKPOINTS:
+    for checkpoint in options.checkpoint or skeleton.CHECKPOINTS:
         vlm = VLM.from_pretrained(model_path(f"reference:{checkpoint}"))
         if results.get(checkpoint, {}).get("fingerprint") == vlm.fingerprint:
             continue
         base = options.out / f"{checkpoint}-base"
         export_base(vlm, base, overwrite=True)
         undefended = evaluate(OnnxVLM.from_pretrained(base), test, name="base")
-        found: dict[str, Any] = {"undefended": {"rows": rows_by_group(undefended.rows)}}
+        found: dict[str, Any] = {"undefended": {"rows": skeleton.rows_by_group(undefended.rows)}}
         sweep = sweep_of(checkpoint, vlm, options.out)
         for variant in get_args(Variant):
-            say(f"{checkpoint}: exporting {variant}")
+            skeleton.say(f"{checkpoint}: exporting {variant}")
             trial = sweep.best_of(variant=variant)
             out = options.out / f"{checkpoint}-{variant}"
             found[variant] = measure(trial, trial.setting.fit(vlm, fitted), vlm, base, out)
         results[checkpoint] = {"fingerprint": vlm.fingerprint, "sweep": sweep.table(), "variants": found}
-        write_results(path, results)
+        skeleton.write_results(path, results)
     text = table({checkpoint: found["variants"] for checkpoint, found in results.items()})
-    write_table(options.out / "vlm_guard.md", text)
+    skeleton.write_table(options.out / "vlm_guard.md", text)
 
 
 if __name__ == "__main__":
-    run(main)
+    skeleton.run(main)
