@@ -1,9 +1,11 @@
-"""A LLaVA with random weights, for what does not depend on what a model has learnt."""
+"""A LLaVA with random weights, for what does not depend on what a model has learnt; and the suite on several cores."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from shared import once
 from tiny_llava import (  # noqa: F401  fixtures, once a session for all folders
     base_folder,
     int4_folder,
@@ -11,6 +13,16 @@ from tiny_llava import (  # noqa: F401  fixtures, once a session for all folders
 )
 
 torch.set_num_threads(1)  # the test models are so small that threads cost more than they give
+_WORKERS = 4  # each holds about 1 GB
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """The whole suite runs on several cores where pytest-xdist is there; ``-n`` and named paths decide otherwise."""
+    option, whole = config.option, config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if whole and getattr(option, "numprocesses", 0) is None and not option.usepdb:
+        option.numprocesses = min(os.cpu_count() or 1, _WORKERS)
+        option.dist = "worksteal"  # neighbours stay together, and with them the fixtures of their module
 
 
 @pytest.fixture(scope="session")
@@ -18,10 +30,11 @@ def random_checkpoint(tmp_path_factory) -> Path:
     """A checkpoint folder of the reference VLM's architecture, untrained."""
     from safetykit.toolkit.reference.model import build_model, build_processor, build_tokenizer
 
-    folder = tmp_path_factory.mktemp("random") / "model"
-    build_model(seed=1).save_pretrained(folder)
-    build_processor(build_tokenizer()).save_pretrained(folder)
-    return folder
+    def make(folder: Path) -> None:
+        build_model(seed=1).save_pretrained(folder)
+        build_processor(build_tokenizer()).save_pretrained(folder)
+
+    return once(tmp_path_factory, "random", make)
 
 
 @pytest.fixture(scope="session")

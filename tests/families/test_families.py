@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from shared import once
 
 from safetykit.adapters import Adapter, Intervention, Site
 from safetykit.adapters.artifact.manifest import AdapterInfo, DataInfo, DetectorInfo
@@ -73,9 +74,7 @@ exported = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module")
 def base_folder(vlm, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base") / "base"
-    export_base(vlm, folder)
-    return folder
+    return once(tmp_path_factory, f"{vlm.path.name}-base", lambda folder: export_base(vlm, folder))
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from shared import once
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import (
@@ -135,25 +136,25 @@ def picture(seed: int) -> Image.Image:
 
 @pytest.fixture(scope="session")
 def vlm(tmp_path_factory: pytest.TempPathFactory) -> VLM:
-    return VLM.from_pretrained(save_checkpoint(tmp_path_factory.mktemp("checkpoint")))
+    return VLM.from_pretrained(once(tmp_path_factory, "tiny-llava", save_checkpoint))
 
 
 @pytest.fixture(scope="session")
 def base_folder(vlm: VLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("exports") / "base"
-    export_base(vlm, folder)
-    return folder
+    return once(tmp_path_factory, "tiny-llava-base", lambda folder: export_base(vlm, folder))
 
 
 @pytest.fixture(scope="session")
 def int4_folder(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base export with a quantised decoder."""
-    folder = tmp_path_factory.mktemp("int4") / "base"
-    folder.mkdir()
-    manifest = read_manifest(base_folder)
-    copy_base(base_folder, folder, manifest)
-    quantise_decoder(folder, manifest, block=16)
-    return folder
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        manifest = read_manifest(base_folder)
+        copy_base(base_folder, folder, manifest)
+        quantise_decoder(folder, manifest, block=16)
+
+    return once(tmp_path_factory, "tiny-llava-int4", make)
 
 
 @pytest.fixture(scope="session")
