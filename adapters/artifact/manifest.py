@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from importlib.metadata import version
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
 
@@ -19,7 +19,7 @@ from ..errors import InvalidArtifact
 from .examples import Example
 from .sites import Gating, Phase, Scope
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 M = TypeVar("M", bound=BaseModel)
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]

@@ -15,6 +15,7 @@ would decide anew at each draft: a held gate then follows the draft, not the pro
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -30,7 +31,7 @@ class GatedOp(Corrector):
     the gate leave the others out of account.
     """
 
-    extras = ("score",)
+    extras: ClassVar[tuple[str, ...]] = ("score",)
 
     @abstractmethod
     def margin(self, hidden: Hidden, **tensors: Tensor) -> Float[Tensor, " batch"]:

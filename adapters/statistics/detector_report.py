@@ -78,7 +78,8 @@ class Detector:
 
     def probe(self, place: Place, fit: Features) -> Probe:
         """The probe alone."""
-        return fit_probe(fit.array(place), fit.harmful, fit.groups, self.metric, self.seed)
+        probe: Probe = fit_probe(fit.array(place), fit.harmful, fit.groups, self.metric, self.seed)
+        return probe
 
     def fit(self, place: Place, fit: Features, calibration: Features) -> Fitted:
         """Fit on one split and set the threshold on the other.
@@ -100,11 +101,13 @@ class Detector:
         """
         found = [self.fit(place, fit, calibration) for place in places]
         heard = [balanced_loss(item.risk(calibration), calibration.harmful) for item in found]
-        losses = [item.probe.loss for item in found]
+        losses = [item.probe.loss for item in found if item.probe.loss is not None]
         near = list(range(len(found)))
-        if all(loss is not None for loss in losses):
+        if len(losses) == len(found):
             best = int(np.argmin(losses))
-            limit = losses[best] + standard_error(found[best].probe.out_of_fold, fit.harmful)
+            scores = found[best].probe.out_of_fold
+            assert scores is not None  # as the loss, which is theirs
+            limit = losses[best] + standard_error(scores, fit.harmful)
             near = [at for at in near if losses[at] <= limit]
         chosen = found[min(near, key=lambda at: heard[at])]
         rows = []
@@ -198,7 +201,7 @@ def learning_curve(detector: Detector, place: Place, fit: Features, calibration:
         measured = [detector.fit(place, part, calibration).measured(calibration) for part in draws]
         row: dict[str, Any] = {"fraction": fraction, "records": len(draws[0].records), "draws": len(draws)}
         for name in ("auroc", "recall"):
-            values = [item[name] for item in measured]
+            values = [value for item in measured if (value := item[name]) is not None]
             row[name] = {"mean": float(np.mean(values)), "low": min(values), "high": max(values)}
         rows.append(row)
     return rows

@@ -66,8 +66,8 @@ class Metric:
         if head is None:
             raise UsageError("Logits need the LM head's weight.", "Fit in hidden space instead.")
         gram = torch.zeros(head.shape[1], head.shape[1], dtype=torch.float64)
-        for rows in head.split(8192):
-            rows = rows.double()
+        for start in range(0, len(head), 8192):
+            rows = head[start : start + 8192].double()
             gram += rows.T @ rows
         values, vectors = torch.linalg.eigh(gram)
         return cls(space, ((vectors * values.clamp_min(0).sqrt()) @ vectors.T).numpy())
@@ -103,7 +103,8 @@ class Probe:
 
     def risk(self, states: Float[np.ndarray, "records d_model"]) -> Float[np.ndarray, " records"]:
         """Log-odds of harm in float64."""
-        return states @ self.weight + self.bias
+        found: np.ndarray = states @ self.weight + self.bias
+        return found
 
     def tensors(self) -> dict[str, Tensor]:
         """The parameters as an adapter stores them."""
@@ -113,7 +114,7 @@ class Probe:
         }
 
 
-@threadpool_limits.wrap(limits=1)  # thousands of small products: threads only wait for each other
+@threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]  # thousands of small products: threads only wait for each other
 def fit_probe(
     states: Float[np.ndarray, "records d_model"],
     harmful: Bool[np.ndarray, " records"],
@@ -189,7 +190,8 @@ def standard_error(scores: Float[np.ndarray, " records"], harmful: Bool[np.ndarr
 
 
 def _losses(scores: np.ndarray, harmful: np.ndarray) -> np.ndarray:
-    return np.logaddexp(0, np.where(harmful, -scores, scores))
+    losses: np.ndarray = np.logaddexp(0, np.where(harmful, -scores, scores))
+    return losses
 
 
 def _apply(matrix: np.ndarray, centred: np.ndarray) -> np.ndarray:
@@ -207,7 +209,8 @@ def _span(inputs: np.ndarray) -> np.ndarray | None:
     _, values, basis = np.linalg.svd(inputs, full_matrices=False)
     kept = values > values[0] * 1e-12
     kept[0] = True  # of records that are all the same nothing is left; regression wants a dimension all the same
-    return basis[kept]
+    span: np.ndarray = basis[kept]
+    return span
 
 
 def _folds(harmful: np.ndarray, groups: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -220,7 +223,9 @@ def _folds(harmful: np.ndarray, groups: np.ndarray, seed: int) -> list[tuple[np.
     return folds if all(0 < harmful[train].sum() < len(train) for train, _ in folds) else []
 
 
-def _search(inputs: np.ndarray, harmful: np.ndarray, folds: list) -> tuple[float, np.ndarray]:
+def _search(
+    inputs: np.ndarray, harmful: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]]
+) -> tuple[float, np.ndarray]:
     """The penalty with the lowest out-of-fold loss, and the scores at it; from strong to weak, until the loss rises."""
     models = [_model(warm_start=True) for _ in folds]
     best: tuple[float, np.ndarray] | None = None

@@ -141,7 +141,7 @@ def subset(records: Sequence[Record], limit: int) -> list[Record]:
     """At most ``limit`` records, spread evenly over carriers, labels and look-alikes, in their order."""
     if len(records) <= limit:
         return list(records)
-    groups: dict[tuple, list[Record]] = {}
+    groups: dict[tuple[str, str, bool], list[Record]] = {}
     for record in records:
         groups.setdefault((record.carrier, record.label, "look-alike" in record.tags), []).append(record)
     taken: set[str] = set()

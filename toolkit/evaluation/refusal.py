@@ -72,7 +72,8 @@ class RefusalTokens:
                 "There is no harmful text record to learn from how the model refuses.",
                 "Add records with label harmful and no picture.",
             )
-        refusals, others = Counter(), Counter()
+        refusals: Counter[str] = Counter()
+        others: Counter[str] = Counter()
         texts_of: Counter[str] = Counter()
         refused = 0
         for start in range(0, len(harmful) + len(harmless), _BATCH):

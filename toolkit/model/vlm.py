@@ -68,7 +68,7 @@ class VLM:
                 "Merge them (merge_and_unload), save the model and its processor, and load that folder.",
             )
         self._path = Path(path) if path is not None else _folder_of(model)
-        self.model = model.eval()
+        self.model: Any = model.eval()  # what its class of transformers has
         if not isinstance(processor, InputProcessor):
             ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
             processor = InputProcessor(processor, model.config, ends)
