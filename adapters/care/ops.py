@@ -40,7 +40,8 @@ class _TwoSubspaces(Corrector):
         """Nothing is changed outside the two subspaces."""
         change = after.double() - before.double()
         outside = _outside(change, torch.cat([visual_basis, textual_basis], dim=1).double())
-        return (outside * (scope > 0)).abs().max() / before.double().norm(dim=-1).max()
+        share: Tensor = (outside * (scope > 0)).abs().max() / before.double().norm(dim=-1).max()
+        return share
 
 
 class ParallelProjection(_TwoSubspaces):
@@ -124,7 +125,8 @@ class BenignInjection(Corrector):
         gram = basis.T @ basis
         eye = torch.eye(len(gram), dtype=gram.dtype)
         left = after.double() @ basis - before.double() @ basis @ (eye - gram) - beta * (benign @ basis) @ gram
-        return (left * (scope > 0)).abs().max() / before.double().norm(dim=-1).max()
+        share: Tensor = (left * (scope > 0)).abs().max() / before.double().norm(dim=-1).max()
+        return share
 
     def affine(self, *, basis: Tensor, benign: Tensor, beta: Tensor) -> AffineMap:
         return AffineMap.projection(basis, beta * benign, torch.ones_like(beta))

@@ -28,7 +28,8 @@ class SubspaceProjection(Corrector):
         gram = basis.T @ basis  # the identity, unless the columns are not orthogonal, as one variant of CARE has them
         kept = torch.eye(len(gram), dtype=gram.dtype) - beta * gram
         left = (after.double() - mean) @ basis - (before.double() - mean) @ basis @ kept
-        return (left * (scope > 0)).abs().max() / (before.double() - mean).norm(dim=-1).max()
+        share: Tensor = (left * (scope > 0)).abs().max() / (before.double() - mean).norm(dim=-1).max()
+        return share
 
     def affine(self, *, basis: Tensor, mean: Tensor, beta: Tensor) -> AffineMap:
         return AffineMap.projection(basis, mean, beta)

@@ -195,7 +195,8 @@ def _losses(scores: np.ndarray, harmful: np.ndarray) -> np.ndarray:
 
 
 def _apply(matrix: np.ndarray, centred: np.ndarray) -> np.ndarray:
-    return centred * matrix if matrix.ndim == 1 else centred @ matrix.T
+    mapped: np.ndarray = centred * matrix if matrix.ndim == 1 else centred @ matrix.T
+    return mapped
 
 
 def _model(**options: object) -> LogisticRegression:

@@ -75,7 +75,8 @@ def solve(
         versions=library_versions(),
     )
     tensors = fitted.probe.tensors()
-    branch, interventions = None, ()
+    branch: Branch | None = None
+    interventions: tuple[Intervention, ...] = ()
     if isinstance(chosen, tuple):
         branch = Branch("FusedProjection", Site.block(chosen[0]), Site.block(chosen[1]), tensors)
     elif chosen.kind == "final_norm":

@@ -55,6 +55,7 @@ from ..statistics.moments import Moments, top_directions
 from .settings import Direction, VLMGuard
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
     from torch import Tensor
 
 _READINGS: tuple[tuple[Direction, bool], ...] = (("svd", False), ("mean", False), ("svd", True), ("mean", True))
@@ -123,8 +124,9 @@ class GuardStatistics:
         keep = eye - torch.outer(gap, gap)
         scale = covariance.trace() / len(gap)
         shrunk = (1 - _SHRINKAGE) * keep @ covariance @ keep + _SHRINKAGE * scale * eye
-        gate = keep @ torch.linalg.solve(shrunk, keep @ first)
-        return gate / gate.norm()
+        gate: Tensor = keep @ torch.linalg.solve(shrunk, keep @ first)
+        gate = gate / gate.norm()
+        return gate
 
     def centre(self, site: Site) -> Float[Tensor, " d_model"]:
         """Halfway between the harmful and the harmless text mean."""
@@ -163,11 +165,12 @@ def solve(guard: VLMGuard, model: StateSource, statistics: GuardStatistics, reco
     sites = sites_of(guard, model.base.n_layers)
     interventions = tuple(_intervention(guard, site, statistics) for site in sites)
     spectra = {str(site.layer): statistics.directions(site, 1, guard.direction)[1].tolist() for site in sites}
+    layers: list[JsonValue] = [site.layer for site in sites]
     info = AdapterInfo(
         method="vlm-guard",
         variant=guard.variant,
         sign_convention=SIGN,
-        hyperparameters={**guard.values(), "layers": [site.layer for site in sites]},
+        hyperparameters={**guard.values(), "layers": layers},
         seed=None,
         base=model.base,
         data=describe_data(_used(records)),

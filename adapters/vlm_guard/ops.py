@@ -25,7 +25,8 @@ class _SubspaceGate(GatedOp):
         return ((x if x.dtype == torch.float64 else x.float()) - mean) @ gate - threshold
 
     def magnitude(self, hidden: Hidden, *, gate: Tensor, **_: Tensor) -> Float[Tensor, " batch"]:
-        return hidden[:, -1].to(gate.dtype).square().mean(-1).sqrt() * gate.norm()
+        size: Tensor = hidden[:, -1].to(gate.dtype).square().mean(-1).sqrt() * gate.norm()
+        return size
 
     def _push(self, hidden: Hidden, scope: Mask, push: Tensor, margin: Tensor) -> Tensor:
         x = hidden.float()
@@ -82,7 +83,8 @@ class TargetSteering(_SubspaceGate):
         basis, mean, alpha, target = (tensor.double() for tensor in (basis, mean, alpha, target))
         left = (after.double() - mean - alpha * target) @ basis
         opened = (margin > 0)[:, None, None]
-        return (left * ((scope > 0) & opened)).abs().max() / (before.double() - mean).norm(dim=-1).max()
+        share: Tensor = (left * ((scope > 0) & opened)).abs().max() / (before.double() - mean).norm(dim=-1).max()
+        return share
 
 
 class SupervisedSteering(_SubspaceGate):

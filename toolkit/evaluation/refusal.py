@@ -72,8 +72,8 @@ class RefusalTokens:
                 "There is no harmful text record to learn from how the model refuses.",
                 "Add records with label harmful and no picture.",
             )
-        refusals: Counter[str] = Counter()
-        others: Counter[str] = Counter()
+        refusals: Counter[int] = Counter()
+        others: Counter[int] = Counter()
         texts_of: Counter[str] = Counter()
         refused = 0
         for start in range(0, len(harmful) + len(harmless), _BATCH):

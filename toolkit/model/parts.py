@@ -32,14 +32,14 @@ class Parts:
 
     tower: nn.Module
     projector: nn.Module | None
-    embed_tokens: nn.Module
+    embed_tokens: nn.Embedding
     layers: Sequence[nn.Module]
     final_norm: nn.Module
-    head: nn.Module
+    head: nn.Linear
     family: Family
 
     @classmethod
-    def find(cls, model: nn.Module) -> Parts:
+    def find(cls, model: Any) -> Parts:
         """Look the parts up in a transformers image-text-to-text model.
 
         Raises:

@@ -129,7 +129,8 @@ class VLM:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        device: torch.device = self.model.device
+        return device
 
     @cached_property
     def fingerprint(self) -> str:
@@ -222,9 +223,10 @@ class VLM:
             inputs = self.inputs
             self._last_fed[cache] = inputs.family.step(inputs.config, self._last_fed[cache], mask.cpu().numpy())
             more["position_ids"] = torch.from_numpy(self._last_fed[cache]["position_ids"]).to(self.device)
-        return self.model(
+        logits: Tensor = self.model(
             input_ids=token_ids, attention_mask=mask, past_key_values=cache, use_cache=True, **more
         ).logits
+        return logits
 
     @cached_property
     def _parameters(self) -> frozenset[str]:
@@ -324,10 +326,30 @@ class VLM:
         return self.model(**arguments, past_key_values=cache, use_cache=cache is not None).logits, inputs
 
     @overload
-    def generate(self, requests: Prompt, max_new_tokens: int = 32, **options: Any) -> Generation: ...  # type: ignore[overload-overlap]
+    def generate(
+        self,
+        requests: Prompt,
+        max_new_tokens: int = 32,
+        *,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        streamer: Streamer | None = None,
+    ) -> Generation: ...
 
     @overload
-    def generate(self, requests: Sequence[Prompt], max_new_tokens: int = 32, **options: Any) -> list[Generation]: ...
+    def generate(
+        self,
+        requests: Sequence[Prompt],
+        max_new_tokens: int = 32,
+        *,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        streamer: Streamer | None = None,
+    ) -> list[Generation]: ...
 
     @torch.inference_mode()
     def generate(
