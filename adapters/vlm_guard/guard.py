@@ -164,7 +164,9 @@ def solve(guard: VLMGuard, model: StateSource, statistics: GuardStatistics, reco
     """See :meth:`VLMGuard.solve`."""
     sites = sites_of(guard, model.base.n_layers)
     interventions = tuple(_intervention(guard, site, statistics) for site in sites)
-    spectra = {str(site.layer): statistics.directions(site, 1, guard.direction)[1].tolist() for site in sites}
+    spectra: dict[str, JsonValue] = {
+        str(site.layer): statistics.directions(site, 1, guard.direction)[1].tolist() for site in sites
+    }
     layers: list[JsonValue] = [site.layer for site in sites]
     info = AdapterInfo(
         method="vlm-guard",

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ...adapters.artifact.adapter import Adapter, the_detector
 from ...adapters.artifact.files import require_free
@@ -30,7 +30,7 @@ from .source import Source
 if TYPE_CHECKING:
     from ...toolkit.data.records import Record
 
-CALIBRATION = "calibration"
+CALIBRATION: Final = "calibration"
 
 
 @dataclass(frozen=True)

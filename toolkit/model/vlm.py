@@ -326,7 +326,7 @@ class VLM:
         return self.model(**arguments, past_key_values=cache, use_cache=cache is not None).logits, inputs
 
     @overload
-    def generate(
+    def generate(  # type: ignore[overload-overlap]  # the messages of a chat are one prompt, not a list of them
         self,
         requests: Prompt,
         max_new_tokens: int = 32,
