@@ -17,8 +17,7 @@ from safetykit.export.base.own import save_graph
 from safetykit.export.base.specs import kv_shape
 from safetykit.export.foreign import importing
 from safetykit.export.foreign.normalise import DecoderShape, normalise
-from safetykit.export.manifest import CHECKPOINT
-from safetykit.export.manifest import GRAPHS, LAYOUT, read_manifest, write_manifest
+from safetykit.export.manifest import CHECKPOINT, GRAPHS, LAYOUT, read_manifest, write_manifest
 from safetykit.export.parity.compare import compare_logits, parity_requests
 from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
