@@ -1,0 +1,22 @@
+"""A command line of the tests with what shows that it acted; words in braces are made by the workshop."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from workshop import Outcome, Workshop
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command line and what must be true of its outcome."""
+
+    line: str
+    check: Callable[[Outcome, Workshop], Any]
+
+    @property
+    def words(self) -> list[str]:
+        return shlex.split(self.line)

@@ -1,0 +1,225 @@
+"""Every option of every `safetykit fit METHOD` in a command that works; see :mod:`command_cases`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from case import Case
+from workshop import Outcome, Workshop
+
+
+def chosen(**wanted: Any) -> Callable[[Outcome, Workshop], Any]:
+    """The manifest records these settings."""
+
+    def check(done: Outcome, made: Workshop) -> None:
+        recorded = done.value["hyperparameters"]
+        for name, value in wanted.items():
+            found = recorded[name]
+            found = list(found) if isinstance(found, tuple) else found
+            assert found == value, (name, found, value)
+
+    return check
+
+
+def recorded(done: Outcome) -> dict[str, Any]:
+    return json.loads((done.path / "manifest.json").read_text())
+
+
+def differs_from(done: Outcome, adapter: str) -> bool:
+    """The fit's tensors are others than those of the adapter in a folder."""
+    name = "adapter.safetensors"
+    return (done.path / name).read_bytes() != (Path(adapter) / name).read_bytes()
+
+
+FIT = "--data {records} -o {out} --json"
+GUARD = f"fit vlm-guard {{model}} {FIT} --layers 4"
+CARE = f"fit care {{model}} {FIT} --layers 3-4"
+SASA = f"fit sasa {{model}} {FIT}"
+PROBE = f"fit one-pass {{model}} {FIT}"
+TGA = "fit tga {model} --data {captions} -o {out} --json"
+RETRIEVAL = "fit retrieval {model} --data {captions} --index {index} -o {out} --json"
+
+FITS = [
+    # VLM-Guard
+    Case(
+        f"{GUARD} --variant steer --direction svd --gate paper --rank 1 --alpha 0.5 --scope last --phase prefill",
+        chosen(
+            variant="steer", direction="svd", gate="paper", layers=[4], rank=1, alpha=0.5, scope="last", phase="prefill"
+        ),
+    ),
+    Case(
+        f"{GUARD} --variant target --direction mean --gate calibrated --false-positive-rate 0.1 --scope text",
+        chosen(variant="target", direction="mean", gate="calibrated", false_positive_rate=0.1, scope="text"),
+    ),
+    Case(
+        f"{GUARD} --variant supervised --gate whitened --scope vision",
+        chosen(variant="supervised", gate="whitened", scope="vision"),
+    ),
+    Case(f"{GUARD} --hold --phase both --scope all", chosen(hold=True, phase="both", scope="all")),
+    Case(f"{GUARD} --phase decode", chosen(phase="decode")),
+    *(
+        Case(f"{GUARD} --variant orthogonal --site {site}", chosen(variant="orthogonal", site=site))
+        for site in ("block", "mlp", "attn")
+    ),
+    Case(f"{GUARD} --text-model reference:severe", lambda done, made: differs_from(done, made["guard"])),
+    Case(
+        f"{GUARD} --sweep --variant steer --direction svd --gate paper --rank 1",
+        lambda done, made: done.value["sweep"]["trials"] and chosen(layers=[4], rank=1)(done, made),
+    ),
+    Case("fit vlm-guard {model} --data {records} -o {taken} --layers 4 --overwrite --json", chosen(layers=[4])),
+    # CARE
+    Case(
+        f"{CARE} --variant official --fusion adaptive -k 2 --alpha 0.5"
+        " --floor 0.1 --contrast label --centre own --modalities both",
+        chosen(
+            variant="official",
+            fusion="adaptive",
+            layers=[3, 4],
+            rank=2,
+            alpha=0.5,
+            floor=0.1,
+            contrast="label",
+            centre="own",
+            modalities="both",
+        ),
+    ),
+    Case(
+        f"{CARE} --variant corrected --fusion sequential --textual-layers 5"
+        " --k 3 --contrast carrier --centre benign --shrinkage oas --site mlp",
+        chosen(
+            variant="corrected",
+            fusion="sequential",
+            textual_layers=[5],
+            rank=3,
+            contrast="carrier",
+            centre="benign",
+            shrinkage="oas",
+            site="mlp",
+        ),
+    ),
+    Case(
+        f"{CARE} --fusion injection --beta 0.5 --contrast carrier --shrinkage ledoit-wolf --site attn --scope text",
+        chosen(fusion="injection", beta=0.5, shrinkage="ledoit-wolf", site="attn", scope="text"),
+    ),
+    Case(
+        f"{CARE} --fusion parallel --selection kernel --visual-share 0.5"
+        " --textual-share 0.4 --contrast behaviour --site block --scope vision",
+        chosen(
+            fusion="parallel",
+            selection="kernel",
+            visual_share=0.5,
+            textual_share=0.4,
+            contrast="behaviour",
+            site="block",
+            scope="vision",
+        ),
+    ),
+    Case(
+        f"{CARE} --fusion masked --selection none --with-response --phase decode --contrast carrier",
+        chosen(fusion="masked", selection="none", with_response=True, phase="decode"),
+    ),
+    Case(
+        f"{CARE} --modalities visual --scope last --phase prefill --contrast carrier",
+        chosen(modalities="visual", scope="last", phase="prefill"),
+    ),
+    Case(
+        f"{CARE} --modalities textual --scope all --phase both --contrast carrier",
+        chosen(modalities="textual", scope="all", phase="both"),
+    ),
+    Case(
+        f"{CARE} --sweep --fusion parallel --k 4 --contrast carrier",
+        lambda done, made: done.value["sweep"]["trials"] and chosen(layers=[3, 4], rank=4)(done, made),
+    ),
+    Case(
+        "fit care {model} --data {records} -o {out} --json --map {map} --map-layers 2 --contrast carrier",
+        lambda done, made: len(done.value["hyperparameters"]["layers"]) == 2,
+    ),
+    Case(
+        "fit care {model} --data {records} -o {taken} --layers 3 --contrast carrier --overwrite --json",
+        chosen(layers=[3]),
+    ),
+    # SASA and the one-pass probe
+    Case(
+        f"{SASA} --variant published --safety-layer 3 --fused-layer 4"
+        " --false-positive-rate 0.1 --space hidden --fraction 0.9 --seed 3",
+        chosen(safety_layer=3, fused_layer=4, false_positive_rate=0.1, space="hidden", fraction=0.9, seed=3),
+    ),
+    Case(
+        f"{SASA} --variant unprojected --space logits --refusal 'sorry .'",
+        lambda done, made: (
+            done.value["variant"] == "unprojected"
+            and chosen(space="logits")(done, made) is None
+            and recorded(done)["detector"]["refusal"] == "sorry ."
+        ),
+    ),
+    Case(
+        f"{SASA} --safety-layer 3 --fused-layer 4 --with {{guard}}",
+        lambda done, made: done.value["hyperparameters"]["corrected_by"],
+    ),
+    Case(f"{SASA} --map {{map}}", lambda done, made: done.value["hyperparameters"]["safety_layer"] is not None),
+    Case(
+        "fit sasa {model} --data {records} -o {taken} --safety-layer 3 --fused-layer 4 --overwrite --json",
+        chosen(fused_layer=4),
+    ),
+    Case(
+        f"{PROBE} --fused-layer 4 --false-positive-rate 0.1 --space hidden --fraction 0.9 --seed 3",
+        chosen(fused_layer=4, false_positive_rate=0.1, space="hidden", fraction=0.9, seed=3),
+    ),
+    Case(
+        f"{PROBE} --fused-layer 4 --space logits --refusal 'sorry .'",
+        lambda done, made: (
+            chosen(space="logits")(done, made) is None and recorded(done)["detector"]["refusal"] == "sorry ."
+        ),
+    ),
+    Case(f"{PROBE} --fused-layer 4 --with {{guard}}", lambda done, made: done.value["hyperparameters"]["corrected_by"]),
+    Case("fit one-pass {model} --data {records} -o {taken} --fused-layer 4 --overwrite --json", chosen(fused_layer=4)),
+    # TGA and retrieval
+    Case(
+        f"{TGA} --variant lora --layers 4 --guide-weight 0.2 --request-weight 0.4"
+        " --opening-weight 0.5 --ce-weight 1 --shuffled 0.25 "
+        "--steps 2 --batch-size 4 --accumulate 2 --lr 0.0005 --rank 2 --seed 5 --no-resume",
+        chosen(
+            variant="lora",
+            layers=[4],
+            guide_weight=0.2,
+            request_weight=0.4,
+            opening_weight=0.5,
+            ce_weight=1,
+            shuffled=0.25,
+            steps=2,
+            batch_size=4,
+            accumulate=2,
+            lr=0.0005,
+            rank=2,
+            seed=5,
+        ),
+    ),
+    Case(
+        f"{TGA} --variant projector --steps 1 --batch-size 4 --no-centred --no-retrieval --resume",
+        chosen(variant="projector", centred=False, retrieval=False),
+    ),
+    Case(
+        f"{TGA} --variant low-rank --steps 1 --batch-size 4 --centred --retrieval --prefixed 0.5 --index {{index}}",
+        chosen(variant="low-rank", centred=True, retrieval=True, prefixed=0.5),
+    ),
+    Case(f"{TGA} --variant closed-form --ridge 0.5", chosen(variant="closed-form", ridge=0.5)),
+    Case(f"{TGA} --map {{map}} --steps 1 --batch-size 4", lambda done, made: done.value["hyperparameters"]["layers"]),
+    Case(
+        "fit tga {model} --data {captions} -o {taken} --variant closed-form --overwrite --json",
+        chosen(variant="closed-form"),
+    ),
+    Case(f"{RETRIEVAL} -k 2 --correction 0.5 --in-graph-limit 1000", chosen(k=2, correction=0.5, in_graph_limit=1000)),
+    Case(
+        f"{RETRIEVAL} --k 2 --prefix --external-index",
+        lambda done, made: done.value["variant"] == "external" and chosen(k=2, prefix=True)(done, made) is None,
+    ),
+    Case(f"{RETRIEVAL} --with {{guard}}", lambda done, made: done.value["hyperparameters"]["corrected_by"]),
+    Case(
+        "fit retrieval {model} --data {captions} --index {encoded_index}"
+        " --encoder {encoder} -o {taken} --overwrite --json",
+        lambda done, made: done.value["method"],
+    ),
+]
