@@ -12,6 +12,8 @@ from pathlib import Path
 
 from ..errors import InvalidArtifact, UsageError
 
+MANIFEST = "manifest.json"  # of an adapter folder
+
 # What a checkpoint holds beside its weights: everything a processor, a tokenizer or a reader needs.
 CONFIGURATION_FILES = (
     "config.json",

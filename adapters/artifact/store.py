@@ -19,7 +19,7 @@ from ..errors import InvalidArtifact, SafetykitError, UsageError, WrongBase
 from ..ops.branch import Branch
 from ..registry import find_method
 from .adapter import Adapter, Intervention
-from .files import atomic_folder, read_inside, sha256_file
+from .files import MANIFEST, atomic_folder, read_inside, sha256_file
 from .manifest import (
     AdapterManifest,
     BranchSpec,
@@ -33,7 +33,7 @@ from .manifest import (
 from .sites import Site
 from .updates import WeightUpdate
 
-TENSORS, MANIFEST, CARD = "adapter.safetensors", "manifest.json", "README.md"
+TENSORS, CARD = "adapter.safetensors", "README.md"
 _MANIFEST_LIMIT = 16 * 2**20
 
 

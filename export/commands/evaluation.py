@@ -1,4 +1,4 @@
-"""`safetykit eval`: records answered by a checkpoint, with or without adapters, or by an export."""
+"""`safetykit eval`: records answered by a checkpoint, with or without adapters, or by an export, for which no torch is needed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,9 @@ from typing import Any
 
 from ...adapters.artifact.files import write_atomic
 from ...adapters.artifact.manifest import canonical_json
-from ...adapters.artifact.stack import require_fitted_stack
-from ...adapters.artifact.store import load_adapter, manifest_digest
 from ...adapters.errors import UsageError
-from ...adapters.retrieval.retrieval import retrieval_of
 from ...toolkit.data.journal import Journal
-from ...toolkit.data.sources import model_path
 from ...toolkit.evaluation.evaluate import Evaluation, Generator, Progress, evaluate
-from ...toolkit.retrieval.index import CaptionIndex
 from ..manifest import LAYOUT
 from ..runtime.onnx_vlm import OnnxVLM
 from .choices import EvalOptions
@@ -86,31 +81,10 @@ def _opened(model: str, adapters: Sequence[Path], options: EvalOptions) -> Itera
     if is_export(Path(model)):
         yield _export(Path(model), adapters, options)
         return
-    loaded = [load_adapter(folder) for folder in adapters]
-    _require_use(loaded, options)
-    require_fitted_stack(
-        loaded, [str(folder) for folder in adapters], model=model, data=options.data,
-        allow=options.allow_uncorrected_detector,
-    )  # fmt: skip
-    from ...toolkit.model.vlm import VLM
+    from .checkpoint import opened_checkpoint  # needs torch
 
-    vlm = VLM.from_pretrained(model_path(model))
-    vlm.index = CaptionIndex.load(options.external_index) if options.external_index else None
-    with vlm.applied(*loaded, allow_wrong_base=options.allow_wrong_base):
-        yield _Asked(vlm, [vlm.fingerprint, *map(manifest_digest, loaded)])
-
-
-def _require_use(adapters: Sequence[Any], options: EvalOptions) -> None:
-    """Refuse options that do nothing for a checkpoint with these adapters."""
-    if options.swap:
-        raise UsageError("A checkpoint has no adapter to swap.", "Pass it with --adapter.")
-    options.require_use(("providers",), False, "an export: a checkpoint runs in PyTorch")
-    options.require_use(("allow_wrong_base",), bool(adapters), "an adapter")
-    detects = any(adapter.detector is not None for adapter in adapters)
-    options.require_use(("allow_uncorrected_detector",), detects, "a detector")
-    found = retrieval_of(adapters)
-    searches = found is not None and found[0].external
-    options.require_use(("external_index",), searches, "an adapter that searches an index outside the graph")
+    with opened_checkpoint(model, adapters, options) as (vlm, identity):
+        yield _Asked(vlm, identity)
 
 
 def _export(folder: Path, adapters: Sequence[Path], options: EvalOptions) -> _Asked:

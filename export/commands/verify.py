@@ -44,8 +44,12 @@ def _view(console: Console, value: dict[str, Any]) -> None:
     from .views import parity
 
     console.print(f"{escape(value['folder'])}: {value['files']} files match the manifest ({value['kind']}).")
-    if value["card"] is not None:
+    if value["report"] == "checked":
         console.print("The card and the report say what their data say.")
+    elif value["card"]:
+        console.print(
+            "The card says what its data say; the report has its checksum (drawing it again needs matplotlib)."
+        )
     if value["parity"]:
         parity(console, value["parity"])
     if value["swap"]:

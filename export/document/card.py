@@ -7,6 +7,7 @@ edited as well fails against what the JSON yields.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from markupsafe import Markup
@@ -19,7 +20,6 @@ from ..manifest import LAYOUT, ExportManifest, hash_folder, read_manifest, write
 from .figures import LATENCY, Figures, read_figures
 from .front_matter import front_matter
 from .rendering import markdown_templates
-from .report import render_report_from, same_report
 
 _LEADING = 5  # trials in the card; all of them are in the report
 _LIMIT = 64 * 2**20
@@ -76,6 +76,8 @@ def write_card(folder: Path) -> ExportManifest:
     known = {*manifest.files, *written}
     if stray := sorted(name for name in hash_folder(folder) if name not in known and not name.endswith(".json")):
         raise InvalidArtifact(f"{folder / stray[0]} is no part of the export.", "Move it out of the folder.")
+    from .report import render_report_from  # needs matplotlib
+
     figures = read_figures(folder)
     texts = {LAYOUT.card: render_card_from(figures), LAYOUT.report: render_report_from(figures)}
     for name, text in texts.items():
@@ -83,8 +85,13 @@ def write_card(folder: Path) -> ExportManifest:
     return write_manifest(manifest, folder)
 
 
-def check_card(folder: Path) -> None:
+def check_card(folder: Path) -> tuple[str, ...]:
     """Refuse a folder whose card or report is not what its JSON files yield.
+
+    The report is compared where it can be drawn, that is, where matplotlib is installed; its digest is checked anyway.
+
+    Returns:
+        The names of the documents compared.
 
     Raises:
         UsageError: there is no such folder.
@@ -93,16 +100,19 @@ def check_card(folder: Path) -> None:
     folder = Path(folder)
     read_manifest(folder)
     figures = read_figures(folder)
-    for name, yielded, same in (
-        (LAYOUT.card, render_card_from(figures), str.__eq__),
-        (LAYOUT.report, render_report_from(figures), same_report),
-    ):
+    documents = [(LAYOUT.card, render_card_from(figures), str.__eq__)]
+    if find_spec("matplotlib") is not None:
+        from .report import render_report_from, same_report
+
+        documents.append((LAYOUT.report, render_report_from(figures), same_report))
+    for name, yielded, same in documents:
         found = read_inside(folder, name, _LIMIT).decode("utf-8", "replace")
         if not same(found, yielded):
             raise InvalidArtifact(
                 f"{folder / name} is not what the JSON files yield: {_difference(found, yielded)}",
                 "It was edited, or written by another version; `safetykit card` writes it again.",
             )
+    return tuple(name for name, _, _ in documents)
 
 
 def _difference(found: str, yielded: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...adapters.errors import UsageError
 from ...toolkit.model.requests import Inputs, Request
-from ..parity.compare import Gap
+from ..parity.gap import Gap
 from ..runtime.onnx_vlm import OnnxVLM
 from .registry import get_layout
 

@@ -15,7 +15,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from ..names import DOMAIN, ENFORCE, LOGITS, POSITION_IDS, PRESENT, is_own
 from ..runtime.sessions import open_session
-from .compare import Gap
+from .gap import Gap
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(bool)": bool, "tensor(int64)": np.int64}
 _SIZES = {"batch": 2, "sequence": 5}

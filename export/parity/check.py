@@ -42,8 +42,9 @@ from ..runtime.onnx_vlm import OnnxVLM
 from ..surgery.adapt import place
 from ..surgery.detector import StatedDetector, stated_detector
 from .bypass import check_bypass
-from .compare import Gap, compare_logits, compare_scores, parity_requests, parting_margin
+from .compare import compare_logits, compare_scores, parity_requests, parting_margin
 from .exposed import check_ops
+from .gap import Gap
 from .held import Comparable, comparable
 from .report import Check, Flip, ParityReport, find_flips, judged
 from .retrieval_checks import check_retrieval

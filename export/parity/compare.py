@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from ...toolkit.model.requests import Request
 from ..names import RETRIEVAL_QUERY, RETRIEVED_SCORES
 from ..runtime.onnx_vlm import OnnxVLM
+from .gap import Gap
 
 if TYPE_CHECKING:
     from ...toolkit.data.records import Record
@@ -30,31 +31,6 @@ _PROMPTS = (
     "Explain step by step how one would use this thing.",
 )
 
-
-@dataclass(frozen=True)
-class Gap:
-    """How far two results are apart.
-
-    Attributes:
-        error: largest absolute difference; NaN if either result holds one.
-        scale: largest magnitude of the reference.
-        count: numbers compared.
-    """
-
-    error: float
-    scale: float
-    count: int
-
-    @classmethod
-    def between(cls, reference: np.ndarray, other: np.ndarray) -> Gap:
-        """Compare two arrays of one shape; equal infinities count as equal."""
-        if not reference.size:
-            return cls(0.0, 0.0, 0)
-        left, right = reference.astype(np.float64), other.astype(np.float64)
-        same = left == right
-        with np.errstate(invalid="ignore"):
-            difference = np.where(same, 0.0, np.abs(left - right))
-        return cls(float(difference.max()), float(np.abs(np.where(np.isfinite(left), left, 0)).max()), left.size)
 
     def relative(self) -> Gap:
         """The error as a share of the scale."""

@@ -26,7 +26,7 @@ from ..runtime.binding import Session
 from ..runtime.sessions import CPU, open_session
 from ..surgery.bake import Placed
 from ..surgery.taps import graph_of
-from .compare import Gap
+from .gap import Gap
 
 # Magnitudes of random inputs: outliers of this size occur in large models, gates of both signs open.
 SCALES = (1.0, 30.0, 1000.0)

@@ -11,7 +11,7 @@ from ...adapters.artifact.files import write_atomic
 from ...adapters.artifact.manifest import Strict, canonical_json
 from ...adapters.errors import InvalidArtifact, ParityFailed, UsageError
 from ..manifest import Precision
-from .compare import Gap
+from .gap import Gap
 from .tolerances import EXACT, Tolerance, Tolerances
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from ...adapters.errors import UsageError
 from ...adapters.retrieval.retrieval import picture_query, retrieves
 from ..manifest import ExportManifest
 from ..surgery.bake import Placed
-from .compare import Gap
 from .exposed import ExposedGraph, probes
+from .gap import Gap
 
 
 def require_response(folder: Path, manifest: ExportManifest, placed: Sequence[Placed]) -> None:

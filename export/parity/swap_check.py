@@ -11,7 +11,8 @@ import numpy as np
 from ...adapters.artifact.adapter import Adapter
 from ..runtime.onnx_vlm import OnnxVLM
 from .check import check_parity
-from .compare import Gap, parity_requests
+from .compare import parity_requests
+from .gap import Gap
 from .report import ParityReport
 from .swapped import adapters_of
 

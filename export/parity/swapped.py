@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ...adapters.artifact.adapter import Adapter
-from ...adapters.artifact.store import MANIFEST, load_adapter
+from ...adapters.artifact.files import MANIFEST
+from ...adapters.artifact.store import load_adapter
 from ...adapters.artifact.updates import WeightUpdate
 from ..manifest import ExportManifest
 from ..runtime.hotswap import Swap

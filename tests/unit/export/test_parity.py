@@ -14,7 +14,8 @@ from safetykit.adapters.artifact.updates import WeightUpdate
 from safetykit.adapters.errors import InvalidArtifact, ParityFailed, UsageError
 from safetykit.export.manifest import read_manifest
 from safetykit.export.parity.check import check_parity
-from safetykit.export.parity.compare import Gap, parity_requests
+from safetykit.export.parity.compare import parity_requests
+from safetykit.export.parity.gap import Gap
 from safetykit.export.parity.report import ParityReport, find_flips
 from safetykit.export.parity.swap_check import check_swap
 from safetykit.export.parity.tolerances import TOLERANCES, Tolerance

@@ -1,0 +1,75 @@
+"""Parity of a finished export, for `safetykit verify`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ...adapters.artifact.adapter import Adapter
+from ...adapters.artifact.store import load_adapter
+from ...adapters.errors import UsageError
+from ...toolkit.data.sources import model_path
+from ...toolkit.model.folding import fold_all
+from ...toolkit.model.vlm import VLM
+from ...toolkit.retrieval.index import CaptionIndex
+from ..manifest import ExportManifest
+from ..parity.check import check_parity
+from ..parity.recalibrate import with_thresholds
+from ..parity.report import ParityReport
+from ..parity.swap_check import check_swap
+from ..runtime.onnx_vlm import OnnxVLM
+from .choices import VerifyOptions
+
+
+def parity_again(
+    folder: Path,
+    manifest: ExportManifest,
+    model: str,
+    adapters: Sequence[Path],
+    options: VerifyOptions,
+    progress: Callable[[str], None] | None,
+) -> tuple[ParityReport, ParityReport | None]:
+    """Parity of the export, and of what is to be swapped in.
+
+    Raises:
+        UsageError: other adapters were given than those of the export.
+        ParityFailed: the export does not do what the model does.
+    """
+    given = [load_adapter(path) for path in adapters]
+    _require_adapters(folder, manifest, given)
+    vlm = VLM.from_pretrained(model_path(model))
+    vlm.index = CaptionIndex.load(options.external_index) if options.external_index else None
+    loaded: Sequence[Adapter] = fold_all(vlm, given) if manifest.mode == "fold" else given
+    loaded = with_thresholds(loaded, {one.what: one.threshold for one in manifest.recalibrated})
+    if [item.info for item in loaded] != list(manifest.adapters):
+        raise _others(folder, manifest)
+    onnx_vlm = OnnxVLM.from_pretrained(folder, options.providers, index=vlm.index)
+    report = check_parity(
+        vlm,
+        onnx_vlm,
+        loaded,
+        unfolded=given if manifest.mode == "fold" else (),
+        base=onnx_vlm if manifest.mode == "base" else None,
+        allow_wrong_base=manifest.wrong_base_allowed,
+        progress=progress,
+    )
+    report.require()
+    if not options.swap:
+        return report, None
+    swapped = check_swap(vlm, onnx_vlm, options.swap, own=loaded, progress=progress)
+    swapped.require()
+    return report, swapped
+
+
+def _require_adapters(folder: Path, manifest: ExportManifest, given: Sequence[Adapter]) -> None:
+    """Refuse other adapters before a model is loaded; which sites are folded is known only then."""
+    ours = [(one.method, one.variant, one.data.sha256) for one in manifest.adapters]
+    if [(one.info.method, one.info.variant, one.info.data.sha256) for one in given] != ours:
+        raise _others(folder, manifest)
+
+
+def _others(folder: Path, manifest: ExportManifest) -> UsageError:
+    return UsageError(
+        f"{folder} was exported with {len(manifest.adapters)} other adapter(s) than those given.",
+        "Pass the same adapters in the same order with --adapter.",
+    )

@@ -1,0 +1,33 @@
+"""How far two results are apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far two results are apart.
+
+    Attributes:
+        error: largest absolute difference; NaN if either result holds one.
+        scale: largest magnitude of the reference.
+        count: numbers compared.
+    """
+
+    error: float
+    scale: float
+    count: int
+
+    @classmethod
+    def between(cls, reference: np.ndarray, other: np.ndarray) -> Gap:
+        """Compare two arrays of one shape; equal infinities count as equal."""
+        if not reference.size:
+            return cls(0.0, 0.0, 0)
+        left, right = reference.astype(np.float64), other.astype(np.float64)
+        same = left == right
+        with np.errstate(invalid="ignore"):
+            difference = np.where(same, 0.0, np.abs(left - right))
+        return cls(float(difference.max()), float(np.abs(np.where(np.isfinite(left), left, 0)).max()), left.size)
