@@ -22,7 +22,7 @@ from safetykit.toolkit.data.records import Record, load_records
 from safetykit.toolkit.data.sources import data_path, model_path
 from safetykit.toolkit.diagnosis import ChannelMap, diagnose
 from safetykit.toolkit.diagnosis.intervals import Estimate
-from safetykit.toolkit.diagnosis.pairs import Modality
+from safetykit.toolkit.diagnosis.terms import Modality
 from safetykit.toolkit.model.vlm import VLM
 
 

@@ -1,4 +1,4 @@
-"""`safetykit eval`: records answered by a checkpoint, with or without adapters, or by an export, for which no torch is needed."""
+"""`safetykit eval`: records answered by a checkpoint, with or without adapters, or, without torch, by an export."""
 
 from __future__ import annotations
 

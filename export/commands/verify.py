@@ -47,9 +47,7 @@ def _view(console: Console, value: dict[str, Any]) -> None:
     if value["report"] == "checked":
         console.print("The card and the report say what their data say.")
     elif value["card"]:
-        console.print(
-            "The card says what its data say; the report has its checksum (drawing it again needs matplotlib)."
-        )
+        console.print("The card says what its data say; the report has its checksum (matplotlib would draw it again).")
     if value["parity"]:
         parity(console, value["parity"])
     if value["swap"]:

@@ -13,13 +13,10 @@ from io import BytesIO, StringIO
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.colors import FuncNorm
-from matplotlib.ticker import MaxNLocator
 
 from ...toolkit.diagnosis.channel_map import ChannelMapInfo, ModalityEffects
-from ...toolkit.diagnosis.mediation import KINDS
-from ...toolkit.diagnosis.pairs import Modality, Positions
-from ...toolkit.diagnosis.separation import Curve
+from ...toolkit.diagnosis.terms import KINDS, Curve, Modality, Positions
+from .axes import few_ticks, whole_numbers
 from .plots import BLUE, CYCLE, GREY, INK, VERMILION, Plot, Rows, canvas, finished, heading, legend, rows_canvas
 
 if TYPE_CHECKING:
@@ -95,6 +92,8 @@ def diagnosis_plots(info: ChannelMapInfo) -> list[DiagnosisPlot]:
 
 def effect_map(modality: Modality, effects: ModalityEffects) -> DiagnosisPlot:
     """NIE by layer and site, one panel per kind of position."""
+    from matplotlib.colors import FuncNorm
+
     depth = 1 + max(site.layer for site in effects.sites)
     largest = max(abs(site.nie.value) for site in effects.sites) or 1.0
     norm = FuncNorm((_root, _square), vmin=-largest, vmax=largest)
@@ -112,7 +111,7 @@ def effect_map(modality: Modality, effects: ModalityEffects) -> DiagnosisPlot:
             axes.set_yticks(range(len(KINDS)), KINDS)
             axes.set_ylabel("site")
             heading(axes, _PLACES[where])
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            whole_numbers(axes.xaxis)
             axes.tick_params(length=0)
         panels[-1].set_xlabel("decoder layer")
         bar = panels[0].figure.colorbar(image, ax=list(panels), label="indirect effect (NIE), nats", shrink=0.9)
@@ -155,7 +154,7 @@ def neurons(modality: Modality, effects: ModalityEffects) -> DiagnosisPlot:
         ends = [item.attribution for item in effects.neurons]
         axes.axline((0, 0), slope=1, color=INK, lw=0.8, ls=":")
         axes.set_xlim(min(*ends, 0) * 1.08 - 1e-6, max(*ends, 0) * 1.08 + 1e-6)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        few_ticks(axes.xaxis)
         axes.set_xlabel("attribution, nats")
         axes.set_ylabel("exact NIE, nats")
         axes.grid(color=GREY, alpha=0.3, lw=0.6)
@@ -221,7 +220,7 @@ def geometry(shown: Sequence[Curve]) -> DiagnosisPlot:
                 _draw(axes, curve, at, curve.records)
             axes.set_ylabel(_UNITS.get(measure, "value"))
             heading(axes, measure)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            whole_numbers(axes.xaxis)
             axes.grid(color=GREY, alpha=0.3, lw=0.6)
         panels[-1].set_xlabel("decoder layer")
         legend(panels[0])
@@ -255,7 +254,7 @@ def _draw(axes: Axes, curve: Curve, at: int, name: str) -> None:
 
 def _finish(axes: Axes) -> None:
     axes.set_xlabel("decoder layer")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_numbers(axes.xaxis)
     axes.grid(color=GREY, alpha=0.3, lw=0.6)
     legend(axes)
 

@@ -18,16 +18,14 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 from markupsafe import escape
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from .sections.sweep import SweepTable
 
@@ -96,6 +94,9 @@ def canvas(height: float, axes: int = 1) -> Iterator[tuple[Figure, list[Axes], S
         height: in inches.
         axes: panels, one above the other.
     """
+    import matplotlib
+    from matplotlib.figure import Figure
+
     buffer = StringIO()
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE}):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
@@ -190,8 +191,8 @@ def sweep(table: SweepTable, tag: str) -> Plot:
         axes.set_xlabel("over-refusal, share of harmless records")
         axes.set_ylabel("attack success, share of harmful records")
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(PercentFormatter(1.0))
-            axis.set_major_locator(MaxNLocator(5))
+            percent(axis)
+            few_ticks(axis)
         axes.grid(color=GREY, alpha=0.3, lw=0.6)
         legend(axes)
     words = (
@@ -215,7 +216,7 @@ def spectra(values: Mapping[str, Sequence[float]], tag: str) -> Plot:
         axes.set_xlabel("singular value, counted from the largest")
         axes.set_ylabel("value relative to the largest")
         axes.set_ylim(0, 1.05)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole_numbers(axes.xaxis)
         axes.grid(color=GREY, alpha=0.3, lw=0.6)
         legend(axes)
     caption = "A steep fall means that one or few directions hold what separates harmful from harmless text."

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.ticker import PercentFormatter
 
 from ...toolkit.evaluation.evaluate import Decision, Metric
+from .axes import percent
 from .plots import BLUE, GREEN, INK, PURPLE, VERMILION, Plot, canvas, finished, heading, legend, rows_canvas
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def rates(rows: Sequence[GroupRow], shown: Shown) -> Plot:
             style = {"fmt": marker, "color": colour, "ms": 5, "lw": 1.5, "label": name}
             drawn.axes.errorbar(centre, heights, xerr=np.maximum(spread, 0), **style)
         drawn.axes.set_xlim(-0.03, 1.03)
-        drawn.axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        percent(drawn.axes.xaxis)
         drawn.axes.set_xlabel(shown.axis)
         legend(drawn.axes)
     words = "; ".join(

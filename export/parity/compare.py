@@ -32,20 +32,6 @@ _PROMPTS = (
 )
 
 
-    def relative(self) -> Gap:
-        """The error as a share of the scale."""
-        return Gap(self.error / self.scale if self.scale else self.error, 1.0, self.count)
-
-    def at_least(self, scale: float) -> Gap:
-        """The same with a scale of at least ``scale``."""
-        return Gap(self.error, max(scale, self.scale), self.count)
-
-    def join(self, other: Gap) -> Gap:
-        """The larger of both."""
-        error = float(np.maximum(self.error, other.error))  # NaN wins
-        return Gap(error, max(self.scale, other.scale), self.count + other.count)
-
-
 @dataclass(frozen=True)
 class LogitsGap:
     """Gap of the logits over prefill and all steps, and the export's scores at prefill.

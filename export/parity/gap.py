@@ -31,3 +31,16 @@ class Gap:
         with np.errstate(invalid="ignore"):
             difference = np.where(same, 0.0, np.abs(left - right))
         return cls(float(difference.max()), float(np.abs(np.where(np.isfinite(left), left, 0)).max()), left.size)
+
+    def relative(self) -> Gap:
+        """The error as a share of the scale."""
+        return Gap(self.error / self.scale if self.scale else self.error, 1.0, self.count)
+
+    def at_least(self, scale: float) -> Gap:
+        """The same with a scale of at least ``scale``."""
+        return Gap(self.error, max(scale, self.scale), self.count)
+
+    def join(self, other: Gap) -> Gap:
+        """The larger of both."""
+        error = float(np.maximum(self.error, other.error))  # NaN wins
+        return Gap(error, max(self.scale, other.scale), self.count + other.count)

@@ -26,10 +26,10 @@ from .channel_map import (
 from .fusion import chance, first_near_maximum, readability
 from .intervals import Estimate, estimate_difference, estimate_mean, mean_intervals
 from .lens import layers_of_rise, rises
-from .mediation import KINDS, Effects
-from .pairs import Modality
-from .separation import Curve, separation
+from .mediation import Effects
+from .separation import separation
 from .states import LayerStates
+from .terms import KINDS, Curve, Modality
 
 if TYPE_CHECKING:
     from ..model.vlm import VLM

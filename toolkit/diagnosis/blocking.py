@@ -11,32 +11,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ...adapters.artifact.manifest import Strict
 from ..data.records import Record
 from ..evaluation.evaluate import Rate, decide
 from ..evaluation.judge import Outcome
-from .intervals import Estimate, estimate_mean
+from .intervals import estimate_mean
 from .patching import skipped
+from .terms import Window
 
 if TYPE_CHECKING:
     from ..model.vlm import VLM
 
 WIDTH = 2
-
-
-class Window(Strict):
-    """What skipping some layers does.
-
-    Attributes:
-        layers: the skipped ones; empty for the whole model.
-        attack_success_change, refused_change: share minus that of the whole model, with a paired interval.
-    """
-
-    layers: tuple[int, ...]
-    attack_success: Rate
-    refused: Rate
-    attack_success_change: Estimate
-    refused_change: Estimate
 
 
 def windows(depth: int) -> list[tuple[int, ...]]:

@@ -31,11 +31,8 @@ from pydantic import JsonValue
 from ...adapters.artifact.files import atomic_folder, read_inside
 from ...adapters.artifact.manifest import BaseInfo, DataInfo, FileName, Sha256, Strict, dump_sealed, load_sealed
 from ...adapters.errors import InvalidArtifact, UsageError, WrongBase
-from .blocking import Window
 from .intervals import Estimate
-from .mediation import MediatorKind
-from .pairs import Modality, Positions
-from .separation import Curve
+from .terms import Curve, MediatorKind, Modality, Positions, Window
 
 MAP, TENSORS = "channel_map.json", "channel_map.safetensors"
 _MAP_LIMIT, _TENSORS_LIMIT = 256 * 2**20, 16 * 2**30

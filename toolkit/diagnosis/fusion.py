@@ -24,8 +24,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from .intervals import estimate_mean
-from .separation import FOLDS, Curve
+from .separation import FOLDS
 from .states import LayerStates
+from .terms import Curve
 
 NEAR = 0.02
 

@@ -22,21 +22,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
 from ...adapters.artifact.sites import Site
 from ..evaluation.refusal import RefusalTokens
-from .pairs import Modality, PairBatch, Positions
+from .pairs import PairBatch
 from .patching import margins, swapped
+from .terms import KINDS, Modality, Positions
 
 if TYPE_CHECKING:
     from ..model.vlm import VLM
-
-MediatorKind = Literal["attn", "mlp", "block"]
-KINDS: tuple[MediatorKind, ...] = ("attn", "mlp", "block")
 
 
 @dataclass(frozen=True)

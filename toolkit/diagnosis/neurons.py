@@ -21,8 +21,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..evaluation.refusal import RefusalTokens
-from .pairs import PairBatch, Positions
+from .pairs import PairBatch
 from .patching import last_logits, margins, mlp_output, neuron_swapped
+from .terms import Positions
 
 if TYPE_CHECKING:
     from ..model.vlm import VLM

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,12 +22,11 @@ from torch import Tensor
 
 from ..data.records import Record
 from ..model.requests import Inputs, Request
+from .terms import Modality, Positions
 
 if TYPE_CHECKING:
     from ..model.vlm import VLM
 
-Modality = Literal["textual", "visual"]  # of a pair: the harm is written, or shown
-Positions = Literal["all", "vision", "text", "last"]  # which tokens of a prompt, as scopes are called
 POSITIONS: dict[Modality, tuple[Positions, ...]] = {
     "textual": ("all", "last"),
     "visual": ("all", "vision", "text", "last"),

@@ -15,7 +15,8 @@ from ...adapters.artifact.sites import Site
 from ...adapters.errors import UsageError
 from ..evaluation.refusal import RefusalTokens
 from ..model.hooks import replace_hidden
-from .pairs import PairBatch, Positions
+from .pairs import PairBatch
+from .terms import Positions
 
 if TYPE_CHECKING:
     from ..model.vlm import VLM

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from ...adapters.errors import UsageError
 from .blocking import windows
-from .mediation import KINDS
-from .pairs import POSITIONS, Modality
+from .pairs import POSITIONS
+from .terms import KINDS, Modality
 
 LEAST_PAIRS, LEAST_RECORDS, LEAST_NEURONS = 8, 40, 4
 

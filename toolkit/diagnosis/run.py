@@ -19,13 +19,14 @@ from ..evaluation.refusal import ASKED, RefusalTokens
 from .assemble import Findings, assemble
 from .blocking import answer_without, windows
 from .channel_map import ChannelMap
-from .mediation import KINDS, Effects, mediate
+from .mediation import Effects, mediate
 from .neurons import Attribution, drawn, foremost, verify
-from .pairs import POSITIONS, Modality, Pair, PairBatch, batches, chunks, find_pairs, same_pictures, spread
+from .pairs import POSITIONS, Pair, PairBatch, batches, chunks, find_pairs, same_pictures, spread
 from .patching import margins, mlp_output
 from .plan import Plan
 from .separation import pair_key
 from .states import layer_states
+from .terms import KINDS, Modality
 
 if TYPE_CHECKING:
     from ..model.vlm import VLM

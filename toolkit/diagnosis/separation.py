@@ -24,37 +24,12 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ...adapters.artifact.manifest import Strict
 from ..data.records import Record
-from .intervals import Estimate, estimate_auroc, estimate_mean
+from .intervals import estimate_auroc, estimate_mean
 from .states import LayerStates
+from .terms import Curve
 
 FOLDS = 5
-
-
-class Curve(Strict):
-    """A measure per decoder layer, from 0.
-
-    Attributes:
-        low, high: bounds of the 95 % interval; None where the measure has none.
-    """
-
-    measure: str
-    records: str
-    values: tuple[float, ...]
-    low: tuple[float, ...] | None = None
-    high: tuple[float, ...] | None = None
-
-    @classmethod
-    def of(cls, measure: str, records: str, estimates: list[Estimate]) -> Curve:
-        """From one estimate per layer."""
-        return cls(
-            measure=measure,
-            records=records,
-            values=tuple(item.value for item in estimates),
-            low=tuple(item.low for item in estimates),
-            high=tuple(item.high for item in estimates),
-        )
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,8 @@ Written by :mod:`safetykit.toolkit.alignment.measure`.
 
 from __future__ import annotations
 
-from matplotlib.ticker import MaxNLocator
-
 from ....adapters.artifact.manifest import Strict
+from ..axes import whole_numbers
 from ..plots import BLUE, GREY, VERMILION, Plot, canvas, finished
 from .section import LayerName, Section
 
@@ -51,7 +50,7 @@ def _cosines(value: Alignment, tag: str) -> tuple[Plot, ...]:
                     )
             axes.set_title(title, loc="left")
             axes.set_ylabel("cosine")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            whole_numbers(axes.xaxis)
             axes.grid(color=GREY, alpha=0.3, lw=0.6)
         panels[-1].set_xlabel("decoder layer")
         panels[0].figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)

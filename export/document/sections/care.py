@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 
 from ....adapters.artifact.manifest import Strict
+from ..axes import whole_numbers
 from ..plots import CYCLE, GREY, INK, Plot, canvas, finished
 from .section import LayerName, Section
 
@@ -66,7 +66,7 @@ def _spectra(value: Subspaces, tag: str) -> Plot:
         axes.set_yscale("log")
         axes.set_xlabel("direction")
         axes.set_ylabel("malicious over benign variance, λ")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole_numbers(axes.xaxis)
         axes.grid(color=GREY, alpha=0.3, lw=0.6)
         axes.legend(ncols=2)
     words = "; ".join(f"layer {layer} {name}: largest λ {found.eigenvalues[0]:.3g}" for layer, name, found in lines)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ....adapters.artifact.manifest import Strict
+from ..axes import percent, whole_numbers
 from ..plots import BLUE, CYCLE, GREEN, GREY, INK, PURPLE, VERMILION, Plot, canvas, finished
 from .section import Section
 
@@ -145,7 +145,7 @@ def _curves(carriers: dict[str, Curves], report: DetectorReport, tag: str) -> Pl
             axes.set_ylim(-0.02, 1.02)
             axes.grid(color=GREY, alpha=0.3, lw=0.6)
             for axis in (axes.xaxis, axes.yaxis):
-                axis.set_major_formatter(PercentFormatter(1.0))
+                percent(axis)
         roc.figure.legend(loc="outside upper center", ncols=3)
     words = "; ".join(f"{name} AUROC {found.auroc:.3f}" for name, found in carriers.items() if found.auroc is not None)
     caption = f"Calibration records: {words}. The dotted line is the false-positive rate the threshold was set for."
@@ -214,7 +214,7 @@ def _pairs(rows: list[Tried], report: DetectorReport, tag: str) -> Plot:
         axes.set_yticks(range(len(fused)), [str(layer) for layer in fused])
         axes.set_xlabel("safety layer s")
         axes.set_ylabel("fused layer f")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole_numbers(axes.xaxis)
         place = report.place
         if place.safety in safety and place.fused in fused:
             axes.plot(
