@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import escape
 
+from .axes import few_ticks, percent, whole_numbers
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
