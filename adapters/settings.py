@@ -345,6 +345,8 @@ def _refusal(kind: type[Settings], error: ValidationError) -> UsageError:
     if first["type"] in _LIMITS:
         key, words = _LIMITS[first["type"]]
         return UsageError(f"{spelled} cannot be {value!r}.", f"It is {words} {context[key]:g}.")
+    if first["type"] == "missing":
+        return UsageError(f"{spelled} is needed.", field.description if field and field.description else "Give it.")
     if first["type"] == "too_short":
         return UsageError(f"{spelled} names nothing.", "Name at least one, or leave it out.")
     return UsageError(f"{spelled} cannot be {value!r}.", f"{first['msg']}.")

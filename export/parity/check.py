@@ -24,7 +24,6 @@ magnitude counts as 1 at least. The table is in :mod:`.tolerances`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -46,7 +45,7 @@ from .compare import compare_logits, compare_scores, parity_requests, parting_ma
 from .exposed import check_ops
 from .gap import Gap
 from .held import Comparable, comparable
-from .report import Check, Flip, ParityReport, find_flips, judged
+from .report import Check, Flip, ParityReport, find_flips, judged, judged_flips
 from .retrieval_checks import check_retrieval
 from .tolerances import EXACT, Tolerance, Tolerances, tolerances_of
 
@@ -121,7 +120,7 @@ class _Comparison:
         flips: list[Flip] = []
         if against.decisions is not None:
             flips = find_flips(*against.decisions)
-            checks.append(_flip_check(flips, len(against.decisions[0]), table.flips))
+            checks.append(judged_flips(flips, len(against.decisions[0]), table.flips))
             flips = self._with_margins(flips)
         return ParityReport(
             precision=self.onnx_vlm.manifest.precision,
@@ -292,16 +291,3 @@ def _statement_check(detector: DetectorInfo | None, stated: StatedDetector | Non
         settings = (float(np.float32(detector.threshold)), detector.refusal_token)
     same = stated is not None and stated.info == detector and stated.enforced == settings
     return judged("risk", "threshold and refusal", Gap(0.0 if same else 1.0, 1.0, 1), EXACT)
-
-
-def _flip_check(flips: Sequence[Flip], count: int, share: float) -> Check:
-    flipped, allowed = len({flip.id for flip in flips}), math.floor(share * count)
-    return Check(
-        kind="decisions",
-        case="evaluation records",
-        count=count,
-        error=flipped,
-        scale=count,
-        limit=allowed,
-        passed=flipped <= allowed,
-    )

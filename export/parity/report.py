@@ -194,5 +194,19 @@ def find_flips(pytorch: Sequence[Decision], onnx: Sequence[Decision]) -> list[Fl
     return flips
 
 
+def judged_flips(flips: Sequence[Flip], count: int, share: float) -> Check:
+    """Whether few enough of ``count`` records flipped: ``share`` of them may."""
+    flipped, allowed = len({flip.id for flip in flips}), math.floor(share * count)
+    return Check(
+        kind="decisions",
+        case="evaluation records",
+        count=count,
+        error=flipped,
+        scale=count,
+        limit=allowed,
+        passed=flipped <= allowed,
+    )
+
+
 def _state(score: float) -> str:
     return "missing" if math.isnan(score) else "open" if score > 0 else "closed"
