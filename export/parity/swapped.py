@@ -70,7 +70,7 @@ def _like(old: Tensor, array: np.ndarray) -> Tensor:
 
 
 def _updates(values: Mapping[str, np.ndarray]) -> list[WeightUpdate]:
-    """Updates by their sources: ``update.<name>``, or ``update.<name>.up`` and ``.down``."""
+    """Updates by their sources: ``update.<name>``, or ``.up`` and ``.down`` of it, which a graph has transposed."""
     found: dict[str, dict[str, Tensor]] = {}
     for source, array in values.items():
         if not source.startswith(_UPDATE):
@@ -78,6 +78,6 @@ def _updates(values: Mapping[str, np.ndarray]) -> list[WeightUpdate]:
         name, part = source.removeprefix(_UPDATE), "value"
         for ending in ("up", "down"):
             if name.endswith(f".{ending}"):
-                name, part = name.removesuffix(f".{ending}"), ending
-        found.setdefault(name, {})[part] = torch.from_numpy(array.astype(np.float32))
+                name, part, array = name.removesuffix(f".{ending}"), ending, array.T
+        found.setdefault(name, {})[part] = torch.from_numpy(np.array(array, np.float32, order="C"))
     return [WeightUpdate(name, tensors) for name, tensors in sorted(found.items())]
