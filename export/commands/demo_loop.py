@@ -85,7 +85,9 @@ def run_demo(
             write_atomic(folder / LATENCY, canonical_json(found[0].model_dump(mode="json")))
 
         asked = next(record for record in load_records(data_path(PREFIX), ["test"]) if record.carrier == "image")
-        asked.picture().save(work / "picture.png")
+        picture = asked.picture()
+        assert picture is not None  # its carrier is `image`
+        picture.save(work / "picture.png")
         result = export_onnx(
             model, [adapter], work / "export", data=PREFIX, base_onnx=work / "base", measure=measure, progress=clock
         ).describe()

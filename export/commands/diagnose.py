@@ -52,7 +52,7 @@ def diagnose(
             say=console.note,
         )
         doing("drawing")
-        beside = {}
+        beside: dict[str, bytes] = {}
         for item in diagnosis_plots(found.info):
             beside |= {f"{item.plot.tag}.png": item.png, f"{item.plot.tag}.svg": item.plot.svg.encode()}
         found.save(out, overwrite=overwrite, beside=beside)

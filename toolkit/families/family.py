@@ -15,7 +15,7 @@ import numpy as np
 from ...adapters.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from ..model.requests import Inputs
 
@@ -149,7 +149,7 @@ class Family:
         (pixels,) = self.vision_inputs(config)
         return {pixels.name: np.zeros(tuple(2 if isinstance(size, str) else size for size in pixels.shape), np.float32)}
 
-    def vision(self, model: nn.Module, **inputs: Tensor) -> tuple[Tensor, ...]:
+    def vision(self, model: Any, **inputs: Tensor) -> tuple[Tensor, ...]:
         """The vision graph: its outputs, then its taps. ``pixel_values`` is float32 whatever the weights are."""
         raise NotImplementedError
 
@@ -158,7 +158,7 @@ class Family:
         return (GraphInput("position_ids", "int64", ("batch", "sequence")),)
 
     def decoder(
-        self, model: nn.Module, inputs_embeds: Tensor, attention_mask: Tensor, cache: Any, **inputs: Tensor
+        self, model: Any, inputs_embeds: Tensor, attention_mask: Tensor, cache: Any, **inputs: Tensor
     ) -> Tensor:
         """The decoder graph: logits [batch, sequence, vocab]. ``cache`` is a filled transformers cache."""
         states = model.get_decoder()(

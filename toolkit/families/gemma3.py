@@ -24,7 +24,7 @@ from .masks import GroupedFamily, decoded, require_known_layers
 from .registry import register
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from ..model.requests import Inputs
 
@@ -50,7 +50,7 @@ class Gemma3(GroupedFamily):
 
     def decoder(
         self,
-        model: nn.Module,
+        model: Any,
         inputs_embeds: Tensor,
         attention_mask: Tensor,
         cache: Any,

@@ -23,7 +23,7 @@ from .family import Arrays, Family, GraphInput
 from .registry import register
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 @register
@@ -51,7 +51,7 @@ class Idefics3(Family):
         )
 
     def vision(
-        self, model: nn.Module, pixel_values: Tensor, patch_position_ids: Tensor, patch_mask: Tensor
+        self, model: Any, pixel_values: Tensor, patch_position_ids: Tensor, patch_mask: Tensor
     ) -> tuple[Tensor, ...]:
         import torch
 

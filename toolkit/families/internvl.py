@@ -19,7 +19,7 @@ from .llava import require_selection
 from .registry import register
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 @register
@@ -33,7 +33,7 @@ class InternVL(Family):
         super().check(config)
         require_selection(config)
 
-    def vision(self, model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, ...]:
+    def vision(self, model: Any, pixel_values: Tensor) -> tuple[Tensor, ...]:
         config, inner = model.config, model.model
         pixels = pixel_values.to(next(inner.vision_tower.parameters()).dtype)
         layer = config.vision_feature_layer

@@ -17,7 +17,7 @@ from .family import Family
 from .registry import register
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 @register
@@ -32,7 +32,7 @@ class Llava(Family):
         super().check(config)
         require_selection(config)
 
-    def vision(self, model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, ...]:
+    def vision(self, model: Any, pixel_values: Tensor) -> tuple[Tensor, ...]:
         vision = selected_states(model, pixel_values)
         return model.model.multi_modal_projector(vision), vision
 
@@ -55,7 +55,7 @@ def require_selection(config: Any) -> None:
         )
 
 
-def selected_states(model: nn.Module, pixel_values: Tensor) -> Tensor:
+def selected_states(model: Any, pixel_values: Tensor) -> Tensor:
     """States of the tower's chosen layers [n, tokens, d_vision·layers], as the projector reads them.
 
     Tower and projector are called one after the other, because the model's own ``get_image_features`` turns its result

@@ -28,7 +28,7 @@ from .llava import require_selection, selected_states
 from .registry import register
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 _CORNERS = 4
 
@@ -62,7 +62,7 @@ class LlavaNext(Family):
         )
 
     def vision(
-        self, model: nn.Module, pixel_values: Tensor, packing_index: Tensor, packing_weight: Tensor
+        self, model: Any, pixel_values: Tensor, packing_index: Tensor, packing_weight: Tensor
     ) -> tuple[Tensor, ...]:
         import torch
 

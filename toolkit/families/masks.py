@@ -11,7 +11,7 @@ from ...adapters.errors import UsageError
 from .family import Family, GraphInput
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
@@ -19,7 +19,7 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 class GroupedFamily(Family):
     """SigLIP, a projector, and a decoder whose groups come as ``token_type_ids``."""
 
-    def vision(self, model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, ...]:
+    def vision(self, model: Any, pixel_values: Tensor) -> tuple[Tensor, ...]:
         tower = model.model.vision_tower
         vision = tower(pixel_values=pixel_values.to(tower.dtype)).last_hidden_state
         return model.model.multi_modal_projector(vision), vision
@@ -42,7 +42,7 @@ def require_known_layers(text: Any) -> None:
 
 
 def decoded(
-    model: nn.Module,
+    model: Any,
     inputs_embeds: Tensor,
     attention_mask: Tensor,
     cache: Any,

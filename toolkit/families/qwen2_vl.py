@@ -52,7 +52,7 @@ class Qwen2VL(Family):
         pixels = np.zeros((int(grids.prod(axis=1).sum()), int(numbers)), np.float32)
         return self.vision_feeds(config, {"pixel_values": pixels, "image_grid_thw": grids})
 
-    def vision(self, model: nn.Module, pixel_values: Tensor, **of_patches: Tensor) -> tuple[Tensor, ...]:
+    def vision(self, model: Any, pixel_values: Tensor, **of_patches: Tensor) -> tuple[Tensor, ...]:
         tower = model.model.visual
         *_, states = self.states(tower, embedded(tower, pixel_values), of_patches)
         vision = states[None]

@@ -25,7 +25,7 @@ from .qwen2_vl import Qwen2VL, embedded
 from .registry import register
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 @register
@@ -42,7 +42,7 @@ class Qwen3VL(Qwen2VL):
     scattered: ClassVar[dict[str, str]] = {"deepstack_features": "deepstack"}
 
     def vision(
-        self, model: nn.Module, pixel_values: Tensor, table_rows: Tensor, table_weights: Tensor, **of_patches: Tensor
+        self, model: Any, pixel_values: Tensor, table_rows: Tensor, table_weights: Tensor, **of_patches: Tensor
     ) -> tuple[Tensor, ...]:
         import torch
 
@@ -61,7 +61,7 @@ class Qwen3VL(Qwen2VL):
 
     def decoder(
         self,
-        model: nn.Module,
+        model: Any,
         inputs_embeds: Tensor,
         attention_mask: Tensor,
         cache: Any,
