@@ -7,6 +7,7 @@ edited as well fails against what the JSON yields.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -100,7 +101,9 @@ def check_card(folder: Path) -> tuple[str, ...]:
     folder = Path(folder)
     read_manifest(folder)
     figures = read_figures(folder)
-    documents = [(LAYOUT.card, render_card_from(figures), str.__eq__)]
+    documents: list[tuple[str, str, Callable[[str, str], bool]]] = [
+        (LAYOUT.card, render_card_from(figures), str.__eq__)
+    ]
     if find_spec("matplotlib") is not None:
         from .report import render_report_from, same_report
 

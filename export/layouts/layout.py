@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from ...toolkit.model.requests import Inputs
-    from ..parity.compare import Gap
+    from ..parity.gap import Gap
     from ..runtime.onnx_vlm import OnnxVLM
 
 _TEMPLATES = Path(__file__).parents[2] / "model_cards"

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from ....toolkit.model.requests import Inputs
-    from ...parity.compare import Gap
+    from ...parity.gap import Gap
     from ...runtime.onnx_vlm import OnnxVLM
 
 CONFIG, PROCESSOR, EMBEDDING = "genai_config.json", "vision_processor.json", "embedding.onnx"
@@ -75,7 +75,7 @@ class GenAI(RuntimeLayout):
         """The embedding graph that puts pictures in itself, against embeddings and features put together here."""
         import numpy as np
 
-        from ...parity.compare import Gap
+        from ...parity.gap import Gap
         from ...runtime.sessions import open_session
 
         folder, ids = vlm.path, {INPUT_IDS: inputs.input_ids}

@@ -12,9 +12,9 @@ from safetykit.toolkit.data.records import Record, load_records
 from safetykit.toolkit.diagnosis import patching
 from safetykit.toolkit.diagnosis.blocking import answer_without, compare, windows
 from safetykit.toolkit.diagnosis.mediation import Effects, mediate
-from safetykit.toolkit.diagnosis.terms import KINDS
 from safetykit.toolkit.diagnosis.neurons import Attribution, drawn, foremost, verify
 from safetykit.toolkit.diagnosis.pairs import POSITIONS, Pair, PairBatch, batches, find_pairs, same_pictures, spread
+from safetykit.toolkit.diagnosis.terms import KINDS
 from safetykit.toolkit.evaluation.refusal import RefusalTokens
 from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.vlm import VLM
