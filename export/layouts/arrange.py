@@ -15,8 +15,9 @@ from ..base.own import graph_info
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph, write_manifest
 from ..names import TOKEN_TYPES, VISION_MASK
 from .carry import require_carried
+from .mask_channel import add_mask_channel
 from .registry import get_layout
-from .surgery import add_mask_channel, number_phases, relocate
+from .surgery import number_phases, relocate
 
 
 def require_layout(layout: str, architecture: str, adapters: Sequence[Adapter], *, enforce: bool) -> None:

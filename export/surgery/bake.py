@@ -21,20 +21,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-from onnx_ir.passes import InPlacePass, InvariantError, PassResult
-from onnx_ir.passes.common import CheckerPass, TopologicalSortPass
 
 from ...adapters.artifact.adapter import Intervention
 from ...adapters.artifact.sites import Site
-from ...adapters.errors import SafetykitError, UnsupportedGraph, UsageError
+from ...adapters.errors import UnsupportedGraph, UsageError
 from ...adapters.ops.op import Corrector, Detector
 from ..manifest import Graph
 from ..names import DOMAIN, ENABLED, OP, RISK, SCORE, VISION_MASK, intervention, own
 from .building import GraphBuilder
 from .functions import OpFunction, mask_function, op_function
 from .gates import GateState, HeldGates
+from .passes import GraphPass
 from .residual import ResidualStream, find_residual_stream, require_unadapted
 from .taps import Tap, decoder_tap, graph_of, vision_tap
 
@@ -73,23 +71,10 @@ def bake(
         UsageError: a site does not exist, or a scope or phase can never apply there.
         UnsupportedGraph: the graph is adapted already or is not understood.
     """
-    return raising_causes(BakePass(graph, placed, swappable=swappable, gate_state=gate_state), model)
+    return BakePass(graph, placed, swappable=swappable, gate_state=gate_state).run(model)
 
 
-def raising_causes(surgery: InPlacePass, model: ir.Model) -> ir.Model:
-    """Run a pass; a condition that does not hold raises our own error instead of the pass machinery's."""
-    try:
-        return surgery(model).model
-    except InvariantError as error:
-        cause = error.__cause__
-        while cause is not None and not isinstance(cause, SafetykitError):
-            cause = cause.__cause__
-        if cause is not None:
-            raise cause from None
-        raise
-
-
-class BakePass(InPlacePass):
+class BakePass(GraphPass):
     """requires: the residual stream is found and every site exists.
     ensures: the checker accepts the graph if it accepted the base, and each intervention is applied
     exactly once. Graphs with operators that only ONNX Runtime knows are left to its own loading check.
@@ -102,7 +87,6 @@ class BakePass(InPlacePass):
         self.graph_name, self.placed = graph, tuple(placed)
         self._swappable, self._gate_state = swappable, gate_state
         self._stream: ResidualStream | None = None
-        self._standard = True
 
     def requires(self, model: ir.Model) -> None:
         require_unadapted(model)
@@ -116,9 +100,9 @@ class BakePass(InPlacePass):
             self._stream = find_residual_stream(model)
             for one in self.placed:
                 one.item.site.require_within(self._stream.n_layers)
-        self._standard = passes_checker(model)
+        self.note_checker(model)
 
-    def call(self, model: ir.Model) -> PassResult:
+    def change(self, model: ir.Model) -> None:
         builder = _Builder(model, self._stream, self.placed, swappable=self._swappable, gate_state=self._gate_state)
         groups: dict[Site, list[Placed]] = {}
         for one in self.placed:
@@ -132,14 +116,9 @@ class BakePass(InPlacePass):
                 tap.replace(value)
         if builder.gates:
             builder.gates.close()
-        TopologicalSortPass()(model)
-        return PassResult(model, modified=True)
 
     def ensures(self, model: ir.Model) -> None:
-        if self._standard and not passes_checker(model):
-            raise UnsupportedGraph(
-                "The ONNX checker accepts the base graph but not the adapted one.", "Report this graph."
-            )
+        self.ensure_checker(model, "its adapters")
         applied = Counter(node.name for node in model.graph if node.domain == DOMAIN)
         for one in self.placed:
             if applied[one.name(OP)] != 1:
@@ -147,20 +126,6 @@ class BakePass(InPlacePass):
                     f"Intervention {one.index} at {one.item.site} is applied {applied[one.name('op')]} times.",
                     "Report this graph.",
                 )
-
-
-def passes_checker(model: ir.Model) -> bool:
-    """Whether the ONNX checker accepts the graph; ``model`` stays as it is."""
-    model = model.clone()
-    for value in model.graph.initializers.values():
-        # The checker looks for external data in the working directory; the pass drops only large tensors itself.
-        if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.nbytes <= 2**16:
-            value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
-    try:
-        CheckerPass()(model)
-    except onnx.checker.ValidationError:
-        return False
-    return True
 
 
 def _require_reachable(item: Intervention) -> None:

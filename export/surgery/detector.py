@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import TopologicalSortPass
 
 from ...adapters.artifact.manifest import DetectorInfo
 from ...adapters.errors import UnsupportedGraph
@@ -19,6 +18,7 @@ from ..metadata import read_metadata, write_metadata
 from ..names import ENFORCE, LOGITS, RISK, THRESHOLD, TOKEN, own
 from .building import GraphBuilder
 from .functions import forcing_function
+from .passes import GraphPass, broken
 from .residual import head_output
 
 
@@ -41,12 +41,41 @@ def install_detector(model: ir.Model, detector: DetectorInfo, *, enforce: bool) 
     Raises:
         UnsupportedGraph: the graph gives no risk or no logits.
     """
+    DetectorPass(detector, enforce=enforce).run(model)
+
+
+class DetectorPass(GraphPass):
+    """requires: the graph gives a risk and logits.
+    ensures: the graph states this detector, forces by its very threshold and token or not at all, and still gives both.
+    """
+
+    def __init__(self, detector: DetectorInfo, *, enforce: bool) -> None:
+        super().__init__()
+        self.detector, self.enforce = detector, enforce
+
+    def requires(self, model: ir.Model) -> None:
+        if not {RISK, LOGITS} <= {value.name for value in model.graph.outputs}:
+            raise UnsupportedGraph(f"The graph has no outputs `{RISK}` and `{LOGITS}`.", "Bake the detector first.")
+        if self.enforce:
+            self.note_checker(model)
+
+    def change(self, model: ir.Model) -> None:
+        model.metadata_props.update(write_metadata(self.detector))
+        if self.enforce:
+            _force(model, self.detector)
+
+    def ensures(self, model: ir.Model) -> None:
+        self.ensure_checker(model, "its detector")
+        wanted = (float(np.float32(self.detector.threshold)), self.detector.refusal_token) if self.enforce else None
+        if stated_detector(model) != StatedDetector(self.detector, wanted):
+            raise broken("The graph does not state the detector that it was given")
+        if not {RISK, LOGITS} <= {value.name for value in model.graph.outputs}:
+            raise broken(f"The graph gives no `{RISK}` and `{LOGITS}` any more")
+
+
+def _force(model: ir.Model, detector: DetectorInfo) -> None:
+    """Have the graph force the logits of refused rows."""
     outputs = {value.name: value for value in model.graph.outputs}
-    if RISK not in outputs or LOGITS not in outputs:
-        raise UnsupportedGraph(f"The graph has no outputs `{RISK}` and `logits`.", "Bake the detector first.")
-    model.metadata_props.update(write_metadata(detector))
-    if not enforce:
-        return
     builder, logits = GraphBuilder(model), head_output(outputs[LOGITS])
     readers = tuple(logits.uses())  # listed now: the forcing itself reads the value too
     function = builder.register(forcing_function(logits, builder.opset))
@@ -63,7 +92,6 @@ def install_detector(model: ir.Model, detector: DetectorInfo, *, enforce: bool) 
     if logits is outputs[LOGITS]:
         logits.name, forced.name = own("logits"), LOGITS
         model.graph.outputs[list(model.graph.outputs).index(logits)] = forced
-    TopologicalSortPass()(model)
 
 
 def stated_detector(model: ir.Model) -> StatedDetector | None:

@@ -27,18 +27,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import InPlacePass, PassResult
-from onnx_ir.passes.common import TopologicalSortPass
 
 from ...adapters.artifact.sites import Site
 from ...adapters.errors import UnsupportedGraph
 from ...adapters.ops.branch import Branch
 from ...adapters.ops.op import Corrector
 from ..names import BRANCH, OP, RISK
-from .bake import Placed, add_risk, passes_checker, raising_causes
+from .bake import Placed, add_risk
 from .blocks import cache_readers
 from .building import GraphBuilder
 from .functions import branch_functions
+from .passes import GraphPass, broken
 from .residual import ResidualStream, skip_bias
 
 _UNFUSED = {
@@ -58,7 +57,7 @@ def fork(model: ir.Model, stream: ResidualStream, branch: Branch, placed: Sequen
         UsageError: a site does not exist.
         UnsupportedGraph: the graph holds a detector already, or its head was not recognised.
     """
-    return raising_causes(ForkPass(stream, branch, placed), model)
+    return ForkPass(stream, branch, placed).run(model)
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class _State:
     normed: ir.Value | None = None
 
 
-class ForkPass(InPlacePass):
+class ForkPass(GraphPass):
     """requires: both sites exist, the head is known, and nothing yields a risk yet.
     ensures: the checker accepts the graph if it accepted it before; every node that was there is there and reads
     what it read; the branch reads the KV cache of every block after s once, and of no other.
@@ -83,7 +82,6 @@ class ForkPass(InPlacePass):
     def __init__(self, stream: ResidualStream, branch: Branch, placed: Sequence[Placed]) -> None:
         super().__init__()
         self.stream, self.branch, self.placed = stream, branch, tuple(placed)
-        self._standard = True
         self._before: dict[ir.Node, tuple[ir.Value | None, ...]] = {}
 
     def requires(self, model: ir.Model) -> None:
@@ -93,30 +91,27 @@ class ForkPass(InPlacePass):
             raise UnsupportedGraph("No matrix product that gives `logits` was found.", "Export the decoder again.")
         if any(value.name == RISK for value in model.graph.outputs):
             raise UnsupportedGraph(f"The graph already has an output `{RISK}`.", "Start from the base graph.")
-        self._standard = passes_checker(model)
+        self.note_checker(model)
         self._before = {node: tuple(node.inputs) for node in model.graph}
 
-    def call(self, model: ir.Model) -> PassResult:
+    def change(self, model: ir.Model) -> None:
         builder = GraphBuilder(model)
         safety, fused = (self._state(builder, site) for site in (self.branch.safety, self.branch.fused))
         nothing = builder.node("Equal", [builder.past_length(), _zero(builder)], ir.DataType.BOOL, [])
         then_branch, else_branch = self._branch(builder, safety, fused.value), _no_risk(builder, fused.value)
         branches = {"then_branch": then_branch, "else_branch": else_branch}
         add_risk(model.graph, builder.node("If", [nothing], ir.DataType.FLOAT, ["batch"], branches))
-        TopologicalSortPass()(model)
-        return PassResult(model, modified=True)
 
     def ensures(self, model: ir.Model) -> None:
-        if self._standard and not passes_checker(model):
-            raise UnsupportedGraph("The ONNX checker accepts the graph but not with its branch.", "Report this graph.")
+        self.ensure_checker(model, "its branch")
         now = {node: tuple(node.inputs) for node in model.graph}
         if any(now.get(node) != inputs for node, inputs in self._before.items()):
-            raise UnsupportedGraph("The branch has changed the answer's own nodes.", "Report this graph.")
+            raise broken("The branch has changed the answer's own nodes")
         assert self.branch.safety.layer is not None
         wanted = list(range(self.branch.safety.layer + 1, self.stream.n_layers))
         found = sorted(layer for layer, inside in cache_readers(model.graph) if inside)
         if found != wanted:
-            raise UnsupportedGraph(f"The branch runs blocks {found} instead of {wanted}.", "Report this graph.")
+            raise broken(f"The branch runs blocks {found} instead of {wanted}")
 
     def _state(self, builder: GraphBuilder, site: Site) -> _State:
         """The stream after the block of ``site``, with what was baked there."""

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import TopologicalSortPass
 
 from ...adapters.artifact.updates import WeightUpdate, by_parameter
 from ...adapters.errors import UsageError
 from ..manifest import Graph
 from ..names import own
 from .building import GraphBuilder
-from .updates import LayerUpdate, find_product
+from .passes import GraphPass, broken
+from .updates import LayerUpdate, Product, find_product
 
 
 @dataclass(frozen=True)
@@ -70,19 +70,43 @@ def add_terms(model: ir.Model, graph: Graph, terms: Sequence[LowRank]) -> ir.Mod
         UsageError: a term is zero.
         UnsupportedGraph: a layer was not found for certain.
     """
-    mine = [term for term in terms if term.layer.graph == graph]
-    for term in mine:
-        if not (term.up.any() and term.down.any()):
-            raise UsageError(f"The low-rank update of {term.parameter} is zero.", "Fit the adapter again.")
-        _add(model, term)
-    if mine:
-        TopologicalSortPass()(model)
-    return model
+    return LowRankPass(graph, terms).run(model)
 
 
-def _add(model: ir.Model, term: LowRank) -> None:
+class LowRankPass(GraphPass):
+    """requires: no term is zero, and each one's product is found for certain.
+    ensures: each factor is read once, and the graph gives what it gave, by the same names.
+    """
+
+    def __init__(self, graph: Graph, terms: Sequence[LowRank]) -> None:
+        super().__init__()
+        self.terms = tuple(term for term in terms if term.layer.graph == graph)
+        self._outputs: list[str | None] = []
+        self._products: list[Product] = []
+
+    def requires(self, model: ir.Model) -> None:
+        for term in self.terms:
+            if not (term.up.any() and term.down.any()):
+                raise UsageError(f"The low-rank update of {term.parameter} is zero.", "Fit the adapter again.")
+            self._products.append(find_product(model.graph, term.layer, term.parameter))
+        self._outputs = [value.name for value in model.graph.outputs]
+
+    def change(self, model: ir.Model) -> None:
+        for term, found in zip(self.terms, self._products, strict=True):
+            _add(model, term, found)
+
+    def ensures(self, model: ir.Model) -> None:
+        if [value.name for value in model.graph.outputs] != self._outputs:
+            raise broken("Outputs have other names after low-rank updates were added")
+        for term in self.terms:
+            for part in ("down", "up"):
+                value = model.graph.initializers.get(own(f"{term.parameter}.{part}"))
+                if value is None or len(value.uses()) != 1:
+                    raise broken(f"The factor {part} of {term.parameter} is not read once")
+
+
+def _add(model: ir.Model, term: LowRank, found: Product) -> None:
     builder = GraphBuilder(model)
-    found = find_product(model.graph, term.layer, term.parameter)
     dtype, output, x = found.dtype, found.node.outputs[0], found.node.inputs[0]
     assert x is not None
     output.dtype = output.dtype or x.dtype

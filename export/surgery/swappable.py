@@ -18,6 +18,7 @@ from ..names import BRANCH, THRESHOLD, TOKEN, own
 from .adapter_file import write_adapter_file
 from .bake import Placed
 from .lowrank import LowRank
+from .passes import GraphPass, broken
 from .updates import LayerUpdate, reads_transposed
 
 
@@ -102,14 +103,44 @@ def open_parameters(model: ir.Model, parameters: Sequence[ParameterInfo]) -> Non
 
     Scalars become vectors of one number: ONNX Runtime's adapter files cannot hold tensors without axes.
     """
-    graph = model.graph
-    for one in parameters:
-        value = graph.initializers[one.name]
-        assert value.const_value is not None and value.shape is not None
-        if len(value.shape) == 0:
-            value = _as_vector(graph, value)
-        value.shape = ir.Shape(one.shape)
-        graph.inputs.append(value)
+    OpenPass(parameters).run(model)
+
+
+class OpenPass(GraphPass):
+    """requires: every parameter is an initializer that a node reads, and not open yet.
+    ensures: every one is an input and an initializer of the stated shape, and nothing else became an input.
+    """
+
+    def __init__(self, parameters: Sequence[ParameterInfo]) -> None:
+        super().__init__()
+        self.parameters = tuple(parameters)
+        self._inputs: list[str | None] = []
+
+    def requires(self, model: ir.Model) -> None:
+        for one in self.parameters:
+            value = model.graph.initializers.get(one.name)
+            if value is None or value.const_value is None or value.is_graph_input() or not value.uses():
+                raise UnsupportedGraph(f"The graph does not read the parameter {one.name}.", "Report this graph.")
+        self._inputs = [value.name for value in model.graph.inputs]
+
+    def change(self, model: ir.Model) -> None:
+        graph = model.graph
+        for one in self.parameters:
+            value = graph.initializers[one.name]
+            assert value.const_value is not None and value.shape is not None
+            if len(value.shape) == 0:
+                value = _as_vector(graph, value)
+            value.shape = ir.Shape(one.shape)
+            graph.inputs.append(value)
+
+    def ensures(self, model: ir.Model) -> None:
+        names = [value.name for value in model.graph.inputs]
+        if names != [*self._inputs, *(one.name for one in self.parameters)]:
+            raise broken("The inputs are not those before and the parameters")
+        for one in self.parameters:
+            value = model.graph.initializers.get(one.name)
+            if value is None or value.shape != ir.Shape(one.shape):
+                raise broken(f"The parameter {one.name} has no default of shape {one.shape}")
 
 
 def _as_vector(graph: ir.Graph, scalar: ir.Value) -> ir.Value:

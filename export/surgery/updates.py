@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import TopologicalSortPass
 
 from ...adapters.artifact.updates import WeightUpdate
 from ...adapters.errors import UnsupportedGraph, UsageError
 from ..base.matrices import QUANTISED, locate, matrix_of
 from ..manifest import Graph
 from ..names import BIAS, is_own, own
+from .passes import GraphPass, broken
 from .residual import SKIP_NORMS, bias_input
 
 if TYPE_CHECKING:
@@ -95,20 +95,47 @@ def update_graph(model: ir.Model, graph: Graph, layers: Sequence[LayerUpdate]) -
         UsageError: nothing changes at the graph's precision, or a value overflows it.
         UnsupportedGraph: the graph is adapted already, or a parameter was not found for certain.
     """
-    if taken := [name for name in model.graph.initializers if is_own(name)]:
-        raise UnsupportedGraph(
-            f"The graph already holds a safetykit adapter (`{taken[0]}`).",
-            "Start from the base graph and give all adapters at once: --adapter A --adapter B.",
-        )
-    mine = [layer for layer in layers if layer.graph == graph]
-    moved = [_update_layer(model.graph, layer) for layer in mine]
-    if mine and not any(moved):
-        raise UsageError(
-            f"The weight updates change nothing in the {graph} graph at its precision.",
-            "Fit the adapter again, or export in fp32.",
-        )
-    TopologicalSortPass()(model)
-    return model
+    return UpdatePass(graph, layers).run(model)
+
+
+class UpdatePass(GraphPass):
+    """requires: the graph holds no adapter yet.
+    ensures: every new weight is an initializer that a node reads; but for sums with biases no node was added, and none
+    is gone.
+    """
+
+    def __init__(self, graph: Graph, layers: Sequence[LayerUpdate]) -> None:
+        super().__init__()
+        self.graph_name, self.layers = graph, tuple(layer for layer in layers if layer.graph == graph)
+        self._before: set[ir.Node] = set()
+
+    def requires(self, model: ir.Model) -> None:
+        if taken := [name for name in model.graph.initializers if is_own(name)]:
+            raise UnsupportedGraph(
+                f"The graph already holds a safetykit adapter (`{taken[0]}`).",
+                "Start from the base graph and give all adapters at once: --adapter A --adapter B.",
+            )
+        self._before = set(model.graph)
+
+    def change(self, model: ir.Model) -> None:
+        moved = [_update_layer(model.graph, layer) for layer in self.layers]
+        if self.layers and not any(moved):
+            raise UsageError(
+                f"The weight updates change nothing in the {self.graph_name} graph at its precision.",
+                "Fit the adapter again, or export in fp32.",
+            )
+
+    def ensures(self, model: ir.Model) -> None:
+        now = set(model.graph)
+        if lost := self._before - now:
+            raise broken(f"{len(lost)} nodes are gone after weights were updated")
+        if strange := [node for node in now - self._before if not (node.name or "").startswith(f"{BIAS}.")]:
+            raise broken(f"Updating weights has added {strange[0].op_type} {strange[0].name!r}")
+        for layer in self.layers:
+            for leaf in layer.new:
+                value = model.graph.initializers.get(own(f"{layer.layer}.{leaf}"))
+                if value is None or not value.uses():
+                    raise broken(f"No node reads the new {layer.layer}.{leaf}")
 
 
 def _update_layer(graph: ir.Graph, layer: LayerUpdate) -> bool:
@@ -339,26 +366,46 @@ def merge_biases(model: ir.Model) -> ir.Model:
 
     A bias whose sum an op or another node reads too keeps its own node.
     """
-    graph = model.graph
-    for node in [node for node in graph if (node.name or "").startswith(f"{BIAS}.")]:
-        product, bias = node.inputs
-        uses = list(node.outputs[0].uses())
-        if len(uses) != 1 or node.outputs[0].is_graph_output() or product is None or bias is None:
-            continue
-        reader, index = uses[0]
-        if reader.op_type in SKIP_NORMS and index < 2:
-            at = bias_input(reader)
-            if len(reader.inputs) <= at:
-                reader.resize_inputs(at + 1)
-            if reader.inputs[at] is not None:
+    return MergeBiasesPass().run(model)
+
+
+class MergeBiasesPass(GraphPass):
+    """requires: nothing; a graph without such additions stays as it is.
+    ensures: every bias that was added is still read, once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._biases: list[ir.Value | None] = []
+
+    def requires(self, model: ir.Model) -> None:
+        self._biases = [node.inputs[1] for node in model.graph if (node.name or "").startswith(f"{BIAS}.")]
+
+    def change(self, model: ir.Model) -> None:
+        graph = model.graph
+        for node in [node for node in graph if (node.name or "").startswith(f"{BIAS}.")]:
+            product, bias = node.inputs
+            uses = list(node.outputs[0].uses())
+            if len(uses) != 1 or node.outputs[0].is_graph_output() or product is None or bias is None:
                 continue
-            reader.replace_input_with(at, bias)
-        elif reader.op_type == "Add" and reader.domain in ("", "ai.onnx"):
-            reader.op_type = "Sum"
-            reader.resize_inputs(3)
-            reader.replace_input_with(2, bias)
-        else:
-            continue
-        reader.replace_input_with(index, product)
-        graph.remove(node, safe=True)
-    return model
+            reader, index = uses[0]
+            if reader.op_type in SKIP_NORMS and index < 2:
+                at = bias_input(reader)
+                if len(reader.inputs) <= at:
+                    reader.resize_inputs(at + 1)
+                if reader.inputs[at] is not None:
+                    continue
+                reader.replace_input_with(at, bias)
+            elif reader.op_type == "Add" and reader.domain in ("", "ai.onnx"):
+                reader.op_type = "Sum"
+                reader.resize_inputs(3)
+                reader.replace_input_with(2, bias)
+            else:
+                continue
+            reader.replace_input_with(index, product)
+            graph.remove(node, safe=True)
+
+    def ensures(self, model: ir.Model) -> None:
+        for bias in self._biases:
+            if bias is None or len(bias.uses()) != 1:
+                raise broken(f"The bias {bias and bias.name} is read {len(bias.uses()) if bias else 0} times")
