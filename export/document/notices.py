@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from .figures import Figures
+from ..manifest import ExportManifest
+from ..parity.report import ParityReport
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,28 @@ class Notice:
     warning: bool = True
 
 
-def notices(figures: Figures) -> tuple[Notice, ...]:
+class Noted(Protocol):
+    """What notices are read off (``figures.Figures``)."""
+
+    @property
+    def manifest(self) -> ExportManifest: ...
+
+    @property
+    def parity(self) -> ParityReport | None: ...
+
+    @property
+    def decisions_compared(self) -> int | None: ...
+
+    @property
+    def organism(self) -> bool: ...
+
+
+def notices(figures: Noted) -> tuple[Notice, ...]:
     """The notices of an export, warnings first."""
     return tuple(_notices(figures))
 
 
-def _notices(figures: Figures) -> Iterator[Notice]:
+def _notices(figures: Noted) -> Iterator[Notice]:
     manifest = figures.manifest
     if manifest.wrong_base_allowed:
         yield Notice(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import escape
 
-from .axes import few_ticks, percent, whole_numbers
+from .axes import whole_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .sections.sweep import SweepTable
 
 BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#888888"
 CYCLE = (BLUE, VERMILION, GREEN, PURPLE, "#E69F00", "#56B4E9")
@@ -178,34 +177,6 @@ def finished(tag: str, title: str, caption: str, words: str, buffer: StringIO) -
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(f"{title}: {words}.")}"', 1)
     return Plot(tag, title, caption, re.sub(r' (width|height)="[\d.]+pt"', "", svg.strip(), count=2))
-
-
-def sweep(table: SweepTable, tag: str) -> Plot:
-    """Attack success against over-refusal of every trial, the chosen one and the unmodified model marked."""
-    trials = [(trial["over_refusal"], trial["attack_success"]) for trial in table.trials]
-    with canvas(3.6) as (_, (axes,), buffer):
-        axes.plot(*zip(*trials, strict=True), "o", ms=4, color=GREY, alpha=0.8, mew=0, label="trial")
-        before, best = table.undefended, table.best
-        axes.plot(before["over_refusal"], before["attack_success"], "s", ms=8, color=VERMILION, label="unmodified")
-        axes.plot(best["over_refusal"], best["attack_success"], "D", ms=8, color=BLUE, label="chosen")
-        limit = before["over_refusal"] + table.allowed_cost
-        axes.axvline(limit, color=INK, lw=1, ls=":", label="allowed cost")
-        axes.set_xlabel("over-refusal, share of harmless records")
-        axes.set_ylabel("attack success, share of harmful records")
-        for axis in (axes.xaxis, axes.yaxis):
-            percent(axis)
-            few_ticks(axis)
-        axes.grid(color=GREY, alpha=0.3, lw=0.6)
-        legend(axes)
-    words = (
-        f"chosen {100 * best['attack_success']:.1f}% attack success, {100 * best['over_refusal']:.1f}% over-refusal; "
-        f"unmodified {100 * before['attack_success']:.1f}% and {100 * before['over_refusal']:.1f}%"
-    )
-    caption = (
-        f"{len(trials)} settings tried on the calibration split; down and left is better. Right of the dotted line the "
-        "allowed over-refusal is exceeded."
-    )
-    return finished(tag, "Settings tried", caption, words, buffer)
 
 
 def spectra(values: Mapping[str, Sequence[float]], tag: str) -> Plot:

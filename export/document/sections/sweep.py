@@ -8,7 +8,8 @@ from pydantic import JsonValue, model_validator
 
 from ....adapters.artifact.manifest import Strict
 from ....toolkit.evaluation.preference import rank
-from .. import plots
+from ..axes import few_ticks, percent
+from ..plots import BLUE, GREY, INK, VERMILION, Plot, canvas, finished, legend
 from .section import Section
 
 FIGURES = ("attack_success", "over_refusal", "exact")
@@ -76,4 +77,32 @@ class SweepTable(Strict):
         return tuple(kept)
 
 
-SWEEP = Section("sweep", SweepTable, lambda table, tag: (plots.sweep(table, tag),))
+def sweep_plot(table: SweepTable, tag: str) -> Plot:
+    """Attack success against over-refusal of every trial, the chosen one and the unmodified model marked."""
+    trials = [(trial["over_refusal"], trial["attack_success"]) for trial in table.trials]
+    with canvas(3.6) as (_, (axes,), buffer):
+        axes.plot(*zip(*trials, strict=True), "o", ms=4, color=GREY, alpha=0.8, mew=0, label="trial")
+        before, best = table.undefended, table.best
+        axes.plot(before["over_refusal"], before["attack_success"], "s", ms=8, color=VERMILION, label="unmodified")
+        axes.plot(best["over_refusal"], best["attack_success"], "D", ms=8, color=BLUE, label="chosen")
+        limit = before["over_refusal"] + table.allowed_cost
+        axes.axvline(limit, color=INK, lw=1, ls=":", label="allowed cost")
+        axes.set_xlabel("over-refusal, share of harmless records")
+        axes.set_ylabel("attack success, share of harmful records")
+        for axis in (axes.xaxis, axes.yaxis):
+            percent(axis)
+            few_ticks(axis)
+        axes.grid(color=GREY, alpha=0.3, lw=0.6)
+        legend(axes)
+    words = (
+        f"chosen {100 * best['attack_success']:.1f}% attack success, {100 * best['over_refusal']:.1f}% over-refusal; "
+        f"unmodified {100 * before['attack_success']:.1f}% and {100 * before['over_refusal']:.1f}%"
+    )
+    caption = (
+        f"{len(trials)} settings tried on the calibration split; down and left is better. Right of the dotted line the "
+        "allowed over-refusal is exceeded."
+    )
+    return finished(tag, "Settings tried", caption, words, buffer)
+
+
+SWEEP = Section("sweep", SweepTable, lambda table, tag: (sweep_plot(table, tag),))

@@ -46,7 +46,7 @@ def result(node: ir.Node, name: str, dtype, shape) -> ir.Value:
 
 
 def decoder(*further: ir.Value, risk: bool = True) -> ir.Model:
-    """inputs_embeds @ head.weight → logits; the risk is a mean of the embeddings; ``further`` inputs are added to it."""
+    """inputs_embeds @ head.weight → logits; the risk is a mean of the embeddings; each of ``further`` is read."""
     embeds = ir.val("inputs_embeds", F, ["batch", "sequence", D])
     mask, past = (
         ir.val("attention_mask", INT, ["batch", "total"]),

@@ -11,10 +11,9 @@ from matplotlib.figure import Figure
 
 from safetykit.export.document.figures import ParityKind
 from safetykit.export.document.plots import canvas, legend, rows_canvas, spectra
-from safetykit.export.document.plots import sweep as sweep_plot
 from safetykit.export.document.report_plots import SHOWN, gate_scores, rates
 from safetykit.export.document.report_plots import parity as parity_plot
-from safetykit.export.document.sections.sweep import SweepTable
+from safetykit.export.document.sections.sweep import SweepTable, sweep_plot
 
 LONG = "3 rows padded, several pictures of other sizes, decoder.layers.31.mlp (SubspaceProjection)"
 
