@@ -33,7 +33,7 @@ from safetykit.export.parity.report import ParityReport
 from safetykit.export.parity.swap_check import check_swap
 from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
-from safetykit.export.runtime.sessions import open_session, placement
+from safetykit.export.runtime.sessions import CPU, open_session, placement
 from safetykit.toolkit.data.records import load_records, subset
 from safetykit.toolkit.data.sources import data_path, model_path
 from safetykit.toolkit.model.requests import Request
@@ -107,8 +107,9 @@ def cell(
     if mode == "hot-swap" and len(adapters) > 1:
         report = check_swap(vlm, onnx_vlm, adapters[1:])
         found |= {"swap_passed": report.passed, "swap_error_over_limit": worst(report)}
-    nodes = placement(open_session(out / LAYOUT.decoder, [provider]))
-    found["decoder_nodes"] = dict(Counter(name for _, name in nodes))
+    if provider not in CPU:  # sessions record where nodes went only where they could have gone elsewhere
+        nodes = placement(open_session(out / LAYOUT.decoder, [provider]))
+        found["decoder_nodes"] = dict(Counter(name for _, name in nodes))
     latency = measure_latency(
         onnx_vlm,
         OnnxVLM.from_pretrained(base, [provider]),
