@@ -18,7 +18,7 @@ from ..parity.report import Check, ParityReport
 from .facts import CardFacts
 from .latency import Latency
 from .notices import Notice, notices
-from .sections import SECTIONS
+from .sections import sections
 
 FACTS, LATENCY, CONFIG = "card.json", "latency.json", "config.json"
 ORGANISM_KEY = "safetykit_model_organism"  # in config.json of a model that was trained to have the disease
@@ -113,7 +113,7 @@ def attachment_name(kind: str, adapter: int) -> str:
 
 def document_names(manifest: ExportManifest) -> tuple[str, ...]:
     """The JSON files that a card is made from, beside the manifest."""
-    attached = [attachment_name(kind, at) for at in range(len(manifest.adapters)) for kind in SECTIONS]
+    attached = [attachment_name(kind, at) for at in range(len(manifest.adapters)) for kind in sections()]
     return (FACTS, LAYOUT.evaluation, LAYOUT.parity, LATENCY, *attached, CONFIG)
 
 
@@ -130,7 +130,7 @@ def read_figures(folder: Path) -> Figures:
     attached = {
         at: {
             name: _plain(folder, attachment_name(name, at), section.model)
-            for name, section in SECTIONS.items()
+            for name, section in sections().items()
             if attachment_name(name, at) in present
         }
         for at in range(len(manifest.adapters))

@@ -13,11 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from ...toolkit.evaluation.evaluate import Rate
 from .latency import Ratio
+from .sections import template
 
 NOTHING = "—"
 _TEMPLATES = Path(__file__).parents[2] / "model_cards"
@@ -108,7 +109,7 @@ def html_templates() -> Environment:
 
 def _environment(**options: Any) -> Environment:
     return Environment(
-        loader=FileSystemLoader(_TEMPLATES),
+        loader=ChoiceLoader([FileSystemLoader(_TEMPLATES), FunctionLoader(template)]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -17,11 +17,12 @@ from markupsafe import Markup
 from ...toolkit.evaluation.evaluate import Decision
 from ..manifest import LAYOUT
 from ..parity.comparison import Comparison
+from . import plots
 from .figures import LATENCY, Figures, read_figures
 from .plots import Plot
 from .rendering import html_templates
 from .report_plots import SHOWN, gate_scores, parity, rates
-from .sections import SECTIONS
+from .sections import sections
 
 _SAMPLES = {"harmful": 3, "harmless": 2}  # of every carrier
 _LONGEST = 300  # characters of an answer
@@ -92,7 +93,7 @@ class _Drawn:
 
 def _drawn(name: str, value: Any, at: int) -> list[_Drawn]:
     """The figures of one attachment."""
-    return [_Drawn(plot) for plot in SECTIONS[name].plots(value, f"{name}-{at}")]
+    return [_Drawn(plot) for plot in sections()[name].plots(value, f"{name}-{at}", plots)]
 
 
 def _plots(figures: Figures) -> Iterator[tuple[str, Plot]]:

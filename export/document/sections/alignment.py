@@ -6,9 +6,9 @@ Written by :mod:`safetykit.toolkit.alignment.measure`.
 from __future__ import annotations
 
 from ....adapters.artifact.manifest import Strict
+from ....adapters.section import LayerName, Section
 from ..axes import whole_numbers
 from ..plots import BLUE, GREY, VERMILION, Plot, canvas, finished
-from .section import LayerName, Section
 
 
 class Nearness(Strict):
@@ -62,4 +62,4 @@ def _cosines(value: Alignment, tag: str) -> tuple[Plot, ...]:
     return (finished(f"{tag}-cosines", "Pictures near their captions", caption, words, buffer),)
 
 
-ALIGNMENT = Section("alignment", Alignment, _cosines)
+ALIGNMENT = Section("alignment", Alignment, lambda value, tag, draw: _cosines(value, tag))

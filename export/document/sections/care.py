@@ -10,9 +10,9 @@ import math
 import numpy as np
 
 from ....adapters.artifact.manifest import Strict
+from ....adapters.section import LayerName, Section
 from ..axes import whole_numbers
 from ..plots import CYCLE, GREY, INK, Plot, canvas, finished
-from .section import LayerName, Section
 
 _SHOWN = 64
 
@@ -77,4 +77,4 @@ def _spectra(value: Subspaces, tag: str) -> Plot:
     return finished(f"{tag}-spectra", "Safety subspaces: spectra", caption, words, buffer)
 
 
-CARE = Section("care", Subspaces, lambda value, tag: (_spectra(value, tag),))
+CARE = Section("care", Subspaces, lambda value, tag, draw: (_spectra(value, tag),))

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from ....adapters.artifact.manifest import Strict
+from ....adapters.section import Section
 from ..axes import percent, whole_numbers
 from ..plots import BLUE, CYCLE, GREEN, GREY, INK, PURPLE, VERMILION, Plot, canvas, finished
-from .section import Section
 
 _PANELS = 6
 _SHADES = (GREY, *CYCLE)
@@ -227,4 +227,4 @@ def _pairs(rows: list[Tried], report: DetectorReport, tag: str) -> Plot:
     return finished(f"{tag}-pairs", "Detector: safety and fused layers", caption, words, buffer)
 
 
-DETECTOR = Section("detector", DetectorReport, lambda report, tag: tuple(_plots(report, tag)))
+DETECTOR = Section("detector", DetectorReport, lambda report, tag, draw: tuple(_plots(report, tag)))

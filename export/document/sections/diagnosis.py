@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ....adapters.section import Section
 from ....toolkit.diagnosis.channel_map import ChannelMapInfo
 from ..diagnosis_plots import diagnosis_plots
 from ..plots import Plot
-from .section import Section
 
 
 def _plots(info: ChannelMapInfo, tag: str) -> tuple[Plot, ...]:
@@ -19,4 +19,4 @@ def _plots(info: ChannelMapInfo, tag: str) -> tuple[Plot, ...]:
     )
 
 
-DIAGNOSIS = Section("diagnosis", ChannelMapInfo, _plots)
+DIAGNOSIS = Section("diagnosis", ChannelMapInfo, lambda value, tag, draw: _plots(value, tag))

@@ -7,8 +7,8 @@ from typing import Self
 from pydantic import model_validator
 
 from ....adapters.artifact.manifest import RetrievalInfo, Strict
+from ....adapters.section import Section
 from ....toolkit.evaluation.evaluate import Rate
-from .section import Section
 
 
 class Accuracy(Strict):

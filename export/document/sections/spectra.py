@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ....adapters.section import LayerName, Section
 from .. import plots
-from .section import LayerName, Section
 
 Spectra = dict[LayerName, list[float]]
 
-SPECTRA = Section("spectra", Spectra, lambda spectra, tag: (plots.spectra(spectra, tag),))
+SPECTRA = Section("spectra", Spectra, lambda spectra, tag, draw: (plots.spectra(spectra, tag),))

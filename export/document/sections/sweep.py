@@ -7,10 +7,10 @@ from typing import Self
 from pydantic import JsonValue, model_validator
 
 from ....adapters.artifact.manifest import Strict
+from ....adapters.section import Section
 from ....toolkit.evaluation.preference import rank
 from ..axes import few_ticks, percent
 from ..plots import BLUE, GREY, INK, VERMILION, Plot, canvas, finished, legend
-from .section import Section
 
 FIGURES = ("attack_success", "over_refusal", "exact")
 _FIRST = ("variant", "gate", "layers", "rank", "alpha")
@@ -105,4 +105,4 @@ def sweep_plot(table: SweepTable, tag: str) -> Plot:
     return finished(tag, "Settings tried", caption, words, buffer)
 
 
-SWEEP = Section("sweep", SweepTable, lambda table, tag: (sweep_plot(table, tag),))
+SWEEP = Section("sweep", SweepTable, lambda table, tag, draw: (sweep_plot(table, tag),))

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from ....adapters.section import Section
 from ..plots import CYCLE, GREY, Plot, canvas, finished
-from .section import Section
 
 _WINDOW = 20  # running means: single steps are noisy
 
@@ -57,4 +57,4 @@ def _losses(value: Training, tag: str) -> tuple[Plot, ...]:
     return (finished(f"{tag}-losses", "Training: losses", caption, words, buffer),)
 
 
-TRAINING = Section("training", Training, _losses)
+TRAINING = Section("training", Training, lambda value, tag, draw: _losses(value, tag))

@@ -17,7 +17,7 @@ from safetykit.adapters.statistics.detector_report import Detector, describe
 from safetykit.adapters.statistics.probe import Metric
 from safetykit.export.document.card import check_card, write_card
 from safetykit.export.document.report import render_report
-from safetykit.export.document.sections import SECTIONS
+from safetykit.export.document.sections import sections
 from safetykit.export.manifest import LAYOUT
 from safetykit.toolkit.data.records import load_records
 from safetykit.toolkit.diagnosis import diagnose
@@ -135,7 +135,7 @@ def test_figures_in_the_card_are_those_of_the_fit(folder):
     assert "0.3 → 0.75" in card and "| loss | 4 | 2 |" in card
 
 
-@pytest.mark.parametrize("name", sorted(SECTIONS))
+@pytest.mark.parametrize("name", sorted(sections()))
 def test_a_damaged_attachment_is_refused_by_name(name, tmp_path):
     folder = write_folder(tmp_path / "export", {**documents(), f"{name}.json": {"nonsense": [1]}})
     with pytest.raises(InvalidArtifact, match=f"{name}.json is not valid"):

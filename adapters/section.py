@@ -1,0 +1,38 @@
+"""What a card and a report show of an adapter's attachment, as a method declares it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import StringConstraints
+
+LayerName = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,5}$")]  # a decoder layer as a key of JSON
+
+
+def _no_plots(value: Any, tag: str, draw: Any) -> Sequence[Any]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Section:
+    """One kind of attachment.
+
+    Its templates are Jinja: ``markdown`` for the card, ``html`` for the report, which shows the figures above it. Both
+    see ``value`` (an instance of ``model``), ``at`` (the adapter's position, from 0) and ``figures``, and spell numbers
+    by filters such as ``share`` and ``number``; text is escaped.
+
+    Attributes:
+        name: of the attachment, as the adapter carries it.
+        model: type that its JSON must fit.
+        plots: from the value, a tag that starts the names of its figures, and the drawing helpers
+            (:mod:`safetykit.export.document.plots`), to its figures.
+        markdown, html: the templates' text; empty: ``section_<name>.md.jinja`` and ``.html.jinja`` among ours.
+    """
+
+    name: str
+    model: Any
+    plots: Callable[[Any, str, Any], Sequence[Any]] = _no_plots
+    markdown: str = ""
+    html: str = ""

@@ -1,0 +1,89 @@
+"""A method in one file of another package: found by its entry point, fitted, baked, proven and on the card."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from safetykit.adapters import Adapter
+
+SUPPORT = Path(__file__).parents[1] / "support"
+WORDS = ("apple", "dagger", "bus", "beer")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """`safetykit …` where a package with the method is installed."""
+    site = tmp_path_factory.mktemp("site")
+    installed = site / "scaling_method-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: scaling-method\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text("[safetykit.methods]\nscaling = scaling_method:METHOD\n")
+    (site / "scaling_method.py").write_text((SUPPORT / "scaling_method.py").read_text())
+    path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+    def call(*arguments, code=0):
+        done = subprocess.run(
+            [sys.executable, "-m", "safetykit.cli", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        assert done.returncode == code, done.stderr
+        return done.stdout if code == 0 else done.stderr
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    rows = [
+        {
+            "id": f"{split}{label}{word}",
+            "prompt": f"how do i use a {word} ?" if label == "harmful" else f"what is a {word} ?",
+            "label": label,
+            "split": split,
+            "response": "x",
+        }
+        for split in ("fit", "calibration", "test")
+        for word in WORDS
+        for label in ("harmful", "harmless")
+    ]
+    (folder / "records.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def test_it_is_listed_with_ours_and_its_settings_are_its_options(run):
+    assert "Scaling: hidden states drawn towards" in " ".join(run("fit", "--help").split())
+    told = run("fit", "scaling", "--help")
+    assert "--strength" in told and "σ, the share of the way." in told and "safetykit fit scaling" in told
+
+
+def test_a_typo_is_refused_as_one_of_ours(run, tmp_path):
+    call = ("fit", "scaling", "nowhere", "--data", "nothing", "-o", tmp_path / "x")
+    assert "Did you mean 'vision'" in run(*call, "--scope", "visoin", code=2)
+    assert "--strength cannot be 1.5" in run(*call, "--strength", "1.5", code=2)
+
+
+def test_it_fits_bakes_passes_parity_and_has_its_section(run, data, random_checkpoint, tmp_path):
+    adapter, export = tmp_path / "adapter", tmp_path / "export"
+    run("fit", "scaling", random_checkpoint, "--data", data, "-o", adapter, "--strength", "0.5", "--layer", "3")
+    made = json.loads((adapter / "manifest.json").read_text())
+    assert made["info"]["hyperparameters"] == {"layer": 3, "strength": 0.5, "scope": "last"}
+    options = ("--adapter", adapter, "--data", data, "--json")
+    result = json.loads(run("export", random_checkpoint, *options, "-o", export))
+    assert result["parity"]["passed"]
+    card, report = (export / "README.md").read_text(), (export / "report.html").read_text()
+    assert "**The distance.** Harmful texts lie" in card
+    assert "<h3>Distance to harmless" in report and "<p>Harmful texts lie" in report
+    run("card", export, "--check")
+
+
+def test_without_its_package_the_adapter_is_refused_by_its_op(run, data, random_checkpoint, tmp_path):
+    run("fit", "scaling", random_checkpoint, "--data", data, "-o", tmp_path / "adapter")
+    with pytest.raises(Exception, match="Unknown op 'TowardsMean'"):
+        Adapter.load(tmp_path / "adapter")
