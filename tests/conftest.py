@@ -20,6 +20,8 @@ _WORKERS = 4  # each holds about 1 GB
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """The whole suite runs on several cores where pytest-xdist is there; ``-n`` and named paths decide otherwise."""
     option, whole = config.option, config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if hasattr(config, "workerinput"):  # a worker gets the same options, and must not start workers of its own
+        return
     if whole and getattr(option, "numprocesses", 0) is None and not option.usepdb:
         option.numprocesses = min(os.cpu_count() or 1, _WORKERS)
         option.dist = "worksteal"  # neighbours stay together, and with them the fixtures of their module
