@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from safetykit.export.layouts.arrange import arrange
-from safetykit.export.layouts.triton import REPOSITORY
+from safetykit.export.layouts.runtimes.triton import REPOSITORY
 from safetykit.export.manifest import GRAPHS, read_manifest
 from safetykit.export.surgery.adapt import adapt, copy_base
 

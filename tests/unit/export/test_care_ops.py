@@ -48,14 +48,15 @@ def baked(vlm, base_folder, tmp_path):
 @pytest.mark.parametrize(
     "care",
     [
-        CARE(layers=(0, 2), rank=3, alpha=0.8, beta=0.5, site="block"),
+        CARE(layers=(0, 2), rank=3, alpha=0.8, site="block"),
         pytest.param(CARE(layers=(1,), rank=3, alpha=1.0, site="mlp"), marks=pytest.mark.slow),
         pytest.param(CARE(variant="official", layers=(1, 2), rank=3, alpha=4.5), marks=pytest.mark.slow),
     ],
     ids=["corrected at blocks", "corrected at an MLP", "official"],
 )
 def test_a_baked_fusion_does_what_the_hooks_do(vlm, baked, statistics, fusion, care):
-    adapter = care.but(fusion=fusion).solve(vlm, statistics, [])
+    given = {"beta": 0.5} if fusion == "injection" else {}
+    adapter = care.but(fusion=fusion, **given).solve(vlm, statistics, [])
     exported = baked(adapter)
     bare = compare_logits(vlm, exported, MIXED, 4).logits
     with vlm.applied(adapter):
