@@ -265,7 +265,7 @@ def test_a_method_that_there_is_not_is_refused_with_the_nearest():
     assert get_method("TGA retrieval").name == "retrieval", "as manifests record it"
 
 
-@pytest.mark.parametrize("method", methods().values(), ids=str)
+@pytest.mark.parametrize("method", methods().values(), ids=list(methods()))
 def test_what_a_method_declares_is_there(method: Method):
     for part in (method.fit, method.usual, method.map, method.sweep, method.sections):
         load(part)
