@@ -203,14 +203,14 @@ def test_a_batch_that_is_refused_whole_is_not_decoded(export, make_detector, mon
 
 def test_a_risk_that_is_no_number_is_not_answered(export, make_detector, monkeypatch):
     onnx_vlm = export(make_detector())
-    prefill = onnx_vlm.prefill_requests
+    prefill = onnx_vlm.prefill
 
-    def broken(requests):
-        state = prefill(requests)
+    def broken(*given):
+        state = prefill(*given)
         state.extras["risk"][1] = np.nan
         return state
 
-    monkeypatch.setattr(onnx_vlm, "prefill_requests", broken)
+    monkeypatch.setattr(onnx_vlm, "prefill", broken)
     with pytest.raises(InvalidArtifact, match="not a number, so it is not answered"):
         onnx_vlm.generate(MIXED, 2)
 
