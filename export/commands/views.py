@@ -33,9 +33,11 @@ def parity(console: Console, value: dict[str, Any]) -> None:
     verdict = "[green]passed[/green]" if value["passed"] else "[red]FAILED[/red]"
     compared = ("logits", "adapter-off")  # a base export has no adapter to be on
     worst = max((check["error"] for check in value["checks"] if check["kind"] in compared), default=0.0)
+    decided = any(check["kind"] == "decisions" for check in value["checks"])
+    flipped = f"{len(value['flips'])} decisions flipped" if decided else "no decision was compared"
     console.print(
         f"Parity {verdict}: {len(value['checks'])} checks, {value['steps']} cached steps ({value['precision']}).\n"
-        f"Largest logit error {worst:.1e}; {len(value['flips'])} decisions flipped."
+        f"Largest logit error {worst:.1e}; {flipped}."
     )
     for check in value["checks"]:
         if not check["passed"]:
