@@ -55,6 +55,7 @@ def test_json_is_the_map_and_the_cost_is_on_stderr(model, data, tmp_path, capsys
     printed = capsys.readouterr()
     value = json.loads(printed.out)
     assert value.pop("map") == str(tmp_path / "map")
+    assert f"--map {tmp_path / 'map'}" in value.pop("next")
     assert value == ChannelMap.load(tmp_path / "map").info.model_dump(mode="json")
     assert "forward and" in printed.err and "backward passes" in printed.err
     code = safetykit("diagnose", model, "--data", data, "-o", tmp_path / "map", *OPTIONS)
