@@ -54,3 +54,10 @@ def test_the_map_of_another_model_is_refused(method, channels, tmp_path, capsys)
     assert safetykit("fit", method, "reference:severe", *arguments) == 4
     assert "The channel map was made for model" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_layers_are_named_by_an_option_or_by_the_map(channels, tmp_path, capsys):
+    arguments = ("--data", "reference", "--map", channels, "-o", tmp_path / "out", "--layers", "1")
+    assert safetykit("fit", "tga", "reference:mild", *arguments) == 2
+    assert "--layers and --map both name the layers" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

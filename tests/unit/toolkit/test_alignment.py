@@ -224,7 +224,9 @@ def test_the_command_fits_and_saves_an_adapter(random_checkpoint, captions, tmp_
 
     data, out = few(captions, tmp_path), tmp_path / "adapter"
     options = ["--variant", "low-rank", "--layers", "2-3", "--steps", "2", "--batch-size", "4", "--rank", "2", "--json"]
-    result = CliRunner().invoke(app, ["fit", "tga", str(random_checkpoint), "--data", str(data), "-o", str(out), *options])
+    result = CliRunner().invoke(
+        app, ["fit", "tga", str(random_checkpoint), "--data", str(data), "-o", str(out), *options]
+    )
     assert result.exit_code == 0, result.output
     shown = json.loads(result.stdout)
     assert shown["method"] == "tga" and shown["data"]["counts"]["captions"] == len(captions)
@@ -246,7 +248,9 @@ def test_the_command_fits_and_saves_an_adapter(random_checkpoint, captions, tmp_
 def test_a_bad_request_is_refused_before_a_model_is_loaded(tmp_path, app, options, words):
     from typer.testing import CliRunner
 
-    result = CliRunner().invoke(app, ["fit", "tga", "no-model", "--data", "nowhere", "-o", str(tmp_path / "out"), *options])
+    result = CliRunner().invoke(
+        app, ["fit", "tga", "no-model", "--data", "nowhere", "-o", str(tmp_path / "out"), *options]
+    )
     assert isinstance(result.exception, UsageError) and words in str(result.exception)
     assert not list(tmp_path.iterdir())
 
