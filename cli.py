@@ -8,34 +8,105 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
 from . import __version__
-from .export.commands.card import card
-from .export.commands.demo import demo
-from .export.commands.diagnose import diagnose
-from .export.commands.doctor import doctor
-from .export.commands.eval import evaluate
-from .export.commands.export import export
-from .export.commands.run import run
-from .export.commands.verify import verify
-from .toolkit.commands import console, fit
+from .toolkit.commands import console
 from .toolkit.commands.common import with_common_options
-from .toolkit.commands.index import index
-from .toolkit.commands.inspect import inspect
-from .toolkit.commands.lora import lora
 
-app = typer.Typer(
-    name="safetykit",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # its panels cut long option names off at 80 columns
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 ok, 1 internal error, 2 usage, 3 invalid artifact, 4 wrong base model, 5 parity failed, "
-    "6 signature failed, 130 interrupted.",
+
+@dataclass(frozen=True)
+class Command:
+    """A command or a group of commands, as the list of all commands shows it.
+
+    Attributes:
+        place: ``module:attribute`` of its function or of its ``Typer``, imported only if the command is typed.
+        example: what follows ``safetykit`` in a telling call; a group's commands have their own.
+    """
+
+    name: str
+    place: str
+    help: str
+    example: str = ""
+
+    def load(self) -> Any:
+        """The function, or the group."""
+        module, _, attribute = self.place.partition(":")
+        return getattr(import_module(module, __package__), attribute)
+
+
+COMMANDS = (
+    Command(
+        "demo",
+        ".export.commands.demo:demo",
+        "The whole loop on the bundled reference VLM. Fit, export, parity, evaluation, latency, card.",
+        "demo -o safetykit-demo",
+    ),
+    Command(
+        "inspect",
+        ".toolkit.commands.inspect:inspect",
+        "Parts, sites, layers, fingerprint; whether it can be exported.",
+        "inspect ./my-vlm",
+    ),
+    Command(
+        "diagnose",
+        ".export.commands.diagnose:diagnose",
+        "Causal map: which layers and neurons carry refusal. With plots; it resumes where it was interrupted.",
+        "diagnose ./my-vlm --data records/ -o map",
+    ),
+    Command("fit", ".toolkit.commands.fitting:fit", "Fit a method on records and write the adapter folder."),
+    Command(
+        "eval",
+        ".export.commands.eval:evaluate",
+        "Answer records with a checkpoint or an export. Counts per carrier; resumes where it was interrupted.",
+        "eval ./my-vlm --data records/ --adapter adapter",
+    ),
+    Command(
+        "export",
+        ".export.commands.export:export",
+        "Bake adapters into ONNX graphs.\n\n"
+        "The folder appears only if parity with PyTorch holds. Without --adapter the model is exported as it is: "
+        "graphs for --base-onnx. With --data, decisions are compared on those records and the card gets its "
+        "evaluation.",
+        "export ./my-vlm --adapter adapter --data records/ -o export",
+    ),
+    Command(
+        "verify",
+        ".export.commands.verify:verify",
+        "Check files, card and, with --model, parity.\n\n"
+        "Every file is compared with the manifest, the card with its data, and ONNX Runtime's answers with PyTorch's.",
+        "verify export --model ./my-vlm --adapter adapter",
+    ),
+    Command(
+        "run",
+        ".export.commands.run:run",
+        "Generate with the exported model under ONNX Runtime.",
+        'run export --prompt "What is this?" --image photo.png',
+    ),
+    Command(
+        "card",
+        ".export.commands.card:card",
+        "Write the model card and the HTML report again, or check them.",
+        "card export --check",
+    ),
+    Command(
+        "lora",
+        ".toolkit.commands.lora:lora",
+        "Write affine adapters as a LoRA folder that peft loads. For runtimes that serve LoRA.",
+        "lora ./my-vlm --adapter care -o care-lora",
+    ),
+    Command("index", ".toolkit.commands.index:index", "Make and search indexes of texts retrieved for pictures."),
+    Command(
+        "doctor",
+        ".export.commands.doctor:doctor",
+        "Versions, and which providers ONNX Runtime really gives.",
+        "doctor",
+    ),
 )
 
 
@@ -45,7 +116,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
@@ -54,31 +124,48 @@ def _root(
     """Fit safety adapters for vision-language models, bake them into ONNX graphs, prove that nothing changed."""
 
 
-def _register(function: Callable[..., None], example: str, name: str | None = None) -> None:
-    app.command(name=name, epilog=f"Example: safetykit {example}")(function)
+def _unopened() -> None:
+    """Stands for a command that is listed and not run."""
 
 
-_register(demo, "demo -o safetykit-demo")
-_register(inspect, "inspect ./my-vlm")
-_register(diagnose, "diagnose ./my-vlm --data records/ -o map")
-app.add_typer(fit, name="fit")
-_register(evaluate, "eval ./my-vlm --data records/ --adapter adapter", name="eval")
-_register(export, "export ./my-vlm --adapter adapter --data records/ -o export")
-_register(verify, "verify export --model ./my-vlm --adapter adapter")
-_register(run, 'run export --prompt "What is this?" --image photo.png')
-_register(card, "card export --check")
-_register(lora, "lora ./my-vlm --adapter care -o care-lora")
-app.add_typer(index, name="index")
-_register(doctor, "doctor")
-with_common_options(app)
+def application(opened: Collection[str] | None = None) -> typer.Typer:
+    """The command line.
+
+    Args:
+        opened: names of the commands whose options are wanted; of the others only the line in the list of commands
+            is there, and nothing is imported for it. None: all of them.
+    """
+    app = typer.Typer(
+        name="safetykit",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # its panels cut long option names off at 80 columns
+        context_settings={"help_option_names": ["-h", "--help"]},
+        epilog="Exit codes: 0 ok, 1 internal error, 2 usage, 3 invalid artifact, 4 wrong base model, 5 parity failed, "
+        "6 signature failed, 130 interrupted.",
+    )
+    app.callback()(_root)
+    for one in COMMANDS:
+        wanted = opened is None or one.name in opened
+        found: Callable[..., None] | typer.Typer = with_common_options(one.load()) if wanted else _unopened
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=one.name, help=one.help)
+        else:
+            app.command(one.name, help=one.help, epilog=f"Example: safetykit {one.example}")(found)
+    return app
+
+
+def _opened_by(typed: Collection[str]) -> Collection[str] | None:
+    """The commands that may be meant by what is typed; a shell that completes says elsewhere what that is."""
+    return None if "_SAFETYKIT_COMPLETE" in os.environ else typed
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; every failure becomes two readable lines and an exit code."""
     typed = sys.argv[1:] if arguments is None else arguments
     console.start()
-    command: Any = typer.main.get_command(app)
     try:
+        command: Any = typer.main.get_command(application(_opened_by(typed)))
         code = command.main(typed, prog_name="safetykit", standalone_mode=False)
         if code == console.INTERRUPTED:  # the parser turns Ctrl-C into this code without a word
             raise KeyboardInterrupt

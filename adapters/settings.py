@@ -138,7 +138,7 @@ Layers = Annotated[tuple[Layer, ...], BeforeValidator(parse_layers), Field(min_l
 class Settings(BaseModel):
     """Base of all settings; see the module."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     def __init__(self, /, **given: Any) -> None:
         self._validate(given, recorded=False)

@@ -96,9 +96,9 @@ def command_line() -> str:
     """One section a command: usage, arguments, options with their values and defaults."""
     import typer
 
-    from safetykit.cli import app
+    from safetykit.cli import application
 
-    root = typer.main.get_command(app)
+    root = typer.main.get_command(application())
     parts = [
         "# Command line",
         str(root.help).strip(),

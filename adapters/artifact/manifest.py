@@ -30,7 +30,7 @@ FileName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9A-Z_][a-zA-Z0-9_-]
 class Strict(BaseModel):
     """Unknown keys are errors: a manifest says nothing that is silently ignored."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class TensorSpec(Strict):

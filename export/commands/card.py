@@ -18,7 +18,6 @@ def card(
     check: Annotated[bool, typer.Option("--check", help="Only check that the card says what its data says.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the model card and the HTML report again, or check them."""
     from ...toolkit.commands import console
     from .verification import card_of
 

@@ -21,7 +21,6 @@ def demo(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """The whole loop on the bundled reference VLM. Fit, export, parity, evaluation, latency, card."""
     from ...toolkit.commands import console
     from .demo_loop import run_demo
 

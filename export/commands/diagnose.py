@@ -25,7 +25,6 @@ def diagnose(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Causal map: which layers and neurons carry refusal. With plots; it resumes where it was interrupted."""
     from ...adapters.artifact.files import require_free
     from ...toolkit.commands import console
     from ...toolkit.data.records import load_records

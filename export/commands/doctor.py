@@ -32,7 +32,6 @@ _MATMUL = (
 
 
 def doctor(as_json: Json = False) -> None:
-    """Versions, and which providers ONNX Runtime really gives."""
     from ...toolkit.commands import console
 
     console.emit(examine(), as_json=as_json, human=_view, then=console.command_line("demo"))

@@ -27,7 +27,6 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Answer records with a checkpoint or an export. Counts per carrier; resumes where it was interrupted."""
     from ...toolkit.commands import console
     from .evaluation import evaluate_model
 

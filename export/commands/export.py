@@ -24,11 +24,6 @@ def export(
     onnx: Annotated[bool, typer.Option("--onnx", help="Export to ONNX (the only format).")] = True,
     as_json: Json = False,
 ) -> None:
-    """Bake adapters into ONNX graphs.
-
-    The folder appears only if parity with PyTorch holds. Without --adapter the model is exported as it is: graphs for
-    --base-onnx. With --data, decisions are compared on those records and the card gets its evaluation.
-    """
     from ...toolkit.commands import console
     from ..pipeline.export import export_onnx
 

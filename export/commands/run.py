@@ -25,7 +25,6 @@ def run(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Generate with the exported model under ONNX Runtime."""
     from ...toolkit.commands import console
     from ..runtime.answer import answer
 

@@ -23,10 +23,6 @@ def verify(
     adapter: Adapters = None,
     as_json: Json = False,
 ) -> None:
-    """Check files, card and, with --model, parity.
-
-    Every file is compared with the manifest, the card with its data, and ONNX Runtime's answers with PyTorch's.
-    """
     from ...toolkit.commands import console
     from .verification import verify_folder
 

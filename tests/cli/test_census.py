@@ -11,7 +11,7 @@ SHARED = {"--config", "--quiet", "--verbose", "--help"}  # passed to every comma
 
 
 def commands(command=None, path=()):
-    command = command or typer.main.get_command(cli.app)
+    command = command or typer.main.get_command(cli.application())
     for name, inner in getattr(command, "commands", {}).items():
         yield from commands(inner, (*path, name))
     if not hasattr(command, "commands"):

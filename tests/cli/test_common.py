@@ -20,7 +20,7 @@ NAMED_SHELL = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
 
 def commands(command=None, path=()):
     """Every command with what one types for it."""
-    command = command or typer.main.get_command(cli.app)
+    command = command or typer.main.get_command(cli.application())
     for name, inner in getattr(command, "commands", {}).items():
         yield from commands(inner, (*path, name))
     if not hasattr(command, "commands"):
@@ -44,6 +44,27 @@ assert not found, found
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "demo" in done.stdout
+
+
+def test_the_list_of_commands_imports_none_of_them():
+    """So that it comes at once: what is imported besides is Typer."""
+    code = """
+import sys
+from safetykit import cli
+for typed in (["--help"], ["--version"]):
+    try: cli.main(typed)
+    except SystemExit as done: assert done.code == 0, typed
+print(*sorted(name for name in sys.modules if name.partition(".")[0] in ("safetykit", "pydantic")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    commands = [
+        f"safetykit.toolkit.commands{name}" for name in ("", ".common", ".config", ".console", ".hints", ".progress")
+    ]
+    ground = ["safetykit.adapters", "safetykit.adapters.errors", "safetykit.adapters.extras"]
+    assert done.stdout.splitlines()[-1].split() == sorted(
+        ["safetykit", "safetykit.cli", *ground, "safetykit.toolkit", *commands]
+    )
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from safetykit.adapters.registry import methods
-from safetykit.cli import app
+from safetykit.cli import application
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,7 +26,7 @@ def hooks():
 def test_the_command_line_page_has_every_command_and_option(hooks):
     page = hooks.command_line()
     sections = dict(re.findall(r"^## `([^`]+)`\n(.*?)(?=^## |\Z)", page, re.M | re.S))
-    for path, command in hooks.commands(typer.main.get_command(app), "safetykit"):
+    for path, command in hooks.commands(typer.main.get_command(application()), "safetykit"):
         section = page.split("\n## ")[0] if path == "safetykit" else sections[path]
         for one in command.params:
             for name in (*one.opts, *one.secondary_opts):

@@ -39,14 +39,14 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Keep every step 
 _SHARED = {"config": (Config, None), "quiet": (Quiet, False), "verbose": (Verbose, False)}
 
 
-def with_common_options(app: typer.Typer) -> None:
-    """Give every command of an app, and of the apps in it, the options that all commands take."""
-    for command in app.registered_commands:
-        if command.callback is not None:
-            command.callback = _taking_common(command.callback)
-    for group in app.registered_groups:
-        if group.typer_instance is not None:
-            with_common_options(group.typer_instance)
+def with_common_options(command: Any) -> Any:
+    """A command, or a group with each of its commands, that takes what all commands take."""
+    if not isinstance(command, typer.Typer):
+        return _taking_common(command)
+    for one in command.registered_commands:
+        if one.callback is not None:
+            one.callback = _taking_common(one.callback)
+    return command
 
 
 def _taking_common(function: Callable[..., Any]) -> Callable[..., Any]:

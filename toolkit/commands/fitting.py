@@ -51,7 +51,7 @@ _CORRECTORS = "corrected_by"  # "with" is no name in Python
 
 def fit_group() -> typer.Typer:
     """`safetykit fit`, with a command for each method there is."""
-    group = typer.Typer(no_args_is_help=True, help="Fit a method on records and write the adapter folder.")
+    group = typer.Typer(no_args_is_help=True)
     for method in methods().values():
         example = f"Example: safetykit fit {method.name} MODEL --data DATA -o ADAPTER {method.example}".rstrip()
         group.command(method.name, help=method.summary, epilog=example)(command_of(method))
@@ -129,3 +129,6 @@ def _setting(settings: type[Settings], name: str) -> Parameter:
         autocompletion=(lambda: list(known)) if known else None,
     )
     return _argument(name, Annotated[kind | None, option], default=None)
+
+
+fit = fit_group()

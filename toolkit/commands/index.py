@@ -9,7 +9,7 @@ import typer
 
 from .options import Json, Overwrite
 
-index = typer.Typer(no_args_is_help=True, help="Make and search indexes of texts retrieved for pictures.")
+index = typer.Typer(no_args_is_help=True)
 
 ModelName = Annotated[str | None, typer.Option("--model", help="Model whose decoder embeds the texts.")]
 Encoder = Annotated[Path | None, typer.Option(help="Text encoder: CLIP or sentence-transformers folder.")]

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
 
 def inspect(model: Model, as_json: Json = False) -> None:
-    """Parts, sites, layers, fingerprint; whether it can be exported."""
     from ..data.sources import model_path
     from ..families import exportable
     from ..model.vlm import VLM

@@ -18,7 +18,6 @@ def lora(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Write affine adapters as a LoRA folder that peft loads. For runtimes that serve LoRA."""
     from dataclasses import replace
 
     from ...adapters.artifact.store import load_adapter, require_base

@@ -212,9 +212,9 @@ def prepared(aligner, settings):
 
 @pytest.fixture
 def app():
-    from safetykit.cli import app
+    from safetykit.cli import application
 
-    return app
+    return application(["fit"])
 
 
 def test_the_command_fits_and_saves_an_adapter(random_checkpoint, captions, tmp_path, app):

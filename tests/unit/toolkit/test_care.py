@@ -118,9 +118,9 @@ def test_the_grids_hold_every_fusion_and_variant_once_and_keep_what_is_given():
 
 
 def command(*arguments):
-    from safetykit.cli import app
+    from safetykit.cli import application
 
-    return CliRunner().invoke(app, ["fit", "care", *map(str, arguments)])
+    return CliRunner().invoke(application(["fit"]), ["fit", "care", *map(str, arguments)])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from safetykit.adapters.artifact.correctors import describe_correctors
 from safetykit.adapters.sasa.settings import SASA
 from safetykit.adapters.statistics.detector import Features, Refusal
 from safetykit.adapters.vlm_guard.settings import VLMGuard
-from safetykit.cli import app
+from safetykit.cli import application
 from safetykit.toolkit.data.records import load_records
 from safetykit.toolkit.data.sources import data_path, model_path
 from safetykit.toolkit.evaluation.refusal import RefusalTokens
@@ -197,14 +197,16 @@ def test_sasa_and_the_one_pass_probe_fit_from_the_command_line(vlm, records, few
     out, second = tmp_path / "sasa", tmp_path / "probe"
     common = ["reference:mild", "--data", str(few), "--json"]
     layers = ["--safety-layer", "2", "--fused-layer", "4"]
-    result = CliRunner().invoke(app, ["fit", "sasa", *common, "-o", str(out), *layers, "--refusal", "sorry."])
+    result = CliRunner().invoke(
+        application(["fit"]), ["fit", "sasa", *common, "-o", str(out), *layers, "--refusal", "sorry."]
+    )
     assert result.exit_code == 0, result.output
     made = Adapter.load(out)
     assert (made.branch.safety, made.branch.fused) == (Site.block(2), Site.block(4))
     assert made.detector.refusal == "sorry."
     guard = VLMGuard(layers=(1,), alpha=4.0).fit(vlm, records).save(tmp_path / "guard")
     options = ["-o", str(second), "--fused-layer", "4", "--refusal", "sorry."]
-    result = CliRunner().invoke(app, ["fit", "one-pass", *common, *options, "--with", str(guard)])
+    result = CliRunner().invoke(application(["fit"]), ["fit", "one-pass", *common, *options, "--with", str(guard)])
     assert result.exit_code == 0, result.output
     corrected = Adapter.load(second)
     assert corrected.interventions[0].site == Site.block(4)
@@ -214,7 +216,7 @@ def test_sasa_and_the_one_pass_probe_fit_from_the_command_line(vlm, records, few
 def test_layers_that_exclude_each_other_are_refused_before_a_model_is_loaded(few, tmp_path):
     layers = ["--safety-layer", "5", "--fused-layer", "2"]
     options = ["--data", str(few), "-o", str(tmp_path / "x"), *layers]
-    result = CliRunner().invoke(app, ["fit", "sasa", "no-model", *options])
+    result = CliRunner().invoke(application(["fit"]), ["fit", "sasa", "no-model", *options])
     assert isinstance(result.exception, UsageError)
     assert "safety layer 5 lies after the fused layer 2" in str(result.exception)
 
