@@ -59,7 +59,8 @@ print(*sorted(name for name in sys.modules if name.partition(".")[0] in ("safety
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     commands = [
-        f"safetykit.toolkit.commands{name}" for name in ("", ".common", ".config", ".console", ".hints", ".progress")
+        f"safetykit.toolkit.commands{name}"
+        for name in ("", ".common", ".config", ".console", ".hints", ".progress", ".signatures")
     ]
     ground = ["safetykit.adapters", "safetykit.adapters.errors", "safetykit.adapters.extras"]
     assert done.stdout.splitlines()[-1].split() == sorted(

@@ -15,6 +15,7 @@ import typer
 from ...adapters.errors import UsageError
 from . import console
 from .config import defaults_of, spelling
+from .signatures import signed
 
 
 def _read_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -71,10 +72,8 @@ def _taking_common(function: Callable[..., Any]) -> Callable[..., Any]:
     ]
     context = Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)
     parameters = [context, *kept, *added]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {each.name: each.annotation for each in parameters}
     command.takes_common = True  # type: ignore[attr-defined]
-    return command
+    return signed(command, parameters)
 
 
 def _let_libraries_speak(verbose: bool) -> None:

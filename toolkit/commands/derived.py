@@ -5,13 +5,16 @@ which the fields stand in the place of ``options``, each None unless it is given
 
     @takes(EvalOptions)
     def evaluate(model: Model, *, options: EvalOptions, as_json: Json = False) -> None: ...
+
+A command that is put together from parameters (:mod:`.fitting`) takes those of :func:`offered` and reads them with
+:func:`given`.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from inspect import Parameter, Signature, signature
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -19,6 +22,7 @@ import typer
 
 from ...adapters.settings import Settings, about, choices, option_of, plain_type, spelled_as_options
 from . import console
+from .signatures import signed
 
 _OPTIONS, _LAST = "options", "as_json"
 
@@ -27,7 +31,6 @@ def takes(kind: type[Settings]) -> Callable[[Callable[..., None]], Callable[...,
     """A decorator for a command that takes settings of ``kind``."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        names = [name for name in kind.model_fields if not about(kind, name).hidden]
         hints = get_type_hints(command, include_extras=True)
         own = [
             one.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[one.name])
@@ -36,37 +39,55 @@ def takes(kind: type[Settings]) -> Callable[[Callable[..., None]], Callable[...,
         ]
 
         @functools.wraps(command)
-        def run(**given: Any) -> None:
-            chosen = {name: value for name in names if (value := given.pop(name)) not in (None, [])}
+        def run(**typed: Any) -> None:
             with spelled_as_options():
-                options = kind(**chosen)
-                resolved = {option_of(kind, name).removeprefix("--"): getattr(options, name) for name in names}
+                options = kind(**given(kind, typed))
+                resolved = {option_of(kind, one).removeprefix("--"): getattr(options, one) for one in _names(kind)}
                 console.running.options.update(resolved)
-                command(**given, options=options)
+                command(**{one.name: typed[one.name] for one in own}, options=options)
 
-        derived = [parameter(kind, name) for name in names]
-        taken = [*(one for one in own if one.name != _LAST), *derived, *(one for one in own if one.name == _LAST)]
-        run.__signature__ = Signature(taken)  # type: ignore[attr-defined]
-        run.__annotations__ = {one.name: one.annotation for one in taken}
-        return run
+        last = [one for one in own if one.name == _LAST]
+        return signed(run, [*(one for one in own if one.name != _LAST), *offered(kind), *last])
 
     return decorate
 
 
-def parameter(kind: type[Settings], name: str) -> Parameter:
-    """A field as a parameter that Typer reads: its name, type, help, choices, and what it is when it is not given."""
-    field, said, spelled = kind.model_fields[name], about(kind, name), option_of(kind, name)
+def offered(kind: type[Settings]) -> list[Parameter]:
+    """The fields that the command line offers, as parameters that Typer reads."""
+    return [_parameter(kind, name) for name in _names(kind)]
+
+
+def given(kind: type[Settings], typed: dict[str, Any]) -> dict[str, Any]:
+    """The settings of ``kind`` among what was typed."""
+    return {name: value for name in _names(kind) if (value := typed[name]) not in (None, [])}
+
+
+def _names(kind: type[Settings]) -> list[str]:
+    return [name for name in kind.model_fields if not about(kind, name).hidden]
+
+
+def _parameter(kind: type[Settings], name: str) -> Parameter:
+    """A field's name, type, help, choices, and what it is when it is not given."""
+    field, said = kind.model_fields[name], about(kind, name)
     known, values = choices(field), _type(kind, name)
-    shown = said.shown or (None if field.default is None else str(field.default))
+    shown = said.shown or ("on" if field.default is True else str(field.default))
     option = typer.Option(
-        spelled,
+        *_spellings(option_of(kind, name), opposite=field.default is True),
         help=field.description,
         metavar="|".join(known) if known else None,
-        show_default=shown if shown and values is not bool and not field.is_required() else False,
+        show_default=False if field.is_required() or shown in ("None", "False") else shown,
+        autocompletion=(lambda: list(known)) if known else None,
     )
     if field.is_required():
         return Parameter(name, Parameter.KEYWORD_ONLY, annotation=Annotated[values, option])
     return Parameter(name, Parameter.KEYWORD_ONLY, annotation=Annotated[values | None, option], default=None)
+
+
+def _spellings(spelled: str, opposite: bool) -> tuple[str, ...]:
+    """How an option may be typed: ``--k`` as ``-k`` too; what is on by default, with its opposite."""
+    if opposite:
+        return (f"{spelled}/--no-{spelled.removeprefix('--')}",)
+    return (spelled[1:], spelled) if len(spelled) == len("--k") else (spelled,)
 
 
 def _type(kind: type[Settings], name: str) -> Any:

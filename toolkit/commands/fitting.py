@@ -6,7 +6,7 @@ Options are the fields of its settings, and one for each thing it takes besides;
 from __future__ import annotations
 
 from collections.abc import Callable
-from inspect import Parameter, Signature
+from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,8 +14,9 @@ import typer
 
 from ...adapters.method import Method
 from ...adapters.registry import methods
-from ...adapters.settings import Settings, about, choices, option_of, plain_type
 from . import options
+from .derived import given, offered
+from .signatures import signed
 
 _DATA = {
     "records": options.Data,
@@ -60,27 +61,25 @@ def fit_group() -> typer.Typer:
 
 def command_of(method: Method) -> Callable[..., None]:
     """The function behind `safetykit fit METHOD`, with the signature that Typer reads options from."""
-    fields = [name for name in method.settings.model_fields if not about(method.settings, name).hidden]
 
-    def fit(**given: Any) -> None:
+    def fit(**typed: Any) -> None:
         from .fit_one import FitCall, fit_and_save
 
-        settings = {name: value for name in fields if (value := given[name]) is not None}
-        inputs = {name: value for name in method.takes if (value := given[_parameter(name)]) not in (None, [])}
-        call = FitCall(method, settings, inputs, sweep=given.get("sweep", False))
+        inputs = {name: value for name in method.takes if (value := typed[_parameter(name)]) not in (None, [])}
+        call = FitCall(method, given(method.settings, typed), inputs, sweep=typed.get("sweep", False))
         fit_and_save(
             call,
-            given["model"],
-            given["data"],
-            given["out"],
-            overwrite=given["overwrite"],
-            as_json=given["as_json"],
+            typed["model"],
+            typed["data"],
+            typed["out"],
+            overwrite=typed["overwrite"],
+            as_json=typed["as_json"],
         )
 
     parameters = [_argument("model", options.Model), _argument("data", _DATA[method.data])]
     parameters.append(_argument("out", options.AdapterOut))
     parameters += [_input(name, required=True) for name in method.needs]
-    parameters += [_setting(method.settings, name) for name in fields]
+    parameters += offered(method.settings)
     parameters += [_input(name) for name in method.takes if name not in method.needs]
     if method.sweep is not None:
         parameters.append(_argument("sweep", options.Sweep, default=False))
@@ -90,9 +89,7 @@ def command_of(method: Method) -> Callable[..., None]:
     if twice := {name for name in taken if taken.count(name) > 1}:
         raise TypeError(f"{method.title}: {', '.join(sorted(twice))} is an option of every fit, or twice a setting.")
     fit.__name__, fit.__doc__ = method.name, method.summary
-    fit.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-    fit.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return fit
+    return signed(fit, parameters)
 
 
 def _parameter(name: str) -> str:
@@ -108,27 +105,6 @@ def _input(name: str, required: bool = False) -> Parameter:
     if required:
         return _argument(_parameter(name), Annotated[kind, option])
     return _argument(_parameter(name), Annotated[kind | None, option], default=None)
-
-
-def _setting(settings: type[Settings], name: str) -> Parameter:
-    """An option that is None unless it is given, so that what was given is known."""
-    field, said = settings.model_fields[name], about(settings, name)
-    spelled, known = option_of(settings, name), choices(field)
-    kind = plain_type(field)
-    declared = spelled
-    if kind is bool and field.default is True:
-        declared = f"{spelled}/--no-{spelled.removeprefix('--')}"
-    elif len(spelled) == len("--k"):
-        declared = spelled[1:]
-    shown = said.shown or ("on" if field.default is True else "off" if field.default is False else str(field.default))
-    option = typer.Option(
-        *([declared, spelled] if declared != spelled and kind is not bool else [declared]),
-        help=field.description,
-        metavar="|".join(known) if known else None,
-        show_default=shown if kind is not bool or field.default is True else False,
-        autocompletion=(lambda: list(known)) if known else None,
-    )
-    return _argument(name, Annotated[kind | None, option], default=None)
 
 
 fit = fit_group()
