@@ -24,8 +24,9 @@ from safetykit.adapters.artifact.sites import Site
 from safetykit.adapters.ops.branch import Branch
 from safetykit.bench.random_decoder import random_llama
 from safetykit.bench.skeleton import PAUSE, arguments, emit, median_ms, peak_mb, run
-from safetykit.export.base.own import export_graph, save_graph
+from safetykit.export.base.own import save_graph
 from safetykit.export.base.specs import decoder_spec
+from safetykit.export.base.tracing import export_graph
 from safetykit.export.document.latency import interleave, median_ratio
 from safetykit.export.runtime.sessions import open_session
 from safetykit.export.surgery.blocks import block_evaluations

@@ -26,9 +26,10 @@ from safetykit.adapters.artifact.manifest import BaseInfo
 from safetykit.adapters.artifact.sites import Gating, Site
 from safetykit.bench.random_decoder import HEAD, random_llama
 from safetykit.bench.skeleton import CONTROL, PAUSE, UNMODIFIED, arguments, cpus, emit, median_ms, ratios, run
-from safetykit.export.base.own import OPSET, export_graph, save_graph
+from safetykit.export.base.own import save_graph
 from safetykit.export.base.quantise import quantise_decoder
 from safetykit.export.base.specs import decoder_spec
+from safetykit.export.base.tracing import OPSET, export_graph
 from safetykit.export.document.latency import interleave
 from safetykit.export.manifest import LAYOUT, ExportManifest
 from safetykit.export.runtime.binding import Session

@@ -13,11 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-
 from ..errors import InvalidArtifact, UsageError
 from .files import CONFIGURATION_FILES
+from .tensors import stored_tensors
 
 # Keys that change when a checkpoint is saved again by another version, without changing the model.
 _VOLATILE = {"_name_or_path", "name_or_path", "transformers_version", "tokenizer_file", "is_local", "local_files_only"}
@@ -49,16 +47,11 @@ def _weights(folder: Path) -> Iterator[tuple[str, str]]:
             "Pass a checkpoint folder; convert pickled weights with transformers' save_pretrained first.",
         )
     for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118  not a mapping: it has no __iter__
-                    tensor = file.get_tensor(name).contiguous()
-                    data = hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy()).hexdigest()
-                    yield name, f"{tensor.dtype}\0{tuple(tensor.shape)}\0{data}"
-        except SafetensorError as error:
-            raise InvalidArtifact(
-                f"{path} is not a whole safetensors file: {error}.", "Get the checkpoint again."
-            ) from None
+        for name, tensor in stored_tensors(path).items():
+            digest = hashlib.sha256()
+            for piece in tensor.pieces():
+                digest.update(piece)
+            yield name, f"{tensor.dtype}\0{tensor.shape}\0{digest.hexdigest()}"
 
 
 def _lasting(value: Any, *, nested: bool) -> Any:

@@ -16,7 +16,8 @@ import onnx_ir as ir
 
 from ...adapters.errors import UsageError
 from ..manifest import LAYOUT, ExportManifest, write_manifest
-from .own import graph_info, save_graph, strip_metadata
+from .own import graph_info, save_graph
+from .tracing import strip_metadata
 
 if TYPE_CHECKING:
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer

@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import onnx_ir as ir
 
 from ...adapters.errors import InvalidArtifact
-from ..base.own import save_graph, strip_metadata
+from ..base.own import save_graph
+from ..base.tracing import strip_metadata
 from ..manifest import LAYOUT, Graph
 
 _PAGE = 4096

@@ -22,7 +22,7 @@ from ...adapters.ops.branch import Branch, BranchOp, get_branch_op
 from ...adapters.ops.forcing import ForcedRefusal
 from ...adapters.ops.gating import GatedOp, HeldGate
 from ...adapters.ops.op import Detector, ScopeMask, get_op
-from ..base.own import quiet_export
+from ..base.tracing import quiet_export
 from ..names import DOMAIN
 
 MIN_OPSET = 18

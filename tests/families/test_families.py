@@ -20,8 +20,9 @@ from safetykit.adapters.statistics.detector import Refusal
 from safetykit.adapters.tga.settings import TGA
 from safetykit.adapters.vlm_guard.settings import VLMGuard
 from safetykit.bench.zoo import NAMES, WIDTH, build
-from safetykit.export.base.own import export_base, export_graph, save_graph
+from safetykit.export.base.own import export_base, save_graph
 from safetykit.export.base.specs import graph_specs
+from safetykit.export.base.tracing import export_graph
 from safetykit.export.parity.compare import compare_logits, parity_requests
 from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM

@@ -38,6 +38,7 @@ from .requests import Generation, Inputs, Request
 from .streaming import Streamer
 from .token_states import stream_tokens
 from .updates import updated
+from .weights import Weights, empty_model
 
 
 class VLM:
@@ -47,6 +48,7 @@ class VLM:
         model: the transformers model, in evaluation mode.
         inputs: turns requests into model inputs.
         parts: the modules that sites refer to.
+        weights: the values of the parameters.
         index: what adapters search whose index is not their own; set it before they are applied.
     """
 
@@ -74,6 +76,7 @@ class VLM:
             processor = InputProcessor(processor, model.config, ends)
         self.inputs: InputProcessor = processor
         self.parts = Parts.find(model)
+        self.weights = Weights(model)
         self.features = FeatureCache(model)
         self.index: CaptionIndex | None = None
         self._last_fed: WeakKeyDictionary[Any, dict[str, np.ndarray]] = WeakKeyDictionary()  # by KV cache
@@ -91,17 +94,40 @@ class VLM:
 
         folder = model_path(folder)
         inputs = InputProcessor.from_pretrained(folder)
-        try:
+        with _loading(folder):
             model = AutoModelForImageTextToText.from_pretrained(
                 folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
             )
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UsageError(
-                f"{folder} cannot be loaded as a vision-language model: {reason}",
-                "It needs an image-text-to-text architecture of transformers and safetensors weights.",
-            ) from None
         return cls(model.to(device), inputs, path=folder)
+
+    @classmethod
+    def without_weights(cls, folder: Path | str) -> VLM:
+        """A checkpoint folder whose weights stay on disk until :meth:`load`: it cannot be run, but exported.
+
+        Raises:
+            UsageError: the folder is missing, holds no VLM, or a part was not found.
+            InvalidArtifact: weights are damaged, or others than the configuration says.
+        """
+        folder = model_path(folder)
+        inputs = InputProcessor.from_pretrained(folder)
+        if getattr(inputs.config, "quantization_config", None):  # how to read its weights its quantiser knows
+            return cls.from_pretrained(folder)
+        with _loading(folder):
+            model, weights = empty_model(folder)
+        vlm = cls(model, inputs, path=folder)
+        vlm.weights = weights
+        return vlm
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the model holds its weights."""
+        return self.device.type != "meta"
+
+    def load(self) -> None:
+        """Load the weights of a model :meth:`without_weights`; any other stays as it is."""
+        if not self.loaded:
+            full = VLM.from_pretrained(self.path)
+            self.model, self.parts, self.weights, self.features = full.model, full.parts, full.weights, full.features
 
     def __repr__(self) -> str:
         """Where it comes from, its architecture, size and type, and whether adapters are applied."""
@@ -414,3 +440,15 @@ def _folder_of(model: torch.nn.Module) -> Path | None:
     """The local folder that transformers loaded a model from, if it still is one."""
     name = getattr(model, "name_or_path", "")
     return Path(name) if name and (Path(name) / "config.json").is_file() else None
+
+
+@contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(
+            f"{folder} cannot be loaded as a vision-language model: {reason}",
+            "It needs an image-text-to-text architecture of transformers and safetensors weights.",
+        ) from None

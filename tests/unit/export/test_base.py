@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from safetykit.adapters.errors import UsageError
-from safetykit.export.base.own import export_base, export_graph
+from safetykit.export.base.own import export_base
 from safetykit.export.base.specs import graph_specs
+from safetykit.export.base.tracing import export_graph
 from safetykit.export.manifest import GRAPHS, LAYOUT
 from safetykit.export.parity.compare import compare_logits, parity_requests
 from safetykit.export.runtime.onnx_vlm import OnnxVLM

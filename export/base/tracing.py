@@ -1,0 +1,103 @@
+"""From a graph's module to an ONNX graph, without looking at a weight.
+
+``torch.onnx.export`` sees parameters as fake tensors, of which only type and shape are known. What it would fold into
+the weights is done while they are written (:mod:`.streamed`); the exporter's own optimisations follow on the graph that
+knows where its weights lie, and read small ones only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import CheckerPass, ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ...toolkit.model.weights import HeldWeight
+from ..manifest import Precision
+from .specs import GraphSpec
+from .streamed import WeightOf, attach, fold_transposes
+
+OPSET = 20
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+def export_graph(spec: GraphSpec, precision: Precision, weight_of: WeightOf = HeldWeight) -> ir.Model:
+    """Trace one graph; its weights are read when it is written.
+
+    Inner values named by ``spec.taps`` keep those names and are not outputs.
+
+    Args:
+        precision: of weights and activations; buffers, such as rotary frequencies, keep their own.
+        weight_of: gives the values of a parameter; by default it holds them itself.
+    """
+    dtype = DTYPES[precision]
+    with quiet_export():
+        program = torch.onnx.export(
+            without_weights(spec.module, dtype),
+            spec.args(dtype),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(spec.inputs),
+            output_names=[*spec.outputs, *spec.taps],
+            dynamic_shapes=spec.dynamic,
+            verbose=False,
+            optimize=False,
+        )
+        assert program is not None
+        attach(program.model, spec.module, weight_of)
+        fold_transposes(program.model)
+        program.optimize()
+    model = program.model
+    for _ in spec.taps:  # pop: deleting a slice would leave the values marked as outputs
+        model.graph.outputs.pop()
+    RemoveUnusedNodesPass()(model)
+    strip_metadata(model)
+    CheckerPass(full_check=True)(model)
+    return model
+
+
+def without_weights(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy whose parameters have types and shapes only; those of floats become ``dtype``, tied ones stay tied."""
+    empty: dict[int, nn.Parameter] = {}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for parameter in module.parameters():
+            kind = dtype if parameter.is_floating_point() else parameter.dtype
+            empty[id(parameter)] = nn.Parameter(torch.empty(parameter.shape, dtype=kind), requires_grad=False)
+    return copy.deepcopy(module, dict(empty)).eval()
+
+
+@contextlib.contextmanager
+def quiet_export() -> Iterator[None]:
+    """Keep the exporter's notes about its own internals off the terminal."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def strip_metadata(model: ir.Model) -> None:
+    """Remove stack traces and doc strings: they hold paths of the machine that exported."""
+    ClearMetadataAndDocStringPass()(model)
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
+    model.doc_string = model.graph.doc_string = None
+    for value in [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]:
+        value.metadata_props.clear()
+    for node in model.graph:
+        for value in node.outputs:
+            value.metadata_props.clear()

@@ -1,0 +1,242 @@
+"""Values of a model's parameters, wherever they lie: in memory, or in the files of a checkpoint that was not loaded.
+
+:func:`empty_model` builds a model without values (parameters on the device ``meta``, buffers as they are), and
+:class:`Weights` reads them row by row. Which tensor of a file belongs to which parameter, under names of older versions
+and through conversions such as merged experts, is what transformers' own tables say.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ...adapters.artifact.tensors import PIECE, StoredTensor, stored_tensors
+from ...adapters.errors import InvalidArtifact
+
+
+class Weight(Protocol):
+    """Values that are read when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) along the first axis, as they are stored."""
+        ...
+
+    def whole(self) -> Tensor:
+        """All of it."""
+        ...
+
+
+class HeldWeight:
+    """A weight in memory."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.detach()
+        self.shape = tuple(tensor.shape)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return self.tensor[start:stop].cpu()
+
+    def whole(self) -> Tensor:
+        return self.tensor.cpu()
+
+
+class ConvertedWeight:
+    """One result of a conversion of stored tensors; it is carried out whole, and the last result is kept."""
+
+    def __init__(self, convert: Any, name: str, shape: tuple[int, ...]) -> None:
+        self.convert, self.name, self.shape = convert, name, shape
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return self.whole()[start:stop]
+
+    def whole(self) -> Tensor:
+        return _converted(self.convert)[self.name]
+
+
+@functools.lru_cache(maxsize=1)
+def _converted(convert: Any) -> dict[str, Tensor]:
+    made: dict[str, Tensor] = convert()
+    return made
+
+
+class Weights:
+    """The values of a model's parameters.
+
+    Attributes:
+        model: whose they are.
+    """
+
+    def __init__(self, model: nn.Module, stored: Mapping[str, Weight] | None = None) -> None:
+        """Read parameters that are in memory there, and those on the device ``meta`` from ``stored``, by name."""
+        self.model, self.stored = model, stored or {}
+        self._names: dict[int, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            self._names.setdefault(id(parameter), []).append(name)
+
+    def of(self, parameter: Tensor) -> Weight:
+        """The value of one of the model's parameters.
+
+        Raises:
+            InvalidArtifact: the checkpoint does not have it.
+        """
+        if parameter.device.type != "meta":
+            return HeldWeight(parameter)
+        names = self._names[id(parameter)]
+        found = next((self.stored[name] for name in names if name in self.stored), None)
+        if found is None:
+            raise InvalidArtifact(
+                f"The checkpoint has no weights for {' or '.join(names)}.", "Get it again, or save the model again."
+            )
+        return found
+
+
+def empty_model(folder: Path) -> tuple[Any, Weights]:
+    """The model of a checkpoint folder without its values, and these.
+
+    Raises:
+        InvalidArtifact: a file is damaged, or a tensor has another shape than its parameter.
+        ValueError, OSError: as transformers raises them: the folder holds no such model.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+    model.tie_weights()
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    stored = _assigned(model, _files(folder))
+    _load_buffers(model, stored)
+    _untie(model, stored)
+    return model.eval(), Weights(model, stored)
+
+
+def _files(folder: Path) -> dict[str, StoredTensor]:
+    """The tensors that transformers would load from a folder."""
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+    names = [SAFE_WEIGHTS_NAME]
+    if not (folder / SAFE_WEIGHTS_NAME).is_file():
+        try:
+            names = sorted(set(json.loads((folder / SAFE_WEIGHTS_INDEX_NAME).read_bytes())["weight_map"].values()))
+        except (OSError, ValueError, KeyError, AttributeError):
+            raise InvalidArtifact(
+                f"{folder} has neither {SAFE_WEIGHTS_NAME} nor an index of weights that can be read.",
+                "Save the model again with save_pretrained.",
+            ) from None
+    found: dict[str, StoredTensor] = {}
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise InvalidArtifact(
+                f"The index of weights in {folder} names {name!r}, which is not there.", "Get the checkpoint again."
+            )
+        found |= stored_tensors(folder / name)
+    return found
+
+
+def _assigned(model: Any, files: Mapping[str, StoredTensor]) -> dict[str, Weight]:
+    """What belongs to each parameter and buffer, by its name in the model."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        dot_natural_key,
+        rename_source_key,
+    )
+
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    transforms = get_model_conversion_mapping(model)
+    renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
+    converters = [one for one in transforms if isinstance(one, WeightConverter)]
+    by_pattern = {pattern: one for one in converters for pattern in one.source_patterns}
+    assigned: dict[str, Weight] = {}
+    collected: dict[str, tuple[Any, list[tuple[str, str]]]] = {}
+    for key in sorted(files, key=dot_natural_key):
+        name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, wanted)
+        if name not in wanted and key in wanted:
+            name, pattern = rename_source_key(key, [], [], model.base_model_prefix, wanted)
+        if name in wanted and pattern is not None:
+            collected.setdefault(name, (by_pattern[pattern], []))[1].append((key, pattern))
+        elif name in wanted:
+            assigned[name] = files[key]
+    for first, (converter, sources) in collected.items():
+        convert = functools.partial(_convert, model, converter, first, sources, files)
+        for name, made in convert(empty=True).items():
+            assigned[name] = ConvertedWeight(convert, name, tuple(made.shape))
+    for name, weight in assigned.items():
+        if weight.shape != wanted.get(name, weight.shape):
+            raise InvalidArtifact(
+                f"{name} has shape {wanted[name]} by the configuration and {weight.shape} in the checkpoint.",
+                "Get the checkpoint again: its configuration and its weights do not belong together.",
+            )
+    return assigned
+
+
+def _convert(
+    model: Any,
+    converter: Any,
+    first: str,
+    sources: list[tuple[str, str]],
+    files: Mapping[str, StoredTensor],
+    *,
+    empty: bool = False,
+) -> dict[str, Tensor]:
+    """Carry out a conversion; with ``empty`` on tensors without values, which shows what it makes."""
+    converter = copy.deepcopy(converter)
+    for key, pattern in sources:
+        stored = files[key]
+        read = (
+            functools.partial(torch.empty, stored.shape, dtype=stored.dtype, device="meta") if empty else stored.whole
+        )
+        converter.add_tensor(first, key, pattern, read)
+    made = converter.convert(first, model=model, config=model.config)
+    return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in made.items()}
+
+
+def _load_buffers(model: nn.Module, stored: Mapping[str, Weight]) -> None:
+    """Give buffers that the checkpoint holds their values; they are small."""
+    for name, buffer in model.named_buffers():
+        if name in stored:
+            buffer.copy_(stored[name].whole())
+
+
+def _untie(model: nn.Module, stored: Mapping[str, Weight]) -> None:
+    """Part parameters that the configuration ties and the checkpoint has apart, with other values."""
+    groups: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(name)
+    for names in groups.values():
+        first, *others = [name for name in names if name in stored] or [""]
+        for name in others:
+            if not _equal(stored[first], stored[name]):
+                layer, _, leaf = name.rpartition(".")
+                old = model.get_parameter(name)
+                setattr(model.get_submodule(layer), leaf, nn.Parameter(torch.empty_like(old), requires_grad=False))
+
+
+def _equal(one: Weight, other: Weight) -> bool:
+    return one.shape == other.shape and all(
+        torch.equal(mine.float(), theirs.float()) for mine, theirs in zip(chunks(one), chunks(other), strict=True)
+    )
+
+
+def chunks(weight: Weight, limit: int = PIECE) -> Iterator[Tensor]:
+    """A weight in pieces of whole rows, each of about ``limit`` bytes in float32."""
+    if not weight.shape:
+        yield weight.whole()
+        return
+    step = max(1, limit // (4 * max(1, math.prod(weight.shape[1:]))))
+    for start in range(0, weight.shape[0], step):
+        yield weight.rows(start, min(start + step, weight.shape[0]))
