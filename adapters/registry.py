@@ -1,48 +1,30 @@
-"""Every method there is: ours, and those of installed packages.
-
-A method registers by an entry point of the group ``safetykit.methods`` that names its :class:`Method`::
-
-    [project.entry-points."safetykit.methods"]
-    my-method = "my_package:METHOD"
+"""Every method there is: ours, and those of installed packages (entry points of the group ``safetykit.methods``).
 
 Ours are found as ``METHOD`` in the module ``method`` of each package beside this file, and go through the same
-function.
+function as anybody's.
 """
 
 from __future__ import annotations
 
-from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
-from warnings import warn
 
 from .errors import UsageError
 from .method import Method
+from .plugins import Registry
 from .settings import did_you_mean, listed
 
-GROUP = "safetykit.methods"
-_METHODS: dict[str, Method] = {}
+
+def _ours() -> None:
+    for module in sorted(Path(__file__).parent.glob("*/method.py")):
+        METHODS.register(import_module(f".{module.parent.name}.method", __package__).METHOD)
 
 
-def register(method: Method) -> Method:
-    """Make a method known under its name.
-
-    Raises:
-        TypeError: it is no :class:`Method`, or another one has its name.
-    """
-    if not isinstance(method, Method):
-        raise TypeError(f"{method!r} is no Method.")
-    for known in _METHODS.values():
-        if known is not method and {known.name, known.manifest_name} & {method.name, method.manifest_name}:
-            raise TypeError(f"Two methods are called {method.name!r}.")
-    return _METHODS.setdefault(method.name, method)
-
-
-def methods() -> dict[str, Method]:
-    """All methods by name, in order of their names."""
-    _find_all()
-    return dict(sorted(_METHODS.items()))
+METHODS = Registry(
+    Method, ("method", "methods"), "safetykit.methods", _ours, names=lambda method: {method.name, method.manifest_name}
+)
+register = METHODS.register
+methods = METHODS.all
 
 
 def get_method(name: str) -> Method:
@@ -68,15 +50,3 @@ def load_ops() -> None:
     for method in methods().values():
         for module in method.ops:
             import_module(module)
-
-
-@cache
-def _find_all() -> None:
-    root = Path(__file__).parent
-    for module in sorted(root.glob("*/method.py")):
-        register(import_module(f".{module.parent.name}.method", __package__).METHOD)
-    for point in entry_points(group=GROUP):
-        try:
-            register(point.load())
-        except Exception as error:  # somebody else's package must not take ours down
-            warn(f"The method {point.name!r} of {point.value} is left out: {error}", stacklevel=2)

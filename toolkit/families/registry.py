@@ -1,51 +1,32 @@
-"""Every family there is: ours, and those of installed packages; anything else is refused by name, for a graph exported
-on a guess can be wrong in ways that no checker sees.
+"""Every family there is: ours, and those of installed packages (entry points of the group ``safetykit.families``).
 
-A family registers by an entry point of the group ``safetykit.families`` that names its class::
-
-    [project.entry-points."safetykit.families"]
-    my_vlm = "my_package:MyVLM"
-
-Ours are found in the modules beside this file, whose decorator is the same function.
+Anything else is refused by name, for a graph exported on a guess can be wrong in ways that no checker sees. Ours are
+found in the modules beside this file, whose decorator is the same function as anybody's.
 """
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, TypeVar
-from warnings import warn
+from typing import Any
 
 from ...adapters.errors import UsageError
+from ...adapters.plugins import Registry, import_all
 from ...adapters.settings import did_you_mean
 from .family import Family
 
-GROUP = "safetykit.families"
-F = TypeVar("F", bound=type[Family])
-_FAMILIES: dict[str, Family] = {}
+FAMILIES = Registry(
+    Family,
+    ("family", "families"),
+    "safetykit.families",
+    ours=lambda: import_all(str(__package__), Path(__file__).parent),
+)
+register = FAMILIES.register
 _ANY = Family()  # what every VLM has in common; enough to run it in PyTorch
-
-
-def register(family: F) -> F:
-    """Make a family known under its model type; a class decorator.
-
-    Raises:
-        TypeError: it is no family, or another one has its name.
-    """
-    if not (isinstance(family, type) and issubclass(family, Family)):
-        raise TypeError(f"{family!r} is no Family.")
-    known = _FAMILIES.get(family.name)
-    if known is not None and type(known) is not family:
-        raise TypeError(f"Two families are called {family.name!r}.")
-    _FAMILIES.setdefault(family.name, family())
-    return family
 
 
 def families() -> dict[str, Family]:
     """All families that can be exported, by model type."""
-    return {name: family for name, family in sorted(_found().items()) if family.obstacle is None}
+    return {name: family for name, family in FAMILIES.all().items() if family.obstacle is None}
 
 
 def family_names() -> tuple[str, ...]:
@@ -73,7 +54,7 @@ def family_of(config: Any) -> Family:
         UsageError: the architecture is not supported; the message says why when that is known.
     """
     name = str(getattr(config, "model_type", type(config).__name__))
-    family = _found().get(name)
+    family = FAMILIES.all().get(name)
     if family is None or family.obstacle is not None:
         reason = f": {family.obstacle}" if family is not None else ""
         known = list(families())
@@ -92,19 +73,3 @@ def exportable(config: Any) -> dict[str, Any]:
         return {"supported": True, "family": family_of(config).name, "reason": None}
     except UsageError as error:
         return {"supported": False, "family": None, "reason": str(error)}
-
-
-def _found() -> dict[str, Family]:
-    _find_all()
-    return _FAMILIES
-
-
-@cache
-def _find_all() -> None:
-    for module in sorted(Path(__file__).parent.glob("[!_]*.py")):
-        import_module(f".{module.stem}", __package__)
-    for point in entry_points(group=GROUP):
-        try:
-            register(point.load())
-        except Exception as error:  # somebody else's package must not take ours down
-            warn(f"The family {point.name!r} of {point.value} is left out: {error}", stacklevel=2)

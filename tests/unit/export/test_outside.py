@@ -8,44 +8,41 @@ from types import SimpleNamespace
 
 import pytest
 
+from safetykit.adapters import plugins
 from safetykit.adapters.errors import UsageError
 from safetykit.export.document.card import running_words
-from safetykit.export.layouts import registry as layouts_registry
 from safetykit.export.layouts.arrange import arrange, require_layout
 from safetykit.export.layouts.check import compare_arranged
 from safetykit.export.layouts.layout import RuntimeLayout
-from safetykit.export.layouts.registry import get_layout, layout_names
+from safetykit.export.layouts.registry import LAYOUTS, get_layout, layout_names
 from safetykit.export.manifest import read_manifest
 from safetykit.export.pipeline.options import ExportOptions
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.surgery.adapt import adapt, copy_base
 from safetykit.toolkit.families import Family, exportable, families, family_of, titles
-from safetykit.toolkit.families import registry as families_registry
+from safetykit.toolkit.families.registry import FAMILIES
 
 
-def install(monkeypatch, registry, known, group, *points):
+def install(monkeypatch, registry, *points):
     """Have ``registry`` find these entry points, until the test ends."""
-    registry._find_all()
-    monkeypatch.setattr(registry, known, dict(getattr(registry, known)))
-    monkeypatch.setattr(registry, "entry_points", lambda group: list(points))
-    registry._find_all.cache_clear()
-    assert all(point.group == group for point in points)
+    registry.all()
+    monkeypatch.setattr(registry, "_made", dict(registry._made))
+    monkeypatch.setattr(registry, "_declared", dict(registry._declared))
+    monkeypatch.setattr(registry, "_searched", False)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [point for point in points if point.group == group])
+    assert all(point.group == registry.group for point in points)
 
 
 @pytest.fixture
 def layout(monkeypatch):
-    point = EntryPoint("outside", "outside_layout:Outside", "safetykit.layouts")
-    install(monkeypatch, layouts_registry, "_LAYOUTS", "safetykit.layouts", point)
-    yield "outside"
-    layouts_registry._find_all.cache_clear()
+    install(monkeypatch, LAYOUTS, EntryPoint("outside", "outside_layout:Outside", "safetykit.layouts"))
+    return "outside"
 
 
 @pytest.fixture
 def family(monkeypatch):
-    point = EntryPoint("outside_vlm", "outside_family:Outside", "safetykit.families")
-    install(monkeypatch, families_registry, "_FAMILIES", "safetykit.families", point)
-    yield "outside_vlm"
-    families_registry._find_all.cache_clear()
+    install(monkeypatch, FAMILIES, EntryPoint("outside_vlm", "outside_family:Outside", "safetykit.families"))
+    return "outside_vlm"
 
 
 def test_an_outside_layout_is_one_of_the_choices(layout):
@@ -92,19 +89,18 @@ def test_two_layouts_of_one_name_and_what_is_no_layout_are_refused():
     class Second(RuntimeLayout):
         name = "genai"
 
-    layouts_registry._find_all()
+    LAYOUTS.all()
     with pytest.raises(TypeError, match="Two layouts are called 'genai'"):
-        layouts_registry.register(Second)
+        LAYOUTS.register(Second)
     with pytest.raises(TypeError, match="is no RuntimeLayout"):
-        layouts_registry.register(dict)
+        LAYOUTS.register(dict)
 
 
 def test_a_package_that_fails_takes_nothing_of_ours_down(monkeypatch):
     point = EntryPoint("broken", "there_is_no_such_module:Broken", "safetykit.layouts")
-    install(monkeypatch, layouts_registry, "_LAYOUTS", "safetykit.layouts", point)
+    install(monkeypatch, LAYOUTS, point)
     with pytest.warns(UserWarning, match="The layout 'broken'"):
         assert "genai" in layout_names()
-    layouts_registry._find_all.cache_clear()
 
 
 def test_an_outside_family_is_one_that_can_be_exported(family, tmp_path, vlm):
