@@ -10,7 +10,7 @@ from typing import Any
 
 _HOME = {
     "Adapter": ".artifact.adapter",
-    "Intervention": ".artifact.adapter",
+    "Intervention": ".artifact.intervention",
     "AffineMap": ".ops.affine",
     "Corrector": ".ops.op",
     "Detector": ".ops.op",

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import JsonValue
 
 from .artifact.examples import Example
-from .artifact.manifest import BaseInfo
 from .artifact.sites import Site
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from .statistics.detector import BranchSource, Refusal
-    from .tga.tga import SupportsAligning
-
+    from .artifact.manifest import BaseInfo
 Pool = Literal["last", "mean", "vision", "text"]
+# (s, f): the final-norm state of the second pass between these blocks; a site: its state in the normal pass.
+Place = Site | tuple[int, int]
 
-__all__ = ["ChannelLayers", "Example", "Pool", "StateSource", "Workbench"]
+__all__ = ["BranchSource", "ChannelLayers", "Example", "Place", "Pool", "Refusal", "StateSource", "Workbench"]
 
 
 class StateSource(Protocol):
@@ -37,6 +37,36 @@ class StateSource(Protocol):
         Records of one unit (a pair) always arrive in the same batch.
         """
         ...
+
+
+class BranchSource(Protocol):
+    """A model whose second passes can be streamed (``toolkit.second_pass.SecondPass``)."""
+
+    @property
+    def base(self) -> BaseInfo: ...
+
+    def branch_states(
+        self, records: Sequence[Example], places: Sequence[Place]
+    ) -> Iterator[tuple[list[Example], dict[Place, Float[Tensor, "batch d_model"]]]]:
+        """Run the records and yield last-position states batch by batch."""
+        ...
+
+    def head(self) -> tuple[Float[Tensor, "vocab d_model"], Float[Tensor, " vocab"] | None]:
+        """Weight and bias of the LM head."""
+        ...
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What a detector answers.
+
+    Attributes:
+        text: the fixed refusal.
+        token: its first token in the base's vocabulary.
+    """
+
+    text: str
+    token: int
 
 
 class ChannelLayers(Protocol):
@@ -88,7 +118,7 @@ class Workbench(Protocol):
         """A separate language model to take directions from; None: the VLM's own."""
         ...
 
-    def aligner(self) -> SupportsAligning:
+    def aligner(self) -> Any:
         """The model with captioned pictures."""
         ...
 

@@ -25,7 +25,7 @@ import torch
 from safetykit.adapters.artifact.sites import Site
 from safetykit.adapters.care import statistics as care
 from safetykit.adapters.care.statistics import roles
-from safetykit.adapters.vlm_guard import guard as guard
+from safetykit.adapters.vlm_guard import statistics as guard
 from safetykit.bench.skeleton import arguments, emit, one_thread, peak_mb, run
 from safetykit.toolkit.data.records import Record, load_records
 from safetykit.toolkit.data.sources import data_path, model_path

@@ -19,7 +19,8 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 
-from safetykit.adapters.artifact.adapter import Adapter, Intervention
+from safetykit.adapters.artifact.adapter import Adapter
+from safetykit.adapters.artifact.intervention import Intervention
 from safetykit.adapters.artifact.manifest import AdapterInfo, canonical_json, describe_data, library_versions
 from safetykit.adapters.artifact.sites import Site
 from safetykit.adapters.errors import SafetykitError

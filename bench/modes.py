@@ -21,7 +21,7 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 
-from safetykit.adapters.artifact.adapter import Intervention
+from safetykit.adapters.artifact.intervention import Intervention
 from safetykit.adapters.artifact.manifest import BaseInfo
 from safetykit.adapters.artifact.sites import Gating, Site
 from safetykit.bench.random_decoder import HEAD, random_llama

@@ -38,6 +38,8 @@ from safetykit.export.surgery.adapt import adapt, copy_base
 from safetykit.toolkit.data.captions import captions_path, load_captions
 from safetykit.toolkit.data.pictures import open_picture
 from safetykit.toolkit.data.sources import model_path
+from safetykit.toolkit.index.caption_index import CaptionIndex
+from safetykit.toolkit.index.embedding import EmbedderInfo
 from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.vlm import VLM
 from safetykit.toolkit.reference.atlas import SEEN_FONTS, SEEN_SETS, UNSEEN_SETS, data_folder, reference, shown
@@ -45,9 +47,7 @@ from safetykit.toolkit.reference.captions import caption
 from safetykit.toolkit.reference.world import things
 from safetykit.toolkit.retrieval.build import build_index
 from safetykit.toolkit.retrieval.embedders import VLMEmbedder
-from safetykit.toolkit.retrieval.embedding import EmbedderInfo
 from safetykit.toolkit.retrieval.fit import image_states, picture_states
-from safetykit.toolkit.retrieval.index import CaptionIndex
 
 _FAISS, _NUMPY = "external, FAISS", "external, NumPy"
 

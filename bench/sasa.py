@@ -27,11 +27,12 @@ from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.manifest import describe_data
 from safetykit.adapters.artifact.sites import Site
 from safetykit.adapters.one_pass.settings import OnePassProbe
+from safetykit.adapters.protocols import Place
 from safetykit.adapters.sasa.settings import SASA
 from safetykit.adapters.statistics.detector import Features
 from safetykit.adapters.statistics.detector_report import Detector, left_out
 from safetykit.adapters.statistics.probe import Metric
-from safetykit.adapters.statistics.probe_settings import Place, ProbeSettings
+from safetykit.adapters.statistics.probe_settings import ProbeSettings
 from safetykit.bench import skeleton
 from safetykit.toolkit.data.journal import Journal
 from safetykit.toolkit.data.records import Record, load_records

@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from ..adapters.errors import UsageError
-from ..adapters.statistics.detector import Refusal
+from ..adapters.protocols import Refusal
 from .data.captions import CaptionedPicture
 from .data.records import Record
-from .evaluation.evaluate import Progress, decide
+from .evaluation.evaluate import decide
 from .evaluation.refusal import RefusalTokens
 from .model.second_pass import SecondPass
+from .progress import Progress
 
 if TYPE_CHECKING:
     from .alignment import Aligner
+    from .index.caption_index import CaptionIndex
+    from .index.embedding import Embedder
     from .model.vlm import VLM
-    from .retrieval.embedding import Embedder
     from .retrieval.fit import Pictures
-    from .retrieval.index import CaptionIndex
 
 _LONGEST = 16  # tokens of an answer that is only judged
 

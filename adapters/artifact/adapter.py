@@ -1,4 +1,4 @@
-"""Interventions and adapters: frozen, small, and independent of any model or graph."""
+"""Adapters: frozen, small, and independent of any model or graph."""
 
 from __future__ import annotations
 
@@ -8,72 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from pydantic import JsonValue
-from torch import Tensor
 
 from ..errors import InvalidArtifact, UsageError
 from ..ops.branch import Branch
-from ..ops.gating import GatedOp
-from ..ops.op import Detector, Op, get_op
+from ..ops.op import Detector
+from .folder import read_folder, write_folder
+from .intervention import Intervention
 from .manifest import AdapterInfo, DetectorInfo
-from .sites import Gating, Phase, Scope, Site
 from .updates import WeightUpdate
-
-
-@dataclass(frozen=True)
-class Intervention:
-    """An op at a site, with its scope, phase and parameters.
-
-    Attributes:
-        op: registered name of the op.
-        site: where it acts.
-        scope: which tokens it touches.
-        phase: in which phase of generation it acts.
-        tensors: the op's parameters by name, on the CPU.
-        gate: for how long the decision of the op's gate stands, see :mod:`.gating`.
-    """
-
-    op: str
-    site: Site
-    scope: Scope
-    phase: Phase
-    tensors: Mapping[str, Tensor]
-    gate: Gating = "per-token"
-
-    def __post_init__(self) -> None:
-        wanted = self.make_op().params
-        if set(wanted) != set(self.tensors):
-            raise InvalidArtifact(
-                f"Op {self.op} at {self.site} takes {sorted(wanted)}, not {sorted(self.tensors)}.",
-                "The adapter is damaged or was made for another version.",
-            )
-        for name, tensor in self.tensors.items():
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise InvalidArtifact(
-                    f"Parameter {name} of {self.op} at {self.site} holds NaN or infinity.", "Fit the adapter again."
-                )
-        if self.gate == "held" and (obstacle := self._cannot_hold()):
-            raise InvalidArtifact(
-                f"The gate of {self.op} at {self.site} cannot be held: {obstacle}.", "Use a gate per token."
-            )
-
-    def _cannot_hold(self) -> str | None:
-        """Why a decision made at prefill cannot be held through the answer; None if it can."""
-        op = self.make_op()
-        if not isinstance(op, GatedOp):
-            return "the op has no gate"
-        if op.runtime_inputs:
-            return f"the op reads {', '.join(op.runtime_inputs)}, which exists at prefill only"
-        if self.phase == "prefill":
-            return "the op acts at prefill only, and the KV cache carries what it did"
-        if self.site.kind in ("vision", "projector"):
-            return "pictures are read at prefill only"
-        return None
-
-    def make_op(self) -> Op:
-        """A fresh instance of the op (it has no state)."""
-        return get_op(self.op)
 
 
 class SupportsApplying(Protocol):
@@ -139,17 +82,27 @@ class Adapter:
         return model.applied(self, allow_wrong_base=allow_wrong_base)
 
     def save(self, folder: Path | str, *, overwrite: bool = False) -> Path:
-        """Write the adapter folder; see :func:`safetykit.adapters.artifact.store.save_adapter`."""
-        from .store import save_adapter
+        """Write the adapter folder, which appears complete or not at all.
 
-        return save_adapter(self, Path(folder), overwrite=overwrite)
+        The bytes depend on the adapter alone, so the same fit gives the same files.
+
+        Raises:
+            UsageError: ``folder`` exists and ``overwrite`` is off.
+        """
+        return write_folder(self, Path(folder), overwrite=overwrite)
 
     @classmethod
     def load(cls, folder: Path | str) -> Adapter:
-        """Read an adapter folder; see :func:`safetykit.adapters.artifact.store.load_adapter`."""
-        from .store import load_adapter
+        """Read an adapter folder.
 
-        return load_adapter(Path(folder))
+        Raises:
+            UsageError: there is no such folder.
+            InvalidArtifact: a file is missing, linked, truncated or changed (the file is named).
+        """
+        found = read_folder(Path(folder))
+        adapter = cls(found.info, found.interventions, found.attachments, found.branch, found.detector, found.updates)
+        object.__setattr__(adapter, "read_as", found.digest)
+        return adapter
 
 
 def the_detector(adapters: Sequence[Adapter]) -> DetectorInfo | None:

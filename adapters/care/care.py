@@ -37,7 +37,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..artifact.adapter import Adapter, Intervention
+from ..artifact.adapter import Adapter
+from ..artifact.intervention import Intervention
 from ..artifact.manifest import AdapterInfo, describe_data, library_versions
 from ..artifact.sites import Scope, Site
 from ..protocols import Example, Workbench

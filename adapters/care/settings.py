@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ..artifact.sites import Phase, Scope, Site
 from ..method import load
 from ..settings import Layers, Settings, setting
-from ..statistics.choices import Centre, Modality, Selection, Shrinkage, SubspaceVariant
+from ..statistics.choices import Centre, Contrast, Selection, Shrinkage, SubspaceVariant, TokenChoice
 
 if TYPE_CHECKING:
     from ..artifact.adapter import Adapter
@@ -18,33 +17,12 @@ if TYPE_CHECKING:
     from .statistics import CareStatistics
 
 Fusion = Literal["adaptive", "sequential", "parallel", "masked", "injection"]
-Contrast = Literal["label", "carrier", "behaviour"]
 Modalities = Literal["both", "visual", "textual"]
 Where = Literal["mlp", "attn", "block"]
 
 _PROJECTING = ("adaptive", "sequential", "parallel", "masked")
 _UNMASKED = ("adaptive", "sequential", "parallel", "injection")
 _CODE = "safetykit.adapters.care.care"
-
-
-@dataclass(frozen=True)
-class TokenChoice:
-    """Which tokens are pooled.
-
-    Attributes:
-        selection: by kernel witness, or ``none``: all of them.
-        visual_share, textual_share: of the tokens of that modality, in (0, 1].
-        with_response: whether the response follows the prompt; its tokens are textual.
-    """
-
-    selection: Selection = "kernel"
-    visual_share: float = 1 / 8
-    textual_share: float = 0.2
-    with_response: bool = False
-
-    def share(self, modality: Modality) -> float:
-        """The share of one modality's tokens."""
-        return self.visual_share if modality == "visual" else self.textual_share
 
 
 class CARE(Settings):

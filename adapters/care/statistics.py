@@ -14,10 +14,9 @@ from torch import Tensor
 from ..artifact.sites import Site
 from ..errors import UsageError
 from ..protocols import Example
-from ..statistics.choices import Modality
+from ..statistics.choices import Contrast, Modality, TokenChoice
 from ..statistics.moments import Moments
 from ..statistics.tokens import KernelWitness, TokenBatch, TokenSource, pick, pool_best, sample
-from .settings import Contrast, TokenChoice
 
 Role = Literal["malicious", "benign"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)

@@ -7,8 +7,9 @@ from typing import ClassVar
 from pydantic import JsonValue
 
 from ..artifact.sites import Site
+from ..protocols import Place
 from ..settings import Layer, setting
-from ..statistics.probe_settings import Place, ProbeSettings, layers_tried
+from ..statistics.probe_settings import ProbeSettings, layers_tried
 
 
 class OnePassProbe(ProbeSettings):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,64 +16,19 @@ from jaxtyping import Float, Int
 from pydantic import JsonValue
 from torch import Tensor
 
-from ..artifact.adapter import Adapter, Intervention
-from ..artifact.manifest import AdapterInfo, BaseInfo, DataInfo, RetrievalInfo, library_versions
+from ..artifact.adapter import Adapter
+from ..artifact.intervention import Intervention
+from ..artifact.manifest import AdapterInfo, RetrievalInfo, library_versions
 from ..artifact.sites import Site
 from ..errors import UsageError
 from ..protocols import Workbench
 from .retrieval import CAPTIONS, INFO
 from .settings import Retrieval
+from .sources import Index, PictureSource
 
 ACCURACY = "retrieval_accuracy"
 _PROJECTOR = Site("projector")
 _FOLDS, _AMONG, _EVALUATED = 5, 5, 2000
-
-
-class Index(Protocol):
-    """Texts with keys (``toolkit.retrieval.index.CaptionIndex``)."""
-
-    keys: Float[np.ndarray, "count dimension"]
-
-    @property
-    def digest(self) -> str: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, at: int) -> str: ...
-    def ids_of(self, texts: set[str]) -> Mapping[str, int]: ...
-    def search(
-        self, queries: Float[np.ndarray, "batch dimension"], k: int
-    ) -> tuple[Int[np.ndarray, "batch k"], Float[np.ndarray, "batch k"]]: ...
-
-
-class PictureSource(Protocol):
-    """A model's view of captioned pictures (``toolkit.retrieval.fit.Pictures``)."""
-
-    @property
-    def base(self) -> BaseInfo: ...
-    @property
-    def data(self) -> DataInfo: ...
-    @property
-    def index(self) -> Index: ...
-    @property
-    def embedder(self) -> dict[str, JsonValue]:
-        """What the index's keys were made with."""
-        ...
-
-    @property
-    def captions(self) -> list[str]:
-        """The caption of each picture."""
-        ...
-
-    def keys(self) -> Float[np.ndarray, "pictures d_key"]:
-        """The key of each picture's caption."""
-        ...
-
-    def states(self) -> Float[np.ndarray, "pictures d_model"]:
-        """Mean state of each picture's tokens at the projector."""
-        ...
-
-    def values(self) -> Float[Tensor, "texts d_model"]:
-        """Mean state of each text of the index, where the decoder reads pictures."""
-        ...
 
 
 @dataclass(frozen=True)

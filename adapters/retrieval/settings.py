@@ -12,7 +12,7 @@ from ..settings import Settings, setting
 
 if TYPE_CHECKING:
     from ..artifact.adapter import Adapter
-    from .fit import PictureSource
+    from .sources import PictureSource
 
 # Beyond, a graph answers more slowly than FAISS and its file grows by gigabytes (bench/retrieval.py).
 IN_GRAPH_LIMIT = 100_000

@@ -6,51 +6,18 @@ A detector needs one vector of width d_model per record and place, so these are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..artifact.manifest import BaseInfo
 from ..errors import UsageError
-from ..protocols import Example
-from .probe_settings import Place
+from ..protocols import BranchSource, Example, Place
 
 _CATEGORIES = 3  # of each label, at least, so that folds can hold out whole ones
-
-
-class BranchSource(Protocol):
-    """A model whose second passes can be streamed (``toolkit.second_pass.SecondPass``)."""
-
-    @property
-    def base(self) -> BaseInfo: ...
-
-    def branch_states(
-        self, records: Sequence[Example], places: Sequence[Place]
-    ) -> Iterator[tuple[list[Example], dict[Place, Float[Tensor, "batch d_model"]]]]:
-        """Run the records and yield last-position states batch by batch."""
-        ...
-
-    def head(self) -> tuple[Float[Tensor, "vocab d_model"], Float[Tensor, " vocab"] | None]:
-        """Weight and bias of the LM head."""
-        ...
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """What a detector answers.
-
-    Attributes:
-        text: the fixed refusal.
-        token: its first token in the base's vocabulary.
-    """
-
-    text: str
-    token: int
 
 
 @dataclass(frozen=True)

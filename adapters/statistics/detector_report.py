@@ -31,9 +31,9 @@ from jaxtyping import Float
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
 from ..artifact.sites import Site
+from ..protocols import Place
 from .detector import Features
 from .probe import Metric, Probe, auroc, balanced_loss, fit_probe, standard_error, threshold_at
-from .probe_settings import Place
 
 FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 _DRAWS = 3

@@ -8,12 +8,13 @@ from jaxtyping import Float
 from pydantic import JsonValue
 from torch import Tensor
 
-from ..artifact.adapter import Adapter, Intervention
+from ..artifact.adapter import Adapter
+from ..artifact.intervention import Intervention
 from ..artifact.manifest import AdapterInfo, BaseInfo, DetectorInfo, describe_data, library_versions
 from ..artifact.sites import Site
 from ..ops.branch import Branch
-from ..protocols import Example, Workbench
-from .detector import BranchSource, Features, Refusal
+from ..protocols import BranchSource, Example, Refusal, Workbench
+from .detector import Features
 from .detector_report import Detector, describe
 from .probe import Metric
 from .probe_settings import ProbeSettings, require_labels

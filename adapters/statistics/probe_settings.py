@@ -10,6 +10,7 @@ from pydantic import JsonValue
 from ..artifact.sites import Site
 from ..errors import UsageError
 from ..method import load
+from ..protocols import BranchSource, Example, Place, Refusal
 from ..settings import Settings, setting
 from .choices import Space
 
@@ -19,11 +20,8 @@ if TYPE_CHECKING:
 
     from ..artifact.adapter import Adapter
     from ..artifact.manifest import BaseInfo
-    from ..protocols import Example
-    from .detector import BranchSource, Features, Refusal
+    from .detector import Features
 
-# (s, f): the final-norm state of the second pass between these blocks; a site: its state in the normal pass.
-Place = Site | tuple[int, int]
 _LAYERS_TRIED = 8  # per model, evenly spaced; so at most 28 pairs
 _CODE = "safetykit.adapters.statistics.probe_fit"
 

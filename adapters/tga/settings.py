@@ -1,10 +1,12 @@
-"""What may be chosen about TGA; :mod:`.tga` says what the choices mean."""
+"""What may be chosen about TGA, and what trains by it; :mod:`.tga` says what the choices mean."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
-from pydantic import model_validator
+from pydantic import JsonValue, model_validator
 
 from ..artifact.sites import Site
 from ..errors import UsageError
@@ -13,7 +15,8 @@ from ..settings import POSITIVE, Layers, Settings, setting
 
 if TYPE_CHECKING:
     from ..artifact.adapter import Adapter
-    from .tga import SupportsAligning
+    from ..artifact.manifest import BaseInfo, DataInfo
+    from ..artifact.updates import WeightUpdate
 
 Variant = Literal["projector", "low-rank", "lora", "closed-form"]
 _RATES: dict[str, float] = {"projector": 5e-4, "low-rank": 3e-3, "lora": 1e-3, "closed-form": 1.0}
@@ -92,3 +95,31 @@ class TGA(Settings):
         """
         adapter: Adapter = load("safetykit.adapters.tga.tga:fit")(self, source)
         return adapter
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Results of aligning a model.
+
+    Attributes:
+        updates: new weights.
+        training: curve and circumstances; see ``toolkit.alignment.trainer``.
+        alignment: per layer, how near pictures lie to their captions before and after; see
+            ``toolkit.alignment.measure``.
+    """
+
+    updates: tuple[WeightUpdate, ...]
+    training: Mapping[str, JsonValue]
+    alignment: Mapping[str, JsonValue]
+
+
+class SupportsAligning(Protocol):
+    """A model with captioned pictures (``toolkit.alignment.Aligner``)."""
+
+    @property
+    def base(self) -> BaseInfo: ...
+
+    @property
+    def data(self) -> DataInfo: ...
+
+    def align(self, settings: TGA) -> Aligned: ...

@@ -41,45 +41,10 @@ measurable beside them (bench/tga.py); its weight is small for that reason.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
-
-from pydantic import JsonValue
-
 from ..artifact.adapter import Adapter
-from ..artifact.manifest import AdapterInfo, BaseInfo, DataInfo, library_versions
-from ..artifact.updates import WeightUpdate
+from ..artifact.manifest import AdapterInfo, library_versions
 from ..protocols import Workbench
-from .settings import TGA
-
-
-@dataclass(frozen=True)
-class Aligned:
-    """Results of aligning a model.
-
-    Attributes:
-        updates: new weights.
-        training: curve and circumstances; see ``toolkit.alignment.trainer``.
-        alignment: per layer, how near pictures lie to their captions before and after; see
-            ``toolkit.alignment.measure``.
-    """
-
-    updates: tuple[WeightUpdate, ...]
-    training: Mapping[str, JsonValue]
-    alignment: Mapping[str, JsonValue]
-
-
-class SupportsAligning(Protocol):
-    """A model with captioned pictures (``toolkit.alignment.Aligner``)."""
-
-    @property
-    def base(self) -> BaseInfo: ...
-
-    @property
-    def data(self) -> DataInfo: ...
-
-    def align(self, settings: TGA) -> Aligned: ...
+from .settings import TGA, SupportsAligning
 
 
 def fit(settings: TGA, source: SupportsAligning) -> Adapter:

@@ -11,15 +11,15 @@ from ..artifact.sites import Phase, Scope
 from ..errors import UsageError
 from ..method import load
 from ..settings import Layers, Settings, setting, spell
+from ..statistics.choices import Direction
 
 if TYPE_CHECKING:
     from ..artifact.adapter import Adapter
     from ..protocols import Example, StateSource
-    from .guard import GuardStatistics
+    from .statistics import GuardStatistics
 
 Variant = Literal["orthogonal", "steer", "supervised", "target"]
 Gate = Literal["paper", "calibrated", "whitened"]
-Direction = Literal["svd", "mean"]
 Where = Literal["block", "mlp", "attn"]
 
 _GATED = ("steer", "supervised", "target")

@@ -12,9 +12,10 @@ from typing import Any, get_args
 from ..artifact.adapter import Adapter
 from ..artifact.sites import Site
 from ..protocols import Workbench
+from ..statistics.choices import Direction
 from ..sweeping import Plan, fixed
-from .guard import GuardStatistics, collect
-from .settings import Direction, Gate, Variant, VLMGuard
+from .settings import Gate, Variant, VLMGuard
+from .statistics import GuardStatistics, collect
 
 # Of direction and gate; first the paper's.
 _READINGS: tuple[tuple[Direction, Gate], ...] = (("svd", "paper"), ("mean", "calibrated"), ("mean", "whitened"))

@@ -25,8 +25,8 @@ from safetykit.adapters.care.sweep import CareSolver
 from safetykit.adapters.one_pass.settings import OnePassProbe
 from safetykit.adapters.sasa.settings import SASA
 from safetykit.adapters.tga.settings import TGA
-from safetykit.adapters.vlm_guard.guard import collect
 from safetykit.adapters.vlm_guard.settings import VLMGuard
+from safetykit.adapters.vlm_guard.statistics import collect
 from safetykit.toolkit.alignment import Aligner
 from safetykit.toolkit.data.records import Record, subset
 from safetykit.toolkit.model.second_pass import SecondPass

@@ -12,8 +12,8 @@ from ...adapters.artifact.store import load_adapter, manifest_digest
 from ...adapters.errors import UsageError
 from ...adapters.retrieval.retrieval import retrieval_of
 from ...toolkit.data.sources import model_path
+from ...toolkit.index.caption_index import CaptionIndex
 from ...toolkit.model.vlm import VLM
-from ...toolkit.retrieval.index import CaptionIndex
 from .choices import EvalOptions
 
 

@@ -12,7 +12,8 @@ from ...adapters.artifact.files import write_atomic
 from ...adapters.artifact.manifest import canonical_json
 from ...adapters.errors import UsageError
 from ...toolkit.data.journal import Journal
-from ...toolkit.evaluation.evaluate import Evaluation, Generator, Progress, evaluate
+from ...toolkit.evaluation.evaluate import Evaluation, Generator, evaluate
+from ...toolkit.progress import Progress
 from ..manifest import LAYOUT
 from ..runtime.onnx_vlm import OnnxVLM
 from .choices import EvalOptions

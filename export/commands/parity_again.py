@@ -9,9 +9,9 @@ from ...adapters.artifact.adapter import Adapter
 from ...adapters.artifact.store import load_adapter
 from ...adapters.errors import UsageError
 from ...toolkit.data.sources import model_path
+from ...toolkit.index.caption_index import CaptionIndex
 from ...toolkit.model.folding import fold_all
 from ...toolkit.model.vlm import VLM
-from ...toolkit.retrieval.index import CaptionIndex
 from ..manifest import ExportManifest
 from ..parity.check import check_parity
 from ..parity.recalibrate import with_thresholds

@@ -13,8 +13,8 @@ from ...adapters.artifact.store import load_adapter
 from ...adapters.errors import UsageError
 from ...toolkit.data.records import load_records
 from ...toolkit.data.sources import data_path, model_path
+from ...toolkit.index.caption_index import CaptionIndex
 from ...toolkit.model.inputs import InputProcessor
-from ...toolkit.retrieval.index import CaptionIndex
 from ..manifest import LAYOUT, ExportManifest, write_manifest
 from ..parity.comparison import Comparison
 from ..parity.report import ParityReport

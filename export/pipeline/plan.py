@@ -18,7 +18,7 @@ from ...adapters.artifact.stack import require_fitted_stack
 from ...adapters.errors import UsageError
 from ...toolkit.data.sources import PREFIX
 from ...toolkit.families import family_of
-from ...toolkit.retrieval.prefix import retriever_of
+from ...toolkit.model.retriever import retriever_of
 from ..document.facts import MODEL_NAME_LENGTH, CardFacts
 from ..layouts.arrange import require_layout
 from ..layouts.registry import get_layout

@@ -11,7 +11,7 @@ from ...toolkit.model.inputs import InputProcessor
 
 if TYPE_CHECKING:
     from ...toolkit.data.records import Record
-    from ...toolkit.retrieval.index import CaptionIndex
+    from ...toolkit.index.caption_index import CaptionIndex
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from PIL import Image
 
 from ...adapters.artifact.manifest import DetectorInfo
 from ...adapters.errors import UsageError
+from ...toolkit.index.caption_index import CaptionIndex
 from ...toolkit.model.chat import Prompt, as_requests, is_one
 from ...toolkit.model.inputs import InputProcessor
 from ...toolkit.model.requests import Generation, Inputs, Request
 from ...toolkit.model.streaming import AnswerStream, Streamer, require_one
-from ...toolkit.retrieval.index import CaptionIndex
 from ..manifest import ExportManifest, Graph, read_manifest
 from ..names import ENABLED, REFERENCE, STATE, intervention
 from ..surgery.retrieval import open_retriever

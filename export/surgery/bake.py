@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ...adapters.artifact.adapter import Intervention
+from ...adapters.artifact.intervention import Intervention
 from ...adapters.artifact.sites import Site
 from ...adapters.errors import UnsupportedGraph, UsageError
 from ...adapters.ops.op import Corrector, Detector

@@ -15,7 +15,7 @@ import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import nn
 
-from ...adapters.artifact.adapter import Intervention
+from ...adapters.artifact.intervention import Intervention
 from ...adapters.artifact.sites import Gating, Phase, Scope
 from ...adapters.errors import UnsupportedGraph
 from ...adapters.ops.branch import Branch, BranchOp, get_branch_op

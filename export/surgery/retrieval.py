@@ -13,8 +13,8 @@ from pathlib import Path
 from ...adapters.artifact.files import read_inside, write_atomic
 from ...adapters.artifact.manifest import RetrievalInfo
 from ...adapters.errors import InvalidArtifact, UsageError
-from ...toolkit.retrieval.index import CaptionIndex
-from ...toolkit.retrieval.prefix import Retriever
+from ...toolkit.index.caption_index import CaptionIndex
+from ...toolkit.model.retriever import Retriever
 from ..manifest import LAYOUT
 
 

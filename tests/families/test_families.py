@@ -15,8 +15,8 @@ from safetykit.adapters.care.settings import CARE
 from safetykit.adapters.errors import UsageError
 from safetykit.adapters.one_pass.settings import OnePassProbe
 from safetykit.adapters.ops.branch import Branch
+from safetykit.adapters.protocols import Refusal
 from safetykit.adapters.sasa.settings import SASA
-from safetykit.adapters.statistics.detector import Refusal
 from safetykit.adapters.tga.settings import TGA
 from safetykit.adapters.vlm_guard.settings import VLMGuard
 from safetykit.bench.zoo import NAMES, WIDTH, build

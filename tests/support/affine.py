@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from safetykit.adapters.artifact.adapter import Adapter, Intervention
+from safetykit.adapters.artifact.adapter import Adapter
+from safetykit.adapters.artifact.intervention import Intervention
 from safetykit.adapters.artifact.manifest import AdapterInfo, BaseInfo, DataInfo
 from safetykit.adapters.artifact.sites import Phase, Scope, Site
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from safetykit.toolkit.index.caption_index import CaptionIndex
+from safetykit.toolkit.index.embedding import EmbedderInfo
 from safetykit.toolkit.retrieval.build import build_index
-from safetykit.toolkit.retrieval.embedding import EmbedderInfo
-from safetykit.toolkit.retrieval.index import CaptionIndex
 
 
 class PlantedEmbedder:

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from ...adapters.artifact.manifest import BaseInfo, DataInfo
 from ...adapters.artifact.updates import WeightUpdate
 from ...adapters.errors import UsageError
-from ...adapters.tga.settings import TGA
-from ...adapters.tga.tga import Aligned
+from ...adapters.tga.settings import TGA, Aligned
 from ..data.captions import CaptionedPicture, describe_captions
 from ..model.requests import Request
 from ..model.updates import updated
+from ..progress import Progress
 from .batches import Batches
 from .closed_form import AffineCorrection
 from .forward import PictureFeatures, caption_states, require_projector, run
@@ -29,7 +29,7 @@ from .loss import pooled
 from .measure import nearness
 from .neighbours import NearestPictures, Retriever
 from .targets import trained
-from .trainer import Losses, Progress, TextStates, train
+from .trainer import Losses, TextStates, train
 
 if TYPE_CHECKING:
     from ..model.vlm import VLM

@@ -15,8 +15,8 @@ from ...adapters.errors import UsageError
 from ..data.captions import CaptionedPicture
 
 if TYPE_CHECKING:
+    from ..index.caption_index import CaptionIndex
     from ..model.vlm import VLM
-    from ..retrieval.index import CaptionIndex
 
 
 class Retriever(Protocol):

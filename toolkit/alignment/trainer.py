@@ -12,7 +12,7 @@ What a run leaves behind, as the adapter's attachment ``training`` (all lists ha
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...adapters.tga.settings import TGA
+from ..progress import Progress
 from .batches import Batches, TwinBatch
 from .checkpoint import Checkpoint
 from .forward import PictureFeatures, run
@@ -31,7 +32,6 @@ from .targets import Trained
 if TYPE_CHECKING:
     from ..model.vlm import VLM
 
-Progress = Callable[[int, int], None]
 CHECKPOINT_EVERY = 50
 _CLIP = 1.0  # norm of the gradient
 _WARM_UP = 0.05  # of the steps

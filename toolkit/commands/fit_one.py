@@ -21,8 +21,8 @@ from ..data.captions import captions_path, load_captions
 from ..data.records import load_records
 from ..data.sources import data_path, model_path
 from ..diagnosis.channel_map import ChannelMap
+from ..index.caption_index import CaptionIndex
 from ..model.vlm import VLM
-from ..retrieval.index import CaptionIndex
 from ..sweep.run import fit_by_sweep, plan_of
 from ..workbench import Workbench
 from . import console, views

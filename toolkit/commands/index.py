@@ -33,8 +33,8 @@ def build(
     """Embed texts; an interrupted build goes on where it stopped when it is asked for again."""
     from ...adapters.artifact.files import require_free
     from ...adapters.settings import require_choice
+    from ..index.caption_index import KeyType
     from ..retrieval.build import build_index
-    from ..retrieval.index import KeyType
     from ..retrieval.sources import open_texts
     from . import console
 
@@ -72,7 +72,7 @@ def search(
 ) -> None:
     """Search an index by a text, or by a picture as a fitted retrieval adapter does."""
     from ...adapters.errors import UsageError
-    from ..retrieval.index import CaptionIndex
+    from ..index.caption_index import CaptionIndex
     from . import console
 
     if (text is None) == (image is None):

@@ -14,8 +14,8 @@ from ...adapters.artifact.manifest import describe_data, library_versions
 from ...adapters.errors import UsageError
 from ..data.journal import Journal
 from ..data.records import Record
-from ..evaluation.evaluate import Progress
 from ..evaluation.refusal import ASKED, RefusalTokens
+from ..progress import Progress
 from .assemble import Findings, assemble
 from .blocking import answer_without, windows
 from .channel_map import ChannelMap

@@ -5,7 +5,7 @@ Attack success and over-refusal always stand beside each other: refusing everyth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal, Protocol
 
@@ -15,11 +15,11 @@ from ...adapters.errors import UsageError
 from ..data.journal import Journal
 from ..data.records import CARRIERS, Record
 from ..model.requests import Generation, Request
+from ..progress import Progress
 from .judge import Outcome, judge
 from .rates import auroc, wilson
 
 Metric = Literal["attack_success", "refused", "exact", "over_refusal"]
-Progress = Callable[[int, int], None]
 
 _GROUP_TAGS = ("look-alike", "rendering-unseen")
 

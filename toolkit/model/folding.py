@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ...adapters.artifact.adapter import Adapter, Intervention
+from ...adapters.artifact.adapter import Adapter
+from ...adapters.artifact.intervention import Intervention
 from ...adapters.artifact.sites import Site
 from ...adapters.artifact.updates import WeightUpdate
 from ...adapters.errors import UsageError

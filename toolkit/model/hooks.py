@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ...adapters.artifact.adapter import Adapter, Intervention, the_branch, the_detector
+from ...adapters.artifact.adapter import Adapter, the_branch, the_detector
+from ...adapters.artifact.intervention import Intervention
 from ...adapters.errors import UsageError
 from ...adapters.ops.forcing import ForcedRefusal
 from ...adapters.ops.gating import GatedOp, HeldGate, decides

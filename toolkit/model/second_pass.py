@@ -22,9 +22,9 @@ from ...adapters.artifact.sites import Site
 from ...adapters.errors import UsageError
 from ...adapters.ops.branch import BranchOp, get_branch_op
 from ...adapters.ops.op import Hidden
-from ...adapters.statistics.probe_settings import Place
+from ...adapters.protocols import Place
 from ..data.records import Record
-from ..evaluation.evaluate import Progress
+from ..progress import Progress
 from .requests import Request
 from .vlm import VLM
 

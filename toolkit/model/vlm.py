@@ -25,8 +25,7 @@ from ...adapters.protocols import Pool
 from ...adapters.statistics.tokens import TokenBatch
 from ..data.records import Record
 from ..data.sources import model_path
-from ..retrieval.index import CaptionIndex
-from ..retrieval.prefix import Retriever, retriever_of
+from ..index.caption_index import CaptionIndex
 from .answering import answer
 from .capture import capture
 from .chat import Prompt, as_requests, is_one
@@ -35,6 +34,7 @@ from .hooks import AppliedAdapters
 from .inputs import InputProcessor
 from .parts import Parts
 from .requests import Generation, Inputs, Request
+from .retriever import Retriever, retriever_of
 from .streaming import Streamer
 from .token_states import stream_tokens
 from .updates import updated

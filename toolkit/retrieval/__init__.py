@@ -1,1 +1,1 @@
-"""Retrieval of texts for pictures: the caption index, its embedders, the fit of the query, and the prompt's prefix."""
+"""Retrieval of texts for pictures: building the index, its embedders, and the fit of the query."""

@@ -22,9 +22,9 @@ from jaxtyping import Bool, Float
 from ...adapters.artifact.files import atomic_folder, require_free, sha256_file, write_atomic
 from ...adapters.artifact.manifest import canonical_json, dump_sealed, library_versions
 from ...adapters.errors import UsageError
-from ..evaluation.evaluate import Progress
-from .embedding import Embedder
-from .index import DATA, MANIFEST, CaptionIndex, IndexManifest, KeyType, map_arrays, normalised
+from ..index.caption_index import DATA, MANIFEST, CaptionIndex, IndexManifest, KeyType, map_arrays, normalised
+from ..index.embedding import Embedder
+from ..progress import Progress
 from .sources import Texts
 
 _PROGRESS = "progress.json"

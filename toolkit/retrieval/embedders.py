@@ -16,8 +16,8 @@ from torch import Tensor
 from ...adapters.artifact.files import sha256_file
 from ...adapters.artifact.sites import Site
 from ...adapters.errors import InvalidArtifact, UsageError
+from ..index.embedding import EmbedderInfo
 from ..model.capture import Reached
-from .embedding import EmbedderInfo
 
 if TYPE_CHECKING:
     from ..model.vlm import VLM

@@ -20,14 +20,14 @@ from ...adapters.errors import UsageError
 from ...adapters.retrieval.retrieval import picture_query
 from ...adapters.retrieval.settings import Retrieval
 from ..data.captions import CaptionedPicture, describe_captions
-from ..evaluation.evaluate import Progress
+from ..index.caption_index import CaptionIndex
 from ..model.requests import Request
+from ..progress import Progress
 from .embedders import token_ids
-from .index import CaptionIndex
 
 if TYPE_CHECKING:
+    from ..index.embedding import Embedder
     from ..model.vlm import VLM
-    from .embedding import Embedder
 
 _PROJECTOR = Site("projector")
 

@@ -13,7 +13,7 @@ from ...adapters.errors import UsageError
 from ...adapters.method import Method, load
 from ...adapters.protocols import Workbench
 from ...adapters.sweeping import Plan, require_some
-from ..evaluation.evaluate import Progress
+from ..progress import Progress
 from .trials import Sweep, Trials
 
 

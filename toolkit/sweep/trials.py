@@ -16,11 +16,12 @@ from ...adapters.errors import UsageError
 from ...adapters.settings import Settings
 from ..data.journal import Journal
 from ..data.records import Record
-from ..evaluation.evaluate import Decision, Progress, decide
+from ..evaluation.evaluate import Decision, decide
 from ..evaluation.fluency import MARGIN, surprise
 from ..evaluation.preference import rank
 from ..model.requests import Request
 from ..model.vlm import VLM
+from ..progress import Progress
 
 # Over-refusal up and exact answers down by at most two points: calibration records flatter a setting that was chosen
 # on them, and three points are what an adapter may cost on records it never saw.

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import normalize
 
 from safetykit.adapters import Adapter, InvalidArtifact, Site, UsageError, get_op
-from safetykit.adapters.artifact.adapter import Intervention
+from safetykit.adapters.artifact.intervention import Intervention
 from safetykit.adapters.artifact.manifest import AdapterInfo, BaseInfo, DataInfo
 from safetykit.adapters.retrieval.retrieval import picture_query, retrieval_of, top_keys
 

@@ -11,9 +11,10 @@ from sklearn.linear_model import LogisticRegression
 from safetykit.adapters import Adapter, Site, UsageError
 from safetykit.adapters.artifact.manifest import BaseInfo
 from safetykit.adapters.one_pass.settings import OnePassProbe
+from safetykit.adapters.protocols import Refusal
 from safetykit.adapters.sasa.sasa import FusedProjection
 from safetykit.adapters.sasa.settings import SASA
-from safetykit.adapters.statistics.detector import Features, Refusal
+from safetykit.adapters.statistics.detector import Features
 from safetykit.adapters.statistics.detector_report import FRACTIONS
 from safetykit.adapters.statistics.probe import Metric, fit_probe, threshold_at
 from safetykit.adapters.statistics.probe_settings import layers_tried

@@ -6,7 +6,8 @@ import re
 import pytest
 import torch
 
-from safetykit.adapters.artifact.adapter import Adapter, Intervention
+from safetykit.adapters.artifact.adapter import Adapter
+from safetykit.adapters.artifact.intervention import Intervention
 from safetykit.adapters.artifact.manifest import AdapterInfo, BaseInfo, DataInfo, DetectorInfo
 from safetykit.adapters.artifact.sites import Site
 from safetykit.adapters.artifact.stack import describe_corrector, require_fitted_stack

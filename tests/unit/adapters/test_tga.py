@@ -8,8 +8,7 @@ import torch
 from safetykit.adapters.artifact.manifest import BaseInfo, DataInfo
 from safetykit.adapters.artifact.updates import WeightUpdate
 from safetykit.adapters.errors import UsageError
-from safetykit.adapters.tga.settings import TGA
-from safetykit.adapters.tga.tga import Aligned
+from safetykit.adapters.tga.settings import TGA, Aligned
 
 
 class PlantedSource:

@@ -5,7 +5,8 @@ import pytest
 import torch
 from fusing import fused
 
-from safetykit.adapters.artifact.adapter import Adapter, Intervention
+from safetykit.adapters.artifact.adapter import Adapter
+from safetykit.adapters.artifact.intervention import Intervention
 from safetykit.adapters.artifact.sites import Site
 from safetykit.adapters.errors import UnsupportedGraph, UsageError
 from safetykit.export.manifest import read_manifest

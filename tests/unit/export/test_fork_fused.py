@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from safetykit.adapters.artifact.adapter import Intervention
+from safetykit.adapters.artifact.intervention import Intervention
 from safetykit.adapters.artifact.sites import Site
 from safetykit.adapters.ops.branch import Branch
 from safetykit.export.runtime.sessions import open_session

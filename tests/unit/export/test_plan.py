@@ -11,8 +11,8 @@ from safetykit.export.manifest import read_manifest, write_manifest
 from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.pipeline.options import ExportOptions
 from safetykit.toolkit.data.records import Record, load_records
+from safetykit.toolkit.index.caption_index import CaptionIndex
 from safetykit.toolkit.model.vlm import VLM
-from safetykit.toolkit.retrieval.index import CaptionIndex
 
 GATED = ("TargetSteering", "decoder.layers.1", "last", "prefill")
 PLAIN = ("SubspaceProjection", "decoder.layers.1", "all", "both")

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from safetykit.adapters.artifact.adapter import Adapter, Intervention
+from safetykit.adapters.artifact.adapter import Adapter
+from safetykit.adapters.artifact.intervention import Intervention
 from safetykit.adapters.artifact.sites import Site
 from safetykit.adapters.errors import InvalidArtifact, UsageError
 from safetykit.adapters.ops.gating import decides

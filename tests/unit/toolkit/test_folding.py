@@ -8,7 +8,7 @@ from affine import adapter_of, projection
 from PIL import Image
 from torch import nn
 
-from safetykit.adapters.artifact.adapter import Intervention
+from safetykit.adapters.artifact.intervention import Intervention
 from safetykit.adapters.artifact.sites import Site
 from safetykit.adapters.artifact.updates import WeightUpdate
 from safetykit.adapters.errors import UsageError

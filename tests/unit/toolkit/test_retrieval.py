@@ -11,6 +11,7 @@ from safetykit.adapters.retrieval.fit import QueryHead, accuracy
 from safetykit.adapters.retrieval.retrieval import picture_query
 from safetykit.toolkit.data.captions import CaptionedPicture
 from safetykit.toolkit.model.requests import Request
+from safetykit.toolkit.model.retriever import retriever_of
 from safetykit.toolkit.retrieval.fit import (
     fit_retrieval,
     image_states,
@@ -18,7 +19,6 @@ from safetykit.toolkit.retrieval.fit import (
     picture_states,
     text_values,
 )
-from safetykit.toolkit.retrieval.prefix import retriever_of
 
 COLOURS = ["red", "green", "blue", "white", "black", "orange", "gold", "pink", "brown", "cyan"]
 CAPTIONS = [f"a picture of a {colour} thing." for colour in COLOURS]

@@ -11,8 +11,8 @@ from PIL import Image
 from planted_captions import PlantedEmbedder, planted_index
 
 from safetykit.adapters import InvalidArtifact, UsageError
+from safetykit.toolkit.index.caption_index import CaptionIndex
 from safetykit.toolkit.retrieval.build import build_index
-from safetykit.toolkit.retrieval.index import CaptionIndex
 from safetykit.toolkit.retrieval.sources import open_texts
 
 TEXTS = [f"a picture of thing {at}, größer than {at % 7}." for at in range(300)]
@@ -76,7 +76,7 @@ def test_repeated_texts_are_kept_once(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_numpy_and_faiss_find_the_same_as_a_full_sort(tmp_path, monkeypatch, dtype):
-    monkeypatch.setattr("safetykit.toolkit.retrieval.index._BLOCK", 37)
+    monkeypatch.setattr("safetykit.toolkit.index.caption_index._BLOCK", 37)
     index = planted_index(tmp_path / "index", TEXTS, dtype=dtype)
     asked = queries(130)
     exact = asked.astype(np.float64) @ np.asarray(index.keys, np.float64).T
@@ -88,7 +88,7 @@ def test_numpy_and_faiss_find_the_same_as_a_full_sort(tmp_path, monkeypatch, dty
 
 
 def test_equal_scores_go_to_the_lower_id_everywhere(tmp_path, monkeypatch):
-    monkeypatch.setattr("safetykit.toolkit.retrieval.index._BLOCK", 32)
+    monkeypatch.setattr("safetykit.toolkit.index.caption_index._BLOCK", 32)
     texts = [f"{at}|same" if at % 3 == 0 else f"{at}" for at in range(200)]
     index = planted_index(tmp_path / "index", texts)
     ids, _ = index.search(index.keys[:1], 10)

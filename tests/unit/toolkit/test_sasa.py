@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 
 from safetykit.adapters import Adapter, Site, UsageError
 from safetykit.adapters.artifact.correctors import describe_correctors
+from safetykit.adapters.protocols import Refusal
 from safetykit.adapters.sasa.settings import SASA
-from safetykit.adapters.statistics.detector import Features, Refusal
+from safetykit.adapters.statistics.detector import Features
 from safetykit.adapters.vlm_guard.settings import VLMGuard
 from safetykit.cli import application
 from safetykit.toolkit.data.records import load_records

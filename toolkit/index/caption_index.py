@@ -160,7 +160,7 @@ class CaptionIndex(Sequence[str]):
     def ids_of(self, texts: Iterable[str]) -> dict[str, int]:
         """Ids of those among ``texts`` that the index holds, found in one pass over it."""
         wanted = {text.encode(): text for text in texts}
-        data, ends = memoryview(self._bytes), self._offsets.tolist()
+        data, ends = self._bytes.data, self._offsets.tolist()
         found = ((bytes(data[start:end]), at) for at, (start, end) in enumerate(pairwise(ends)))
         return {wanted[text]: at for text, at in found if text in wanted}
 
@@ -226,7 +226,8 @@ def normalised(
             "(NaN, infinite, or just the mean of all texts).",
             "Take it out, or use another embedder.",
         )
-    return vectors / norms
+    units: np.ndarray = vectors / norms
+    return units
 
 
 def map_arrays(path: Path, *, writable: bool = False) -> dict[str, np.ndarray]:

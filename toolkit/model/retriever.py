@@ -14,11 +14,11 @@ import numpy as np
 
 from ...adapters.artifact.manifest import RetrievalInfo
 from ...adapters.errors import UsageError
-from ..model.requests import Request
+from .requests import Request
 
 if TYPE_CHECKING:
     from ...adapters.artifact.adapter import Adapter
-    from .index import CaptionIndex
+    from ..index.caption_index import CaptionIndex
 
 
 class Retriever:
