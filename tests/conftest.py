@@ -27,6 +27,16 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         option.dist = "worksteal"  # neighbours stay together, and with them the fixtures of their module
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _shared_bases(tmp_path_factory):
+    """Tracing the same graphs again and again would take most of the suite's time."""
+    from bases import share_bases
+
+    with pytest.MonkeyPatch.context() as patch:
+        share_bases(patch, tmp_path_factory)
+        yield
+
+
 @pytest.fixture(scope="session")
 def random_checkpoint(tmp_path_factory) -> Path:
     """A checkpoint folder of the reference VLM's architecture, untrained."""

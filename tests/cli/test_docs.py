@@ -6,6 +6,7 @@ VLM's. A block that cannot run here says why in a comment before it: ``<!-- not 
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from workshop import Workshop
+from workshop import safetykit
 
 ROOT = Path(__file__).parents[2]
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if path.is_file()]
@@ -58,15 +59,22 @@ def test_a_block_that_does_not_run_says_why(capsys):
     assert len(left_out) <= sum(len(blocks(page)) for page in PAGES) / 3
 
 
-@pytest.fixture(scope="session")
-def things(tmp_path_factory):
-    return Workshop(tmp_path_factory.mktemp("things"))
+def commands(text):
+    """The commands of a block: a ``safetykit`` line as its words, to run in this process; others as a shell's text."""
+    for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+        if words := shlex.split(line, comments=True):
+            yield words[1:] if words[0] == "safetykit" and not set("|&;<>$`*") & set(line) else line
+
+
+def test_a_block_s_commands_are_told_apart():
+    text = "safetykit fit a \\\n  --b 'c d'  # why\n\n# a comment\nsafetykit doctor | head\nls\n"
+    assert list(commands(text)) == [["fit", "a", "--b", "c d"], "safetykit doctor | head", "ls"]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_a_page_runs(page, things, tmp_path, monkeypatch):
+def test_a_page_runs(page, workshop, tmp_path, monkeypatch):
     wanted = [block for block in blocks(page) if block.reason is None]
     if not wanted:
         pytest.skip("nothing to run on this page")
@@ -76,9 +84,9 @@ def test_a_page_runs(page, things, tmp_path, monkeypatch):
     command = binaries / "safetykit"
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m safetykit.cli "$@"\n')
     command.chmod(0o755)
-    shutil.copytree(things["records"], work / "records")
-    shutil.copy(things["captions"], work / "captions.jsonl")
-    shutil.copy(things["picture"], work / "photo.png")
+    shutil.copytree(workshop["records"], work / "records")
+    shutil.copy(workshop["captions"], work / "captions.jsonl")
+    shutil.copy(workshop["picture"], work / "photo.png")
     places = (binaries, Path(sys.executable).parent, os.environ["PATH"])
     environment = {**os.environ, "PATH": os.pathsep.join(map(str, places))}
     monkeypatch.chdir(work)
@@ -91,6 +99,11 @@ def test_a_page_runs(page, things, tmp_path, monkeypatch):
         if block.language == "python":
             exec(compile(text, where, "exec"), names)
             continue
-        typed = ["bash", "-euo", "pipefail", "-c", text]
-        done = subprocess.run(typed, cwd=work, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{where}\n{text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        for typed in commands(text):
+            if isinstance(typed, list):
+                done = safetykit(*typed)
+                assert done.code == 0, f"{where}\n{typed}\n{done.out[-2000:]}\n{done.err[-4000:]}"
+                continue
+            shell = ["bash", "-euo", "pipefail", "-c", typed]
+            done = subprocess.run(shell, cwd=work, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, f"{where}\n{typed}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"

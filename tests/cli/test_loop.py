@@ -2,30 +2,27 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
+from workshop import safetykit as typed
 
 from safetykit import cli
 
 pytestmark = pytest.mark.slow
 
 
-def safetykit(*arguments, code=0, cwd=None):
-    """Run the installed command; returns stdout. Progress goes to stderr, so stdout of --json parses."""
-    done = subprocess.run(
-        [sys.executable, "-m", "safetykit.cli", *map(str, arguments)], capture_output=True, text=True, cwd=cwd
-    )
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout if code == 0 else done.stderr
+def safetykit(*arguments, code=0):
+    """Run a command; returns stdout, or of one that is refused stderr. Progress goes to stderr: stdout parses."""
+    done = typed(*arguments)
+    assert done.code == code, done.err
+    assert "Traceback" not in done.err
+    return done.out if code == 0 else done.err
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo") / "out"
-    return folder, json.loads(safetykit("demo", "-o", folder, "--json"))
+def demo(workshop):
+    done = workshop.kept("demo")
+    return done.path, done.value
 
 
 def rates(evaluation, group, metric):

@@ -174,7 +174,7 @@ OTHERS = [
         "index search {index} --image {picture} --adapter {retrieval} --model {model} --json",
         lambda done, made: len(done.value) == 5,
     ),
-    Case("demo -o {out} --checkpoint mild --json", lambda done, made: done.value["checkpoint"] == "mild"),
+    Case("demo -o {out} --checkpoint mild --json", lambda done, made: done.value["checkpoint"] == "mild", kept="demo"),
     Case(
         "demo -o {taken} --checkpoint severe --overwrite --json",
         lambda done, made: done.value["checkpoint"] == "severe",

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from safetykit import cli
 
 RECORDS = {"fit": 160, "calibration": 120, "test": 24}
@@ -46,22 +48,31 @@ def safetykit(*typed: Any) -> Outcome:
 
 
 class Workshop:
-    """Paths by name; each is made when it is first asked for, most of them by a command."""
+    """Paths by name; each is made once a run, when it is first asked for, most of them by a command.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        folder: where they lie; the workers of a run have one together.
+        own: an empty folder, for what a command writes.
+    """
+
+    def __init__(self, folder: Path, own: Path) -> None:
+        self.folder, self.own = folder, own
         self._made: dict[str, str] = {}
         self._runs = 0
 
     def __getitem__(self, name: str) -> str:
         if name not in self._made:
-            self._made[name] = str(getattr(self, f"_{name}")())
+            note = self.folder / f"{name}.made"
+            with FileLock(f"{note}.lock"):
+                if not note.exists():
+                    note.write_text(str(getattr(self, f"_{name}")()))
+                self._made[name] = note.read_text()
         return self._made[name]
 
     def run(self, line: str) -> Outcome:
         """Run a command line with names in braces; ``{out}`` is a path that is free, ``{taken}`` one that is not."""
         self._runs += 1
-        free, taken = self.folder / f"out-{self._runs}", self.folder / f"taken-{self._runs}"
+        free, taken = self.own / f"out-{self._runs}", self.own / f"taken-{self._runs}"
         words = []
         for word in shlex.split(line):
             if word == "{out}":
@@ -78,10 +89,16 @@ class Workshop:
             words.append(word)
         return safetykit(*words)
 
+    def kept(self, name: str) -> Outcome:
+        """What the command printed that made ``name``, run here or by another worker."""
+        path = Path(self[name])
+        return Outcome(0, path.with_name(f"{name}.printed").read_text(), "", path)
+
     def _run(self, name: str, *typed: Any) -> Path:
         out = self.folder / name
         done = safetykit(*typed, "-o", out)
         assert done.code == 0, done.err
+        out.with_name(f"{name}.printed").write_text(done.out)
         return out
 
     def _fit(self, name: str, method: str, *options: Any, data: str = "records") -> Path:
@@ -161,6 +178,9 @@ class Workshop:
         target = folder / "onnx" / "decoder_model_merged_quantized.onnx"
         quantize_dynamic(base / "decoder.onnx", target, weight_type=QuantType.QInt8)
         return folder
+
+    def _demo(self) -> Path:
+        return self._run("demo", "demo", "--checkpoint", "mild", "--json")
 
     def _guard(self) -> Path:
         return self._fit("guard", "vlm-guard", "--layers", 4)

@@ -1,0 +1,47 @@
+"""Base exports of the same weights are traced once a run, whichever test, command or worker needs them first."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from shared import once
+
+from safetykit.export.base import own
+from safetykit.export.foreign import importing
+from safetykit.adapters.artifact.manifest import load_sealed
+from safetykit.export.manifest import GRAPHS, LAYOUT, ExportManifest
+from safetykit.export.pipeline import write
+
+
+def share_bases(patch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Have ``write_base`` copy what it wrote before for a model of the same class, configuration, weights and files.
+
+    A test that puts something else in the place of ``export_graph`` gets what it put there.
+    """
+    traced, traces = own.write_base, own.export_graph
+
+    def write_base(vlm, folder, precision, progress=None, *, wanted=GRAPHS):
+        if own.export_graph is not traces:
+            return traced(vlm, folder, precision, progress, wanted=wanted)
+        for name in wanted if progress else ():
+            progress(f"exporting {name}")
+        key = f"base-{precision}-{'-'.join(wanted)}-{_identity(vlm)}"
+        done = once(tmp_path_factory, key, lambda made: (made.mkdir(), traced(vlm, made, precision, wanted=wanted)))
+        shutil.copytree(done, folder, dirs_exist_ok=True)
+        path = folder / LAYOUT.manifest
+        return load_sealed(ExportManifest, path.read_bytes(), str(path))
+
+    for module in (own, write, importing):
+        patch.setattr(module, "write_base", write_base)
+
+
+def _identity(vlm: Any) -> str:
+    digest = hashlib.sha256(f"{type(vlm.model)} {vlm.model.config} {vlm.fingerprint}".encode())
+    for name, tensor in sorted(vlm.model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().view(torch.uint8).numpy(force=True).tobytes())
+    return digest.hexdigest()[:32]
