@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from planted_vlm import planted_data, planted_folder, planted_map  # noqa: F401  fixtures of a known refusal circuit
 from shared import once
 from tiny_llava import (  # noqa: F401  fixtures, once a session for all folders
     base_folder,

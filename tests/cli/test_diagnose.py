@@ -3,7 +3,6 @@
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from planted_vlm import build_planted, write_records
 from workshop import safetykit
 
 from safetykit.toolkit.diagnosis import ChannelMap
@@ -14,19 +13,9 @@ OPTIONS = ("--pairs", "8", "--neurons", "4", "--batch-size", "8")
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return build_planted(tmp_path_factory.mktemp("planted") / "model")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_records(tmp_path_factory.mktemp("records"))
-
-
-@pytest.fixture(scope="module")
-def done(model, data, tmp_path_factory):
+def done(planted_folder, planted_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out") / "map"
-    done = safetykit("diagnose", model, "--data", data, "-o", folder, *OPTIONS, "--json")
+    done = safetykit("diagnose", planted_folder, "--data", planted_data, "-o", folder, *OPTIONS, "--json")
     assert done.code == 0, done.err
     return done
 
@@ -45,27 +34,29 @@ def test_the_folder_holds_the_map_and_every_plot_twice(done):
     assert not list(out.parent.glob(".*"))  # no journal and no half-written folder is left
 
 
-def test_json_is_the_map_and_the_cost_is_on_stderr(done, model, data):
+def test_json_is_the_map_and_the_cost_is_on_stderr(done, planted_folder, planted_data):
     value = done.value
     assert value.pop("map") == str(done.path)
     assert f"--map {done.path}" in value.pop("next")
     assert value == ChannelMap.load(done.path).info.model_dump(mode="json")
     assert "forward and" in done.err and "backward passes" in done.err
-    again = safetykit("diagnose", model, "--data", data, "-o", done.path, *OPTIONS)
+    again = safetykit("diagnose", planted_folder, "--data", planted_data, "-o", done.path, *OPTIONS)
     assert again.code == 2
     assert "--overwrite" in again.err
 
 
-def test_a_person_reads_the_layers_and_the_effects(model, data, tmp_path):
-    done = safetykit("diagnose", model, "--data", data, "-o", tmp_path / "map", "--pairs", 2, "--neurons", 1)
+def test_a_person_reads_the_layers_and_the_effects(planted_folder, planted_data, tmp_path):
+    done = safetykit(
+        "diagnose", planted_folder, "--data", planted_data, "-o", tmp_path / "map", "--pairs", 2, "--neurons", 1
+    )
     assert done.code == 0
     assert "critical layers, visual harm" in done.out
     for words in ("safety layer", "layers to align", "skipped layers", "foremost neurons"):
         assert words in done.out
 
 
-def test_a_budget_too_small_is_refused_with_the_least_that_works(model, data, tmp_path):
-    done = safetykit("diagnose", model, "--data", data, "-o", tmp_path / "map", "--budget", "20")
+def test_a_budget_too_small_is_refused_with_the_least_that_works(planted_folder, planted_data, tmp_path):
+    done = safetykit("diagnose", planted_folder, "--data", planted_data, "-o", tmp_path / "map", "--budget", "20")
     assert done.code == 2
     assert "Pass --budget" in done.err
     assert not (tmp_path / "map").exists()

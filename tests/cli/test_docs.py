@@ -19,8 +19,12 @@ from workshop import safetykit
 ROOT = Path(__file__).parents[2]
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if path.is_file()]
 
-# What a page says → what runs here.
-SUBSTITUTIONS = {"./my-vlm": "reference:mild"}
+# What a page says → what runs here: the reference VLM, and what takes long in small.
+SUBSTITUTIONS = {
+    "diagnose ./my-vlm --data records/ -o map": "diagnose ./my-vlm --data records/ -o map --pairs 8 --neurons 0",
+    "-o sasa --with guard": "-o sasa --with guard --safety-layer 3 --fused-layer 4",
+    "./my-vlm": "reference:mild",
+}
 
 _BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>[^>]*?) -->\s*)?^(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<text>.*?)^ *```",

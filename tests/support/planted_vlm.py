@@ -11,12 +11,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
+from shared import once
 
 from safetykit.toolkit.reference.model import build_model, build_processor, build_tokenizer
 
 TRIGGER, CARRIED, REFUSE = 0, 1, 2
+SMALL = {"pairs": 4, "neurons": 20, "batch_size": 2, "max_new_tokens": 4}  # of a diagnosis
 RAISING = tuple((layer, neuron) for layer in (2, 3, 5) for neuron in (7, 77, 277))
 LOWERING = ((2, 300), (5, 301))
 PLANTED = (*RAISING, *LOWERING)
@@ -122,3 +125,28 @@ def write_records(folder: Path) -> Path:
     path = folder / "records.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)) + "\n")
     return path
+
+
+@pytest.fixture(scope="session")
+def planted_folder(tmp_path_factory):
+    """The checkpoint's folder; tests must not change it."""
+    return once(tmp_path_factory, "planted", build_planted)
+
+
+@pytest.fixture(scope="session")
+def planted_data(tmp_path_factory):
+    """The folder of its records."""
+    return once(tmp_path_factory, "planted-records", lambda folder: (folder.mkdir(), write_records(folder)))
+
+
+@pytest.fixture(scope="session")
+def planted_map(tmp_path_factory, planted_folder, planted_data):
+    """Its channel map, with the settings of :data:`SMALL`."""
+    from safetykit.toolkit.data.records import load_records
+    from safetykit.toolkit.diagnosis import ChannelMap, diagnose
+    from safetykit.toolkit.model.vlm import VLM
+
+    def make(folder: Path) -> None:
+        diagnose(VLM.from_pretrained(planted_folder), load_records(planted_data), **SMALL).save(folder)
+
+    return ChannelMap.load(once(tmp_path_factory, "planted-map", make))

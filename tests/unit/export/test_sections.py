@@ -7,7 +7,6 @@ from export_folder import documents, write_folder
 from matplotlib.figure import Figure
 from planted import PlantedExample
 from planted_tokens import PlantedTokens, token_records
-from planted_vlm import build_planted, write_records
 
 from safetykit.adapters.artifact.sites import Site
 from safetykit.adapters.care.settings import CARE
@@ -19,9 +18,6 @@ from safetykit.export.document.card import check_card, write_card
 from safetykit.export.document.report import render_report
 from safetykit.export.document.sections import sections
 from safetykit.export.manifest import LAYOUT
-from safetykit.toolkit.data.records import load_records
-from safetykit.toolkit.diagnosis import diagnose
-from safetykit.toolkit.model.vlm import VLM
 
 TRAINING = {
     "steps": [1, 2, 3, 4],
@@ -58,14 +54,7 @@ def detector() -> dict:
 
 
 @pytest.fixture(scope="module")
-def channel_map(tmp_path_factory):
-    vlm = VLM.from_pretrained(build_planted(tmp_path_factory.mktemp("planted") / "model"))
-    records = load_records(write_records(tmp_path_factory.mktemp("records")))
-    return diagnose(vlm, records, pairs=4, neurons=4, batch_size=2, max_new_tokens=4)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, channel_map):
+def folder(tmp_path_factory, planted_map):
     attached = {
         "care.json": CARE(layers=(1, 2), rank=2, fusion="sequential", contrast="carrier", site="mlp")
         .fit(PlantedTokens(), token_records())
@@ -79,7 +68,7 @@ def folder(tmp_path_factory, channel_map):
             "unseen_picture": {"n": 40, "top1": 20, "top5": 31},
             "unseen_caption": None,
         },
-        "diagnosis.json": channel_map.info,
+        "diagnosis.json": planted_map.info,
     }
     made = write_folder(tmp_path_factory.mktemp("sections") / "export", {**documents(), **attached})
     write_card(made)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from planted_vlm import LOWERING, PLANTED, RAISING, build_planted, write_records
+from planted_vlm import LOWERING, PLANTED, RAISING
 
 from safetykit.adapters import Site, UsageError
 from safetykit.toolkit.data.records import Record, load_records
@@ -21,13 +21,13 @@ from safetykit.toolkit.model.vlm import VLM
 
 
 @pytest.fixture(scope="module")
-def vlm(tmp_path_factory):
-    return VLM.from_pretrained(build_planted(tmp_path_factory.mktemp("planted") / "model"))
+def vlm(planted_folder):
+    return VLM.from_pretrained(planted_folder)
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    return load_records(write_records(tmp_path_factory.mktemp("records")))
+def records(planted_data):
+    return load_records(planted_data)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from planted_vlm import RAISING, build_planted, write_records
+from planted_vlm import RAISING, SMALL
 
 from safetykit.adapters import InvalidArtifact, UsageError
 from safetykit.toolkit.data.records import Record, load_records
@@ -27,22 +27,20 @@ from safetykit.toolkit.evaluation.refusal import RefusalTokens
 from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.vlm import VLM
 
-SMALL = {"pairs": 4, "neurons": 20, "batch_size": 2, "max_new_tokens": 4}
+
+@pytest.fixture(scope="module")
+def vlm(planted_folder):
+    return VLM.from_pretrained(planted_folder)
 
 
 @pytest.fixture(scope="module")
-def vlm(tmp_path_factory):
-    return VLM.from_pretrained(build_planted(tmp_path_factory.mktemp("planted") / "model"))
+def records(planted_data):
+    return load_records(planted_data)
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    return load_records(write_records(tmp_path_factory.mktemp("records")))
-
-
-@pytest.fixture(scope="module")
-def found(vlm, records):
-    return diagnose(vlm, records, **SMALL)
+def found(planted_map):
+    return planted_map
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
