@@ -29,12 +29,12 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _shared_bases(tmp_path_factory):
-    """Tracing the same graphs again and again would take most of the suite's time."""
-    from bases import share_bases
+def _shared_tracing(tmp_path_factory):
+    from tracing import share_bases, share_translations
 
     with pytest.MonkeyPatch.context() as patch:
         share_bases(patch, tmp_path_factory)
+        share_translations(patch)
         yield
 
 

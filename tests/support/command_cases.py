@@ -84,7 +84,7 @@ OTHERS = [
     Case("inspect {model} --json", lambda done, made: done.value["n_layers"] == 8),
     Case("doctor --json", lambda done, made: done.value["providers"]["CPUExecutionProvider"]),
     Case(
-        "diagnose {model} --data reference -o {taken} --budget 4000"
+        "diagnose {model} --data {records} -o {taken} --budget 4000"
         " --pairs 8 --neurons 2 --batch-size 4 --seed 3 --overwrite --json",
         lambda done, made: done.value["effects"]["visual"]["neurons"],
     ),

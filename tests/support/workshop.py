@@ -219,7 +219,7 @@ class Workshop:
         return self._fit("external", "retrieval", *options, data="captions")
 
     def _map(self) -> Path:
-        options = ("--data", "reference", "--pairs", 8, "--neurons", 0)
+        options = ("--data", self["records"], "--pairs", 8, "--neurons", 0)
         return self._run("map", "diagnose", "reference:mild", *options)
 
     def _export(self) -> Path:

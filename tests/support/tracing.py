@@ -1,7 +1,9 @@
-"""Base exports of the same weights are traced once a run, whichever test, command or worker needs them first."""
+"""Tracing would take most of the suite's time: what it repeats is done once, for all tests, commands and workers."""
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import shutil
 from typing import Any
@@ -9,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from shared import once
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
+from safetykit.adapters.artifact.manifest import load_sealed
 from safetykit.export.base import own
 from safetykit.export.foreign import importing
-from safetykit.adapters.artifact.manifest import load_sealed
 from safetykit.export.manifest import GRAPHS, LAYOUT, ExportManifest
 from safetykit.export.pipeline import write
 
@@ -39,9 +42,22 @@ def share_bases(patch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
         patch.setattr(module, "write_base", write_base)
 
 
+def share_translations(patch: pytest.MonkeyPatch) -> None:
+    """Have the exporter read the sources of its translations once a process, not once a graph."""
+    read = functools.cache(ONNXRegistry.from_torchlib)
+
+    def from_torchlib(**version):
+        registry = copy.copy(read(**version))
+        registry.functions = {target: list(found) for target, found in registry.functions.items()}
+        return registry
+
+    patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
+
+
 def _identity(vlm: Any) -> str:
     digest = hashlib.sha256(f"{type(vlm.model)} {vlm.model.config} {vlm.fingerprint}".encode())
     for name, tensor in sorted(vlm.model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().contiguous().view(torch.uint8).numpy(force=True).tobytes())
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device}".encode())
+        if not tensor.is_meta:  # those that were not loaded are the files', which the fingerprint knows
+            digest.update(tensor.detach().contiguous().view(torch.uint8).numpy(force=True).tobytes())
     return digest.hexdigest()[:32]
