@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import StringConstraints
@@ -28,11 +29,25 @@ class Section:
         model: type that its JSON must fit.
         plots: from the value, a tag that starts the names of its figures, and the drawing helpers
             (:mod:`safetykit.export.document.plots`), to its figures.
-        markdown, html: the templates' text; empty: ``section_<name>.md.jinja`` and ``.html.jinja`` among ours.
+        markdown, html: the templates' text; None: ``section_<name>.md.jinja`` and ``.html.jinja`` of the shared ones.
     """
 
     name: str
     model: Any
     plots: Callable[[Any, str, Any], Sequence[Any]] = _no_plots
-    markdown: str = ""
-    html: str = ""
+    markdown: str | None = None
+    html: str | None = None
+
+    @classmethod
+    def beside(
+        cls, module: str, name: str, model: Any, plots: Callable[[Any, str, Any], Sequence[Any]] = _no_plots
+    ) -> Section:
+        """A section whose templates ``section_<name>.md.jinja`` and ``.html.jinja`` lie beside a module.
+
+        Args:
+            module: its ``__file__``.
+        """
+        markdown, html = (
+            Path(module).with_name(f"section_{name}.{kind}.jinja").read_text("utf-8") for kind in ("md", "html")
+        )
+        return cls(name, model, plots, markdown, html)

@@ -26,3 +26,6 @@ class SwapOptions(RuntimeOptions):
         "Run a hot-swap export with this adapter folder, export or .onnx_adapter file instead; repeat to stack.",
         shown="its own adapters",
     )
+    allow_uncorrected_detector: bool = setting(
+        False, "Accept a detector that was not fitted under the correctors beside it."
+    )

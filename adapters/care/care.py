@@ -41,7 +41,9 @@ from ..artifact.adapter import Adapter
 from ..artifact.intervention import Intervention
 from ..artifact.manifest import AdapterInfo, describe_data, library_versions
 from ..artifact.sites import Scope, Site
+from ..errors import UsageError
 from ..protocols import Example, Workbench
+from ..settings import spell
 from ..statistics.choices import Modality
 from ..statistics.subspaces import Subspace, principal_cosines, safety_subspace
 from ..statistics.tokens import TokenSource
@@ -59,6 +61,11 @@ def fit(
     by_role = roles(list(records), care.contrast, outcomes)
     sites = sorted({care.source(layer) for layer in layers_of(care, model.base.n_layers)})
     used = [record for group in by_role.values() for record in group]
+    if care.with_response and not any(record.response for record in used):
+        raise UsageError(
+            f"{spell(type(care), 'with_response')} does nothing: no record of the fit split has a response.",
+            "Leave it out, or give the records responses.",
+        )
     return solve(care, model, collect(model, by_role, sites, care.tokens), used)
 
 

@@ -34,4 +34,5 @@ METHOD = Method(
     map=layers_of_map,
     sweep="safetykit.adapters.care.sweep:PLAN",
     ops=("safetykit.adapters.care.ops", "safetykit.adapters.ops.projection"),
+    sections="safetykit.adapters.care.section:SECTIONS",
 )

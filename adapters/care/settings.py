@@ -104,8 +104,8 @@ class CARE(Settings):
             outcomes: for the contrast ``behaviour``, what the bare model does with harmful records, by id.
 
         Raises:
-            UsageError: a role or a modality has no or too few records, k exceeds the width, or a layer does
-                not exist.
+            UsageError: a role or a modality has no or too few records, k exceeds the width, a layer does not exist,
+                or responses are to be pooled and there are none.
         """
         adapter: Adapter = load(f"{_CODE}:fit")(self, model, records, outcomes=outcomes)
         return adapter

@@ -17,4 +17,5 @@ METHOD = Method(
     takes=("index", "encoder", "with"),
     needs=("index",),
     ops=("safetykit.adapters.retrieval.retrieval",),
+    sections="safetykit.adapters.retrieval.section:SECTIONS",
 )

@@ -29,4 +29,5 @@ METHOD = Method(
         "resume": ({"variant": ("projector", "low-rank", "lora")},),
     },
     map=layers_of_map,
+    sections="safetykit.adapters.tga.section:SECTIONS",
 )

@@ -13,9 +13,6 @@ class EvalOptions(RecordOptions, SwapOptions):
     data: str = setting(..., "Records: JSONL file or folder, or `reference`.")
     system: str = setting("", "A system prompt before every request.", shown="none")
     allow_wrong_base: bool = setting(False, "Accept an adapter fitted on another model.")
-    allow_uncorrected_detector: bool = setting(
-        False, "Accept a detector that was not fitted under the correctors beside it."
-    )
     overwrite: bool = setting(False, "Replace the file of --out if it exists.")
 
 

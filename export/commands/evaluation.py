@@ -91,12 +91,13 @@ def _opened(model: str, adapters: Sequence[Path], options: EvalOptions) -> Itera
 def _export(folder: Path, adapters: Sequence[Path], options: EvalOptions) -> _Asked:
     if adapters:
         raise UsageError("An export holds its adapters already.", "Leave out --adapter, or evaluate the checkpoint.")
-    names = ("allow_wrong_base", "allow_uncorrected_detector")
-    options.require_use(names, False, "an adapter: what an export holds was decided when it was made")
+    decided = "an adapter: what an export holds was decided when it was made"
+    options.require_use(("allow_wrong_base",), False, decided)
+    options.require_use(("allow_uncorrected_detector",), bool(options.swap), decided)
     onnx_vlm = OnnxVLM.from_pretrained(folder, options.providers, index=options.external_index)
     identity: list[Any] = [onnx_vlm.manifest.model_dump(mode="json")]
     if options.swap:
-        onnx_vlm.swap(*options.swap)
+        onnx_vlm.swap(*options.swap, allow_uncorrected_detector=options.allow_uncorrected_detector)
         assert onnx_vlm.swapped is not None
         identity.append(onnx_vlm.swapped.digest())
     return _Asked(onnx_vlm, identity)

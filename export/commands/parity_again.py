@@ -56,7 +56,14 @@ def parity_again(
     report.require()
     if not options.swap:
         return report, None
-    swapped = check_swap(vlm, onnx_vlm, options.swap, own=loaded, progress=progress)
+    swapped = check_swap(
+        vlm,
+        onnx_vlm,
+        options.swap,
+        own=loaded,
+        allow_uncorrected_detector=options.allow_uncorrected_detector,
+        progress=progress,
+    )
     swapped.require()
     return report, swapped
 

@@ -28,7 +28,9 @@ def run(
     from ...toolkit.commands import console
     from ..runtime.answer import answer
 
-    with console.steps("answering"):
+    swaps = "an adapter to swap in (--swap)"
+    options.require_use(("allow_uncorrected_detector",), bool(options.swap), swaps)
+    with console.steps() as say:
         result = answer(
             folder,
             prompt,
@@ -40,7 +42,9 @@ def run(
             providers=options.providers,
             external_index=options.external_index,
             swap=options.swap,
+            allow_uncorrected_detector=options.allow_uncorrected_detector,
             system=options.system,
+            progress=say,
         )
     console.emit(result, as_json=as_json, human=_view)
 

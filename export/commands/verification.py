@@ -52,6 +52,8 @@ def verify_folder(
         if options.swap:
             raise UsageError("Parity of a swapped adapter needs the checkpoint.", "Pass it with --model.")
         _require_plain(options, None, adapters, "the checkpoint (--model), with which parity is run again")
+    swaps = "an adapter to swap in (--swap)"
+    options.require_use(("allow_uncorrected_detector",), bool(options.swap), swaps)
     manifest = read_manifest(folder)
     compared = check_card(folder) if (folder / LAYOUT.card).is_file() else None
     report = swapped = None
@@ -75,7 +77,7 @@ def _require_plain(options: VerifyOptions, model: str | None, adapters: Sequence
     for name, value in (("--model", model), ("--adapter", adapters)):
         if value:
             raise UsageError(f"{name} does nothing without {needed}.", "Leave it out.")
-    options.require_use(("swap", "providers", "external_index"), False, needed)
+    options.require_use(("swap", "providers", "external_index", "allow_uncorrected_detector"), False, needed)
 
 
 def card_of(folder: Path, *, check: bool) -> dict[str, Any]:

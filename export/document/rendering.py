@@ -40,6 +40,11 @@ def rate(value: Rate | None) -> str:
     return NOTHING if value is None else f"{share(value.rate)} ({100 * value.low:.1f}–{100 * value.high:.1f})"
 
 
+def rate_of(count: int, total: int) -> str:
+    """The same, from counts."""
+    return rate(Rate.of(count, total))
+
+
 def ratio(value: Ratio) -> str:
     """A ratio with its interval."""
     return f"{value.value:.3f} ({value.low:.3f}–{value.high:.3f})"
@@ -65,7 +70,7 @@ def setting(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-_NUMBERS: tuple[Callable[..., str], ...] = (share, part, rate, ratio, points, number, auroc)
+_NUMBERS: tuple[Callable[..., str], ...] = (share, part, rate, rate_of, ratio, points, number, auroc)
 
 
 def escape_markdown(text: str) -> Markup:

@@ -31,6 +31,7 @@ def check_swap(
     own: Sequence[Adapter] = (),
     records: Sequence[Record] = (),
     steps: int = 32,
+    allow_uncorrected_detector: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> ParityReport:
     """Swap ``others`` in, compare with PyTorch, and swap them out; the export then has its own adapters again.
@@ -47,7 +48,7 @@ def check_swap(
     """
     onnx_vlm.reset()
     before = _logits(onnx_vlm)
-    onnx_vlm.swap(*others)
+    onnx_vlm.swap(*others, allow_uncorrected_detector=allow_uncorrected_detector)
     try:
         assert onnx_vlm.swapped is not None
         adapters = adapters_of(others, own, onnx_vlm.manifest, onnx_vlm.swapped)

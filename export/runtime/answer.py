@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,17 @@ def answer(
     providers: Sequence[str] = CPU,
     external_index: Path | None = None,
     swap: Sequence[Path] = (),
+    allow_uncorrected_detector: bool = False,
     system: str = "",
+    progress: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Generate with an export; one picture serves all prompts, or there is one for each, or several for a single one.
 
     Args:
         swap: what a hot-swap export is to run with instead of its own adapters; see :meth:`OnnxVLM.swap`.
+        allow_uncorrected_detector: swap in a detector that was not fitted under the correctors beside it.
         system: what the operator says before every prompt.
+        progress: told what begins, once prompts and pictures are there.
 
     Returns:
         JSON-able, per prompt: ``prompt``, ``text``, ``tokens``, ``scores``, and whether it was ``refused``: by the
@@ -57,9 +61,12 @@ def answer(
         requests = [
             Request(prompt, pictures[at] if pictures else None, system=system) for at, prompt in enumerate(prompts)
         ]
+    say = progress or (lambda step: None)
+    say("loading")
     model = OnnxVLM.from_pretrained(folder, providers, index=external_index)
     if swap:
-        model.swap(*swap)
+        model.swap(*swap, allow_uncorrected_detector=allow_uncorrected_detector)
+    say("answering")
     answers = model.generate(
         requests, max_new_tokens, do_sample=temperature > 0, temperature=temperature or 1.0, top_p=top_p, seed=seed
     )

@@ -83,15 +83,19 @@ def read_adapter_file(path: Path, manifest: ExportManifest) -> dict[str, np.ndar
     return arrays
 
 
-def read_swap(sources: Sequence[Path | str | Adapter], manifest: ExportManifest) -> Swap:
+def read_swap(
+    sources: Sequence[Path | str | Adapter], manifest: ExportManifest, *, allow_uncorrected_detector: bool = False
+) -> Swap:
     """The swap that ``sources`` describe, checked as a whole against an export.
 
     Args:
         sources: as many adapters (or adapter folders) as the export has, in its order; or one hot-swap export of the
             same base; or the ``.onnx_adapter`` files of all graphs that have parameters.
+        allow_uncorrected_detector: accept a detector that was not fitted under the correctors beside it.
 
     Raises:
-        UsageError: the export has no swappable parameters, or the adapters are not its ops at its sites.
+        UsageError: the export has no swappable parameters, the adapters are not its ops at its sites, or a detector
+            was not fitted under the correctors beside it.
         InvalidArtifact: a parameter is missing, unknown, misshaped or overflows, or a file is damaged.
         WrongBase: an adapter was fitted on another base.
     """
@@ -113,16 +117,24 @@ def read_swap(sources: Sequence[Path | str | Adapter], manifest: ExportManifest)
             arrays |= read_adapter_file(path, manifest)
         return Swap(checked(arrays, manifest, ", ".join(str(path) for path in paths)), None)
     if len(paths) == len(sources) == 1 and (paths[0] / LAYOUT.manifest).is_file():
-        return _of_export(paths[0], manifest)
+        return _of_export(paths[0], manifest, allow_uncorrected_detector)
     from ...adapters.artifact.adapter import Adapter
-    from ...adapters.artifact.store import load_adapter
+    from ...adapters.artifact.stack import require_fitted_stack
 
-    adapters = [source if isinstance(source, Adapter) else load_adapter(Path(source)) for source in sources]
+    adapters = [source if isinstance(source, Adapter) else Adapter.load(source) for source in sources]
+    names = [one.info.method if isinstance(one, Adapter) else one for one in sources]
+    require_fitted_stack(adapters, names, allow=allow_uncorrected_detector)
     return swap_of(adapters, manifest)
 
 
-def _of_export(folder: Path, manifest: ExportManifest) -> Swap:
+def _of_export(folder: Path, manifest: ExportManifest, allow_uncorrected_detector: bool) -> Swap:
     other = read_manifest(folder)
+    if other.uncorrected_detector_allowed and not allow_uncorrected_detector:
+        raise UsageError(
+            f"The detector of {folder} was not fitted under the correctors beside it: it may refuse harmless requests "
+            "or let harmful ones pass.",
+            "Take an export of a stack that was fitted together, or pass --allow-uncorrected-detector.",
+        )
     if other.base.fingerprint != manifest.base.fingerprint:
         raise WrongBase(
             f"{folder} was exported from model {other.base.fingerprint[:12]}, not {manifest.base.fingerprint[:12]}.",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -18,7 +18,7 @@ from PIL import Image
 from ...adapters.artifact.manifest import DetectorInfo
 from ...adapters.errors import UsageError
 from ...toolkit.index.caption_index import CaptionIndex
-from ...toolkit.model.chat import Prompt, as_requests, is_one
+from ...toolkit.model.generating import Generating, Sampling
 from ...toolkit.model.inputs import InputProcessor
 from ...toolkit.model.requests import Generation, Inputs, Request
 from ...toolkit.model.streaming import AnswerStream, Streamer, require_one
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ...adapters.artifact.adapter import Adapter
 
 
-class OnnxVLM(Graphs):
+class OnnxVLM(Graphs, Generating):
     """An exported VLM.
 
     Attributes:
@@ -99,46 +99,11 @@ class OnnxVLM(Graphs):
             f"{methods}{swapped}, {' + '.join(self.providers)})"
         )
 
-    @overload
-    def generate(self, requests: Prompt, max_new_tokens: int = 32, **options: Any) -> Generation: ...  # type: ignore[overload-overlap]
-
-    @overload
-    def generate(self, requests: Sequence[Prompt], max_new_tokens: int = 32, **options: Any) -> list[Generation]: ...
-
-    def generate(
-        self,
-        requests: Prompt | Sequence[Prompt],
-        max_new_tokens: int = 32,
-        *,
-        do_sample: bool = False,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        streamer: Streamer | None = None,
-    ) -> Generation | list[Generation]:
-        """Answer a request, or a batch of them; greedy unless ``do_sample``.
-
-        A detector refuses row by row after the prefill; the other rows are answered as if those were still there.
-
-        Args:
-            requests: a string, a :class:`Request` or the messages of a chat; or a list of these.
-            streamer: gets the prompt's token ids [1, seq] and then the answer's as they come, as NumPy arrays, for a
-                single request; of an answer that a detector refuses, the refusal only.
-
-        Returns:
-            The answer; for a list, one each.
-
-        Raises:
-            UsageError: a request is none, its picture cannot be read, or a batch is to be streamed.
-            InvalidArtifact: the detector's risk of a request is not a number.
-        """
-        sampler = Sampler(do_sample=do_sample, temperature=temperature, top_p=top_p, seed=seed)
-        answers = self._answered(as_requests(requests), max_new_tokens, sampler, streamer)
-        return answers[0] if is_one(requests) else answers
-
-    def _answered(
-        self, requests: Sequence[Request], max_new_tokens: int, sampler: Sampler, streamer: Streamer | None
+    def answered(
+        self, requests: Sequence[Request], max_new_tokens: int, sampling: Sampling, streamer: Streamer | None
     ) -> list[Generation]:
+        """See :meth:`generate`."""
+        sampler = Sampler(sampling)
         if streamer is not None:
             require_one(requests)
         state, inputs = self._read(requests)
@@ -178,19 +143,21 @@ class OnnxVLM(Graphs):
             for at, row in enumerate(tokens)
         ]
 
-    def swap(self, *adapters: Path | str | Adapter) -> None:
+    def swap(self, *adapters: Path | str | Adapter, allow_uncorrected_detector: bool = False) -> None:
         """Run with other adapters from now on; answers that are being generated cannot go on.
 
         Args:
             adapters: as many adapters or adapter folders as the export has, in its order; or one hot-swap export of
                 the same base; or the ``.onnx_adapter`` files of its graphs.
+            allow_uncorrected_detector: accept a detector that was not fitted under the correctors beside it.
 
         Raises:
-            UsageError: the export's mode is not hot-swap, or the adapters are not its ops at its sites.
+            UsageError: the export's mode is not hot-swap, the adapters are not its ops at its sites, or a detector
+                was not fitted under the correctors beside it.
             InvalidArtifact: a parameter is missing, unknown or misshaped, or a file is damaged.
             WrongBase: an adapter was fitted on another base. In every case the adapter before stays.
         """
-        self._install(read_swap(adapters, self.manifest))
+        self._install(read_swap(adapters, self.manifest, allow_uncorrected_detector=allow_uncorrected_detector))
 
     def reset(self) -> None:
         """Run with the export's own adapters again."""

@@ -119,6 +119,13 @@ def test_an_export_without_records(call, random_checkpoint, adapter_folder, tmp_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("command", [("run", "--prompt", "hello"), ("verify", "--model", "reference:mild")])
+def test_only_what_is_swapped_in_can_be_an_uncorrected_detector(call, tmp_path, command):
+    code, _, err = call(command[0], tmp_path, *command[1:], "--allow-uncorrected-detector")
+    assert code == 2
+    assert "--allow-uncorrected-detector does nothing without an adapter to swap in (--swap)" in err
+
+
 @pytest.mark.parametrize(("option", "value"), [("--seed", 3), ("--top-p", 0.5)])
 def test_greedy_answers_draw_nothing(call, tmp_path, option, value):
     code, _, err = call("run", tmp_path, "--prompt", "hello", option, value)

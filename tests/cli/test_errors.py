@@ -63,6 +63,13 @@ def test_a_missing_picture_is_named_with_its_record(call, random_checkpoint, rec
     assert "Record a: There is no picture" in err
 
 
+def test_a_missing_picture_is_named_before_anything_is_loaded(call, tmp_path):
+    code, _, err = call("run", tmp_path, "--prompt", "what is this ?", "--image", "gone.png")
+    assert code == 2
+    assert err.startswith("error: There is no picture gone.png")
+    assert "loading" not in err and "answering" not in err
+
+
 def test_a_malformed_record_exits_with_3(call, random_checkpoint, records):
     records.write_text('{"id": "a"}')
     code, _, err = call("eval", random_checkpoint, "--data", records)

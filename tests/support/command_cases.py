@@ -104,7 +104,8 @@ OTHERS = [
         lambda done, made: done.value["rows"],
     ),
     Case(
-        "eval {swappable} --data {records} --limit 4 --swap {other_guard} -o {taken_file} --overwrite --json",
+        "eval {swappable} --data {records} --limit 4 --swap {other_guard} --swap {probe} --allow-uncorrected-detector"
+        " -o {taken_file} --overwrite --json",
         lambda done, made: done.value["rows"],
     ),
     Case(
@@ -124,7 +125,8 @@ OTHERS = [
         lambda done, made: done.value["parity"]["passed"],
     ),
     Case(
-        "verify {swappable} --model {model} --adapter {guard} --swap {other_guard} --json",
+        "verify {swappable} --model {model} --adapter {guard} --adapter {probe} --swap {other_guard} --swap {probe}"
+        " --allow-uncorrected-detector --json",
         lambda done, made: done.value["swap"]["passed"],
     ),
     Case(
@@ -141,7 +143,8 @@ OTHERS = [
     ),
     Case(f"{RUN} --image {{picture}} --system 'is it dangerous ?'", lambda done, made: done.value[0]["text"]),
     Case(
-        "run {swappable} --prompt 'what is this ?' --swap {other_guard} --json",
+        "run {swappable} --prompt 'what is this ?' --swap {other_guard} --swap {probe} --allow-uncorrected-detector"
+        " --json",
         lambda done, made: done.value[0]["text"],
     ),
     Case(

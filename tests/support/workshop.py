@@ -226,7 +226,9 @@ class Workshop:
         return self._bake("export", "--adapter", self["guard"])
 
     def _swappable(self) -> Path:
-        return self._bake("swappable", "--adapter", self["guard"], "--mode", "hot-swap")
+        """A detector beside a corrector that it was not fitted under, which the export's own options accept."""
+        stack = ("--adapter", self["guard"], "--adapter", self["probe"], "--allow-uncorrected-detector")
+        return self._bake("swappable", *stack, "--mode", "hot-swap")
 
     def _external_export(self) -> Path:
         return self._bake("external-export", "--adapter", self["external"], "--external-index", self["index"])

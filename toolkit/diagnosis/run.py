@@ -6,15 +6,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ...adapters.artifact.manifest import describe_data, library_versions
 from ...adapters.errors import UsageError
 from ..data.journal import Journal
-from ..data.records import Record
+from ..data.records import Record, load_records
 from ..evaluation.refusal import ASKED, RefusalTokens
+from ..model.vlm import VLM
 from ..progress import Progress
 from .assemble import Findings, assemble
 from .blocking import answer_without, windows
@@ -28,15 +29,12 @@ from .separation import pair_key
 from .states import layer_states
 from .terms import KINDS, Modality
 
-if TYPE_CHECKING:
-    from ..model.vlm import VLM
-
 _STATES, _BLOCKED = 1024, 96
 
 
 def diagnose(
-    vlm: VLM,
-    records: Sequence[Record],
+    vlm: VLM | Path | str,
+    records: Sequence[Record] | Path | str,
     *,
     budget: int | None = None,
     pairs: int = 128,
@@ -53,6 +51,8 @@ def diagnose(
     The result depends on model, records and options alone, also when it was interrupted and resumed.
 
     Args:
+        vlm: the model, or a checkpoint's folder or name such as ``reference:mild``.
+        records: or what :func:`load_records` reads, such as ``reference``.
         budget: most forward passes over a batch; fewer pairs, neurons and answered records are then used.
         pairs: at most this many per modality (harm in text, harm in pictures).
         neurons: how many MLP neurons to verify by patching per modality; 0 leaves neurons out.
@@ -64,6 +64,10 @@ def diagnose(
     Raises:
         UsageError: there are too few pairs, the model refuses nothing, or the budget is too small.
     """
+    if isinstance(vlm, (str, Path)):
+        vlm = VLM.from_pretrained(vlm)
+    if isinstance(records, (str, Path)):
+        records = load_records(records, ["fit"])
     records = [record for record in records if record.split == "fit"]
     chosen, left_out = _choose(vlm, records, pairs)
     if neurons:

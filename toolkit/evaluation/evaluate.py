@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 from ...adapters.errors import UsageError
 from ..data.journal import Journal
-from ..data.records import CARRIERS, Record
+from ..data.records import CARRIERS, Record, load_records
 from ..model.requests import Generation, Request
 from ..progress import Progress
 from .judge import Outcome, judge
@@ -175,17 +176,34 @@ def tabulate(decisions: Iterable[Decision]) -> tuple[Row, ...]:
 
 
 def evaluate(
-    model: Generator,
-    records: Sequence[Record],
+    model: Generator | Path | str,
+    records: Sequence[Record] | Path | str,
     *,
-    name: str,
+    name: str = "",
     max_new_tokens: int = 32,
     batch_size: int = 32,
     progress: Progress | None = None,
     journal: Journal | None = None,
     system: str = "",
 ) -> Evaluation:
-    """Decide and tabulate; see :func:`decide`."""
+    """Decide and tabulate; see :func:`decide`.
+
+    Args:
+        model: a VLM, an opened export, or a checkpoint's folder or name such as ``reference:mild``.
+        records: or what :func:`load_records` reads, such as ``reference``; of these the split ``test``.
+        name: how the evaluation calls the model; by default its folder.
+
+    Raises:
+        UsageError: there is no such model, or there are no such records.
+    """
+    if isinstance(model, (str, Path)):
+        from ..model.vlm import VLM  # needs torch, which answering with an export does without
+
+        name = name or str(model)
+        model = VLM.from_pretrained(model)
+    if isinstance(records, (str, Path)):
+        records = load_records(records, ["test"])
+    name = name or str(getattr(model, "path", type(model).__name__))
     decisions = decide(
         Prompted(model, system),
         records,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -28,8 +28,8 @@ from ..data.sources import model_path
 from ..index.caption_index import CaptionIndex
 from .answering import answer
 from .capture import capture
-from .chat import Prompt, as_requests, is_one
 from .features import FeatureCache
+from .generating import Generating, Sampling
 from .hooks import AppliedAdapters
 from .inputs import InputProcessor
 from .parts import Parts
@@ -41,7 +41,7 @@ from .updates import updated
 from .weights import Weights, empty_model
 
 
-class VLM:
+class VLM(Generating):
     """A transformers image-text-to-text model with its processor.
 
     Attributes:
@@ -351,72 +351,22 @@ class VLM:
             self._last_fed[cache] = self._fed(inputs)
         return self.model(**arguments, past_key_values=cache, use_cache=cache is not None).logits, inputs
 
-    @overload
-    def generate(  # type: ignore[overload-overlap]  # the messages of a chat are one prompt, not a list of them
-        self,
-        requests: Prompt,
-        max_new_tokens: int = 32,
-        *,
-        do_sample: bool = False,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        streamer: Streamer | None = None,
-    ) -> Generation: ...
-
-    @overload
-    def generate(
-        self,
-        requests: Sequence[Prompt],
-        max_new_tokens: int = 32,
-        *,
-        do_sample: bool = False,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        streamer: Streamer | None = None,
-    ) -> list[Generation]: ...
-
     @torch.inference_mode()
-    def generate(
-        self,
-        requests: Prompt | Sequence[Prompt],
-        max_new_tokens: int = 32,
-        *,
-        do_sample: bool = False,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        streamer: Streamer | None = None,
-    ) -> Generation | list[Generation]:
-        """Answer a request, or a batch of them, with the adapters that are applied.
-
-        Greedy unless ``do_sample``; ``seed`` then fixes the draws. Requests that a detector refuses end with the
-        prefill; the others are answered as if they were still there.
-
-        Args:
-            requests: a string, a :class:`Request` or the messages of a chat; or a list of these.
-            streamer: gets the prompt's token ids and then the answer's as they come, for a single request, as with
-                transformers' ``generate``; of an answer that a detector refuses, the refusal only.
-
-        Returns:
-            The answer; for a list, one each.
-
-        Raises:
-            UsageError: a request is none, its picture cannot be read, or a batch is to be streamed.
-        """
-        draws = {"temperature": temperature, "top_p": top_p} if do_sample else {}
-        answers = answer(
+    def answered(
+        self, requests: Sequence[Request], max_new_tokens: int, sampling: Sampling, streamer: Streamer | None
+    ) -> list[Generation]:
+        """See :meth:`generate`."""
+        draws = {"temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.do_sample else {}
+        return answer(
             self,
-            as_requests(requests),
+            requests,
             self._hooks,
             max_new_tokens,
-            seed=seed,
+            seed=sampling.seed,
             streamer=streamer,
-            do_sample=do_sample,
+            do_sample=sampling.do_sample,
             **draws,
         )
-        return answers[0] if is_one(requests) else answers
 
     def fill_references(self, requests: Sequence[Request]) -> None:
         """Run the text-only branch for ops that are supervised by it, with the ops off."""

@@ -1,5 +1,6 @@
 """Retrieval ops: the k nearest keys, ties to the lower row, and a correction that keeps differences."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -8,6 +9,7 @@ from safetykit.adapters import Adapter, InvalidArtifact, Site, UsageError, get_o
 from safetykit.adapters.artifact.intervention import Intervention
 from safetykit.adapters.artifact.manifest import AdapterInfo, BaseInfo, DataInfo
 from safetykit.adapters.retrieval.retrieval import picture_query, retrieval_of, top_keys
+from safetykit.adapters.retrieval.settings import Retrieval
 
 D_MODEL, D_KEY, COUNT, TOKENS = 12, 6, 40, 5
 
@@ -139,3 +141,60 @@ def test_texts_that_do_not_fit_the_index_are_refused():
         retrieval_of([stated(external=True)])
     assert retrieval_of([stated()])[1] == ("a", "b")
     assert retrieval_of([Adapter(info())]) is None
+
+
+class PlantedIndex:
+    """Texts with drawn keys."""
+
+    digest = "0" * 64
+    keys = normalize(drawn(COUNT, D_KEY, seed=4)).numpy()
+
+    def __len__(self):
+        return COUNT
+
+    def __getitem__(self, at):
+        return f"text {at}"
+
+    def ids_of(self, texts):
+        return {text: int(text.split()[1]) for text in texts}
+
+    def search(self, queries, k):
+        scores = queries @ self.keys.T
+        found = np.argsort(-scores, axis=1)[:, :k]
+        return found, np.take_along_axis(scores, found, 1)
+
+
+class PlantedPictures:
+    """Two pictures a text, whose states tell it."""
+
+    base, data, index = info().base, info().data, PlantedIndex()
+
+    def __init__(self):
+        self.embedder = {"name": "planted"}
+        self.captions = [f"text {at % COUNT}" for at in range(2 * COUNT)]
+
+    def keys(self):
+        return np.concatenate([self.index.keys, self.index.keys])
+
+    def states(self):
+        return (torch.from_numpy(self.keys()) @ drawn(D_KEY, D_MODEL, seed=5)).numpy()
+
+    def values(self):
+        return drawn(COUNT, D_MODEL, seed=6)
+
+
+def does(adapter):
+    (item,) = adapter.interventions
+    return item.op, {name: value.tolist() for name, value in item.tensors.items()}, adapter.attachments["retrieval"]
+
+
+@pytest.mark.parametrize(("field", "other"), [("k", 5), ("correction", 0.5), ("prefix", True), ("external", True)])
+def test_a_setting_of_retrieval_that_is_accepted_changes_the_adapter(field, other):
+    plain, changed = (Retrieval(**given).fit(PlantedPictures()) for given in ({}, {field: other}))
+    assert does(plain) != does(changed)
+
+
+def test_an_index_over_the_limit_of_a_graph_is_refused():
+    with pytest.raises(UsageError, match=f"holds {COUNT} texts; a graph takes {COUNT - 1}"):
+        Retrieval(in_graph_limit=COUNT - 1).fit(PlantedPictures())
+    assert set(Retrieval.model_fields) == {"k", "correction", "prefix", "external", "in_graph_limit"}, "all are tested"

@@ -11,6 +11,7 @@ import torch
 from safetykit.adapters import get_op
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.sites import Site
+from safetykit.adapters.artifact.stack import describe_corrector
 from safetykit.adapters.artifact.updates import WeightUpdate
 from safetykit.adapters.errors import InvalidArtifact, UsageError, WrongBase
 from safetykit.export.commands.evaluation import evaluate_model
@@ -476,3 +477,25 @@ def test_a_detector_is_rebuilt_from_an_export(vlm, export, make_detector, split_
     (rebuilt,) = with_parameters([first], onnx_vlm.manifest, onnx_vlm.swapped)
     assert rebuilt.detector == second.detector
     assert torch.equal(rebuilt.branch.tensors["weight"], second.branch.tensors["weight"])
+
+
+def test_a_detector_is_swapped_in_beside_its_own_correctors_only(export, make_adapter, make_probe):
+    """As at export: it is refused by the runtime itself, so also by `run`, `eval` and `verify`."""
+    guard, other = (make_adapter(ITEMS[0], seed=seed) for seed in (1, 2))
+    alone = make_probe()
+    fitted = {"hyperparameters": {"corrected_by": [describe_corrector(guard)]}}
+    own = dataclasses.replace(alone, info=alone.info.model_copy(update=fitted))
+    onnx_vlm = export(guard, own)
+    onnx_vlm.swap(guard, own)
+    before = onnx_vlm.swapped
+    with pytest.raises(UsageError, match=r"fitted on the model corrected by test .* --allow-uncorrected-detector"):
+        onnx_vlm.swap(other, own)
+    with pytest.raises(UsageError, match="fitted on the model without a corrector, and is to run beside test"):
+        onnx_vlm.swap(guard, alone)
+    assert onnx_vlm.swapped is before
+    onnx_vlm.swap(other, own, allow_uncorrected_detector=True)
+    weak = export(other, own)
+    write_manifest(weak.manifest.model_copy(update={"uncorrected_detector_allowed": True}), weak.path)
+    with pytest.raises(UsageError, match="was not fitted under the correctors beside it"):
+        onnx_vlm.swap(weak.path)
+    onnx_vlm.swap(weak.path, allow_uncorrected_detector=True)

@@ -158,6 +158,16 @@ def test_without_an_adapter_the_base_is_exported_checked_and_documented(vlm, bas
     assert (out / LAYOUT.data("decoder")).read_bytes() == (base_folder / LAYOUT.data("decoder")).read_bytes()
 
 
+@pytest.mark.parametrize("layout", ["genai", "transformers.js"])
+def test_a_base_export_is_laid_out_for_other_runtimes(vlm, base_folder, requests, layout, tmp_path):
+    out = tmp_path / "base"
+    result = export_onnx(vlm, [], out, base_onnx=base_folder, layout=layout)
+    assert (result.manifest.mode, result.manifest.layout) == ("base", layout) and result.parity.passed
+    check_card(out)
+    found, wanted = OnnxVLM.from_pretrained(out).generate(requests, 4), vlm.generate(requests, 4)
+    assert [one.token_ids for one in found] == [one.token_ids for one in wanted]
+
+
 def test_a_spoilt_base_export_fails_parity(vlm, base_folder, tmp_path):
     """Adapter off is compared also where there is no adapter: an embedding that is scaled shows."""
     spoilt = shutil.copytree(base_folder, tmp_path / "base")

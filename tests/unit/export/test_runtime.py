@@ -13,6 +13,7 @@ from safetykit.export.runtime import sessions
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.runtime.sampling import Sampler
 from safetykit.export.surgery.adapt import adapt, copy_base
+from safetykit.toolkit.model.generating import Sampling
 from safetykit.toolkit.model.requests import Request
 
 
@@ -82,7 +83,7 @@ def test_a_tiny_nucleus_is_greedy(bare, requests):
 
 
 def test_draws_follow_the_probabilities():
-    sampler = Sampler(do_sample=True, top_p=0.85, seed=0)
+    sampler = Sampler(Sampling(do_sample=True, top_p=0.85, seed=0))
     logits = np.log(np.tile([0.6, 0.3, 0.08, 0.02], (20_000, 1)))
     counts = np.bincount(sampler.choose(logits), minlength=4) / 20_000
     assert counts == pytest.approx([2 / 3, 1 / 3, 0, 0], abs=0.02)
@@ -91,7 +92,7 @@ def test_draws_follow_the_probabilities():
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}])
 def test_sampling_out_of_range_is_refused(options):
     with pytest.raises(UsageError, match="out of range"):
-        Sampler(do_sample=True, **options)
+        Sampler(Sampling(do_sample=True, **options))
 
 
 def test_the_two_pass_op_asks_for_its_second_input(adapted, requests):

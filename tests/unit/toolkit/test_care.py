@@ -1,5 +1,7 @@
 """CARE on a real model: states token by token, the sweep's grid, and the command."""
 
+import json
+
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -158,3 +160,21 @@ def test_what_is_fitted_without_a_sweep_keeps_given_options_and_scales_with_the_
     assert usual({"variant": "official"}, 8, 128).site == "mlp"
     assert usual({"scope": "last"}, 8, 128).fusion == "adaptive"
     assert usual({"fusion": "sequential", "site": "mlp"}, 8, 128).fusion == "sequential"
+
+
+def test_responses_are_pooled_only_if_there_are_some(random_checkpoint, tmp_path):
+    rows = [
+        {"id": f"{split}{label}{word}", "prompt": f"what is {word} ?", "label": label, "split": split}
+        for split in ("fit", "calibration")
+        for label in ("harmful", "harmless")
+        for word in ("a bus", "a beer", "this", "an apple in the bus")
+    ]
+    data = tmp_path / "records.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    options = ["--with-response", "--modalities", "textual", "--contrast", "label", "--layers", "2", "--k", "2"]
+    call = (random_checkpoint, "--data", data, "-o", tmp_path / "care", *options)
+    refused = command(*call).exception
+    assert isinstance(refused, UsageError)
+    assert "--with-response does nothing: no record of the fit split has a response" in str(refused)
+    data.write_text("\n".join(json.dumps({**row, "response": "a bus ."}) for row in rows))
+    assert command(*call).exit_code == 0

@@ -344,6 +344,13 @@ def test_records_without_pairs_are_refused(vlm, records):
         diagnose(vlm, lonely)
 
 
+def test_model_and_records_may_be_named():
+    with pytest.raises(UsageError, match="no model folder at reference:mid"):
+        diagnose("reference:mid", "reference")
+    with pytest.raises(UsageError, match="no records at nowhere"):
+        diagnose("reference:mild", "nowhere")
+
+
 def test_text_alone_is_enough(vlm, records):
     text = [record for record in records if record.image is None]
     found = diagnose(vlm, text, pairs=4, neurons=0, batch_size=4, max_new_tokens=4)

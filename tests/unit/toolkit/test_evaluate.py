@@ -7,6 +7,7 @@ from safetykit.toolkit.data.journal import Journal
 from safetykit.toolkit.data.records import Record
 from safetykit.toolkit.evaluation.evaluate import Prompted, Rate, decide, evaluate
 from safetykit.toolkit.model.requests import Generation, Request
+from safetykit.toolkit.model.vlm import VLM
 
 
 def make(index, label, carrier="text", tags=()):
@@ -43,6 +44,21 @@ def test_rates_are_counted_per_carrier_and_group():
     assert result.rate("all", "exact").count == 0
     with pytest.raises(KeyError):
         result.rate("image", "attack_success")
+
+
+def test_model_and_records_may_be_named(tmp_path):
+    record = make(0, "harmless")
+    data = tmp_path / "records.jsonl"
+    data.write_text(record.model_dump_json())
+    named = evaluate("reference:mild", str(data), max_new_tokens=2)
+    assert (named.model, named.split, len(named.decisions)) == ("reference:mild", "test", 1)
+    model = VLM.from_pretrained("reference:mild")
+    given = evaluate(model, [record], max_new_tokens=2)
+    assert given.decisions == named.decisions and given.model == str(model.path)
+    with pytest.raises(UsageError, match="no model folder at reference:mid"):
+        evaluate("reference:mid", [record])
+    with pytest.raises(UsageError, match="no records at nowhere"):
+        evaluate(Scripted([record], str), "nowhere")
 
 
 def test_decisions_keep_the_order_of_records_though_batches_are_by_length():

@@ -1,18 +1,17 @@
 """``care.json``: spectra, overlap and gains of the safety subspaces, per layer and modality.
 
-Written by :meth:`safetykit.adapters.care.care.CARE.solve`, which says what each figure is.
+Written by :func:`safetykit.adapters.care.care.solve`, which says what each figure is.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
-from ....adapters.artifact.manifest import Strict
-from ....adapters.section import LayerName, Section
-from ..axes import whole_numbers
-from ..plots import CYCLE, GREY, INK, Plot, canvas, finished
+from ..artifact.manifest import Strict
+from ..section import LayerName, Section
 
 _SHOWN = 64
 
@@ -54,27 +53,27 @@ class Subspaces(Strict):
     layers: dict[LayerName, Layer]
 
 
-def _spectra(value: Subspaces, tag: str) -> Plot:
+def _spectra(value: Subspaces, tag: str, draw: Any) -> tuple[Any, ...]:
     lines = [(layer, name, found) for layer, entry in value.layers.items() for name, found in entry.modalities.items()]
-    with canvas(3.6) as (_, (axes,), buffer):
+    with draw.canvas(3.6) as (_, (axes,), buffer):
         for at, (layer, name, found) in enumerate(lines):
             values = np.maximum(np.array(found.eigenvalues[:_SHOWN]), 1e-12)
-            style = {"color": CYCLE[at % len(CYCLE)], "ls": "-" if name == "visual" else "--", "lw": 1.4}
+            style = {"color": draw.CYCLE[at % len(draw.CYCLE)], "ls": "-" if name == "visual" else "--", "lw": 1.4}
             axes.plot(np.arange(1, len(values) + 1), values, label=f"{layer} {name}", **style)
             axes.plot(found.rank, values[min(found.rank, len(values)) - 1], "o", ms=5, color=style["color"])
-        axes.axhline(1, color=INK, lw=1, ls=":")
+        axes.axhline(1, color=draw.INK, lw=1, ls=":")
         axes.set_yscale("log")
         axes.set_xlabel("direction")
         axes.set_ylabel("malicious over benign variance, λ")
-        whole_numbers(axes.xaxis)
-        axes.grid(color=GREY, alpha=0.3, lw=0.6)
+        draw.whole_numbers(axes.xaxis)
+        axes.grid(color=draw.GREY, alpha=0.3, lw=0.6)
         axes.legend(ncols=2)
     words = "; ".join(f"layer {layer} {name}: largest λ {found.eigenvalues[0]:.3g}" for layer, name, found in lines)
     caption = (
         "Generalised eigenvalues; the dot is the last direction kept. On the dotted line malicious and benign records "
         f"vary alike. {words}."
     )
-    return finished(f"{tag}-spectra", "Safety subspaces: spectra", caption, words, buffer)
+    return (draw.finished(f"{tag}-spectra", "Safety subspaces: spectra", caption, words, buffer),)
 
 
-CARE = Section("care", Subspaces, lambda value, tag, draw: (_spectra(value, tag),))
+SECTIONS = (Section.beside(__file__, "care", Subspaces, _spectra),)

@@ -6,15 +6,14 @@ from typing import Self
 
 from pydantic import model_validator
 
-from ....adapters.artifact.manifest import RetrievalInfo, Strict
-from ....adapters.section import Section
-from ....toolkit.evaluation.evaluate import Rate
+from ..artifact.manifest import RetrievalInfo, Strict
+from ..section import Section
 
 
 class Accuracy(Strict):
     """How many of ``n`` left-out pictures find their own caption first, and among the first five.
 
-    Written by :func:`safetykit.toolkit.retrieval.fit.accuracy`.
+    Written by :func:`safetykit.adapters.retrieval.fit.accuracy`.
     """
 
     n: int
@@ -26,16 +25,6 @@ class Accuracy(Strict):
         if not 0 <= self.top1 <= self.top5 <= self.n or not self.n:
             raise ValueError("the counts do not fit their total")
         return self
-
-    @property
-    def first(self) -> Rate:
-        """Share that comes first."""
-        return Rate.of(self.top1, self.n)
-
-    @property
-    def among_five(self) -> Rate:
-        """Share among the first five."""
-        return Rate.of(self.top5, self.n)
 
 
 class RetrievalAccuracy(Strict):
@@ -58,5 +47,7 @@ class RetrievalAccuracy(Strict):
         return {name: accuracy for name, accuracy in found.items() if accuracy}
 
 
-RETRIEVAL = Section("retrieval", RetrievalInfo)
-ACCURACY = Section("retrieval_accuracy", RetrievalAccuracy)
+SECTIONS = (
+    Section.beside(__file__, "retrieval", RetrievalInfo),
+    Section.beside(__file__, "retrieval_accuracy", RetrievalAccuracy),
+)
