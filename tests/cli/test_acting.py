@@ -126,6 +126,16 @@ def test_only_what_is_swapped_in_can_be_an_uncorrected_detector(call, tmp_path, 
     assert "--allow-uncorrected-detector does nothing without an adapter to swap in (--swap)" in err
 
 
+@pytest.mark.parametrize(
+    ("options", "idle"),
+    [(("--text", "a", "--adapter", "b"), "--adapter"), (("--image", "a", "--encoder", "b"), "--encoder")],
+)
+def test_an_index_is_searched_by_a_text_or_by_a_picture(call, options, idle):
+    code, _, err = call("index", "search", "nowhere", *options)
+    assert code == 2
+    assert f"{idle} does nothing with {options[0]}" in err
+
+
 @pytest.mark.parametrize(("option", "value"), [("--seed", 3), ("--top-p", 0.5)])
 def test_greedy_answers_draw_nothing(call, tmp_path, option, value):
     code, _, err = call("run", tmp_path, "--prompt", "hello", option, value)

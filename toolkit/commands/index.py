@@ -77,6 +77,10 @@ def search(
 
     if (text is None) == (image is None):
         raise UsageError("One thing is searched for at a time.", "Pass --text or --image.")
+    idle, needed = ("adapter", "image") if text is not None else ("encoder", "text")
+    if {"adapter": adapter, "encoder": encoder}[idle] is not None:
+        other = "text" if needed == "image" else "image"
+        raise UsageError(f"--{idle} does nothing with --{other}.", f"Leave it out; it acts with --{needed}.")
     opened = CaptionIndex.load(folder)
     with console.steps("searching"):
         if text is not None:

@@ -105,6 +105,49 @@ def test_text_twins_are_those_of_the_base_also_while_the_decoder_is_trained(rand
             assert torch.equal(random_vlm.prefill(asked)[0], base)
 
 
+OTHER = {
+    "variant": "projector",
+    "layers": (2,),
+    "guide_weight": 3.0,
+    "centred": False,
+    "retrieval": False,
+    "prefixed": 0.9,
+    "request_weight": 3.0,
+    "opening_weight": 0.0,
+    "shuffled": 1.0,
+    "ce_weight": 0.1,
+    "steps": 2,
+    "batch_size": 6,
+    "accumulate": 2,
+    "lr": 1e-2,
+    "rank": 2,
+    "ridge": 50.0,
+    "seed": 7,
+}
+
+
+@pytest.fixture(scope="module")
+def shortest(random_vlm, captions):
+    """``shortest(**settings)``: a fit of one step on a few pictures; the same settings are fitted once."""
+    aligner, known = Aligner(random_vlm, captions[:12]), {}
+
+    def fit(**given):
+        closed = given.get("variant") == "closed-form"
+        settings = TGA(**({} if closed else {"variant": "low-rank", "steps": 1, "batch_size": 4}) | given)
+        key = settings.model_dump_json()
+        if key not in known:
+            known[key] = settings.fit(aligner)
+        return known[key]
+
+    return fit
+
+
+@pytest.mark.parametrize("field", TGA.model_fields)
+def test_a_setting_of_tga_that_is_accepted_changes_the_weights(shortest, field):
+    also = {"variant": "closed-form"} if field == "ridge" else {}
+    assert not same(shortest(**also), shortest(**also | {field: OTHER[field]}))
+
+
 def test_a_seed_makes_a_fit_reproducible_and_another_seed_another_fit(random_vlm, captions):
     one, again, other = (
         TGA(variant="low-rank", seed=seed, **SHORT).fit(Aligner(random_vlm, captions)) for seed in (0, 0, 1)
