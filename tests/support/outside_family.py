@@ -1,8 +1,9 @@
-"""A family of somebody else's package: this file; its case is :func:`write_checkpoint`."""
+"""A family of somebody else's package: the class is the package's file; below it, a checkpoint of such a model."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from safetykit.toolkit.families.llava import Llava
@@ -15,8 +16,26 @@ class Outside(Llava):
 
 
 def write_checkpoint(source: Path, folder: Path) -> Path:
-    """A configuration of this type, made from a LLaVA's."""
-    folder.mkdir(parents=True)
+    """A LLaVA's checkpoint under the other type, which transformers then knows, too."""
+    from transformers import (
+        AutoConfig,
+        AutoModelForImageTextToText,
+        AutoProcessor,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
+
+    class Config(LlavaConfig):
+        model_type = Outside.name
+
+    class Model(LlavaForConditionalGeneration):
+        config_class = Config
+
+    AutoConfig.register(Outside.name, Config, exist_ok=True)
+    AutoModelForImageTextToText.register(Config, Model, exist_ok=True)
+    AutoProcessor.register(Config, LlavaProcessor, exist_ok=True)
+    shutil.copytree(source, folder)
     config = json.loads((source / "config.json").read_text()) | {"model_type": Outside.name}
     (folder / "config.json").write_text(json.dumps(config))
     return folder

@@ -10,17 +10,20 @@ import pytest
 
 from safetykit.adapters import plugins
 from safetykit.adapters.errors import UsageError
+from safetykit.export.base.own import export_base
 from safetykit.export.document.card import running_words
 from safetykit.export.layouts.arrange import arrange, require_layout
 from safetykit.export.layouts.check import compare_arranged
 from safetykit.export.layouts.layout import RuntimeLayout
 from safetykit.export.layouts.registry import LAYOUTS, get_layout, layout_names
 from safetykit.export.manifest import read_manifest
+from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.pipeline.options import ExportOptions
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.surgery.adapt import adapt, copy_base
 from safetykit.toolkit.families import Family, exportable, families, family_of, titles
 from safetykit.toolkit.families.registry import FAMILIES
+from safetykit.toolkit.model.vlm import VLM
 
 
 def install(monkeypatch, registry, *points):
@@ -103,19 +106,24 @@ def test_a_package_that_fails_takes_nothing_of_ours_down(monkeypatch):
         assert "genai" in layout_names()
 
 
-def test_an_outside_family_is_one_that_can_be_exported(family, tmp_path, vlm):
+def test_an_outside_family_is_found_and_exported(family, vlm, requests, make_adapter, tmp_path):
     import outside_family
-    from transformers import AutoConfig, LlavaConfig
 
-    class Config(LlavaConfig):
-        model_type = family
-
+    model = VLM.from_pretrained(outside_family.write_checkpoint(vlm.path, tmp_path / "checkpoint"))
+    config = model.model.config
     assert titles()[family] == "A VLM of somebody else's"
-    AutoConfig.register(family, Config, exist_ok=True)
-    config = AutoConfig.from_pretrained(outside_family.write_checkpoint(vlm.path, tmp_path / "checkpoint"))
     assert isinstance(family_of(config), outside_family.Outside)
     assert exportable(config) == {"supported": True, "family": family, "reason": None}
     assert get_layout("genai").facts(family) == "gemma3"
+    base, out = tmp_path / "base", tmp_path / "out"
+    assert export_base(model, base).family == family
+    adapter = make_adapter(("SubspaceProjection", "decoder.layers.0", "all", "both"))
+    result = export_onnx(model, [adapter], out, base_onnx=base, allow_wrong_base=True)
+    assert result.parity.passed and result.manifest.family == family
+    with model.applied(adapter, allow_wrong_base=True):
+        wanted = model.generate(requests, 4)
+    found = OnnxVLM.from_pretrained(out).generate(requests, 4)
+    assert [one.token_ids for one in found] == [one.token_ids for one in wanted]
 
 
 def test_an_unknown_architecture_is_refused_with_the_nearest():
