@@ -17,14 +17,14 @@ from safetykit.toolkit.model.vlm import VLM
 @pytest.mark.slow
 def test_pictures_of_things_never_trained_on_are_refused_more_and_still_answered():
     vlm = VLM.from_pretrained(model_path("reference:mild"))
-    records = [record for record in load_records(data_path("reference"), ["calibration"]) if record.image]
+    records = [record for record in load_records(data_path("reference"), ["calibration"]) if record.image][::2]
 
     def figures() -> dict:
         rows = {row.group: row.metrics for row in tabulate(decide(vlm, records, max_new_tokens=16, batch_size=64))}
         return {name: rate.rate for name, rate in rows["image"].items()}
 
     before = figures()
-    adapter = TGA(steps=100).fit(Aligner(vlm, load_captions(captions_path("reference"))))
+    adapter = TGA(steps=60).fit(Aligner(vlm, load_captions(captions_path("reference"))))
     with updated(vlm, adapter.updates):
         after = figures()
     assert after["attack_success"] < before["attack_success"] - 0.3
