@@ -16,7 +16,12 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import CheckerPass, ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
+from onnx_ir.passes.common import (
+    CheckerPass,
+    ClearMetadataAndDocStringPass,
+    RemoveUnusedNodesPass,
+    ShapeInferencePass,
+)
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -59,6 +64,7 @@ def export_graph(spec: GraphSpec, precision: Precision, weight_of: WeightOf = He
     for _ in spec.taps:  # pop: deleting a slice would leave the values marked as outputs
         model.graph.outputs.pop()
     RemoveUnusedNodesPass()(model)
+    ShapeInferencePass()(model)  # values made by optimisations have no type of their own
     strip_metadata(model)
     CheckerPass(full_check=True)(model)
     return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from PIL import Image
@@ -23,6 +24,7 @@ from safetykit.bench.zoo import NAMES, WIDTH, build
 from safetykit.export.base.own import export_base, save_graph
 from safetykit.export.base.specs import graph_specs
 from safetykit.export.base.tracing import export_graph
+from safetykit.export.manifest import GRAPHS
 from safetykit.export.parity.compare import compare_logits, parity_requests
 from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
@@ -81,6 +83,14 @@ def base_folder(vlm, tmp_path_factory):
 @pytest.fixture(scope="module")
 def base(base_folder) -> OnnxVLM:
     return OnnxVLM.from_pretrained(base_folder)
+
+
+@exported
+def test_every_value_of_a_base_graph_has_a_type(base_folder):
+    """Surgery copies nodes into branches, which must say the types of their outputs."""
+    for name in GRAPHS:
+        graph = ir.load(base_folder / f"{name}.onnx").graph
+        assert not [value.name for node in graph for value in node.outputs if value.name and value.dtype is None]
 
 
 def adapter(vlm: VLM, *items: Intervention, **more) -> Adapter:
