@@ -47,7 +47,7 @@ def test_json_is_the_map_and_the_cost_is_on_stderr(done, planted_folder, planted
 
 def test_a_person_reads_the_layers_and_the_effects(planted_folder, planted_data, tmp_path):
     done = safetykit(
-        "diagnose", planted_folder, "--data", planted_data, "-o", tmp_path / "map", "--pairs", 2, "--neurons", 1
+        "diagnose", planted_folder, "--data", planted_data, "-o", tmp_path / "map", "--pairs", 8, "--neurons", 1
     )
     assert done.code == 0
     assert "critical layers, visual harm" in done.out
