@@ -69,6 +69,7 @@ def test_a_typo_is_refused_as_one_of_ours(run, tmp_path):
     assert "--strength cannot be 1.5" in run(*call, "--strength", "1.5", code=2)
 
 
+@pytest.mark.slow
 def test_it_fits_bakes_passes_parity_and_has_its_section(run, data, random_checkpoint, tmp_path):
     adapter, export = tmp_path / "adapter", tmp_path / "export"
     run("fit", "scaling", random_checkpoint, "--data", data, "-o", adapter, "--strength", "0.5", "--layer", "3")

@@ -32,6 +32,7 @@ def test_no_benchmark_reaches_into_the_tests():
         assert "sys.path" not in text and '"tests"' not in text, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["modes", "detector_latency"])
 def test_the_quick_setting_runs(name, capsys):
     assert import_module(f"safetykit.bench.{name}").main(["--quick"]) == 0

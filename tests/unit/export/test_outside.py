@@ -106,6 +106,7 @@ def test_a_package_that_fails_takes_nothing_of_ours_down(monkeypatch):
         assert "genai" in layout_names()
 
 
+@pytest.mark.slow
 def test_an_outside_family_is_found_and_exported(family, vlm, requests, make_adapter, tmp_path):
     import outside_family
 

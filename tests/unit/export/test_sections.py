@@ -19,6 +19,8 @@ from safetykit.export.document.report import render_report
 from safetykit.export.document.sections import sections
 from safetykit.export.manifest import LAYOUT
 
+pytestmark = pytest.mark.slow
+
 TRAINING = {
     "steps": [1, 2, 3, 4],
     "terms": {"loss": [4.0, 3.0, 2.5, 2.0], "answer": [1.0, 0.9, 0.7, 0.5]},
