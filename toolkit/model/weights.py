@@ -131,7 +131,7 @@ def _files(folder: Path) -> dict[str, StoredTensor]:
     if not (folder / SAFE_WEIGHTS_NAME).is_file():
         try:
             names = sorted(set(json.loads((folder / SAFE_WEIGHTS_INDEX_NAME).read_bytes())["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise InvalidArtifact(
                 f"{folder} has neither {SAFE_WEIGHTS_NAME} nor an index of weights that can be read.",
                 "Save the model again with save_pretrained.",
