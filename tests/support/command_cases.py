@@ -12,7 +12,7 @@ from typing import Any
 
 from case import Case
 from fit_cases import FITS
-from workshop import Outcome, Workshop
+from workshop import DEMO, Outcome, Workshop
 
 EXPORT = "export {model} --base-onnx {base} -o {out} --json"
 
@@ -26,7 +26,7 @@ def arranged(layout: str) -> Callable[[Outcome, Workshop], Any]:
 
 
 EXPORTS = [
-    Case("export {model} -o {out} --onnx --json", lambda done, made: (done.path / "decoder.onnx").is_file()),
+    Case("export {model} --out {out} --onnx --json", lambda done, made: (done.path / "decoder.onnx").is_file()),
     Case(
         f"{EXPORT} --adapter {{guard}} --mode bake --precision fp32"
         f" --layout onnx --data {{records}} --split calibration --limit 6 "
@@ -177,7 +177,7 @@ OTHERS = [
         "index search {index} --image {picture} --adapter {retrieval} --model {model} --json",
         lambda done, made: len(done.value) == 5,
     ),
-    Case("demo -o {out} --checkpoint mild --json", lambda done, made: done.value["checkpoint"] == "mild", kept="demo"),
+    Case(DEMO, lambda done, made: done.value["checkpoint"] == "mild", kept="demo"),
     Case(
         "demo -o {taken} --checkpoint severe --overwrite --json",
         lambda done, made: done.value["checkpoint"] == "severe",

@@ -7,6 +7,7 @@ import io
 import json
 import shlex
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from filelock import FileLock
 
 from safetykit import cli
 
+DEMO = "demo -o {out} --checkpoint mild --json"
 RECORDS = {"fit": 160, "calibration": 120, "test": 24}
 CAPTIONS = 24
 
@@ -43,7 +45,7 @@ def safetykit(*typed: Any) -> Outcome:
             code = 0
         except SystemExit as done:
             code = int(done.code or 0)
-    path = arguments[arguments.index("-o") + 1] if "-o" in arguments else ""
+    path = next((after for word, after in pairwise(arguments) if word in ("-o", "--out")), "")
     return Outcome(code, out.getvalue(), err.getvalue(), Path(path))
 
 
@@ -180,7 +182,9 @@ class Workshop:
         return folder
 
     def _demo(self) -> Path:
-        return self._run("demo", "demo", "--checkpoint", "mild", "--json")
+        """What :data:`DEMO` leaves."""
+        typed = [word for word in shlex.split(DEMO) if word not in ("-o", "{out}")]
+        return self._run("demo", *typed)
 
     def _guard(self) -> Path:
         return self._fit("guard", "vlm-guard", "--layers", 4)
