@@ -56,6 +56,7 @@ class Layout:
     card: str = "README.md"
     report: str = "report.html"
     captions: str = "captions.jsonl"
+    interface: str = "io.json"
 
     def graph(self, name: Graph) -> str:
         """File name of a graph."""
@@ -64,6 +65,10 @@ class Layout:
     def data(self, name: Graph) -> str:
         """File name of a graph's external weights."""
         return f"{self.graph(name)}.data"
+
+    def base_graph(self, name: Graph) -> str:
+        """File name of a graph as it is without adapters; it reads the same weights."""
+        return f"{name}.base.onnx"
 
     def adapter_file(self, name: Graph) -> str:
         """File name of a graph's parameters in the format that ONNX Runtime swaps adapters by."""

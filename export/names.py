@@ -46,7 +46,7 @@ def cached(name: str | None) -> tuple[int, str] | None:
 DOMAIN = "safetykit"  # of its functions
 VISION_MASK = "vision_mask"  # [batch, sequence] bool, true at tokens of pictures
 RISK = "risk_score"  # [batch] float32, NaN past the prefill
-RETRIEVED_SCORES, RETRIEVAL_QUERY = "retrieved_scores", "retrieval_query"
+RETRIEVED_IDS, RETRIEVED_SCORES, RETRIEVAL_QUERY = "retrieved_ids", "retrieved_scores", "retrieval_query"
 
 
 def own(part: str) -> str:

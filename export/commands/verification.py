@@ -13,6 +13,7 @@ from ...adapters.artifact.files import MANIFEST
 from ...adapters.errors import UsageError
 from ...adapters.extras import missing
 from ..document.card import check_card, write_card
+from ..layouts.describe import check_interface
 from ..manifest import LAYOUT, read_manifest
 from .choices import VerifyOptions
 
@@ -46,7 +47,7 @@ def verify_folder(
 
         load_adapter(folder)
         files = len(read_adapter_manifest(folder).files)
-        nothing = dict.fromkeys(("card", "report", "parity", "swap"))
+        nothing = dict.fromkeys(("card", "report", "interface", "parity", "swap"))
         return {"folder": str(folder), "kind": "adapter", "files": files, **nothing}
     if model is None:
         if options.swap:
@@ -55,6 +56,7 @@ def verify_folder(
     swaps = "an adapter to swap in (--swap)"
     options.require_use(("allow_uncorrected_detector",), bool(options.swap), swaps)
     manifest = read_manifest(folder)
+    described = check_interface(folder, manifest)
     compared = check_card(folder) if (folder / LAYOUT.card).is_file() else None
     report = swapped = None
     if model:
@@ -67,6 +69,7 @@ def verify_folder(
         "files": len(manifest.files),
         "card": "checked" if compared else None,
         "report": compared and ("checked" if LAYOUT.report in compared else "checksum only"),
+        "interface": "checked" if described else None,
         "parity": report.model_dump(mode="json") if report else None,
         "swap": swapped.model_dump(mode="json") if swapped else None,
     }

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ...adapters.artifact.files import read_inside, sha256_file
 from ...adapters.errors import InvalidArtifact
+from ..layouts.interface import Interface
 from ..manifest import LAYOUT, ExportManifest, read_manifest
 from ..parity.comparison import Comparison
 from ..parity.report import Check, ParityReport
@@ -58,6 +59,7 @@ class Figures:
     comparison: Comparison | None
     parity: ParityReport | None
     latency: Latency | None
+    interface: Interface | None
     attached: dict[int, dict[str, Any]]
     organism: bool
     hashes: dict[str, str]
@@ -114,7 +116,7 @@ def attachment_name(kind: str, adapter: int) -> str:
 def document_names(manifest: ExportManifest) -> tuple[str, ...]:
     """The JSON files that a card is made from, beside the manifest."""
     attached = [attachment_name(kind, at) for at in range(len(manifest.adapters)) for kind in sections()]
-    return (FACTS, LAYOUT.evaluation, LAYOUT.parity, LATENCY, *attached, CONFIG)
+    return (FACTS, LAYOUT.evaluation, LAYOUT.parity, LATENCY, LAYOUT.interface, *attached, CONFIG)
 
 
 def read_figures(folder: Path) -> Figures:
@@ -146,6 +148,7 @@ def read_figures(folder: Path) -> Figures:
         comparison=_plain(folder, LAYOUT.evaluation, Comparison),
         parity=parity,
         latency=_plain(folder, LATENCY, Latency),
+        interface=_plain(folder, LAYOUT.interface, Interface),
         attached=attached,
         organism=(_plain(folder, CONFIG, dict[str, Any]) or {}).get(ORGANISM_KEY) is True,
         hashes={name: sha256_file(folder / name) for name in present},

@@ -11,6 +11,7 @@ from ...toolkit.evaluation.evaluate import Decision, decide
 from ...toolkit.model.inputs import InputProcessor
 from ..layouts.arrange import arrange
 from ..layouts.check import compare_arranged
+from ..layouts.describe import write_interface
 from ..manifest import LAYOUT, ExportManifest
 from ..parity.check import check_parity
 from ..parity.compare import parity_requests
@@ -71,6 +72,7 @@ def check_written(plan: Plan, vlm: VLM, written: Written, work: Path, say: Say) 
         report = report.with_layout(options.layout, compare_arranged(written.export, arranged, batches))
         report.require()
     report.write(work / LAYOUT.parity)
+    write_interface(work, manifest, vlm.inputs)
     return Checked(manifest, report, decisions)
 
 

@@ -53,11 +53,8 @@ class Session:
             return self._session.run(outputs, feeds)
         names = list(outputs or (value.name for value in self.get_outputs()))
         binding = self._session.io_binding()
-        for name, value in feeds.items():
-            if isinstance(value, np.ndarray):
-                binding.bind_cpu_input(name, np.asarray(value, order="C"))
-            else:
-                binding.bind_ortvalue_input(name, value)
+        for name, value in feeds.items():  # not by bind_cpu_input, which does not know inputs that have defaults
+            binding.bind_ortvalue_input(name, on_device(value, ("cpu", 0)) if isinstance(value, np.ndarray) else value)
         for name in names:
             binding.bind_output(name, *(self.device if name.startswith(_STAYING) else ("cpu", 0)))
         self._session.run_with_iobinding(binding)
@@ -67,11 +64,14 @@ class Session:
         ]
 
     def _placed(self, array: np.ndarray) -> Carried:
-        if self.device is None:
-            return array
-        import onnxruntime
+        return array if self.device is None else on_device(array, self.device)
 
-        return onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), *self.device)
+
+def on_device(array: np.ndarray, device: tuple[str, int]) -> onnxruntime.OrtValue:
+    """A copy of ``array`` on a device such as ``("cuda", 0)``."""
+    import onnxruntime
+
+    return onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), *device)
 
 
 def device_of(session: onnxruntime.InferenceSession) -> tuple[str, int] | None:

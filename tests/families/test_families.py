@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -25,6 +27,8 @@ from safetykit.export.base.own import export_base, save_graph
 from safetykit.export.base.specs import graph_specs
 from safetykit.export.base.tracing import export_graph
 from safetykit.export.manifest import GRAPHS
+from safetykit.export.layouts.describe import interface_of, write_interface
+from safetykit.export.layouts.prepare import program
 from safetykit.export.parity.compare import compare_logits, parity_requests
 from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
@@ -213,6 +217,30 @@ def test_the_vision_graph_in_half_precision_stays_near(vlm, tmp_path):
 def test_both_generate_the_same(vlm, base):
     theirs = [answer.token_ids for answer in base.generate(REQUESTS, 8)]
     assert [answer.token_ids for answer in vlm.generate(REQUESTS, 8)] == theirs
+
+
+# What of a family the program beside an export does not prepare; those that are not here, it runs.
+WITHOUT_PROGRAM = {
+    "internvl": "other pixels",
+    "llava_next": "packing_index",
+    "llava_onevision": "packing_index",
+    **dict.fromkeys(("idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "longest_edge"),
+}
+
+
+@exported
+def test_the_program_beside_an_export_answers_the_same_or_says_why_it_cannot(vlm, base, base_folder, tmp_path):
+    found = interface_of(base_folder, base.manifest, vlm.inputs)
+    if reason := WITHOUT_PROGRAM.get(vlm.model.config.model_type):
+        assert found.program is None and reason in found.no_program, found.no_program
+        return
+    assert found.no_program is None
+    shutil.copytree(base_folder, tmp_path / "export")
+    write_interface(tmp_path / "export", base.manifest, vlm.inputs)
+    alone = program().Model(tmp_path / "export")
+    for request in [one for one in REQUESTS if len(one.pictures) < 2]:
+        answer = alone.answer(request.prompt, request.image and request.pictures[0], 8)
+        assert answer["text"] == base.generate(request, 8).text
 
 
 @exported

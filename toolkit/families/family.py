@@ -108,6 +108,12 @@ class Family:
         """A conversation as the model's text, up to where the answer begins."""
         return str(processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
 
+    def picture_text(self, processor: Any) -> tuple[str, str, str, str]:
+        """A picture in a prompt: its placeholder in what :meth:`render` gives, and what the processor puts there: how
+        it opens, the token that stands once for each feature, how it closes."""
+        token = str(processor.image_token)
+        return token, "", token, ""
+
     def joined(self, prompt: str, answer: str) -> str:
         """A rendered prompt and how its answer begins, or nothing.
 

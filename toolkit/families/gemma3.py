@@ -40,6 +40,11 @@ class Gemma3(GroupedFamily):
     def images(self, pictures: Sequence[Sequence[Any]]) -> Any:
         return [list(row) for row in pictures] if any(pictures) else None
 
+    def picture_text(self, processor: Any) -> tuple[str, str, str, str]:
+        tokenizer = processor.tokenizer
+        begin = tokenizer.boi_token
+        return begin, f"\n\n{begin}", tokenizer.image_token, f"{tokenizer.eoi_token}\n\n"
+
     def check(self, config: Any) -> None:
         text = config.get_text_config()
         require_known_layers(text)

@@ -29,6 +29,10 @@ class InternVL(Family):
     name, title = "internvl", "InternVL"
     runs_in: ClassVar[Mapping[str, Any]] = {"genai": "gemma3"}
 
+    def picture_text(self, processor: Any) -> tuple[str, str, str, str]:
+        token = processor.image_token
+        return token, processor.start_image_token, token, processor.end_image_token
+
     def check(self, config: Any) -> None:
         super().check(config)
         require_selection(config)

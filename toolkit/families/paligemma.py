@@ -50,6 +50,10 @@ class PaliGemma(GroupedFamily):
         image = processor.image_token * processor.image_seq_length
         return f"{image * pictures}{processor.tokenizer.bos_token}{text}\n"
 
+    def picture_text(self, processor: Any) -> tuple[str, str, str, str]:
+        token = processor.image_token
+        return token * processor.image_seq_length, "", token, ""
+
     def joined(self, prompt: str, answer: str) -> str:
         return prompt + answer
 

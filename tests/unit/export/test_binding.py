@@ -119,6 +119,8 @@ def test_sizes_of_nothing_and_scalars_are_bound_as_they_are(device):
     session.override({"scale": np.array(3, np.float32)})
     (found,) = session.run(["present.0"], {"x": np.ones((1, 4), np.float32)})
     assert (as_array(found) == 3).all()
+    (fed,) = session.run(None, {"x": np.ones((1, 4), np.float32), "scale": np.array(5, np.float32)})
+    assert (as_array(fed) == 5).all()  # an optional input that is fed with one call
     session.override({})
     assert (as_array(session.run(None, {"x": np.ones((1, 4), np.float32)})[0]) == 2).all()
 

@@ -1,0 +1,223 @@
+"""The words of ``io.json``, which says all that a program must know to run an export without safetykit.
+
+Every input and output of the graphs with its meaning, how a request becomes tokens and pixels, where features go, how
+gates and caches are handed on, when to refuse, and what may be overridden.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from ...adapters.artifact.files import read_inside
+from ...adapters.artifact.manifest import Strict
+from ...adapters.errors import InvalidArtifact
+from ..manifest import LAYOUT, Graph
+
+_LIMIT = 16 * 2**20
+
+Role = Literal[
+    "tokens",
+    "pixels",
+    "features",
+    "retrieved",
+    "embeddings",
+    "mask",
+    "positions",
+    "pictures",
+    "phase",
+    "cache",
+    "gate",
+    "reference",
+    "switch",
+    "parameter",
+    "logits",
+    "risk",
+    "score",
+    "other",
+]
+MEANINGS: dict[Role, str] = {
+    "tokens": "token ids",
+    "pixels": "prepared pictures, see picture",
+    "features": "what replaces the embeddings of image tokens, in their order",
+    "retrieved": "what was found for each picture, best first",
+    "embeddings": "embeddings of the tokens of this call",
+    "mask": "1 at tokens, 0 at padding on the left; over everything fed so far",
+    "positions": "place of each token among those of its row, counted from first_position",
+    "pictures": "1 at image tokens",
+    "phase": "0 at tokens of the prompt, 1 at those of the answer",
+    "cache": "keys or values of a layer: empty for a prompt, then what the call before gave",
+    "gate": "a decision that holds through the answer, see gates.held; 0 with a prompt",
+    "reference": "the state of the same prompt without its picture, see gates.reference; 0 after the prompt",
+    "switch": "optional: 0 turns the ops off for this call",
+    "parameter": "optional: an adapter's parameter, see swap",
+    "logits": "of the next token, at each position of this call or at the last",
+    "risk": "log-odds of harm of a prompt, NaN after it, see detector",
+    "score": "a gate's margin or another result of an op, for logs and gates",
+    "other": "an input of this family's own; safetykit's runtime feeds it",
+}
+
+
+class Value(Strict):
+    """An input or output of a graph; sizes that vary have names."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    role: Role
+    meaning: str
+
+
+class GraphIO(Strict):
+    """A graph: its file, the files of its weights, and its interface."""
+
+    file: str
+    weights: tuple[str, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+
+
+class PictureTextIO(Strict):
+    """The text that a picture becomes: ``count`` times ``token``, between how it opens and closes."""
+
+    opening: str
+    token: str
+    count: int
+    closing: str
+
+
+class PromptIO(Strict):
+    """How a prompt becomes text: ``{prompt}`` stands for what the user says, ``{picture}`` for ``picture``.
+
+    Attributes:
+        strip: blanks around the prompt are dropped.
+        special_tokens: the tokenizer adds its own, such as the begin token.
+    """
+
+    text: str
+    with_picture: str
+    picture: PictureTextIO
+    strip: bool
+    special_tokens: bool
+
+
+class PictureIO(Strict):
+    """How a picture in RGB becomes pixel values: resized, cropped at its centre, scaled, normalised, channels first.
+
+    Attributes:
+        shortest_edge: resize to this edge, keeping the shape; or
+        size: resize to this width and height.
+        resample: Pillow's number of the filter.
+        crop: width and height.
+    """
+
+    shortest_edge: int | None
+    size: tuple[int, int] | None
+    resample: int
+    crop: tuple[int, int] | None
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class FeaturesIO(Strict):
+    """Features replace the embeddings of this token, row by row in order."""
+
+    token: int
+
+
+class GatesIO(Strict):
+    """What a caller hands from call to call beside the cache.
+
+    Attributes:
+        held: decoder input ← output of the prompt's call; fed on every call of the answer.
+        reference: input of the prompt's call ← output of a call on the same prompt without its picture, with ``off``
+            fed 0.
+    """
+
+    held: dict[str, str]
+    reference: dict[str, str]
+    off: str | None
+
+
+class DetectorIO(Strict):
+    """A request whose ``risk_score`` exceeds the threshold gets the refusal, and nothing is generated.
+
+    Attributes:
+        enforced: the graph forces the refusal's first token, ``refusal_token``, too.
+    """
+
+    threshold: float
+    refusal: str
+    refusal_token: int
+    enforced: bool
+
+
+class RetrievalIO(Strict):
+    """Texts by ``retrieved_ids``: an object ``{"caption": …}`` a line of the file ``texts``. The prompt becomes
+    ``before``, the texts joined by blanks, ``after`` and the prompt."""
+
+    texts: str
+    before: str
+    after: str
+
+
+class SwapIO(Strict):
+    """What may be overridden: inputs of role parameter, by name; all of a graph at once.
+
+    Attributes:
+        files: graph → its defaults as an ``.onnx_adapter`` file.
+        base, signature: model version and adapter version of files that fit.
+    """
+
+    files: dict[Graph, str]
+    parameters: tuple[str, ...]
+    base: int
+    signature: int
+
+
+class Interface(Strict):
+    """``io.json``.
+
+    Attributes:
+        base_graphs: graphs of the unmodified model that share the weights; a graph that is not here has no adapter.
+        end: tokens that end an answer.
+        prompt, picture: None where they cannot be said in these words.
+        program: ``run_ort.py``, or None.
+        no_program: why there is none.
+    """
+
+    schema_version: Literal[1] = 1
+    graphs: dict[Graph, GraphIO]
+    base_graphs: dict[Graph, GraphIO]
+    features: FeaturesIO
+    first_position: int
+    end: tuple[int, ...]
+    prompt: PromptIO | None
+    picture: PictureIO | None
+    gates: GatesIO
+    detector: DetectorIO | None
+    retrieval: RetrievalIO | None
+    swap: SwapIO | None
+    program: str | None
+    no_program: str | None
+
+
+def read_interface(folder: Path) -> Interface | None:
+    """``io.json`` of an export folder; None where an older version of safetykit wrote none.
+
+    Raises:
+        InvalidArtifact: it is damaged.
+    """
+    path = folder / LAYOUT.interface
+    if not path.exists():
+        return None
+    try:
+        return Interface.model_validate(json.loads(read_inside(folder, LAYOUT.interface, _LIMIT)))
+    except (ValueError, ValidationError) as error:
+        raise InvalidArtifact(
+            f"{path} is not valid: {str(error).splitlines()[0]}.", "Export the model again."
+        ) from None
