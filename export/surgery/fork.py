@@ -10,6 +10,7 @@ and runs copies of the nodes between the stream's value at block s and the final
 - At prefill the cache inputs are empty, so a copied attention reads what the branch computed and nothing else, and
   the caches that it makes are dropped. Lengths given to fused attention (``seqlens_k``) are those of the prompt.
 - Ops baked into blocks after s are copied with them, their scores are not: the branch runs the blocks as adapted.
+- A function that a copy calls is a copy, too: its inner values have names of their own when it is inlined.
 - A skip-norm gives the sum and its norm. Both start anew: the sum is the branch's first state, the norm is taken
   of it by the unfused operator with the same weight.
 
@@ -40,6 +41,7 @@ from .functions import branch_functions
 from .passes import GraphPass, broken
 from .residual import ResidualStream, skip_bias
 
+_IN_BRANCH = "_in_branch"
 _UNFUSED = {
     "SkipSimplifiedLayerNormalization": ("SimplifiedLayerNormalization", (2,)),
     "SkipLayerNormalization": ("LayerNormalization", (2, 3)),
@@ -153,12 +155,12 @@ class ForkPass(GraphPass):
         if safety.normed is not None:
             copies[safety.normed] = _norm(builder, self.stream.steps[2 * self.branch.safety.layer + 1].node, start)
         for node in region:
-            copy_node(node, copies, body)
+            _rename_function(builder, copy_node(node, copies, body))
         (risk,) = builder.call(probe_function, {"normed": copies[end], **parameters}, f"{BRANCH}.probe")
         return builder.close(body, risk)
 
 
-def copy_node(node: ir.Node, copies: dict[ir.Value, ir.Value], graph: ir.Graph) -> None:
+def copy_node(node: ir.Node, copies: dict[ir.Value, ir.Value], graph: ir.Graph) -> ir.Node:
     """Append a copy of ``node`` that reads copies where there are any; its results are added to ``copies``."""
     copy = ir.Node(
         node.domain,
@@ -175,6 +177,21 @@ def copy_node(node: ir.Node, copies: dict[ir.Value, ir.Value], graph: ir.Graph) 
         new.dtype, new.shape = old.dtype, old.shape
         copies[old] = new
     graph.append(copy)
+    return copy
+
+
+def _rename_function(builder: GraphBuilder, node: ir.Node) -> None:
+    """Let a copied call be one of a function of its own. ONNX Runtime names what it inlines after the function, and in
+    a branch as outside of it: a graph that its optimiser saves would give two values one name."""
+    function = builder.model.functions.get(node.op_identifier())
+    if function is None:
+        return
+    apart = (function.domain, f"{function.name}{_IN_BRANCH}", function.overload)
+    if apart not in builder.model.functions:
+        copied = function.clone()
+        copied.name = apart[1]
+        builder.model.functions[apart] = copied
+    node.op_type = apart[1]
 
 
 def _between(graph: ir.Graph, starts: Sequence[ir.Value | None], end: ir.Value) -> list[ir.Node]:
