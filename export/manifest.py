@@ -57,6 +57,7 @@ class Layout:
     report: str = "report.html"
     captions: str = "captions.jsonl"
     interface: str = "io.json"
+    answering: str = "decoder.answer.onnx"
 
     def graph(self, name: Graph) -> str:
         """File name of a graph."""

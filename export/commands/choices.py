@@ -27,4 +27,6 @@ class RunOptions(SwapOptions):
 
 
 class VerifyOptions(SwapOptions):
-    """How parity is run again."""
+    """How parity is run again, and what else is looked at."""
+
+    capturable: bool = setting(False, "Say for each graph what would break the capture of a CUDA graph.")

@@ -14,7 +14,8 @@ from ...adapters.errors import UsageError
 from ...adapters.extras import missing
 from ..document.card import check_card, write_card
 from ..layouts.describe import check_interface
-from ..manifest import LAYOUT, read_manifest
+from ..manifest import GRAPHS, LAYOUT, ExportManifest, read_manifest
+from ..surgery.capture import capture_obstacles
 from .choices import VerifyOptions
 
 Say = Callable[[str], None]
@@ -41,13 +42,15 @@ def verify_folder(
     """
     options = VerifyOptions(**given) if options is None else options.but(**given)
     if (folder / MANIFEST).is_file():
+        if options.capturable:
+            raise UsageError("--capturable does nothing without graphs: this folder is an adapter.", "Leave it out.")
         _require_plain(options, model, adapters, "an export: this folder is an adapter")
         from ...adapters.artifact.store import load_adapter
         from ...adapters.artifact.store import read_manifest as read_adapter_manifest
 
         load_adapter(folder)
         files = len(read_adapter_manifest(folder).files)
-        nothing = dict.fromkeys(("card", "report", "interface", "parity", "swap"))
+        nothing = dict.fromkeys(("card", "report", "interface", "capture", "parity", "swap"))
         return {"folder": str(folder), "kind": "adapter", "files": files, **nothing}
     if model is None:
         if options.swap:
@@ -70,6 +73,7 @@ def verify_folder(
         "card": "checked" if compared else None,
         "report": compared and ("checked" if LAYOUT.report in compared else "checksum only"),
         "interface": "checked" if described else None,
+        "capture": captured(folder, manifest) if options.capturable else None,
         "parity": report.model_dump(mode="json") if report else None,
         "swap": swapped.model_dump(mode="json") if swapped else None,
     }
@@ -81,6 +85,15 @@ def _require_plain(options: VerifyOptions, model: str | None, adapters: Sequence
         if value:
             raise UsageError(f"{name} does nothing without {needed}.", "Leave it out.")
     options.require_use(("swap", "providers", "external_index", "allow_uncorrected_detector"), False, needed)
+
+
+def captured(folder: Path, manifest: ExportManifest) -> dict[str, list[str]]:
+    """For each graph file what would break the capture of a CUDA graph; nothing, if nothing does."""
+    import onnx_ir as ir
+
+    names = [manifest.graph_file(graph) for graph in GRAPHS]
+    names += [LAYOUT.answering] if LAYOUT.answering in manifest.files else []
+    return {name: list(capture_obstacles(ir.load(folder / name))) for name in names}
 
 
 def card_of(folder: Path, *, check: bool) -> dict[str, Any]:

@@ -44,6 +44,9 @@ def _view(console: Console, value: dict[str, Any]) -> None:
         console.print("The card and the report say what their data say.")
     elif value["card"]:
         console.print("The card says what its data say; the report has its checksum (matplotlib would draw it again).")
+    for name, obstacles in (value["capture"] or {}).items():
+        said = escape("; ".join(obstacles)) or "nothing in it breaks capture"
+        console.print(f"CUDA graph of {escape(name)}: {said}.")
     if value["parity"]:
         parity(console, value["parity"])
     if value["swap"]:

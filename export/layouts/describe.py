@@ -41,6 +41,7 @@ from ..names import (
     is_own,
 )
 from ..surgery.adapter_file import base_version, signature_version
+from ..surgery.capture import capture_obstacles
 from .interface import (
     MEANINGS,
     DetectorIO,
@@ -94,8 +95,10 @@ def interface_of(folder: Path, manifest: ExportManifest, inputs: InputProcessor)
         for name in GRAPHS
         if (folder / LAYOUT.base_graph(name)).exists()
     }
+    answering = (folder / LAYOUT.answering).exists()
     found = Interface(
         graphs=graphs,
+        answering=_graph(folder, manifest, inputs, "decoder", LAYOUT.answering) if answering else None,
         base_graphs=bases,
         features=FeaturesIO(token=manifest.image_token_id),
         first_position=inputs.family.first_position,
@@ -114,7 +117,8 @@ def interface_of(folder: Path, manifest: ExportManifest, inputs: InputProcessor)
 
 
 def _graph(folder: Path, manifest: ExportManifest, inputs: InputProcessor, name: Graph, file: str) -> GraphIO:
-    graph = ir.load(folder / file).graph
+    model = ir.load(folder / file)
+    graph = model.graph
     tensors = [value.const_value for value in graph.initializers.values()]
     weights = {str(one.location) for one in tensors if isinstance(one, ir.ExternalTensor)}
     parent = Path(file).parent
@@ -134,6 +138,7 @@ def _graph(folder: Path, manifest: ExportManifest, inputs: InputProcessor, name:
 
     return GraphIO(
         file=file,
+        capture=capture_obstacles(model),
         weights=tuple(sorted((parent / one).as_posix() for one in weights)),
         inputs=tuple(map(described, graph.inputs)),
         outputs=tuple(map(described, graph.outputs)),

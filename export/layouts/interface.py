@@ -72,10 +72,15 @@ class Value(Strict):
 
 
 class GraphIO(Strict):
-    """A graph: its file, the files of its weights, and its interface."""
+    """A graph: its file, the files of its weights, and its interface.
+
+    Attributes:
+        capture: what would break the capture of a CUDA graph, as far as the graph shows it.
+    """
 
     file: str
     weights: tuple[str, ...]
+    capture: tuple[str, ...]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
 
@@ -183,6 +188,8 @@ class Interface(Strict):
     """``io.json``.
 
     Attributes:
+        answering: a decoder for the calls after the prompt, with the same inputs and outputs and without the branch of
+            a detector, for programs that capture CUDA graphs; None where the decoder itself will do.
         base_graphs: graphs of the unmodified model that share the weights; a graph that is not here has no adapter.
         end: tokens that end an answer.
         prompt, picture: None where they cannot be said in these words.
@@ -192,6 +199,7 @@ class Interface(Strict):
 
     schema_version: Literal[1] = 1
     graphs: dict[Graph, GraphIO]
+    answering: GraphIO | None
     base_graphs: dict[Graph, GraphIO]
     features: FeaturesIO
     first_position: int

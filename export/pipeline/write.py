@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import onnx_ir as ir
+
 from ...adapters.artifact.adapter import Adapter
 from ...adapters.artifact.files import write_atomic
 from ...adapters.artifact.store import require_base
@@ -22,6 +24,7 @@ from ..parity.recalibrate import recalibrated
 from ..parity.retrieval_checks import require_response
 from ..runtime.onnx_vlm import OnnxVLM
 from ..surgery.adapt import adapt, copy_base, place
+from ..surgery.answering import without_branch
 from ..surgery.updates import LayerUpdate, plan_updates
 from .plan import Plan
 from .requirements import require_same_base
@@ -108,7 +111,9 @@ def write_graphs(plan: Plan, vlm: VLM, work: Path, say: Say) -> Written:
             write_atomic(work / LAYOUT.graph(name), data)
     say("baking")
     manifest = _bake(plan, work, base, adapters, layers)
-    if options.layout == "onnx":  # a way back: small graphs that read the same weights
+    if options.layout == "onnx" and manifest.branch:  # small graphs that read the same weights
+        ir.save(without_branch(ir.load(work / LAYOUT.decoder)), work / LAYOUT.answering)
+    if options.layout == "onnx":  # and a way back
         for name, data in bare.items():
             if data != (work / LAYOUT.graph(name)).read_bytes():
                 write_atomic(work / LAYOUT.base_graph(name), data)

@@ -120,6 +120,7 @@ OTHERS = [
         f"{EVAL} --adapter {{guard}} --adapter {{probe}} --allow-uncorrected-detector",
         lambda done, made: done.value["rows"],
     ),
+    Case("verify {export} --capturable --json", lambda done, made: done.value["capture"]["decoder.onnx"] == []),
     Case(
         "verify {export} --model {model} --adapter {guard} --provider CPUExecutionProvider --json",
         lambda done, made: done.value["parity"]["passed"],

@@ -8,18 +8,23 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx.inliner
 import onnx.version_converter
+import onnx_ir as ir
 import onnxruntime
 import onnxsim
 import onnxslim
 import pytest
 from shared import once
 
+from safetykit.adapters.errors import UnsupportedGraph
 from safetykit.export.manifest import read_manifest
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.surgery.adapt import adapt, copy_base
+from safetykit.export.surgery.answering import without_branch
+from safetykit.export.surgery.capture import capture_obstacles
 
 ITEMS = (
     ("GatedSteering", "decoder.layers.1", "last", "prefill"),
@@ -94,3 +99,24 @@ def test_a_tools_graph_loads_again_and_answers_alike(adapted, requests, arm, cap
         assert [one.token_ids for one in ours] == [one.token_ids for one in theirs], tool
         for one, other in zip(ours, theirs, strict=True):
             assert other.scores == pytest.approx(one.scores, abs=1e-4), tool
+
+
+@pytest.mark.parametrize("arm", ["stacked", "enforced", "hot-swap stacked"])
+def test_the_decoder_for_the_answer_has_no_control_flow_and_the_same_bits(adapted, requests, arm):
+    model = adapted(arm)
+    whole = ir.load(model.path / "decoder.onnx")
+    assert capture_obstacles(whole) == ("1 If (control flow)",)
+    answering = without_branch(whole)
+    assert capture_obstacles(answering) == () and not any("branch" in name for _, name, _ in answering.functions)
+    other = model.with_decoder(ir.to_proto(answering).SerializeToString())
+    ours = theirs = model.prefill_requests(requests)
+    for _ in range(3):
+        tokens = ours.logits[:, -1].argmax(-1)
+        ours, theirs = model.step(ours, tokens), other.step(dataclasses.replace(theirs, swaps=other._swaps), tokens)
+        assert np.array_equal(ours.logits, theirs.logits)
+        assert all(np.array_equal(value, theirs.past[name]) for name, value in ours.past.items())
+
+
+def test_a_decoder_without_a_branch_has_none_to_take_out(adapted):
+    with pytest.raises(UnsupportedGraph, match="No branch"):
+        without_branch(ir.load(adapted("corrector").path / "decoder.onnx"))
