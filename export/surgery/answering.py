@@ -51,11 +51,11 @@ class AnsweringPass(GraphPass):
         risk = node.outputs[0]
         risk.replace_all_uses_with(nothing, replace_graph_outputs=True)
         risk.name, nothing.name = None, RISK
-        nothing.dtype, nothing.shape = risk.dtype, risk.shape
+        nothing.type, nothing.shape = risk.type, risk.shape
         graph.remove(node)
         inputs = set(graph.inputs)
         RemoveUnusedNodesPass()(model)
-        RemoveUnusedFunctionsPass()(model)
+        RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
         for value in list(graph.initializers.values()):
             if not value.uses() and value not in inputs:
                 del graph.initializers[str(value.name)]

@@ -29,7 +29,8 @@ def capture_obstacles(model: ir.Model) -> tuple[str, ...]:
 
 def _count(model: ir.Model, wanted: frozenset[str]) -> Counter[str]:
     found: Counter[str] = Counter()
-    for graph in (model.graph, *model.functions.values()):
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for graph in graphs:
         nodes = ir.traversal.RecursiveGraphIterator(graph)
         found.update(node.op_type for node in nodes if node.domain == "" and node.op_type in wanted)
     return found
