@@ -6,6 +6,7 @@ No torch is needed, unless parity is run again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,7 @@ from ...adapters.artifact.files import MANIFEST
 from ...adapters.errors import UsageError
 from ...adapters.extras import missing
 from ..document.card import check_card, write_card
-from ..layouts.describe import check_interface
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, read_manifest
-from ..surgery.capture import capture_obstacles
 from .choices import VerifyOptions
 
 Say = Callable[[str], None]
@@ -59,7 +58,7 @@ def verify_folder(
     swaps = "an adapter to swap in (--swap)"
     options.require_use(("allow_uncorrected_detector",), bool(options.swap), swaps)
     manifest = read_manifest(folder)
-    described = check_interface(folder, manifest)
+    described = _described(folder, manifest)
     compared = check_card(folder) if (folder / LAYOUT.card).is_file() else None
     report = swapped = None
     if model:
@@ -72,7 +71,7 @@ def verify_folder(
         "files": len(manifest.files),
         "card": "checked" if compared else None,
         "report": compared and ("checked" if LAYOUT.report in compared else "checksum only"),
-        "interface": "checked" if described else None,
+        "interface": described,
         "capture": captured(folder, manifest) if options.capturable else None,
         "parity": report.model_dump(mode="json") if report else None,
         "swap": swapped.model_dump(mode="json") if swapped else None,
@@ -87,9 +86,25 @@ def _require_plain(options: VerifyOptions, model: str | None, adapters: Sequence
     options.require_use(("swap", "providers", "external_index", "allow_uncorrected_detector"), False, needed)
 
 
+def _described(folder: Path, manifest: ExportManifest) -> str | None:
+    """How ``io.json`` was checked: against the graphs where onnx-ir can read them; its digest is checked anyway."""
+    if LAYOUT.interface not in manifest.files:
+        return None
+    if find_spec("onnx_ir") is None:
+        return "checksum only"
+    from ..layouts.describe import check_interface
+
+    check_interface(folder, manifest)
+    return "checked"
+
+
 def captured(folder: Path, manifest: ExportManifest) -> dict[str, list[str]]:
     """For each graph file what would break the capture of a CUDA graph; nothing, if nothing does."""
+    if find_spec("onnx_ir") is None:
+        raise missing("onnx_ir", "Reading the graphs")
     import onnx_ir as ir
+
+    from ..surgery.capture import capture_obstacles
 
     names = [manifest.graph_file(graph) for graph in GRAPHS]
     names += [LAYOUT.answering] if LAYOUT.answering in manifest.files else []
