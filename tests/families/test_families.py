@@ -26,9 +26,9 @@ from safetykit.bench.zoo import NAMES, WIDTH, build
 from safetykit.export.base.own import export_base, save_graph
 from safetykit.export.base.specs import graph_specs
 from safetykit.export.base.tracing import export_graph
-from safetykit.export.manifest import GRAPHS
 from safetykit.export.layouts.describe import interface_of, write_interface
 from safetykit.export.layouts.prepare import program
+from safetykit.export.manifest import GRAPHS
 from safetykit.export.parity.compare import compare_logits, parity_requests
 from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
