@@ -22,21 +22,15 @@ import onnxruntime
 import torch
 
 from safetykit.adapters.artifact.intervention import Intervention
-from safetykit.adapters.artifact.manifest import BaseInfo
 from safetykit.adapters.artifact.sites import Gating, Site
-from safetykit.bench.random_decoder import HEAD, random_llama
+from safetykit.bench.random_decoder import random_llama, write_decoder
 from safetykit.bench.skeleton import CONTROL, PAUSE, UNMODIFIED, arguments, cpus, emit, median_ms, ratios, run
-from safetykit.export.base.own import save_graph
-from safetykit.export.base.quantise import quantise_decoder
-from safetykit.export.base.specs import decoder_spec
-from safetykit.export.base.tracing import OPSET, export_graph
 from safetykit.export.document.latency import interleave
-from safetykit.export.manifest import LAYOUT, ExportManifest
+from safetykit.export.manifest import LAYOUT
 from safetykit.export.runtime.binding import Session
 from safetykit.export.runtime.sessions import open_session
 from safetykit.export.surgery.bake import Placed, bake
 from safetykit.export.surgery.swappable import describe_parameters, open_parameters
-from safetykit.toolkit.families import Family
 
 QUICK = {
     "layers": 2,
@@ -66,26 +60,6 @@ def interventions(options: argparse.Namespace, seed: int, gate: Gating = "per-to
         item = Intervention("GatedSteering", Site.block(int(layer)), "all", "both", tensors, gate)
         placed.append(Placed(index, item))
     return placed
-
-
-def write_base(folder: Path, options: argparse.Namespace) -> None:
-    """The unmodified decoder, quantised if asked for."""
-    model = random_llama(options.layers, options.width, options.vocabulary)
-    save_graph(export_graph(decoder_spec(model, Family()), "fp32"), folder / LAYOUT.decoder)
-    if options.precision == "int4":
-        base = BaseInfo(fingerprint="0" * 64, architecture="random", n_layers=options.layers, d_model=options.width)
-        manifest = ExportManifest(
-            base=base,
-            precision="fp32",
-            mode="base",
-            opset=OPSET,
-            n_kv_heads=model.config.num_key_value_heads,
-            head_dim=HEAD,
-            image_token_id=0,
-            graphs={},
-            versions={},
-        )
-        quantise_decoder(folder, manifest)
 
 
 def adapted(folder: Path, options: argparse.Namespace, *, mode: str, gate: Gating = "per-token") -> bytes:
@@ -186,7 +160,7 @@ def main(given: Sequence[str] | None = None) -> int:
         folder = options.folder or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / LAYOUT.decoder).exists():
-            write_base(folder, options)
+            write_decoder(random_llama(options.layers, options.width, options.vocabulary), folder, options.precision)
         emit(measure(folder, options))
     return 0
 

@@ -47,7 +47,7 @@ def main(given: Sequence[str] | None = None) -> None:
         found["pytorch_half"] = largest(logits(copy.deepcopy(vlm.model).half(), fed)[real] - double)
     if options.base_onnx:
         onnx_vlm = OnnxVLM.from_pretrained(options.base_onnx)
-        state = onnx_vlm.prefill(inputs)
+        state = onnx_vlm.prefill(inputs, all_logits=True)
         found["onnx"] = largest(torch.from_numpy(state.logits).double()[real] - double)
         if inputs.pictures:
             seen = torch.from_numpy(onnx_vlm.see(inputs.pictures).features).double().flatten(0, -2)

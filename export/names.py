@@ -15,6 +15,7 @@ INPUT_IDS, INPUTS_EMBEDS = "input_ids", "inputs_embeds"
 ATTENTION_MASK, POSITION_IDS, TOKEN_TYPES = "attention_mask", "position_ids", "token_type_ids"
 PIXEL_VALUES, IMAGE_FEATURES = "pixel_values", "image_features"
 LOGITS = "logits"
+KEPT = "num_logits_to_keep"  # of how many last positions the decoder gives logits, 0 for all
 PAST, PRESENT = "past_key_values.", "present."  # what the names of the KV cache's inputs and outputs begin with
 
 _CACHE_INPUT = re.compile(r"past_key_values\.(\d+)\.(key|value)")

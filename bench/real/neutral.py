@@ -64,7 +64,7 @@ def _prose(model: OnnxVLM) -> list[float]:
     for text in PROSE:
         ids = np.array([model.inputs.tokenizer(text)["input_ids"]], dtype=np.int64)
         inputs = Inputs(ids, np.ones_like(ids), np.zeros(ids.shape, dtype=bool))
-        logits = model.prefill(inputs, inputs if model.needs_reference else None).logits[0]
+        logits = model.prefill(inputs, inputs if model.needs_reference else None, all_logits=True).logits[0]
         losses += _losses(logits[:-1], ids[0, 1:])
     return losses
 

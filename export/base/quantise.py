@@ -1,8 +1,9 @@
 """int4: our own decoder, quantised by ONNX Runtime's quantiser before any adapter goes in.
 
 Every matrix product with a constant weight becomes a ``MatMulNBits``: weights rounded to 4 bits in blocks of inputs,
-w ≈ (code − 8) · scale with one scale per block; activations keep their type. Norms, rotary tables, vision encoder and
-embedding stay as they are. Adapter ops are full precision by construction: they do not exist yet.
+w ≈ (code − 8) · scale with one scale per block; activations are rounded to 8 bits on their way into a product. Norms,
+rotary tables, vision encoder and embedding stay as they are. Adapter ops are full precision by construction: they do
+not exist yet.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 BLOCK = 32
+# Activations of a product are rounded to 8 bits, as ONNX Runtime GenAI has them on a CPU: several times as fast as
+# products in float32.
+ACCURACY_LEVEL = 4
 
 
 def quantiser_class() -> type[MatMulNBitsQuantizer]:
@@ -64,7 +68,7 @@ def quantise_decoder(folder: Path, manifest: ExportManifest, block: int = BLOCK)
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        quantizer = quantiser(str(target), block_size=block, is_symmetric=True)
+        quantizer = quantiser(str(target), block_size=block, is_symmetric=True, accuracy_level=ACCURACY_LEVEL)
         quantizer.process()
     finally:
         logger.setLevel(level)

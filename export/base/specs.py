@@ -18,7 +18,8 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from ...toolkit.families import Family, GraphInput, family_of
 from ...toolkit.families.family import SIZES
 from ..manifest import Graph
-from ..names import ATTENTION_MASK, INPUT_IDS, INPUTS_EMBEDS, LOGITS, PAST, PRESENT, cache_names
+from ..names import ATTENTION_MASK, INPUT_IDS, INPUTS_EMBEDS, LOGITS, PAST, POSITION_IDS, PRESENT, cache_names
+from .attention import NewLayer, grouped_queries
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,18 @@ class CachedDecoder(nn.Module):
         past: list[tuple[torch.Tensor, torch.Tensor]],
     ) -> tuple[torch.Tensor, ...]:
         """Logits [batch, sequence, vocab], then key and value [batch, heads, past + sequence, head_dim] per layer."""
-        cache = DynamicCache()
-        cache.layers = [_filled_layer(key, value) for key, value in past]
         named = dict(zip(self.names, further, strict=True))
-        logits = self.family.decoder(self.model, inputs_embeds, attention_mask, cache, **named)
-        return logits, *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
+        if self.family.attention_obstacle(self.model.config) is None:
+            cache = _cache(past, NewLayer)
+            model: Any = self.model
+            with grouped_queries(model.get_decoder(), cache.layers, attention_mask, inputs_embeds.shape[1]) as call:
+                placed = named | {POSITION_IDS: call.positions(named[POSITION_IDS])}
+                logits = self.family.decoder(self.model, inputs_embeds, attention_mask, cache, **placed)
+            if call.attended == list(range(len(past))):
+                return _outputs(logits, cache)
+            # The model does not attend by transformers' interface: what was traced is left unused.
+        cache = _cache(past, DynamicLayer)
+        return _outputs(self.family.decoder(self.model, inputs_embeds, attention_mask, cache, **named), cache)
 
 
 def vision_spec(model: nn.Module, family: Family) -> GraphSpec:
@@ -161,10 +169,17 @@ def _tensor(array: np.ndarray, one: GraphInput, dtype: torch.dtype) -> torch.Ten
     return tensor.to(dtype) if one.dtype == "weights" else tensor
 
 
-def _filled_layer(key: torch.Tensor, value: torch.Tensor) -> DynamicLayer:
-    # Filled by hand: `update` on an empty layer would trace the concatenation with an empty tensor.
-    layer = DynamicLayer()
-    layer.keys, layer.values = key, value
-    layer.dtype, layer.device = key.dtype, key.device
-    layer.is_initialized = True
-    return layer
+def _outputs(logits: torch.Tensor, cache: DynamicCache) -> tuple[torch.Tensor, ...]:
+    return logits, *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
+
+
+def _cache(past: list[tuple[torch.Tensor, torch.Tensor]], kind: type[DynamicLayer]) -> DynamicCache:
+    cache = DynamicCache()
+    cache.layers = []
+    for key, value in past:  # filled by hand: `update` on an empty layer would trace the joining with an empty tensor
+        layer = kind()
+        layer.keys, layer.values = key, value
+        layer.dtype, layer.device = key.dtype, key.device
+        layer.is_initialized = True
+        cache.layers.append(layer)
+    return cache

@@ -16,17 +16,15 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import (
-    CheckerPass,
-    ClearMetadataAndDocStringPass,
-    RemoveUnusedNodesPass,
-    ShapeInferencePass,
-)
+from onnx_ir.passes.common import CheckerPass, ClearMetadataAndDocStringPass, ShapeInferencePass
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ...toolkit.model.weights import HeldWeight
 from ..manifest import Precision
+from ..names import LOGITS
+from .logits import keep_last_logits
+from .simplify import simplify
 from .specs import GraphSpec
 from .streamed import WeightOf, attach, fold_transposes
 
@@ -63,10 +61,12 @@ def export_graph(spec: GraphSpec, precision: Precision, weight_of: WeightOf = He
     model = program.model
     for _ in spec.taps:  # pop: deleting a slice would leave the values marked as outputs
         model.graph.outputs.pop()
-    RemoveUnusedNodesPass()(model)
+    simplify(model)
     ShapeInferencePass()(model)  # values made by optimisations have no type of their own
     strip_metadata(model)
     CheckerPass(full_check=True)(model)
+    if LOGITS in spec.outputs:
+        keep_last_logits(model)
     return model
 
 

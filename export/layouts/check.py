@@ -33,7 +33,7 @@ def compare_arranged(before: OnnxVLM, after: OnnxVLM, batches: Iterable[Sequence
                 f"The processor of layout {after.manifest.layout} prepares other inputs than the checkpoint's.",
                 "Use --layout onnx, and report this checkpoint's processor_config.json.",
             )
-        left, right = before.prefill_requests(batch), after.prefill_requests(batch)
+        left, right = (one.prefill_requests(batch, all_logits=True) for one in (before, after))
         gap = gap.join(Gap.between(left.logits, right.logits))
         for name, value in left.extras.items():
             gap = gap.join(Gap.between(value, right.extras[name]))

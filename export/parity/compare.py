@@ -112,7 +112,7 @@ def compare_logits(
         hooks: what the caller got for applying them, if they enforce refusals.
     """
     inputs = vlm.prepare(requests)
-    state = onnx_vlm.prefill_requests(requests)
+    state = onnx_vlm.prefill_requests(requests, all_logits=True)
     extras = state.extras
     real = inputs.attention_mask.astype(bool)
     only_last = state.logits.shape[1] < real.shape[1]  # some decoders give no others

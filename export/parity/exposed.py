@@ -140,8 +140,7 @@ def probes(graph: ExposedGraph, manifest: ExportManifest, seed: int = 0) -> Iter
 def _probe(
     graph: ExposedGraph, manifest: ExportManifest, random: np.random.Generator, scale: float, past: int, new: int
 ) -> dict[str, np.ndarray]:
-    # GroupQueryAttention continues a prompt by several tokens for one row only.
-    alone = manifest.foreign is not None and manifest.foreign.rows_alone and past > 0 and new > 1
+    alone = past > 0 and new > 1  # GroupQueryAttention continues a prompt by several tokens for one row only
     batch = 1 if alone else _BATCH
     sizes = {"batch": batch, "batch_size": batch, "sequence": new, "past_sequence": past, "total": past + new}
     feeds: dict[str, np.ndarray] = {}

@@ -40,7 +40,7 @@ class Session:
         self.device = device or device_of(session)
         self._overrides: dict[str, Carried] = {}
         self.get_inputs, self.get_outputs = session.get_inputs, session.get_outputs
-        self.get_modelmeta = session.get_modelmeta
+        self.get_optional_inputs, self.get_modelmeta = session.get_overridable_initializers, session.get_modelmeta
 
     def override(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Feed these on every run from now on, instead of the ones before; none gives the graph's own values back."""

@@ -24,6 +24,7 @@ from ..names import (
     HELD,
     INPUT_IDS,
     INPUTS_EMBEDS,
+    KEPT,
     LOGITS,
     PAST,
     PRESENT,
@@ -47,7 +48,7 @@ class Decoding:
     """A batch in the middle of decoding.
 
     Attributes:
-        logits: float32, of the tokens fed last.
+        logits: float32, of the token fed last, or of all tokens fed last where that was asked for.
         past: KV cache by input name, [batch, heads, length, head_dim]; on a device it stays there, see :mod:`.binding`.
         attention_mask: over everything fed so far, 0 at padding.
         further: what else the decoder was fed last, such as positions.
@@ -113,6 +114,7 @@ class Graphs:
         self._vision, self._embed, self._decoder = (
             Session(open_session(sources[name], providers, data_folder=path), device=bind_to) for name in GRAPHS
         )
+        self._keeps = any(value.name == KEPT for value in self._decoder.get_optional_inputs())
         self._swaps = 0
         self._graphs, self._decoder_source = dict(graphs or {}), sources["decoder"]
         self._vision_outputs = [value.name for value in self._vision.get_outputs()]
@@ -200,7 +202,9 @@ class Graphs:
             {name: value for name, value in found.items() if name.startswith(("retrieved_", "retrieval_"))},
         )
 
-    def _prefill(self, inputs: Inputs, feeds: dict[str, np.ndarray], seen: Seeing | None = None) -> Decoding:
+    def _prefill(
+        self, inputs: Inputs, feeds: dict[str, np.ndarray], seen: Seeing | None = None, *, all_logits: bool = False
+    ) -> Decoding:
         embeds, extras = self._embedded(inputs.input_ids), {}
         if inputs.pictures:
             seen = seen or self.see(inputs.pictures)
@@ -213,6 +217,8 @@ class Graphs:
             embeds[inputs.vision_mask] = features
         further = self.inputs.family.prefill(self.inputs.config, inputs)
         further |= self._scattered(embeds, inputs.vision_mask, seen)
+        if all_logits and self._keeps:
+            feeds = {**feeds, KEPT: np.array(0, np.int64)}
         batch, heads, width = len(embeds), self.manifest.n_kv_heads, self.manifest.head_dim
         past = {name: np.zeros((batch, heads, 0, width), self._float) for name in self._past_names}
         state = self._run(embeds, inputs.attention_mask, further, past, inputs.vision_mask, feeds)

@@ -167,11 +167,11 @@ class OnnxVLM(Graphs, Generating):
         self._override(swap.arrays if swap else {})
         self.swapped, self.detector = swap, swap.detector if swap else self.manifest.detector
 
-    def prefill_requests(self, requests: Sequence[Request]) -> Decoding:
+    def prefill_requests(self, requests: Sequence[Request], *, all_logits: bool = False) -> Decoding:
         """Prepare requests and run :meth:`prefill`, with the text-only branch if an op asks for it."""
-        return self._read(requests)[0]
+        return self._read(requests, all_logits=all_logits)[0]
 
-    def _read(self, requests: Sequence[Request]) -> tuple[Decoding, Inputs]:
+    def _read(self, requests: Sequence[Request], *, all_logits: bool = False) -> tuple[Decoding, Inputs]:
         swaps, text_only = self._swaps, None
         if self.needs_reference:
             text_only = self.inputs.prepare([request.without_pictures() for request in requests])
@@ -182,7 +182,7 @@ class OnnxVLM(Graphs, Generating):
             if len(rows) < sum(request.image is not None for request in requests):
                 seen = None  # other rows brought their texts along: the batch has more pictures than were seen
         inputs = self.inputs.prepare(requests)
-        state = self.prefill(inputs, text_only, seen)
+        state = self.prefill(inputs, text_only, seen, all_logits=all_logits)
         self._require_unswapped(swaps)
         return state, inputs
 
@@ -199,13 +199,21 @@ class OnnxVLM(Graphs, Generating):
         seen = self.see(self.inputs.prepare([Request(".", picture) for picture in pictures]).pictures)
         return self.retriever.texts(seen.extras)
 
-    def prefill(self, inputs: Inputs, text_only: Inputs | None = None, seen: Seeing | None = None) -> Decoding:
+    def prefill(
+        self,
+        inputs: Inputs,
+        text_only: Inputs | None = None,
+        seen: Seeing | None = None,
+        *,
+        all_logits: bool = False,
+    ) -> Decoding:
         """Run the prompts.
 
         Args:
             inputs: the batch.
             text_only: the same requests without pictures; needed if :attr:`needs_reference`.
             seen: what :meth:`see` made of the batch's pictures, if that was asked already.
+            all_logits: give the logits of all positions; by default those of the last, where the graph lets one choose.
 
         Raises:
             UsageError: pictures and image tokens do not match, or ``text_only`` is missing.
@@ -218,7 +226,7 @@ class OnnxVLM(Graphs, Generating):
                 )
             first = self._prefill(text_only, {ENABLED: np.array(0, np.float32)})
             feeds = {intervention(index, REFERENCE): first.extras[f"{index}.{STATE}"] for index in self._references}
-        return self._prefill(inputs, feeds, seen)
+        return self._prefill(inputs, feeds, seen, all_logits=all_logits)
 
     def with_decoder(self, data: bytes, *, index: CaptionIndex | Path | None = None) -> OnnxVLM:
         """The same export with another decoder graph that shares the weights."""

@@ -27,6 +27,7 @@ from ...adapters.artifact.intervention import Intervention
 from ...adapters.artifact.sites import Site
 from ...adapters.errors import UnsupportedGraph, UsageError
 from ...adapters.ops.op import Corrector, Detector
+from ..base.logits import give_all_logits
 from ..manifest import Graph
 from ..names import DOMAIN, ENABLED, OP, RISK, SCORE, VISION_MASK, intervention, own
 from .building import GraphBuilder
@@ -103,6 +104,8 @@ class BakePass(GraphPass):
         self.note_checker(model)
 
     def change(self, model: ir.Model) -> None:
+        if any(one.item.site.kind == "logits" for one in self.placed):
+            give_all_logits(model)  # a scope's mask is over all positions
         builder = _Builder(model, self._stream, self.placed, swappable=self._swappable, gate_state=self._gate_state)
         groups: dict[Site, list[Placed]] = {}
         for one in self.placed:

@@ -174,7 +174,7 @@ def copy_node(node: ir.Node, copies: dict[ir.Value, ir.Value], graph: ir.Graph) 
     )
     for old, new in zip(node.outputs, copy.outputs, strict=True):
         new.name = f"{BRANCH}/{old.name}" if old.name else old.name
-        new.dtype, new.shape = old.dtype, old.shape
+        new.type, new.shape = old.type, old.shape
         copies[old] = new
     graph.append(copy)
     return copy

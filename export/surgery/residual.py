@@ -26,11 +26,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from ...adapters.errors import UnsupportedGraph
+from ..base.logits import head_node, is_constant
 from ..names import DOMAIN, LOGITS, cached
 
 SKIP_NORMS = ("SkipSimplifiedLayerNormalization", "SkipLayerNormalization")
-_HEADS = ("MatMul", "Gemm", "MatMulNBits", "MatMulInteger")
-_AFTER_HEAD = ("Cast", "Identity", "Add", "Mul", "Div", "Tanh", "Reshape")
 _ADVICE = "Export the decoder with safetykit, or as a plain pre-norm decoder with KV cache inputs."
 
 
@@ -198,12 +197,7 @@ def _is_addition(node: ir.Node) -> bool:
         return True
     if node.op_type != "Add" or node.domain not in ("", "ai.onnx"):
         return False
-    return all(value is not None and not _is_constant(value) and _rank(value) == 3 for value in node.inputs)
-
-
-def _is_constant(value: ir.Value) -> bool:
-    producer = value.producer()
-    return value.is_initializer() or (producer is not None and producer.op_type == "Constant")
+    return all(value is not None and not is_constant(value) and _rank(value) == 3 for value in node.inputs)
 
 
 def _rank(value: ir.Value) -> int | None:
@@ -298,7 +292,7 @@ def head_output(logits: ir.Value) -> ir.Value:
 
 def _data(node: ir.Node) -> ir.Value | None:
     """The one input of a node that is not constant."""
-    found = [value for value in node.inputs if value is not None and not _is_constant(value)]
+    found = [value for value in node.inputs if value is not None and not is_constant(value)]
     return found[0] if len(found) == 1 else None
 
 
@@ -309,11 +303,8 @@ def _unquantised(value: ir.Value | None) -> ir.Value | None:
 
 
 def _head_input(logits: ir.Value) -> ir.Value | None:
-    value: ir.Value | None = logits
-    while value is not None and (node := value.producer()) is not None:
-        if node.op_type in _HEADS:
-            return _unquantised(node.inputs[0])
-        if node.op_type not in _AFTER_HEAD:
-            return None
-        value = next((v for v in node.inputs if v is not None and not _is_constant(v)), None)
-    return None
+    """What the head reads, at all positions."""
+    node = head_node(logits)
+    found = _unquantised(node.inputs[0]) if node is not None else None
+    kept = found.producer() if found is not None else None
+    return kept.inputs[0] if kept is not None and kept.op_type == "Slice" else found

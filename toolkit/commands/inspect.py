@@ -42,6 +42,9 @@ def _view(console: Console, value: dict[str, Any]) -> None:
         ("fingerprint", value["fingerprint"]),
         ("export", f"yes, as {export['family']}" if export["supported"] else f"no: {escape(export['reason'])}"),
     ]
+    if export["supported"]:
+        slow = export["attention"]
+        rows.append(("attention", f"many nodes a layer: {slow}" if slow else "one node a layer (GroupQueryAttention)"))
     if value["model_organism"]:
         rows.append(("note", "a model organism: its figures say nothing about large models"))
     facts(console, escape(value["path"]), rows)

@@ -24,6 +24,8 @@ DType = Literal["float32", "weights", "int64", "bool"]
 # Example sizes for tracing: of two or more and distinct, since a size of 1, or two equal ones, would become fixed.
 SIZES = {"batch": 2, "sequence": 5, "past_sequence": 3, "total": 8}
 
+_HEAD_MULTIPLE = 8  # of which ONNX Runtime's GroupQueryAttention wants the width of a head to be
+
 
 @dataclass(frozen=True)
 class GraphInput:
@@ -143,6 +145,18 @@ class Family:
             UsageError: with the reason.
         """
         require_full_attention(config.get_text_config())
+
+    def attention_obstacle(self, config: Any) -> str | None:
+        """Why the attention of a decoder layer cannot be one node of the graph; None if it can."""
+        if self.token_types is not None:
+            return "some tokens see later ones, and the operator is causal"
+        if all(one.name != "position_ids" for one in self.decoder_inputs(config)):
+            return "its graph takes no positions"
+        text = config.get_text_config()
+        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        if width % _HEAD_MULTIPLE:
+            return f"its heads are {width} wide, and the operator takes multiples of {_HEAD_MULTIPLE}"
+        return None
 
     def vision_inputs(self, config: Any) -> tuple[GraphInput, ...]:
         """Inputs of the vision graph."""

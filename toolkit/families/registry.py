@@ -68,8 +68,12 @@ def family_of(config: Any) -> Family:
 
 
 def exportable(config: Any) -> dict[str, Any]:
-    """Whether the base graphs of a configuration can be exported, and if not, why."""
+    """Whether the base graphs of a configuration can be exported, and if not, why.
+
+    ``attention`` says why the attention of a decoder layer takes many nodes instead of one; None if it is one.
+    """
     try:
-        return {"supported": True, "family": family_of(config).name, "reason": None}
+        family = family_of(config)
     except UsageError as error:
-        return {"supported": False, "family": None, "reason": str(error)}
+        return {"supported": False, "family": None, "reason": str(error), "attention": None}
+    return {"supported": True, "family": family.name, "reason": None, "attention": family.attention_obstacle(config)}

@@ -59,12 +59,14 @@ class GenAI(RuntimeLayout):
         """Refuse what it cannot run, and write the embedding graph."""
         import onnx_ir as ir
 
+        from ...base.logits import give_all_logits
         from ..carry import require_fed
         from ..surgery import flatten_features, merge_features
 
         require_fed(models["vision_encoder"], "vision_encoder", (PIXEL_VALUES,), self.name)
         require_fed(models["embed_tokens"], "embed_tokens", (INPUT_IDS,), self.name)
         require_fed(models["decoder"], "decoder", _DECODER, self.name)
+        give_all_logits(models["decoder"])  # it makes room for all of them before it asks
         # Of rank 2, because that is how it hands over the features of no picture at all.
         features = flatten_features(models["vision_encoder"])
         embedding = models["embed_tokens"].clone()

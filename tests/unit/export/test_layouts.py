@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from safetykit.adapters.errors import InvalidArtifact, UsageError
+from safetykit.export.base.logits import give_all_logits
 from safetykit.export.commands.verification import verify_folder
 from safetykit.export.layouts.arrange import arrange, require_layout
 from safetykit.export.layouts.check import compare_arranged
@@ -110,9 +111,11 @@ def test_a_runtime_that_drops_the_mask_channel_fails(arranged):
         session.run(None, feeds | {"inputs_embeds": feeds["inputs_embeds"][..., :-1]})
 
 
-def test_without_scopes_the_decoder_stays_as_it_is(export, make_adapter):
+def test_without_scopes_the_decoder_stays_as_it_is_but_gives_all_logits(export, make_adapter):
     folder = export(make_adapter(("SubspaceProjection", "decoder.layers.0", "all", "both")))
-    before = ir.load(folder / LAYOUT.decoder).graph
+    decoder = ir.load(folder / LAYOUT.decoder)
+    give_all_logits(decoder)
+    before = decoder.graph
     manifest = arrange(folder, read_manifest(folder), "genai")
     after = ir.load(folder / LAYOUT.decoder).graph
     assert not manifest.mask_channel

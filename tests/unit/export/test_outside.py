@@ -114,7 +114,7 @@ def test_an_outside_family_is_found_and_exported(family, vlm, requests, make_ada
     config = model.model.config
     assert titles()[family] == "A VLM of somebody else's"
     assert isinstance(family_of(config), outside_family.Outside)
-    assert exportable(config) == {"supported": True, "family": family, "reason": None}
+    assert exportable(config) == {"supported": True, "family": family, "reason": None, "attention": None}
     assert get_layout("genai").facts(family) == "gemma3"
     base, out = tmp_path / "base", tmp_path / "out"
     assert export_base(model, base).family == family

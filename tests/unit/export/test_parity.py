@@ -99,7 +99,7 @@ def unmask_padding(model: ir.Model) -> None:
     one = ir.val("one", const_value=ir.tensor(np.array(1, np.int64), name="one"))
     model.graph.register_initializer(one)
     readers = list(mask.uses())
-    node = ir.node("Add", [mask, one])
+    node = ir.node("Max", [mask, one])
     model.graph.insert_before(model.graph[0], node)
     for reader, index in readers:
         reader.replace_input_with(index, node.outputs[0])

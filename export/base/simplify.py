@@ -1,0 +1,79 @@
+"""Small changes of a fresh graph that ONNX Runtime's own optimiser does not make, or needs before it can fuse.
+
+No change reads the value of a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
+
+
+def simplify(model: ir.Model) -> None:
+    """Simplify ``model`` in place; what it computes stays the same but for the rounding of norms."""
+    for node in list(model.graph):
+        change = _CHANGES.get(node.op_type)
+        if change is not None and node.domain == "":
+            change(node)
+    CommonSubexpressionEliminationPass()(model)
+    RemoveUnusedNodesPass()(model)
+
+
+def _transposed_back(node: ir.Node) -> None:
+    """Two transpositions that undo each other."""
+    source = node.inputs[0]
+    before = source.producer() if source is not None else None
+    perms = [one.attributes.get("perm") for one in (before, node) if one is not None and one.op_type == "Transpose"]
+    if before is None or len(perms) < 2 or perms[0] is None or perms[1] is None:
+        return
+    first, second = perms[0].as_ints(), perms[1].as_ints()
+    if [first[axis] for axis in second] == list(range(len(first))):
+        _instead(node, before.inputs[0])
+
+
+def _reshaped_back(node: ir.Node) -> None:
+    """A reshape of a reshape: one is enough, and none if the shape is what it was at first."""
+    source = node.inputs[0]
+    before = source.producer() if source is not None else None
+    if before is None or before.op_type != "Reshape":
+        return
+    first = before.inputs[0]
+    if first is not None and first.shape is not None and first.shape == node.outputs[0].shape:
+        _instead(node, first)
+
+
+def _divided(node: ir.Node) -> None:
+    """x · (1 / √v) as x / √v: ONNX Runtime knows a root-mean-square norm by that, and makes it one node with the
+    addition before."""
+    for at, value in enumerate(node.inputs):
+        inverse = value.producer() if value is not None else None
+        if inverse is None or inverse.op_type != "Reciprocal":
+            continue
+        root, other = inverse.inputs[0], node.inputs[1 - at]
+        producer = root.producer() if root is not None else None
+        if producer is None or producer.op_type != "Sqrt":
+            continue
+        division = ir.node("Div", [other, root], name=node.name)
+        assert node.graph is not None
+        node.graph.insert_before(node, division)
+        old, new = node.outputs[0], division.outputs[0]
+        new.type, new.shape = old.type, old.shape
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        new.name = old.name
+        node.graph.remove(node, safe=True)
+        return
+
+
+def _instead(node: ir.Node, value: ir.Value | None) -> None:
+    output = node.outputs[0]
+    if value is not None and not output.is_graph_output():
+        ir.convenience.replace_all_uses_with(output, value)
+
+
+_CHANGES: dict[str, Callable[[ir.Node], None]] = {
+    "Transpose": _transposed_back,
+    "Reshape": _reshaped_back,
+    "Mul": _divided,
+}

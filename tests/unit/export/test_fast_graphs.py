@@ -1,0 +1,99 @@
+"""Decoder graphs that are as fast as they can be: one attention node a layer, fusable norms, logits as asked for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from safetykit.export.base.logits import give_all_logits
+from safetykit.export.base.simplify import simplify
+from safetykit.export.manifest import LAYOUT
+from safetykit.export.names import KEPT, LOGITS
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.export.surgery.residual import find_residual_stream
+from safetykit.toolkit.families import Family, family_of
+
+
+@pytest.fixture
+def decoder(base_folder) -> ir.Model:
+    return ir.load(base_folder / LAYOUT.decoder)
+
+
+def test_a_layer_attends_by_one_node_and_angles_are_computed_once(vlm, decoder):
+    kinds, layers = Counter(node.op_type for node in decoder.graph), vlm.base.n_layers
+    assert kinds["GroupQueryAttention"] == layers and kinds["RotaryEmbedding"] == 2 * layers
+    assert kinds["Cos"] == kinds["Sin"] == 1
+    assert not kinds.keys() & {"Softmax", "Expand", "Where", "Transpose", "Reciprocal"}
+
+
+def test_a_padded_row_moves_nothing_but_itself(base_folder, requests):
+    model = OnnxVLM.from_pretrained(base_folder)
+    together = model.prefill_requests(requests)
+    for row, request in enumerate(requests):
+        alone = model.prefill_requests([request])
+        assert np.abs(together.logits[row] - alone.logits[0]).max() < 1e-4
+        key = together.past["past_key_values.1.key"][row]
+        own = alone.past["past_key_values.1.key"][0]
+        assert np.abs(key[:, : own.shape[1]] - own).max() < 1e-4, "the cache keeps a row's tokens first"
+
+
+def test_logits_of_the_last_position_unless_all_are_asked_for(base_folder, requests):
+    model = OnnxVLM.from_pretrained(base_folder)
+    last, every = (model.prefill_requests(requests[1:2], all_logits=wanted).logits for wanted in (False, True))
+    assert last.shape[1] == 1 < every.shape[1]
+    assert np.abs(last[:, -1] - every[:, -1]).max() < 1e-5
+
+
+def test_all_logits_can_be_had_for_good(decoder):
+    stream = find_residual_stream(decoder)
+    give_all_logits(decoder)
+    assert KEPT not in {value.name for value in decoder.graph.inputs} | set(decoder.graph.initializers)
+    logits = next(value for value in decoder.graph.outputs if value.name == LOGITS)
+    assert [str(size) for size in logits.shape][:2] == ["batch", "sequence"]
+    assert find_residual_stream(decoder).final_norm is stream.final_norm
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"head_dim": 12}, "heads are 12 wide"),
+        ({"token_types": "pictures"}, "some tokens see later ones"),
+        ({"decoder_inputs": lambda _: ()}, "takes no positions"),
+    ],
+)
+def test_what_cannot_be_one_node_says_why(vlm, change, reason):
+    family = type("Changed", (Family,), {})()
+    for name in change.keys() - {"head_dim"}:
+        setattr(family, name, change[name])
+    text = SimpleNamespace(head_dim=change.get("head_dim", 16))
+    config = SimpleNamespace(get_text_config=lambda: text)
+    assert reason in family.attention_obstacle(config)
+    assert family_of(vlm.model.config).attention_obstacle(vlm.model.config) is None
+
+
+def test_a_norm_divides_by_its_root_and_reshapes_back_are_gone():
+    states = ir.val("states", ir.DataType.FLOAT, ["batch", "sequence", 8])
+    square = ir.node("Mul", [states, states])
+    root = ir.node("Sqrt", square.outputs)
+    inverse = ir.node("Reciprocal", root.outputs)
+    normed = ir.node("Mul", [states, inverse.outputs[0]])
+    sizes = [ir.val(f"shape.{at}", const_value=ir.tensor(np.array(to), name=f"shape.{at}")) for at, to in SHAPES]
+    apart = ir.node("Reshape", [normed.outputs[0], sizes[0]])
+    turned = ir.node("Transpose", apart.outputs, {"perm": [0, 2, 1, 3]})
+    back = ir.node("Transpose", turned.outputs, {"perm": [0, 2, 1, 3]})
+    whole = ir.node("Reshape", [back.outputs[0], sizes[1]])
+    end = ir.node("Neg", whole.outputs)
+    nodes = [square, root, inverse, normed, apart, turned, back, whole, end]
+    for node in nodes:
+        node.outputs[0].dtype, node.outputs[0].shape = states.dtype, states.shape
+    apart.outputs[0].shape = ir.Shape(["batch", "sequence", 2, 4])
+    graph = ir.Graph([states], end.outputs, nodes=nodes, initializers=sizes, opset_imports={"": 20})
+    simplify(ir.Model(graph, ir_version=10))
+    assert [node.op_type for node in graph] == ["Mul", "Sqrt", "Div", "Neg"]
+
+
+SHAPES = ((0, [0, 0, 2, 4]), (1, [0, 0, 8]))
