@@ -29,7 +29,6 @@ from safetykit.adapters.artifact.files import atomic_folder, write_atomic
 from safetykit.adapters.vlm_guard.settings import VLMGuard
 from safetykit.bench.skeleton import arguments, one_thread, percent, read_results, run, say, write_results
 from safetykit.export.base.own import write_base
-from safetykit.export.base.quantise import quantise_decoder
 from safetykit.export.foreign.importing import import_graphs
 from safetykit.export.foreign.optimum import write_optimum
 from safetykit.export.manifest import LAYOUT
@@ -84,7 +83,7 @@ def bare(vlm: VLM, name: str, source: Path | None, folder: Path) -> Path:
     if not (folder / LAYOUT.manifest).is_file():
         with atomic_folder(folder, overwrite=True) as work:
             if source is None:
-                quantise_decoder(work, write_base(vlm, work, "fp32", say))
+                write_base(vlm, work, "int4", say)
             else:
                 import_graphs(vlm, source, work, BASES[name], say)  # type: ignore[arg-type]
     return folder

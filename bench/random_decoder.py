@@ -7,12 +7,11 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from safetykit.adapters.artifact.manifest import BaseInfo
 from safetykit.export.base.own import save_graph
-from safetykit.export.base.quantise import quantise_decoder
+from safetykit.export.base.quantise import quantise
 from safetykit.export.base.specs import decoder_spec
-from safetykit.export.base.tracing import OPSET, export_graph
-from safetykit.export.manifest import LAYOUT, ExportManifest
+from safetykit.export.base.tracing import export_graph
+from safetykit.export.manifest import LAYOUT
 from safetykit.toolkit.families import Family
 
 HEAD = 64  # width of a head
@@ -36,22 +35,8 @@ def random_llama(layers: int, width: int, vocabulary: int, longest: int = 4096) 
 
 def write_decoder(model: LlamaForCausalLM, folder: Path, precision: str) -> Path:
     """Our own export of the decoder, ``fp32`` or ``int4``; returns the graph's path."""
-    save_graph(export_graph(decoder_spec(model, Family()), "fp32"), folder / LAYOUT.decoder)
+    graph = export_graph(decoder_spec(model, Family()), "fp32")
     if precision == "int4":
-        config = model.config
-        base = BaseInfo(
-            fingerprint="0" * 64, architecture="random", n_layers=config.num_hidden_layers, d_model=config.hidden_size
-        )
-        manifest = ExportManifest(
-            base=base,
-            precision="fp32",
-            mode="base",
-            opset=OPSET,
-            n_kv_heads=config.num_key_value_heads,
-            head_dim=HEAD,
-            image_token_id=0,
-            graphs={},
-            versions={},
-        )
-        quantise_decoder(folder, manifest)
+        quantise(graph)
+    save_graph(graph, folder / LAYOUT.decoder)
     return folder / LAYOUT.decoder

@@ -23,7 +23,6 @@ from safetykit.adapters.sasa.settings import SASA
 from safetykit.adapters.vlm_guard.settings import VLMGuard
 from safetykit.bench.skeleton import arguments, one_thread, run, say
 from safetykit.export.base.own import write_base
-from safetykit.export.base.quantise import quantise_decoder
 from safetykit.export.pipeline.export import export_onnx
 from safetykit.toolkit.data.records import Record, load_records, subset
 from safetykit.toolkit.data.sources import data_path, model_path
@@ -92,7 +91,7 @@ def main(given: Sequence[str] | None = None) -> None:
     base = options.out / "base"
     if not base.is_dir():
         base.mkdir()
-        quantise_decoder(base, write_base(vlm, base, "fp32", say))
+        write_base(vlm, base, "int4", say)
     found: dict[str, Any] = {"records": len(test), "arms": {}}
     lines = []
     for name, adapter in adapters(vlm, seen).items():

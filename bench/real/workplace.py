@@ -26,8 +26,7 @@ from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.files import atomic_folder, write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json, describe_data
 from safetykit.adapters.errors import UsageError
-from safetykit.export.base.own import export_base
-from safetykit.export.base.quantise import quantise_decoder
+from safetykit.export.base.own import export_base, quantise_decoder
 from safetykit.export.manifest import read_manifest
 from safetykit.export.parity.report import ParityReport
 from safetykit.export.parity.tolerances import TOLERANCES

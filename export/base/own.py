@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -16,6 +17,7 @@ import onnx_ir as ir
 from ...adapters.artifact.files import CONFIGURATION_FILES, atomic_folder
 from ...adapters.artifact.manifest import BaseInfo
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph, GraphInfo, Precision, write_manifest
+from .quantise import BLOCK, quantise
 from .specs import graph_specs, kv_shape
 from .tracing import OPSET, export_graph
 
@@ -57,7 +59,12 @@ def write_base(
     """Write graphs, configuration files and manifest into the empty ``folder``.
 
     Args:
+        precision: int4 is fp32 with a quantised decoder.
         wanted: which of the graphs; the caller brings the others.
+
+    Raises:
+        UsageError: the architecture is not supported, or the quantiser is not installed.
+        InvalidArtifact: a weight that a graph needs is missing.
     """
     specs = graph_specs(vlm.model)
     graphs = {}
@@ -65,6 +72,8 @@ def write_base(
         if progress:
             progress(f"exporting {name}")
         model = export_graph(specs[name], precision, vlm.weights.of)
+        if precision == "int4" and name == "decoder":
+            quantise(model)
         save_graph(model, folder / LAYOUT.graph(name))
         graphs[name] = graph_info(model)
     copy_configuration(Path(vlm.path), folder)
@@ -88,6 +97,29 @@ def write_base(
         versions=versions(),
     )
     return write_manifest(manifest, folder)
+
+
+def quantise_decoder(folder: Path, manifest: ExportManifest, block: int = BLOCK) -> ExportManifest:
+    """Quantise the decoder of the base folder ``folder`` in place.
+
+    Args:
+        manifest: of the folder.
+        block: inputs that share a scale; 16, 32, 64, 128 or 256.
+
+    Returns:
+        The new manifest, as written; its precision is int4.
+
+    Raises:
+        UsageError: the quantiser is not installed, or found no weight.
+    """
+    model = ir.load(folder / LAYOUT.decoder)
+    quantise(model, block)
+    with TemporaryDirectory(dir=folder, prefix=".quantised-") as scratch:  # its sources are read while it is written
+        save_graph(model, Path(scratch) / LAYOUT.decoder)
+        for name in (LAYOUT.decoder, LAYOUT.data("decoder")):
+            (Path(scratch) / name).replace(folder / name)
+    graphs = {**manifest.graphs, "decoder": graph_info(model)}
+    return write_manifest(manifest.model_copy(update={"precision": "int4", "graphs": graphs}), folder)
 
 
 def save_graph(model: ir.Model, path: Path) -> None:

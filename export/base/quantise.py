@@ -4,33 +4,38 @@ Every matrix product with a constant weight becomes a ``MatMulNBits``: weights r
 w ≈ (code − 8) · scale with one scale per block; activations are rounded to 8 bits on their way into a product. Norms,
 rotary tables, vision encoder and embedding stay as they are. Adapter ops are full precision by construction: they do
 not exist yet.
+
+Codes are made while the data file is written, some outputs of one matrix at a time: a block lies within one output, so
+that the codes do not depend on how many are made at once.
 """
 
 from __future__ import annotations
 
 import logging
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
+import numpy as np
 import onnx_ir as ir
 
 from ...adapters.errors import UsageError
-from ..manifest import LAYOUT, ExportManifest, write_manifest
-from .own import graph_info, save_graph
-from .tracing import strip_metadata
-
-if TYPE_CHECKING:
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+from .streamed import BUDGET, StreamedTensor
 
 BLOCK = 32
 # Activations of a product are rounded to 8 bits, as ONNX Runtime GenAI has them on a CPU: several times as fast as
 # products in float32.
 ACCURACY_LEVEL = 4
+_DOMAIN = "com.microsoft"
+Quantiser = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
-def quantiser_class() -> type[MatMulNBitsQuantizer]:
-    """ONNX Runtime's quantiser, without the log of all libraries that importing it switches on.
+def quantiser(block: int = BLOCK) -> Quantiser:
+    """ONNX Runtime's quantiser: from a matrix [inputs, outputs] to codes, scales and zero points of its outputs.
+
+    Importing it switches on the log of all libraries, which is undone.
+
+    Args:
+        block: inputs that share a scale; 16, 32, 64, 128 or 256.
 
     Raises:
         UsageError: it is not installed.
@@ -38,7 +43,10 @@ def quantiser_class() -> type[MatMulNBitsQuantizer]:
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     try:
-        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+        from onnxruntime.quantization.matmul_nbits_quantizer import (
+            DefaultWeightOnlyQuantConfig,
+            DefaultWeightOnlyQuantizer,
+        )
     except ImportError as error:
         raise UsageError(
             f"ONNX Runtime's quantiser cannot be imported: {error}.", "Install ONNX Runtime 1.22 or later."
@@ -46,44 +54,102 @@ def quantiser_class() -> type[MatMulNBitsQuantizer]:
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
-    return MatMulNBitsQuantizer
+    config = DefaultWeightOnlyQuantConfig(block_size=block, is_symmetric=True, bits=4)
+    made: Quantiser = DefaultWeightOnlyQuantizer(config).qbits_block_quant
+    return made
 
 
-def quantise_decoder(folder: Path, manifest: ExportManifest, block: int = BLOCK) -> ExportManifest:
-    """Quantise the decoder of the base folder ``folder`` in place.
-
-    Args:
-        manifest: of the folder.
-        block: inputs that share a scale; 16, 32, 64, 128 or 256.
-
-    Returns:
-        The new manifest, as written; its precision is int4.
+def quantise(model: ir.Model, block: int = BLOCK) -> None:
+    """Let every product with a constant matrix read codes, in place; they are made when the graph is written.
 
     Raises:
         UsageError: the quantiser is not installed, or found no weight.
     """
-    quantiser = quantiser_class()
-    target = folder / LAYOUT.decoder
-    logger = logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        quantizer = quantiser(str(target), block_size=block, is_symmetric=True, accuracy_level=ACCURACY_LEVEL)
-        quantizer.process()
-    finally:
-        logger.setLevel(level)
-    with TemporaryDirectory(dir=folder, prefix=".quantised-") as scratch:
-        made = Path(scratch) / LAYOUT.decoder
-        quantizer.model.save_model_to_file(str(made), use_external_data_format=True)
-        model = ir.load(made)
-        if not any(node.op_type == "MatMulNBits" for node in model.graph):
-            raise UsageError("The decoder has no constant weight to quantise.", "Export it in fp32 or fp16.")
-        strip_metadata(model)
-        # Written beside its sources first: they are read while it is written.
-        final = Path(scratch) / "final" / LAYOUT.decoder
-        final.parent.mkdir()
-        save_graph(model, final)
-        for name in (LAYOUT.decoder, LAYOUT.data("decoder")):
-            (final.parent / name).replace(folder / name)
-    graphs = {**manifest.graphs, "decoder": graph_info(ir.load(target))}
-    return write_manifest(manifest.model_copy(update={"precision": "int4", "graphs": graphs}), folder)
+    graph, quantise_part, done = model.graph, quantiser(block), 0
+    for node in list(graph):
+        matrix = node.inputs[1] if node.op_type == "MatMul" else None
+        tensor = matrix.const_value if matrix is not None else None
+        if matrix is None or tensor is None or len(tensor.shape) != 2:
+            continue
+        codes = _Codes(tensor, quantise_part, block)
+        inputs, outputs = tensor.shape.numpy()
+        packed, scales = codes.packed(f"{matrix.name}_Q4"), codes.scales(f"{matrix.name}_scales")
+        values = [ir.val(str(one.name), one.dtype, one.shape, const_value=one) for one in (packed, scales)]
+        new = ir.node(
+            "MatMulNBits",
+            [node.inputs[0], *values],
+            {"K": inputs, "N": outputs, "bits": 4, "block_size": block, "accuracy_level": ACCURACY_LEVEL},
+            domain=_DOMAIN,
+            name=f"{node.name}_Q4" if node.name else None,
+        )
+        ir.convenience.replace_nodes_and_values(graph, node, [node], [new], node.outputs, new.outputs)
+        if not matrix.uses():
+            graph.initializers.pop(str(matrix.name))
+        for value in values:
+            graph.register_initializer(value)
+        done += 1
+    if not done:
+        raise UsageError("The decoder has no constant weight to quantise.", "Export it in fp32 or fp16.")
+    graph.opset_imports[_DOMAIN] = 1
+
+
+class _Codes:
+    """Codes and scales of one matrix. They are made together: while the former are written, the latter are kept."""
+
+    def __init__(self, matrix: ir.TensorProtocol, quantise_part: Quantiser, block: int) -> None:
+        self.matrix, self.quantise_part = matrix, quantise_part
+        inputs, self.outputs = matrix.shape.numpy()
+        self.inputs, self.blocks, self.size = inputs, -(-inputs // block), block // 2
+        self.kept: list[np.ndarray] = []
+
+    def packed(self, name: str) -> ir.TensorProtocol:
+        """[outputs, blocks, bytes of a block]."""
+        return _Made(self._write_codes, ir.DataType.UINT8, (self.outputs, self.blocks, self.size), name)
+
+    def scales(self, name: str) -> ir.TensorProtocol:
+        """[outputs · blocks]."""
+        return _Made(self._write_scales, self.matrix.dtype, (self.outputs, self.blocks), name)
+
+    def _write_codes(self) -> Iterator[np.ndarray]:
+        self.kept = []
+        for codes, scales in self._parts():
+            self.kept.append(scales)
+            yield codes
+
+    def _write_scales(self) -> Iterator[np.ndarray]:
+        kept, self.kept = self.kept, []
+        yield from kept or (scales for _, scales in self._parts())
+
+    def _parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        step = max(1, BUDGET // (4 * 4 * self.inputs))  # what is read, cast, turned around and padded
+        turned = isinstance(self.matrix, StreamedTensor) and self.matrix.transposed
+        whole = None if turned else self.matrix.numpy()  # a memory map, unless it was never a row of a weight
+        for start in range(0, self.outputs, step):
+            stop = min(start + step, self.outputs)
+            if whole is None:
+                assert isinstance(self.matrix, StreamedTensor)
+                part = self.matrix.rows(start, stop).T
+            else:
+                part = whole[:, start:stop]
+            codes, scales, _ = self.quantise_part(np.ascontiguousarray(part))
+            yield codes, scales
+
+
+class _Made(ir.LazyTensor):
+    """A tensor that comes in parts, in order."""
+
+    __slots__ = ("parts",)
+
+    def __init__(
+        self, parts: Callable[[], Iterator[np.ndarray]], dtype: ir.DataType, shape: tuple[int, ...], name: str
+    ) -> None:
+        super().__init__(self._whole, dtype, ir.Shape(shape), name=name)
+        self.parts = parts
+
+    def _whole(self) -> ir.TensorProtocol:
+        array = np.concatenate(list(self.parts()))
+        return ir.tensor(array.reshape(self.shape.numpy()), dtype=self.dtype, name=self.name)
+
+    def tofile(self, file: BinaryIO) -> None:
+        for part in self.parts():
+            file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)

@@ -29,7 +29,7 @@ from .specs import GraphSpec
 from .streamed import WeightOf, attach, fold_transposes
 
 OPSET = 20
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "int4": torch.float32}
 
 
 def export_graph(spec: GraphSpec, precision: Precision, weight_of: WeightOf = HeldWeight) -> ir.Model:
@@ -38,7 +38,8 @@ def export_graph(spec: GraphSpec, precision: Precision, weight_of: WeightOf = He
     Inner values named by ``spec.taps`` keep those names and are not outputs.
 
     Args:
-        precision: of weights and activations; buffers, such as rotary frequencies, keep their own.
+        precision: of weights and activations, fp32 where weights are to be quantised; buffers, such as rotary
+            frequencies, keep their own.
         weight_of: gives the values of a parameter; by default it holds them itself.
     """
     dtype = DTYPES[precision]

@@ -75,7 +75,8 @@ def export_onnx(
     """Export a model with adapters in its graphs; ``out`` appears only if parity holds, with its card and report.
 
     Args:
-        model: loaded, or its folder or name, such as ``reference:mild``: then it is loaded only once the plan holds.
+        model: loaded: then its weights are exported as they are in memory; or its folder or name, such as
+            ``reference:mild``: then they go from its files into the graphs, and it is loaded to be compared with.
         adapters: in order, or their folders; none makes a base export, which others can put adapters into.
         options: see :class:`ExportOptions`; its fields can be given as keywords too, which win.
         records: records whose decisions are compared, and that the card's evaluation is of; instead of the option
@@ -92,10 +93,11 @@ def export_onnx(
     say = progress or (lambda _: None)
     chosen = ExportOptions.of(options, given)
     plan = plan_export(_source(model, adapters, records, chosen), Path(out), chosen)
-    vlm = _loaded(model, plan)
+    vlm = _opened(model, plan)
     require_model(plan, vlm)
     with atomic_folder(plan.out, overwrite=chosen.overwrite) as work:
         written = write_graphs(plan, vlm, work, say)
+        vlm.load()
         checked = check_written(plan, vlm, written, work, say)
         write_manifest(checked.manifest, work)
         manifest, comparison = document(plan, vlm, checked, work, say, measure)
@@ -135,9 +137,9 @@ def _calibration(options: ExportOptions) -> list[Record]:
     return load_records(data_path(options.data), [CALIBRATION])
 
 
-def _loaded(model: VLM | str | Path, plan: Plan) -> VLM:
+def _opened(model: VLM | str | Path, plan: Plan) -> VLM:
     from ...toolkit.model.vlm import VLM
 
-    vlm = VLM.from_pretrained(plan.source.checkpoint) if isinstance(model, (str, Path)) else model
+    vlm = VLM.without_weights(plan.source.checkpoint) if isinstance(model, (str, Path)) else model
     vlm.index = plan.source.index
     return vlm

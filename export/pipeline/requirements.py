@@ -13,7 +13,7 @@ from ...toolkit.data.records import require_pictures
 from ...toolkit.families import family_of
 from ...toolkit.model.folding import affine_maps
 from ...toolkit.model.inputs import InputProcessor
-from ..base.quantise import quantiser_class
+from ..base.quantise import quantiser
 from ..foreign.recognise import find_graphs
 from ..manifest import LAYOUT, read_manifest
 from ..parity.compare import parity_requests
@@ -122,7 +122,7 @@ def require_base_graphs(source: Source, options: ExportOptions) -> None:
                 "safetykit does not quantise to int8.", "Pass --precision int4, or an int8 decoder with --base-onnx."
             )
         if options.precision == "int4":
-            quantiser_class()
+            quantiser()
         return
     folder = options.base_onnx
     if not (folder / LAYOUT.manifest).is_file():

@@ -16,7 +16,6 @@ from ...adapters.errors import UsageError
 from ...toolkit.model.folding import fold_all
 from ...toolkit.model.inputs import InputProcessor
 from ..base.own import write_base
-from ..base.quantise import quantise_decoder
 from ..foreign.importing import import_graphs
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph, Precision, read_manifest
 from ..parity.exposed import require_movement
@@ -75,6 +74,7 @@ def write_graphs(plan: Plan, vlm: VLM, work: Path, say: Say) -> Written:
     """Write base graphs and bake the adapters into them.
 
     Args:
+        vlm: whose weights need not be loaded; they are if values of the whole model are asked for.
         work: the empty folder.
         say: called with the name of each step as it starts.
 
@@ -84,6 +84,8 @@ def write_graphs(plan: Plan, vlm: VLM, work: Path, say: Say) -> Written:
         WrongBase: they belong to another model.
     """
     options = plan.options
+    if options.mode == "fold" or any(adapter.updates for adapter in plan.adapters) or options.base_onnx is not None:
+        vlm.load()
     adapters = fold_all(vlm, plan.adapters) if options.mode == "fold" and not plan.bare else plan.adapters
     layers = plan_updates(vlm, [update for adapter in adapters for update in adapter.updates])
     base = _write_base(plan, vlm, work, say).model_copy(
@@ -99,6 +101,7 @@ def write_graphs(plan: Plan, vlm: VLM, work: Path, say: Say) -> Written:
     fitted = tuple(adapters)
     if plan.calibration:
         say("setting thresholds again")
+        vlm.load()
         adapters, changes = recalibrated(
             vlm,
             adapters,
@@ -158,7 +161,7 @@ def _write_base(plan: Plan, vlm: VLM, work: Path, say: Say) -> ExportManifest:
 
 
 def write_own(vlm: VLM, work: Path, precision: Precision, say: Say) -> ExportManifest:
-    """Export the unmodified graphs into the folder ``work``; int4 is fp32 with a quantised decoder.
+    """Export the unmodified graphs into the folder ``work``.
 
     Raises:
         UsageError: int8, which is read from others' graphs only.
@@ -167,8 +170,4 @@ def write_own(vlm: VLM, work: Path, precision: Precision, say: Say) -> ExportMan
         raise UsageError(
             "safetykit does not quantise to int8.", "Pass --precision int4, or an int8 decoder with --base-onnx."
         )
-    manifest = write_base(vlm, work, "fp32" if precision == "int4" else precision, say)
-    if precision != "int4":
-        return manifest
-    say("quantising the decoder")
-    return quantise_decoder(work, manifest)
+    return write_base(vlm, work, precision, say)

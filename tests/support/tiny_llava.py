@@ -26,8 +26,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from safetykit.adapters import Adapter, Intervention, Site
 from safetykit.adapters.artifact.manifest import AdapterInfo, DataInfo, DetectorInfo
 from safetykit.adapters.ops.branch import Branch
-from safetykit.export.base.own import export_base
-from safetykit.export.base.quantise import quantise_decoder
+from safetykit.export.base.own import export_base, quantise_decoder
 from safetykit.export.manifest import read_manifest
 from safetykit.export.surgery.adapt import copy_base
 from safetykit.toolkit.model.requests import Request

@@ -36,7 +36,7 @@ def update(site: str, out: int, columns: int, seed: int = 0) -> WeightUpdate:
 
 def test_quantising_does_not_switch_on_the_log_of_other_libraries():
     said = (
-        "import logging; from safetykit.export.base.quantise import quantiser_class; quantiser_class(); "
+        "import logging; from safetykit.export.base.quantise import quantiser; quantiser(); "
         "logging.getLogger('elsewhere').info('noise'); print(logging.getLogger().handlers)"
     )
     done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
