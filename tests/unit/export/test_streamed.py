@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from safetykit.export.base import quantise as quantising
 from safetykit.export.base import streamed
 from safetykit.export.base.own import write_base
 from safetykit.export.base.streamed import StreamedTensor
@@ -25,6 +26,7 @@ def written(tensor) -> bytes:
 def small_pieces(monkeypatch):
     """A few rows at a time, in numbers that do not divide those of the matrices."""
     monkeypatch.setattr(streamed, "BUDGET", 2**10)
+    monkeypatch.setattr(quantising, "BUDGET", 2**14)
     monkeypatch.setattr(streamed, "chunks", lambda weight: (weight.rows(at, min(at + 7, 50)) for at in range(0, 50, 7)))
 
 
@@ -37,6 +39,18 @@ def test_bytes_written_in_pieces_are_the_cast_matrix(small_pieces, kind, transpo
     assert tensor.shape.numpy() == tuple(expected.shape) and tensor.nbytes == expected.nbytes
     assert written(tensor) == tensor.tobytes() == expected.view(torch.uint8).numpy().tobytes()
     assert np.array_equal(tensor.numpy().astype(np.float32), expected.float().numpy())
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_codes_made_in_pieces_are_those_of_the_whole_matrix(small_pieces, transposed):
+    weight = torch.randn(50, 40, generator=torch.Generator().manual_seed(1))
+    tensor = StreamedTensor(HeldWeight(weight), ir.DataType.FLOAT, "w", transposed=transposed)
+    codes, scales, _ = quantising.quantiser(16)(np.ascontiguousarray(tensor.numpy()))
+    made = quantising._Codes(tensor, quantising.quantiser(16), 16)
+    assert written(made.packed("codes")) == codes.tobytes() and len(made.kept) > 1
+    assert written(made.scales("scales")) == scales.tobytes() and not made.kept
+    assert written(made.scales("scales")) == scales.tobytes()  # made again when they are not kept
+    assert made.packed("codes").tobytes() == codes.tobytes()
 
 
 def test_a_matrix_that_others_read_too_is_not_turned_around():
