@@ -61,14 +61,17 @@ def main(given: Sequence[str] | None = None) -> int:
     for size in options.size or ("0.2B", "1.6B"):
         with TemporaryDirectory(dir=options.scratch, prefix="memory-") as scratch:
             for layout in options.layout or LAYOUTS:
-                _measure_layout(size, layout, options.precision or PRECISIONS, Path(scratch), results)
-                write_results(options.out / "memory.json", results)
+                for key, row in _measured_layout(size, layout, options.precision or PRECISIONS, Path(scratch), results):
+                    write_results(options.out / "memory.json", results := results | {key: row})
     write_table(options.out / "memory.md", table(results))
     return 0
 
 
-def _measure_layout(size: str, layout: str, precisions: Sequence[str], scratch: Path, results: dict[str, Any]) -> None:
-    wanted = [precision for precision in precisions if f"{size} {layout} {precision}" not in results]
+def _measured_layout(
+    size: str, layout: str, precisions: Sequence[str], scratch: Path, known: Mapping[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What is not known yet, by its key, as soon as it is measured."""
+    wanted = [precision for precision in precisions if f"{size} {layout} {precision}" not in known]
     if not wanted:
         return
     say(f"making {size} as {layout}")
@@ -79,7 +82,7 @@ def _measure_layout(size: str, layout: str, precisions: Sequence[str], scratch: 
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{size}, {layout}, {precision}: {done.stderr.strip()[-2000:]}")
-        results[f"{size} {layout} {precision}"] = json.loads(done.stdout.splitlines()[-1])
+        yield f"{size} {layout} {precision}", json.loads(done.stdout.splitlines()[-1])
         shutil.rmtree(scratch / "export")
     shutil.rmtree(scratch / "model")
 
