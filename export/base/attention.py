@@ -9,13 +9,15 @@ the left. So each layer's attention reads its row's tokens moved to the front, b
 and its output is moved back; padding gets the output of the row's first token, which nobody reads. The cache keeps rows
 in that order too. Without padding nothing moves.
 
-Left to the exporter's own decomposition are decoders that :meth:`Family.attention_obstacle` names.
+Left to the exporter's own decomposition are decoders that :meth:`Family.attention_obstacle` names, those that attend
+otherwise than said here (soft caps, windows, sinks, or not by transformers' interface), and rotary embeddings that turn
+other pairs of channels than a half with the other.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -27,6 +29,9 @@ from transformers.cache_utils import DynamicLayer
 
 _NAME = "safetykit_grouped_query"
 _ROTARY = "apply_rotary_pos_emb"
+_PLAIN = frozenset(("dropout", "position_ids", "cache_position", "use_cache"))  # what changes nothing here
+
+Rotary = Callable[..., tuple[Tensor, Tensor]]
 
 
 class NewLayer(DynamicLayer):  # type: ignore[misc]
@@ -109,28 +114,58 @@ def _moved(states: Tensor, places: Tensor) -> Tensor:
 
 
 def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **_: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **further: Any
 ) -> tuple[Tensor, None]:
     """The attention function as transformers calls it."""
-    assert GroupedQueries.current is not None
-    return GroupedQueries.current.attend(module, query, key, value, scaling), None
+    call = GroupedQueries.current
+    assert call is not None
+    asked = {name for name, value in further.items() if value is not None and value is not False}
+    if asked - _PLAIN or not getattr(module, "is_causal", True):
+        call.moved.discard(module)  # a soft cap, a window, sinks: the node computes none of them
+    return call.attend(module, query, key, value, scaling), None
 
 
 AttentionInterface.register(_NAME, _attention)
 
 
+def rotary_modules(decoder: nn.Module) -> tuple[str, ...]:
+    """The modules of transformers whose rotary embedding ``decoder`` uses and the operator computes too: channel i of a
+    head is turned with channel i + width / 2."""
+    names = {type(attention).__module__ for attention in _attentions(decoder)}
+    found = {name: getattr(sys.modules[name], _ROTARY, None) for name in names}
+    return tuple(sorted(name for name, rotary in found.items() if rotary is not None and _turns_halves(rotary)))
+
+
+def _turns_halves(rotary: Rotary) -> bool:
+    random = torch.Generator().manual_seed(0)
+    query, key, half = (torch.randn(shape, generator=random) for shape in ((1, 2, 3, 8), (1, 1, 3, 8), (1, 3, 4)))
+    angles = torch.cat([half, half], dim=-1)
+    cos, sin = angles.cos(), angles.sin()
+    try:
+        found = rotary(query, key, cos, sin)
+    except (RuntimeError, TypeError):  # it wants other sizes, or more
+        return False
+    expected = [states * cos + torch.cat([-states[..., 4:], states[..., :4]], dim=-1) * sin for states in (query, key)]
+    return all(torch.allclose(ours, theirs, atol=1e-5) for ours, theirs in zip(expected, found, strict=True))
+
+
+def _attentions(decoder: nn.Module) -> list[nn.Module]:
+    return [module for module in decoder.modules() if hasattr(module, "layer_idx") and hasattr(module, "is_causal")]
+
+
 @contextmanager
-def grouped_queries(decoder: Any, layers: list[Any], attention_mask: Tensor, new: int) -> Iterator[GroupedQueries]:
+def grouped_queries(
+    decoder: Any, layers: list[Any], attention_mask: Tensor, new: int, rotary: Collection[str]
+) -> Iterator[GroupedQueries]:
     """Let ``decoder`` attend by one node a layer until the block ends.
 
     Args:
         layers: of the cache, each a :class:`NewLayer`.
         attention_mask, new: see :class:`GroupedQueries`.
+        rotary: see :func:`rotary_modules`.
     """
     call = GroupedQueries(layers, attention_mask, new)
-    attentions = [
-        module for module in decoder.modules() if hasattr(module, "layer_idx") and hasattr(module, "is_causal")
-    ]
+    attentions = _attentions(decoder)
     former = decoder.config._attn_implementation
     with ExitStack() as stack:
         stack.callback(setattr, decoder.config, "_attn_implementation", former)
@@ -138,9 +173,8 @@ def grouped_queries(decoder: Any, layers: list[Any], attention_mask: Tensor, new
         stack.enter_context(patch.object(GroupedQueries, "current", call))
         for attention in attentions:
             stack.callback(attention.register_forward_pre_hook(_to_front(call), with_kwargs=True).remove)
-        for name in {type(attention).__module__ for attention in attentions}:
-            if hasattr(sys.modules[name], _ROTARY):
-                stack.enter_context(patch.object(sys.modules[name], _ROTARY, _rotary(call)))
+        for name in rotary:
+            stack.enter_context(patch.object(sys.modules[name], _ROTARY, _rotary(call)))
         yield call
 
 

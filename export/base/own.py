@@ -55,18 +55,20 @@ def write_base(
     progress: Progress | None = None,
     *,
     wanted: Sequence[Graph] = GRAPHS,
+    fused: bool = True,
 ) -> ExportManifest:
     """Write graphs, configuration files and manifest into the empty ``folder``.
 
     Args:
         precision: int4 is fp32 with a quantised decoder.
         wanted: which of the graphs; the caller brings the others.
+        fused: the decoder attends by one node a layer, where its family can.
 
     Raises:
         UsageError: the architecture is not supported, or the quantiser is not installed.
         InvalidArtifact: a weight that a graph needs is missing.
     """
-    specs = graph_specs(vlm.model)
+    specs = graph_specs(vlm.model, fused=fused)
     graphs = {}
     for name in wanted:
         if progress:

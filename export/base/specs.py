@@ -19,7 +19,7 @@ from ...toolkit.families import Family, GraphInput, family_of
 from ...toolkit.families.family import SIZES
 from ..manifest import Graph
 from ..names import ATTENTION_MASK, INPUT_IDS, INPUTS_EMBEDS, LOGITS, PAST, POSITION_IDS, PRESENT, cache_names
-from .attention import NewLayer, grouped_queries
+from .attention import NewLayer, grouped_queries, rotary_modules
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,11 @@ class GraphSpec:
     taps: tuple[str, ...] = ()
 
 
-def graph_specs(model: nn.Module) -> dict[Graph, GraphSpec]:
+def graph_specs(model: nn.Module, *, fused: bool = True) -> dict[Graph, GraphSpec]:
     """The graphs of a transformers model.
+
+    Args:
+        fused: see :func:`decoder_spec`.
 
     Raises:
         UsageError: the architecture, or this configuration of it, is not supported.
@@ -53,7 +56,7 @@ def graph_specs(model: nn.Module) -> dict[Graph, GraphSpec]:
     return {
         "vision_encoder": vision_spec(model, family),
         "embed_tokens": embedding_spec(model.get_input_embeddings()),
-        "decoder": decoder_spec(model, family),
+        "decoder": decoder_spec(model, family, fused=fused),
     }
 
 
@@ -72,9 +75,11 @@ class VisionGraph(nn.Module):
 class CachedDecoder(nn.Module):
     """Decoder blocks, final norm and LM head, with the KV cache as plain tensors."""
 
-    def __init__(self, model: nn.Module, family: Family, names: Sequence[str]) -> None:
+    def __init__(self, model: Any, family: Family, names: Sequence[str], *, fused: bool) -> None:
         super().__init__()
         self.model, self.family, self.names = model, family, tuple(names)
+        self.fused = fused and family.attention_obstacle(model.config) is None
+        self.rotary = rotary_modules(model.get_decoder()) if self.fused else ()
 
     def forward(
         self,
@@ -85,10 +90,10 @@ class CachedDecoder(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Logits [batch, sequence, vocab], then key and value [batch, heads, past + sequence, head_dim] per layer."""
         named = dict(zip(self.names, further, strict=True))
-        if self.family.attention_obstacle(self.model.config) is None:
-            cache = _cache(past, NewLayer)
-            model: Any = self.model
-            with grouped_queries(model.get_decoder(), cache.layers, attention_mask, inputs_embeds.shape[1]) as call:
+        if self.fused:
+            cache, decoder = _cache(past, NewLayer), self.model.get_decoder()
+            new = inputs_embeds.shape[1]
+            with grouped_queries(decoder, cache.layers, attention_mask, new, self.rotary) as call:
                 placed = named | {POSITION_IDS: call.positions(named[POSITION_IDS])}
                 logits = self.family.decoder(self.model, inputs_embeds, attention_mask, cache, **placed)
             if call.attended == list(range(len(past))):
@@ -116,8 +121,12 @@ def vision_spec(model: nn.Module, family: Family) -> GraphSpec:
     )
 
 
-def decoder_spec(model: nn.Module, family: Family) -> GraphSpec:
-    """The decoder graph."""
+def decoder_spec(model: nn.Module, family: Family, *, fused: bool = True) -> GraphSpec:
+    """The decoder graph.
+
+    Args:
+        fused: attend by one node a layer, where the family can.
+    """
     text = model.config.get_text_config()
     heads, head_dim = kv_shape(text)
     further = family.decoder_inputs(model.config)
@@ -135,7 +144,7 @@ def decoder_spec(model: nn.Module, family: Family) -> GraphSpec:
         return example(embeds), torch.ones_like(example(mask)), [example(one) for one in further], past
 
     return GraphSpec(
-        module=CachedDecoder(model, family, names),
+        module=CachedDecoder(model, family, names, fused=fused),
         args=args,
         dynamic=(_axes(embeds), _axes(mask), [_axes(one) for one in further], [(_axes(part),) * 2] * n_layers),
         inputs=(INPUTS_EMBEDS, ATTENTION_MASK, *names, *cache_names(n_layers, PAST)),

@@ -22,6 +22,7 @@ from ..parity.exposed import require_movement
 from ..parity.recalibrate import recalibrated
 from ..parity.retrieval_checks import require_response
 from ..runtime.onnx_vlm import OnnxVLM
+from ..runtime.sessions import CPU
 from ..surgery.adapt import adapt, copy_base, place
 from ..surgery.answering import without_branch
 from ..surgery.updates import LayerUpdate, plan_updates
@@ -151,7 +152,7 @@ def _write_base(plan: Plan, vlm: VLM, work: Path, say: Say) -> ExportManifest:
     """Put base graphs into ``work``: the given ones after checking them, or fresh ones."""
     folder, precision = plan.options.base_onnx, plan.options.precision
     if folder is None:
-        return write_own(vlm, work, precision, say)
+        return write_own(vlm, work, precision, say, plan.options.providers)
     if not (folder / LAYOUT.manifest).is_file():
         return import_graphs(vlm, folder, work, precision, say, allow_wrong_base=plan.options.allow_wrong_base)
     manifest = read_manifest(folder)
@@ -160,8 +161,14 @@ def _write_base(plan: Plan, vlm: VLM, work: Path, say: Say) -> ExportManifest:
     return manifest
 
 
-def write_own(vlm: VLM, work: Path, precision: Precision, say: Say) -> ExportManifest:
-    """Export the unmodified graphs into the folder ``work``.
+def attends_in_one_node(precision: Precision, providers: Sequence[str]) -> bool:
+    """Whether the first provider's ``GroupQueryAttention`` takes the graph's floats: all take those of 16 bits, only
+    the CPU's those of 32."""
+    return precision == "fp16" or providers[0] == CPU[0]
+
+
+def write_own(vlm: VLM, work: Path, precision: Precision, say: Say, providers: Sequence[str] = CPU) -> ExportManifest:
+    """Export the unmodified graphs into the folder ``work``, for ``providers``.
 
     Raises:
         UsageError: int8, which is read from others' graphs only.
@@ -170,4 +177,4 @@ def write_own(vlm: VLM, work: Path, precision: Precision, say: Say) -> ExportMan
         raise UsageError(
             "safetykit does not quantise to int8.", "Pass --precision int4, or an int8 decoder with --base-onnx."
         )
-    return write_base(vlm, work, precision, say)
+    return write_base(vlm, work, precision, say, fused=attends_in_one_node(precision, providers))

@@ -27,13 +27,15 @@ def share_bases(patch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     """
     traced, traces = own.write_base, own.export_graph
 
-    def write_base(vlm, folder, precision, progress=None, *, wanted=GRAPHS):
+    def write_base(vlm, folder, precision, progress=None, *, wanted=GRAPHS, fused=True):
         if own.export_graph is not traces:
-            return traced(vlm, folder, precision, progress, wanted=wanted)
+            return traced(vlm, folder, precision, progress, wanted=wanted, fused=fused)
         for name in wanted if progress else ():
             progress(f"exporting {name}")
-        key = f"base-{precision}-{'-'.join(wanted)}-{_identity(vlm)}"
-        done = once(tmp_path_factory, key, lambda made: (made.mkdir(), traced(vlm, made, precision, wanted=wanted)))
+        key = f"base-{precision}-{fused}-{'-'.join(wanted)}-{_identity(vlm)}"
+        done = once(
+            tmp_path_factory, key, lambda made: (made.mkdir(), traced(vlm, made, precision, wanted=wanted, fused=fused))
+        )
         shutil.copytree(done, folder, dirs_exist_ok=True)
         path = folder / LAYOUT.manifest
         return load_sealed(ExportManifest, path.read_bytes(), str(path))

@@ -8,11 +8,19 @@ from types import SimpleNamespace
 import numpy as np
 import onnx_ir as ir
 import pytest
+from transformers.models.cohere import modeling_cohere
+from transformers.models.glm import modeling_glm
+from transformers.models.llama import modeling_llama
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
+from safetykit.export.base import attention
 from safetykit.export.base.logits import give_all_logits
 from safetykit.export.base.simplify import simplify
+from safetykit.export.base.specs import decoder_spec
+from safetykit.export.base.tracing import export_graph
 from safetykit.export.manifest import LAYOUT
 from safetykit.export.names import KEPT, LOGITS
+from safetykit.export.pipeline.write import attends_in_one_node
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.surgery.residual import find_residual_stream
 from safetykit.toolkit.families import Family, family_of
@@ -73,6 +81,35 @@ def test_what_cannot_be_one_node_says_why(vlm, change, reason):
     config = SimpleNamespace(get_text_config=lambda: text)
     assert reason in family.attention_obstacle(config)
     assert family_of(vlm.model.config).attention_obstacle(vlm.model.config) is None
+
+
+def test_attention_that_the_node_does_not_compute_is_left_to_the_exporter(vlm, monkeypatch):
+    family = family_of(vlm.model.config)
+    monkeypatch.setattr(attention, "_PLAIN", frozenset())  # as if dropout = 0.0 were a soft cap
+    for spec in (decoder_spec(vlm.model, family), decoder_spec(vlm.model, family, fused=False)):
+        kinds = {node.op_type for node in export_graph(spec, "fp32").graph}
+        assert "Softmax" in kinds and "GroupQueryAttention" not in kinds
+
+
+def test_only_rotary_embeddings_that_turn_halves_are_one_node():
+    assert attention._turns_halves(modeling_llama.apply_rotary_pos_emb)
+    assert attention._turns_halves(modeling_qwen2_5_vl.apply_rotary_pos_emb)
+    assert not attention._turns_halves(modeling_cohere.apply_rotary_pos_emb)  # neighbours
+    assert not attention._turns_halves(modeling_glm.apply_rotary_pos_emb)
+
+
+@pytest.mark.parametrize(
+    ("precision", "provider", "fused"),
+    [
+        ("fp32", "CPU", True),
+        ("int4", "CPU", True),
+        ("fp16", "CUDA", True),
+        ("fp32", "CUDA", False),
+        ("int4", "CUDA", False),
+    ],
+)
+def test_the_attention_node_takes_the_floats_of_the_provider(precision, provider, fused):
+    assert attends_in_one_node(precision, (f"{provider}ExecutionProvider", "CPUExecutionProvider")) == fused
 
 
 def test_a_norm_divides_by_its_root_and_reshapes_back_are_gone():
