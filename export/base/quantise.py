@@ -18,14 +18,15 @@ from typing import BinaryIO
 import numpy as np
 import onnx_ir as ir
 
-from ...adapters.errors import UsageError
+from ...adapters.errors import UnsupportedGraph, UsageError
+from ..passes import GraphPass, broken
 from .streamed import BUDGET, StreamedTensor
 
 BLOCK = 32
 # Activations of a product are rounded to 8 bits, as ONNX Runtime GenAI has them on a CPU: several times as fast as
 # products in float32.
 ACCURACY_LEVEL = 4
-_DOMAIN = "com.microsoft"
+_DOMAIN, CODED = "com.microsoft", "MatMulNBits"
 Quantiser = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
@@ -62,35 +63,74 @@ def quantiser(block: int = BLOCK) -> Quantiser:
 def quantise(model: ir.Model, block: int = BLOCK) -> None:
     """Let every product with a constant matrix read codes, in place; they are made when the graph is written.
 
+    Args:
+        block: inputs that share a scale; 16, 32, 64, 128 or 256.
+
     Raises:
-        UsageError: the quantiser is not installed, or found no weight.
+        UsageError: the quantiser is not installed.
+        UnsupportedGraph: there is no such product.
     """
-    graph, quantise_part, done = model.graph, quantiser(block), 0
-    for node in list(graph):
-        matrix = node.inputs[1] if node.op_type == "MatMul" else None
-        tensor = matrix.const_value if matrix is not None else None
-        if matrix is None or tensor is None or len(tensor.shape) != 2:
-            continue
-        codes = _Codes(tensor, quantise_part, block)
-        inputs, outputs = tensor.shape.numpy()
-        packed, scales = codes.packed(f"{matrix.name}_Q4"), codes.scales(f"{matrix.name}_scales")
-        values = [ir.val(str(one.name), one.dtype, one.shape, const_value=one) for one in (packed, scales)]
-        new = ir.node(
-            "MatMulNBits",
-            [node.inputs[0], *values],
-            {"K": inputs, "N": outputs, "bits": 4, "block_size": block, "accuracy_level": ACCURACY_LEVEL},
-            domain=_DOMAIN,
-            name=f"{node.name}_Q4" if node.name else None,
-        )
-        ir.convenience.replace_nodes_and_values(graph, node, [node], [new], node.outputs, new.outputs)
-        if not matrix.uses():
-            graph.initializers.pop(str(matrix.name))
-        for value in values:
-            graph.register_initializer(value)
-        done += 1
-    if not done:
-        raise UsageError("The decoder has no constant weight to quantise.", "Export it in fp32 or fp16.")
-    graph.opset_imports[_DOMAIN] = 1
+    QuantisePass(block).run(model)
+
+
+class QuantisePass(GraphPass):
+    """requires: a product with a constant matrix.
+    ensures: none is left, as many products with codes are there instead, and inputs and outputs are those before.
+    """
+
+    def __init__(self, block: int = BLOCK) -> None:
+        super().__init__()
+        self.block, self.quantiser, self._products = block, quantiser(block), 0
+
+    def requires(self, model: ir.Model) -> None:
+        self._products = len(_products(model.graph))
+        if not self._products:
+            raise UnsupportedGraph("The decoder has no constant weight to quantise.", "Export it in fp32 or fp16.")
+        self.note_interface(model)
+        self.note_checker(model)
+
+    def change(self, model: ir.Model) -> None:
+        graph, read = model.graph, dict[ir.Value, list[ir.Value]]()
+        for node in _products(graph):
+            matrix = node.inputs[1]
+            assert matrix is not None and matrix.const_value is not None
+            if matrix not in read:
+                read[matrix] = self._codes(matrix)
+                for value in read[matrix]:
+                    graph.register_initializer(value)
+            inputs, outputs = matrix.const_value.shape.numpy()
+            sizes = {"K": inputs, "N": outputs, "bits": 4, "block_size": self.block}
+            new = ir.node(
+                CODED,
+                [node.inputs[0], *read[matrix]],
+                sizes | {"accuracy_level": ACCURACY_LEVEL},
+                domain=_DOMAIN,
+                name=f"{node.name}_Q4" if node.name else None,
+            )
+            ir.convenience.replace_nodes_and_values(graph, node, [node], [new], node.outputs, new.outputs)
+            if not matrix.uses():
+                graph.initializers.pop(str(matrix.name))
+        graph.opset_imports[_DOMAIN] = 1
+
+    def _codes(self, matrix: ir.Value) -> list[ir.Value]:
+        assert matrix.const_value is not None
+        codes = _Codes(matrix.const_value, self.quantiser, self.block)
+        made = codes.packed(f"{matrix.name}_Q4"), codes.scales(f"{matrix.name}_scales")
+        return [ir.val(str(one.name), one.dtype, one.shape.numpy(), const_value=one) for one in made]
+
+    def ensures(self, model: ir.Model) -> None:
+        self.ensure_interface(model, "4-bit weights")
+        self.ensure_checker(model, "4-bit weights")
+        coded = sum(node.op_type == CODED for node in model.graph)
+        if (left := len(_products(model.graph))) or coded < self._products:
+            raise broken(f"Of {self._products} products, {coded} read codes and {left} still a matrix")
+
+
+def _products(graph: ir.Graph) -> list[ir.Node]:
+    """Products with a constant matrix."""
+    matrices = {node: node.inputs[1] for node in graph if node.op_type == "MatMul"}
+    tensors = {node: matrix.const_value for node, matrix in matrices.items() if matrix is not None}
+    return [node for node, tensor in tensors.items() if tensor is not None and len(tensor.shape) == 2]
 
 
 class _Codes:

@@ -10,15 +10,35 @@ from collections.abc import Callable
 import onnx_ir as ir
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
 
+from ..passes import GraphPass, broken
+
 
 def simplify(model: ir.Model) -> None:
     """Simplify ``model`` in place; what it computes stays the same but for the rounding of norms."""
-    for node in list(model.graph):
-        change = _CHANGES.get(node.op_type)
-        if change is not None and node.domain == "":
-            change(node)
-    CommonSubexpressionEliminationPass()(model)
-    RemoveUnusedNodesPass()(model)
+    SimplifyPass().run(model)
+
+
+class SimplifyPass(GraphPass):
+    """requires: nothing.
+    ensures: inputs and outputs are those before, and no more nodes than before compute them.
+    """
+
+    def requires(self, model: ir.Model) -> None:
+        self.note_interface(model)
+        self._nodes = len(model.graph)
+
+    def change(self, model: ir.Model) -> None:
+        for node in list(model.graph):
+            change = _CHANGES.get(node.op_type)
+            if change is not None and node.domain == "":
+                change(node)
+        CommonSubexpressionEliminationPass()(model)
+        RemoveUnusedNodesPass()(model)
+
+    def ensures(self, model: ir.Model) -> None:
+        self.ensure_interface(model, "its nodes simplified")
+        if len(model.graph) > self._nodes:
+            raise broken(f"Simplified, the graph has {len(model.graph)} nodes instead of {self._nodes}")
 
 
 def _transposed_back(node: ir.Node) -> None:

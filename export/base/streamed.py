@@ -17,6 +17,7 @@ from onnx_ir import tensor_adapters
 from torch import Tensor, nn
 
 from ...toolkit.model.weights import Weight, chunks
+from ..passes import GraphPass, broken
 
 BUDGET = 2**27  # bytes of a tensor that are held while it is written
 WeightOf = Callable[[Tensor], Weight]
@@ -86,18 +87,43 @@ def attach(model: ir.Model, module: nn.Module, weight_of: WeightOf) -> None:
 
 def fold_transposes(model: ir.Model) -> None:
     """Transpose the matrices that are read through a ``Transpose`` alone as they are written, in place."""
-    graph = model.graph
-    for node in list(graph):
+    FoldTransposesPass().run(model)
+
+
+class FoldTransposesPass(GraphPass):
+    """requires: nothing.
+    ensures: inputs and outputs are those before, and no streamed matrix is read through one ``Transpose`` alone.
+    """
+
+    def requires(self, model: ir.Model) -> None:
+        self.note_interface(model)
+
+    def change(self, model: ir.Model) -> None:
+        graph = model.graph
+        for node in _transposes(graph):
+            value, output = node.inputs[0], node.outputs[0]
+            assert value is not None and isinstance(value.const_value, StreamedTensor)
+            turned = value.const_value.turned(str(output.name))
+            new = ir.Value(name=output.name, type=output.type, shape=turned.shape, const_value=turned)
+            for reader, index in list(output.uses()):
+                reader.replace_input_with(index, new)
+            graph.remove(node, safe=True)
+            graph.initializers.pop(str(value.name))
+            graph.register_initializer(new)
+
+    def ensures(self, model: ir.Model) -> None:
+        self.ensure_interface(model, "its matrices transposed as they are written")
+        if left := _transposes(model.graph):
+            raise broken(f"{len(left)} matrices are still read through a Transpose")
+
+
+def _transposes(graph: ir.Graph) -> list[ir.Node]:
+    """The transpositions that are all that reads a streamed matrix."""
+    found = []
+    for node in graph:
         value = node.inputs[0] if node.op_type == "Transpose" else None
-        if value is None or not isinstance(tensor := value.const_value, StreamedTensor):
+        if value is None or not isinstance(value.const_value, StreamedTensor) or len(value.uses()) > 1:
             continue
-        output = node.outputs[0]
-        if len(value.uses()) > 1 or output.is_graph_output() or tuple(node.attributes["perm"].as_ints()) != (1, 0):
-            continue
-        turned = ir.Value(name=output.name, type=output.type, shape=tensor.turned("").shape)
-        turned.const_value = tensor.turned(str(output.name))
-        for reader, index in list(output.uses()):
-            reader.replace_input_with(index, turned)
-        graph.remove(node, safe=True)
-        graph.initializers.pop(str(value.name))
-        graph.register_initializer(turned)
+        if not node.outputs[0].is_graph_output() and tuple(node.attributes["perm"].as_ints()) == (1, 0):
+            found.append(node)
+    return found

@@ -16,8 +16,8 @@ import onnx_ir as ir
 
 from ..manifest import Graph
 from ..names import IMAGE_FEATURES, INPUTS_EMBEDS, own
+from ..passes import GraphPass, broken
 from ..surgery.building import GraphBuilder
-from ..surgery.passes import GraphPass, broken
 from .values import input_of, output_of, replace_input, replace_output, shape_of, token_ids_of
 
 

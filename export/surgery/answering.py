@@ -12,8 +12,8 @@ from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPa
 
 from ...adapters.errors import UnsupportedGraph
 from ..names import RISK
+from ..passes import GraphPass, broken
 from .capture import control_flow
-from .passes import GraphPass, broken
 
 
 def without_branch(model: ir.Model) -> ir.Model:
@@ -31,13 +31,9 @@ class AnsweringPass(GraphPass):
     read.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._interface: tuple[list[str | None], list[str | None]] = ([], [])
-
     def requires(self, model: ir.Model) -> None:
         _branch(model)
-        self._interface = _interface(model)
+        self.note_interface(model)
         self.note_checker(model)
 
     def change(self, model: ir.Model) -> None:
@@ -64,8 +60,7 @@ class AnsweringPass(GraphPass):
         self.ensure_checker(model, "its branch taken out")
         if control_flow(model):
             raise broken("The decoder for the answer still has control flow")
-        if _interface(model) != self._interface:
-            raise broken("The decoder for the answer has other inputs or outputs")
+        self.ensure_interface(model, "its branch taken out")
 
 
 def _branch(model: ir.Model) -> ir.Node:
@@ -74,7 +69,3 @@ def _branch(model: ir.Model) -> ir.Node:
     if node is None or node.op_type != "If":
         raise UnsupportedGraph(f"No branch gives `{RISK}`.", "Use the decoder as it is.")
     return node
-
-
-def _interface(model: ir.Model) -> tuple[list[str | None], list[str | None]]:
-    return [value.name for value in model.graph.inputs], [value.name for value in model.graph.outputs]

@@ -30,10 +30,10 @@ from ...adapters.ops.op import Corrector, Detector
 from ..base.logits import give_all_logits
 from ..manifest import Graph
 from ..names import DOMAIN, ENABLED, OP, RISK, SCORE, VISION_MASK, intervention, own
+from ..passes import GraphPass
 from .building import GraphBuilder
 from .functions import OpFunction, mask_function, op_function
 from .gates import GateState, HeldGates
-from .passes import GraphPass
 from .residual import ResidualStream, find_residual_stream, require_unadapted
 from .taps import Tap, decoder_tap, graph_of, vision_tap
 

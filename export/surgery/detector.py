@@ -16,9 +16,9 @@ from ...adapters.artifact.manifest import DetectorInfo
 from ...adapters.errors import UnsupportedGraph
 from ..metadata import read_metadata, write_metadata
 from ..names import ENFORCE, LOGITS, RISK, THRESHOLD, TOKEN, own
+from ..passes import GraphPass, broken
 from .building import GraphBuilder
 from .functions import forcing_function
-from .passes import GraphPass, broken
 from .residual import head_output
 
 

@@ -34,11 +34,11 @@ from ...adapters.errors import UnsupportedGraph
 from ...adapters.ops.branch import Branch
 from ...adapters.ops.op import Corrector
 from ..names import BRANCH, OP, RISK
+from ..passes import GraphPass, broken
 from .bake import Placed, add_risk
 from .blocks import cache_readers
 from .building import GraphBuilder
 from .functions import branch_functions
-from .passes import GraphPass, broken
 from .residual import ResidualStream, skip_bias
 
 _IN_BRANCH = "_in_branch"

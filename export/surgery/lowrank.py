@@ -12,8 +12,8 @@ from ...adapters.artifact.updates import WeightUpdate, by_parameter
 from ...adapters.errors import UsageError
 from ..manifest import Graph
 from ..names import own
+from ..passes import GraphPass, broken
 from .building import GraphBuilder
-from .passes import GraphPass, broken
 from .updates import LayerUpdate, Product, find_product
 
 

@@ -15,10 +15,10 @@ from ...adapters.ops.branch import Branch
 from ...adapters.ops.op import Observer
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph, ParameterInfo
 from ..names import BRANCH, THRESHOLD, TOKEN, own
+from ..passes import GraphPass, broken
 from .adapter_file import write_adapter_file
 from .bake import Placed
 from .lowrank import LowRank
-from .passes import GraphPass, broken
 from .updates import LayerUpdate, reads_transposed
 
 

@@ -25,7 +25,7 @@ from ...adapters.errors import UnsupportedGraph, UsageError
 from ..base.matrices import QUANTISED, locate, matrix_of
 from ..manifest import Graph
 from ..names import BIAS, is_own, own
-from .passes import GraphPass, broken
+from ..passes import GraphPass, broken
 from .residual import SKIP_NORMS, bias_input
 
 if TYPE_CHECKING:

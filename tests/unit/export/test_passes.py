@@ -8,17 +8,23 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 
 from safetykit.adapters.artifact.manifest import DetectorInfo
 from safetykit.adapters.errors import UnsupportedGraph, UsageError
+from safetykit.export.base.logits import AllLogitsPass, KeepLastLogitsPass
+from safetykit.export.base.quantise import QuantisePass
+from safetykit.export.base.simplify import SimplifyPass
+from safetykit.export.base.streamed import FoldTransposesPass, StreamedTensor
 from safetykit.export.layouts.mask_channel import ReadChannelPass, WidenEmbeddingsPass, WidenFeaturesPass
 from safetykit.export.layouts.surgery import FlattenPass, MergeFeaturesPass, PhasesPass, RelocatePass, RenameAxisPass
 from safetykit.export.manifest import ParameterInfo
+from safetykit.export.passes import passes_checker
 from safetykit.export.surgery.detector import DetectorPass, stated_detector
 from safetykit.export.surgery.lowrank import LowRank, LowRankPass
-from safetykit.export.surgery.passes import passes_checker
 from safetykit.export.surgery.swappable import OpenPass
 from safetykit.export.surgery.updates import LayerUpdate, MergeBiasesPass, UpdatePass
+from safetykit.toolkit.model.weights import HeldWeight
 
 D, VOCABULARY = 4, 6
 F, INT, B = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
@@ -103,6 +109,19 @@ def external(location: str) -> ir.Model:
     return made
 
 
+def turned() -> ir.Model:
+    """A graph whose head reads its matrix turned around."""
+    made = decoder()
+    head = next(node for node in made.graph if node.name == "head")
+    weight = ir.val("w", F, OLD.shape, const_value=StreamedTensor(HeldWeight(torch.from_numpy(OLD)), F, "w"))
+    made.graph.register_initializer(weight)
+    node = ir.node("Transpose", [weight], {"perm": [1, 0]}, name="turn")
+    result(node, "turned", F, OLD.T.shape)
+    made.graph.insert_before(head, node)
+    head.replace_input_with(1, node.outputs[0])
+    return made
+
+
 def adapted() -> ir.Model:
     return UpdatePass("decoder", [layer(weight=NEW)]).run(decoder())
 
@@ -171,6 +190,24 @@ CASES = [
         "does not read the features",
     ),
     (
+        KeepLastLogitsPass,
+        decoder,
+        (embedding, "No LM head over states of rank 3"),
+        "not those before and num_logits_to_keep",
+    ),
+    (
+        AllLogitsPass,
+        lambda: KeepLastLogitsPass().run(decoder()),
+        (decoder, "no input num_logits_to_keep"),
+        "not those before without num_logits_to_keep",
+    ),
+    (
+        lambda: QuantisePass(16),
+        decoder,
+        (embedding, "no constant weight to quantise"),
+        "Of 1 products, 0 read codes and 1 still a matrix",
+    ),
+    (
         lambda: RelocatePass({"old.data": "new.data"}),
         lambda: external("old.data"),
         (lambda: external("other.data"), "lies in other.data, which is unknown"),
@@ -207,6 +244,37 @@ def test_a_pass_that_does_not_do_its_work_breaks_its_promise(make, good, bad, id
     monkeypatch.setattr(type(idling), "change", lambda self, model: None)
     with pytest.raises(UnsupportedGraph, match=idle):
         idling.run(good())
+
+
+def test_matrices_are_turned_around_as_they_are_written(monkeypatch):
+    model = FoldTransposesPass().run(turned())
+    assert "Transpose" not in {node.op_type for node in model.graph}
+    head = next(node for node in model.graph if node.name == "head")
+    assert np.array_equal(head.inputs[1].const_value.numpy(), OLD.T)
+    assert FoldTransposesPass().run(decoder()).graph.num_nodes() == 2  # one that has none stays as it is
+    monkeypatch.setattr(FoldTransposesPass, "change", lambda self, model: None)
+    with pytest.raises(UnsupportedGraph, match="1 matrices are still read through a Transpose"):
+        FoldTransposesPass().run(turned())
+
+
+def test_a_simplified_graph_is_no_larger_and_has_the_same_interface(monkeypatch):
+    add = ir.node("Identity", [ir.val("none")], name="stray")
+    for change, words in (
+        (lambda self, model: model.graph.append(add), "3 nodes instead of 2"),
+        (lambda self, model: model.graph.outputs.pop(), "other inputs or outputs"),
+    ):
+        monkeypatch.setattr(SimplifyPass, "change", change)
+        with pytest.raises(UnsupportedGraph, match=words):
+            SimplifyPass().run(decoder())
+
+
+def test_a_matrix_that_two_products_read_is_quantised_once():
+    made = decoder()
+    head = next(node for node in made.graph if node.name == "head")
+    made.graph.append(ir.node("MatMul", [made.graph.inputs[0], head.inputs[1]], name="again"))
+    coded = [node for node in QuantisePass(16).run(made).graph if node.op_type == "MatMulNBits"]
+    assert len(coded) == 2 and coded[0].inputs[1:] == coded[1].inputs[1:]
+    assert "head.weight" not in made.graph.initializers
 
 
 def test_an_enforced_detector_must_be_forced_by_its_own_threshold(monkeypatch):

@@ -15,10 +15,10 @@ from safetykit.adapters.errors import UnsupportedGraph, UsageError
 from safetykit.export.base.own import export_base
 from safetykit.export.manifest import GRAPHS, LAYOUT, read_manifest
 from safetykit.export.parity.compare import compare_logits, parity_requests
+from safetykit.export.passes import passes_checker
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.surgery.adapt import copy_base, place, save_adapted
 from safetykit.export.surgery.bake import bake
-from safetykit.export.surgery.passes import passes_checker
 from safetykit.export.surgery.updates import LayerUpdate, merge_biases, plan_updates, update_graph
 from safetykit.toolkit.model.folding import fold
 from safetykit.toolkit.model.updates import updated

@@ -14,7 +14,9 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, InvariantError, PassResult
 from onnx_ir.passes.common import CheckerPass, TopologicalSortPass
 
-from ...adapters.errors import SafetykitError, UnsupportedGraph
+from ..adapters.errors import SafetykitError, UnsupportedGraph
+
+Interface = tuple[tuple[str, ...], tuple[str, ...]]  # names of inputs and of outputs
 
 
 class GraphPass(InPlacePass):
@@ -23,6 +25,7 @@ class GraphPass(InPlacePass):
     def __init__(self) -> None:
         super().__init__()
         self._standard = False
+        self._interface: Interface = ((), ())
 
     def run(self, model: ir.Model) -> ir.Model:
         """Carry it out and return ``model``.
@@ -50,6 +53,19 @@ class GraphPass(InPlacePass):
     def change(self, model: ir.Model) -> None:
         """The change; nodes may be appended in any order."""
 
+    def note_interface(self, model: ir.Model) -> None:
+        """Note the names of inputs and outputs."""
+        self._interface = interface_of(model)
+
+    def ensure_interface(self, model: ir.Model, change: str) -> None:
+        """That inputs and outputs are those that were noted.
+
+        Raises:
+            UnsupportedGraph: they are not.
+        """
+        if interface_of(model) != self._interface:
+            raise broken(f"With {change}, the graph has other inputs or outputs")
+
     def note_checker(self, model: ir.Model) -> None:
         """Note whether the ONNX checker accepts the graph before. One with operators that only ONNX Runtime knows is
         left to its own loading check."""
@@ -63,6 +79,12 @@ class GraphPass(InPlacePass):
         """
         if self._standard and not passes_checker(model):
             raise broken(f"The ONNX checker accepts the graph, but not with {change}")
+
+
+def interface_of(model: ir.Model) -> Interface:
+    """Names of the inputs and outputs of a graph."""
+    inputs, outputs = (tuple(str(one.name) for one in some) for some in (model.graph.inputs, model.graph.outputs))
+    return inputs, outputs
 
 
 def broken(what: str) -> UnsupportedGraph:
