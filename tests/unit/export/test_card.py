@@ -286,7 +286,8 @@ def test_a_detector_says_when_it_refuses_and_who_must(tmp_path):
     detector = DetectorInfo(threshold=1.25, refusal="no .", refusal_token=3)
     text = render_card(write_folder(tmp_path / "runtime", documents(), detector=detector))
     assert (
-        "above a risk of 1.25 (log-odds, output `risk_score`) the answer is `no .`; safetykit's runtime does so" in text
+        "above a risk of 1.25 (log-odds, output `risk_score`) the answer is `no .`; safetykit's runtime does so, other"
+        in text
     )
     text = render_card(write_folder(tmp_path / "graph", documents(), detector=detector, enforce=True))
     assert "`no .`; the graph forces it" in text

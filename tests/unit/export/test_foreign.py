@@ -11,9 +11,11 @@ import pytest
 import torch
 from foreign_folders import build_genai, in_foreign_clothes, in_transformers_js, loaded, merged, save_text_tower
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from shared import once
 
 from safetykit.adapters.errors import InvalidArtifact, UnsupportedGraph, UsageError, WrongBase
-from safetykit.export.base.own import save_graph
+from safetykit.export.base.logits import give_all_logits
+from safetykit.export.base.own import save_graph, write_base
 from safetykit.export.base.specs import kv_shape
 from safetykit.export.foreign import importing
 from safetykit.export.foreign.normalise import DecoderShape, normalise
@@ -26,6 +28,21 @@ from safetykit.toolkit.model.vlm import VLM
 has_genai = importlib.util.find_spec("onnxruntime_genai") is not None
 needs_genai = pytest.mark.skipif(not has_genai, reason="onnxruntime-genai is not installed")
 GUARD = ("GatedSteering", "decoder.layers.1", "last", "prefill")
+
+
+@pytest.fixture(scope="module")
+def base_folder(vlm, tmp_path_factory):
+    """Base graphs as others write them: attention of many nodes, logits at all positions."""
+
+    def make(folder):
+        folder.mkdir()
+        manifest = write_base(vlm, folder, "fp32", fused=False)
+        decoder = loaded(folder / LAYOUT.decoder)
+        give_all_logits(decoder)
+        save_graph(decoder, folder / LAYOUT.decoder)
+        write_manifest(manifest, folder)
+
+    return once(tmp_path_factory, "tiny-vlm-plain", make)
 
 
 @pytest.fixture(scope="module")
