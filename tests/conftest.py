@@ -28,6 +28,16 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         option.dist = "worksteal"  # neighbours stay together, and with them the fixtures of their module
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--exhaustive", action="store_true", help="a hundred random cases where there are twenty")
+
+
+@pytest.fixture(scope="session")
+def hundred(request) -> int:
+    """How many random cases a test draws; of more, the first are the same."""
+    return 100 if request.config.getoption("exhaustive") else 20
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _shared_tracing(tmp_path_factory):
     from tracing import share_bases, share_translations

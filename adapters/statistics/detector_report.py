@@ -76,18 +76,18 @@ class Detector:
     false_positive_rate: float
     seed: int = 0
 
-    def probe(self, place: Place, fit: Features) -> Probe:
-        """The probe alone."""
-        probe: Probe = fit_probe(fit.array(place), fit.harmful, fit.groups, self.metric, self.seed)
+    def probe(self, place: Place, fit: Features, strength: float | None = None) -> Probe:
+        """The probe alone; ``strength`` is the penalty's, searched for by default."""
+        probe: Probe = fit_probe(fit.array(place), fit.harmful, fit.groups, self.metric, self.seed, strength=strength)
         return probe
 
-    def fit(self, place: Place, fit: Features, calibration: Features) -> Fitted:
+    def fit(self, place: Place, fit: Features, calibration: Features, strength: float | None = None) -> Fitted:
         """Fit on one split and set the threshold on the other.
 
         Raises:
             UsageError: a label is missing.
         """
-        probe = self.probe(place, fit)
+        probe = self.probe(place, fit, strength)
         risk = probe.risk(calibration.array(place))
         return Fitted(place, probe, threshold_at(risk, calibration.harmful, self.false_positive_rate))
 
@@ -152,7 +152,7 @@ def describe(
         "curves": {name: curves(risk[rows], calibration.harmful[rows]) for name, rows in parts.items()},
         "histogram": histogram(risk, calibration.harmful, {name: parts[name] for name in carriers}),
         "layers": table,
-        "learning_curve": learning_curve(detector, chosen.place, fit, calibration),
+        "learning_curve": learning_curve(detector, chosen, fit, calibration),
         "left_out": left_out(detector, chosen.place, fit, calibration, calibration),
         "comparison": comparison(detector, chosen, fit, calibration),
     }
@@ -193,12 +193,14 @@ def histogram(risk: np.ndarray, harmful: np.ndarray, parts: dict[str, np.ndarray
     return {"edges": edges.tolist(), "counts": counts}
 
 
-def learning_curve(detector: Detector, place: Place, fit: Features, calibration: Features) -> list[dict[str, Any]]:
-    """Shares of the fit records, several draws each; the place stays the one chosen on all of them."""
+def learning_curve(detector: Detector, chosen: Fitted, fit: Features, calibration: Features) -> list[dict[str, Any]]:
+    """Shares of the fit records, several draws each; place and penalty stay those chosen on all of them."""
+    place, strength = chosen.place, chosen.probe.strength
     rows = []
     for fraction in FRACTIONS:
         draws = [fit] if fraction == 1 else [fit.sample(fraction, detector.seed + draw) for draw in range(_DRAWS)]
-        measured = [detector.fit(place, part, calibration).measured(calibration) for part in draws]
+        found = [chosen if part is fit else detector.fit(place, part, calibration, strength) for part in draws]
+        measured = [item.measured(calibration) for item in found]
         row: dict[str, Any] = {"fraction": fraction, "records": len(draws[0].records), "draws": len(draws)}
         for name in ("auroc", "recall"):
             values = [value for item in measured if (value := item[name]) is not None]

@@ -27,6 +27,7 @@ Threshold
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,11 +122,14 @@ def fit_probe(
     groups: Int[np.ndarray, " records"],
     metric: Metric,
     seed: int = 0,
+    *,
+    strength: float | None = None,
 ) -> Probe:
     """Fit and calibrate.
 
     Args:
         groups: records with the same number are never on both sides of a cross-validation.
+        strength: C of the penalty; by default the one of :data:`STRENGTHS` with the lowest out-of-fold loss.
 
     Raises:
         UsageError: a label is missing.
@@ -139,11 +143,12 @@ def fit_probe(
         inputs = inputs @ span.T
     folds = _folds(harmful, groups, seed)
     if folds:
-        strength, scores = _search(inputs, harmful, folds)
+        strength, scores = _search(inputs, harmful, folds, STRENGTHS if strength is None else (strength,))
         slope, offset = _platt(scores, harmful)
         loss, area = balanced_loss(scores, harmful), auroc(scores, harmful)
     else:  # too few records to say anything out of fold
-        strength, scores, slope, offset, loss, area = _UNSEARCHED, None, 1.0, 0.0, None, None
+        strength = _UNSEARCHED if strength is None else strength
+        scores, slope, offset, loss, area = None, 1.0, 0.0, None, None
     model = _model(C=strength, tol=1e-8).fit(inputs, harmful)
     direction, intercept = model.coef_[0] if span is None else model.coef_[0] @ span, float(model.intercept_[0])
     weight = slope * (matrix * direction if matrix.ndim == 1 else matrix.T @ direction)
@@ -225,13 +230,16 @@ def _folds(harmful: np.ndarray, groups: np.ndarray, seed: int) -> list[tuple[np.
 
 
 def _search(
-    inputs: np.ndarray, harmful: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]]
+    inputs: np.ndarray,
+    harmful: np.ndarray,
+    folds: list[tuple[np.ndarray, np.ndarray]],
+    strengths: Sequence[float],
 ) -> tuple[float, np.ndarray]:
     """The penalty with the lowest out-of-fold loss, and the scores at it; from strong to weak, until the loss rises."""
     models = [_model(warm_start=True) for _ in folds]
     best: tuple[float, np.ndarray] | None = None
     lowest = np.inf
-    for strength in STRENGTHS:
+    for strength in strengths:
         scores = np.empty(len(inputs))
         for model, (train, held_out) in zip(models, folds, strict=True):
             model.set_params(C=strength).fit(inputs[train], harmful[train])

@@ -174,6 +174,15 @@ def test_a_component_that_never_varies_gets_no_weight(source):
     assert np.isfinite(probe.weight).all()
 
 
+def test_a_penalty_that_is_given_is_not_searched_for(source):
+    part = features(source, Site.block(0))
+    given = [part.array(Site.block(0)), part.harmful, part.groups, identity_metric()]
+    searched = fit_probe(*given)
+    same, other = fit_probe(*given, strength=searched.strength), fit_probe(*given, strength=1e-3)
+    assert np.allclose(same.weight, searched.weight, rtol=1e-3, atol=1e-6)
+    assert other.strength == 1e-3 and other.loss > searched.loss
+
+
 def test_the_planted_direction_is_recovered(source):
     """Isotropic noise: the best weight is the direction itself."""
     records = [record for record in examples(3000) if record.split == "fit"]
@@ -291,6 +300,8 @@ def test_the_report_holds_every_figure_its_schema_names(adapter):
     assert sum(counts["text"]["harmful"]) == 80
     assert len(report["histogram"]["edges"]) == len(counts["text"]["harmful"]) + 1
     assert [row["fraction"] for row in report["learning_curve"]] == list(FRACTIONS)
+    whole = report["learning_curve"][-1]
+    assert whole["auroc"]["mean"] == report["curves"]["all"]["auroc"] and whole["draws"] == 1
     assert {(row["kind"], row["name"]) for row in report["left_out"]} == {
         *(("category", kind) for kind in KINDS),
         ("carrier", "text"),

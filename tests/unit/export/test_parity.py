@@ -185,11 +185,11 @@ def test_a_gate_whose_large_terms_cancel_raises_no_alarm(vlm, export, make_adapt
 
 
 @pytest.mark.slow
-def test_a_hundred_random_good_exports_raise_no_alarm(vlm, export, make_adapter):
+def test_random_good_exports_raise_no_alarm(vlm, export, make_adapter, hundred):
     random = np.random.default_rng(0)
     ops = ("SubspaceProjection", "GatedSteering", "TargetSteering", "SupervisedSteering")
     sites = [str(site) for site in vlm.parts.sites() if site.kind not in ("vision", "projector", "logits")]
-    for seed in range(100):
+    for seed in range(hundred):
         items = [
             (random.choice(ops), site, random.choice(("all", "text", "last")), random.choice(("prefill", "both")))
             for site in random.choice(sites, size=2, replace=False)
@@ -319,12 +319,12 @@ def test_another_adapter_than_the_one_swapped_in_is_caught(vlm, export, make_ada
 
 
 @pytest.mark.slow
-def test_a_hundred_swaps_raise_no_alarm(vlm, export, make_adapter):
-    """Ten exports of random ops and sites, into each of which ten adapters of random rank are swapped."""
+def test_random_swaps_raise_no_alarm(vlm, export, make_adapter, hundred):
+    """Exports of random ops and sites, into each of which ten adapters of random rank are swapped."""
     random = np.random.default_rng(1)
     ops = ("SubspaceProjection", "GatedSteering", "TargetSteering", "SupervisedSteering")
     sites = [str(site) for site in vlm.parts.sites() if site.kind not in ("vision", "projector", "logits")]
-    for number in range(10):
+    for number in range(hundred // 10):
         items = [
             (random.choice(ops), site, random.choice(("all", "text", "last")), random.choice(("prefill", "both")))
             for site in random.choice(sites, size=2, replace=False)
