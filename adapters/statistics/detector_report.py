@@ -224,7 +224,7 @@ def left_out(
             parts = [part.take(_is(part, kind, name, False)) for part in (fit, calibration)]
             if parts[0].harmful.all() or not parts[0].harmful.any() or parts[1].harmful.all():
                 continue  # nothing is left to fit on
-            fitted = detector.fit(place, *parts)
+            fitted = detector.fit(place, parts[0], parts[1])
             mine = _is(measured, kind, name, True)
             against = mine if kind == "carrier" else mine | ~measured.harmful
             own = fitted.measured(measured.take(mine))

@@ -42,20 +42,8 @@ def export_graph(spec: GraphSpec, precision: Precision, weight_of: WeightOf = He
             frequencies, keep their own.
         weight_of: gives the values of a parameter; by default it holds them itself.
     """
-    dtype = DTYPES[precision]
     with quiet_export():
-        program = torch.onnx.export(
-            without_weights(spec.module, dtype),
-            spec.args(dtype),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(spec.inputs),
-            output_names=[*spec.outputs, *spec.taps],
-            dynamic_shapes=spec.dynamic,
-            verbose=False,
-            optimize=False,
-        )
-        assert program is not None
+        program = trace(spec, DTYPES[precision])
         attach(program.model, spec.module, weight_of)
         fold_transposes(program.model)
         program.optimize()
@@ -69,6 +57,23 @@ def export_graph(spec: GraphSpec, precision: Precision, weight_of: WeightOf = He
     if LOGITS in spec.outputs:
         keep_last_logits(model)
     return model
+
+
+def trace(spec: GraphSpec, dtype: torch.dtype) -> torch.onnx.ONNXProgram:
+    """The graph as the exporter writes it down; initializers that stand for parameters have no values."""
+    program = torch.onnx.export(
+        without_weights(spec.module, dtype),
+        spec.args(dtype),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=list(spec.inputs),
+        output_names=[*spec.outputs, *spec.taps],
+        dynamic_shapes=spec.dynamic,
+        verbose=False,
+        optimize=False,
+    )
+    assert program is not None
+    return program
 
 
 def without_weights(module: nn.Module, dtype: torch.dtype) -> nn.Module:

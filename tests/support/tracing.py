@@ -6,6 +6,8 @@ import copy
 import functools
 import hashlib
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -14,10 +16,13 @@ from shared import once
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from safetykit.adapters.artifact.manifest import load_sealed
-from safetykit.export.base import own
+from safetykit.export.base import own, tracing
 from safetykit.export.foreign import importing
 from safetykit.export.manifest import GRAPHS, LAYOUT, ExportManifest
 from safetykit.export.pipeline import write
+
+_REAL = tracing.trace
+_TRACES: dict[str, Any] = {}
 
 
 def share_bases(patch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -33,15 +38,53 @@ def share_bases(patch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
         for name in wanted if progress else ():
             progress(f"exporting {name}")
         key = f"base-{precision}-{fused}-{'-'.join(wanted)}-{_identity(vlm)}"
-        done = once(
-            tmp_path_factory, key, lambda made: (made.mkdir(), traced(vlm, made, precision, wanted=wanted, fused=fused))
-        )
+
+        def make(made):
+            made.mkdir()
+            with _shared_traces():
+                traced(vlm, made, precision, wanted=wanted, fused=fused)
+
+        done = once(tmp_path_factory, key, make)
         shutil.copytree(done, folder, dirs_exist_ok=True)
         path = folder / LAYOUT.manifest
         return load_sealed(ExportManifest, path.read_bytes(), str(path))
 
     for module in (own, write, importing):
         patch.setattr(module, "write_base", write_base)
+
+
+@contextmanager
+def _shared_traces() -> Iterator[None]:
+    """Models that differ in their weights alone are traced once a process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracing, "trace", _trace)
+        yield
+
+
+def _trace(spec: Any, dtype: torch.dtype) -> Any:
+    key = _structure(spec, dtype)
+    if key not in _TRACES:
+        _TRACES[key] = _REAL(spec, dtype)
+    program = copy.copy(_TRACES[key])
+    program.model = program.model.clone()
+    return program
+
+
+def _structure(spec: Any, dtype: torch.dtype) -> str:
+    """All that a trace depends on: weights are not among it, other tensors are."""
+    module = spec.module
+    digest = hashlib.sha256(f"{module} {dtype} {spec.inputs} {spec.outputs} {spec.taps} {spec.dynamic}".encode())
+    for name, value in sorted(vars(module).items()):
+        digest.update(f"{name} {type(value)} {value if isinstance(value, bool | str | tuple) else ''}".encode())
+    for part in module.modules():
+        digest.update(f"{type(part)} {getattr(part, 'config', None)}".encode())
+    for name, tensor in module.named_parameters():
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+    for name, tensor in module.named_buffers():
+        digest.update(
+            name.encode() + tensor.detach().contiguous().view(-1).view(torch.uint8).numpy(force=True).tobytes()
+        )
+    return digest.hexdigest()
 
 
 def share_translations(patch: pytest.MonkeyPatch) -> None:
