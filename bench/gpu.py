@@ -32,6 +32,7 @@ from safetykit.export.manifest import LAYOUT, Mode, Precision
 from safetykit.export.parity.report import ParityReport
 from safetykit.export.parity.swap_check import check_swap
 from safetykit.export.pipeline.export import export_onnx
+from safetykit.export.pipeline.write import attends_in_one_node
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.runtime.sessions import CPU, open_session, placement
 from safetykit.toolkit.data.records import load_records, subset
@@ -145,7 +146,7 @@ def main(given: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as scratch:
             for precision in options.precision or PRECISIONS:
                 base = Path(scratch) / precision
-                export_base(vlm, base, precision)
+                export_base(vlm, base, precision, fused=attends_in_one_node(precision, (options.provider,)))
                 for mode in options.mode or MODES:
                     for name, pair in adapters.items():
                         print(f"{precision}, {mode}, {name}", file=sys.stderr)

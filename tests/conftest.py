@@ -70,6 +70,14 @@ def random_checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def random_base(random_vlm, tmp_path_factory) -> Path:
+    """Its base export."""
+    from safetykit.export.base.own import export_base
+
+    return once(tmp_path_factory, "random-base", lambda folder: export_base(random_vlm, folder))
+
+
+@pytest.fixture(scope="session")
 def random_vlm(random_checkpoint):
     from safetykit.toolkit.model.vlm import VLM
 

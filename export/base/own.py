@@ -34,18 +34,20 @@ def export_base(
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
+    fused: bool = True,
 ) -> ExportManifest:
     """Export ``vlm`` without any adapter; ``out`` appears complete or not at all.
 
     Args:
         precision: of weights and activations; the model is converted part by part.
         progress: called with the name of each step as it starts.
+        fused: the decoder attends by one node a layer, where its family can.
 
     Raises:
         UsageError: the architecture is not supported, or ``out`` exists and ``overwrite`` is off.
     """
     with atomic_folder(Path(out), overwrite=overwrite) as work:
-        return write_base(vlm, work, precision, progress)
+        return write_base(vlm, work, precision, progress, fused=fused)
 
 
 def write_base(

@@ -70,12 +70,12 @@ def test_a_typo_is_refused_as_one_of_ours(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_it_fits_bakes_passes_parity_and_has_its_section(run, data, random_checkpoint, tmp_path):
+def test_it_fits_bakes_passes_parity_and_has_its_section(run, data, random_checkpoint, random_base, tmp_path):
     adapter, export = tmp_path / "adapter", tmp_path / "export"
     run("fit", "scaling", random_checkpoint, "--data", data, "-o", adapter, "--strength", "0.5", "--layer", "3")
     made = json.loads((adapter / "manifest.json").read_text())
     assert made["info"]["hyperparameters"] == {"layer": 3, "strength": 0.5, "scope": "last"}
-    options = ("--adapter", adapter, "--data", data, "--json")
+    options = ("--adapter", adapter, "--data", data, "--base-onnx", random_base, "--json")
     result = json.loads(run("export", random_checkpoint, *options, "-o", export))
     assert result["parity"]["passed"]
     card, report = (export / "README.md").read_text(), (export / "report.html").read_text()
