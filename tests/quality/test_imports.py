@@ -14,7 +14,7 @@ FLOORS = ("adapters", "toolkit", "export", "cli")
 # The rooms of export/ from the ground up; those of one line stand beside each other.
 ROOMS = (
     ("names",),
-    ("manifest", "metadata"),
+    ("manifest", "metadata", "passes"),
     ("base",),
     ("surgery",),
     ("runtime",),
