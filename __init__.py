@@ -36,6 +36,7 @@ _HOME = {
     "Evaluation": ".toolkit.evaluation.evaluate",
     "export_onnx": ".export.pipeline.export",
     "ExportOptions": ".export.pipeline.options",
+    "GraphBase": ".export.parity.graph_base",
     "check_parity": ".export.parity.check",
     "ParityReport": ".export.parity.report",
     # errors

@@ -59,7 +59,7 @@ COMMANDS = (
         "Causal map: which layers and neurons carry refusal. With plots; it resumes where it was interrupted.",
         "diagnose ./my-vlm --data records/ -o map",
     ),
-    Command("fit", ".toolkit.commands.fitting:fit", "Fit a method on records and write the adapter folder."),
+    Command("fit", ".export.commands.fit:fit", "Fit a method on records and write the adapter folder."),
     Command(
         "eval",
         ".export.commands.eval:evaluate",

@@ -14,8 +14,9 @@ from .settings import Condition, Settings
 
 # What a fit may ask for besides its data and settings; the workbench provides it, and the command line has an option
 # for each: a detector's refusal, a channel map and how many layers to take from it, adapters applied while fitting, a
-# caption index and its encoder, a separate language model, going on with an interrupted fit.
-Input = Literal["refusal", "map", "map_layers", "with", "index", "encoder", "text_model", "resume"]
+# caption index and its encoder, a separate language model, going on with an interrupted fit, and a base export whose
+# rounded weights the model runs with.
+Input = Literal["refusal", "map", "map_layers", "with", "index", "encoder", "text_model", "resume", "on"]
 Lazy = str | Callable[..., Any] | tuple[Any, ...] | object
 
 

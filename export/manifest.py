@@ -182,6 +182,14 @@ class WeightsInfo(Strict):
     values: int
 
 
+class RoundingInfo(Strict):
+    """How an int4 decoder that was made here was rounded, see :class:`safetykit.export.base.int4.Int4Options`."""
+
+    rounding: str
+    block_size: int
+    head_8bit: bool
+
+
 class ForeignInfo(Strict):
     """Where base graphs come from.
 
@@ -217,6 +225,7 @@ class ExportManifest(Strict):
         family: model type that says how the graphs are fed; None if that is not known.
         parameters: what callers may override, in mode ``hot-swap``.
         gate_state: how held gates get their decision back while an answer is generated; None without held gates.
+        int4: how its decoder was rounded, if safetykit did so.
         foreign: where the base graphs come from, if safetykit did not export them.
         updates: weights of the base that have new values.
         detector: when requests are refused before generation; the decoder then gives ``risk_score``.
@@ -252,6 +261,7 @@ class ExportManifest(Strict):
     recalibrated: tuple[Recalibration, ...] = ()
     wrong_base_allowed: bool = False
     uncorrected_detector_allowed: bool = False
+    int4: RoundingInfo | None = None
     foreign: ForeignInfo | None = None
     versions: dict[str, str]
     files: dict[FilePath, Sha256] = Field(default_factory=dict)

@@ -102,13 +102,30 @@ class RetrievalInfo(Strict):
     index: Sha256
 
 
+class GraphWeights(Strict):
+    """The rounded weights of a graph that an adapter was fitted on, in the place of its base's own.
+
+    Attributes:
+        precision: of the graph.
+        sha256: of the file that holds its decoder's weights.
+    """
+
+    precision: str
+    sha256: Sha256
+
+
 class BaseInfo(Strict):
-    """The model an adapter belongs to."""
+    """The model an adapter belongs to.
+
+    Attributes:
+        on: the graph's weights that it ran with while the adapter was fitted; None for its own.
+    """
 
     fingerprint: Sha256
     architecture: str
     n_layers: int
     d_model: int
+    on: GraphWeights | None = None
 
 
 class DataInfo(Strict):

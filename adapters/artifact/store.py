@@ -9,8 +9,9 @@ from ..errors import WrongBase
 from .adapter import Adapter
 from .files import MANIFEST
 from .folder import files_of, read_manifest
+from .manifest import GraphWeights
 
-__all__ = ["load_adapter", "manifest_digest", "read_manifest", "require_base", "save_adapter"]
+__all__ = ["load_adapter", "manifest_digest", "read_manifest", "require_base", "require_weights", "save_adapter"]
 
 
 def save_adapter(adapter: Adapter, folder: Path | str, *, overwrite: bool = False) -> Path:
@@ -43,4 +44,24 @@ def require_base(adapter: Adapter, fingerprint: str, name: str) -> None:
             f"The adapter ({adapter.info.method}) was fitted on model {adapter.info.base.fingerprint[:12]}, "
             f"but {name} is {fingerprint[:12]}.",
             "Fit it on this model, or pass --allow-wrong-base; the card then shows that you did.",
+        )
+
+
+def require_weights(adapter: Adapter, held: GraphWeights | None, name: str) -> None:
+    """Refuse an adapter that was fitted on a graph's rounded weights where the model runs with others.
+
+    Args:
+        held: what the model runs with; None for its own weights.
+        name: how to call the model in the error.
+
+    Raises:
+        WrongBase: the weights differ.
+    """
+    on = adapter.info.base.on
+    if on is not None and on != held:
+        runs = f"the {held.precision} weights {held.sha256[:12]}" if held else "its own weights"
+        raise WrongBase(
+            f"The adapter ({adapter.info.method}) was fitted on {on.precision} weights of a graph, {on.sha256[:12]}, "
+            f"but {name} runs with {runs}.",
+            "Use it in an export with these weights, fit one without --on, or pass --allow-wrong-base.",
         )

@@ -12,6 +12,6 @@ METHOD = Method(
     settings=OnePassProbe,
     fit="safetykit.adapters.statistics.probe_fit:fit_on",
     example="--with GUARD --false-positive-rate 0.01",
-    takes=("refusal", "with"),
+    takes=("refusal", "with", "on"),
     ops=("safetykit.adapters.one_pass.probe", "safetykit.adapters.sasa.sasa"),
 )

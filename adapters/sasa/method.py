@@ -31,7 +31,7 @@ METHOD = Method(
     settings=SASA,
     fit="safetykit.adapters.statistics.probe_fit:fit_on",
     example="--with GUARD --false-positive-rate 0.01",
-    takes=("refusal", "map", "with"),
+    takes=("refusal", "map", "with", "on"),
     map=layers_of_map,
     ops=("safetykit.adapters.sasa.sasa",),
 )

@@ -12,7 +12,7 @@ METHOD = Method(
     settings=VLMGuard,
     fit="safetykit.adapters.vlm_guard.guard:fit_on",
     example="--variant orthogonal --site mlp --layers 3-5 --scope all --phase both",
-    takes=("text_model",),
+    takes=("text_model", "on"),
     sweep="safetykit.adapters.vlm_guard.sweep:PLAN",
     ops=("safetykit.adapters.vlm_guard.ops", "safetykit.adapters.ops.projection"),
 )

@@ -140,6 +140,16 @@ def train(model: PeftModel, turns: list[Turn], steps: int, rate: float, pad: int
     model.eval()
 
 
+def write_heldout(prompts: list[Prompt], path: Path) -> list[Prompt]:
+    """Write the prompts that alignment never sees, which it is measured on, and return them."""
+    held = [prompt for prompt in prompts if prompt.split == "test"]
+    rows = [
+        {"prompt": p.text, "label": p.label, "category": f"{p.source}: {p.category}", "split": "test"} for p in held
+    ]
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    return held
+
+
 def measured(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], limit: int
 ) -> dict[str, dict[str, object]]:
@@ -183,11 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
     packages = options.work / "packages"
     prompts = all_prompts(packages)
     write_split(prompts, folder / "split.json")
-    held = [prompt for prompt in prompts if prompt.split == "test"]
-    rows = [
-        {"prompt": p.text, "label": p.label, "category": f"{p.source}: {p.category}", "split": "test"} for p in held
-    ]
-    write_atomic(folder / "heldout.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    held = write_heldout(prompts, folder / "heldout.jsonl")
 
     language, tokenizer = load_language(packages)
     tokenizer.chat_template = CHAT_TEMPLATE

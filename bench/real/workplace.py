@@ -14,12 +14,14 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from align import write_heldout
 from captions import ASKED
 from fetch import say
 from judge import MAX_TOKENS, STATES, Judge
 from methods import BATCH, Lab
 from objects import objects
 from PIL import Image
+from prompts import all_prompts
 from redteam import SIZE, TEST_SETS, UNSEEN_SETS, Pictures, slug, write
 
 from safetykit.adapters.artifact.adapter import Adapter
@@ -69,6 +71,9 @@ class Bench:
             return self.options.data
         folder, prompts = self.work / "redteam", self.work / "align/heldout.jsonl"
         if not (folder / "test.jsonl").is_file():
+            if not prompts.is_file():
+                prompts.parent.mkdir(exist_ok=True)
+                write_heldout(all_prompts(self.work / "packages"), prompts)
             write(self.work / "packages", folder, prompts)
         return folder
 

@@ -16,8 +16,9 @@ import onnx_ir as ir
 
 from ...adapters.artifact.files import CONFIGURATION_FILES, atomic_folder
 from ...adapters.artifact.manifest import BaseInfo
-from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph, GraphInfo, Precision, write_manifest
-from .quantise import BLOCK, quantise
+from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph, GraphInfo, Precision, RoundingInfo, write_manifest
+from .int4 import INT4_CHOICES, Int4Options
+from .quantise import quantise
 from .specs import graph_specs, kv_shape
 from .tracing import OPSET, export_graph
 
@@ -32,6 +33,7 @@ def export_base(
     out: Path | str,
     precision: Precision = "fp32",
     *,
+    int4: Int4Options | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
     fused: bool = True,
@@ -40,6 +42,7 @@ def export_base(
 
     Args:
         precision: of weights and activations; the model is converted part by part.
+        int4: how an int4 decoder is rounded.
         progress: called with the name of each step as it starts.
         fused: the decoder attends by one node a layer, where its family can.
 
@@ -47,7 +50,7 @@ def export_base(
         UsageError: the architecture is not supported, or ``out`` exists and ``overwrite`` is off.
     """
     with atomic_folder(Path(out), overwrite=overwrite) as work:
-        return write_base(vlm, work, precision, progress, fused=fused)
+        return write_base(vlm, work, precision, progress, fused=fused, int4=int4)
 
 
 def write_base(
@@ -58,6 +61,7 @@ def write_base(
     *,
     wanted: Sequence[Graph] = GRAPHS,
     fused: bool = True,
+    int4: Int4Options | None = None,
 ) -> ExportManifest:
     """Write graphs, configuration files and manifest into the empty ``folder``.
 
@@ -65,6 +69,7 @@ def write_base(
         precision: int4 is fp32 with a quantised decoder.
         wanted: which of the graphs; the caller brings the others.
         fused: the decoder attends by one node a layer, where its family can.
+        int4: how an int4 decoder is rounded.
 
     Raises:
         UsageError: the architecture is not supported, or the quantiser is not installed.
@@ -77,7 +82,7 @@ def write_base(
             progress(f"exporting {name}")
         model = export_graph(specs[name], precision, vlm.weights.of)
         if precision == "int4" and name == "decoder":
-            quantise(model)
+            quantise(model, int4)
         save_graph(model, folder / LAYOUT.graph(name))
         graphs[name] = graph_info(model)
     copy_configuration(Path(vlm.path), folder)
@@ -98,17 +103,18 @@ def write_base(
         image_token_id=vlm.inputs.image_token_id,
         family=vlm.inputs.family.name,
         graphs=graphs,
+        int4=_rounding(int4) if precision == "int4" else None,
         versions=versions(),
     )
     return write_manifest(manifest, folder)
 
 
-def quantise_decoder(folder: Path, manifest: ExportManifest, block: int = BLOCK) -> ExportManifest:
+def quantise_decoder(folder: Path, manifest: ExportManifest, int4: Int4Options | None = None) -> ExportManifest:
     """Quantise the decoder of the base folder ``folder`` in place.
 
     Args:
         manifest: of the folder.
-        block: inputs that share a scale; 16, 32, 64, 128 or 256.
+        int4: how it is rounded.
 
     Returns:
         The new manifest, as written; its precision is int4.
@@ -117,13 +123,19 @@ def quantise_decoder(folder: Path, manifest: ExportManifest, block: int = BLOCK)
         UsageError: the quantiser is not installed, or found no weight.
     """
     model = ir.load(folder / LAYOUT.decoder)
-    quantise(model, block)
+    quantise(model, int4)
     with TemporaryDirectory(dir=folder, prefix=".quantised-") as scratch:  # its sources are read while it is written
         save_graph(model, Path(scratch) / LAYOUT.decoder)
         for name in (LAYOUT.decoder, LAYOUT.data("decoder")):
             (Path(scratch) / name).replace(folder / name)
     graphs = {**manifest.graphs, "decoder": graph_info(model)}
-    return write_manifest(manifest.model_copy(update={"precision": "int4", "graphs": graphs}), folder)
+    changes = {"precision": "int4", "graphs": graphs, "int4": _rounding(int4)}
+    return write_manifest(manifest.model_copy(update=changes), folder)
+
+
+def _rounding(int4: Int4Options | None) -> RoundingInfo:
+    chosen = int4 or Int4Options()
+    return RoundingInfo(**{name: getattr(chosen, name) for name in INT4_CHOICES})
 
 
 def save_graph(model: ir.Model, path: Path) -> None:

@@ -35,6 +35,11 @@ def parity(console: Console, value: dict[str, Any]) -> None:
     worst = max((check["error"] for check in value["checks"] if check["kind"] in compared), default=0.0)
     decided = any(check["kind"] == "decisions" for check in value["checks"])
     flipped = f"{len(value['flips'])} decisions flipped" if decided else "no decision was compared"
+    if counts := value["flipped"]:
+        flipped = (
+            f"{counts['adapters']} of {counts['records']} decisions flipped by the adapters, {counts['unmodified']} by "
+            "rounding the unmodified model"
+        )
     console.print(
         f"Parity {verdict}: {len(value['checks'])} checks, {value['steps']} cached steps ({value['precision']}).\n"
         f"Largest logit error {worst:.1e}; {flipped}."

@@ -12,7 +12,8 @@ Compared are, between PyTorch with hooks and ONNX Runtime:
 5. a detector's risk, the log-odds of harm, end to end; and what the graph states and enforces: threshold, refusal,
    and the forced logits of refused rows, which must be equal;
 6. decisions over evaluation records: what an answer amounts to, whether each gate opened and whether the detector
-   refused;
+   refused; where weights are rounded, records whose decision the unmodified model flips too are not held against the
+   adapters, and counted apart;
 7. the folder arranged for another runtime against what was compared before;
 8. for quantised graphs, whose weights are others: all of the above against PyTorch with the graph's own weights (see
    :mod:`.held`), the drift from the checkpoint beside it, and the graph with its ops bypassed against the base graph,
@@ -25,17 +26,19 @@ magnitude counts as 1 at least. The table is in :mod:`.tolerances`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
 from ...adapters.artifact.adapter import Adapter, the_detector
-from ...adapters.artifact.manifest import DetectorInfo
+from ...adapters.artifact.manifest import DetectorInfo, GraphWeights
 from ...adapters.ops.op import Detector
 from ...toolkit.model.requests import Request
+from ..base.fitted_on import require_graph_weights, weights_of
 from ..names import THRESHOLD, TOKEN, own
 from ..runtime.onnx_vlm import OnnxVLM
 from ..surgery.adapt import place
@@ -45,7 +48,7 @@ from .compare import compare_logits, compare_scores, parity_requests, parting_ma
 from .exposed import check_ops
 from .gap import Gap
 from .held import Comparable, comparable
-from .report import Check, Flip, ParityReport, find_flips, judged, judged_flips
+from .report import Check, Flip, FlipCounts, ParityReport, attributed, find_flips, judged, judged_flips
 from .retrieval_checks import check_retrieval
 from .tolerances import EXACT, Tolerance, Tolerances, tolerances_of
 
@@ -66,6 +69,7 @@ class Against:
             export itself.
         records: prompts and pictures are taken from here; without any, built-in ones are used.
         decisions: what PyTorch and ONNX Runtime answered to ``records``, in that order.
+        unmodified: the same without adapters, where weights are rounded: records that flip here are not the adapters'.
         steps: cached decoding steps that are compared.
         max_new_tokens: with which ``decisions`` were made.
         max_flips: share of ``decisions`` that may flip; by default what the precision's table says.
@@ -76,6 +80,7 @@ class Against:
     base: OnnxVLM | None = None
     records: Sequence[Record] = ()
     decisions: tuple[Sequence[Decision], Sequence[Decision]] | None = None
+    unmodified: tuple[Sequence[Decision], Sequence[Decision]] | None = None
     steps: int = 32
     max_new_tokens: int = 32
     max_flips: float | None = None
@@ -99,8 +104,13 @@ def check_parity(
 
     Returns:
         The report; call :meth:`ParityReport.require` for the gate.
+
+    Raises:
+        WrongBase: an adapter was fitted on other rounded weights than the export's.
     """
     compared = replace(against or Against(), **given)
+    if not compared.allow_wrong_base:
+        require_graph_weights([adapter.info for adapter in adapters], onnx_vlm.manifest, str(onnx_vlm.path))
     return _Comparison(vlm, onnx_vlm, adapters, compared, progress or (lambda _: None)).report()
 
 
@@ -118,8 +128,11 @@ class _Comparison:
         table, against = self._tolerances(), self.against
         checks = [*self._numbers(table), *self._ops(table), *self._retrieval(table), *self._statement()]
         flips: list[Flip] = []
+        counts: FlipCounts | None = None
         if against.decisions is not None:
             flips = find_flips(*against.decisions)
+            if against.unmodified is not None:
+                flips, counts = attributed(flips, find_flips(*against.unmodified), len(against.decisions[0]))
             checks.append(judged_flips(flips, len(against.decisions[0]), table.flips))
             flips = self._with_margins(flips)
         return ParityReport(
@@ -129,6 +142,7 @@ class _Comparison:
             tolerances=table,
             checks=tuple(checks),
             flips=tuple(flips),
+            flipped=counts,
             warnings=_warnings(table, compared=against.decisions is not None),
             passed=all(check.passed for check in checks),
         )
@@ -137,6 +151,18 @@ class _Comparison:
         """PyTorch with ``some`` adapters, as the export has them."""
         enforce = self.onnx_vlm.manifest.enforce
         return self.vlm.applied(*some, allow_wrong_base=self.against.allow_wrong_base, enforce=enforce)
+
+    @cached_property
+    def _same(self) -> Comparable:
+        return comparable(self.vlm, self.onnx_vlm, self.against.base)
+
+    def _standing(self) -> AbstractContextManager[None]:
+        """PyTorch with the weights that the adapters were fitted on."""
+        return self._same.held(self.vlm, self._on) if self._on is not None else nullcontext()
+
+    @property
+    def _on(self) -> GraphWeights | None:
+        return weights_of([adapter.info for adapter in self.adapters])
 
     def _tolerances(self) -> Tolerances:
         table, flips = tolerances_of(self.onnx_vlm), self.against.max_flips
@@ -151,8 +177,8 @@ class _Comparison:
     def _numbers(self, table: Tolerances) -> Iterator[Check]:
         """Logits, risks and scores, end to end, the drift of rounded weights, and the decoder without its ops."""
         requests, base = self._requests(), self.against.base
-        same = comparable(self.vlm, self.onnx_vlm, base)
-        with same.held(self.vlm):
+        same = self._same
+        with same.held(self.vlm, self._on):
             if same.exact:
                 yield from self._end_to_end(same, requests, table)
         if table.drift is not None:
@@ -202,7 +228,7 @@ class _Comparison:
                 gap = compare_logits(self.vlm, base, batch, self.against.steps)
                 yield judged("drift", case, gap.logits, tolerance)
             if risks and self.onnx_vlm.detector is not None:
-                with self.applied(self.adapters) as hooks:
+                with self._standing(), self.applied(self.adapters) as hooks:
                     self.vlm.prefill(batch)
                     found = compare_scores(hooks, self.onnx_vlm.prefill_requests(batch).extras)
                 yield judged("drift", f"{case}, risk", found["risk"].at_least(1), tolerance)
@@ -243,7 +269,7 @@ class _Comparison:
         """Outcomes that flipped, with how near the call was."""
         records = {record.id: record for record in self.against.records}
         found = []
-        with self.applied(self.adapters):
+        with self._standing(), self.applied(self.adapters):
             for flip in flips:
                 if flip.what == "outcome" and (record := records.get(flip.id)) is not None:
                     request = Request(record.prompt, record.picture())

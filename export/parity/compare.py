@@ -116,7 +116,7 @@ def compare_logits(
     extras = state.extras
     real = inputs.attention_mask.astype(bool)
     only_last = state.logits.shape[1] < real.shape[1]  # some decoders give no others
-    reference = _torch_logits(vlm, requests, steps)
+    reference = torch_logits(vlm, requests, steps)
     logits = next(reference)
     forced = None
     if hooks is not None and (rows := hooks.forced_rows()).any():
@@ -133,7 +133,8 @@ def compare_logits(
 
 
 @torch.inference_mode()
-def _torch_logits(vlm: VLM, requests: Sequence[Request], steps: int) -> Iterator[Float[np.ndarray, "batch seq vocab"]]:
+def torch_logits(vlm: VLM, requests: Sequence[Request], steps: int) -> Iterator[Float[np.ndarray, "batch seq vocab"]]:
+    """PyTorch's logits of prompts, and then at each step of its greedy answers."""
     cache = DynamicCache()
     logits, inputs = vlm.prefill(requests, cache)
     yield logits.float().cpu().numpy()

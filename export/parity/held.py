@@ -10,7 +10,7 @@ measured beside it, as drift.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ import torch
 from onnx_ir.external_data import set_base_dir
 from torch import nn
 
+from ...adapters.artifact.manifest import GraphWeights
 from ..base.matrices import QUANTISED
 from ..foreign.weights import DecoderWeights, find_weights
 from ..manifest import Graph
@@ -50,12 +51,12 @@ class Comparable:
     exact: bool = True
 
     @contextmanager
-    def held(self, vlm: VLM) -> Iterator[None]:
-        """Run ``vlm`` with the graph's weights until the block ends."""
+    def held(self, vlm: VLM, on: GraphWeights | None = None) -> Iterator[None]:
+        """Run ``vlm`` with the graph's weights until the block ends; ``on`` is what adapters call them."""
         if self.weights is None:
             yield
             return
-        with holding(vlm, self.weights):
+        with holding(vlm, self.weights, on):
             yield
 
 
@@ -64,7 +65,7 @@ def comparable(vlm: VLM, export: OnnxVLM, base: OnnxVLM | None) -> Comparable:
     if export.manifest.precision not in ("int4", "int8"):
         return Comparable(export, base)
     model = ir.load(export.path / export.manifest.graph_file("decoder"))
-    weights = _held_weights(vlm, model, set(export.manifest.updates))
+    weights = held_weights(vlm, model, set(export.manifest.updates))
     foreign = export.manifest.foreign
     others = [] if foreign is None else [ir.load(export.path / export.manifest.graph_file(name)) for name in _OTHERS]
     if weights is None or any(_kinds(one) & set(QUANTISED) for one in others):
@@ -78,18 +79,27 @@ def _kinds(model: ir.Model) -> set[str]:
     return {node.op_type for node in model.graph}
 
 
-def _held_weights(vlm: VLM, model: ir.Model, updated: set[str]) -> DecoderWeights | None:
-    """The decoder weights that a graph holds; None where full precision cannot be had, or one was not found."""
+def held_weights(vlm: VLM, model: ir.Model, updated: Collection[str] = ()) -> DecoderWeights | None:
+    """The decoder weights that a graph holds; None where full precision cannot be had, or one was not found.
+
+    Args:
+        updated: names of weights that adapters in the graph change.
+    """
     if _kinds(model) & (set(QUANTISED) - {"MatMulNBits"}):
         return None
     weights = find_weights(vlm, model)
-    return None if set(weights.unread) - updated else weights
+    return None if set(weights.unread) - set(updated) else weights
 
 
 @contextmanager
-def holding(vlm: VLM, weights: DecoderWeights) -> Iterator[None]:
-    """Run ``vlm`` with the weights that a graph holds until the block ends; then the very same old tensors are back."""
+def holding(vlm: VLM, weights: DecoderWeights, on: GraphWeights | None = None) -> Iterator[None]:
+    """Run ``vlm`` with the weights that a graph holds until the block ends; then the very same old tensors are back.
+
+    Args:
+        on: which weights these are, for adapters that were fitted on them.
+    """
     kept: list[tuple[nn.Module, nn.Parameter]] = []
+    before, vlm.on = vlm.on, on or vlm.on
     try:
         for item in weights.found:
             module = vlm.model.get_submodule(item.parameter.removesuffix(".weight"))
@@ -101,6 +111,7 @@ def holding(vlm: VLM, weights: DecoderWeights) -> Iterator[None]:
     finally:
         for module, old in reversed(kept):
             module.weight = old
+        vlm.on = before
 
 
 def _in_full_precision(onnx_vlm: OnnxVLM, vlm: VLM) -> OnnxVLM:

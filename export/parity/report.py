@@ -63,6 +63,7 @@ class Flip(Strict):
         what: ``outcome``, or the name of a gate's score.
         margin: for a gate the smaller distance of the two scores from 0; for an outcome the gap of the
             two best logits where the answers part (None when they do not part on a second run).
+        unmodified: the unmodified model flips this record at this precision, too.
     """
 
     id: str
@@ -70,16 +71,35 @@ class Flip(Strict):
     pytorch: str
     onnx: str
     margin: float | None
+    unmodified: bool = False
 
     def __str__(self) -> str:
         near = "" if self.margin is None else f", {self.margin:.2g} apart"
         return f"{self.id} ({self.what}: {self.pytorch} → {self.onnx}{near})"
 
 
+class FlipCounts(Strict):
+    """Records whose decision differs between PyTorch and ONNX Runtime, where weights are rounded.
+
+    Attributes:
+        records: compared.
+        unmodified: flipped by the model without adapters.
+        all: flipped with them.
+        adapters: flipped with them, and not without.
+    """
+
+    records: int
+    unmodified: int
+    all: int
+    adapters: int
+
+
 class ParityReport(Strict):
     """The verdict and everything it rests on.
 
     Attributes:
+        flips: every one with the adapters.
+        flipped: how many there are, and how many of them are the unmodified model's; None where nothing is rounded.
         warnings: what a reader must know although it passed.
     """
 
@@ -90,6 +110,7 @@ class ParityReport(Strict):
     tolerances: Tolerances
     checks: tuple[Check, ...]
     flips: tuple[Flip, ...] = ()
+    flipped: FlipCounts | None = None
     warnings: tuple[str, ...] = ()
     passed: bool
 
@@ -108,10 +129,11 @@ class ParityReport(Strict):
             first = failed[0]
             hint = "The exported model does not do what the PyTorch model does; nothing was written."
             if first.kind == "decisions":  # the last check: all else holds
+                own = [flip for flip in self.flips if not flip.unmodified]
                 hint = (
-                    f"Nothing was written. Flipped: {', '.join(map(str, self.flips[:_NAMED]))}. If you accept calls as "
+                    f"Nothing was written. Flipped: {', '.join(map(str, own[:_NAMED]))}. If you accept calls as "
                     "near as these, pass --max-flips; more records tell how often they are. Where gates or risks "
-                    "flipped in rounded weights, --recalibrate may bring them back."
+                    "flipped in rounded weights, a fit --on the base graphs or --recalibrate may bring them back."
                 )
             raise ParityFailed(
                 f"{len(failed)} of {len(self.checks)} parity checks failed; first {first.kind} ({first.case}): "
@@ -194,9 +216,21 @@ def find_flips(pytorch: Sequence[Decision], onnx: Sequence[Decision]) -> list[Fl
     return flips
 
 
+def attributed(flips: Sequence[Flip], unmodified: Sequence[Flip], count: int) -> tuple[list[Flip], FlipCounts]:
+    """Flips with adapters, marked where the model without them flips the record too; and how many records there are.
+
+    Args:
+        count: records compared.
+    """
+    rounded, found = {flip.id for flip in unmodified}, {flip.id for flip in flips}
+    marked = [flip.model_copy(update={"unmodified": flip.id in rounded}) for flip in flips]
+    return marked, FlipCounts(records=count, unmodified=len(rounded), all=len(found), adapters=len(found - rounded))
+
+
 def judged_flips(flips: Sequence[Flip], count: int, share: float) -> Check:
-    """Whether few enough of ``count`` records flipped: ``share`` of them may."""
-    flipped, allowed = len({flip.id for flip in flips}), math.floor(share * count)
+    """Whether at most a ``share`` of ``count`` records flipped that the unmodified model does not flip."""
+    own, allowed = [flip for flip in flips if not flip.unmodified], math.floor(share * count)
+    flipped = len({flip.id for flip in own})
     return Check(
         kind="decisions",
         case="evaluation records",

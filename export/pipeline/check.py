@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from ...toolkit.model.vlm import VLM
 
 
+Pair = tuple[Sequence[Decision], Sequence[Decision]]
+
+
 @dataclass(frozen=True)
 class Checked:
     """What checking found, and the folder as it then is.
@@ -31,11 +34,13 @@ class Checked:
         manifest: of the folder, arranged for its runtime.
         parity: the report, which passed.
         decisions: answers to the records by PyTorch and by ONNX Runtime; empty without records.
+        unmodified: those of the model without adapters, with its own weights; None where they were not asked for.
     """
 
     manifest: ExportManifest
     parity: ParityReport
-    decisions: tuple[Sequence[Decision], Sequence[Decision]] = ((), ())
+    decisions: Pair = ((), ())
+    unmodified: Pair | None = None
 
 
 def check_written(plan: Plan, vlm: VLM, written: Written, work: Path, say: Say) -> Checked:
@@ -46,9 +51,12 @@ def check_written(plan: Plan, vlm: VLM, written: Written, work: Path, say: Say) 
         UsageError: the layout's runtime cannot run these graphs.
     """
     options = plan.options
-    decisions: tuple[Sequence[Decision], Sequence[Decision]] = ((), ())
+    decisions: Pair = ((), ())
+    unmodified = None
     if plan.records:
         decisions = _decide(plan, vlm, written, say)
+        if options.precision != "fp32" and not plan.bare:
+            unmodified = _decide_unmodified(plan, vlm, written, say)
     report = check_parity(
         vlm,
         written.export,
@@ -57,6 +65,7 @@ def check_written(plan: Plan, vlm: VLM, written: Written, work: Path, say: Say) 
         base=written.base,
         records=plan.records,
         decisions=decisions if plan.records else None,
+        unmodified=unmodified,
         max_new_tokens=options.max_new_tokens,
         max_flips=options.max_flips,
         allow_wrong_base=options.allow_wrong_base,
@@ -73,13 +82,25 @@ def check_written(plan: Plan, vlm: VLM, written: Written, work: Path, say: Say) 
         report.require()
     report.write(work / LAYOUT.parity)
     write_interface(work, manifest, vlm.inputs)
-    return Checked(manifest, report, decisions)
+    # With the checkpoint's own weights, PyTorch's answers are those that the evaluation starts from.
+    return Checked(manifest, report, decisions, unmodified if written.standing.on is None else None)
 
 
-def _decide(plan: Plan, vlm: VLM, written: Written, say: Say) -> tuple[list[Decision], list[Decision]]:
+def _decide(plan: Plan, vlm: VLM, written: Written, say: Say) -> Pair:
     options = plan.options
     say("answering the records with PyTorch")
-    with vlm.applied(*written.compared, allow_wrong_base=options.allow_wrong_base, enforce=options.enforce):
+    with (
+        written.standing.held(vlm),
+        vlm.applied(*written.compared, allow_wrong_base=options.allow_wrong_base, enforce=options.enforce),
+    ):
         ours = decide(vlm, plan.records, max_new_tokens=options.max_new_tokens)
     say("answering the records with ONNX Runtime")
     return ours, decide(written.export, plan.records, max_new_tokens=options.max_new_tokens)
+
+
+def _decide_unmodified(plan: Plan, vlm: VLM, written: Written, say: Say) -> Pair:
+    """The same without adapters: what rounding alone does to the decisions."""
+    say("answering the records without the adapter")
+    with written.standing.held(vlm):
+        ours = decide(vlm, plan.records, max_new_tokens=plan.options.max_new_tokens)
+    return ours, decide(written.base, plan.records, max_new_tokens=plan.options.max_new_tokens)

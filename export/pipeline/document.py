@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...adapters.artifact.files import write_atomic
 from ...adapters.artifact.manifest import canonical_json
 from ...adapters.retrieval.retrieval import CAPTIONS
-from ...toolkit.evaluation.evaluate import Evaluation, evaluate, tabulate
+from ...toolkit.evaluation.evaluate import Decision, Evaluation, decide, tabulate
 from ..document.card import write_card
 from ..document.figures import FACTS, attachment_name
 from ..manifest import LAYOUT, ExportManifest
@@ -53,14 +53,19 @@ def document(
 
 def _compared(plan: Plan, vlm: VLM, checked: Checked, say: Say) -> Comparison:
     """The unmodified model before, the export after."""
-    say("answering the records without the adapter")
-    before = evaluate(vlm, plan.records, name=plan.source.called, max_new_tokens=plan.options.max_new_tokens)
-    decisions = tuple(checked.decisions[1])
-    after = Evaluation(
-        model=plan.out.name,
-        split=before.split,
-        max_new_tokens=before.max_new_tokens,
-        rows=tabulate(decisions),
-        decisions=decisions,
+    if checked.unmodified is None:
+        say("answering the records without the adapter")
+        asked: Sequence[Decision] = decide(vlm, plan.records, max_new_tokens=plan.options.max_new_tokens)
+    else:
+        asked = checked.unmodified[0]
+    before, after = (
+        Evaluation(
+            model=name,
+            split="+".join(sorted({record.split for record in plan.records})),
+            max_new_tokens=plan.options.max_new_tokens,
+            rows=tabulate(decisions),
+            decisions=tuple(decisions),
+        )
+        for name, decisions in ((plan.source.called, asked), (plan.out.name, checked.decisions[1]))
     )
     return Comparison.of(before, after, plan.records, dataset=plan.source.dataset)

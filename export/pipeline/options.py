@@ -16,6 +16,7 @@ from pydantic import AfterValidator
 from ...adapters.errors import UsageError
 from ...adapters.settings import setting
 from ...toolkit.evaluation.options import RecordOptions
+from ..base.int4 import Int4Options
 from ..document.facts import LICENCE, MODEL_NAME, MODEL_NAME_LENGTH
 from ..layouts.registry import LayoutName
 from ..manifest import Precision
@@ -39,7 +40,7 @@ def _licence(given: str | None) -> str | None:
     return given
 
 
-class ExportOptions(RecordOptions, RuntimeOptions):
+class ExportOptions(RecordOptions, Int4Options, RuntimeOptions):
     """How adapters become an export."""
 
     precision: Precision = setting("fp32", "Of weights; int8 only with base graphs that have it.")

@@ -13,6 +13,8 @@ from ...toolkit.data.records import require_pictures
 from ...toolkit.families import family_of
 from ...toolkit.model.folding import affine_maps
 from ...toolkit.model.inputs import InputProcessor
+from ..base.fitted_on import weights_of
+from ..base.int4 import INT4_CHOICES
 from ..base.quantise import quantiser
 from ..foreign.recognise import find_graphs
 from ..manifest import LAYOUT, read_manifest
@@ -48,6 +50,8 @@ def require_use(
     """Refuse options that were given and would do nothing here."""
     if options.recalibrate and not (records or calibration):
         raise UsageError("--recalibrate needs records.", "Pass --data with a calibration split.")
+    rounds = options.precision == "int4" and options.base_onnx is None
+    options.require_use(INT4_CHOICES, rounds, "int4 graphs that are made here (--precision int4, no --base-onnx)")
     options.require_use(("split", "limit"), options.data is not None, "--data")
     options.require_use(("max_new_tokens", "max_flips"), bool(records), "records to answer (--data)")
     options.require_use(("mode", "enforce", "recalibrate", "gate_state"), bool(adapters), "an adapter (--adapter)")
@@ -91,6 +95,12 @@ def require_one_base(source: Source, options: ExportOptions) -> None:
                 f"{info.base.d_model}; {source.called} has {shape[0]} of width {shape[1]}.",
                 "Fit it on this model, or pass --allow-wrong-base; the card then shows that you did.",
             )
+    wanted = weights_of([adapter.info for adapter in source.adapters])
+    if wanted is not None and wanted.precision != options.precision:
+        raise WrongBase(
+            f"An adapter was fitted on {wanted.precision} weights, and the export is {options.precision}.",
+            f"Pass --precision {wanted.precision} and --base-onnx with the folder that it was fitted on.",
+        )
     if len(found) > 1:
         methods = " and ".join(f"{info.method} on model {name[:12]}" for name, info in found.items())
         raise WrongBase(f"The adapters were fitted on several models: {methods}.", "Fit them all on this model.")

@@ -15,10 +15,13 @@ from ...adapters.artifact.store import require_base
 from ...adapters.errors import UsageError
 from ...toolkit.model.folding import fold_all
 from ...toolkit.model.inputs import InputProcessor
+from ..base.fitted_on import require_graph_weights, weights_of
+from ..base.int4 import Int4Options
 from ..base.own import write_base
 from ..foreign.importing import import_graphs
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph, Precision, read_manifest
 from ..parity.exposed import require_movement
+from ..parity.graph_base import OWN_WEIGHTS, GraphBase, Standing
 from ..parity.recalibrate import recalibrated
 from ..parity.retrieval_checks import require_response
 from ..runtime.onnx_vlm import OnnxVLM
@@ -46,6 +49,8 @@ class Written:
         compared: what PyTorch runs with where decisions are compared: as in the graphs, but with the fitted thresholds.
         base: the export without adapters; for a base export, the export itself.
         export: the export, opened.
+        standing: what PyTorch runs with where decisions are compared: the graph's weights, if adapters were fitted on
+            them.
     """
 
     manifest: ExportManifest
@@ -54,6 +59,7 @@ class Written:
     compared: tuple[Adapter, ...]
     base: OnnxVLM
     export: OnnxVLM
+    standing: Standing = OWN_WEIGHTS
 
 
 def require_model(plan: Plan, vlm: VLM) -> None:
@@ -98,18 +104,20 @@ def write_graphs(plan: Plan, vlm: VLM, work: Path, say: Say) -> Written:
     if plan.bare:
         export = open_export(plan, vlm, work, base)
         return Written(base, (), (), (), export, export)
+    standing = _standing(plan, vlm, work, base)
     bare: dict[Graph, bytes] = {name: (work / LAYOUT.graph(name)).read_bytes() for name in GRAPHS}
     fitted = tuple(adapters)
     if plan.calibration:
         say("setting thresholds again")
         vlm.load()
-        adapters, changes = recalibrated(
-            vlm,
-            adapters,
-            lambda some: open_export(plan, vlm, work, _bake(plan, work, base, some, layers)),
-            plan.calibration,
-            allow_wrong_base=options.allow_wrong_base,
-        )
+        with standing.held(vlm):
+            adapters, changes = recalibrated(
+                vlm,
+                adapters,
+                lambda some: open_export(plan, vlm, work, _bake(plan, work, base, some, layers)),
+                plan.calibration,
+                allow_wrong_base=options.allow_wrong_base,
+            )
         base = base.model_copy(update={"recalibrated": changes})
         for name, data in bare.items():
             write_atomic(work / LAYOUT.graph(name), data)
@@ -130,7 +138,23 @@ def write_graphs(plan: Plan, vlm: VLM, work: Path, say: Say) -> Written:
         fitted,
         OnnxVLM(work, base, vlm.inputs, options.providers, bare),
         open_export(plan, vlm, work, manifest),
+        standing,
     )
+
+
+def _standing(plan: Plan, vlm: VLM, work: Path, base: ExportManifest) -> Standing:
+    """The weights that the adapters were fitted on.
+
+    Raises:
+        WrongBase: they are others than those of the base graphs.
+    """
+    fitted = [adapter.info for adapter in plan.adapters]
+    if weights_of(fitted) is None:
+        return OWN_WEIGHTS
+    if not plan.options.allow_wrong_base:
+        require_graph_weights(fitted, base, "the base graphs" if plan.options.base_onnx else "a new export")
+    vlm.load()
+    return GraphBase(work, base).standing(vlm)
 
 
 def open_export(
@@ -152,7 +176,7 @@ def _write_base(plan: Plan, vlm: VLM, work: Path, say: Say) -> ExportManifest:
     """Put base graphs into ``work``: the given ones after checking them, or fresh ones."""
     folder, precision = plan.options.base_onnx, plan.options.precision
     if folder is None:
-        return write_own(vlm, work, precision, say, plan.options.providers)
+        return write_own(vlm, work, precision, say, plan.options.providers, plan.options)
     if not (folder / LAYOUT.manifest).is_file():
         return import_graphs(vlm, folder, work, precision, say, allow_wrong_base=plan.options.allow_wrong_base)
     manifest = read_manifest(folder)
@@ -167,7 +191,14 @@ def attends_in_one_node(precision: Precision, providers: Sequence[str]) -> bool:
     return precision == "fp16" or providers[0] == CPU[0]
 
 
-def write_own(vlm: VLM, work: Path, precision: Precision, say: Say, providers: Sequence[str] = CPU) -> ExportManifest:
+def write_own(
+    vlm: VLM,
+    work: Path,
+    precision: Precision,
+    say: Say,
+    providers: Sequence[str] = CPU,
+    int4: Int4Options | None = None,
+) -> ExportManifest:
     """Export the unmodified graphs into the folder ``work``, for ``providers``.
 
     Raises:
@@ -177,4 +208,4 @@ def write_own(vlm: VLM, work: Path, precision: Precision, say: Say, providers: S
         raise UsageError(
             "safetykit does not quantise to int8.", "Pass --precision int4, or an int8 decoder with --base-onnx."
         )
-    return write_base(vlm, work, precision, say, fused=attends_in_one_node(precision, providers))
+    return write_base(vlm, work, precision, say, fused=attends_in_one_node(precision, providers), int4=int4)

@@ -25,6 +25,7 @@ import numpy as np
 
 from ...adapters.artifact.manifest import DetectorInfo
 from ...adapters.errors import InvalidArtifact, UsageError, WrongBase
+from ..base.fitted_on import require_graph_weights
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, read_manifest
 from ..surgery.adapter_file import base_version, signature, signature_version
 
@@ -97,7 +98,7 @@ def read_swap(
         UsageError: the export has no swappable parameters, the adapters are not its ops at its sites, or a detector
             was not fitted under the correctors beside it.
         InvalidArtifact: a parameter is missing, unknown, misshaped or overflows, or a file is damaged.
-        WrongBase: an adapter was fitted on another base.
+        WrongBase: an adapter was fitted on another base, or on other rounded weights.
     """
     if manifest.mode != "hot-swap":
         raise UsageError(
@@ -140,6 +141,7 @@ def _of_export(folder: Path, manifest: ExportManifest, allow_uncorrected_detecto
             f"{folder} was exported from model {other.base.fingerprint[:12]}, not {manifest.base.fingerprint[:12]}.",
             "Take an export of the same base.",
         )
+    require_graph_weights(other.adapters, manifest, "the export that is to run with it")
     if other.mode != "hot-swap":
         raise UsageError(f"The mode of {folder} is {other.mode}.", "Export it with --mode hot-swap.")
     if difference := _difference(signature(manifest), signature(other)):
@@ -163,6 +165,7 @@ def swap_of(adapters: Sequence[Adapter], manifest: ExportManifest) -> Swap:
                 f"export is of {manifest.base.fingerprint[:12]}.",
                 "Fit it on this model.",
             )
+    require_graph_weights([adapter.info for adapter in adapters], manifest, "the export")
     items = [item for adapter in adapters for item in adapter.interventions]
     updates = [update for adapter in adapters for update in adapter.updates]
     branch, detector = the_branch(adapters), the_detector(adapters)

@@ -12,6 +12,7 @@ PUBLIC = {
         "Evaluation",
         "ExportOptions",
         "Generation",
+        "GraphBase",
         "Intervention",
         "InvalidArtifact",
         "OnePassProbe",

@@ -45,9 +45,25 @@ EXPORTS = [
         lambda done, made: manifest(done)["precision"] == "fp16",
     ),
     Case(
-        "export {model} -o {out} --json --adapter {guard} --precision int4 --data {records}"
-        " --split test --limit 8 --max-new-tokens 8 --recalibrate --max-flips 1",
-        lambda done, made: [manifest(done)["precision"] == "int4", manifest(done)["recalibrated"]],
+        "export {model} -o {out} --json --adapter {guard} --precision int4 --data {records} --rounding k-quant"
+        " --block-size 16 --head-8bit --split test --limit 8 --max-new-tokens 8 --recalibrate --max-flips 1",
+        lambda done, made: [
+            manifest(done)["precision"] == "int4",
+            manifest(done)["int4"] == {"rounding": "k-quant", "block_size": 16, "head_8bit": True},
+            manifest(done)["recalibrated"],
+            done.value["parity"]["flipped"]["records"] == 8,
+        ],
+    ),
+    Case(
+        "export {model} --base-onnx {int4_base} -o {out} --json --adapter {rounded_guard} --precision int4",
+        lambda done, made: manifest(done)["adapters"][0]["base"]["on"] and done.value["parity"]["passed"],
+    ),
+    *(
+        Case(
+            f"export {{model}} -o {{out}} --json --precision int4 --rounding {rounding}",
+            lambda done, made, rounding=rounding: manifest(done)["int4"]["rounding"] == rounding,
+        )
+        for rounding in ("symmetric", "asymmetric")
     ),
     Case(
         "export {model} --base-onnx {int8_base} -o {out} --json --adapter {guard} --precision int8",

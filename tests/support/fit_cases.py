@@ -28,6 +28,12 @@ def recorded(done: Outcome) -> dict[str, Any]:
     return json.loads((done.path / "manifest.json").read_text())
 
 
+def on_the_base(done: Outcome, made: Workshop) -> bool:
+    """The manifest names the int4 base's weights."""
+    files = json.loads((Path(made["int4_base"]) / "safetykit.json").read_text())["files"]
+    return recorded(done)["info"]["base"]["on"] == {"precision": "int4", "sha256": files["decoder.onnx.data"]}
+
+
 def differs_from(done: Outcome, adapter: str) -> bool:
     """The fit's tensors are others than those of the adapter in a folder."""
     name = "adapter.safetensors"
@@ -55,8 +61,11 @@ FITS = [
         chosen(variant="target", direction="mean", gate="calibrated", false_positive_rate=0.1, scope="text"),
     ),
     Case(
-        f"{GUARD} --variant supervised --gate whitened --scope vision",
-        chosen(variant="supervised", gate="whitened", scope="vision"),
+        f"{GUARD} --variant supervised --gate whitened --scope vision --on {{int4_base}}",
+        lambda done, made: [
+            chosen(variant="supervised", gate="whitened", scope="vision")(done, made) is None,
+            on_the_base(done, made),
+        ],
     ),
     Case(f"{GUARD} --hold --phase both --scope all", chosen(hold=True, phase="both", scope="all")),
     Case(f"{GUARD} --phase decode", chosen(phase="decode")),
@@ -122,8 +131,11 @@ FITS = [
         chosen(fusion="masked", selection="none", with_response=True, phase="decode"),
     ),
     Case(
-        f"{CARE} --modalities visual --scope last --phase prefill --contrast carrier",
-        chosen(modalities="visual", scope="last", phase="prefill"),
+        f"{CARE} --modalities visual --scope last --phase prefill --contrast carrier --on {{int4_base}}",
+        lambda done, made: [
+            chosen(modalities="visual", scope="last", phase="prefill")(done, made) is None,
+            on_the_base(done, made),
+        ],
     ),
     Case(
         f"{CARE} --modalities textual --scope all --phase both --contrast carrier",
@@ -161,8 +173,9 @@ FITS = [
     ),
     Case(f"{SASA} --map {{map}}", lambda done, made: done.value["hyperparameters"]["safety_layer"] is not None),
     Case(
-        "fit sasa {model} --data {records} -o {taken} --safety-layer 3 --fused-layer 4 --overwrite --json",
-        chosen(fused_layer=4),
+        "fit sasa {model} --data {records} -o {taken} --safety-layer 3 --fused-layer 4 --on {int4_base} --overwrite"
+        " --json",
+        lambda done, made: [chosen(fused_layer=4)(done, made) is None, on_the_base(done, made)],
     ),
     Case(
         f"{PROBE} --fused-layer 4 --false-positive-rate 0.1 --space hidden --fraction 0.9 --seed 3",
@@ -175,7 +188,10 @@ FITS = [
         ),
     ),
     Case(f"{PROBE} --fused-layer 4 --with {{guard}}", lambda done, made: done.value["hyperparameters"]["corrected_by"]),
-    Case("fit one-pass {model} --data {records} -o {taken} --fused-layer 4 --overwrite --json", chosen(fused_layer=4)),
+    Case(
+        "fit one-pass {model} --data {records} -o {taken} --fused-layer 4 --on {int4_base} --overwrite --json",
+        lambda done, made: [chosen(fused_layer=4)(done, made) is None, on_the_base(done, made)],
+    ),
     # TGA and retrieval
     Case(
         f"{TGA} --variant lora --layers 4 --guide-weight 0.2 --request-weight 0.4"

@@ -26,6 +26,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from safetykit.adapters import Adapter, Intervention, Site
 from safetykit.adapters.artifact.manifest import AdapterInfo, DataInfo, DetectorInfo
 from safetykit.adapters.ops.branch import Branch
+from safetykit.export.base.int4 import Int4Options
 from safetykit.export.base.own import export_base, quantise_decoder
 from safetykit.export.manifest import read_manifest
 from safetykit.export.surgery.adapt import copy_base
@@ -151,7 +152,7 @@ def int4_folder(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         folder.mkdir()
         manifest = read_manifest(base_folder)
         copy_base(base_folder, folder, manifest)
-        quantise_decoder(folder, manifest, block=16)
+        quantise_decoder(folder, manifest, Int4Options(block_size=16))
 
     return once(tmp_path_factory, "tiny-llava-int4", make)
 

@@ -17,6 +17,7 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from safetykit.adapters.artifact.manifest import load_sealed
 from safetykit.export.base import own, tracing
+from safetykit.export.base.int4 import INT4_CHOICES, Int4Options
 from safetykit.export.foreign import importing
 from safetykit.export.manifest import GRAPHS, LAYOUT, ExportManifest
 from safetykit.export.pipeline import write
@@ -32,19 +33,20 @@ def share_bases(patch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     """
     traced, traces = own.write_base, own.export_graph
 
-    def write_base(vlm, folder, precision, progress=None, *, wanted=GRAPHS, fused=True):
+    def write_base(vlm, folder, precision, progress=None, *, wanted=GRAPHS, fused=True, int4=None):
         if own.export_graph is not traces:
-            return traced(vlm, folder, precision, progress, wanted=wanted, fused=fused)
+            return traced(vlm, folder, precision, progress, wanted=wanted, fused=fused, int4=int4)
         for name in wanted if progress else ():
             progress(f"exporting {name}")
-        key = f"base-{precision}-{fused}-{'-'.join(wanted)}-{_identity(vlm)}"
+        rounding = (int4 or Int4Options()).model_dump(include=set(INT4_CHOICES)) if precision == "int4" else {}
+        words = "-".join(map(str, (precision, *rounding.values(), fused, *wanted)))
 
         def make(made):
             made.mkdir()
             with _shared_traces():
-                traced(vlm, made, precision, wanted=wanted, fused=fused)
+                traced(vlm, made, precision, wanted=wanted, fused=fused, int4=int4)
 
-        done = once(tmp_path_factory, key, make)
+        done = once(tmp_path_factory, f"base-{words}-{_identity(vlm)}", make)
         shutil.copytree(done, folder, dirs_exist_ok=True)
         path = folder / LAYOUT.manifest
         return load_sealed(ExportManifest, path.read_bytes(), str(path))

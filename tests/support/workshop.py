@@ -170,6 +170,9 @@ class Workshop:
     def _base(self) -> Path:
         return self._run("base", "export", "reference:mild")
 
+    def _int4_base(self) -> Path:
+        return self._run("int4-base", "export", "reference:mild", "--precision", "int4")
+
     def _int8_base(self) -> Path:
         """As transformers.js repositories have it: a decoder whose weights and activations are rounded to 8 bits."""
         from foreign_folders import in_transformers_js
@@ -188,6 +191,9 @@ class Workshop:
 
     def _guard(self) -> Path:
         return self._fit("guard", "vlm-guard", "--layers", 4)
+
+    def _rounded_guard(self) -> Path:
+        return self._fit("rounded-guard", "vlm-guard", "--layers", 4, "--on", self["int4_base"])
 
     def _other_guard(self) -> Path:
         return self._fit("other-guard", "vlm-guard", "--layers", 4, "--alpha", 0.5)

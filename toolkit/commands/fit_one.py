@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ...adapters.artifact.adapter import Adapter
 from ...adapters.artifact.correctors import describe_correctors
@@ -30,6 +30,14 @@ from . import console, views
 _ANY_DEPTH, _ANY_WIDTH = 2, 16  # of a model that is not yet loaded
 
 
+class GraphBase(Protocol):
+    """A base export, whose weights a model can run with."""
+
+    def held(self, vlm: VLM) -> AbstractContextManager[None]:
+        """Run ``vlm`` with them until the block ends."""
+        ...
+
+
 @dataclass(frozen=True)
 class FitCall:
     """What was asked for.
@@ -37,12 +45,14 @@ class FitCall:
     Attributes:
         settings: given settings, by name.
         inputs: what else was given, by the names of :data:`safetykit.adapters.method.Input`.
+        open_base: reads the base export that the fit is to stand on.
         sweep: choose what is not given on calibration records.
     """
 
     method: Method
     settings: Mapping[str, Any]
     inputs: Mapping[str, Any]
+    open_base: Callable[[Path], GraphBase]
     sweep: bool = False
 
 
@@ -59,7 +69,10 @@ def fit_and_save(
         value = _fit(call, model, data, out, overwrite)
     stack = [word for folder in (*call.inputs.get("with", ()), out) for word in ("--adapter", folder)]
     records = ["--data", data] if call.method.data == "records" else []
-    then = console.command_line("export", model, *stack, *records, "-o", "export")
+    graphs = []
+    if (on := value["base"]["on"]) is not None:
+        graphs = ["--precision", on["precision"], "--base-onnx", call.inputs["on"]]
+    then = console.command_line("export", model, *stack, *graphs, *records, "-o", "export")
     console.emit(value, as_json=as_json, human=views.fit, then=then)
 
 
@@ -74,6 +87,7 @@ def _fit(call: FitCall, model: str, data: str, out: Path, overwrite: bool) -> di
     folders = inputs.get("with", [])
     corrected_by, correctors = describe_correctors(folders), [load_adapter(folder) for folder in folders]
     index = CaptionIndex.load(inputs["index"]) if "index" in inputs else None
+    base = call.open_base(inputs["on"]) if "on" in inputs else None
     with console.work("loading") as doing:
         vlm = VLM.from_pretrained(model_path(model))
         if channels is not None:
@@ -81,7 +95,7 @@ def _fit(call: FitCall, model: str, data: str, out: Path, overwrite: bool) -> di
         text_model = VLM.from_pretrained(model_path(inputs["text_model"])) if "text_model" in inputs else None
         doing("sweeping" if call.sweep else "fitting")
         # A sweep applies its trials itself, so nothing is entered where there is nothing to apply.
-        with vlm.applied(*correctors) if correctors else nullcontext():
+        with base.held(vlm) if base else nullcontext(), vlm.applied(*correctors) if correctors else nullcontext():
             bench = Workbench(
                 vlm,
                 records,

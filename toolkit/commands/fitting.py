@@ -38,6 +38,12 @@ _INPUTS: dict[str, tuple[Any, Any]] = {
     "index": (typer.Option("--index", help="Caption index, from `safetykit index build`."), Path),
     "encoder": (typer.Option("--encoder", help="The index's encoder, for captions it lacks."), Path),
     "text_model": (typer.Option("--text-model", help="Separate aligned model to take the direction from."), str),
+    "on": (
+        typer.Option(
+            "--on", help="Base export in int4 or int8: fit on its rounded weights, for exports of these graphs."
+        ),
+        Path,
+    ),
     "resume": (
         typer.Option(
             "--resume/--no-resume",
@@ -47,26 +53,31 @@ _INPUTS: dict[str, tuple[Any, Any]] = {
         bool,
     ),
 }
+OpenBase = Callable[[Path], Any]  # a base export's folder → a :class:`.fit_one.GraphBase`
 _CORRECTORS = "corrected_by"  # "with" is no name in Python
 
 
-def fit_group() -> typer.Typer:
-    """`safetykit fit`, with a command for each method there is."""
+def fit_group(open_base: OpenBase) -> typer.Typer:
+    """`safetykit fit`, with a command for each method there is.
+
+    Args:
+        open_base: reads the folder of ``--on``.
+    """
     group = typer.Typer(no_args_is_help=True)
     for method in methods().values():
         example = f"Example: safetykit fit {method.name} MODEL --data DATA -o ADAPTER {method.example}".rstrip()
-        group.command(method.name, help=method.summary, epilog=example)(command_of(method))
+        group.command(method.name, help=method.summary, epilog=example)(command_of(method, open_base))
     return group
 
 
-def command_of(method: Method) -> Callable[..., None]:
+def command_of(method: Method, open_base: OpenBase) -> Callable[..., None]:
     """The function behind `safetykit fit METHOD`, with the signature that Typer reads options from."""
 
     def fit(**typed: Any) -> None:
         from .fit_one import FitCall, fit_and_save
 
         inputs = {name: value for name in method.takes if (value := typed[_parameter(name)]) not in (None, [])}
-        call = FitCall(method, given(method.settings, typed), inputs, sweep=typed.get("sweep", False))
+        call = FitCall(method, given(method.settings, typed), inputs, open_base, sweep=typed.get("sweep", False))
         fit_and_save(
             call,
             typed["model"],
@@ -105,6 +116,3 @@ def _input(name: str, required: bool = False) -> Parameter:
     if required:
         return _argument(_parameter(name), Annotated[kind, option])
     return _argument(_parameter(name), Annotated[kind | None, option], default=None)
-
-
-fit = fit_group()

@@ -20,7 +20,7 @@ def lora(
 ) -> None:
     from dataclasses import replace
 
-    from ...adapters.artifact.store import load_adapter, require_base
+    from ...adapters.artifact.store import load_adapter, require_base, require_weights
     from ...adapters.errors import UsageError
     from ..data.sources import model_path
     from ..model.folding import fold_all
@@ -34,6 +34,7 @@ def lora(
     for one in loaded:
         if not allow_wrong_base:
             require_base(one, vlm.fingerprint, model)
+            require_weights(one, vlm.on, model)
     folded = fold_all(vlm, loaded)
     if detectors := [one.info.method for one in folded if one.branch]:
         raise UsageError(f"{detectors[0]} runs a branch, which is no LoRA.", "Export it with `safetykit export`.")

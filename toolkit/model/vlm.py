@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ...adapters.artifact.adapter import Adapter
 from ...adapters.artifact.fingerprint import fingerprint
-from ...adapters.artifact.manifest import BaseInfo
+from ...adapters.artifact.manifest import BaseInfo, GraphWeights
 from ...adapters.artifact.sites import Site
-from ...adapters.artifact.store import require_base
+from ...adapters.artifact.store import require_base, require_weights
 from ...adapters.errors import UsageError
 from ...adapters.protocols import Pool
 from ...adapters.statistics.tokens import TokenBatch
@@ -50,6 +50,7 @@ class VLM(Generating):
         parts: the modules that sites refer to.
         weights: the values of the parameters.
         index: what adapters search whose index is not their own; set it before they are applied.
+        on: the graph's weights that stand in the place of its own; None while it runs with its own.
     """
 
     def __init__(self, model: torch.nn.Module, processor: Any, *, path: Path | str | None = None) -> None:
@@ -79,6 +80,7 @@ class VLM(Generating):
         self.weights = Weights(model)
         self.features = FeatureCache(model)
         self.index: CaptionIndex | None = None
+        self.on: GraphWeights | None = None
         self._last_fed: WeakKeyDictionary[Any, dict[str, np.ndarray]] = WeakKeyDictionary()  # by KV cache
         self._hooks: AppliedAdapters | None = None
         self._retriever: Retriever | None = None
@@ -163,7 +165,7 @@ class VLM(Generating):
         """SHA-256 of weights, configuration, tokenizer, processor and chat template."""
         return fingerprint(self.path)
 
-    @cached_property
+    @property
     def base(self) -> BaseInfo:
         """What an adapter's manifest says about this model."""
         return BaseInfo(
@@ -171,6 +173,7 @@ class VLM(Generating):
             architecture=type(self.model).__name__,
             n_layers=len(self.parts.layers),
             d_model=self.parts.embed_tokens.weight.shape[1],
+            on=self.on,
         )
 
     def describe(self) -> dict[str, Any]:
@@ -307,6 +310,7 @@ class VLM(Generating):
         for adapter in adapters:
             if not allow_wrong_base:
                 require_base(adapter, self.fingerprint, str(self.path))
+                require_weights(adapter, self.on, str(self.path))
         if self._hooks is not None:
             raise UsageError(
                 "Adapters are already applied to this model.", "Apply them together: applied(first, second)."

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...adapters.artifact.adapter import Adapter
 from ...adapters.artifact.manifest import BaseInfo, DataInfo
 from ...adapters.artifact.sites import Site
-from ...adapters.artifact.store import require_base
+from ...adapters.artifact.store import require_base, require_weights
 from ...adapters.errors import UsageError
 from ...adapters.retrieval.retrieval import picture_query
 from ...adapters.retrieval.settings import Retrieval
@@ -179,6 +179,7 @@ def picture_query_of(vlm: VLM, adapter: Adapter, picture: Image.Image) -> Float[
         WrongBase: the adapter was fitted on another model.
     """
     require_base(adapter, vlm.fingerprint, str(vlm.path))
+    require_weights(adapter, vlm.on, str(vlm.path))
     tensors = next(item.tensors for item in adapter.interventions if "query_weight" in item.tensors)
     (states,) = image_states(vlm, [picture])
     query = picture_query(states[None], torch.ones(1, len(states), 1), tensors["query_weight"], tensors["query_bias"])

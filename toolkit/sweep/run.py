@@ -48,7 +48,7 @@ def run_sweep(
         vlm,
         bench.records,
         solve,
-        identity=[method.name, vlm.fingerprint, describe_data(bench.records).sha256],
+        identity=[method.name, vlm.base.model_dump(mode="json"), describe_data(bench.records).sha256],
         max_new_tokens=max_new_tokens,
         progress=progress,
         journal_path=journal_path,

@@ -10,6 +10,7 @@ import torch
 
 from safetykit.adapters import get_op
 from safetykit.adapters.artifact.adapter import Adapter
+from safetykit.adapters.artifact.manifest import GraphWeights
 from safetykit.adapters.artifact.sites import Site
 from safetykit.adapters.artifact.stack import describe_corrector
 from safetykit.adapters.artifact.updates import WeightUpdate
@@ -282,6 +283,14 @@ def test_an_adapter_of_another_base_is_refused(live, make_adapter, tmp_path):
     write_manifest(foreign, copy)
     with pytest.raises(WrongBase, match="was exported from model ffffffffffff"):
         live.swap(copy)
+
+
+def test_an_adapter_that_was_fitted_on_other_rounded_weights_is_refused(live, make_adapter):
+    adapter = make_adapter(*ITEMS)
+    on = GraphWeights(precision="int4", sha256="0" * 64)
+    told = adapter.info.model_copy(update={"base": adapter.info.base.model_copy(update={"on": on})})
+    with pytest.raises(WrongBase, match="fitted on the int4 weights.*does not hold"):
+        live.swap(dataclasses.replace(adapter, info=told))
 
 
 def test_a_file_for_other_sites_is_refused(live, export, make_adapter):

@@ -6,23 +6,33 @@ import sys
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.updates import WeightUpdate
 from safetykit.adapters.errors import ParityFailed, UsageError
+from safetykit.export.base.int4 import Int4Options
 from safetykit.export.base.matrices import Matrix, matrix_of
+from safetykit.export.base.own import quantise_decoder
+from safetykit.export.base.quantise import quantise, quantiser
 from safetykit.export.foreign.weights import find_weights
 from safetykit.export.manifest import LAYOUT, read_manifest
 from safetykit.export.parity.check import check_parity
 from safetykit.export.parity.report import ParityReport
 from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.export.surgery.adapt import copy_base
 from safetykit.toolkit.data.records import Record
 
 GUARD = ("GatedSteering", "decoder.layers.1", "last", "prefill")
 PROJECTION = ("SubspaceProjection", "decoder.layers.2.mlp", "all", "both")
+ROUNDINGS = [
+    Int4Options(rounding=rounding, block_size=size)
+    for rounding in ("symmetric", "asymmetric", "k-quant")
+    for size in (16, 32)
+]
 MASKED = ("SubspaceProjection", "decoder.layers.0", "text", "both")  # asks which tokens are pictures
 
 
@@ -51,6 +61,71 @@ def test_every_weight_becomes_codes_and_nothing_else_changes(vlm, base_folder, i
         assert (int4_folder / LAYOUT.graph(name)).read_bytes() == (base_folder / LAYOUT.graph(name)).read_bytes()
     small, large = ((folder / LAYOUT.data("decoder")).stat().st_size for folder in (int4_folder, base_folder))
     assert small < 0.4 * large
+
+
+@pytest.mark.parametrize("inputs", [64, 72])  # 72: three blocks of zero points to a byte and a half, and a part of one
+@pytest.mark.parametrize("options", [*ROUNDINGS, Int4Options(rounding="asymmetric", head_8bit=True)], ids=str)
+def test_a_product_is_that_of_the_weights_that_are_read_back(options, inputs):
+    """ONNX Runtime multiplies with the very weights that parity and fits on a graph read out of it."""
+    random = np.random.default_rng(0)
+    weight = random.normal(size=(inputs, 10)).astype(np.float32)
+    weight[:32, 3], weight[:32, 4] = np.abs(weight[:32, 3]) + 0.5, -np.abs(weight[:32, 4]) - 0.5  # of one sign
+    x, matrix = (
+        ir.val(name, ir.DataType.FLOAT, ir.Shape(shape)) for name, shape in (("x", [2, inputs]), ("w", [inputs, 10]))
+    )
+    matrix.const_value = ir.tensor(weight, name="w")
+    product = ir.node("MatMul", [x, matrix])
+    output = product.outputs[0]
+    output.name, output.type, output.shape = "logits", ir.TensorType(ir.DataType.FLOAT), ir.Shape([2, 10])
+    graph = ir.Graph([x], [output], nodes=[product], initializers=[matrix], opset_imports={"": 20}, name="g")
+    model = ir.Model(graph, ir_version=10)
+    quantise(model, options)
+    (node,) = model.graph
+    node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 1)  # activations as they are
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    given = random.normal(size=(2, inputs)).astype(np.float32)
+    read = matrix_of(node).rows()
+    assert np.allclose(session.run(None, {"x": given})[0], given @ read.values.T, atol=1e-4)
+    bits = 8 if options.head_8bit else 4
+    assert matrix_of(node).bits == bits
+    # No weight is further off than the range of its block, with 0, leaves room for.
+    assert (np.abs(read.values - weight.T) <= 1.01 * np.abs(weight).max() / 2 ** (bits - 1)).all()
+
+
+def test_finer_and_less_symmetric_codes_are_nearer(vlm):
+    weight = vlm.parts.layers[0].mlp.down_proj.weight.detach().numpy().T
+
+    def error(**chosen) -> float:
+        codes = quantiser(Int4Options(**chosen))(weight)
+        size, shape = chosen["block_size"], codes.scales.shape
+        values = np.stack([codes.packed & 15, codes.packed >> 4], -1).reshape(*shape, size).astype(np.float32)
+        zeros = 8.0 if codes.zeros is None else np.stack([codes.zeros & 15, codes.zeros >> 4], -1).reshape(shape[0], -1)
+        zeros = zeros if codes.zeros is None else zeros[:, : shape[1], None].astype(np.float32)
+        read = ((values - zeros) * codes.scales[..., None]).reshape(shape[0], -1)
+        return float(((read - weight.T) ** 2).sum())
+
+    assert error(rounding="symmetric", block_size=16) < error(rounding="symmetric", block_size=64)
+    assert error(rounding="asymmetric", block_size=32) < error(rounding="symmetric", block_size=32)
+    assert error(rounding="k-quant", block_size=32) < error(rounding="symmetric", block_size=32)
+
+
+def test_a_head_in_8_bits_is_the_only_one(vlm, base_folder, tmp_path):
+    manifest = read_manifest(base_folder)
+    copy_base(base_folder, tmp_path, manifest)
+    made = quantise_decoder(tmp_path, manifest, Int4Options(head_8bit=True, block_size=16))
+    assert made.int4.head_8bit and made.int4.block_size == 16
+    graph = ir.load(tmp_path / LAYOUT.decoder).graph
+    bits = {node.outputs[0].name == "logits": set() for node in graph}
+    for node in graph:
+        if node.op_type == "MatMulNBits":
+            bits[node.outputs[0].name == "logits"].add(node.attributes["bits"].as_int())
+    assert bits == {False: {4}, True: {8}}
+
+
+@pytest.mark.parametrize("size", [0, 24, 512])
+def test_blocks_that_no_kernel_computes_are_refused(size):
+    with pytest.raises(UsageError, match="not computed.*16, 32, 64, 128 or 256"):
+        Int4Options(block_size=size)
 
 
 def test_codes_read_back_are_within_half_a_step(vlm, int4_folder):

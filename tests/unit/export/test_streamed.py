@@ -9,6 +9,7 @@ import torch
 
 from safetykit.export.base import quantise as quantising
 from safetykit.export.base import streamed
+from safetykit.export.base.int4 import Int4Options
 from safetykit.export.base.own import write_base
 from safetykit.export.base.streamed import StreamedTensor
 from safetykit.export.manifest import LAYOUT
@@ -26,6 +27,7 @@ def written(tensor) -> bytes:
 def small_pieces(monkeypatch):
     """A few rows at a time, in numbers that do not divide those of the matrices."""
     monkeypatch.setattr(streamed, "BUDGET", 2**10)
+    monkeypatch.setattr(quantising, "_SEARCHED", 2**9)
     monkeypatch.setattr(quantising, "BUDGET", 2**14)
     monkeypatch.setattr(streamed, "chunks", lambda weight: (weight.rows(at, min(at + 7, 50)) for at in range(0, 50, 7)))
 
@@ -41,16 +43,22 @@ def test_bytes_written_in_pieces_are_the_cast_matrix(small_pieces, kind, transpo
     assert np.array_equal(tensor.numpy().astype(np.float32), expected.float().numpy())
 
 
+@pytest.mark.parametrize("rounding", ["symmetric", "asymmetric", "k-quant"])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_codes_made_in_pieces_are_those_of_the_whole_matrix(small_pieces, transposed):
+def test_codes_made_in_pieces_are_those_of_the_whole_matrix(small_pieces, transposed, rounding):
     weight = torch.randn(50, 40, generator=torch.Generator().manual_seed(1))
     tensor = StreamedTensor(HeldWeight(weight), ir.DataType.FLOAT, "w", transposed=transposed)
-    codes, scales, _ = quantising.quantiser(16)(np.ascontiguousarray(tensor.numpy()))
-    made = quantising._Codes(tensor, quantising.quantiser(16), 16)
-    assert written(made.packed("codes")) == codes.tobytes() and len(made.kept) > 1
-    assert written(made.scales("scales")) == scales.tobytes() and not made.kept
-    assert written(made.scales("scales")) == scales.tobytes()  # made again when they are not kept
-    assert made.packed("codes").tobytes() == codes.tobytes()
+    options = Int4Options(rounding=rounding, block_size=16)
+    whole = [array for array in quantising.quantiser(options)(tensor.numpy()) if array is not None]
+    made = quantising._Codes(tensor, options)
+    tensors = made.tensors("w")
+    assert len(tensors) == len(whole) == (2 if rounding == "symmetric" else 3)
+    for _ in range(2):  # the second time they are made again, as none is kept
+        for tensor, expected in zip(tensors, whole, strict=True):
+            assert tensor.shape.numpy() == expected.shape and written(tensor) == expected.tobytes()
+            assert bool(made.kept) == (tensor is not tensors[-1])
+    for tensor, expected in reversed([*zip(tensors, whole, strict=True)]):
+        assert tensor.tobytes() == expected.tobytes()
 
 
 def test_a_matrix_that_others_read_too_is_not_turned_around():
