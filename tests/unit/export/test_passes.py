@@ -12,6 +12,7 @@ import torch
 
 from safetykit.adapters.artifact.manifest import DetectorInfo
 from safetykit.adapters.errors import UnsupportedGraph, UsageError
+from safetykit.export.base.int4 import Int4Options
 from safetykit.export.base.logits import AllLogitsPass, KeepLastLogitsPass
 from safetykit.export.base.quantise import QuantisePass
 from safetykit.export.base.simplify import SimplifyPass
@@ -202,7 +203,7 @@ CASES = [
         "not those before without num_logits_to_keep",
     ),
     (
-        lambda: QuantisePass(16),
+        lambda: QuantisePass(Int4Options(block_size=16)),
         decoder,
         (embedding, "no constant weight to quantise"),
         "Of 1 products, 0 read codes and 1 still a matrix",
@@ -272,7 +273,7 @@ def test_a_matrix_that_two_products_read_is_quantised_once():
     made = decoder()
     head = next(node for node in made.graph if node.name == "head")
     made.graph.append(ir.node("MatMul", [made.graph.inputs[0], head.inputs[1]], name="again"))
-    coded = [node for node in QuantisePass(16).run(made).graph if node.op_type == "MatMulNBits"]
+    coded = [node for node in QuantisePass(Int4Options(block_size=16)).run(made).graph if node.op_type == "MatMulNBits"]
     assert len(coded) == 2 and coded[0].inputs[1:] == coded[1].inputs[1:]
     assert "head.weight" not in made.graph.initializers
 
