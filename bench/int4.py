@@ -315,7 +315,9 @@ def table(found: Mapping[str, Any]) -> str:
     if FULL in found["ms"]:
         prefill, decode = found["ms"][FULL]
         lines.append(f"| fp32 | {found['full_mb']:.0f} | {prefill:.1f} | {decode:.2f} | 100 % | 0 | 0 |")
-    for name, row in found["variants"].items():
+    for name in VARIANTS:
+        if (row := found["variants"].get(name)) is None:
+            continue
         prefill, decode = found["ms"].get(name, (float("nan"), float("nan")))
         lines.append(
             f"| {name} | {row['mb']:.0f} | {prefill:.1f} | {decode:.2f} | {percent(row['same'])} "
@@ -329,7 +331,10 @@ def table(found: Mapping[str, Any]) -> str:
             "| | decisions flipped | … that the unmodified model does not flip |",
             "|---|---:|---:|",
         ]
-        lines += [f"| {words} | {share(row['all'])} | {share(row['adapter'])} |" for words, row in rows.items()]
+        lines += [
+            f"| {words} | {share(row['all'])} | {share(row['adapter'])} |"
+            for words, row in sorted(rows.items(), key=lambda one: (one[0] != "unmodified", one[0]))
+        ]
     return "\n".join(lines) + "\n"
 
 
