@@ -56,6 +56,7 @@ def test_a_sweep_of_care_chooses_and_keeps_its_table(fit):
     assert adapter.info.hyperparameters["rank"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sasa", "one-pass"])
 def test_six_text_records_of_each_label_suffice_for_a_detector(fit, method):
     adapter = fit(
@@ -65,6 +66,7 @@ def test_six_text_records_of_each_label_suffice_for_a_detector(fit, method):
     assert adapter.info.hyperparameters["corrected_by"] == []
 
 
+@pytest.mark.slow
 def test_what_was_applied_while_fitting_is_recorded_for_every_method_that_takes_it(fit, tmp_path, random_checkpoint):
     fit("vlm-guard", "--layers", "1", out="guard")
     recorded = describe_correctors([tmp_path / "guard"])

@@ -63,6 +63,7 @@ def test_it_is_listed_with_ours_and_its_settings_are_its_options(run):
     assert "--strength" in told and "σ, the share of the way." in told and "safetykit fit scaling" in told
 
 
+@pytest.mark.slow
 def test_a_typo_is_refused_as_one_of_ours(run, tmp_path):
     call = ("fit", "scaling", "nowhere", "--data", "nothing", "-o", tmp_path / "x")
     assert "Did you mean 'vision'" in run(*call, "--scope", "visoin", code=2)
@@ -84,6 +85,7 @@ def test_it_fits_bakes_passes_parity_and_has_its_section(run, data, random_check
     run("card", export, "--check")
 
 
+@pytest.mark.slow
 def test_without_its_package_the_adapter_is_refused_by_its_op(run, data, random_checkpoint, tmp_path):
     run("fit", "scaling", random_checkpoint, "--data", data, "-o", tmp_path / "adapter")
     with pytest.raises(Exception, match="Unknown op 'TowardsMean'"):

@@ -52,6 +52,7 @@ def without(folder, hidden, *arguments):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_run_verify_eval_and_doctor_need_no_extra(export):
     run, *others = commands(export)
     done = without(export, HIDDEN, *run, *(word for command in others for word in ("++", *command)))

@@ -223,6 +223,7 @@ def test_at_most_the_chosen_share_of_harmless_records_is_above_the_threshold(rat
 # The fit
 
 
+@pytest.mark.slow
 def test_the_pair_at_which_harm_is_clearest_is_chosen(adapter):
     assert (adapter.branch.safety, adapter.branch.fused) == (Site.block(1), Site.block(2))
     assert adapter.info.hyperparameters["safety_layer"] == 1
@@ -243,6 +244,7 @@ def test_the_stored_probe_separates_and_its_threshold_keeps_the_rate(source, ada
     assert {tensor.dtype for tensor in adapter.branch.tensors.values()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_unprojected_reads_the_final_norm_and_repeats_no_block(source):
     adapter = SASA(variant="unprojected").fit(source, examples(), REFUSAL)
     assert adapter.branch.safety == adapter.branch.fused == Site.block(DEPTH - 1)
@@ -256,6 +258,7 @@ def test_the_one_pass_probe_is_an_intervention_and_not_a_branch(source):
     assert adapter.branch is None and adapter.info.method == "one-pass"
 
 
+@pytest.mark.slow
 def test_a_fit_runs_the_model_once_and_is_the_same_each_time_whatever_the_order(source, adapter):
     before = source.reads
     again = SASA().fit(source, examples()[::-1], REFUSAL)
@@ -265,6 +268,7 @@ def test_a_fit_runs_the_model_once_and_is_the_same_each_time_whatever_the_order(
     assert again.info == adapter.info
 
 
+@pytest.mark.slow
 def test_a_fraction_uses_fewer_records_of_every_carrier_and_label(source):
     info = SASA(fraction=0.1).fit(source, examples(), REFUSAL).info
     assert info.data.counts["fit/text/harmful"] == info.data.counts["fit/image/harmless"] == 8
@@ -372,6 +376,7 @@ def test_states_that_overflowed_are_refused(source):
         SASA(safety_layer=1, fused_layer=2).fit(Broken(), examples(8), REFUSAL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", ["hidden", "logits"])
 @pytest.mark.parametrize("count", [1, 2, 6])
 @pytest.mark.parametrize("kind", [SASA, OnePassProbe])

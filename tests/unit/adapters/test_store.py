@@ -34,6 +34,7 @@ def test_the_same_fit_gives_the_same_bytes(planted, records, tmp_path):
         assert path.read_bytes() == (second / path.name).read_bytes(), path.name
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_is_refused_and_the_file_named(folder):
     """All bytes of the manifest and the card, and a stride through the tensors."""
     for path in sorted(folder.iterdir()):

@@ -78,6 +78,7 @@ def test_the_cache_is_never_copied_back(vlm, export, tmp_path, monkeypatch):
     assert sorted(map(tuple, read)) == sorted([(4, 1, width), (4, 1, vocabulary), (4,)])
 
 
+@pytest.mark.slow
 def test_overrides_are_put_on_the_device_once(vlm, export, make_adapter, tmp_path):
     manifest = export("hot-swap")
     plain, bound = opened(vlm, tmp_path, manifest), opened(vlm, tmp_path, manifest, bind_to=ON_CPU)

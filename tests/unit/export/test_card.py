@@ -118,6 +118,7 @@ def test_sealing_does_not_adopt_a_stray_file(folder):
         write_card(folder)
 
 
+@pytest.mark.slow
 def test_a_document_added_later_enters_the_card(tmp_path):
     files = documents()
     late = files.pop(LATENCY)

@@ -357,6 +357,7 @@ def test_what_is_in_the_folder_decides_what_is_said(base_folder, optimum, import
         imported(in_transformers_js(base_folder, tmp_path / "js"), "int8")
 
 
+@pytest.mark.slow
 def test_an_adapted_decoder_is_no_base(vlm, optimum, imported, make_adapter, from_checkpoint, tmp_path):
     export_onnx(vlm, [make_adapter(GUARD)], tmp_path / "out", base_onnx=optimum)
     folder = tmp_path / "again"

@@ -165,6 +165,7 @@ def test_an_adapted_decoder_goes_back_to_optimum_s_layout(vlm, base_folder, make
     assert config["model_type"] == "llama" and config["architectures"] == ["LlamaForCausalLM"]
 
 
+@pytest.mark.slow
 def test_ops_with_a_second_input_do_not_go_to_optimum(vlm, base_folder, make_adapter, tmp_path):
     adapter = make_adapter(("SupervisedSteering", "decoder.layers.1", "last", "prefill"))
     export_onnx(vlm, [adapter], tmp_path / "out", base_onnx=base_folder)

@@ -63,6 +63,7 @@ def assert_same_risk(vlm, onnx_vlm, *adapters, tolerance=1e-5):
         assert np.abs(ours - theirs).max() <= tolerance * max(1, np.abs(ours).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("safety", "fused"), [(0, 0), (0, 1), (0, 2), (1, 2), (2, 2)])
 def test_the_graph_judges_like_pytorch(vlm, export, make_detector, safety, fused):
     adapter = make_detector(safety, fused)
@@ -164,6 +165,7 @@ def test_the_branch_runs_the_blocks_as_correctors_made_them(vlm, export, make_ad
         assert np.abs(plain - onnx_vlm.prefill_requests(MIXED).extras["risk"]).max() > 1e-2, "the corrector matters"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", ["decoder.layers.0", "decoder.layers.2.mlp", "final_norm"])
 def test_a_probe_on_one_site_is_a_detector_too(vlm, export, bare, make_probe, split_risks, site):
     adapter, wanted = split_risks(make_probe(site), MIXED)

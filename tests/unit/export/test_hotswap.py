@@ -380,6 +380,7 @@ def test_a_swap_while_a_prompt_is_read_is_noticed(live, make_adapter, monkeypatc
 # -- ONNX Runtime's own way -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_adapter_file_works_in_onnx_runtime_itself(live, export, make_adapter):
     """`RunOptions.add_active_adapter` on the plain session gives what a swap gives."""
     second = export(make_adapter(*ITEMS, seed=2, rank=5))
@@ -425,6 +426,7 @@ def test_reading_a_swap_checks_everything_before_it_says_anything(live):
     assert set(swap.arrays) == {one.name for one in live.manifest.parameters}
 
 
+@pytest.mark.slow
 def test_the_commands_swap_what_they_are_given(vlm, base_folder, make_adapter, tmp_path):
     """Export with mode hot-swap, then `run` and `verify` as the command line calls them."""
     adapters = {"own": make_adapter(*ITEMS, seed=1), "other": make_adapter(*ITEMS, seed=2, rank=4)}
@@ -449,6 +451,7 @@ def test_the_commands_swap_what_they_are_given(vlm, base_folder, make_adapter, t
         evaluate_model(str(vlm.path), data="reference", swap=[tmp_path / "other"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["an export", "its files"])
 def test_parity_of_a_swap_is_checked_for_whatever_can_be_swapped_in(vlm, export, make_adapter, source):
     """An export and its files hold numbers only: PyTorch gets them in the places of the own adapter's."""

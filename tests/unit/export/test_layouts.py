@@ -123,6 +123,7 @@ def test_without_scopes_the_decoder_stays_as_it_is_but_gives_all_logits(export, 
     assert [node.op_type for node in after] == [node.op_type for node in before]
 
 
+@pytest.mark.slow
 def test_the_whole_export_checks_what_it_arranged(vlm, base_folder, make_adapter, tmp_path):
     """Parity runs before; what is arranged is compared with it, and can be checked against PyTorch again."""
     adapter, out = make_adapter(EVERYWHERE[0], EVERYWHERE[2]), tmp_path / "out"

@@ -145,6 +145,7 @@ def test_an_adapter_without_content_is_refused(vlm, make_adapter, tmp_path):
         export_onnx(vlm, [make_adapter()], tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_without_an_adapter_the_base_is_exported_checked_and_documented(vlm, base_folder, make_adapter, tmp_path):
     base, out = tmp_path / "base", tmp_path / "out"
     result = export_onnx(vlm, [], base, base_onnx=base_folder)

@@ -75,6 +75,7 @@ def test_every_axis_has_a_title(figures):
         assert figure.axes[-1].get_xlabel()
 
 
+@pytest.mark.slow
 def test_nothing_is_drawn_beyond_the_figure(figures):
     list(draw_all())
     for figure in figures:

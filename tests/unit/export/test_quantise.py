@@ -44,6 +44,7 @@ def update(site: str, out: int, columns: int, seed: int = 0) -> WeightUpdate:
     )
 
 
+@pytest.mark.slow
 def test_quantising_does_not_switch_on_the_log_of_other_libraries():
     said = (
         "import logging; from safetykit.export.base.quantise import quantiser; quantiser(); "
@@ -151,6 +152,7 @@ def test_a_graph_is_not_searched_anew_for_every_weight(vlm, int4_folder, monkeyp
     assert len(read) <= 3 * len(weights.found)
 
 
+@pytest.mark.slow
 def test_the_adapter_is_as_exact_as_in_float_weights(vlm, int4_folder, make_adapter, make_detector, tmp_path):
     """Corrector, detector with its branch, and low-rank weight updates, stacked, with decisions."""
     projector = "model.multi_modal_projector.linear_2.weight"
@@ -198,6 +200,7 @@ def guarded(vlm, int4_folder, make_adapter, tmp_path_factory):
     return adapter, out
 
 
+@pytest.mark.slow
 def test_that_no_decision_was_compared_is_said_in_report_and_card(guarded):
     """Rounded weights change answers: an export without records has measured none."""
     _, out = guarded

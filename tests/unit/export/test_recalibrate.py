@@ -118,6 +118,7 @@ def test_scores_that_all_move_one_way_take_the_threshold_along():
     assert ((0.7 * scores - 3 > moved) == (scores > 0.4)).all()
 
 
+@pytest.mark.slow
 def test_a_detector_refuses_as_many_records_as_before(vlm, export, fitted, make_detector, tmp_path):
     detector = fitted(make_detector())
     (change,) = export(detector).manifest.recalibrated
@@ -133,6 +134,7 @@ def test_a_detector_refuses_as_many_records_as_before(vlm, export, fitted, make_
     assert sum(answer.refused for answer in answers) == WANTED
 
 
+@pytest.mark.slow
 def test_gates_open_as_often_as_before_as_if_each_were_alone(vlm, export, fitted, int4_folder, make_adapter):
     """The deeper gate is calibrated on states that the other one has not touched, as it was fitted."""
     adapter = fitted(make_adapter(*GATES))
@@ -149,6 +151,7 @@ def test_gates_open_as_often_as_before_as_if_each_were_alone(vlm, export, fitted
         assert change.wanted == change.above == WANTED
 
 
+@pytest.mark.slow
 def test_decisions_are_compared_with_those_of_the_fitted_threshold(vlm, export, fitted, make_detector):
     detector = fitted(make_detector())
     result = export(detector, max_flips=1, records=TEST, max_new_tokens=2)
@@ -159,6 +162,7 @@ def test_decisions_are_compared_with_those_of_the_fitted_threshold(vlm, export, 
     assert sum(flip.what == "risk" for flip in result.parity.flips) == flipped
 
 
+@pytest.mark.slow
 def test_a_threshold_that_nothing_exceeds_stays(export, make_detector):
     detector = make_detector(threshold=100.0)
     (change,) = export(detector).manifest.recalibrated
@@ -175,6 +179,7 @@ def test_parity_holds_only_with_the_thresholds_in_the_graph(vlm, export, fitted,
     assert [check.case for check in failed] == ["threshold and refusal"]
 
 
+@pytest.mark.slow
 def test_the_card_says_which_thresholds_are_not_the_fits(export, fitted, make_detector, tmp_path):
     export(fitted(make_detector()))
     text = (tmp_path / "out" / LAYOUT.card).read_text()

@@ -90,6 +90,7 @@ def test_decisions_that_differ_by_row_hold_through_decoding(vlm, export, make_ad
     assert other.error > 100 * gap.error, "deciding per token should matter here"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", STATES)
 def test_every_op_inside_is_what_its_code_says_with_the_gate_given(export, make_adapter, state):
     adapter = held(make_adapter(*ITEMS, ("TargetSteering", "decoder.layers.2", "text", "decode"), rank=4))

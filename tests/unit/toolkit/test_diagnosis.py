@@ -65,6 +65,7 @@ def test_planted_neurons_are_in_the_top_percent_with_the_right_sign(vlm, records
     assert all(means[neuron] > 0 for neuron in LOWERING)
 
 
+@pytest.mark.slow
 def test_exact_effects_confirm_the_planted_neurons_and_no_others(vlm, records, refusal):
     pairs = pairs_of(records, "textual")
     attribution = Attribution(("all",))

@@ -351,6 +351,7 @@ def test_model_and_records_may_be_named():
         diagnose("reference:mild", "nowhere")
 
 
+@pytest.mark.slow
 def test_text_alone_is_enough(vlm, records):
     text = [record for record in records if record.image is None]
     found = diagnose(vlm, text, pairs=4, neurons=0, batch_size=4, max_new_tokens=4)

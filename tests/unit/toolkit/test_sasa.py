@@ -136,6 +136,7 @@ def test_correctors_act_in_the_fork_as_in_the_published_passes(vlm, records):
     assert any((fork[name] - plain[name]).norm() > 0.1 for name in fork)
 
 
+@pytest.mark.slow
 def test_the_applied_adapter_gives_the_risk_that_was_fitted(vlm, records):
     source = SecondPass(vlm)
     adapter = SASA(safety_layer=2, fused_layer=4).fit(source, records, Refusal("no .", 3))
@@ -222,6 +223,7 @@ def test_layers_that_exclude_each_other_are_refused_before_a_model_is_loaded(few
     assert "safety layer 5 lies after the fused layer 2" in str(result.exception)
 
 
+@pytest.mark.slow
 def test_a_detector_is_no_corrector(vlm, records, tmp_path):
     folder = SASA(safety_layer=2, fused_layer=4).fit(SecondPass(vlm), records, Refusal("no .", 3)).save(tmp_path / "d")
     with pytest.raises(UsageError, match="is a detector itself"):

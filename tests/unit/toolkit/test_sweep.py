@@ -89,6 +89,7 @@ def records(tmp_path):
     return load_records(path)
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_interrupted_goes_on_and_ends_the_same(random_vlm, records, tmp_path, monkeypatch):
     given = {"variant": "target", "layers": (3,), "direction": "mean", "gate": "calibrated"}
     whole, _ = run_sweep(GUARD, Workbench(random_vlm, records), given, max_new_tokens=2)

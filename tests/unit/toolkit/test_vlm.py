@@ -106,6 +106,7 @@ def test_image_features_can_be_watched(random_vlm, tmp_path):
     assert torch.allclose(states[Site("projector")][0], features.mean(0), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_no_state_outlives_its_batch(random_vlm, tmp_path):
     """The stream keeps nothing: live tensors after many batches are those after few."""
 
