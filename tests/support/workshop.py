@@ -82,6 +82,7 @@ class Workshop:
             elif word == "{taken}":
                 taken.mkdir()
                 (taken / "old").write_text("old")
+                (taken / "safetykit.json").write_text("what an earlier command left")
                 word = str(taken)
             elif word == "{taken_file}":
                 taken.write_text("old")

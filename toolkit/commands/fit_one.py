@@ -80,11 +80,12 @@ def _fit(call: FitCall, model: str, data: str, out: Path, overwrite: bool) -> di
     method, inputs = call.method, call.inputs
     channels, given = _with_map(call)
     _check(call, given)
-    require_free(out, overwrite=overwrite)
+    folders = inputs.get("with", [])
+    read = [value for name, value in inputs.items() if name != "with" and isinstance(value, str | Path)]
+    require_free(out, overwrite=overwrite, inputs=[model, data, *folders, *read])
     on_records = method.data == "records"
     records = load_records(data_path(data), ("fit", "calibration")) if on_records else []
     captions = [] if on_records else load_captions(captions_path(data))
-    folders = inputs.get("with", [])
     corrected_by, correctors = describe_correctors(folders), [load_adapter(folder) for folder in folders]
     index = CaptionIndex.load(inputs["index"]) if "index" in inputs else None
     base = call.open_base(inputs["on"]) if "on" in inputs else None

@@ -39,7 +39,7 @@ def build(
     from . import console
 
     require_choice("--dtype", dtype, get_args(KeyType))
-    require_free(out, overwrite=overwrite)
+    require_free(out, overwrite=overwrite, inputs=[captions, model, encoder])
     texts = open_texts(captions)
     with console.work("loading") as doing:
         embedder = make_embedder(model, encoder, site)

@@ -20,6 +20,7 @@ def lora(
 ) -> None:
     from dataclasses import replace
 
+    from ...adapters.artifact.files import require_free
     from ...adapters.artifact.store import load_adapter, require_base, require_weights
     from ...adapters.errors import UsageError
     from ..data.sources import model_path
@@ -28,6 +29,7 @@ def lora(
     from ..model.vlm import VLM
     from . import console
 
+    require_free(out, overwrite=overwrite, inputs=[model, *adapter])
     loaded = [load_adapter(folder) for folder in adapter]
     with console.steps("loading"):
         vlm = VLM.from_pretrained(model_path(model))

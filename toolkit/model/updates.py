@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ...adapters.artifact.files import CONFIGURATION_FILES, atomic_folder
+from ...adapters.artifact.files import CONFIGURATION_FILES, MODEL, atomic_folder, require_free
 from ...adapters.artifact.updates import WeightUpdate, by_parameter, compose
 from ...adapters.errors import InvalidArtifact, UsageError
 from .running import Running
@@ -152,7 +152,8 @@ def save_updated(vlm: Running, updates: Sequence[WeightUpdate], folder: Path | s
     skeleton.tie_weights()
     skeleton.config.dtype = vlm.model.dtype
     skeleton.generation_config = vlm.model.generation_config
-    with atomic_folder(Path(folder), overwrite=overwrite) as work:
+    require_free(Path(folder), overwrite=overwrite, made=MODEL, inputs=[vlm.path])
+    with atomic_folder(Path(folder), overwrite=overwrite, made=MODEL) as work:
         skeleton.save_pretrained(work)
         for name in CONFIGURATION_FILES:
             if name not in _MADE_BY_SAVING and (vlm.path / name).is_file():

@@ -99,11 +99,11 @@ def test_a_failed_parity_leaves_nothing(vlm, base_folder, make_adapter, tmp_path
 def test_a_failed_export_keeps_the_old_folder(vlm, base_folder, make_adapter, tmp_path, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
-    (out / "old").write_text("kept")
+    (out / "safetykit.json").write_text("kept")
     monkeypatch.setattr("safetykit.export.pipeline.check.check_parity", lambda *_args, **_kw: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_onnx(vlm, [make_adapter(*ITEMS)], out, base_onnx=base_folder, overwrite=True)
-    assert [path.name for path in tmp_path.rglob("*")] == ["out", "old"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "safetykit.json"]
 
 
 def test_an_existing_folder_is_not_overwritten_unasked(vlm, base_folder, make_adapter, tmp_path):
