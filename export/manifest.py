@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from ..adapters.artifact.files import read_inside, require_hashes, sha256_file, write_atomic
+from ..adapters.artifact.files import EXPORT_MANIFEST, read_inside, require_hashes, sha256_file, write_atomic
 from ..adapters.artifact.manifest import (
     AdapterInfo,
     BaseInfo,
@@ -50,7 +50,7 @@ class Layout:
     vision_encoder: str = "vision_encoder.onnx"
     embed_tokens: str = "embed_tokens.onnx"
     decoder: str = "decoder.onnx"
-    manifest: str = "safetykit.json"
+    manifest: str = EXPORT_MANIFEST
     parity: str = "parity.json"
     evaluation: str = "evaluation.json"
     card: str = "README.md"

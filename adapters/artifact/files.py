@@ -12,10 +12,10 @@ from pathlib import Path
 
 from ..errors import InvalidArtifact, UsageError
 
-MANIFEST = "manifest.json"  # of an adapter folder
+MANIFEST, EXPORT_MANIFEST = "manifest.json", "safetykit.json"  # of adapter and export folders
 # By one of these a folder is known as one of ours, which `--overwrite` may replace: of adapters and indexes, exports,
 # channel maps, LoRA adapters, and alignments that go on where they were.
-MADE = (MANIFEST, "safetykit.json", "channel_map.json", "adapter_config.json", "checkpoint.json")
+MADE = (MANIFEST, EXPORT_MANIFEST, "channel_map.json", "adapter_config.json", "checkpoint.json")
 MODEL = ("config.json",)  # the same of checkpoints
 
 # What a checkpoint holds beside its weights: everything a processor, a tokenizer or a reader needs.
@@ -116,7 +116,7 @@ def require_free(
 
 
 def _is_demo(folder: Path) -> bool:
-    return all((folder / part).exists() for part in (f"adapter/{MANIFEST}", "export/safetykit.json"))
+    return all((folder / part).exists() for part in (f"adapter/{MANIFEST}", f"export/{EXPORT_MANIFEST}"))
 
 
 @contextmanager

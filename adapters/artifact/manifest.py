@@ -205,6 +205,11 @@ def load_sealed(kind: type[M], data: bytes, where: str) -> M:
     except (ValidationError, RecursionError) as error:
         detail = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": "nested too deeply"}
         place = ".".join(map(str, detail["loc"]))
+        if detail.get("type") == "extra_forbidden":
+            raise InvalidArtifact(
+                f"{where} says {place}, which this version of safetykit does not know.",
+                "Another version wrote it: install that one, or get the file again from its source.",
+            ) from None
         raise InvalidArtifact(f"{where} is not valid at {place or 'the top'}: {detail['msg']}.", advice) from None
 
 

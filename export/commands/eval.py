@@ -35,20 +35,23 @@ def evaluate(
     if options.allow_uncorrected_detector:
         console.warn("a detector was accepted although it may not have been fitted under the correctors beside it.")
     value = result.model_dump(mode="json", exclude={"decisions"})
-    console.emit(value, as_json=as_json, human=_view, then=_next(model, adapter or [], options.data))
+    console.emit(value, as_json=as_json, human=_view, then=_next(model, adapter or [], options))
 
 
-def _next(model: str, adapters: list[Path], data: str) -> str:
+def _next(model: str, adapters: list[Path], options: EvalOptions) -> str:
     """What usually follows: an adapter for a bare model, an export for adapters, a check for an export."""
     from ...toolkit.commands.console import command_line
-    from .evaluation import is_export
+    from ...toolkit.data.sources import is_export
 
+    data = options.data
     if is_export(Path(model)):
         return command_line("verify", model)
     if not adapters:
         return command_line("fit", "vlm-guard", model, "--data", data, "-o", "adapter")
     stack = [word for folder in adapters for word in ("--adapter", folder)]
-    return command_line("export", model, *stack, "--data", data, "-o", "export")
+    names = ("allow_wrong_base", "allow_uncorrected_detector")
+    accepted = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
+    return command_line("export", model, *stack, "--data", data, *accepted, "-o", "export")
 
 
 def _view(console: Console, value: dict[str, Any]) -> None:

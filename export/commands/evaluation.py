@@ -12,9 +12,9 @@ from ...adapters.artifact.files import require_writable, write_atomic
 from ...adapters.artifact.manifest import canonical_json
 from ...adapters.errors import UsageError
 from ...toolkit.data.journal import Journal
+from ...toolkit.data.sources import is_export
 from ...toolkit.evaluation.evaluate import Evaluation, Generator, evaluate
 from ...toolkit.progress import Progress
-from ..manifest import LAYOUT
 from ..runtime.onnx_vlm import OnnxVLM
 from .choices import EvalOptions
 
@@ -25,11 +25,6 @@ class _Asked:
 
     model: Generator
     identity: list[Any]
-
-
-def is_export(folder: Path) -> bool:
-    """Whether a folder is an export (and not a checkpoint or an adapter)."""
-    return (folder / LAYOUT.manifest).is_file()
 
 
 def evaluate_model(

@@ -25,8 +25,16 @@ def run(
     ] = None,
     as_json: Json = False,
 ) -> None:
+    from ...adapters.errors import UsageError
     from ...toolkit.commands import console
+    from ...toolkit.data.sources import is_checkpoint
     from ..runtime.answer import answer
+
+    if is_checkpoint(folder):
+        raise UsageError(
+            f"{folder} is a checkpoint, and run answers with exports.",
+            f"Export it with `safetykit export {folder} -o export`; `safetykit eval {folder}` answers records with it.",
+        )
 
     swaps = "an adapter to swap in (--swap)"
     options.require_use(("allow_uncorrected_detector",), bool(options.swap), swaps)

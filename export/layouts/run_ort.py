@@ -1,9 +1,7 @@
 """Answers with the graphs beside this file, as io.json says. Needs numpy, onnxruntime, tokenizers and Pillow.
 
-    python run_ort.py --prompt "What is this?" --image picture.png
-    python run_ort.py --requests requests.jsonl    # an object {"prompt": ..., "image": ...} a line, image optional
-
-Prints an object a line: text, tokens, whether the detector refused before anything was generated. Compares no digests.
+python run_ort.py --prompt "What is this?" --image picture.png, or --requests FILE, {"prompt": ..., "image": ...} a line
+prints an object a line: text, tokens, whether the detector refused. On a GPU: --provider CUDAExecutionProvider.
 """
 
 import argparse
@@ -28,10 +26,9 @@ class Graph:
 
     def __call__(self, feeds):
         binding = self.session.io_binding()
-        arrays = {name: value for name, value in feeds.items() if isinstance(value, np.ndarray)}
-        made = {name: OrtValue.ortvalue_from_numpy(np.array(value, order="C")) for name, value in arrays.items()}
-        for name, value in {**feeds, **made}.items():  # not by bind_cpu_input, which does not know optional inputs
-            binding.bind_ortvalue_input(name, value)
+        arrays = {name: np.array(value, order="C") for name, value in feeds.items() if isinstance(value, np.ndarray)}
+        for name, value in feeds.items():  # not by bind_cpu_input, which does not know optional inputs
+            binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(arrays[name]) if name in arrays else value)
         for name in self.outputs:
             binding.bind_output(name, self.device if name.startswith(STAYING) else "cpu")
         self.session.run_with_iobinding(binding)
@@ -135,16 +132,19 @@ class Model(Requests):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompt", default="What is this?")
-    parser.add_argument("--image")
-    parser.add_argument("--requests", help="JSONL instead of --prompt and --image")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--provider", default="CPUExecutionProvider", help="or CUDAExecutionProvider")
-    parser.add_argument("--base", action="store_true", help="the unmodified model: the graphs *.base.onnx")
-    given = parser.parse_args()
+    add = (parser := argparse.ArgumentParser(description=__doc__)).add_argument
+    add("--prompt", default="What is this?"), add("--image"), add("--max-new-tokens", type=int, default=64)
+    add("--requests", help="JSONL instead of --prompt and --image")
+    add("--base", action="store_true", help="the unmodified model"), add("--provider", default="CPUExecutionProvider")
+    given, asked = parser.parse_args(), []
     lines = Path(given.requests).read_bytes().splitlines() if given.requests else [json.dumps(vars(given))]
+    for number, line in enumerate(lines, 1):  # all are looked at before the first is answered
+        try:
+            asked.append(((one := json.loads(line))["prompt"], one.get("image")))
+            one.get("image") and Image.open(one["image"]).close()
+        except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+            raise SystemExit(f"Request {number} cannot be read: {error!r}. None was answered.") from None
     model = Model(Path(__file__).resolve().parent, given.provider, given.base)
-    for one in map(json.loads, lines):
-        image = Image.open(one["image"]) if one.get("image") else None
-        print(json.dumps(model.answer(one["prompt"], image, given.max_new_tokens), ensure_ascii=False), flush=True)
+    for prompt, picture in asked:
+        found = model.answer(prompt, picture and Image.open(picture), given.max_new_tokens)
+        print(json.dumps(found, ensure_ascii=False), flush=True)

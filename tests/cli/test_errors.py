@@ -32,6 +32,10 @@ def test_an_unknown_method_is_refused_by_name(call):
         (["fit", "vlm-guard", "m", "--data", "nothing.jsonl", "-o", "o"], "no records at nothing.jsonl"),
         (["export", "nowhere", "-o", "o", "--precision", "fp8"], "--precision cannot be 'fp8'"),
         (["run", "nowhere", "--prompt", "hello"], "no export folder at nowhere"),
+        (
+            ["run", "reference:mild", "--prompt", "hello"],
+            "reference:mild is a checkpoint, and run answers with exports",
+        ),
         (["card", "nowhere"], "no export folder at nowhere"),
         (["verify", "nowhere"], "no export folder at nowhere"),
         (["demo", "--checkpoint", "wild"], "no reference VLM 'wild'"),
@@ -203,7 +207,7 @@ def test_an_interrupted_evaluation_leaves_only_its_journal_and_resumes(call, ran
     monkeypatch.setattr(VLM, "generate", stops)
     code, _, err = call(*command)
     assert code == 130
-    assert "interrupted" in err
+    assert "interrupted" in err and "finished parts are kept in" in err and "The same command goes on" in err
     assert not out.exists()
     monkeypatch.setattr(VLM, "generate", original)
     seen = []

@@ -64,6 +64,9 @@ def test_the_export_stands_alone(demo, tmp_path):
     assert text.strip()
     told = safetykit("run", export, "--prompt", "what is a banana?", "--system", "is it dangerous?")
     assert told != text, "the operator's words are read"
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["inspect", str(export)])
+    assert ended.value.code == 2
     evaluation = json.loads(safetykit("eval", export, "--data", "reference", "--limit", 40, "--json"))
     assert sum(row["group"] == "all" for row in evaluation["rows"]) == 1
     assert evaluation["system"] == ""

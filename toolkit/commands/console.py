@@ -156,7 +156,12 @@ def explain(error: BaseException) -> tuple[str, str, int]:
     if isinstance(error, SafetykitError):
         return error.message, error.next_step, error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; no half-written file was left", "", INTERRUPTED
+        from ..data.journal import Journal
+
+        kept = Journal.unfinished
+        done = f"; {len(kept.done)} finished parts are kept in {kept.path}" if kept and kept.done else ""
+        then = "The same command goes on where it stopped." if done else ""
+        return f"interrupted; no half-written file was left{done}", then, INTERRUPTED
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # of the option parser
         from .hints import explain_usage
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .options import Json, Model
@@ -11,11 +12,17 @@ if TYPE_CHECKING:
 
 
 def inspect(model: Model, as_json: Json = False) -> None:
-    from ..data.sources import model_path
+    from ...adapters.errors import UsageError
+    from ..data.sources import is_export, model_path
     from ..families import exportable
     from ..model.vlm import VLM
     from . import console
 
+    if is_export(Path(model)):
+        raise UsageError(
+            f"{model} is an export, not a checkpoint.",
+            f"`safetykit verify {model}` checks it; its README.md is its card.",
+        )
     with console.steps("loading"):
         vlm = VLM.from_pretrained(model_path(model))
         found = vlm.describe()

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 
 class Journal:
@@ -17,7 +17,10 @@ class Journal:
 
     Attributes:
         done: what earlier runs and this one have finished.
+        unfinished: the journal that was opened last and not finished.
     """
+
+    unfinished: ClassVar[Journal | None] = None
 
     def __init__(self, path: Path, identity: Any) -> None:
         self.path = Path(path)
@@ -36,6 +39,7 @@ class Journal:
         kept = [head, *(json.dumps(item) for item in self.done.items())]
         self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115  stays open until finish()
         self._append("\n".join(kept))
+        Journal.unfinished = self
 
     def add(self, key: str, value: Any) -> None:
         """Note that ``key`` is finished; it survives a crash from here on."""
@@ -46,6 +50,7 @@ class Journal:
         """The work is complete and stored elsewhere: remove the journal."""
         self._file.close()
         self.path.unlink(missing_ok=True)
+        Journal.unfinished = None
 
     def _append(self, line: str) -> None:
         self._file.write(line + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ...adapters.artifact.files import EXPORT_MANIFEST
 from ...adapters.errors import UsageError
 from ..reference import records_path, reference_path
 
@@ -26,6 +27,17 @@ def model_path(text: Path | str) -> Path:
             "Pass a checkpoint folder, or reference:mild or reference:severe for the bundled model organism.",
         )
     return path
+
+
+def is_checkpoint(text: Path | str) -> bool:
+    """Whether this names a checkpoint, and not an export."""
+    path = Path(text)
+    return str(text).startswith(f"{PREFIX}:") or ((path / "config.json").is_file() and not is_export(path))
+
+
+def is_export(folder: Path) -> bool:
+    """Whether this is a folder that ``safetykit export`` wrote."""
+    return (folder / EXPORT_MANIFEST).is_file()
 
 
 def data_path(text: Path | str) -> Path:

@@ -94,7 +94,7 @@ def test_a_manifest_cannot_name_a_path_outside_its_folder(folder, name):
     ("change", "message"),
     [
         (lambda b: b.update(schema_version=2), "schema version 2; this safetykit reads up to 1. Update safetykit"),
-        (lambda b: b.update(surprise=1), "not valid at surprise"),
+        (lambda b: b.update(surprise=1), "says surprise, which this version of safetykit does not know"),
         (lambda b: b["interventions"][0].update(op="Nope"), "Unknown op 'Nope'"),
         (lambda b: b["interventions"][0].update(site="decoder.layers.x"), "Unknown site 'decoder.layers.x'"),
         (lambda b: b["interventions"][0].update(scope="everything"), "not valid at interventions.0.scope"),

@@ -143,6 +143,24 @@ def test_the_program_is_short_and_loads_nothing_else(described, tmp_path):
     assert json.loads(answer)["tokens"] <= 2 and loaded == "[]", done.stderr
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("no json", "JSONDecodeError"),
+        ('{"image": "x.png"}', "KeyError('prompt')"),
+        ("7", "TypeError"),
+        ('{"prompt": "a", "image": "nowhere.png"}', "FileNotFoundError"),
+        ('{"prompt": "a", "image": "asked"}', "UnidentifiedImageError"),
+    ],
+)
+def test_the_program_looks_at_all_requests_before_it_answers_one(described, tmp_path, line, words):
+    (tmp_path / "asked").write_text('{"prompt": "what is this ?"}\n' + line + "\n")
+    program = [sys.executable, described().path / PROGRAM, "--requests", "asked"]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
+    assert "Request 2 cannot be read" in done.stderr and words in done.stderr
+
+
 def test_a_processor_that_prepares_otherwise_gets_no_program(vlm, base_folder, tmp_path):
     from safetykit.export.layouts.describe import interface_of
 
