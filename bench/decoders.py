@@ -199,14 +199,15 @@ def table(found: Mapping[str, Any]) -> str:
     lines = [f"| processor time, ms | {' | '.join(heads)} | peak, MiB |", "|---" * (len(heads) + 2) + "|"]
     for name in (*ARMS, CONTROL):
         cells = [f"{found['lengths'][one]['cpu_ms'][name][at]:,.4g}" for one in lengths for at in range(2)]
-        lines.append(f"| {name} | {' | '.join(cells)} | {found['memory_mb'].get(name, ''):} |")
+        peak = found["memory_mb"].get(name, "")
+        lines.append(f"| {name} | {' | '.join(cells)} | {'less than imports' if peak == 0 else peak} |")
     lines += ["", f"| ratio | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for above, below in PAIRS:
         rows = [found["lengths"][one]["ratios"][f"{above} / {below}"][phase] for one in lengths for phase in PHASES]
         cells = [f"{row['value']:.2f} ({row['low']:.2f}–{row['high']:.2f})" for row in rows]
         lines.append(f"| {above} / {below} | {' | '.join(cells)} |")
     options, seconds = found["options"], found["export_seconds"]
-    made = ", ".join(f"{name} {value:g} s" for name, value in seconds.items())
+    made = ", ".join(f"{name} {value:g} s" for name, value in seconds.items()) or "an earlier run"
     rounds = ", ".join(f"{found['lengths'][one]['rounds']} at {one}" for one in lengths)
     loads = ", ".join(f"{found['lengths'][one]['load_average'][0]:.1f}" for one in lengths)
     return f"""\
