@@ -101,7 +101,7 @@ def open_session(
         what = ", ".join(f"{count} {name}" for name, count in sorted(left.items()))
         raise UsageError(
             f"Under {', '.join(providers)}, ONNX Runtime leaves nodes of {_named(model)} to the CPU: {what}.",
-            f"Export the model for this provider or in fp16, or add --provider {CPU[0]} to accept that.",
+            f"Add --provider {CPU[0]} to accept that, or export the model for this provider or in fp16.",
         )
     return session
 
