@@ -233,6 +233,10 @@ def _trace(module: nn.Module, arguments: _Arguments, name: str, opset: int) -> O
     graph.inputs.clear()
     graph.inputs.extend(kept.values())
     ClearMetadataAndDocStringPass()(model)
+    for node in graph:  # tools that write a function's nodes into the graph do not all give them names of their own
+        node.name = f"{name}/{node.name}"
+        for value in node.outputs:
+            value.name = f"{name}/{value.name}"
     outputs = []
     for value in graph.outputs:
         assert value.dtype is not None and value.shape is not None
