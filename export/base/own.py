@@ -120,7 +120,8 @@ def quantise_decoder(folder: Path, manifest: ExportManifest, int4: Int4Options |
         The new manifest, as written; its precision is int4.
 
     Raises:
-        UsageError: the quantiser is not installed, or found no weight.
+        UsageError: the quantiser is not installed.
+        UnsupportedGraph: the decoder has no constant weight.
     """
     model = ir.load(folder / LAYOUT.decoder)
     quantise(model, int4)

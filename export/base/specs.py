@@ -1,7 +1,7 @@
 """The three graphs of a model, as :func:`torch.onnx.export` wants them; what is special comes from the family.
 
-One decoder graph covers prefill (``past_sequence`` = 0) and decode. Logits come at all positions: teacher-forced parity
-and logit probes need them.
+One decoder graph covers prefill (``past_sequence`` = 0) and decode. It is traced with logits at all positions, which
+teacher-forced parity and logit probes ask for; :mod:`.logits` lets others have the last alone.
 """
 
 from __future__ import annotations

@@ -17,6 +17,14 @@ def records(tmp_path):
     return path
 
 
+def test_an_export_without_its_manifest_is_no_checkpoint(call, random_checkpoint, tmp_path):
+    assert "is a checkpoint, and run answers" in call("run", random_checkpoint, "--prompt", "hello")[2]
+    (tmp_path / "export").mkdir()
+    shutil.copyfile(Path(random_checkpoint) / "config.json", tmp_path / "export" / "config.json")
+    code, _, err = call("run", tmp_path / "export", "--prompt", "hello")
+    assert code == 3 and "safetykit.json is missing" in err
+
+
 def test_an_unknown_method_is_refused_by_name(call):
     code, _, err = call("fit", "magic", "m", "--data", "d", "-o", "o")
     assert code == 2

@@ -30,9 +30,10 @@ def model_path(text: Path | str) -> Path:
 
 
 def is_checkpoint(text: Path | str) -> bool:
-    """Whether this names a checkpoint, and not an export."""
+    """Whether this names a checkpoint: a bundled one, or a folder with weights of its own beside a configuration."""
     path = Path(text)
-    return str(text).startswith(f"{PREFIX}:") or ((path / "config.json").is_file() and not is_export(path))
+    stored = (path / "config.json").is_file() and any(path.glob("*.safetensors"))
+    return stored or str(text).startswith(f"{PREFIX}:")
 
 
 def is_export(folder: Path) -> bool:
