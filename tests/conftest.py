@@ -48,12 +48,14 @@ def hundred(request) -> int:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _shared_tracing(tmp_path_factory):
-    from tracing import share_bases, share_translations
+def _quick_exports(tmp_path_factory):
+    """What exports of small models spend their time on is shared or done in small; the demo's are as a user's."""
+    from tracing import compare_fewer_steps, share_bases, share_translations
 
     with pytest.MonkeyPatch.context() as patch:
         share_bases(patch, tmp_path_factory)
         share_translations(patch)
+        compare_fewer_steps(patch)
         yield
 
 
@@ -82,3 +84,11 @@ def random_vlm(random_checkpoint):
     from safetykit.toolkit.model.vlm import VLM
 
     return VLM.from_pretrained(random_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory):
+    """What command lines work on; the same for all workers."""
+    from workshop import Workshop
+
+    return Workshop(once(tmp_path_factory, "workshop", lambda folder: folder.mkdir()), tmp_path_factory.mktemp("typed"))

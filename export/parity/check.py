@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ from ..runtime.onnx_vlm import OnnxVLM
 from ..surgery.adapt import place
 from ..surgery.detector import StatedDetector, stated_detector
 from .bypass import check_bypass
-from .compare import compare_logits, compare_scores, parity_requests, parting_margin
+from .compare import cached_steps, compare_logits, compare_scores, parity_requests, parting_margin
 from .exposed import check_ops
 from .gap import Gap
 from .held import Comparable, comparable
@@ -81,7 +81,7 @@ class Against:
     records: Sequence[Record] = ()
     decisions: tuple[Sequence[Decision], Sequence[Decision]] | None = None
     unmodified: tuple[Sequence[Decision], Sequence[Decision]] | None = None
-    steps: int = 32
+    steps: int = field(default_factory=cached_steps)
     max_new_tokens: int = 32
     max_flips: float | None = None
     allow_wrong_base: bool = False

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ...toolkit.model.hooks import AppliedAdapters
     from ...toolkit.model.vlm import VLM
 
+CACHED_STEPS = 32
 _BATCH = 4
 # Different lengths, so that a batch of them is padded.
 _PROMPTS = (
@@ -99,6 +100,11 @@ def _varied(records: Sequence[Record], opened: Collection[str]) -> list[Record]:
 
 def _noise(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+
+
+def cached_steps() -> int:
+    """How many cached decoding steps are compared where nobody says."""
+    return CACHED_STEPS
 
 
 def compare_logits(

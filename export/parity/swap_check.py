@@ -10,8 +10,8 @@ import numpy as np
 
 from ...adapters.artifact.adapter import Adapter
 from ..runtime.onnx_vlm import OnnxVLM
-from .check import check_parity
-from .compare import parity_requests
+from .check import Against, check_parity
+from .compare import cached_steps, parity_requests
 from .gap import Gap
 from .report import ParityReport
 from .swapped import adapters_of
@@ -30,7 +30,7 @@ def check_swap(
     *,
     own: Sequence[Adapter] = (),
     records: Sequence[Record] = (),
-    steps: int = 32,
+    steps: int | None = None,
     allow_uncorrected_detector: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> ParityReport:
@@ -38,6 +38,7 @@ def check_swap(
 
     Args:
         others: whatever :meth:`OnnxVLM.swap` takes: adapters or their folders, an export, or ``.onnx_adapter`` files.
+        steps: cached decoding steps that are compared; by default as many as in any comparison.
         own: the export's adapters, whose places the numbers of an export or of files take.
 
     Returns:
@@ -52,7 +53,8 @@ def check_swap(
     try:
         assert onnx_vlm.swapped is not None
         adapters = adapters_of(others, own, onnx_vlm.manifest, onnx_vlm.swapped)
-        report = check_parity(vlm, onnx_vlm, adapters, records=records, steps=steps, progress=progress)
+        compared = Against(records=records, steps=steps or cached_steps())
+        report = check_parity(vlm, onnx_vlm, adapters, compared, progress=progress)
     finally:
         onnx_vlm.reset()
     return report.with_swap(Gap.between(before, _logits(onnx_vlm)))

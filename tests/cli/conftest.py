@@ -2,16 +2,8 @@
 
 import pytest
 import torch
-from shared import once
-from workshop import Workshop
 
 from safetykit import cli
-
-
-@pytest.fixture(scope="session")
-def workshop(tmp_path_factory):
-    """What command lines work on; the same for all workers."""
-    return Workshop(once(tmp_path_factory, "workshop", lambda folder: folder.mkdir()), tmp_path_factory.mktemp("typed"))
 
 
 @pytest.fixture

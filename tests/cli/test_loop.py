@@ -96,15 +96,16 @@ def test_another_checkpoint_of_the_same_recipe_is_another_base(demo, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_fit_export_eval_with_reused_base_graphs(demo, tmp_path):
+def test_fit_export_eval_with_reused_base_graphs(demo, workshop, tmp_path):
     folder, _ = demo
+    data = workshop["records"]
     adapter, export = tmp_path / "adapter", tmp_path / "export"
     options = ("--variant", "orthogonal", "--layers", "3-4", "--scope", "all", "--phase", "both")
     fitted = json.loads(
-        safetykit("fit", "vlm-guard", "reference:mild", "--data", "reference", "-o", adapter, *options, "--json")
+        safetykit("fit", "vlm-guard", "reference:mild", "--data", data, "-o", adapter, *options, "--json")
     )
     assert fitted["variant"] == "orthogonal"
-    again = ("fit", "vlm-guard", "reference:mild", "--data", "reference", "-o", tmp_path / "again", *options)
+    again = ("fit", "vlm-guard", "reference:mild", "--data", data, "-o", tmp_path / "again", *options)
     safetykit(*again)
     for path in adapter.iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
@@ -127,13 +128,13 @@ def test_fit_export_eval_with_reused_base_graphs(demo, tmp_path):
     safetykit("card", export, "--check")
 
 
-def test_thresholds_set_again_are_told_and_verified(demo, tmp_path):
+def test_thresholds_set_again_are_told_and_verified(demo, workshop, tmp_path):
     """int4, whose rounded weights move the gate's scores; the adapter's folder stays as it was fitted."""
     adapter, export = demo[0] / "adapter", tmp_path / "export"
     options = ["--adapter", adapter, "--precision", "int4", "--recalibrate", "--json"]
     told = safetykit("export", "reference:mild", *options, "-o", export, code=2)
     assert "--recalibrate needs records" in told and not export.exists()
-    given = ["--data", "reference", "--limit", 24, "--max-flips", 0.5]
+    given = ["--data", workshop["records"], "--limit", 24, "--max-flips", 0.5]
     result = json.loads(safetykit("export", "reference:mild", *options, *given, "-o", export))
     assert result["parity"]["tolerances"]["flips"] == 0.5
     changes = json.loads((export / "safetykit.json").read_text())["recalibrated"]

@@ -15,12 +15,15 @@ def safetykit(*arguments):
     return caught.value.code
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_records(workshop):
+    with workshop.few_records():
+        yield
+
+
 @pytest.fixture(scope="module")
-def channels(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("diagnosis") / "map"
-    options = ("--pairs", "8", "--neurons", "0", "--json")
-    assert safetykit("diagnose", "reference:mild", "--data", "reference", "-o", folder, *options) == 0
-    return folder
+def channels(workshop):
+    return workshop["map"]
 
 
 def fitted(method, channels, out, *options):

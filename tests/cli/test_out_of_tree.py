@@ -26,8 +26,9 @@ def run(tmp_path_factory):
     path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
 
     def call(*arguments, code=0):
+        """Commands, parted by ``++``, in one process."""
         done = subprocess.run(
-            [sys.executable, "-m", "safetykit.cli", *map(str, arguments)],
+            [sys.executable, str(SUPPORT / "without.py"), "", *map(str, arguments)],
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHONPATH": path},
@@ -58,8 +59,8 @@ def data(tmp_path_factory):
 
 
 def test_it_is_listed_with_ours_and_its_settings_are_its_options(run):
-    assert "Scaling: hidden states drawn towards" in " ".join(run("fit", "--help").split())
-    told = run("fit", "scaling", "--help")
+    told = run("fit", "--help", "++", "fit", "scaling", "--help")
+    assert "Scaling: hidden states drawn towards" in " ".join(told.split())
     assert "--strength" in told and "σ, the share of the way." in told and "safetykit fit scaling" in told
 
 
@@ -70,23 +71,30 @@ def test_a_typo_is_refused_as_one_of_ours(run, tmp_path):
     assert "--strength cannot be 1.5" in run(*call, "--strength", "1.5", code=2)
 
 
+@pytest.fixture(scope="module")
+def made(run, data, random_checkpoint, random_base, tmp_path_factory):
+    """A folder with an adapter and its export, checked."""
+    folder = tmp_path_factory.mktemp("made")
+    adapter, export = folder / "adapter", folder / "export"
+    fit = ("fit", "scaling", random_checkpoint, "--data", data, "-o", adapter, "--strength", "0.5", "--layer", "3")
+    options = ("--adapter", adapter, "--data", data, "--base-onnx", random_base)
+    bake = ("export", random_checkpoint, *options, "-o", export)
+    run(*fit, "++", *bake, "++", "card", export, "--check")
+    return folder
+
+
 @pytest.mark.slow
-def test_it_fits_bakes_passes_parity_and_has_its_section(run, data, random_checkpoint, random_base, tmp_path):
-    adapter, export = tmp_path / "adapter", tmp_path / "export"
-    run("fit", "scaling", random_checkpoint, "--data", data, "-o", adapter, "--strength", "0.5", "--layer", "3")
-    made = json.loads((adapter / "manifest.json").read_text())
-    assert made["info"]["hyperparameters"] == {"layer": 3, "strength": 0.5, "scope": "last"}
-    options = ("--adapter", adapter, "--data", data, "--base-onnx", random_base, "--json")
-    result = json.loads(run("export", random_checkpoint, *options, "-o", export))
-    assert result["parity"]["passed"]
+def test_it_fits_bakes_passes_parity_and_has_its_section(made):
+    told = json.loads((made / "adapter/manifest.json").read_text())
+    assert told["info"]["hyperparameters"] == {"layer": 3, "strength": 0.5, "scope": "last"}
+    export = made / "export"
+    assert json.loads((export / "parity.json").read_text())["passed"]
     card, report = (export / "README.md").read_text(), (export / "report.html").read_text()
     assert "**The distance.** Harmful texts lie" in card
     assert "<h3>Distance to harmless" in report and "<p>Harmful texts lie" in report
-    run("card", export, "--check")
 
 
 @pytest.mark.slow
-def test_without_its_package_the_adapter_is_refused_by_its_op(run, data, random_checkpoint, tmp_path):
-    run("fit", "scaling", random_checkpoint, "--data", data, "-o", tmp_path / "adapter")
+def test_without_its_package_the_adapter_is_refused_by_its_op(made):
     with pytest.raises(Exception, match="Unknown op 'TowardsMean'"):
-        Adapter.load(tmp_path / "adapter")
+        Adapter.load(made / "adapter")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +17,20 @@ class Case:
 
     Attributes:
         kept: what the workshop calls the outcome, where the line is how it makes it.
+        few: the bundled records are the workshop's few, for a command that takes no others.
     """
 
     line: str
     check: Callable[[Outcome, Workshop], Any]
     kept: str = ""
+    few: bool = False
 
     def run(self, workshop: Workshop) -> Outcome:
         """The line's outcome."""
-        return workshop.kept(self.kept) if self.kept else workshop.run(self.line)
+        if self.kept:
+            return workshop.kept(self.kept)
+        with workshop.few_records() if self.few else nullcontext():
+            return workshop.run(self.line)
 
     @property
     def words(self) -> list[str]:

@@ -198,6 +198,7 @@ OTHERS = [
     Case(
         "demo -o {taken} --checkpoint severe --overwrite --json",
         lambda done, made: done.value["checkpoint"] == "severe",
+        few=True,
     ),
 ]
 

@@ -20,9 +20,11 @@ from safetykit.export.base import own, tracing
 from safetykit.export.base.int4 import INT4_CHOICES, Int4Options
 from safetykit.export.foreign import importing
 from safetykit.export.manifest import GRAPHS, LAYOUT, ExportManifest
+from safetykit.export.parity import compare
 from safetykit.export.pipeline import write
 
 _REAL = tracing.trace
+_STEPS = compare.CACHED_STEPS
 _TRACES: dict[str, Any] = {}
 
 
@@ -87,6 +89,19 @@ def _structure(spec: Any, dtype: torch.dtype) -> str:
             name.encode() + tensor.detach().contiguous().view(-1).view(torch.uint8).numpy(force=True).tobytes()
         )
     return digest.hexdigest()
+
+
+def compare_fewer_steps(patch: pytest.MonkeyPatch) -> None:
+    """Have parity compare four cached steps where nobody says how many."""
+    patch.setattr(compare, "CACHED_STEPS", 4)
+
+
+@contextmanager
+def all_steps() -> Iterator[None]:
+    """Have parity compare as many as for a user."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "CACHED_STEPS", _STEPS)
+        yield
 
 
 def share_translations(patch: pytest.MonkeyPatch) -> None:

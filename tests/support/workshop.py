@@ -6,11 +6,13 @@ import contextlib
 import io
 import json
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
 from filelock import FileLock
 
 from safetykit import cli
@@ -96,6 +98,16 @@ class Workshop:
         """What the command printed that made ``name``, run here or by another worker."""
         path = Path(self[name])
         return Outcome(0, path.with_name(f"{name}.printed").read_text(), "", path)
+
+    @contextlib.contextmanager
+    def few_records(self) -> Iterator[None]:
+        """Have ``reference`` mean :meth:`_records`."""
+        from safetykit.toolkit.data import sources
+
+        few = Path(self["records"])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sources, "records_path", lambda split: few / f"{split}.jsonl")
+            yield
 
     def _run(self, name: str, *typed: Any) -> Path:
         out = self.folder / name
@@ -187,8 +199,11 @@ class Workshop:
 
     def _demo(self) -> Path:
         """What :data:`DEMO` leaves."""
+        from tracing import all_steps
+
         typed = [word for word in shlex.split(DEMO) if word not in ("-o", "{out}")]
-        return self._run("demo", *typed)
+        with all_steps():
+            return self._run("demo", *typed)
 
     def _guard(self) -> Path:
         return self._fit("guard", "vlm-guard", "--layers", 4)

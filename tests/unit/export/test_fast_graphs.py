@@ -86,9 +86,8 @@ def test_what_cannot_be_one_node_says_why(vlm, change, reason):
 def test_attention_that_the_node_does_not_compute_is_left_to_the_exporter(vlm, monkeypatch):
     family = family_of(vlm.model.config)
     monkeypatch.setattr(attention, "_PLAIN", frozenset())  # as if dropout = 0.0 were a soft cap
-    for spec in (decoder_spec(vlm.model, family), decoder_spec(vlm.model, family, fused=False)):
-        kinds = {node.op_type for node in export_graph(spec, "fp32").graph}
-        assert "Softmax" in kinds and "GroupQueryAttention" not in kinds
+    kinds = {node.op_type for node in export_graph(decoder_spec(vlm.model, family), "fp32").graph}
+    assert "Softmax" in kinds and "GroupQueryAttention" not in kinds
 
 
 def test_only_rotary_embeddings_that_turn_halves_are_one_node():

@@ -7,6 +7,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from tracing import all_steps
 
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.sites import Site
@@ -156,7 +157,8 @@ BAD_GRAPHS = {
 
 def test_a_good_export_passes(vlm, export, base_folder, make_adapter):
     adapter = make_adapter(*ITEMS)
-    report = check_parity(vlm, export(adapter), [adapter], base=OnnxVLM.from_pretrained(base_folder))
+    with all_steps():
+        report = check_parity(vlm, export(adapter), [adapter], base=OnnxVLM.from_pretrained(base_folder))
     assert report.passed and report.steps == 32
     report.require()
     assert {check.kind for check in report.checks} == {"logits", "adapter-off", "scores", "op", "invariant"}
