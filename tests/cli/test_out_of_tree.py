@@ -58,6 +58,7 @@ def data(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_it_is_listed_with_ours_and_its_settings_are_its_options(run):
     told = run("fit", "--help", "++", "fit", "scaling", "--help")
     assert "Scaling: hidden states drawn towards" in " ".join(told.split())

@@ -66,6 +66,7 @@ def test_fp16_keeps_its_inputs_apart_and_stays_near(vlm, tmp_path_factory):
     assert gap.error <= 0.01 * gap.scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{"vision_feature_layer": [-2, -1]}, {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}],

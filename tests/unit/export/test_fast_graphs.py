@@ -83,6 +83,7 @@ def test_what_cannot_be_one_node_says_why(vlm, change, reason):
     assert family_of(vlm.model.config).attention_obstacle(vlm.model.config) is None
 
 
+@pytest.mark.slow
 def test_attention_that_the_node_does_not_compute_is_left_to_the_exporter(vlm, monkeypatch):
     family = family_of(vlm.model.config)
     monkeypatch.setattr(attention, "_PLAIN", frozenset())  # as if dropout = 0.0 were a soft cap

@@ -19,6 +19,7 @@ def folded(vlm, base_folder, make_adapter, tmp_path_factory):
     return export_onnx(vlm, [make_adapter(*AFFINE, rank=4)], out, mode="fold", base_onnx=base_folder)
 
 
+@pytest.mark.slow
 def test_no_node_is_added_and_the_base_weights_stay(folded, base_folder):
     before, after = (ir.load(folder / LAYOUT.decoder) for folder in (base_folder, folded.folder))
     assert len(list(after.graph)) == len(list(before.graph))

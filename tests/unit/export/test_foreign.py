@@ -370,6 +370,7 @@ def test_an_adapted_decoder_is_no_base(vlm, optimum, imported, make_adapter, fro
         imported(folder)
 
 
+@pytest.mark.slow
 def test_an_eight_bit_decoder_is_measured_by_its_drift(vlm, base_folder, make_adapter, from_checkpoint, tmp_path):
     """Its activations are rounded too, so nothing end to end can be exact; the op and all the rest of the graph are."""
     folder = in_transformers_js(base_folder, tmp_path / "js")

@@ -146,6 +146,7 @@ def test_padding_elsewhere_than_on_the_left_is_refused(row):
         run_rows_alone(attend, feeds, AXES, RESULTS)
 
 
+@pytest.mark.slow
 def test_an_adapted_decoder_goes_back_to_optimum_s_layout(vlm, base_folder, make_adapter, tmp_path):
     """Token ids in, text only; the loader itself is run by bench/interop_in.py, where optimum is installed."""
     adapter = make_adapter(("SubspaceProjection", "decoder.layers.1", "text", "both"))

@@ -91,6 +91,7 @@ def exported(vlm, base, on, tmp_path_factory):
     return export_onnx(vlm, [on()], out, records=records(), max_new_tokens=2, **options)
 
 
+@pytest.mark.slow
 def test_an_export_is_compared_with_pytorch_on_the_graphs_weights(vlm, base, on, exported):
     request = Request(records()[0].prompt)
     ours, _ = exported.decisions

@@ -223,6 +223,7 @@ def test_a_detector_is_swapped_with_its_threshold_and_words(vlm, export, make_de
         onnx_vlm.swap(onnx_vlm.path / "decoder.onnx_adapter")
 
 
+@pytest.mark.slow
 def test_held_gates_are_swapped(vlm, export, make_adapter):
     def held(seed):
         adapter = make_adapter(("TargetSteering", "decoder.layers.1", "all", "both"), seed=seed)

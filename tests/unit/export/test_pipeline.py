@@ -210,6 +210,7 @@ def test_a_missing_folder_is_a_usage_error(tmp_path):
         OnnxVLM.from_pretrained(tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_a_detector_stacked_with_a_corrector_is_exported_and_decides_alike(
     vlm, base_folder, make_adapter, make_detector, split_risks, records, tmp_path
 ):

@@ -212,6 +212,7 @@ def test_that_no_decision_was_compared_is_said_in_report_and_card(guarded):
         assert "no decision was compared" in document.lower() and text[1:] in document
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["sign", "layer", "dropped"])
 def test_a_bad_export_is_caught_although_the_weights_are_rounded(vlm, guarded, make_adapter, tmp_path, what):
     adapter, out = guarded

@@ -169,6 +169,7 @@ def test_a_threshold_that_nothing_exceeds_stays(export, make_detector):
     assert change.threshold == change.fitted == 100.0 and change.wanted == change.above == 0
 
 
+@pytest.mark.slow
 def test_parity_holds_only_with_the_thresholds_in_the_graph(vlm, export, fitted, make_detector, tmp_path):
     detector = fitted(make_detector())
     result = export(detector)

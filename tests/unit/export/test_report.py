@@ -131,6 +131,7 @@ def test_another_plotter_may_draw_in_other_bytes_but_not_say_other_things(html):
     assert not same_report(drawn.replace("<td>passed</td>", "<td>better</td>"), html)
 
 
+@pytest.mark.slow
 def test_a_redrawn_plot_fails_the_check(tmp_path):
     folder = write_folder(tmp_path / "export", documents())
     write_card(folder)

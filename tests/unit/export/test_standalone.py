@@ -87,6 +87,7 @@ def test_a_risk_that_is_no_number_is_not_answered(described, make_detector, requ
     assert alone.answer(prompt)["refused_by_detector"]
 
 
+@pytest.mark.slow
 def test_retrieved_texts_stand_before_the_prompt(vlm, described, requests, tmp_path):
     texts = [f"{one} {other} ." for one in ("what", "describe", "is") for other in ("this", "it", "one")]
     captioned = []
@@ -100,6 +101,7 @@ def test_retrieved_texts_stand_before_the_prompt(vlm, described, requests, tmp_p
     require_same(model, requests)
 
 
+@pytest.mark.slow
 def test_a_way_back_to_the_base_lies_in_the_folder(vlm, base_folder, make_adapter, requests, tmp_path):
     adapter = make_adapter(("SubspaceProjection", "decoder.layers.1", "all", "both"))
     export_onnx(vlm, [adapter], tmp_path / "out", base_onnx=base_folder)

@@ -79,6 +79,7 @@ def test_a_matrix_that_others_read_too_is_not_turned_around():
     assert value.const_value.turned("t").shape.numpy() == (2, 3)
 
 
+@pytest.mark.slow
 def test_graphs_written_from_a_folder_are_those_of_the_loaded_model(vlm, tmp_path):
     folders = []
     for name, model in (("folder", VLM.without_weights(vlm.path)), ("loaded", vlm)):
