@@ -3,20 +3,48 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from ..errors import InvalidArtifact, UsageError
+from .manifest import canonical_json, is_sealed
 
 MANIFEST, EXPORT_MANIFEST = "manifest.json", "safetykit.json"  # of adapter and export folders
+_MARK_LIMIT = 16 * 2**20  # bytes of a file by which a folder is known
+
+Mark = Callable[[bytes, Any], bool]  # a file's bytes and the JSON object in them → whether safetykit wrote it
+Marks = Mapping[str, Mark]  # by file name
+
+
+def _lora(data: bytes, body: Any) -> bool:
+    """PEFT names the base and ends without a newline; what safetykit wrote does neither."""
+    return "peft_type" in body and body.get("base_model_name_or_path", "") is None and data == canonical_json(body)
+
+
+def _alignment(data: bytes, body: Any) -> bool:
+    return set(body) == {"identity", "step", "curve"} and data == canonical_json(body)
+
+
 # By one of these a folder is known as one of ours, which `--overwrite` may replace: of adapters and indexes, exports,
 # channel maps, LoRA adapters, and alignments that go on where they were.
-MADE = (MANIFEST, EXPORT_MANIFEST, "channel_map.json", "adapter_config.json", "checkpoint.json")
-MODEL = ("config.json",)  # the same of checkpoints
+MADE: Marks = MappingProxyType(
+    {
+        MANIFEST: is_sealed,
+        EXPORT_MANIFEST: is_sealed,
+        "channel_map.json": is_sealed,
+        "adapter_config.json": _lora,
+        "checkpoint.json": _alignment,
+    }
+)
+# The same of checkpoints, which transformers writes: any model's configuration.
+MODEL: Marks = MappingProxyType({"config.json": lambda data, body: "model_type" in body})
 
 # What a checkpoint holds beside its weights: everything a processor, a tokenizer or a reader needs.
 CONFIGURATION_FILES = (
@@ -85,12 +113,12 @@ def require_writable(target: Path) -> None:
 
 
 def require_free(
-    target: Path, *, overwrite: bool = False, made: Sequence[str] = MADE, inputs: Iterable[Path | str | None] = ()
+    target: Path, *, overwrite: bool = False, made: Marks = MADE, inputs: Iterable[Path | str | None] = ()
 ) -> None:
     """Refuse an output folder that is taken or cannot be written; worth calling before long work.
 
     Args:
-        made: names by one of which a folder that may be overwritten is known.
+        made: the files by one of which a folder that may be overwritten is known, each with what must be in it.
         inputs: what is read to make the output, and must survive it; what is no path that exists is passed over.
 
     Raises:
@@ -107,7 +135,7 @@ def require_free(
     for path in (Path(one) for one in inputs if one):
         if path.exists() and target.resolve() in (found := path.resolve(), *found.parents):
             raise UsageError(f"{target} holds {path}, which is read to make it.", "Choose another output folder.")
-    if not any((target / name).exists() for name in made) and not _is_demo(target):
+    if not _is_made(target, made) and not _is_demo(target):
         some = min(target.iterdir()).name
         raise UsageError(
             f"{target} was not written by safetykit: it holds {some}.",
@@ -116,11 +144,25 @@ def require_free(
 
 
 def _is_demo(folder: Path) -> bool:
-    return all((folder / part).exists() for part in (f"adapter/{MANIFEST}", f"export/{EXPORT_MANIFEST}"))
+    return _is_made(folder / "adapter", MADE) and _is_made(folder / "export", MADE)
+
+
+def _is_made(folder: Path, made: Marks) -> bool:
+    return any(_bears(folder, name, mark) for name, mark in made.items())
+
+
+def _bears(folder: Path, name: str, mark: Mark) -> bool:
+    """Whether a folder has the file ``name`` as safetykit writes it."""
+    try:
+        data = read_inside(folder, name, _MARK_LIMIT)
+        body = json.loads(data)
+        return isinstance(body, dict) and mark(data, body)
+    except (InvalidArtifact, OSError, ValueError, RecursionError):
+        return False
 
 
 @contextmanager
-def atomic_folder(target: Path, *, overwrite: bool = False, made: Sequence[str] = MADE) -> Iterator[Path]:
+def atomic_folder(target: Path, *, overwrite: bool = False, made: Marks = MADE) -> Iterator[Path]:
     """Yield an empty folder that becomes ``target`` only when the block ends without an error.
 
     On any error the folder is removed and ``target`` stays as it was.

@@ -174,6 +174,15 @@ def dump_sealed(model: BaseModel) -> bytes:
     return canonical_json({**body, "sha256": hashlib.sha256(canonical_json(body)).hexdigest()})
 
 
+def is_sealed(data: bytes, body: dict[str, Any]) -> bool:
+    """Whether ``data``, the JSON object ``body``, is as :func:`dump_sealed` writes it: canonical, with its digest."""
+    inner = {name: value for name, value in body.items() if name != "sha256"}
+    try:
+        return body.get("sha256") == hashlib.sha256(canonical_json(inner)).hexdigest() and canonical_json(body) == data
+    except (ValueError, RecursionError):
+        return False
+
+
 def load_sealed(kind: type[M], data: bytes, where: str) -> M:
     """Read what :func:`dump_sealed` wrote; ``where`` names the file in errors.
 
@@ -192,15 +201,10 @@ def load_sealed(kind: type[M], data: bytes, where: str) -> M:
         raise InvalidArtifact(
             f"{where} has schema version {version}; this safetykit reads up to {SCHEMA_VERSION}.", "Update safetykit."
         )
-    digest = body.pop("sha256", None)
-    try:
-        sealed = digest == hashlib.sha256(canonical_json(body)).hexdigest()
-        sealed = sealed and canonical_json({**body, "sha256": digest}) == data
-    except (ValueError, RecursionError):
-        sealed = False
-    if not sealed:
+    if not is_sealed(data, body):
         raise InvalidArtifact(f"{where} does not match its own checksum.", advice)
     try:
+        body.pop("sha256")
         return kind.model_validate(body)
     except (ValidationError, RecursionError) as error:
         detail = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": "nested too deeply"}

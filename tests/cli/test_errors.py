@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from workshop import earlier
 
 RECORD = {"id": "a", "prompt": "what is this ?", "label": "harmless", "split": "test", "response": "x"}
 
@@ -162,19 +163,29 @@ def test_overwrite_replaces_only_what_safetykit_wrote(call, random_checkpoint, r
     assert (mine / "notes.txt").read_text() == "x"
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "safetykit.json", "channel_map.json", "adapter_config.json"])
+@pytest.mark.parametrize("text", ['{"name": "my web app"}', '{"peft_type": "LORA", "r": 8}', "{", "[]"])
+def test_a_file_that_is_only_called_as_ours_marks_nothing(call, random_checkpoint, records, tmp_path, name, text):
+    (mine := tmp_path / "mine").mkdir()
+    (mine / name).write_text(text)
+    code, _, err = call("fit", "vlm-guard", random_checkpoint, "--data", records, "--overwrite", "-o", mine)
+    assert code == 2 and "was not written by safetykit" in err
+    assert (mine / name).read_text() == text
+
+
 @pytest.mark.parametrize("what", ["data", "adapter", "around"])
 def test_no_output_takes_the_place_of_its_input(call, random_checkpoint, records, adapter_folder, tmp_path, what):
     if what == "data":
         (data := tmp_path / "records").mkdir()
         shutil.move(records, data)
-        (data / "manifest.json").write_text("{}")  # even if it looks like one of ours
+        (data / "manifest.json").write_bytes(earlier())  # even if it looks like one of ours
         code, _, err = call("fit", "vlm-guard", random_checkpoint, "--data", data, "-o", data, "--overwrite")
         kept = data
     else:
         kept = out = adapter_folder
         if what == "around":
             (out := tmp_path / "around").mkdir()
-            (out / "safetykit.json").write_text("{}")
+            (out / "safetykit.json").write_bytes(earlier())
             kept = Path(shutil.move(kept, out / "adapter"))
         code, _, err = call("export", random_checkpoint, "--adapter", kept, "-o", out, "--overwrite")
     assert code == 2 and "which is read to make it" in err

@@ -51,6 +51,15 @@ def safetykit(*typed: Any) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue(), Path(path))
 
 
+def earlier() -> bytes:
+    """A manifest that an earlier command left; the folder that holds it is one of ours."""
+    from pydantic import create_model
+
+    from safetykit.adapters.artifact.manifest import dump_sealed
+
+    return dump_sealed(create_model("Earlier", schema_version=(int, 1))())
+
+
 class Workshop:
     """Paths by name; each is made once a run, when it is first asked for, most of them by a command.
 
@@ -84,7 +93,7 @@ class Workshop:
             elif word == "{taken}":
                 taken.mkdir()
                 (taken / "old").write_text("old")
-                (taken / "safetykit.json").write_text("what an earlier command left")
+                (taken / "safetykit.json").write_bytes(earlier())
                 word = str(taken)
             elif word == "{taken_file}":
                 taken.write_text("old")

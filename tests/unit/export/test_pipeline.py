@@ -4,6 +4,7 @@ import shutil
 
 import onnx_ir as ir
 import pytest
+from workshop import earlier
 
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.errors import InvalidArtifact, ParityFailed, UsageError, WrongBase
@@ -99,7 +100,7 @@ def test_a_failed_parity_leaves_nothing(vlm, base_folder, make_adapter, tmp_path
 def test_a_failed_export_keeps_the_old_folder(vlm, base_folder, make_adapter, tmp_path, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
-    (out / "safetykit.json").write_text("kept")
+    (out / "safetykit.json").write_bytes(earlier())
     monkeypatch.setattr("safetykit.export.pipeline.check.check_parity", lambda *_args, **_kw: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_onnx(vlm, [make_adapter(*ITEMS)], out, base_onnx=base_folder, overwrite=True)

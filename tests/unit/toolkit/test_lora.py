@@ -73,6 +73,7 @@ def test_peft_gives_the_logits_of_the_hooks(random_vlm, adapter, tmp_path):
 def test_the_folder_holds_what_peft_reads_and_no_path_of_this_machine(random_vlm, adapter, tmp_path):
     folder = write_peft(random_vlm, fold(random_vlm, adapter), tmp_path / "peft")
     assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert write_peft(random_vlm, fold(random_vlm, adapter), folder, overwrite=True) == folder
     text = (folder / "adapter_config.json").read_text()
     assert str(random_vlm.path) not in text
     config = json.loads(text)
