@@ -60,11 +60,10 @@ def __getattr__(name: str) -> Any:
             from .adapters.extras import explained
 
             raise explained(error) from None
-    from difflib import get_close_matches
+    from .adapters.near import did_you_mean
 
-    near = get_close_matches(name, _HOME, n=1) or [known for known in _HOME if known.lower() == name.lower()]
-    hint = f" Did you mean {near[0]!r}?" if near else f" It has {', '.join(__all__)}."
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{hint}" if name[0] != "_" else name)
+    hint = did_you_mean(name, list(_HOME)) or f"It has {', '.join(__all__)}."
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}. {hint}" if name[0] != "_" else name)
 
 
 def __dir__() -> list[str]:

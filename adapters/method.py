@@ -41,6 +41,8 @@ class Method:
         fit: ``(settings, workbench) -> Adapter``; see :class:`safetykit.adapters.protocols.Workbench`.
         example: options of a telling call, for help: ``--variant target --sweep``.
         data: what it is fitted on: labelled ``records`` or captioned pictures (``captions``).
+        require: ``(settings, records, d_model) -> None``, which refuses records that nothing can be learnt from,
+            before a model is loaded.
         takes: what a fit may ask for besides; ``needs``: what it cannot do without.
         acts: of what it takes, which settings it needs to have an effect.
         usual: ``(given, n_layers, d_model) -> settings``, where defaults depend on the model or on what is given.
@@ -58,6 +60,7 @@ class Method:
     fit: Lazy
     example: str = ""
     data: Literal["records", "captions"] = "records"
+    require: Lazy | None = None
     takes: tuple[Input, ...] = ()
     needs: tuple[Input, ...] = ()
     acts: Mapping[Input, tuple[Condition, ...]] = field(default_factory=dict)

@@ -102,6 +102,10 @@ class Workbench(Protocol):
     @property
     def corrected_by(self) -> Sequence[Mapping[str, JsonValue]]: ...
 
+    def phase(self, name: str) -> None:
+        """Say what is done from now on, so that long work is seen to move."""
+        ...
+
     def outcomes(self) -> Mapping[str, str]:
         """What the model does with harmful records of the fit split, by id: ``answered``, ``refused`` or ``other``."""
         ...

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from .errors import UsageError
 from .method import Method
+from .near import did_you_mean
 from .plugins import Registry
-from .settings import did_you_mean, listed
+from .settings import listed
 
 
 def _ours() -> None:

@@ -16,18 +16,15 @@ No file with settings imports torch: help must be fast.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
@@ -41,6 +38,7 @@ from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_after_validator_function
 
 from .errors import UsageError
+from .near import did_you_mean
 
 POSITIVE = "positive"  # in ``acts``: the other setting is a number above 0
 _OPTIONS: ContextVar[bool] = ContextVar("options", default=False)
@@ -108,31 +106,6 @@ class OneOf:
         if value not in self.names():
             raise ValueError("no such name")  # the refusal of the settings says which there are
         return value
-
-
-def parse_layers(given: Any) -> Any:
-    """``"3-5"``, ``"2,4,6-7"`` or one number as layers; anything that is no text stays as it is.
-
-    Raises:
-        UsageError: a text that names no layers.
-    """
-    if isinstance(given, int) and not isinstance(given, bool):
-        return (given,)
-    if not isinstance(given, str):
-        return tuple(given) if isinstance(given, range) else given
-    layers: set[int] = set()
-    for part in given.split(","):
-        match = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
-        if match is None or (match[2] and int(match[2]) < int(match[1])):
-            raise UsageError(
-                f"{given!r} names no layers.", "Write for example 3-5 or 2,4; layers count from 0 at the first block."
-            )
-        layers |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return tuple(sorted(layers))
-
-
-Layer = Annotated[int, Field(ge=0)]  # a decoder block, from 0
-Layers = Annotated[tuple[Layer, ...], BeforeValidator(parse_layers), Field(min_length=1)]
 
 
 class Settings(BaseModel):
@@ -282,13 +255,6 @@ def require_choice(spelled: str, value: str, known: Sequence[str]) -> None:
         raise UsageError(f"{spelled} cannot be {value!r}.", f"It is {listed(known)}. {hint}".strip())
 
 
-def did_you_mean(wrong: str, known: Sequence[str]) -> str:
-    """A hint at the nearest of ``known``, in front of nothing else, or an empty text."""
-    folded = {one.casefold(): one for one in known}
-    near = get_close_matches(wrong.casefold(), folded, n=1, cutoff=0.5)
-    return f"Did you mean {folded[near[0]]!r}?" if near else ""
-
-
 def listed(names: Sequence[str]) -> str:
     """``a, b or c``."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
@@ -345,6 +311,8 @@ def _refusal(kind: type[Settings], error: ValidationError) -> UsageError:
     if first["type"] in _LIMITS:
         key, words = _LIMITS[first["type"]]
         return UsageError(f"{spelled} cannot be {value!r}.", f"It is {words} {context[key]:g}.")
+    if "advice" in context:  # of a type that knows what would be right
+        return UsageError(f"{spelled} {value!r} {first['msg']}.", context["advice"])
     if first["type"] == "missing":
         return UsageError(f"{spelled} is needed.", field.description if field and field.description else "Give it.")
     if first["type"] == "too_short":

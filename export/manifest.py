@@ -12,7 +12,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from ..adapters.artifact.files import EXPORT_MANIFEST, read_inside, require_hashes, sha256_file, write_atomic
+from ..adapters.artifact.files import (
+    EXPORT_MANIFEST,
+    read_inside,
+    require_hashes,
+    require_unplanted,
+    sha256_file,
+    write_atomic,
+)
 from ..adapters.artifact.manifest import (
     AdapterInfo,
     BaseInfo,
@@ -292,7 +299,7 @@ def read_manifest(folder: Path, *, verify: bool = True) -> ExportManifest:
     """Read and check the manifest of an export folder.
 
     Args:
-        verify: also compare every file with its digest.
+        verify: also compare every file with its digest, and refuse unnamed ones that would be read.
 
     Raises:
         UsageError: there is no such folder.
@@ -309,4 +316,5 @@ def read_manifest(folder: Path, *, verify: bool = True) -> ExportManifest:
         raise InvalidArtifact(f"{path} does not name {missing[0]}.", "Export the model again.")
     if verify:
         require_hashes(folder, dict(manifest.files))
+        require_unplanted(folder, manifest.files)
     return manifest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +41,8 @@ class Workbench:
         corrected_by: which correctors are applied, as a manifest says it.
         work: folder for what lets an interrupted fit go on; :meth:`finish` removes it.
         resume: go on from what an interrupted fit left there.
-        progress: told what is done.
+        progress: told how much is done of the present phase.
+        say: told each phase as it begins.
     """
 
     def __init__(
@@ -58,11 +59,17 @@ class Workbench:
         work: Path | None = None,
         resume: bool = True,
         progress: Progress | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self.model, self.records, self.captions = vlm, list(records), list(captions)
         self.corrected_by, self._index, self._embedder = corrected_by, index, embedder
         self._refusal, self._text_model = refusal, text_model
-        self._work, self._resume, self._progress = work, resume, progress
+        self._work, self._resume, self._progress, self._say = work, resume, progress, say
+
+    def phase(self, name: str) -> None:
+        """Say what is done from now on."""
+        if self._say is not None:
+            self._say(name)
 
     def outcomes(self) -> Mapping[str, str]:
         """See :func:`harmful_outcomes`; the model is asked once."""
@@ -70,6 +77,7 @@ class Workbench:
 
     @cached_property
     def _outcomes(self) -> dict[str, str]:
+        self.phase("asking which attacks succeed")
         return harmful_outcomes(self.model, self.records)
 
     def second_pass(self) -> SecondPass:
@@ -78,6 +86,8 @@ class Workbench:
 
     def refusal(self) -> Refusal:
         """See :func:`refusal_of`."""
+        if self._refusal is None:
+            self.phase("asking how the model refuses")
         return refusal_of(self.model, self.records, self._refusal)
 
     def text_model(self) -> VLM | None:

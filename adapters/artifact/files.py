@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -62,6 +62,7 @@ CONFIGURATION_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+_TEMPLATES = "additional_chat_templates"  # a folder of more of them
 
 
 def sha256_file(path: Path) -> str:
@@ -218,6 +219,44 @@ def read_inside(folder: Path, name: str, limit: int | None = None) -> bytes:
     if limit is not None and path.stat().st_size > limit:
         raise InvalidArtifact(f"{path} is larger than {limit} bytes.", "It is not what its name says; get it again.")
     return path.read_bytes()
+
+
+def unnamed_files(folder: Path, named: Collection[str]) -> list[str]:
+    """Files of a folder and below that are not among ``named`` (with ``/``); hidden ones, which nothing reads, aside.
+
+    A link to a folder counts as a file: what it leads to is not the folder's.
+    """
+    found = {path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
+    names = [name for name in sorted(found) if not any(part.startswith(".") for part in name.parts)]
+    return [name.as_posix() for name in names if name.as_posix() not in named]
+
+
+def require_unplanted(folder: Path, named: Collection[str]) -> None:
+    """Refuse files that the manifest does not name and that are read all the same, such as a chat template.
+
+    Raises:
+        InvalidArtifact: naming every one of them.
+    """
+    read = [name for name in unnamed_files(folder, named) if name in CONFIGURATION_FILES or name.startswith(_TEMPLATES)]
+    if read:
+        raise InvalidArtifact(
+            f"{folder} holds what its manifest does not name and a model would read: {', '.join(read)}.",
+            "Remove it, or get the folder again from its source.",
+        )
+
+
+def require_named(folder: Path, named: Collection[str]) -> None:
+    """Refuse a folder with files that its manifest does not name.
+
+    Raises:
+        InvalidArtifact: naming every one of them.
+    """
+    if unknown := unnamed_files(folder, named):
+        count = "a file" if len(unknown) == 1 else f"{len(unknown)} files"
+        raise InvalidArtifact(
+            f"{folder} holds {count} that its manifest does not name: {', '.join(unknown)}.",
+            "Move what is yours out of the folder; if it is not, get the folder again from its source.",
+        )
 
 
 def require_hashes(folder: Path, files: dict[str, str]) -> None:

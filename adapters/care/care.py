@@ -45,10 +45,10 @@ from ..errors import UsageError
 from ..protocols import Example, Workbench
 from ..settings import spell
 from ..statistics.choices import Modality
-from ..statistics.subspaces import Subspace, principal_cosines, safety_subspace
+from ..statistics.subspaces import Subspace, principal_cosines, require_rank, require_spread, safety_subspace
 from ..statistics.tokens import TokenSource
 from .settings import CARE
-from .statistics import MODALITIES, CareStatistics, collect, roles
+from .statistics import MODALITIES, CareStatistics, collect, lacking, roles
 
 SIGN = "the largest component of every basis vector is positive; a projection does not depend on it"
 _SPECTRUM = 64  # eigenvalues kept in the attachment, per layer and modality
@@ -61,17 +61,42 @@ def fit(
     by_role = roles(list(records), care.contrast, outcomes)
     sites = sorted({care.source(layer) for layer in layers_of(care, model.base.n_layers)})
     used = [record for group in by_role.values() for record in group]
-    if care.with_response and not any(record.response for record in used):
+    _require_responses(care, used)
+    return solve(care, model, collect(model, by_role, sites, care.tokens), used)
+
+
+def require_records(care: CARE, records: Sequence[Example], d_model: int) -> None:
+    """Refuse records that cannot give what the settings ask for; no model is needed.
+
+    Which attacks succeed, the model alone can say, so a contrast of behaviour counts every harmful record.
+
+    Raises:
+        UsageError: a role has fewer than two records, of a modality that is corrected, or no response is there to
+            pool, or ``d_model`` dimensions do not hold k directions.
+    """
+    require_rank(care.rank, d_model)
+    by_role = roles(records, "label" if care.contrast == "behaviour" else care.contrast)
+    _require_responses(care, [record for group in by_role.values() for record in group])
+    for role, group in by_role.items():
+        for modality in MODALITIES if care.modalities == "both" else (care.modalities,):
+            count = sum(modality == "textual" or record.carrier != "text" for record in group)
+            if not count:
+                raise lacking(role, modality)
+            require_spread(role, count)
+
+
+def _require_responses(care: CARE, records: Sequence[Example]) -> None:
+    if care.with_response and not any(record.response for record in records):
         raise UsageError(
             f"{spell(type(care), 'with_response')} does nothing: no record of the fit split has a response.",
             "Leave it out, or give the records responses.",
         )
-    return solve(care, model, collect(model, by_role, sites, care.tokens), used)
 
 
 def fit_on(care: CARE, bench: Workbench) -> Adapter:
     """Fit with what a workbench has; a contrast of behaviour asks the model first which attacks succeed."""
     outcomes = bench.outcomes() if care.contrast == "behaviour" else None
+    bench.phase("fitting")
     return fit(care, bench.model, bench.records, outcomes=outcomes)
 
 

@@ -28,6 +28,7 @@ METHOD = Method(
     summary="CARE: safety subspaces of both modalities, projected out of the hidden states.",
     settings=CARE,
     fit="safetykit.adapters.care.care:fit_on",
+    require="safetykit.adapters.care.care:require_records",
     example="--fusion sequential --site mlp --layers 12-14",
     takes=("map", "map_layers", "on"),
     usual="safetykit.adapters.care.usual:usual",

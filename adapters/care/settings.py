@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from ..artifact.sites import Phase, Scope, Site
+from ..layers import Layers
 from ..method import load
-from ..settings import Layers, Settings, setting
+from ..settings import Settings, setting
 from ..statistics.choices import Centre, Contrast, Selection, Shrinkage, SubspaceVariant, TokenChoice
 
 if TYPE_CHECKING:

@@ -38,13 +38,18 @@ class CareStatistics:
         """
         for role in ROLES:
             if not self.moments[site, modality, role].count:
-                what = "with a picture" if modality == "visual" else "of any carrier"
-                other = "textual" if modality == "visual" else "visual"
-                raise UsageError(
-                    f"The fit split holds no {role} record {what}.",
-                    f"Add some, or correct one modality only with --modalities {other}.",
-                )
+                raise lacking(role, modality)
         return self.moments[site, modality, "benign"], self.moments[site, modality, "malicious"]
+
+
+def lacking(role: Role, modality: Modality) -> UsageError:
+    """The refusal of a modality without a record of a role."""
+    what = "with a picture" if modality == "visual" else "of any carrier"
+    other = "textual" if modality == "visual" else "visual"
+    return UsageError(
+        f"The fit split holds no {role} record {what}.",
+        f"Add some, or correct one modality only with --modalities {other}.",
+    )
 
 
 def roles(

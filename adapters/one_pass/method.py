@@ -11,6 +11,7 @@ METHOD = Method(
     summary="One-pass probe: a cheap detector on one block, without SASA's second pass.",
     settings=OnePassProbe,
     fit="safetykit.adapters.statistics.probe_fit:fit_on",
+    require="safetykit.adapters.statistics.probe_fit:require_records",
     example="--with GUARD --false-positive-rate 0.01",
     takes=("refusal", "with", "on"),
     ops=("safetykit.adapters.one_pass.probe", "safetykit.adapters.sasa.sasa"),

@@ -7,8 +7,9 @@ from typing import ClassVar
 from pydantic import JsonValue
 
 from ..artifact.sites import Site
+from ..layers import Layer
 from ..protocols import Place
-from ..settings import Layer, setting
+from ..settings import setting
 from ..statistics.probe_settings import ProbeSettings, layers_tried
 
 

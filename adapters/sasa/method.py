@@ -30,6 +30,7 @@ METHOD = Method(
     summary="SASA: a probe before generation, on late semantics projected onto an early layer.",
     settings=SASA,
     fit="safetykit.adapters.statistics.probe_fit:fit_on",
+    require="safetykit.adapters.statistics.probe_fit:require_records",
     example="--with GUARD --false-positive-rate 0.01",
     takes=("refusal", "map", "with", "on"),
     map=layers_of_map,

@@ -8,8 +8,9 @@ from pydantic import JsonValue, model_validator
 
 from ..artifact.sites import Site
 from ..errors import UsageError
+from ..layers import Layer
 from ..protocols import Place
-from ..settings import Layer, setting, spell
+from ..settings import setting, spell
 from ..statistics.probe_settings import ProbeSettings, layers_tried
 
 Variant = Literal["published", "unprojected"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from jaxtyping import Float
 from pydantic import JsonValue
@@ -29,19 +29,33 @@ def fit(
     refusal: Refusal,
     *,
     corrected_by: Sequence[Mapping[str, JsonValue]] = (),
+    phase: Callable[[str], None] | None = None,
 ) -> Adapter:
-    """See :meth:`ProbeSettings.fit`."""
+    """See :meth:`ProbeSettings.fit`; ``phase`` is told what is done, as it begins."""
+    say = phase or (lambda _: None)
     records = [record for record in records if record.split in ("fit", "calibration")]
     require_labels(records)
+    say("reading states")
     features = Features.read(model, records, probe.wanted(model.base.n_layers))
+    say("choosing and measuring the probe")
     return solve(probe, model.base, features, model.head()[0], refusal, corrected_by=corrected_by)
+
+
+def require_records(probe: ProbeSettings, records: Sequence[Example], d_model: int) -> None:
+    """Refuse records on which no detector can be fitted; no model is needed.
+
+    Raises:
+        UsageError: naming the split and the label that is missing.
+    """
+    require_labels(records)
 
 
 def fit_on(probe: ProbeSettings, bench: Workbench) -> Adapter:
     """Fit with what a workbench has; layers and labels that are missing are refused before anything runs."""
     probe.places(bench.model.base.n_layers)
     require_labels(bench.records)
-    return fit(probe, bench.second_pass(), bench.records, bench.refusal(), corrected_by=bench.corrected_by)
+    refusal = bench.refusal()
+    return fit(probe, bench.second_pass(), bench.records, refusal, corrected_by=bench.corrected_by, phase=bench.phase)
 
 
 def solve(

@@ -54,6 +54,31 @@ def principal_cosines(first: Float[Tensor, "d_model rank"], second: Float[Tensor
     return torch.from_numpy(angles).cos().sort(descending=True).values.tolist()
 
 
+def require_spread(label: str, count: int) -> None:
+    """Refuse a covariance of fewer than two states.
+
+    Raises:
+        UsageError: naming the label.
+    """
+    if count < 2:
+        raise UsageError(
+            f"A covariance of {label} states needs at least 2 records, and there are {count}.",
+            "Give more records in the fit split.",
+        )
+
+
+def require_rank(rank: int, d_model: int) -> None:
+    """Refuse more directions than there are dimensions.
+
+    Raises:
+        UsageError: naming both.
+    """
+    if not 1 <= rank <= d_model:
+        raise UsageError(
+            f"k = {rank} directions were asked for; states have {d_model} dimensions.", f"Choose k from 1 to {d_model}."
+        )
+
+
 def safety_subspace(
     benign: Moments,
     malicious: Moments,
@@ -77,15 +102,8 @@ def safety_subspace(
     """
     d = len(benign.mean)
     for label, moments in (("benign", benign), ("malicious", malicious)):
-        if moments.count < 2:
-            raise UsageError(
-                f"A covariance of {label} states needs at least 2 records, and there are {moments.count}.",
-                "Give more records in the fit split.",
-            )
-    if not 1 <= rank <= d:
-        raise UsageError(
-            f"k = {rank} directions were asked for; states have {d} dimensions.", f"Choose k from 1 to {d}."
-        )
+        require_spread(label, moments.count)
+    require_rank(rank, d)
     sigma_m = malicious.covariance(benign.mean if centre == "benign" else None)
     sigma_b, weight = benign.covariance(), 0.0
     eye = torch.eye(d, dtype=torch.float64)

@@ -10,8 +10,9 @@ from pydantic import JsonValue, model_validator
 
 from ..artifact.sites import Site
 from ..errors import UsageError
+from ..layers import Layers
 from ..method import load
-from ..settings import POSITIVE, Layers, Settings, setting
+from ..settings import POSITIVE, Settings, setting
 
 if TYPE_CHECKING:
     from ..artifact.adapter import Adapter

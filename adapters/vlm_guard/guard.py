@@ -48,9 +48,20 @@ from ..artifact.adapter import Adapter
 from ..artifact.intervention import Intervention
 from ..artifact.manifest import AdapterInfo, describe_data, library_versions
 from ..artifact.sites import Gating, Site
+from ..errors import UsageError
 from ..protocols import Example, StateSource, Workbench
+from ..settings import spell
 from .settings import VLMGuard
-from .statistics import GuardStatistics, collect
+from .statistics import (
+    GuardStatistics,
+    all_paired,
+    collect,
+    pair_up,
+    pictured_of,
+    require_labels,
+    texts_of,
+    unpictured,
+)
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -70,6 +81,27 @@ def fit(
 def fit_on(guard: VLMGuard, bench: Workbench) -> Adapter:
     """Fit with what a workbench has."""
     return fit(guard, bench.model, bench.records, text_model=bench.text_model())
+
+
+def require_records(guard: VLMGuard, records: Sequence[Example], d_model: int) -> None:
+    """Refuse records that cannot give what the settings ask for; no model is needed.
+
+    Raises:
+        UsageError: a label is missing, or pictures for a whitened gate, or there are too few records for the rank.
+    """
+    require_labels(records)
+    if guard.gate == "whitened" and "gate" in guard.acting() and not pictured_of(records):
+        raise unpictured()
+    texts = texts_of(records)
+    pairs = pair_up(texts)
+    rows = len(pairs) if all_paired(texts, pairs) else len(texts)
+    most = min(d_model, rows if guard.direction == "svd" else rows + 1)
+    if guard.rank > most:
+        raise UsageError(
+            f"{spell(VLMGuard, 'rank')} cannot be {guard.rank}: the fit split gives {rows} differences of states of "
+            f"width {d_model}.",
+            f"Ask for {most} or less, or give more records.",
+        )
 
 
 def sites_of(guard: VLMGuard, depth: int) -> tuple[Site, ...]:

@@ -11,6 +11,7 @@ METHOD = Method(
     summary="VLM-Guard: the safety direction of the language model, applied to the VLM.",
     settings=VLMGuard,
     fit="safetykit.adapters.vlm_guard.guard:fit_on",
+    require="safetykit.adapters.vlm_guard.guard:require_records",
     example="--variant orthogonal --site mlp --layers 3-5 --scope all --phase both",
     takes=("text_model", "on"),
     sweep="safetykit.adapters.vlm_guard.sweep:PLAN",

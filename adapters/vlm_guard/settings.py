@@ -9,8 +9,9 @@ from pydantic import model_validator
 
 from ..artifact.sites import Phase, Scope
 from ..errors import UsageError
+from ..layers import Layers
 from ..method import load
-from ..settings import Layers, Settings, setting, spell
+from ..settings import Settings, setting, spell
 from ..statistics.choices import Direction
 
 if TYPE_CHECKING:

@@ -69,10 +69,7 @@ class GuardStatistics:
             return first
         text, pictured = self.harmless[site], self.pictured[site]
         if not pictured.count:
-            raise UsageError(
-                "The whitened gate needs harmless records with pictures in the fit split, and there is none.",
-                "Add some, or choose --gate calibrated.",
-            )
+            raise unpictured()
         gap = pictured.mean - text.mean
         gap = gap / gap.norm()
         covariance = (text.scatter + pictured.scatter) / (text.count + pictured.count)
@@ -87,6 +84,47 @@ class GuardStatistics:
     def centre(self, site: Site) -> Float[Tensor, " d_model"]:
         """Halfway between the harmful and the harmless text mean."""
         return (self.harmful[site].mean + self.harmless[site].mean) / 2
+
+
+def unpictured() -> UsageError:
+    """The refusal of the whitened gate where no harmless record shows how states with a picture spread."""
+    return UsageError(
+        "The whitened gate needs harmless records with pictures in the fit split, and there is none.",
+        "Add some, or choose --gate calibrated.",
+    )
+
+
+def texts_of(records: Sequence[Example]) -> list[Example]:
+    """What directions are learnt from: the text records of the fit split."""
+    return [record for record in records if record.split == "fit" and record.carrier == "text"]
+
+
+def pictured_of(records: Sequence[Example]) -> list[Example]:
+    """The harmless records of the fit split that have a picture."""
+    return [one for one in records if one.split == "fit" and one.carrier != "text" and one.label == "harmless"]
+
+
+def require_labels(records: Sequence[Example]) -> None:
+    """Refuse records that lack a label.
+
+    Raises:
+        UsageError: naming the split and the label.
+    """
+    texts = texts_of(records)
+    for label in ("harmful", "harmless"):
+        if not any(record.label == label for record in texts):
+            raise UsageError(
+                f"The fit split holds no {label} text record.", "VLM-Guard is fitted on harmful and harmless text."
+            )
+    if not any(record.split == "calibration" and record.label == "harmless" for record in records):
+        raise UsageError(
+            "The calibration split holds no harmless record.", "Add some: the gate's threshold is set on them."
+        )
+
+
+def all_paired(texts: Sequence[Example], pairs: Sequence[tuple[Example, Example]]) -> bool:
+    """Pairs count when every harmful prompt has one; otherwise all records do, each against the other set's mean."""
+    return len(pairs) == sum(record.label == "harmful" for record in texts)
 
 
 def pair_up(records: Sequence[Example]) -> list[tuple[Example, Example]]:
@@ -118,30 +156,17 @@ def collect(
             f"{model.base.n_layers} of {model.base.d_model}.",
             "Use the language model the VLM was built from.",
         )
-    texts = [record for record in records if record.split == "fit" and record.carrier == "text"]
+    require_labels(records)
+    texts = texts_of(records)
     benign = [record for record in records if record.split == "calibration" and record.label == "harmless"]
-    for label in ("harmful", "harmless"):
-        if not any(record.label == label for record in texts):
-            raise UsageError(
-                f"The fit split holds no {label} text record.", "VLM-Guard is fitted on harmful and harmless text."
-            )
-    if not benign:
-        raise UsageError(
-            "The calibration split holds no harmless record.", "Add some: the gate's threshold is set on them."
-        )
     pairs = pair_up(texts)
-    # Pairs when every harmful prompt has one; otherwise all records, each against the other set's mean.
-    paired = len(pairs) == sum(record.label == "harmful" for record in texts)
+    paired = all_paired(texts, pairs)
     width = model.base.d_model
 
     def fresh() -> dict[Site, Moments]:
         return {site: Moments(width) for site in sites}
 
-    pictured = [
-        (record,)
-        for record in records
-        if record.split == "fit" and record.carrier != "text" and record.label == "harmless"
-    ]
+    pictured = [(record,) for record in pictured_of(records)]
     statistics = GuardStatistics(fresh(), fresh(), fresh(), fresh())
     matched = {record.id for pair in pairs for record in pair} if paired else set()
     alone = [(record,) for record in texts if record.id not in matched]

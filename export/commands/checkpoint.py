@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from .choices import EvalOptions
 
 
 @contextmanager
-def opened_checkpoint(model: str, adapters: Sequence[Path], options: EvalOptions) -> Iterator[tuple[VLM, list[Any]]]:
-    """The model with its adapters applied, and what its answers depend on.
+def opened_checkpoint(
+    model: str, adapters: Sequence[Path], options: EvalOptions, say: Callable[[str], None]
+) -> Iterator[tuple[VLM, list[Any]]]:
+    """The model with its adapters applied, and what its answers depend on; ``say`` is told when it is loaded.
 
     Raises:
         UsageError: an option cannot act, or a detector was fitted under other correctors.
@@ -30,8 +32,11 @@ def opened_checkpoint(model: str, adapters: Sequence[Path], options: EvalOptions
         loaded, [str(folder) for folder in adapters], model=model, data=options.data,
         allow=options.allow_uncorrected_detector,
     )  # fmt: skip
-    vlm = VLM.from_pretrained(model_path(model))
-    vlm.index = CaptionIndex.load(options.external_index) if options.external_index else None
+    folder = model_path(model)
+    index = CaptionIndex.load(options.external_index) if options.external_index else None
+    say("loading")
+    vlm = VLM.from_pretrained(folder)
+    vlm.index = index
     with vlm.applied(*loaded, allow_wrong_base=options.allow_wrong_base):
         yield vlm, [vlm.fingerprint, *map(manifest_digest, loaded)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,12 +29,16 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     from ...toolkit.commands import console
+    from ...toolkit.evaluation.few import few_records
     from .evaluation import evaluate_model
 
-    with console.progress_bar("answering") as update:
-        result = evaluate_model(model, adapter or [], options, out=out, progress=update)
+    with console.work() as doing:
+        result = evaluate_model(model, adapter or [], options, out=out, progress=doing.count, say=doing)
     if options.allow_uncorrected_detector:
         console.warn("a detector was accepted although it may not have been fitted under the correctors beside it.")
+    answered = Counter(f"{result.split}/{one.carrier}/{one.label}" for one in result.decisions)
+    if few := few_records(answered):
+        console.warn(few)
     value = result.model_dump(mode="json", exclude={"decisions"})
     console.emit(value, as_json=as_json, human=_view, then=_next(model, adapter or [], options))
 

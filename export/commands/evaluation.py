@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ def evaluate_model(
     *,
     out: Path | None = None,
     progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
     **given: Any,
 ) -> Evaluation:
     """Evaluate a checkpoint, with or without adapters, or an export folder.
@@ -45,6 +46,7 @@ def evaluate_model(
         model: folder or name of a checkpoint, or folder of an export.
         options: see :class:`EvalOptions`; its fields can be given as keywords too, which win.
         out: a file to write.
+        progress: told how many records are answered; ``say``: each step as it begins.
 
     Raises:
         UsageError: an option cannot act, ``out`` exists, or the model takes no system turn.
@@ -56,9 +58,11 @@ def evaluate_model(
         raise UsageError(f"{out} already exists.", "Choose another file or pass --overwrite.")
     options.require_use(("overwrite",), out is not None, "a file to write (--out)")
     records = options.records()
-    with _opened(model, adapters, options) as asked:
+    say = say or (lambda _: None)
+    with _opened(model, adapters, options, say) as asked:
         what = [*asked.identity, [record.digest() for record in records], options.max_new_tokens, options.system]
         journal = Journal(out.parent / f".{out.name}.partial.jsonl", what) if out else None
+        say("answering")
         result = evaluate(
             asked.model,
             records,
@@ -75,22 +79,23 @@ def evaluate_model(
 
 
 @contextmanager
-def _opened(model: str, adapters: Sequence[Path], options: EvalOptions) -> Iterator[_Asked]:
+def _opened(model: str, adapters: Sequence[Path], options: EvalOptions, say: Callable[[str], None]) -> Iterator[_Asked]:
     if is_export(Path(model)):
-        yield _export(Path(model), adapters, options)
+        yield _export(Path(model), adapters, options, say)
         return
     from .checkpoint import opened_checkpoint  # needs torch
 
-    with opened_checkpoint(model, adapters, options) as (vlm, identity):
+    with opened_checkpoint(model, adapters, options, say) as (vlm, identity):
         yield _Asked(vlm, identity)
 
 
-def _export(folder: Path, adapters: Sequence[Path], options: EvalOptions) -> _Asked:
+def _export(folder: Path, adapters: Sequence[Path], options: EvalOptions, say: Callable[[str], None]) -> _Asked:
     if adapters:
         raise UsageError("An export holds its adapters already.", "Leave out --adapter, or evaluate the checkpoint.")
     decided = "an adapter: what an export holds was decided when it was made"
     options.require_use(("allow_wrong_base",), False, decided)
     options.require_use(("allow_uncorrected_detector",), bool(options.swap), decided)
+    say("loading")
     onnx_vlm = OnnxVLM.from_pretrained(folder, options.providers, index=options.external_index)
     identity: list[Any] = [onnx_vlm.manifest.model_dump(mode="json")]
     if options.swap:

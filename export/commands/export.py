@@ -25,12 +25,15 @@ def export(
     as_json: Json = False,
 ) -> None:
     from ...toolkit.commands import console
+    from ...toolkit.evaluation.few import few_records
     from ..pipeline.export import export_onnx
 
     with console.steps() as say:
         result = export_onnx(model, adapter or [], out, options, progress=say)
     for warning in result.parity.warnings:
         console.warn(warning)
+    if result.comparison and (few := few_records(result.comparison.data.counts)):
+        console.warn(few)
     then = console.command_line("run", out, "--prompt", "What is this?")
     console.emit(result.describe(), as_json=as_json, human=_view, then=then)
 

@@ -10,9 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ...adapters.artifact.files import MANIFEST
+from ...adapters.artifact.files import MANIFEST, require_hashes, require_named
 from ...adapters.errors import UsageError
 from ...adapters.extras import missing
+from ...toolkit.data.sources import is_export
 from ..document.card import check_card, write_card
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, read_manifest
 from .choices import VerifyOptions
@@ -36,11 +37,12 @@ def verify_folder(
 
     Raises:
         UsageError: an option cannot act, or other adapters were given than those of the export.
-        InvalidArtifact: a file was changed, or the card says what its data do not say.
+        InvalidArtifact: a file was changed, or is there without being named in the manifest, or the card says what
+            its data do not say.
         ParityFailed: the export does not do what the model does.
     """
     options = VerifyOptions(**given) if options is None else options.but(**given)
-    if (folder / MANIFEST).is_file():
+    if (folder / MANIFEST).is_file() and not is_export(folder):
         if options.capturable:
             raise UsageError("--capturable does nothing without graphs: this folder is an adapter.", "Leave it out.")
         _require_plain(options, model, adapters, "an export: this folder is an adapter")
@@ -48,7 +50,9 @@ def verify_folder(
         from ...adapters.artifact.store import read_manifest as read_adapter_manifest
 
         load_adapter(folder)
-        files = len(read_adapter_manifest(folder).files)
+        named = read_adapter_manifest(folder).files
+        require_named(folder, {MANIFEST, *named})
+        files = len(named)
         nothing = dict.fromkeys(("card", "report", "interface", "capture", "parity", "swap"))
         return {"folder": str(folder), "kind": "adapter", "files": files, **nothing}
     if model is None:
@@ -57,7 +61,9 @@ def verify_folder(
         _require_plain(options, None, adapters, "the checkpoint (--model), with which parity is run again")
     swaps = "an adapter to swap in (--swap)"
     options.require_use(("allow_uncorrected_detector",), bool(options.swap), swaps)
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, verify=False)
+    require_hashes(folder, dict(manifest.files))
+    require_named(folder, {LAYOUT.manifest, *manifest.files})
     described = _described(folder, manifest)
     compared = check_card(folder) if (folder / LAYOUT.card).is_file() else None
     report = swapped = None

@@ -16,6 +16,8 @@ from ...adapters.errors import UsageError
 from ...adapters.retrieval.retrieval import retrieval_of
 from .registry import get_layout
 
+_PLAIN = "Export it with --layout onnx."
+
 
 def require_carried(adapters: Sequence[Adapter], layout: str, *, enforce: bool) -> None:
     """Refuse adapters whose effect would be lost in a layout's runtime; worth calling before long work.
@@ -31,14 +33,18 @@ def require_carried(adapters: Sequence[Adapter], layout: str, *, enforce: bool) 
         for item in adapter.interventions
         if item.make_op().runtime_inputs
     ]
+    remedy = _PLAIN
     if get_layout(layout).own_loop:
         if the_detector(adapters) is not None and not enforce:
-            lost.append("the detector's risk is read by nobody there, unless the graph enforces it (--enforce)")
+            lost.append("nobody there reads the detector's risk")
+            if len(lost) == 1:
+                remedy = "Pass --enforce, so that the graph itself forces the refusal; or export with --layout onnx."
         found = retrieval_of(adapters)
         if found is not None and found[0].prefix:
-            lost.append("retrieved texts are put before the prompt by nobody there")
+            lost.append("nobody there puts retrieved texts before the prompt")
+            remedy = _PLAIN
     if lost:
-        raise UsageError(f"Layout {layout} cannot carry this: {'; '.join(lost)}.", "Export it with --layout onnx.")
+        raise UsageError(f"Layout {layout} cannot carry this: {'; '.join(lost)}.", remedy)
 
 
 def require_fed(model: ir.Model, what: str, fed: Collection[str], layout: str) -> None:
@@ -56,5 +62,5 @@ def require_fed(model: ir.Model, what: str, fed: Collection[str], layout: str) -
     if unknown:
         raise UsageError(
             f"Runtimes of layout {layout} do not feed {', '.join(unknown)}, which the {what} graph needs.",
-            "Export it with --layout onnx.",
+            _PLAIN,
         )

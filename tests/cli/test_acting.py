@@ -56,6 +56,13 @@ def test_verifying_an_adapter_reads_no_model(call, adapter_folder, option, value
     assert call("verify", adapter_folder)[0] == 0
 
 
+def test_verify_names_what_an_adapter_does_not(call, adapter_folder):
+    (adapter_folder / "notes.txt").write_text("x")
+    (adapter_folder / "more.safetensors").write_text("x")
+    code, _, err = call("verify", adapter_folder)
+    assert code == 3 and "2 files that its manifest does not name: more.safetensors, notes.txt" in err
+
+
 @pytest.mark.parametrize(
     ("option", "value"), [("--adapter", "a"), ("--provider", "CPUExecutionProvider"), ("--external-index", "i")]
 )
@@ -94,6 +101,7 @@ def test_an_evaluation_is_overwritten_only_if_asked(call, random_checkpoint, rec
     command = ("eval", random_checkpoint, "--data", records, "--max-new-tokens", 2, "-o", out)
     code, _, err = call(*command)
     assert code == 2 and "already exists" in err and "--overwrite" in err
+    assert "loading" not in err and "answering" not in err
     assert out.read_text() == "precious"
     assert call(*command, "--overwrite")[0] == 0
     assert json.loads(out.read_text())["max_new_tokens"] == 2

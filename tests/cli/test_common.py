@@ -60,9 +60,9 @@ print(*sorted(name for name in sys.modules if name.partition(".")[0] in ("safety
     assert done.returncode == 0, done.stderr
     commands = [
         f"safetykit.toolkit.commands{name}"
-        for name in ("", ".common", ".config", ".console", ".hints", ".progress", ".signatures")
+        for name in ("", ".common", ".config", ".console", ".progress", ".signatures")
     ]
-    ground = ["safetykit.adapters", "safetykit.adapters.errors", "safetykit.adapters.extras"]
+    ground = [f"safetykit.adapters{name}" for name in ("", ".errors", ".extras", ".near")]
     assert done.stdout.splitlines()[-1].split() == sorted(
         ["safetykit", "safetykit.cli", *ground, "safetykit.toolkit", *commands]
     )
@@ -250,9 +250,9 @@ class TestTalking:
 
     def test_quiet_says_nothing(self, capsys):
         console.start(quiet=True)
-        with console.progress_bar("answering") as update, console.steps() as say:
-            update(1, 2)
-            say("baking")
+        with console.work("answering") as doing:
+            doing.count(1, 2)
+            doing("baking")
         console.emit({}, as_json=False, human=lambda screen, value: None, then="safetykit export")
         assert capsys.readouterr() == ("", "")
         console.start()

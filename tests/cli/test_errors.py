@@ -37,7 +37,7 @@ def test_an_unknown_method_is_refused_by_name(call):
     [
         (["inspect", "nowhere"], "no model folder at nowhere"),
         (["fit", "vlm-guard", "m", "--data", "d", "-o", "o", "--variant", "best"], "--variant cannot be 'best'"),
-        (["fit", "vlm-guard", "m", "--data", "d", "-o", "o", "--layers", "5-3"], "names no layers"),
+        (["fit", "vlm-guard", "m", "--data", "d", "-o", "o", "--layers", "5-3"], "--layers '5-3' names no layers"),
         (["fit", "vlm-guard", "m", "--data", "nothing.jsonl", "-o", "o"], "no records at nothing.jsonl"),
         (["export", "nowhere", "-o", "o", "--precision", "fp8"], "--precision cannot be 'fp8'"),
         (["run", "nowhere", "--prompt", "hello"], "no export folder at nowhere"),
@@ -204,6 +204,42 @@ def test_a_place_where_nothing_can_be_written_is_refused_at_once(call, random_ch
     assert code == 2 and "is a file, not a folder" in err and "loading" not in err
     code, _, err = call(*started, "-o", "/proc/x")
     assert code == 2 and "Nothing can be written in /proc" in err and "loading" not in err
+
+
+@pytest.mark.parametrize(
+    "started",
+    [
+        "fit vlm-guard m --data d",
+        "export m",
+        "eval m --data d",
+        "diagnose m --data d",
+        "index build d",
+        "lora m --adapter a",
+        "demo",
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(call, tmp_path, monkeypatch, started):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text('out: ""\n')
+    for output in (["-o", ""], ["--out", " "], ["--config", "run.yaml"]):
+        code, _, err = call(*started.split(), *output)
+        assert code == 2 and "An empty text names no file or folder" in err, output
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["inspect", ""], "no model folder at an empty path"),
+        (["eval", "reference:mild", "--data", ""], "no records at an empty path"),
+        (["verify", ""], "An empty text names no file or folder"),
+        (["eval", "m", "--data", "d", "--adapter", "a", "--adapter", ""], "An empty text names no file or folder"),
+    ],
+)
+def test_no_input_is_an_empty_path(call, tmp_path, monkeypatch, typed, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(*typed)
+    assert code == 2 and message in err
 
 
 def test_an_interrupted_evaluation_leaves_only_its_journal_and_resumes(call, random_checkpoint, tmp_path, monkeypatch):

@@ -58,12 +58,13 @@ def test_a_sweep_of_care_chooses_and_keeps_its_table(fit):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["sasa", "one-pass"])
-def test_six_text_records_of_each_label_suffice_for_a_detector(fit, method):
+def test_six_text_records_of_each_label_suffice_for_a_detector(fit, method, capsys):
     adapter = fit(
         method, "--fused-layer", "4", *(("--safety-layer", "2") if method == "sasa" else ()), "--refusal", "no"
     )
     assert adapter.detector.refusal == "no"
     assert adapter.info.hyperparameters["corrected_by"] == []
+    assert "reading states ...\nchoosing and measuring the probe ..." in capsys.readouterr().err
 
 
 @pytest.mark.slow

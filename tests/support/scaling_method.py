@@ -10,8 +10,9 @@ from pydantic import BaseModel
 
 from safetykit.adapters import Adapter, Corrector, Intervention, Method, Scope, Settings, Site
 from safetykit.adapters.artifact.manifest import AdapterInfo, describe_data, library_versions
+from safetykit.adapters.layers import Layer
 from safetykit.adapters.section import Section
-from safetykit.adapters.settings import Layer, setting
+from safetykit.adapters.settings import setting
 
 
 class Scaling(Settings):

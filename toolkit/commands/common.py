@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable
+from copy import copy
 from functools import wraps
 from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
+from typer.models import OptionInfo
 
 from ...adapters.errors import UsageError
 from . import console
@@ -65,7 +67,7 @@ def _taking_common(function: Callable[..., Any]) -> Callable[..., Any]:
         _let_libraries_speak(verbose)
         return function(**given)
 
-    kept = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in signature.parameters.values()]
+    kept = [_reading_paths(each.replace(kind=Parameter.KEYWORD_ONLY)) for each in signature.parameters.values()]
     added = [
         Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
         for name, (annotation, default) in _SHARED.items()
@@ -74,6 +76,32 @@ def _taking_common(function: Callable[..., Any]) -> Callable[..., Any]:
     parameters = [context, *kept, *added]
     command.takes_common = True  # type: ignore[attr-defined]
     return signed(command, parameters)
+
+
+def _path(text: str | Path) -> Path:
+    """A path as it was typed, or a default; an empty one would silently mean the current folder.
+
+    Raises:
+        UsageError: it is empty.
+    """
+    if not str(text).strip():
+        raise UsageError("An empty text names no file or folder.", "Write its path; `.` is the current folder.")
+    return Path(text)
+
+
+def _reading_paths(parameter: Parameter) -> Parameter:
+    """A parameter whose paths are read by :func:`_path`."""
+    if get_origin(parameter.annotation) is not Annotated:
+        return parameter
+    kind, about = get_args(parameter.annotation)
+    inner = {one for outer in (kind, *get_args(kind)) for one in (outer, *get_args(outer))}
+    if Path not in inner or about.parser is not None:
+        return parameter
+    read = copy(about)
+    read.parser = _path
+    if isinstance(about, OptionInfo):
+        read.metavar = about.metavar or "<path>"
+    return parameter.replace(annotation=Annotated[kind, read])
 
 
 def _let_libraries_speak(verbose: bool) -> None:

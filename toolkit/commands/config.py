@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ...adapters.errors import UsageError
-from .hints import near_miss
+from ...adapters.near import did_you_mean
 
 NOT_FROM_A_FILE = ("config", "help")
 
@@ -79,7 +79,7 @@ def _parameter(key: str, context: Any, where: str) -> Any:
     known = {spelling(one): one for one in context.command.params if spelling(one) not in NOT_FROM_A_FILE}
     if key not in known:
         commands = list(getattr(context.find_root().command, "commands", {}))
-        hint = near_miss(key, [*known, *commands])
+        hint = did_you_mean(key, [*known, *commands])
         what = f"`{context.command_path} --help` lists its options; other commands' belong in sections of theirs."
         raise UsageError(f"{key!r} in {where} is no option of {context.command_path}.", f"{hint} {what}".strip())
     return known[key]

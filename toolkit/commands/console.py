@@ -102,13 +102,6 @@ def note(text: str) -> None:
 
 
 @contextmanager
-def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield ``update(done, total)`` for counted work; it is drawn on stderr, see :func:`work`."""
-    with work(description) as doing:
-        yield doing.count
-
-
-@contextmanager
 def steps(first: str = "") -> Iterator[Callable[[str], None]]:
     """Yield ``say(step)`` for work made of named steps; it is drawn on stderr, see :func:`work`."""
     with work(first) as doing:

@@ -16,18 +16,18 @@ from ...adapters.artifact.store import load_adapter
 from ...adapters.errors import UsageError
 from ...adapters.method import Method, load
 from ...adapters.settings import Settings, option_of, spelled_as_options
-from ...adapters.sweeping import require_some
 from ..data.captions import captions_path, load_captions
 from ..data.records import load_records
 from ..data.sources import data_path, model_path
 from ..diagnosis.channel_map import ChannelMap
+from ..evaluation.few import count_records, few_records
 from ..index.caption_index import CaptionIndex
+from ..model.shape import decoder_shape
 from ..model.vlm import VLM
-from ..sweep.run import fit_by_sweep, plan_of
+from ..sweep.run import fit_by_sweep
 from ..workbench import Workbench
 from . import console, views
-
-_ANY_DEPTH, _ANY_WIDTH = 2, 16  # of a model that is not yet loaded
+from .fit_plan import require_fit, require_options
 
 
 class GraphBase(Protocol):
@@ -79,7 +79,7 @@ def fit_and_save(
 def _fit(call: FitCall, model: str, data: str, out: Path, overwrite: bool) -> dict[str, Any]:
     method, inputs = call.method, call.inputs
     channels, given = _with_map(call)
-    _check(call, given)
+    require_options(method, given, inputs, sweep=call.sweep)
     folders = inputs.get("with", [])
     read = [value for name, value in inputs.items() if name != "with" and isinstance(value, str | Path)]
     require_free(out, overwrite=overwrite, inputs=[model, data, *folders, *read])
@@ -89,6 +89,9 @@ def _fit(call: FitCall, model: str, data: str, out: Path, overwrite: bool) -> di
     corrected_by, correctors = describe_correctors(folders), [load_adapter(folder) for folder in folders]
     index = CaptionIndex.load(inputs["index"]) if "index" in inputs else None
     base = call.open_base(inputs["on"]) if "on" in inputs else None
+    require_fit(method, given, decoder_shape(model_path(model)), records, sweep=call.sweep)
+    if few := few_records(count_records(records)):
+        console.warn(few)
     with console.work("loading") as doing:
         vlm = VLM.from_pretrained(model_path(model))
         if channels is not None:
@@ -109,6 +112,7 @@ def _fit(call: FitCall, model: str, data: str, out: Path, overwrite: bool) -> di
                 work=out.parent / f".{out.name}.fitting",
                 resume=inputs.get("resume", True),
                 progress=doing.count,
+                say=doing,
             )
             if call.sweep:
                 journal = out.parent / f".{out.name}.sweep.jsonl"
@@ -156,26 +160,6 @@ def _with_map(call: FitCall) -> tuple[ChannelMap | None, dict[str, Any]]:
             f"{option_of(method.settings, twice[0])} and --map both name the layers.", "Leave out one of them."
         )
     return channels, {**given, **named}
-
-
-def _check(call: FitCall, given: Mapping[str, Any]) -> None:
-    """What can be said against the options before anything is loaded."""
-    method, inputs = call.method, call.inputs
-    if call.sweep:
-        if idle := [name for name in ("text_model",) if name in inputs]:
-            raise UsageError(
-                f"--sweep takes the direction from the model itself, so --{idle[0].replace('_', '-')} does nothing.",
-                "Leave one of them out.",
-            )
-        unknown = method.settings.recorded(given)  # values; which of them act, the sweep decides
-        require_some(method.settings, plan_of(method).first(_depth(unknown), _ANY_WIDTH, given), given)
-        return
-    settings = method.settle(given, _ANY_DEPTH, _ANY_WIDTH)
-    settings.require_acting(inputs.keys() & method.acts.keys(), method.acts)
-
-
-def _depth(settings: Settings) -> int:
-    return max(_ANY_DEPTH, *(layer + 1 for layer in getattr(settings, "layers", None) or (0,)))
 
 
 def _embedder(vlm: VLM, index: CaptionIndex | None, captions: list[Any], encoder: Path | None) -> Any:

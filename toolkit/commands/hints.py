@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Any
 
-
-def near_miss(wrong: str, known: list[str]) -> str:
-    """``Did you mean 'export'?``, or nothing where nothing is near."""
-    found = get_close_matches(wrong, known, n=1)
-    return f"Did you mean {found[0]!r}?" if found else ""
+from ...adapters.near import did_you_mean
 
 
 def explain_usage(error: Any) -> tuple[str, str, int]:
@@ -22,11 +17,11 @@ def explain_usage(error: Any) -> tuple[str, str, int]:
     wrong = getattr(error, "option_name", None)
     if wrong is not None and type(error).__name__ == "NoSuchOption":
         known = [spelled for param in context.command.params for spelled in (*param.opts, *param.secondary_opts)]
-        return message, f"{near_miss(wrong, known)} {asked} lists the options.".strip(), error.exit_code
+        return message, f"{did_you_mean(wrong, known)} {asked} lists the options.".strip(), error.exit_code
     message = error.format_message().strip()
     if message.startswith("No such command"):
-        # The parser appends its own guess to the message.
-        message, _, guess = message.partition(" Did you mean ")
-        hint = f"Did you mean {guess}" if guess else ""
+        message = message.partition(" Did you mean ")[0]  # the parser's own guess, which goes further than ours
+        typed = message.partition("'")[2].partition("'")[0]
+        hint = did_you_mean(typed, list(context.command.commands))
         return message, f"{hint} {asked} lists the commands.".strip(), error.exit_code
     return message, f"{asked} says what it takes.", error.exit_code

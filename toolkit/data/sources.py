@@ -9,6 +9,7 @@ from ...adapters.errors import UsageError
 from ..reference import records_path, reference_path
 
 PREFIX = "reference"
+_EMPTY = "an empty path"
 
 
 def model_path(text: Path | str) -> Path:
@@ -21,9 +22,9 @@ def model_path(text: Path | str) -> Path:
     if prefix == PREFIX and name in ("mild", "severe"):
         return reference_path(name)  # type: ignore[arg-type]
     path = Path(text)
-    if not path.is_dir():
+    if not str(text) or not path.is_dir():
         raise UsageError(
-            f"There is no model folder at {text}.",
+            f"There is no model folder at {text or _EMPTY}.",
             "Pass a checkpoint folder, or reference:mild or reference:severe for the bundled model organism.",
         )
     return path
@@ -50,9 +51,9 @@ def data_path(text: Path | str) -> Path:
     if str(text) == PREFIX:
         return records_path("fit").parent
     path = Path(text)
-    if not path.exists():
+    if not str(text) or not path.exists():
         raise UsageError(
-            f"There are no records at {text}.",
+            f"There are no records at {text or _EMPTY}.",
             "Pass a JSONL file or a folder of them, or `reference` for the bundled ones.",
         )
     return path

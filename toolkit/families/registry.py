@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ...adapters.errors import UsageError
+from ...adapters.near import did_you_mean
 from ...adapters.plugins import Registry, import_all
-from ...adapters.settings import did_you_mean
 from .family import Family
 
 FAMILIES = Registry(

@@ -7,7 +7,8 @@ from typing import Literal
 import pytest
 
 from safetykit.adapters.errors import UsageError
-from safetykit.adapters.settings import POSITIVE, Layers, Settings, choices, plain_type, setting, spelled_as_options
+from safetykit.adapters.layers import Layers
+from safetykit.adapters.settings import POSITIVE, Settings, choices, plain_type, setting, spelled_as_options
 
 
 class Example(Settings):

@@ -55,7 +55,7 @@ def test_an_outside_layout_is_one_of_the_choices(layout):
 
 def test_an_outside_layout_is_planned_by_what_it_says_of_its_runtime(layout, make_adapter, make_detector):
     require_layout(layout, "idefics3", [make_adapter()], enforce=False)
-    with pytest.raises(UsageError, match="Layout outside cannot carry this: the detector's risk is read by nobody"):
+    with pytest.raises(UsageError, match="Layout outside cannot carry this: nobody there reads the detector's risk"):
         require_layout(layout, "idefics3", [make_detector()], enforce=False)
 
 

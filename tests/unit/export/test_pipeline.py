@@ -8,6 +8,7 @@ from workshop import earlier
 
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.errors import InvalidArtifact, ParityFailed, UsageError, WrongBase
+from safetykit.export.commands.verification import verify_folder
 from safetykit.export.document.card import check_card
 from safetykit.export.manifest import GRAPHS, LAYOUT, read_manifest, write_manifest
 from safetykit.export.parity.report import ParityReport
@@ -236,3 +237,38 @@ def test_a_detector_stacked_with_a_corrector_is_exported_and_decides_alike(
         assert (ours.scores["risk"] > 0) == (theirs.scores["risk"] > 0) and ours.text == theirs.text
     answers = OnnxVLM.from_pretrained(result.folder).generate(requests, 4)
     assert {answer.refused for answer in answers} == {True, False}
+
+
+PLANTED = [
+    *("chat_template.json", "added_tokens.json", "vocab.json", "merges.txt", "video_preprocessor_config.json"),
+    *("additional_chat_templates/tool_use.jinja", "decoder.int8.onnx", "decoder.onnx.data.old", "onnx/decoder.onnx"),
+    *("modeling.py", "notes.txt", "evaluation-2.json", "manifest.json", "adapter.safetensors", "index.html"),
+    *("model.safetensors", "pytorch_model.bin", "a/b/c.bin", "__pycache__/x.pyc", "safetykit.json.bak"),
+]
+
+
+def test_verify_names_every_file_that_the_manifest_does_not(copied):
+    (copied / ".gitattributes").write_text("*.onnx filter=lfs")  # what a hub adds, and nothing reads
+    assert verify_folder(copied)["files"] > 0
+    for name in PLANTED:
+        (copied / name).parent.mkdir(parents=True, exist_ok=True)
+        (copied / name).write_text("{}")
+    with pytest.raises(InvalidArtifact, match="20 files that its manifest does not name") as caught:
+        verify_folder(copied)
+    named = caught.value.message.partition("does not name: ")[2].removesuffix(".").split(", ")
+    assert sorted(named) == sorted(PLANTED)
+
+
+@pytest.mark.parametrize("name", ["chat_template.json", "added_tokens.json", "additional_chat_templates/x.jinja"])
+def test_what_would_be_read_and_is_not_named_is_never_loaded(copied, name):
+    (copied / name).parent.mkdir(exist_ok=True)
+    (copied / name).write_text("{}")
+    with pytest.raises(InvalidArtifact, match=name):
+        OnnxVLM.from_pretrained(copied)
+
+
+def test_a_link_to_a_folder_is_named(copied, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (copied / "additional_chat_templates").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InvalidArtifact, match="additional_chat_templates"):
+        OnnxVLM.from_pretrained(copied)

@@ -1,0 +1,21 @@
+"""What somebody may have meant who misspelt a name; without any import, so that every room can ask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+_LIKENESS = 0.65  # twice the letters in common over all letters: `cash` for `cache` counts, `fp8` for `fp16` does not
+
+
+def nearest(wrong: str, known: Sequence[str]) -> str | None:
+    """The one of ``known`` that ``wrong`` misspells, whatever its capitals; None where none is like it."""
+    folded = {one.casefold(): one for one in known}
+    near = get_close_matches(wrong.casefold(), folded, n=1, cutoff=_LIKENESS)
+    return folded[near[0]] if near else None
+
+
+def did_you_mean(wrong: str, known: Sequence[str]) -> str:
+    """``Did you mean 'export'?``, or an empty text."""
+    near = nearest(wrong, known)
+    return f"Did you mean {near!r}?" if near is not None else ""

@@ -1,0 +1,75 @@
+"""The plan of a fit: what can be said against it before a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...adapters.errors import UsageError
+from ...adapters.layers import require_depth
+from ...adapters.method import Method, load
+from ...adapters.settings import Settings
+from ...adapters.sweeping import require_some
+from ..data.records import Record
+from ..model.shape import Shape
+from ..sweep.run import plan_of
+
+_ANY = Shape(2, 16)  # of a model whose configuration was not yet read
+
+
+def require_options(method: Method, given: Mapping[str, Any], inputs: Mapping[str, Any], *, sweep: bool) -> None:
+    """Refuse options that are wrong whatever the model and the records are.
+
+    Args:
+        given: settings by name; ``inputs``: what else was given.
+
+    Raises:
+        UsageError: a value is wrong, or an option cannot act.
+    """
+    if sweep:
+        if idle := [name for name in ("text_model",) if name in inputs]:
+            raise UsageError(
+                f"--sweep takes the direction from the model itself, so --{idle[0].replace('_', '-')} does nothing.",
+                "Leave one of them out.",
+            )
+        _first(method, given, Shape(_depth(method.settings.recorded(given)), _ANY.d_model))
+        return
+    settings = method.settle(given, _ANY.n_layers, _ANY.d_model)
+    settings.require_acting(inputs.keys() & method.acts.keys(), method.acts)
+
+
+def require_fit(
+    method: Method, given: Mapping[str, Any], shape: Shape | None, records: Sequence[Record], *, sweep: bool
+) -> None:
+    """Refuse layers that the model does not have, and records that nothing can be learnt from.
+
+    Args:
+        shape: of the model's decoder, if its configuration tells; otherwise loading will.
+
+    Raises:
+        UsageError: naming the setting and what is missing.
+    """
+    if shape is None:
+        return
+    if sweep:
+        require_depth(method.settings.recorded(given), shape.n_layers)  # which of them act, the sweep decides
+    tried = _first(method, given, shape) if sweep else [method.settle(given, shape.n_layers, shape.d_model)]
+    refused: list[UsageError] = []
+    for settings in tried:
+        try:
+            require_depth(settings, shape.n_layers)
+            if method.require is not None:
+                load(method.require)(settings, records, shape.d_model)
+            return
+        except UsageError as error:
+            refused.append(error)
+    raise refused[0]
+
+
+def _first(method: Method, given: Mapping[str, Any], shape: Shape) -> list[Settings]:
+    """The settings that a sweep begins with."""
+    return require_some(method.settings, plan_of(method).first(shape.n_layers, shape.d_model, given), dict(given))
+
+
+def _depth(settings: Settings) -> int:
+    return max(_ANY.n_layers, *(layer + 1 for layer in getattr(settings, "layers", None) or (0,)))
