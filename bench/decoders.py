@@ -39,6 +39,7 @@ ARMS = (PYTORCH, OWN, BUILDER, OWN4, BUILDER4)
 PAIRS = ((CONTROL, OWN), (OWN, BUILDER), (OWN4, BUILDER4), (OWN, PYTORCH), (OWN4, PYTORCH))
 TOKENS = (128, 1024, 4096)
 PHASES = ("prefill", "decode")
+WARM_UP = 1  # rounds that are not counted
 QUICK = {"layers": 1, "width": 128, "vocabulary": 64, "tokens": [8], "rounds": 5, "decode_steps": 1}
 
 Cache = Any  # of an arm: transformers' object, or arrays by input name
@@ -160,7 +161,7 @@ def measure(arms: Mapping[str, Arm], tokens: int, options: argparse.Namespace) -
     """Median times and the ratios of :data:`PAIRS` at one length."""
     calls = {name: (lambda arm=arm: timed(arm, tokens, options)) for name, arm in arms.items()}
     rounds = max(5, round(options.rounds * min(1.0, 128 / tokens)))
-    times = interleave(calls, rounds, options.warmup_rounds, seed=0)
+    times = interleave(calls, rounds, WARM_UP, seed=0)
     medians = {name: (1000 * np.median(values, axis=0)).round(2).tolist() for name, values in times.items()}
     return {
         "rounds": rounds,
@@ -229,7 +230,6 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=20, help="at 128 tokens; fewer at more, but never under 5")
-    parser.add_argument("--warmup-rounds", type=int, default=1)
     parser.add_argument("--decode-steps", type=int, default=8)
     parser.add_argument("--folder", type=Path, help="keep the graphs here, and use them if they are there")
     parser.add_argument("--alone", help=argparse.SUPPRESS)

@@ -35,6 +35,7 @@ from safetykit.export.surgery.residual import find_residual_stream
 from safetykit.toolkit.families import Family
 
 BASE, FORKED = "decoder.onnx", "forked.onnx"
+WARM_UP = 2  # rounds that are not counted
 QUICK = {"layers": 4, "width": 128, "vocabulary": 64, "prompt_tokens": 8, "rounds": 5, "decode_steps": 2}
 
 
@@ -135,7 +136,7 @@ def measure(folder: Path, graphs: dict[str, str], options: argparse.Namespace) -
         "naive": lambda: timed(plain, options, passes=3),
         **{name: (lambda arm=arm: timed(arm, options)) for name, arm in forked.items()},
     }
-    times = interleave(arms, options.rounds, options.warmup_rounds, seed=0)
+    times = interleave(arms, options.rounds, WARM_UP, seed=0)
     pairs = [("control", "unmodified"), ("naive", "unmodified")]
     pairs += [(name, other) for name in graphs for other in ("unmodified", "naive")]
     ratios = {
@@ -170,7 +171,6 @@ def parse(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--warmup-rounds", type=int, default=2)
     parser.add_argument("--decode-steps", type=int, default=8)
     parser.add_argument("--folder", type=Path, help="keep the graphs here, and use them if they are there")
     options = parser.parse_args(given)

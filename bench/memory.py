@@ -55,6 +55,8 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--export", type=Path, help="measure one export of this checkpoint, in this process")
     options = parser.parse_args(given)
     if options.export:
+        if not options.precision:
+            parser.error("--export needs --precision")
         print(json.dumps(measured(options.export, options.out, options.precision[0])))
         return 0
     results = read_results(options.out / "memory.json")

@@ -32,6 +32,7 @@ from safetykit.export.runtime.sessions import open_session
 from safetykit.export.surgery.bake import Placed, bake
 from safetykit.export.surgery.swappable import describe_parameters, open_parameters
 
+WARM_UP = 2  # rounds that are not counted
 QUICK = {
     "layers": 2,
     "width": 128,
@@ -127,7 +128,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
         "baked, gates held": Arm(adapted(folder, options, mode="bake", gate="held"), folder),
     }
     arms = {name: (lambda arm=arm: timed(arm, options)) for name, arm in made.items()}
-    times = interleave(arms, options.rounds, options.warmup_rounds, seed=0)
+    times = interleave(arms, options.rounds, WARM_UP, seed=0)
     others = [name for name in made if name not in (UNMODIFIED, CONTROL)]
     return {
         "options": {name: value for name, value in vars(options).items() if name != "folder"},
@@ -152,7 +153,6 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--warmup-rounds", type=int, default=2)
     parser.add_argument("--decode-steps", type=int, default=8)
     parser.add_argument("--folder", type=Path, help="keep the base graph here, and use it if it is there")
     options = parser.parse_args(given)

@@ -1,6 +1,6 @@
 """Text-only safety alignment by LoRA: harmful prompts are refused, harmless ones answered as before.
 
-    python bench/real/align.py WORK [--steps 260] [--steps-2 110]
+    python bench/real/align.py WORK [--before]
 
 1. The model's own greedy answers to the harmless training prompts are written to WORK/align/answers.jsonl
    (self-distillation: it keeps its manner). 2. A LoRA on every linear layer of the decoder learns refusals beside them;
@@ -34,6 +34,8 @@ from safetykit.toolkit.evaluation.judge import is_refusal
 
 ANSWER_TOKENS, SHORT_TOKENS = 24, 12  # of own answers; of those of the third round
 RANK, BATCH = 8, 8
+STEPS, STEPS_2 = 260, 110  # of training; of the second round, on requests about objects
+MEASURED = 60  # held-out prompts per group
 RATE, RATE_2 = 6e-4, 4e-4
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -179,13 +181,9 @@ def measured(
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path, help="work folder, with packages/ inside")
-    parser.add_argument("--steps", type=int, default=260, help=f"training steps of {BATCH} prompts")
-    parser.add_argument("--steps-2", type=int, default=110, help="steps of the second round, on requests about objects")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--limit", type=int, default=60, help="held-out prompts per group that are measured")
     parser.add_argument("--before", action="store_true", help="measure the unaligned model too")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
     folder = options.work / "align"
@@ -199,7 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
     tokenizer.chat_template = CHAT_TEMPLATE
     figures = {}
     if options.before:
-        figures["before"] = measured(language, tokenizer, held, options.limit)
+        figures["before"] = measured(language, tokenizer, held, MEASURED)
     seen = [prompt for prompt in prompts if prompt.split == "train"]
     second = second_round(packages, prompts)
     own = own_answers(language, tokenizer, [p for p in seen if p.label == "harmless"], folder / "answers.jsonl")
@@ -211,21 +209,21 @@ def main(arguments: list[str] | None = None) -> None:
         language, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=LINEAR, task_type="CAUSAL_LM")
     )
     pad = tokenizer.pad_token_id
-    train(model, turns_of(seen, own, tokenizer), options.steps, RATE, pad, folder / "training.pt")
-    train(model, turns_of(second, willing, tokenizer), options.steps_2, RATE_2, pad, folder / "round2.pt")
+    train(model, turns_of(seen, own, tokenizer), STEPS, RATE, pad, folder / "training.pt")
+    train(model, turns_of(second, willing, tokenizer), STEPS_2, RATE_2, pad, folder / "round2.pt")
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.half()
     model.save_pretrained(folder / "alignment")
     merged = merge_language(load_language(packages)[0], folder / "alignment")
-    figures["after"] = measured(merged, tokenizer, held, options.limit)
+    figures["after"] = measured(merged, tokenizer, held, MEASURED)
     write_atomic(
         folder / "figures.json",
         canonical_json(
             {
                 **figures,
-                "steps": options.steps,
-                "steps_2": options.steps_2,
+                "steps": STEPS,
+                "steps_2": STEPS_2,
                 "trained_on": len(seen),
                 "trained_on_2": len(second),
             }

