@@ -280,6 +280,8 @@ def _wish(wanted: Any) -> str:
 
 
 def _written(value: Any) -> str:
+    if value is None:
+        return "left out"
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from other_dtype import in_dtype
 from planted_vlm import planted_data, planted_folder, planted_map  # noqa: F401  fixtures of a known refusal circuit
 from shared import once
 from tiny_llava import (  # noqa: F401  fixtures, once a session for all folders
@@ -69,6 +70,12 @@ def random_checkpoint(tmp_path_factory) -> Path:
         build_processor(build_tokenizer()).save_pretrained(folder)
 
     return once(tmp_path_factory, "random", make)
+
+
+@pytest.fixture(scope="session")
+def bf16_checkpoint(random_checkpoint, tmp_path_factory) -> Path:
+    """The same in bfloat16."""
+    return once(tmp_path_factory, "bf16", lambda folder: in_dtype(random_checkpoint, folder, torch.bfloat16))
 
 
 @pytest.fixture(scope="session")

@@ -114,11 +114,26 @@ class GraphWeights(Strict):
     sha256: Sha256
 
 
+class RunInfo(Strict):
+    """How a model ran while an adapter was fitted on it.
+
+    Attributes:
+        device: its kind: ``cpu``, ``cuda`` or ``mps``.
+        dtype: of its floats.
+        spread: over several devices, memory and disk.
+    """
+
+    device: str
+    dtype: str
+    spread: bool = False
+
+
 class BaseInfo(Strict):
     """The model an adapter belongs to.
 
     Attributes:
         on: the graph's weights that it ran with while the adapter was fitted; None for its own.
+        ran: how it ran then; None where that was not noted.
     """
 
     fingerprint: Sha256
@@ -126,6 +141,7 @@ class BaseInfo(Strict):
     n_layers: int
     d_model: int
     on: GraphWeights | None = None
+    ran: RunInfo | None = None
 
 
 class DataInfo(Strict):

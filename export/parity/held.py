@@ -11,7 +11,7 @@ measured beside it, as drift.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from onnx_ir.external_data import set_base_dir
 from torch import nn
 
 from ...adapters.artifact.manifest import GraphWeights
+from ...toolkit.model.offload import hold
 from ..base.matrices import QUANTISED
 from ..foreign.weights import DecoderWeights, find_weights
 from ..manifest import Graph
@@ -98,20 +99,18 @@ def holding(vlm: VLM, weights: DecoderWeights, on: GraphWeights | None = None) -
     Args:
         on: which weights these are, for adapters that were fitted on them.
     """
-    kept: list[tuple[nn.Module, nn.Parameter]] = []
     before, vlm.on = vlm.on, on or vlm.on
-    try:
+    with ExitStack() as stack:
+        stack.callback(setattr, vlm, "on", before)
         for item in weights.found:
             module = vlm.model.get_submodule(item.parameter.removesuffix(".weight"))
             old = module.weight
-            values = torch.from_numpy(item.rows(range(old.shape[0])).values.copy())
-            kept.append((module, old))
-            module.weight = nn.Parameter(values.to(old), requires_grad=False)
+            values = torch.from_numpy(item.rows(range(old.shape[0])).values.copy()).to(vlm.dtype)
+            hold(stack, module, {"weight": values})
+            stack.callback(setattr, module, "weight", old)
+            place = "cpu" if old.device.type == "meta" else old.device
+            module.weight = nn.Parameter(values.to(place), requires_grad=False)
         yield
-    finally:
-        for module, old in reversed(kept):
-            module.weight = old
-        vlm.on = before
 
 
 def _in_full_precision(onnx_vlm: OnnxVLM, vlm: VLM) -> OnnxVLM:

@@ -59,9 +59,10 @@ def plan_updates(vlm: VLM, updates: Sequence[WeightUpdate]) -> tuple[LayerUpdate
     from ...toolkit.model.updates import find_changes
 
     layers: dict[str, LayerUpdate] = {}
-    for change in find_changes(vlm.model, updates):
+    for change in find_changes(vlm.model, updates, vlm.weights, torch.float32):
         if change.layer not in layers:
-            old = {name: _array(value) for name, value in change.module.named_parameters(recurse=False)}
+            own = change.module.named_parameters(recurse=False)
+            old = {name: _array(vlm.weights.of(value).whole()) for name, value in own}
             layers[change.layer] = LayerUpdate(change.layer, _graph_of(vlm, change.layer), old, {})
         found = layers[change.layer]
         layers[change.layer] = replace(found, new={**found.new, change.leaf: _array(change.new)})

@@ -36,8 +36,7 @@ class BranchRun:
         self._blocks = list(parts.layers)[self._safety + 1 :]
         self._norm = parts.final_norm
         self._features_join = bool(parts.family.scattered)
-        device = next(parts.final_norm.parameters()).device
-        self._tensors = {name: tensor.to(device) for name, tensor in branch.tensors.items()}
+        self._tensors = branch.tensors
         self._states: dict[int | None, Tensor] = {}
         self._calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self._joining: dict[nn.Module, Tensor] = {}
@@ -63,7 +62,8 @@ class BranchRun:
 
         def keep_joining(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if wanted() and not self.running:
-                self._joining[module] = (args[0] if args else kwargs["hidden_states"]) - before[0]
+                given = args[0] if args else kwargs["hidden_states"]
+                self._joining[module] = given - before[0].to(given.device)
 
         if self._features_join:
             for block in (self._sites[self._safety], *self._blocks):
@@ -80,12 +80,14 @@ class BranchRun:
         """Log-odds of harm of the prefill that the hooks have just seen."""
         self.running = True
         try:
-            hidden = self._op.start(self._states[self._safety], self._states[self._fused])
+            safety = self._states[self._safety]
+            hidden = self._op.start(safety, self._states[self._fused].to(safety.device))
             for block in self._blocks:
                 args, kwargs = self._calls[block]
                 options = {name: value for name, value in kwargs.items() if name not in ("hidden_states", "use_cache")}
                 hidden = _hidden(block(self._joined(block, hidden), *args, **options))
-            return self._op.risk(self._norm(self._joined(self._norm, hidden)), **self._tensors)
+            normed = self._norm(self._joined(self._norm, hidden))
+            return self._op.risk(normed, **{name: tensor.to(normed.device) for name, tensor in self._tensors.items()})
         finally:
             self.running = False
             self._states.clear()
@@ -93,7 +95,7 @@ class BranchRun:
             self._joining.clear()
 
     def _joined(self, module: nn.Module, hidden: Tensor) -> Tensor:
-        return hidden + self._joining[module] if self._features_join else hidden
+        return hidden + self._joining[module].to(hidden.device) if self._features_join else hidden
 
 
 def _hidden(output: Any) -> Tensor:

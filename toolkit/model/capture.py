@@ -14,8 +14,11 @@ from ...adapters.artifact.sites import Site
 from ...adapters.errors import UsageError
 from ...adapters.protocols import Pool
 from ..data.records import Record
+from .batching import BatchSize, fitting
 from .requests import Request
 from .running import Running
+
+USUAL = 32  # records at once
 
 
 class Reached(Exception):
@@ -23,7 +26,7 @@ class Reached(Exception):
 
 
 def capture(
-    vlm: Running, units: Sequence[Sequence[Record]], sites: Sequence[Site], pool: Pool, batch_size: int
+    vlm: Running, units: Sequence[Sequence[Record]], sites: Sequence[Site], pool: Pool, size: BatchSize
 ) -> Iterator[tuple[list[Record], dict[Site, Float[Tensor, "batch d_model"]]]]:
     """Run records through the model and yield pooled hidden states batch by batch.
 
@@ -33,6 +36,7 @@ def capture(
     Args:
         units: groups of records, usually pairs or single ones.
         pool: ``last`` prompt position, or the mean over all, ``vision`` or ``text`` tokens.
+        size: of a batch, in records.
 
     Yields:
         The records of a batch, and per site their states [batch, d_model] in float32 on the CPU.
@@ -54,15 +58,14 @@ def capture(
             "belong to no record.",
             "Use a site of a decoder layer.",
         )
-    seen: dict[Site, Tensor] = {}
-    for batch in batches(units, batch_size):
-        requests = [Request(record.prompt, record.picture()) for record in batch]
-        inputs = vlm.prepare(requests)
+
+    def run(some: Sequence[Sequence[Record]]) -> dict[Site, Tensor]:
+        inputs = vlm.prepare([Request(record.prompt, record.picture()) for unit in some for record in unit])
         mask = torch.from_numpy(inputs.attention_mask).bool()
         vision = torch.from_numpy(inputs.vision_mask)
-        weights = _pool_weights(mask, vision, pool).to(vlm.device)
+        weights = _pool_weights(mask, vision, pool)
         counts = [count for count in vision.sum(1).tolist() if count]
-        seen.clear()
+        seen: dict[Site, Tensor] = {}
         with ExitStack() as stack:
             for site in sites:
                 hook = _reader(site, seen, weights, counts, stop=site == deepest)
@@ -71,23 +74,19 @@ def capture(
                 stack.callback(register(hook).remove)
             with suppress(Reached):
                 vlm.model(**vlm.arguments(inputs, cached_features=cached), use_cache=False)
-        yield batch, dict(seen)
+        return seen
+
+    for some, seen in fitting(by_length(units), size, USUAL, run, rows=len):
+        yield [record for unit in some for record in unit], seen
 
 
-def batches(units: Sequence[Sequence[Record]], batch_size: int) -> Iterator[list[Record]]:
-    """Units of similar length together, at most ``batch_size`` records at a time where units allow it."""
+def by_length(units: Sequence[Sequence[Record]]) -> list[Sequence[Record]]:
+    """Units in an order that wastes little padding, those without pictures first."""
 
     def length(unit: Sequence[Record]) -> tuple[bool, int]:
         return any(record.image for record in unit), max(len(record.prompt) for record in unit)
 
-    batch: list[Record] = []
-    for unit in sorted(units, key=length):
-        if batch and len(batch) + len(unit) > batch_size:
-            yield batch
-            batch = []
-        batch = [*batch, *unit]
-    if batch:
-        yield batch
+    return sorted(units, key=length)
 
 
 def _pool_weights(
@@ -107,10 +106,11 @@ def _reader(site: Site, seen: dict[Site, Tensor], weights: Tensor, counts: Seque
     def read(module: nn.Module, args: Any, output: Any = None) -> None:
         value = args if output is None else output
         hidden = (value if isinstance(value, Tensor) else value[0]).float()
+        shares = weights.to(hidden.device)
         if site.kind in ("vision", "projector"):
             pooled = _picture_means(hidden, counts)
         else:
-            pooled = (hidden * weights[..., None]).sum(1)
+            pooled = (hidden * shares[..., None]).sum(1)
         seen[site] = pooled.cpu()
         if stop:
             raise Reached

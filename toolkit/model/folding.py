@@ -68,7 +68,7 @@ def fold_all(vlm: VLM, adapters: Sequence[Adapter]) -> tuple[Adapter, ...]:
             continue
         earlier = [update for one in folded for update in one.updates]
         later = [update for one in adapters[index:] for update in one.updates]
-        with applied_updates(vlm.model, [*earlier, *later]):
+        with applied_updates(vlm.model, [*earlier, *later], vlm.weights, vlm.dtype):
             writers = find_writers(vlm, list(maps[index]))
             updates = [
                 update

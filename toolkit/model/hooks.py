@@ -127,7 +127,8 @@ class AppliedAdapters:
         if not self._enforce or self.detector is None:
             return None
         settings = (torch.tensor(self.detector.threshold), torch.tensor(self.detector.refusal_token))
-        return ForcedRefusal()(logits, self.extras["risk"], *(value.to(logits.device) for value in settings))
+        given = (self.extras["risk"], *settings)
+        return ForcedRefusal()(logits, *(value.to(logits.device) for value in given))
 
     def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Note what the scope masks need; hooks deeper in the model see only hidden states."""
@@ -148,25 +149,27 @@ class AppliedAdapters:
         deciding, rows = decides(past, self._new_tokens), hidden.shape[0]
         held = self._held.get(index)
         if deciding:
-            held = torch.zeros(rows, device=hidden.device)
+            held = torch.zeros(rows)
         elif held is None or len(held) != rows:
             raise UsageError(
                 f"A gate was decided for {0 if held is None else len(held)} rows, and {rows} go on.",
                 "Start with the prompts, with the adapters applied.",
             )
-        return {"decides": torch.tensor(deciding, device=hidden.device), "held": held}
+        return {"decides": torch.tensor(deciding, device=hidden.device), "held": held.to(hidden.device)}
 
     def _runner(self, index: int, item: Intervention):
         op, mask_of = item.make_op(), ScopeMask(item.scope, item.phase)
         run_op: nn.Module = HeldGate(op) if item.gate == "held" and isinstance(op, GatedOp) else op
-        device = self._parts.module(item.site).parameters().__next__().device
-        tensors = {name: tensor.to(device) for name, tensor in item.tensors.items()}
+        tensors = dict(item.tensors)
 
         def run(hidden: Tensor) -> Tensor:
+            device = hidden.device  # of a spread model, each block's may be another
+            tensors.update({name: tensor.to(device) for name, tensor in tensors.items()})
             if item.site.kind in _VISION_SITES:
                 past, vision = torch.tensor(0), torch.ones(hidden.shape[:2], dtype=torch.bool, device=device)
             else:
                 past, vision = self._past_length, self._vision_mask
+                vision = None if vision is None else vision.to(device)
                 if vision is None:
                     if item.scope in ("vision", "text"):
                         raise UsageError(
@@ -185,7 +188,7 @@ class AppliedAdapters:
                 given = self._gate(index, hidden, int(past)) if item.gate == "held" else {}
                 blank = torch.zeros(hidden.shape[0], hidden.shape[-1], device=device)
                 for name in op.runtime_inputs:
-                    given[name] = self.references.get(index, blank) if past == 0 else blank
+                    given[name] = self.references.get(index, blank).to(device) if past == 0 else blank
                 results = run_op(hidden, scope, **given, **tensors)
             changed, *found = results
             if self._branch and self._branch.running:

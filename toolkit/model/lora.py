@@ -64,7 +64,7 @@ def write_peft(vlm: VLM, folded: Adapter, folder: Path | str, *, overwrite: bool
             f"{'interventions or a branch' if folded.updates or not folded.empty else 'none'}.",
             "Fold it first; what cannot be folded is exported with --mode bake.",
         )
-    parts = _low_rank(find_changes(vlm.model, folded.updates), folded.updates)
+    parts = _low_rank(find_changes(vlm.model, folded.updates, vlm.weights), folded.updates)
     ranks = {name: part.up.shape[1] for name, part in parts.items()}
     patterns = {f"^{name}".replace(".", r"\."): rank for name, rank in ranks.items()}
     largest = max(ranks.values())

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from .features import FeatureCache
+    from .weights import Weights
 
 
 class Running(Protocol):
@@ -24,11 +25,13 @@ class Running(Protocol):
         model: the transformers model.
         parts: its tower, projector, blocks, norm and head.
         features: image features that are known already.
+        weights: the values of the parameters.
     """
 
     model: PreTrainedModel
     parts: Parts
     features: FeatureCache
+    weights: Weights
 
     @property
     def path(self) -> Path:
@@ -37,6 +40,11 @@ class Running(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type the model computes in."""
+        ...
 
     def prepare(self, requests: Sequence[Request]) -> Inputs:
         """Requests as model inputs."""

@@ -25,6 +25,8 @@ from ...adapters.ops.op import Hidden
 from ...adapters.protocols import Place
 from ..data.records import Record
 from ..progress import Progress
+from .batching import BatchSize, fitting
+from .capture import USUAL
 from .requests import Request
 from .vlm import VLM
 
@@ -47,7 +49,7 @@ class _NormalPass:
 
     def joined(self, index: int, hidden: Tensor) -> Tensor:
         """The state with what joined the stream there."""
-        return hidden + self.joining[index] if index in self.joining else hidden
+        return hidden + self.joining[index].to(hidden.device) if index in self.joining else hidden
 
 
 class SecondPass:
@@ -56,12 +58,13 @@ class SecondPass:
     Adapters that are applied to the VLM act in the branch as well.
 
     Attributes:
-        batch_size: records per forward pass.
+        size: of a batch, in records.
         progress: told how many records of a stream are done.
     """
 
-    def __init__(self, vlm: VLM, *, batch_size: int = 32, progress: Progress | None = None) -> None:
-        self.vlm, self.batch_size, self.progress = vlm, batch_size, progress
+    def __init__(self, vlm: VLM, *, batch_size: int | None = None, progress: Progress | None = None) -> None:
+        self.size = vlm.batch_size if batch_size is None else BatchSize(batch_size)
+        self.vlm, self.progress = vlm, progress
 
     @property
     def base(self) -> BaseInfo:
@@ -70,8 +73,9 @@ class SecondPass:
 
     def head(self) -> tuple[Float[Tensor, "vocab d_model"], Float[Tensor, " vocab"] | None]:
         """Weight and bias of the LM head."""
-        bias = getattr(self.vlm.parts.head, "bias", None)
-        return self.vlm.parts.head.weight.detach().cpu(), None if bias is None else bias.detach().cpu()
+        head = self.vlm.parts.head
+        bias = getattr(head, "bias", None)
+        return self.vlm.weights.of(head.weight).whole(), None if bias is None else self.vlm.weights.of(bias).whole()
 
     @torch.inference_mode()
     def branch_states(
@@ -94,8 +98,9 @@ class SecondPass:
         earliest = min((safety for safety, _ in pairs), default=depth)
         op = get_branch_op(OP)
         done = 0
-        for batch, arguments in _batches(self.vlm, records, self.batch_size):
-            first = _normal_pass(self.vlm, arguments, keep=_blocks(places), from_block=earliest)
+
+        def run(batch: Sequence[Record]) -> dict[Place, Float[Tensor, "batch d_model"]]:
+            first = _normal_pass(self.vlm, _arguments(self.vlm, batch), keep=_blocks(places), from_block=earliest)
             found: dict[Place, Tensor] = {}
             for place in places:
                 if isinstance(place, tuple):
@@ -103,6 +108,9 @@ class SecondPass:
                 else:
                     state = first.normed if place.kind == "final_norm" else first.hidden[place.layer]
                 found[place] = state[:, -1].float().cpu()
+            return found
+
+        for batch, found in fitting(_by_length(records), self.size, USUAL, run):
             done += len(batch)
             if self.progress:
                 self.progress(done, len(records))
@@ -110,7 +118,8 @@ class SecondPass:
 
     def _branch(self, op: BranchOp, first: _NormalPass, safety: int, fused: int) -> Hidden:
         """Blocks s+1…L−1 and the final norm, from the projected state."""
-        hidden = op.start(first.hidden[safety], first.hidden[fused])
+        start = first.hidden[safety]
+        hidden = op.start(start, first.hidden[fused].to(start.device))
         for index in range(safety + 1, len(self.vlm.parts.layers)):
             args, kwargs = first.calls[index]
             hidden = _hidden(self.vlm.parts.layers[index](first.joined(index, hidden), *args, **kwargs))
@@ -128,11 +137,13 @@ def published_states(
     """
     _require((safety, fused), len(vlm.parts.layers))
     op = get_branch_op(OP)
-    for batch, arguments in _batches(vlm, records, batch_size):
+    ordered = _by_length(records)
+    for batch in (ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)):
+        arguments = _arguments(vlm, batch)
         late = _normal_pass(vlm, arguments, keep={fused}).hidden[fused]
 
         def replace(module: nn.Module, args: tuple, output: Any, late: Tensor = late) -> Any:
-            changed = op.start(_hidden(output), late)
+            changed = op.start(_hidden(output), late.to(_hidden(output).device))
             return changed if isinstance(output, Tensor) else (changed, *output[1:])
 
         handle = vlm.parts.layers[safety].register_forward_hook(replace)
@@ -165,16 +176,17 @@ def _blocks(places: Sequence[Place]) -> set[int]:
     return blocks | {place.layer for place in places if isinstance(place, Site) and place.layer is not None}
 
 
-def _batches(vlm: VLM, records: Sequence[Record], size: int) -> Iterator[tuple[list[Record], Mapping[str, Any]]]:
-    """Records by length, with the model's arguments."""
+def _by_length(records: Sequence[Record]) -> list[Record]:
     if not records:
         raise UsageError("There are no records to read states from.", "Check the split.")
-    ordered = sorted(records, key=lambda record: (record.image is not None, len(record.prompt)))
-    for start in range(0, len(ordered), size):
-        batch = ordered[start : start + size]
-        requests = [Request(record.prompt, record.picture()) for record in batch]
-        vlm.fill_references(requests)
-        yield batch, vlm.arguments(vlm.prepare(requests))
+    return sorted(records, key=lambda record: (record.image is not None, len(record.prompt)))
+
+
+def _arguments(vlm: VLM, batch: Sequence[Record]) -> Mapping[str, Any]:
+    """Of the model, for a batch."""
+    requests = [Request(record.prompt, record.picture()) for record in batch]
+    vlm.fill_references(requests)
+    return vlm.arguments(vlm.prepare(requests))
 
 
 def _normal_pass(vlm: VLM, arguments: Mapping[str, Any], keep: set[int], from_block: int | None = None) -> _NormalPass:
@@ -187,9 +199,9 @@ def _normal_pass(vlm: VLM, arguments: Mapping[str, Any], keep: set[int], from_bl
     def note_joining(index: int):
         def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             given = args[0] if args else kwargs["hidden_states"]
-            if handed and given is not handed[0] and not torch.equal(given, handed[0]):
+            if handed and given is not handed[0] and not torch.equal(given.to(handed[0].device), handed[0]):
                 if vlm.parts.family.scattered:
-                    seen.joining[index] = given - handed[0]
+                    seen.joining[index] = given - handed[0].to(given.device)
                     return
                 raise UsageError(
                     f"This decoder changes states between its blocks {index - 1} and {index}.",

@@ -13,7 +13,8 @@ from ...adapters.artifact.sites import Site
 from ...adapters.errors import UsageError
 from ...adapters.statistics.tokens import TokenBatch
 from ..data.records import Record
-from .capture import Reached, batches
+from .batching import BatchSize, fitting
+from .capture import USUAL, Reached, by_length
 from .requests import Request
 from .running import Running
 
@@ -21,7 +22,7 @@ _WITHOUT_POSITIONS = ("vision", "projector", "logits")
 
 
 def stream_tokens(
-    vlm: Running, records: Sequence[Record], sites: Sequence[Site], batch_size: int, *, with_response: bool = False
+    vlm: Running, records: Sequence[Record], sites: Sequence[Site], size: BatchSize, *, with_response: bool = False
 ) -> Iterator[TokenBatch]:
     """Run records through the model and yield the states of all positions, batch by batch.
 
@@ -29,6 +30,7 @@ def stream_tokens(
     batch · positions · sites · d_model floats.
 
     Args:
+        size: of a batch, in records.
         with_response: put each record's response after its prompt; its tokens are textual.
 
     Raises:
@@ -42,21 +44,26 @@ def stream_tokens(
             raise UsageError(f"Site {site} has no hidden state per token.", "Use a site of a decoder layer.")
         vlm.parts.module(site)  # names what is wrong
     deepest = max(sites, key=order.index)
-    seen: dict[Site, Tensor] = {}
-    for batch in batches([(record,) for record in records], batch_size):
+
+    def run(batch: Sequence[Record]) -> TokenBatch:
         requests = [
             Request(record.prompt, record.picture(), (record.response or "") if with_response else "")
             for record in batch
         ]
         inputs = vlm.prepare(requests)
         mask, vision = torch.from_numpy(inputs.attention_mask).bool(), torch.from_numpy(inputs.vision_mask)
+        seen: dict[Site, Tensor] = {}
         with ExitStack() as stack:
             for site in sites:
                 hook = _reader(site, seen, stop=site == deepest)
                 stack.callback(vlm.parts.module(site).register_forward_hook(hook).remove)
             with suppress(Reached):
                 vlm.model(**vlm.arguments(inputs), use_cache=False)
-        yield TokenBatch(batch, dict(seen), mask & vision, mask & ~vision)
+        return TokenBatch(list(batch), seen, mask & vision, mask & ~vision)
+
+    ordered = [unit[0] for unit in by_length([(record,) for record in records])]
+    for _, batch in fitting(ordered, size, USUAL, run):
+        yield batch
 
 
 def _reader(site: Site, seen: dict[Site, Tensor], stop: bool):

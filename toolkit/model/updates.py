@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from ...adapters.artifact.files import CONFIGURATION_FILES, MODEL, atomic_folder, require_free
 from ...adapters.artifact.updates import WeightUpdate, by_parameter, compose
 from ...adapters.errors import InvalidArtifact, UsageError
+from .offload import hold
 from .running import Running
+from .weights import Weights
 
 # Flags of transformers' text configurations that give linear layers a bias.
 _BIAS_FLAGS = ("mlp_bias", "attention_bias", "attention_out_bias", "use_bias", "qkv_bias")
@@ -31,7 +33,7 @@ class Change:
         module: that module.
         leaf: the parameter's name in it.
         old: as it is; None for a bias that the linear layer lacks.
-        new: as it becomes, on the device and in the dtype of ``old``.
+        new: as it becomes, on the device and, if no other was asked for, in the dtype of ``old``.
     """
 
     layer: str
@@ -41,16 +43,23 @@ class Change:
     new: Tensor
 
 
-def find_changes(model: nn.Module, updates: Sequence[WeightUpdate]) -> list[Change]:
+def find_changes(
+    model: nn.Module,
+    updates: Sequence[WeightUpdate],
+    weights: Weights | None = None,
+    dtype: torch.dtype | None = None,
+) -> list[Change]:
     """The net changes of ``updates`` in ``model``, one per parameter; the model stays as it is.
+
+    Args:
+        weights: the model's values, where they may lie in files.
+        dtype: of the new values; by default that of the old.
 
     Raises:
         InvalidArtifact: a parameter does not exist or has another shape.
         UsageError: a parameter is shared by several layers.
     """
-    owners: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(name)
+    values = weights or Weights(model)
     modules = dict(model.named_modules())
     changes = []
     for name, mine in by_parameter(updates).items():
@@ -63,13 +72,15 @@ def find_changes(model: nn.Module, updates: Sequence[WeightUpdate]) -> list[Chan
                 "differently.",
             )
         old = module._parameters[leaf]
-        if old is not None and len(owners[id(old)]) > 1:
+        if old is not None and len(values.names(old)) > 1:
             raise UsageError(
-                f"{' and '.join(owners[id(old)])} are one tied weight: an update of one would change the other.",
+                f"{' and '.join(values.names(old))} are one tied weight: an update of one would change the other.",
                 "Update a weight that belongs to one layer alone.",
             )
         like = module.weight if old is None else old
-        new = compose(mine, old).to(like)
+        kind = dtype or like.dtype
+        value = None if old is None else values.of(old).whole().to(kind)
+        new = compose(mine, value).to("cpu" if like.device.type == "meta" else like.device, kind)
         if old is None and new.shape != (module.out_features,):
             raise InvalidArtifact(
                 f"The update gives {name} the shape {tuple(new.shape)}, the layer has {module.out_features} outputs.",
@@ -77,7 +88,7 @@ def find_changes(model: nn.Module, updates: Sequence[WeightUpdate]) -> list[Chan
             )
         if not torch.isfinite(new).all():
             raise InvalidArtifact(
-                f"The update of {name} overflows {str(like.dtype).removeprefix('torch.')}.",
+                f"The update of {name} overflows {str(kind).removeprefix('torch.')}.",
                 "Load the model in float32.",
             )
         changes.append(Change(layer, module, leaf, old, new))
@@ -92,7 +103,12 @@ def _has(module: nn.Module, leaf: str) -> bool:
 
 
 @contextmanager
-def applied_updates(model: nn.Module, updates: Sequence[WeightUpdate]) -> Iterator[None]:
+def applied_updates(
+    model: nn.Module,
+    updates: Sequence[WeightUpdate],
+    weights: Weights | None = None,
+    dtype: torch.dtype | None = None,
+) -> Iterator[None]:
     """Run ``model`` with new weights until the block ends; then the very same old tensors are back.
 
     Several updates of one parameter act in order. A bias that a linear layer lacks exists inside the block only.
@@ -102,9 +118,10 @@ def applied_updates(model: nn.Module, updates: Sequence[WeightUpdate]) -> Iterat
         InvalidArtifact: a parameter does not exist or has another shape; nothing was changed.
         UsageError: a parameter is shared by several layers; nothing was changed.
     """
-    changes = find_changes(model, updates)
+    changes = find_changes(model, updates, weights, dtype)
     with ExitStack() as stack:
         for change in changes:
+            hold(stack, change.module, {change.leaf: change.new})
             stack.callback(setattr, change.module, change.leaf, change.old)
             requires_grad = change.old is not None and change.old.requires_grad
             setattr(change.module, change.leaf, nn.Parameter(change.new, requires_grad=requires_grad))
@@ -116,7 +133,7 @@ def updated(vlm: Running, updates: Sequence[WeightUpdate]) -> Iterator[None]:
     """:func:`applied_updates` on a VLM, whose cached image features are forgotten where they change."""
     stale = touches_vision(vlm, updates)
     try:
-        with applied_updates(vlm.model, updates):
+        with applied_updates(vlm.model, updates, vlm.weights, vlm.dtype):
             if stale:
                 vlm.features.clear()
             yield
@@ -141,10 +158,12 @@ def save_updated(vlm: Running, updates: Sequence[WeightUpdate], folder: Path | s
         UsageError: ``folder`` is taken, a weight is tied, or the architecture cannot hold a new bias.
         InvalidArtifact: a parameter does not exist or has another shape.
     """
-    changes = find_changes(vlm.model, updates)
+    changes = find_changes(vlm.model, updates, vlm.weights)
     added = {f"{change.layer}.{change.leaf}" for change in changes if change.old is None}
     skeleton = _skeleton(vlm.model, added)
-    state = vlm.model.state_dict() | {f"{change.layer}.{change.leaf}": change.new for change in changes}
+    held = vlm.model.state_dict(keep_vars=True)
+    state = {name: _value(vlm, tensor) for name, tensor in held.items()}
+    state |= {f"{change.layer}.{change.leaf}": change.new for change in changes}
     for name, tensor in skeleton.state_dict().items():
         if name not in state:
             state[name] = torch.zeros(tensor.shape, dtype=vlm.model.dtype)
@@ -159,6 +178,11 @@ def save_updated(vlm: Running, updates: Sequence[WeightUpdate], folder: Path | s
             if name not in _MADE_BY_SAVING and (vlm.path / name).is_file():
                 shutil.copyfile(vlm.path / name, work / name)
     return Path(folder)
+
+
+def _value(vlm: Running, tensor: Tensor) -> Tensor:
+    """A parameter's or a buffer's value, from wherever it lies, in the type the model has it in."""
+    return vlm.weights.of(tensor).whole().to(tensor.dtype) if tensor.device.type == "meta" else tensor.detach()
 
 
 def _skeleton(model: nn.Module, added: set[str]) -> nn.Module:

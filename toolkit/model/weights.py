@@ -77,12 +77,25 @@ class Weights:
         model: whose they are.
     """
 
-    def __init__(self, model: nn.Module, stored: Mapping[str, Weight] | None = None) -> None:
-        """Read parameters that are in memory there, and those on the device ``meta`` from ``stored``, by name."""
-        self.model, self.stored = model, stored or {}
-        self._names: dict[int, list[str]] = {}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            self._names.setdefault(id(parameter), []).append(name)
+    def __init__(
+        self, model: nn.Module, stored: Mapping[str, Weight] | None = None, *, come_and_go: bool = False
+    ) -> None:
+        """Read parameters that are in memory there, and those on the device ``meta`` from ``stored``, by name.
+
+        Args:
+            come_and_go: parameters are other objects after each run of the model.
+        """
+        self.model, self.stored, self._come_and_go = model, stored or {}, come_and_go
+        self._names = _names(model)
+
+    def names(self, parameter: Tensor) -> list[str]:
+        """The names of one of the model's parameters: several, if it is tied."""
+        known = self._names.get(id(parameter))
+        if known is not None and not self._come_and_go and self.model.get_parameter(known[0]) is parameter:
+            return known
+        found = _names(self.model)[id(parameter)]
+        tied: dict[str, str] = getattr(self.model, "all_tied_weights_keys", None) or {}
+        return [*found, *(one for pair in tied.items() if set(pair) & set(found) for one in pair if one not in found)]
 
     def of(self, parameter: Tensor) -> Weight:
         """The value of one of the model's parameters.
@@ -92,13 +105,21 @@ class Weights:
         """
         if parameter.device.type != "meta":
             return HeldWeight(parameter)
-        names = self._names[id(parameter)]
+        names = self.names(parameter)
         found = next((self.stored[name] for name in names if name in self.stored), None)
         if found is None:
             raise InvalidArtifact(
                 f"The checkpoint has no weights for {' or '.join(names)}.", "Get it again, or save the model again."
             )
         return found
+
+
+def _names(model: nn.Module) -> dict[int, list[str]]:
+    """The names of each parameter, of which tied ones have several."""
+    found: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), []).append(name)
+    return found
 
 
 def empty_model(folder: Path) -> tuple[Any, Weights]:
@@ -117,10 +138,19 @@ def empty_model(folder: Path) -> tuple[Any, Weights]:
     model.tie_weights()
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    stored = _assigned(model, _files(folder))
+    stored = stored_weights(model, folder)
     _load_buffers(model, stored)
     _untie(model, stored)
     return model.eval(), Weights(model, stored)
+
+
+def stored_weights(model: Any, folder: Path) -> dict[str, Weight]:
+    """What a checkpoint folder holds of a model's parameters and buffers, by their names in the model.
+
+    Raises:
+        InvalidArtifact: a file is damaged, or a tensor has another shape than its parameter.
+    """
+    return _assigned(model, _files(folder))
 
 
 def _files(folder: Path) -> dict[str, StoredTensor]:
@@ -214,10 +244,7 @@ def _load_buffers(model: nn.Module, stored: Mapping[str, Weight]) -> None:
 
 def _untie(model: nn.Module, stored: Mapping[str, Weight]) -> None:
     """Part parameters that the configuration ties and the checkpoint has apart, with other values."""
-    groups: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        groups.setdefault(id(parameter), []).append(name)
-    for names in groups.values():
+    for names in _names(model).values():
         first, *others = [name for name in names if name in stored] or [""]
         for name in others:
             if not _equal(stored[first], stored[name]):

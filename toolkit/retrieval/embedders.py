@@ -66,7 +66,7 @@ class VLMEmbedder:
             pass
         finally:
             handle.remove()
-        return _pooled(seen[0], mask.to(device))
+        return _pooled(seen[0], mask.to(seen[0].device))
 
 
 class EncoderEmbedder:

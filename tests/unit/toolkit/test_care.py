@@ -15,6 +15,7 @@ from safetykit.adapters.care.usual import usual, windows
 from safetykit.adapters.errors import UsageError
 from safetykit.toolkit.data.records import load_records, subset
 from safetykit.toolkit.data.sources import data_path
+from safetykit.toolkit.model.batching import BatchSize
 from safetykit.toolkit.model.token_states import stream_tokens
 from safetykit.toolkit.workbench import Workbench, harmful_outcomes
 
@@ -56,9 +57,9 @@ def test_the_response_follows_the_prompt_as_text(random_vlm, records):
 
 def test_a_site_without_prompt_positions_is_refused(random_vlm, records):
     with pytest.raises(UsageError, match="projector has no hidden state per token"):
-        list(stream_tokens(random_vlm, records, [Site("projector")], 8))
+        list(stream_tokens(random_vlm, records, [Site("projector")], BatchSize(8)))
     with pytest.raises(UsageError, match="no records or no sites"):
-        list(stream_tokens(random_vlm, [], [Site.block(0)], 8))
+        list(stream_tokens(random_vlm, [], [Site.block(0)], BatchSize(8)))
 
 
 def test_a_solver_gives_what_a_fit_gives(random_vlm, records):

@@ -1,0 +1,113 @@
+"""How many rows run through a model at once: a usual number, and fewer where the memory does not suffice."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from ...adapters.errors import UsageError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_ROW = 1024  # tokens that a row is taken to have, picture included
+_SHARE = 0.5  # of the memory that the weights leave
+
+
+class BatchSize:
+    """The number of rows at once.
+
+    Attributes:
+        asked: the number that was asked for; None chooses it.
+        most: what fits, by an estimate at first, then by what did not; None if nothing is known.
+    """
+
+    def __init__(self, asked: int | None = None, most: int | None = None) -> None:
+        self.asked, self.most = asked, most
+
+    def of(self, usual: int) -> int:
+        """Rows at once, where ``usual`` ones run if memory allows."""
+        if self.asked is not None:
+            return self.asked
+        return usual if self.most is None else max(1, min(usual, self.most))
+
+    def shrink(self, rows: int) -> None:
+        """Note that ``rows`` at once were too many.
+
+        Raises:
+            UsageError: this number was asked for, or is 1.
+        """
+        if self.asked is not None:
+            raise UsageError(
+                f"The device's memory does not hold a batch of {rows}.",
+                "Give a smaller --batch-size, or auto, which finds one that fits.",
+            )
+        if rows <= 1:
+            raise UsageError(
+                "The device's memory does not hold the model and one row.",
+                "Spread the model with --device-map auto, or load it in a smaller --dtype.",
+            )
+        self.most = rows // 2
+        _free_cache()
+
+
+def fitting(
+    items: Iterable[T],
+    size: BatchSize,
+    usual: int,
+    run: Callable[[Sequence[T]], R],
+    rows: Callable[[T], int] = lambda _: 1,
+) -> Iterator[tuple[list[T], R]]:
+    """Items in batches that the memory holds, each with what ``run`` makes of it, in order.
+
+    Args:
+        usual: rows at once, if they fit.
+        run: called with a batch; a second time with parts of it, if the memory did not suffice.
+        rows: how many rows an item is; it is never parted.
+
+    Raises:
+        UsageError: one item alone is too much.
+    """
+    waiting = deque(items)
+    while waiting:
+        batch = [waiting.popleft()]
+        count = rows(batch[0])
+        while waiting and count + rows(waiting[0]) <= size.of(usual):
+            batch.append(waiting.popleft())
+            count += rows(batch[-1])
+        try:
+            made = run(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            size.shrink(count if len(batch) > 1 else 1)
+            waiting.extendleft(reversed(batch))
+            continue
+        yield batch, made
+        del made  # it must not lie beside the next batch
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device's memory, or this machine's, did not suffice."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return "not enough memory" in str(error) or "out of memory" in str(error).casefold()
+
+
+def rows_beside(model: Any, memory: int) -> int:
+    """Rows of about a thousand tokens that fit into a device's ``memory`` beside a model: a power of two."""
+    config, itemsize = model.config.get_text_config(), model.dtype.itemsize
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    width, inner = config.hidden_size, getattr(config, "intermediate_size", 0) or 4 * config.hidden_size
+    heads, layers = getattr(config, "num_key_value_heads", None) or config.num_attention_heads, config.num_hidden_layers
+    head = getattr(config, "head_dim", None) or width // config.num_attention_heads
+    token = itemsize * (8 * width + 3 * inner + 2 * layers * heads * head)  # a layer's work, and the caches of all
+    return 1 << max(0, int(_SHARE * (memory - weights) // (_ROW * token)).bit_length() - 1)
+
+
+def _free_cache() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.memory.empty_cache()
