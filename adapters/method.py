@@ -50,6 +50,7 @@ class Method:
         sweep: a :class:`safetykit.adapters.sweeping.Plan`: what ``--sweep`` tries on calibration records.
         ops: modules that define its ops.
         sections: a tuple of :class:`safetykit.adapters.section.Section`: what card and report show of its attachments.
+        dtype: the type that the model must have for a fit, where that need not be the checkpoint's.
         recorded: how manifests call it, if not by its name.
     """
 
@@ -69,6 +70,7 @@ class Method:
     sweep: Lazy | None = None
     ops: tuple[str, ...] = ()
     sections: Lazy = ()
+    dtype: str | None = None
     recorded: str = ""
 
     @property

@@ -29,5 +29,6 @@ METHOD = Method(
         "resume": ({"variant": ("projector", "low-rank", "lora")},),
     },
     map=layers_of_map,
+    dtype="float32",
     sections="safetykit.adapters.tga.section:SECTIONS",
 )

@@ -35,10 +35,10 @@ def opened_checkpoint(
     folder = model_path(model)
     index = CaptionIndex.load(options.external_index) if options.external_index else None
     say("loading")
-    vlm = VLM.from_pretrained(folder)
+    vlm = VLM.from_pretrained(folder, **options.loading())
     vlm.index = index
     with vlm.applied(*loaded, allow_wrong_base=options.allow_wrong_base):
-        yield vlm, [vlm.fingerprint, *map(manifest_digest, loaded)]
+        yield vlm, [vlm.fingerprint, vlm.ran and vlm.ran.model_dump(), *map(manifest_digest, loaded)]
 
 
 def _require_use(adapters: Sequence[Any], options: EvalOptions) -> None:

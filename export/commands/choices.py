@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from ...adapters.settings import POSITIVE, setting
 from ...toolkit.evaluation.options import RecordOptions
+from ...toolkit.model.options import LoadOptions, PlaceOptions
 from ..options import SwapOptions
 
 
-class EvalOptions(RecordOptions, SwapOptions):
+class EvalOptions(RecordOptions, SwapOptions, LoadOptions):
     """How records are answered, by a checkpoint or an export."""
 
     data: str = setting(..., "Records: JSONL file or folder, or `reference`.")
@@ -26,7 +27,7 @@ class RunOptions(SwapOptions):
     system: str = setting("", "A system prompt before every request.", shown="none")
 
 
-class VerifyOptions(SwapOptions):
+class VerifyOptions(SwapOptions, PlaceOptions):
     """How parity is run again, and what else is looked at."""
 
     capturable: bool = setting(False, "Say for each graph what would break the capture of a CUDA graph.")

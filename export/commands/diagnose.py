@@ -7,20 +7,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...toolkit.commands.derived import takes
 from ...toolkit.commands.options import Data, Json, Model, Overwrite
+from ...toolkit.model.options import LoadOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
+@takes(LoadOptions)
 def diagnose(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the channel map and its plots.")],
+    options: LoadOptions,
     budget: Annotated[int | None, typer.Option(min=1, help="Most forward passes; less is measured then.")] = None,
     pairs: Annotated[int, typer.Option(min=8, help="Pairs per modality, at most.")] = 128,
     neurons: Annotated[int, typer.Option(min=0, help="Neurons verified by patching, per modality; 0 for none.")] = 32,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pairs per forward pass.")] = 16,
     seed: Annotated[int, typer.Option(help="Of intervals, folds and neurons drawn for comparison.")] = 0,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -36,7 +39,7 @@ def diagnose(
     require_free(out, overwrite=overwrite, inputs=[model, data])
     records = load_records(data_path(data), ["fit"])
     with console.work("loading") as doing:
-        vlm = VLM.from_pretrained(model_path(model))
+        vlm = VLM.from_pretrained(model_path(model), **options.loading())
         doing("diagnosing")
         found = run(
             vlm,
@@ -45,7 +48,6 @@ def diagnose(
             pairs=pairs,
             neurons=neurons,
             seed=seed,
-            batch_size=batch_size,
             progress=doing.count,
             journal_path=out.parent / f".{out.name}.diagnosis.jsonl",
             say=console.note,

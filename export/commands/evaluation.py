@@ -14,9 +14,12 @@ from ...adapters.errors import UsageError
 from ...toolkit.data.journal import Journal
 from ...toolkit.data.sources import is_export
 from ...toolkit.evaluation.evaluate import Evaluation, Generator, evaluate
+from ...toolkit.model.options import LoadOptions
 from ...toolkit.progress import Progress
 from ..runtime.onnx_vlm import OnnxVLM
 from .choices import EvalOptions
+
+_BATCH = 32  # records at once
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ def evaluate_model(
             records,
             name=model,
             max_new_tokens=options.max_new_tokens,
+            batch_size=options.rows or _BATCH,
             progress=progress,
             journal=journal,
             system=options.system,
@@ -94,6 +98,8 @@ def _export(folder: Path, adapters: Sequence[Path], options: EvalOptions, say: C
         raise UsageError("An export holds its adapters already.", "Leave out --adapter, or evaluate the checkpoint.")
     decided = "an adapter: what an export holds was decided when it was made"
     options.require_use(("allow_wrong_base",), False, decided)
+    placed = tuple(name for name in LoadOptions.model_fields if name != "batch_size")
+    options.require_use(placed, False, "a checkpoint: an export runs in ONNX Runtime")
     options.require_use(("allow_uncorrected_detector",), bool(options.swap), decided)
     say("loading")
     onnx_vlm = OnnxVLM.from_pretrained(folder, options.providers, index=options.external_index)

@@ -15,6 +15,7 @@ from ...toolkit.model.vlm import VLM
 from ..manifest import ExportManifest
 from ..parity.check import check_parity
 from ..parity.recalibrate import with_thresholds
+from ..parity.reference import computing_wide
 from ..parity.report import ParityReport
 from ..parity.swap_check import check_swap
 from ..runtime.onnx_vlm import OnnxVLM
@@ -37,12 +38,25 @@ def parity_again(
     """
     given = [load_adapter(path) for path in adapters]
     _require_adapters(folder, manifest, given)
-    vlm = VLM.from_pretrained(model_path(model))
+    vlm = VLM.from_pretrained(model_path(model), **options.loading())
     vlm.index = CaptionIndex.load(options.external_index) if options.external_index else None
     loaded: Sequence[Adapter] = fold_all(vlm, given) if manifest.mode == "fold" else given
     loaded = with_thresholds(loaded, {one.what: one.threshold for one in manifest.recalibrated})
     if [item.info for item in loaded] != list(manifest.adapters):
         raise _others(folder, manifest)
+    with computing_wide(vlm, options):
+        return _compared(folder, manifest, vlm, given, loaded, options, progress)
+
+
+def _compared(
+    folder: Path,
+    manifest: ExportManifest,
+    vlm: VLM,
+    given: Sequence[Adapter],
+    loaded: Sequence[Adapter],
+    options: VerifyOptions,
+    progress: Callable[[str], None] | None,
+) -> tuple[ParityReport, ParityReport | None]:
     onnx_vlm = OnnxVLM.from_pretrained(folder, options.providers, index=vlm.index)
     report = check_parity(
         vlm,

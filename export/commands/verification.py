@@ -14,6 +14,7 @@ from ...adapters.artifact.files import MANIFEST, require_hashes, require_named
 from ...adapters.errors import UsageError
 from ...adapters.extras import missing
 from ...toolkit.data.sources import is_export
+from ...toolkit.model.options import PlaceOptions
 from ..document.card import check_card, write_card
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, read_manifest
 from .choices import VerifyOptions
@@ -89,7 +90,8 @@ def _require_plain(options: VerifyOptions, model: str | None, adapters: Sequence
     for name, value in (("--model", model), ("--adapter", adapters)):
         if value:
             raise UsageError(f"{name} does nothing without {needed}.", "Leave it out.")
-    options.require_use(("swap", "providers", "external_index", "allow_uncorrected_detector"), False, needed)
+    names = ("swap", "providers", "external_index", "allow_uncorrected_detector", *PlaceOptions.model_fields)
+    options.require_use(names, False, needed)
 
 
 def _described(folder: Path, manifest: ExportManifest) -> str | None:

@@ -48,7 +48,7 @@ from .compare import cached_steps, compare_logits, compare_scores, parity_reques
 from .exposed import check_ops
 from .gap import Gap
 from .held import Comparable, comparable
-from .report import Check, Flip, FlipCounts, ParityReport, attributed, find_flips, judged, judged_flips
+from .report import Check, Flip, FlipCounts, ParityReport, Reference, attributed, find_flips, judged, judged_flips
 from .retrieval_checks import check_retrieval
 from .tolerances import EXACT, Tolerance, Tolerances, tolerances_of
 
@@ -102,6 +102,9 @@ def check_parity(
         against: see :class:`Against`; its fields can be given as keywords too, which win.
         progress: called with the name of each step as it starts.
 
+    PyTorch computes in the type that ``vlm`` computes in: a narrow one widens the tolerances. With
+    ``vlm.computing(torch.float32)`` around it, a model in bfloat16 is compared by its weights alone.
+
     Returns:
         The report; call :meth:`ParityReport.require` for the gate.
 
@@ -137,6 +140,7 @@ class _Comparison:
             flips = self._with_margins(flips)
         return ParityReport(
             precision=self.onnx_vlm.manifest.precision,
+            reference=_reference(self.vlm),
             providers=self.onnx_vlm.providers,
             steps=against.steps,
             tolerances=table,
@@ -165,7 +169,7 @@ class _Comparison:
         return weights_of([adapter.info for adapter in self.adapters])
 
     def _tolerances(self) -> Tolerances:
-        table, flips = tolerances_of(self.onnx_vlm), self.against.max_flips
+        table, flips = tolerances_of(self.onnx_vlm, self.vlm.dtype), self.against.max_flips
         return table if flips is None else table.model_copy(update={"flips": flips})
 
     def _requests(self) -> Mapping[str, Sequence[Request]]:
@@ -277,6 +281,12 @@ class _Comparison:
                     flip = flip.model_copy(update={"margin": margin})
                 found.append(flip)
         return found
+
+
+def _reference(vlm: VLM) -> Reference:
+    ran = vlm.ran
+    assert ran is not None  # it was compared
+    return Reference(device=ran.device, dtype=ran.dtype, weights=vlm.stored_dtype)
 
 
 def _warnings(table: Tolerances, *, compared: bool) -> tuple[str, ...]:

@@ -94,10 +94,28 @@ class FlipCounts(Strict):
     adapters: int
 
 
+class Reference(Strict):
+    """How PyTorch computed what the export was compared with.
+
+    Attributes:
+        device: its kind.
+        dtype: in which it computed.
+        weights: the type of the checkpoint's weights.
+    """
+
+    device: str
+    dtype: str
+    weights: str
+
+    def __str__(self) -> str:
+        return f"PyTorch computed in {self.dtype} on {self.device}, from weights in {self.weights}"
+
+
 class ParityReport(Strict):
     """The verdict and everything it rests on.
 
     Attributes:
+        reference: what the export was compared with; None in older reports.
         flips: every one with the adapters.
         flipped: how many there are, and how many of them are the unmodified model's; None where nothing is rounded.
         warnings: what a reader must know although it passed.
@@ -105,6 +123,7 @@ class ParityReport(Strict):
 
     schema_version: Literal[1] = 1
     precision: Precision
+    reference: Reference | None = None
     providers: tuple[str, ...]
     steps: int
     tolerances: Tolerances
@@ -137,9 +156,12 @@ class ParityReport(Strict):
                 )
             raise ParityFailed(
                 f"{len(failed)} of {len(self.checks)} parity checks failed; first {first.kind} ({first.case}): "
-                f"error {first.error:.3g}, limit {first.limit:.3g}.",
+                f"error {first.error:.3g}, limit {first.limit:.3g}.{self._types()}",
                 hint,
             )
+
+    def _types(self) -> str:
+        return f" {self.reference}; the graphs are {self.precision}." if self.reference else ""
 
     def with_layout(self, layout: str, gap: Gap) -> ParityReport:
         """The same with what became of the graphs in another layout."""

@@ -15,8 +15,10 @@ from ...toolkit.data.records import load_records
 from ...toolkit.data.sources import data_path, model_path
 from ...toolkit.index.caption_index import CaptionIndex
 from ...toolkit.model.inputs import InputProcessor
+from ...toolkit.model.options import LoadOptions
 from ..manifest import LAYOUT, ExportManifest, write_manifest
 from ..parity.comparison import Comparison
+from ..parity.reference import computing_wide
 from ..parity.report import ParityReport
 from .check import check_written
 from .document import Measure, document
@@ -92,10 +94,12 @@ def export_onnx(
     """
     say = progress or (lambda _: None)
     chosen = ExportOptions.of(options, given)
+    named = isinstance(model, (str, Path))
+    chosen.require_use(tuple(LoadOptions.model_fields), named, "a model's name: this one is loaded already")
     plan = plan_export(_source(model, adapters, records, chosen), Path(out), chosen)
     vlm = _opened(model, plan)
     require_model(plan, vlm)
-    with atomic_folder(plan.out, overwrite=chosen.overwrite) as work:
+    with atomic_folder(plan.out, overwrite=chosen.overwrite) as work, computing_wide(vlm, chosen):
         written = write_graphs(plan, vlm, work, say)
         vlm.load()
         checked = check_written(plan, vlm, written, work, say)
@@ -140,6 +144,6 @@ def _calibration(options: ExportOptions) -> list[Record]:
 def _opened(model: VLM | str | Path, plan: Plan) -> VLM:
     from ...toolkit.model.vlm import VLM
 
-    vlm = VLM.without_weights(plan.source.checkpoint) if isinstance(model, (str, Path)) else model
+    vlm = VLM.without_weights(plan.source.checkpoint, plan.options) if isinstance(model, (str, Path)) else model
     vlm.index = plan.source.index
     return vlm

@@ -16,6 +16,7 @@ from pydantic import AfterValidator
 from ...adapters.errors import UsageError
 from ...adapters.settings import setting
 from ...toolkit.evaluation.options import RecordOptions
+from ...toolkit.model.options import LoadOptions
 from ..base.int4 import Int4Options
 from ..document.facts import LICENCE, MODEL_NAME, MODEL_NAME_LENGTH
 from ..layouts.registry import LayoutName
@@ -40,7 +41,7 @@ def _licence(given: str | None) -> str | None:
     return given
 
 
-class ExportOptions(RecordOptions, Int4Options, RuntimeOptions):
+class ExportOptions(RecordOptions, Int4Options, RuntimeOptions, LoadOptions):
     """How adapters become an export."""
 
     precision: Precision = setting("fp32", "Of weights; int8 only with base graphs that have it.")

@@ -72,7 +72,7 @@ class Aligner:
         if vlm.model.dtype != torch.float32:
             raise UsageError(
                 f"The model is in {str(vlm.model.dtype).removeprefix('torch.')}; small steps would be rounded away.",
-                "Load it in float32; passes run in bfloat16 where the device has it.",
+                "Load it with dtype float32; passes run in bfloat16 where the device has it.",
             )
         self.vlm, self.captions = vlm, list(captions)
         self._retriever, self._work, self._progress = retriever or NearestPictures(), work, progress

@@ -13,7 +13,7 @@ A command that is put together from parameters (:mod:`.fitting`) takes those of 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -52,14 +52,15 @@ def takes(kind: type[Settings]) -> Callable[[Callable[..., None]], Callable[...,
     return decorate
 
 
-def offered(kind: type[Settings]) -> list[Parameter]:
-    """The fields that the command line offers, as parameters that Typer reads."""
-    return [_parameter(kind, name) for name in _names(kind)]
+def offered(kind: type[Settings], taken: Collection[str] = ()) -> list[Parameter]:
+    """The fields that the command line offers, as parameters that Typer reads; without those whose name is taken."""
+    return [_parameter(kind, name) for name in _names(kind) if name not in taken]
 
 
-def given(kind: type[Settings], typed: dict[str, Any]) -> dict[str, Any]:
-    """The settings of ``kind`` among what was typed."""
-    return {name: value for name in _names(kind) if (value := typed[name]) not in (None, [])}
+def given(kind: type[Settings], typed: dict[str, Any], taken: Collection[str] = ()) -> dict[str, Any]:
+    """The settings of ``kind`` among what was typed, but those whose name is taken."""
+    names = [name for name in _names(kind) if name not in taken]
+    return {name: value for name in names if (value := typed[name]) not in (None, [])}
 
 
 def _names(kind: type[Settings]) -> list[str]:

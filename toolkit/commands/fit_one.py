@@ -23,6 +23,7 @@ from ..diagnosis.channel_map import ChannelMap
 from ..evaluation.few import count_records, few_records
 from ..index.caption_index import CaptionIndex
 from ..model.shape import decoder_shape
+from ..model.options import AUTO, LoadOptions
 from ..model.vlm import VLM
 from ..sweep.run import fit_by_sweep
 from ..workbench import Workbench
@@ -46,6 +47,7 @@ class FitCall:
         settings: given settings, by name.
         inputs: what else was given, by the names of :data:`safetykit.adapters.method.Input`.
         open_base: reads the base export that the fit is to stand on.
+        loading: how the model is loaded.
         sweep: choose what is not given on calibration records.
     """
 
@@ -53,6 +55,7 @@ class FitCall:
     settings: Mapping[str, Any]
     inputs: Mapping[str, Any]
     open_base: Callable[[Path], GraphBase]
+    loading: LoadOptions
     sweep: bool = False
 
 
@@ -93,10 +96,13 @@ def _fit(call: FitCall, model: str, data: str, out: Path, overwrite: bool) -> di
     if few := few_records(count_records(records)):
         console.warn(few)
     with console.work("loading") as doing:
-        vlm = VLM.from_pretrained(model_path(model))
+        loading = _typed(call).loading()
+        vlm = VLM.from_pretrained(model_path(model), **loading)
         if channels is not None:
             channels.require_base(vlm.fingerprint, model)
-        text_model = VLM.from_pretrained(model_path(inputs["text_model"])) if "text_model" in inputs else None
+        text_model = None
+        if "text_model" in inputs:
+            text_model = VLM.from_pretrained(model_path(inputs["text_model"]), **loading)
         doing("sweeping" if call.sweep else "fitting")
         # A sweep applies its trials itself, so nothing is entered where there is nothing to apply.
         with base.held(vlm) if base else nullcontext(), vlm.applied(*correctors) if correctors else nullcontext():
@@ -133,6 +139,12 @@ def _fit(call: FitCall, model: str, data: str, out: Path, overwrite: bool) -> di
         "accuracy": adapter.attachments.get("retrieval_accuracy"),
         "calibration": adapter.attachments.get("calibration"),
     }
+
+
+def _typed(call: FitCall) -> LoadOptions:
+    """How the model is loaded: in the type that the method needs, if none was asked for."""
+    asked, needed = call.loading, call.method.dtype
+    return asked.but(dtype=needed) if needed and asked.dtype == AUTO else asked
 
 
 def fit_with(method: Method, bench: Workbench, given: Mapping[str, Any]) -> Adapter:

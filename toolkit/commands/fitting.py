@@ -14,6 +14,8 @@ import typer
 
 from ...adapters.method import Method
 from ...adapters.registry import methods
+from ...adapters.settings import spelled_as_options
+from ..model.options import LoadOptions
 from . import options
 from .derived import given, offered
 from .signatures import signed
@@ -73,11 +75,15 @@ def fit_group(open_base: OpenBase) -> typer.Typer:
 def command_of(method: Method, open_base: OpenBase) -> Callable[..., None]:
     """The function behind `safetykit fit METHOD`, with the signature that Typer reads options from."""
 
+    own = tuple(method.settings.model_fields)  # TGA's rows per pass are a part of what it learns
+
     def fit(**typed: Any) -> None:
         from .fit_one import FitCall, fit_and_save
 
         inputs = {name: value for name in method.takes if (value := typed[_parameter(name)]) not in (None, [])}
-        call = FitCall(method, given(method.settings, typed), inputs, open_base, sweep=typed.get("sweep", False))
+        with spelled_as_options():
+            loading = LoadOptions(**given(LoadOptions, {**dict.fromkeys(LoadOptions.model_fields), **typed}, own))
+        call = FitCall(method, given(method.settings, typed), inputs, open_base, loading, typed.get("sweep", False))
         fit_and_save(
             call,
             typed["model"],
@@ -92,6 +98,7 @@ def command_of(method: Method, open_base: OpenBase) -> Callable[..., None]:
     parameters += [_input(name, required=True) for name in method.needs]
     parameters += offered(method.settings)
     parameters += [_input(name) for name in method.takes if name not in method.needs]
+    parameters += offered(LoadOptions, own)
     if method.sweep is not None:
         parameters.append(_argument("sweep", options.Sweep, default=False))
     parameters.append(_argument("overwrite", options.Overwrite, default=False))

@@ -7,6 +7,8 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from ..model.options import LoadOptions, PlaceOptions
+from .derived import takes
 from .options import Json, Overwrite
 
 index = typer.Typer(no_args_is_help=True)
@@ -17,16 +19,17 @@ SiteName = Annotated[str | None, typer.Option("--site", help="Decoder site of --
 
 
 @index.command(epilog="Example: safetykit index build captions.jsonl --model ./my-vlm -o index")
+@takes(LoadOptions)
 def build(
     captions: Annotated[
         str, typer.Argument(help="JSONL, Parquet, a folder of pictures with captions, or `reference`.")
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Index folder to write.")],
+    options: LoadOptions,
     model: ModelName = None,
     encoder: Encoder = None,
     site: SiteName = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts embedded at a time.")] = 256,
-    dtype: Annotated[str, typer.Option(metavar="float32|float16", help="Of the stored keys.")] = "float32",
+    keys: Annotated[str, typer.Option(metavar="float32|float16", help="Type of the stored keys.")] = "float32",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -34,22 +37,22 @@ def build(
     from ...adapters.artifact.files import require_free
     from ...adapters.settings import require_choice
     from ..index.caption_index import KeyType
-    from ..retrieval.build import build_index
+    from ..retrieval.build import BATCH, build_index
     from ..retrieval.sources import open_texts
     from . import console
 
-    require_choice("--dtype", dtype, get_args(KeyType))
+    require_choice("--keys", keys, get_args(KeyType))
     require_free(out, overwrite=overwrite, inputs=[captions, model, encoder])
     texts = open_texts(captions)
     with console.work("loading") as doing:
-        embedder = make_embedder(model, encoder, site)
+        embedder = make_embedder(model, encoder, site, options)
         doing("embedding")
         made = build_index(
             texts,
             embedder,
             out,
-            batch_size=batch_size,
-            dtype=dtype,  # type: ignore[arg-type]
+            batch_size=options.rows or BATCH,
+            dtype=keys,  # type: ignore[arg-type]
             overwrite=overwrite,
             progress=doing.count,
         )
@@ -60,8 +63,10 @@ def build(
 
 
 @index.command(epilog='Example: safetykit index search index --model ./my-vlm --text "a red apple"')
+@takes(PlaceOptions)
 def search(
     folder: Annotated[Path, typer.Argument(metavar="INDEX", help="Index folder.")],
+    options: PlaceOptions,
     text: Annotated[str | None, typer.Option(help="Find texts near this one.")] = None,
     image: Annotated[str | None, typer.Option(help="Find texts for this picture.")] = None,
     adapter: Annotated[Path | None, typer.Option(help="Retrieval adapter fitted on this index; for --image.")] = None,
@@ -85,16 +90,16 @@ def search(
     with console.steps("searching"):
         if text is not None:
             site = opened.manifest.embedder.site if model else None
-            query = opened.embed(make_embedder(model, encoder, site), [text])
+            query = opened.embed(make_embedder(model, encoder, site, options), [text])
         else:
-            query = _picture_query(opened, str(image), adapter, model)
+            query = _picture_query(opened, str(image), adapter, model, options)
         ids, scores = opened.search(query, min(k, len(opened)))
     ranked = zip(ids[0].tolist(), scores[0].tolist(), strict=True)
     found = [{"id": at, "score": score, "text": opened[at]} for at, score in ranked]
     console.emit(found, as_json=as_json, human=_show_found)
 
 
-def make_embedder(model: str | None, encoder: Path | None, site: str | None) -> Any:
+def make_embedder(model: str | None, encoder: Path | None, site: str | None, options: PlaceOptions) -> Any:
     """The embedder that the options name.
 
     Raises:
@@ -111,11 +116,13 @@ def make_embedder(model: str | None, encoder: Path | None, site: str | None) -> 
     if encoder is not None:
         if site is not None:
             raise UsageError("An encoder has no decoder sites.", "Leave out --site, or pass --model.")
+        options.require_model(False, "an encoder")
         return EncoderEmbedder(encoder)
-    return VLMEmbedder(VLM.from_pretrained(model_path(str(model))), Site.parse(site) if site else None)
+    vlm = VLM.from_pretrained(model_path(str(model)), **options.loading())
+    return VLMEmbedder(vlm, Site.parse(site) if site else None)
 
 
-def _picture_query(opened: Any, image: str, adapter: Path | None, model: str | None) -> Any:
+def _picture_query(opened: Any, image: str, adapter: Path | None, model: str | None, options: PlaceOptions) -> Any:
     from ...adapters.artifact.store import load_adapter
     from ...adapters.errors import UsageError
     from ...adapters.retrieval.retrieval import retrieval_of
@@ -133,7 +140,8 @@ def _picture_query(opened: Any, image: str, adapter: Path | None, model: str | N
     found = retrieval_of([loaded])
     if found is None or found[0].index != opened.digest:
         raise UsageError(f"The adapter in {adapter} was not fitted on this index.", "Fit it on this index.")
-    return picture_query_of(VLM.from_pretrained(model_path(model)), loaded, open_picture(image))
+    vlm = VLM.from_pretrained(model_path(model), **options.loading())
+    return picture_query_of(vlm, loaded, open_picture(image))
 
 
 def _show(console: Any, value: dict[str, Any]) -> None:

@@ -7,13 +7,17 @@ from typing import Annotated
 
 import typer
 
+from ..model.options import PlaceOptions
+from .derived import takes
 from .options import Json, Model, Overwrite, WrongBase
 
 
+@takes(PlaceOptions)
 def lora(
     model: Model,
     adapter: Annotated[list[Path], typer.Option("--adapter", help="Adapter folder; repeat to stack.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="PEFT adapter folder to write.")],
+    options: PlaceOptions,
     allow_wrong_base: WrongBase = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -32,7 +36,7 @@ def lora(
     require_free(out, overwrite=overwrite, inputs=[model, *adapter])
     loaded = [load_adapter(folder) for folder in adapter]
     with console.steps("loading"):
-        vlm = VLM.from_pretrained(model_path(model))
+        vlm = VLM.from_pretrained(model_path(model), **options.loading())
     for one in loaded:
         if not allow_wrong_base:
             require_base(one, vlm.fingerprint, model)

@@ -15,6 +15,7 @@ from ...adapters.errors import UsageError
 from ..data.journal import Journal
 from ..data.records import Record, load_records
 from ..evaluation.refusal import ASKED, RefusalTokens
+from ..model.batching import is_out_of_memory
 from ..model.vlm import VLM
 from ..progress import Progress
 from .assemble import Findings, assemble
@@ -30,6 +31,7 @@ from .states import layer_states
 from .terms import KINDS, Modality
 
 _STATES, _BLOCKED = 1024, 96
+_ROWS = 16  # pairs at once
 
 
 def diagnose(
@@ -40,7 +42,7 @@ def diagnose(
     pairs: int = 128,
     neurons: int = 32,
     seed: int = 0,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     max_new_tokens: int = 32,
     progress: Progress | None = None,
     journal_path: Path | None = None,
@@ -56,7 +58,7 @@ def diagnose(
         budget: most forward passes over a batch; fewer pairs, neurons and answered records are then used.
         pairs: at most this many per modality (harm in text, harm in pictures).
         neurons: how many MLP neurons to verify by patching per modality; 0 leaves neurons out.
-        batch_size: pairs per forward pass.
+        batch_size: pairs per forward pass; by default 16, and fewer if memory is short or the model was loaded so.
         progress: called with forward passes done and planned.
         journal_path: where finished batches are kept, to resume from; removed when all is done.
         say: told the cost before it is paid.
@@ -68,6 +70,31 @@ def diagnose(
         vlm = VLM.from_pretrained(vlm)
     if isinstance(records, (str, Path)):
         records = load_records(records, ["fit"])
+    given = {"budget": budget, "pairs": pairs, "neurons": neurons, "seed": seed, "max_new_tokens": max_new_tokens}
+    while True:
+        rows = batch_size or vlm.batch_size.of(_ROWS)
+        try:
+            return _diagnosed(vlm, records, rows, journal_path, progress, say, **given)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            vlm.batch_size.shrink(rows)
+
+
+def _diagnosed(
+    vlm: VLM,
+    records: Sequence[Record],
+    batch_size: int,
+    journal_path: Path | None,
+    progress: Progress | None,
+    say: Callable[[str], None] | None,
+    *,
+    budget: int | None,
+    pairs: int,
+    neurons: int,
+    seed: int,
+    max_new_tokens: int,
+) -> ChannelMap:
     records = [record for record in records if record.split == "fit"]
     chosen, left_out = _choose(vlm, records, pairs)
     if neurons:

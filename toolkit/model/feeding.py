@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -36,10 +36,10 @@ class Feeding:
     _hooks: AppliedAdapters | None
     _last_fed: WeakKeyDictionary[Any, dict[str, np.ndarray]]  # by KV cache
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type the model computes in."""
-        raise NotImplementedError
+    if TYPE_CHECKING:  # what the other parts of a VLM have
+
+        @property
+        def dtype(self) -> torch.dtype: ...
 
     @property
     def device(self) -> torch.device:

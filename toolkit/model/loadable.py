@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -40,20 +40,18 @@ class Loadable:
     features: FeatureCache
     batch_size: BatchSize
     _options: LoadOptions
+    _stored: str
     _computes: tuple[torch.dtype, ExitStack] | None
 
-    def __init__(self, model: torch.nn.Module, processor: Any, *, path: Path | str | None = None) -> None:
-        raise NotImplementedError
+    if TYPE_CHECKING:  # what the other parts of a VLM have
 
-    @property
-    def path(self) -> Path:
-        """The checkpoint folder."""
-        raise NotImplementedError
+        def __init__(self, model: torch.nn.Module, processor: Any, *, path: Path | str | None = None) -> None: ...
 
-    @property
-    def device(self) -> torch.device:
-        """Where inputs go."""
-        raise NotImplementedError
+        @property
+        def path(self) -> Path: ...
+
+        @property
+        def device(self) -> torch.device: ...
 
     @classmethod
     def from_pretrained(
@@ -128,7 +126,7 @@ class Loadable:
             full = type(self)._loaded(self.path, self._options)
             _share_buffers(self.model, full.model)
             self.model, self.parts, self.weights, self.features = full.model, full.parts, full.weights, full.features
-            self.batch_size = full.batch_size
+            self.batch_size, self._stored = full.batch_size, full.stored_dtype
             if self._computes is not None:
                 dtype, stack = self._computes
                 stack.enter_context(widened(self.model, dtype))
@@ -138,6 +136,11 @@ class Loadable:
         """The type it computes in."""
         dtype: torch.dtype = self._computes[0] if self._computes is not None else self.model.dtype
         return dtype
+
+    @property
+    def stored_dtype(self) -> str:
+        """The type of the weights that it has, or had before it computed in another."""
+        return self._stored or str(self.model.dtype).removeprefix("torch.")
 
     @contextmanager
     def computing(self, dtype: torch.dtype) -> Iterator[None]:
@@ -151,6 +154,7 @@ class Loadable:
             self.features.clear()
             try:
                 if self.loaded:
+                    self._stored = self.stored_dtype
                     stack.enter_context(widened(self.model, dtype))
                 yield
             finally:

@@ -79,8 +79,8 @@ def _spelled(name: str) -> str:
     return spell(LoadOptions, name)
 
 
-class LoadOptions(Settings):
-    """Where a checkpoint's weights go, in which type, and how many rows run through them at once."""
+class PlaceOptions(Settings):
+    """Where a checkpoint's weights go, and in which type."""
 
     device: Annotated[str, BeforeValidator(_device)] = setting(
         AUTO,
@@ -98,6 +98,31 @@ class LoadOptions(Settings):
         "What each device may hold of a spread model, such as 0=20GiB,cpu=30GiB; the rest lies on disk.",
         acts={"device_map": DEVICE_MAPS},
     )
+
+    def loading(self) -> dict[str, Any]:
+        """The keywords of :meth:`VLM.from_pretrained`, as far as they were given."""
+        return {name: getattr(self, name) for name in LoadOptions.model_fields if name in self.model_fields_set}
+
+    def require_model(self, used: bool, instead: str) -> None:
+        """Refuse what was given where no model is loaded.
+
+        Args:
+            used: whether one is.
+            instead: what is used in its place, for the error.
+
+        Raises:
+            UsageError: naming the first option that was given.
+        """
+        for name in () if used else PlaceOptions.model_fields:
+            if name in self.model_fields_set:
+                raise UsageError(
+                    f"{spell(type(self), name)} does nothing with {instead}.", "Leave it out, or name a model."
+                )
+
+
+class LoadOptions(PlaceOptions):
+    """And how many rows run through them at once."""
+
     batch_size: Annotated[str, BeforeValidator(_batch_size)] = setting(
         AUTO, "Rows that run through the model at once, or auto: as many as are usual, and fewer if memory is short."
     )
@@ -106,7 +131,3 @@ class LoadOptions(Settings):
     def rows(self) -> int | None:
         """The batch size that was asked for; None for ``auto``."""
         return None if self.batch_size == AUTO else int(self.batch_size)
-
-    def loading(self) -> dict[str, Any]:
-        """The keywords of :meth:`VLM.from_pretrained`, as far as they were given."""
-        return {name: getattr(self, name) for name in LoadOptions.model_fields if name in self.model_fields_set}

@@ -86,6 +86,7 @@ class VLM(Loadable, Feeding, Generating):
         self.features = FeatureCache(model)
         self.batch_size = BatchSize()
         self._options = LoadOptions()
+        self._stored = ""
         self._computes: tuple[torch.dtype, ExitStack] | None = None
         self.index: CaptionIndex | None = None
         self.on: GraphWeights | None = None

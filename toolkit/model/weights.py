@@ -91,7 +91,7 @@ class Weights:
     def names(self, parameter: Tensor) -> list[str]:
         """The names of one of the model's parameters: several, if it is tied."""
         known = self._names.get(id(parameter))
-        if known is not None and not self._come_and_go and self.model.get_parameter(known[0]) is parameter:
+        if known is not None and not self._come_and_go and _held(self.model, known[0]) is parameter:
             return known
         found = _names(self.model)[id(parameter)]
         tied: dict[str, str] = getattr(self.model, "all_tied_weights_keys", None) or {}
@@ -112,6 +112,11 @@ class Weights:
                 f"The checkpoint has no weights for {' or '.join(names)}.", "Get it again, or save the model again."
             )
         return found
+
+
+def _held(model: nn.Module, name: str) -> Tensor | None:
+    place, _, leaf = name.rpartition(".")
+    return model.get_submodule(place)._parameters[leaf]
 
 
 def _names(model: nn.Module) -> dict[int, list[str]]:

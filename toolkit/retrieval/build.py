@@ -28,6 +28,7 @@ from ..progress import Progress
 from .sources import Texts
 
 _PROGRESS = "progress.json"
+BATCH = 256  # texts embedded at once
 _TYPES = {"float32": ("F32", 4), "float16": ("F16", 2)}
 _DIGEST = 16  # bytes by which equal texts are found
 _CENTRE = 4096  # texts whose mean is the centre
@@ -81,7 +82,7 @@ def build_index(
     embedder: Embedder,
     out: Path | str,
     *,
-    batch_size: int = 256,
+    batch_size: int = BATCH,
     dtype: KeyType = "float32",
     overwrite: bool = False,
     progress: Progress | None = None,

@@ -17,6 +17,7 @@ from ...adapters.artifact.files import sha256_file
 from ...adapters.artifact.sites import Site
 from ...adapters.errors import InvalidArtifact, UsageError
 from ..index.embedding import EmbedderInfo
+from ..model.batching import fitting
 from ..model.capture import Reached
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ class VLMEmbedder:
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> Float[np.ndarray, "batch dimension"]:
         """Mean states in float32."""
+        parts = fitting(texts, self._vlm.batch_size, len(texts), self._embed)
+        return np.concatenate([found for _, found in parts])
+
+    def _embed(self, texts: Sequence[str]) -> Float[np.ndarray, "batch dimension"]:
         ids, mask = token_ids(self._vlm.inputs.tokenizer, texts)
         seen: list[Tensor] = []
 

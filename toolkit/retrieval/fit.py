@@ -21,6 +21,8 @@ from ...adapters.retrieval.retrieval import picture_query
 from ...adapters.retrieval.settings import Retrieval
 from ..data.captions import CaptionedPicture, describe_captions
 from ..index.caption_index import CaptionIndex
+from ..model.batching import fitting
+from ..model.capture import USUAL
 from ..model.requests import Request
 from ..progress import Progress
 from .embedders import token_ids
@@ -105,15 +107,18 @@ def fit_retrieval(
 
 
 def picture_states(
-    vlm: VLM, pictures: Sequence[CaptionedPicture], progress: Progress | None = None, batch_size: int = 32
+    vlm: VLM, pictures: Sequence[CaptionedPicture], progress: Progress | None = None
 ) -> Float[np.ndarray, "pictures d_model"]:
     """Mean image state of each picture at the projector, with the adapters that are applied."""
     found: list[np.ndarray] = []
-    for start in range(0, len(pictures), batch_size):
-        states = image_states(vlm, [item.picture() for item in pictures[start : start + batch_size]])
-        found.append(torch.stack([one.mean(0) for one in states]).numpy())
+
+    def run(some: Sequence[CaptionedPicture]) -> Float[np.ndarray, "some d_model"]:
+        return torch.stack([one.mean(0) for one in image_states(vlm, [item.picture() for item in some])]).numpy()
+
+    for _, states in fitting(pictures, vlm.batch_size, USUAL, run):
+        found.append(states)
         if progress:
-            progress(start + len(states), len(pictures))
+            progress(sum(map(len, found)), len(pictures))
     return np.concatenate(found)
 
 
