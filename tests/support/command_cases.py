@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from case import Case
-from fit_cases import FITS
+from fit_cases import FITS, SPREAD
 from workshop import DEMO, Outcome, Workshop
 
 EXPORT = "export {model} --base-onnx {base} -o {out} --json"
@@ -78,6 +78,15 @@ EXPORTS = [
     Case(f"{EXPORT} --adapter {{sasa}} --enforce --layout genai", arranged("genai")),
     Case(f"{EXPORT} --adapter {{guard}} --layout triton", arranged("triton")),
     Case(
+        f"{EXPORT} --adapter {{guard}} --device cpu --dtype bfloat16 --data {{records}} --limit 4 --max-new-tokens 2"
+        " --batch-size 2 --max-flips 1",
+        lambda done, made: [
+            done.value["parity"]["reference"] == {"device": "cpu", "dtype": "bfloat16", "weights": "bfloat16"},
+            json.loads((done.path / "export_options.json").read_text())["batch_size"] == "2",
+        ],
+    ),
+    Case(f"{EXPORT} {SPREAD}", lambda done, made: done.value["parity"]["reference"]["dtype"] == "float32"),
+    Case(
         f"{EXPORT} --adapter {{external}} --external-index {{index}}", lambda done, made: done.value["parity"]["passed"]
     ),
     Case(
@@ -97,12 +106,21 @@ RUN = "run {export} --prompt 'what is this ?' --json"
 
 
 OTHERS = [
-    Case("inspect {model} --json", lambda done, made: done.value["n_layers"] == 8),
+    Case("inspect {model} --json", lambda done, made: done.value["n_layers"] == 8 and not done.value["fingerprint"]),
+    Case("inspect {model} --fingerprint --json", lambda done, made: len(done.value["fingerprint"]) == 64),
     Case("doctor --json", lambda done, made: done.value["providers"]["CPUExecutionProvider"]),
     Case(
         "diagnose {model} --data {records} -o {taken} --budget 4000"
-        " --pairs 8 --neurons 2 --batch-size 4 --seed 3 --overwrite --json",
-        lambda done, made: done.value["effects"]["visual"]["neurons"],
+        " --pairs 8 --neurons 2 --batch-size 4 --seed 3 --overwrite --json --device cpu --dtype float32",
+        lambda done, made: [
+            done.value["effects"]["visual"]["neurons"],
+            done.value["hyperparameters"]["batch_size"] == 4,
+            done.value["base"]["ran"]["dtype"] == "float32",
+        ],
+    ),
+    Case(
+        f"diagnose {{model}} --data {{records}} -o {{out}} --pairs 8 --neurons 0 {SPREAD} --json",
+        lambda done, made: done.value["hyperparameters"]["batch_size"] == 16,
     ),
     Case(
         f"{EVAL} --adapter {{guard}} --split calibration --system 'is it dangerous ?' -o {{out}}",
@@ -113,7 +131,11 @@ OTHERS = [
             len(json.loads(done.path.read_text())["decisions"]) == 4,
         ],
     ),
-    Case(f"{EVAL} --split fit", lambda done, made: done.value["split"] == "fit"),
+    Case(
+        f"{EVAL} --split fit --device cpu --dtype bfloat16 --batch-size 2",
+        lambda done, made: [done.value["split"] == "fit", done.value["ran"]["dtype"] == "bfloat16"],
+    ),
+    Case(f"{EVAL} --device-map auto --max-memory cpu=4MiB", lambda done, made: done.value["ran"]["spread"]),
     Case(f"{EVAL} --split test", lambda done, made: done.value["split"] == "test"),
     Case(
         "eval {export} --data {records} --limit 4 --provider CPUExecutionProvider --json",
@@ -138,7 +160,12 @@ OTHERS = [
     ),
     Case("verify {export} --capturable --json", lambda done, made: done.value["capture"]["decoder.onnx"] == []),
     Case(
-        "verify {export} --model {model} --adapter {guard} --provider CPUExecutionProvider --json",
+        "verify {export} --model {model} --adapter {guard} --provider CPUExecutionProvider --json"
+        " --device cpu --dtype bfloat16",
+        lambda done, made: done.value["parity"]["reference"]["dtype"] == "bfloat16",
+    ),
+    Case(
+        f"verify {{export}} --model {{model}} --adapter {{guard}} {SPREAD} --json",
         lambda done, made: done.value["parity"]["passed"],
     ),
     Case(
@@ -170,22 +197,39 @@ OTHERS = [
     ),
     Case("card {export} --check --json", lambda done, made: done.value["checked"]),
     Case(
-        "lora {model} --adapter {affine} -o {taken} --overwrite --json",
+        "lora {model} --adapter {affine} -o {taken} --overwrite --json --device cpu --dtype float32",
         lambda done, made: (done.path / "adapter_config.json").is_file(),
     ),
     Case(
-        "lora reference:severe --adapter {affine} --allow-wrong-base -o {out} --json",
+        f"lora reference:severe --adapter {{affine}} --allow-wrong-base -o {{out}} --json {SPREAD}",
         lambda done, made: (done.path / "adapter_model.safetensors").is_file(),
     ),
     Case(
-        "index build {captions} --model {model} --site decoder.layers.5 --batch-size 7 --dtype float16 -o {out} --json",
-        lambda done, made: [done.value["embedder"]["site"] == "decoder.layers.5", done.value["dtype"] == "float16"],
+        "index build {captions} --model {model} --site decoder.layers.5 --batch-size 7 --keys float16 -o {out} --json"
+        " --device cpu --dtype bfloat16",
+        lambda done, made: [
+            done.value["embedder"]["site"] == "decoder.layers.5",
+            done.value["dtype"] == "float16",
+            done.value["embedder"]["ran"] == "bfloat16",
+            done.value["batch_size"] == 7,
+        ],
     ),
     Case(
-        "index build {captions} --encoder {encoder} --dtype float32 -o {taken} --overwrite --json",
+        f"index build {{captions}} --model {{model}} {SPREAD} -o {{out}} --json",
+        lambda done, made: done.value["embedder"]["ran"] == "float32",
+    ),
+    Case(
+        "index build {captions} --encoder {encoder} --keys float32 -o {taken} --overwrite --json",
         lambda done, made: done.value["embedder"]["kind"] != "vlm" and done.value["dtype"] == "float32",
     ),
-    Case("index search {index} --text 'a banana' --model {model} -k 2 --json", lambda done, made: len(done.value) == 2),
+    Case(
+        "index search {index} --text 'a banana' --model {model} -k 2 --json --device cpu --dtype bfloat16",
+        lambda done, made: done.value != made.run("index search {index} --text 'a banana' --model {model} -k 2 --json"),
+    ),
+    Case(
+        f"index search {{index}} --text 'a banana' --model {{model}} -k 2 --json {SPREAD}",
+        lambda done, made: len(done.value) == 2,
+    ),
     Case(
         "index search {encoded_index} --text 'a banana' --encoder {encoder} --top 3 --json",
         lambda done, made: len(done.value) == 3,

@@ -28,6 +28,19 @@ def recorded(done: Outcome) -> dict[str, Any]:
     return json.loads((done.path / "manifest.json").read_text())
 
 
+SPREAD = "--device-map auto --max-memory cpu=2GiB"  # on one device, which holds all of it
+
+
+def ran(dtype: str = "float32", spread: bool = False) -> Callable[[Outcome, Workshop], Any]:
+    """The manifest records what the model ran in, and on what."""
+
+    def check(done: Outcome, made: Workshop) -> bool:
+        found = recorded(done)["info"]["base"]["ran"]
+        return found["dtype"] == dtype and found["device"] == "cpu" and found["spread"] == spread
+
+    return check
+
+
 def on_the_base(done: Outcome, made: Workshop) -> bool:
     """The manifest names the int4 base's weights."""
     files = json.loads((Path(made["int4_base"]) / "safetykit.json").read_text())["files"]
@@ -68,7 +81,15 @@ FITS = [
         ],
     ),
     Case(f"{GUARD} --hold --phase both --scope all", chosen(hold=True, phase="both", scope="all")),
-    Case(f"{GUARD} --phase decode", chosen(phase="decode")),
+    Case(
+        f"{GUARD} --phase decode --device cpu --dtype bfloat16 --batch-size 8",
+        lambda done, made: [
+            chosen(phase="decode")(done, made) is None,
+            ran("bfloat16")(done, made),
+            json.loads((done.path / "fit_options.json").read_text())["batch-size"] == "8",
+        ],
+    ),
+    Case(f"{GUARD} --device-map auto --max-memory cpu=4MiB", ran(spread=True)),
     *(
         Case(f"{GUARD} --variant orthogonal --site {site}", chosen(variant="orthogonal", site=site))
         for site in ("block", "mlp", "attn")
@@ -138,8 +159,15 @@ FITS = [
         ],
     ),
     Case(
-        f"{CARE} --modalities textual --scope all --phase both --contrast carrier",
-        chosen(modalities="textual", scope="all", phase="both"),
+        f"{CARE} --modalities textual --scope all --phase both --contrast carrier --device cpu --dtype float16",
+        lambda done, made: [
+            chosen(modalities="textual", scope="all", phase="both")(done, made) is None,
+            ran("float16")(done, made),
+        ],
+    ),
+    Case(
+        f"{CARE} --modalities textual --contrast carrier {SPREAD} --batch-size 8",
+        ran(),
     ),
     Case(
         f"{CARE} --sweep --fusion parallel --k 4 --contrast carrier",
@@ -171,6 +199,11 @@ FITS = [
         f"{SASA} --safety-layer 3 --fused-layer 4 --with {{guard}}",
         lambda done, made: done.value["hyperparameters"]["corrected_by"],
     ),
+    Case(
+        f"{SASA} --safety-layer 3 --fused-layer 4 --device cpu --dtype bfloat16 --batch-size 16",
+        ran("bfloat16"),
+    ),
+    Case(f"{SASA} --safety-layer 3 --fused-layer 4 {SPREAD}", ran()),
     Case(f"{SASA} --map {{map}}", lambda done, made: done.value["hyperparameters"]["safety_layer"] is not None),
     Case(
         "fit sasa {model} --data {records} -o {taken} --safety-layer 3 --fused-layer 4 --on {int4_base} --overwrite"
@@ -187,6 +220,8 @@ FITS = [
             chosen(space="logits")(done, made) is None and recorded(done)["detector"]["refusal"] == "sorry ."
         ),
     ),
+    Case(f"{PROBE} --fused-layer 4 --device cpu --dtype bfloat16 --batch-size 16", ran("bfloat16")),
+    Case(f"{PROBE} --fused-layer 4 {SPREAD}", ran()),
     Case(f"{PROBE} --fused-layer 4 --with {{guard}}", lambda done, made: done.value["hyperparameters"]["corrected_by"]),
     Case(
         "fit one-pass {model} --data {records} -o {taken} --fused-layer 4 --on {int4_base} --overwrite --json",
@@ -221,7 +256,11 @@ FITS = [
         f"{TGA} --variant low-rank --steps 1 --batch-size 4 --centred --retrieval --prefixed 0.5 --index {{index}}",
         chosen(variant="low-rank", centred=True, retrieval=True, prefixed=0.5),
     ),
-    Case(f"{TGA} --variant closed-form --ridge 0.5", chosen(variant="closed-form", ridge=0.5)),
+    Case(
+        f"{TGA} --variant closed-form --ridge 0.5 --device cpu --dtype float32",
+        lambda done, made: [chosen(variant="closed-form", ridge=0.5)(done, made) is None, ran()(done, made)],
+    ),
+    Case(f"{TGA} --variant closed-form {SPREAD}", ran()),
     Case(f"{TGA} --map {{map}} --steps 1 --batch-size 4", lambda done, made: done.value["hyperparameters"]["layers"]),
     Case(
         "fit tga {model} --data {captions} -o {taken} --variant closed-form --overwrite --json",
@@ -232,6 +271,8 @@ FITS = [
         f"{RETRIEVAL} --k 2 --prefix --external-index",
         lambda done, made: done.value["variant"] == "external" and chosen(k=2, prefix=True)(done, made) is None,
     ),
+    Case(f"{RETRIEVAL} --device cpu --dtype bfloat16 --batch-size 8", ran("bfloat16")),
+    Case(f"{RETRIEVAL} {SPREAD}", ran()),
     Case(f"{RETRIEVAL} --with {{guard}}", lambda done, made: done.value["hyperparameters"]["corrected_by"]),
     Case(
         "fit retrieval {model} --data {captions} --index {encoded_index}"

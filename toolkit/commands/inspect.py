@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from .options import Json, Model
 
@@ -11,7 +13,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def inspect(model: Model, as_json: Json = False) -> None:
+def inspect(
+    model: Model,
+    fingerprint: Annotated[bool, typer.Option("--fingerprint", help="Also read and hash every weight.")] = False,
+    as_json: Json = False,
+) -> None:
     from ...adapters.errors import UsageError
     from ..data.sources import is_export, model_path
     from ..families import exportable
@@ -23,9 +29,9 @@ def inspect(model: Model, as_json: Json = False) -> None:
             f"{model} is an export, not a checkpoint.",
             f"`safetykit verify {model}` checks it; its README.md is its card.",
         )
-    with console.steps("loading"):
-        vlm = VLM.from_pretrained(model_path(model))
-        found = vlm.describe()
+    with console.steps("reading"):
+        vlm = VLM.without_weights(model_path(model))
+        found = vlm.describe(fingerprint=fingerprint)
     then = console.command_line("fit", "vlm-guard", model, "--data", "RECORDS", "-o", "adapter")
     value = {**found, "export": exportable(vlm.model.config)}
     console.emit(value, as_json=as_json, human=_view, then=then)
@@ -46,7 +52,7 @@ def _view(console: Console, value: dict[str, Any]) -> None:
         ("parameters", f"{value['parameters']:,} ({value['dtype']})"),
         *((name, part or "none") for name, part in value["parts"].items()),
         ("sites", f"{layers}, {', '.join(plain)}"),
-        ("fingerprint", value["fingerprint"]),
+        ("fingerprint", value["fingerprint"] or "not computed: --fingerprint reads every weight"),
         ("export", f"yes, as {export['family']}" if export["supported"] else f"no: {escape(export['reason'])}"),
     ]
     if export["supported"]:

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from ...adapters.artifact.manifest import RunInfo
 from ...adapters.errors import UsageError
 from ..data.journal import Journal
 from ..data.records import CARRIERS, Record, load_records
@@ -93,6 +94,7 @@ class Evaluation(_Model):
 
     Attributes:
         system: what the operator told the model before every request.
+        ran: how a checkpoint ran; None for an export.
     """
 
     model: str
@@ -101,6 +103,7 @@ class Evaluation(_Model):
     max_new_tokens: int
     rows: tuple[Row, ...]
     decisions: tuple[Decision, ...]
+    ran: RunInfo | None = None
 
     def rate(self, group: str, metric: Metric) -> Rate:
         """The share in one cell of the table.
@@ -219,6 +222,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         rows=tabulate(decisions),
         decisions=tuple(decisions),
+        ran=getattr(model, "ran", None),
     )
 
 

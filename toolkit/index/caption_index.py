@@ -149,7 +149,8 @@ class CaptionIndex(Sequence[str]):
         Raises:
             UsageError: another embedder made this index.
         """
-        if embedder.info.model_dump(exclude={"name"}) != self.manifest.embedder.model_dump(exclude={"name"}):
+        by_whom = {"name", "ran"}
+        if embedder.info.model_dump(exclude=by_whom) != self.manifest.embedder.model_dump(exclude=by_whom):
             raise UsageError(
                 f"The index in {self.folder} was made by {self.manifest.embedder.name} "
                 f"({self.manifest.embedder.kind}), not by this {embedder.info.name} ({embedder.info.kind}).",

@@ -21,6 +21,7 @@ class EmbedderInfo(Strict):
         sha256: fingerprint of the model, or digest of the folder's files; None for precomputed keys.
         site: of a ``vlm``, where its states are read.
         pooling: of an encoder: ``mean``, ``cls`` or ``projection`` (CLIP's own).
+        ran: of a ``vlm``, the type it computed in; another type gives the same keys but for rounding.
     """
 
     kind: Literal["vlm", "clip", "sentence-transformers", "precomputed"]
@@ -28,6 +29,7 @@ class EmbedderInfo(Strict):
     sha256: Sha256 | None = None
     site: str | None = None
     pooling: str | None = None
+    ran: str | None = None
 
 
 class Embedder(Protocol):

@@ -8,8 +8,12 @@ if TYPE_CHECKING:
     from .vlm import VLM
 
 
-def describe(vlm: VLM) -> dict[str, Any]:
-    """Parts, sites, shape and fingerprint, JSON-able."""
+def describe(vlm: VLM, *, fingerprint: bool = True) -> dict[str, Any]:
+    """Parts, sites, shape and fingerprint, JSON-able.
+
+    Args:
+        fingerprint: compute it, which reads every weight; None stands in its place otherwise.
+    """
     parts = {
         "vision tower": vlm.parts.tower,
         "projector": vlm.parts.projector,
@@ -19,9 +23,12 @@ def describe(vlm: VLM) -> dict[str, Any]:
     }
     return {
         "path": str(vlm.path),
-        **vlm.base.model_dump(),
+        "fingerprint": vlm.fingerprint if fingerprint else None,
+        "architecture": type(vlm.model).__name__,
+        "n_layers": len(vlm.parts.layers),
+        "d_model": vlm.parts.embed_tokens.weight.shape[1],
         "parameters": sum(parameter.numel() for parameter in vlm.model.parameters()),
-        "dtype": str(vlm.model.dtype).removeprefix("torch."),
+        "dtype": vlm.stored_dtype,
         "vocabulary": vlm.parts.head.weight.shape[0],
         "parts": {name: type(part).__name__ if part is not None else None for name, part in parts.items()},
         "sites": [str(site) for site in vlm.parts.sites()],

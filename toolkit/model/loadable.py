@@ -113,6 +113,7 @@ class Loadable:
             model, weights = empty_model(folder)
         vlm = cls(model, inputs, path=folder)
         vlm.weights, vlm._options = weights, options or LoadOptions()
+        vlm._stored = weights.dtype or ""
         return vlm
 
     @property

@@ -135,9 +135,9 @@ class VLM(Loadable, Feeding, Generating):
             ran=self.ran,
         )
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, *, fingerprint: bool = True) -> dict[str, Any]:
         """See :func:`safetykit.toolkit.model.description.describe`."""
-        return describe(self)
+        return describe(self, fingerprint=fingerprint)
 
     @torch.inference_mode()
     def states(

@@ -11,6 +11,7 @@ import copy
 import functools
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -87,6 +88,16 @@ class Weights:
         """
         self.model, self.stored, self._come_and_go = model, stored or {}, come_and_go
         self._names = _names(model)
+
+    @property
+    def dtype(self) -> str | None:
+        """The type that most stored floats have; None if nothing is stored."""
+        counts: Counter[str] = Counter()
+        for weight in self.stored.values():
+            kind = getattr(weight, "dtype", None)
+            if kind is not None and kind.is_floating_point:
+                counts[str(kind).removeprefix("torch.")] += math.prod(weight.shape)
+        return counts.most_common(1)[0][0] if counts else None
 
     def names(self, parameter: Tensor) -> list[str]:
         """The names of one of the model's parameters: several, if it is tied."""

@@ -47,7 +47,8 @@ class VLMEmbedder:
             raise UsageError(f"Texts cannot be embedded at {self.site}.", "Use one such as decoder.layers.4.")
         self._vlm, self._module = vlm, vlm.parts.module(self.site)
         self.dimension: int = vlm.base.d_model
-        self.info = EmbedderInfo(kind="vlm", name=vlm.path.name, sha256=vlm.fingerprint, site=str(self.site))
+        ran = str(vlm.dtype).removeprefix("torch.")
+        self.info = EmbedderInfo(kind="vlm", name=vlm.path.name, sha256=vlm.fingerprint, site=str(self.site), ran=ran)
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> Float[np.ndarray, "batch dimension"]:

@@ -62,7 +62,7 @@ def test_updates_of_weights_in_bfloat16_are_not_rounded_to_it(narrow, guard, tmp
         "up": torch.randn(rows, 1, generator=generator) / 9,
         "down": torch.randn(1, columns, generator=generator),
     }
-    updated = replace(guard, updates=(WeightUpdate(name, {"up": up, "down": down}),))
+    updated = replace(guard, updates=(WeightUpdate(name, factors),))
     assert export_onnx(narrow.path, [updated], tmp_path / "export").parity.passed
 
 

@@ -82,7 +82,7 @@ def test_a_query_is_fitted_and_a_picture_finds_its_caption(call, tmp_path):
         (["build", "{captions}", "-o", "{out}", "--model", "m", "--encoder", "e"], "Pass --model or --encoder"),
         (["build", "{captions}", "-o", "{out}", "--encoder", "nowhere"], "no encoder folder at nowhere"),
         (["build", "{captions}", "-o", "{out}", "--encoder", "e", "--site", "projector"], "no decoder sites"),
-        (["build", "{captions}", "-o", "{out}", "--model", "m", "--dtype", "int8"], "--dtype cannot be 'int8'"),
+        (["build", "{captions}", "-o", "{out}", "--model", "m", "--keys", "int8"], "--keys cannot be 'int8'"),
         (["build", "nothing.jsonl", "-o", "{out}", "--model", "m"], "no captions at nothing.jsonl"),
         (["search", "nowhere", "--text", "x", "--model", "m"], "no index folder at nowhere"),
         (["search", "nowhere"], "Pass --text or --image"),
