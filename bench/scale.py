@@ -2,10 +2,10 @@
 
     python bench/scale.py -o FOLDER [--size 0.2B …] [--step inspect …]
 
-For each size a Qwen2.5-VL checkpoint with random bf16 weights is written tensor by tensor, as in bench/memory.py; 7B has the
-shape of Qwen2.5-VL-7B-Instruct. Then each step runs as a command of its own: inspect, fit vlm-guard on a few of the reference
-texts, export to fp16 with parity, verify with parity. Measured are the wall time and the largest resident memory of the
-process, the checkpoint's pages that are mapped into it included.
+For each size a Qwen2.5-VL checkpoint with random bf16 weights is written tensor by tensor, as in bench/memory.py; 7B
+has the shape of Qwen2.5-VL-7B-Instruct. Then each step runs as a command of its own: inspect, fit vlm-guard on a few of
+the reference texts, export to fp16 with parity, verify with parity. Measured are the wall time and the largest resident
+memory of the process, the checkpoint's pages that are mapped into it included.
 """
 
 from __future__ import annotations
