@@ -22,8 +22,8 @@ from ..data.sources import data_path, model_path
 from ..diagnosis.channel_map import ChannelMap
 from ..evaluation.few import count_records, few_records
 from ..index.caption_index import CaptionIndex
-from ..model.shape import decoder_shape
 from ..model.options import AUTO, LoadOptions
+from ..model.shape import decoder_shape
 from ..model.vlm import VLM
 from ..sweep.run import fit_by_sweep
 from ..workbench import Workbench

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from .vlm import VLM
+from .parts import Parts
 
 
-def describe(vlm: VLM, *, fingerprint: bool = True) -> dict[str, Any]:
+class Described(Protocol):
+    """A VLM, whose weights need not be loaded (``toolkit.VLM``)."""
+
+    model: Any
+    parts: Parts
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def stored_dtype(self) -> str: ...
+
+
+def describe(vlm: Described, *, fingerprint: bool = True) -> dict[str, Any]:
     """Parts, sites, shape and fingerprint, JSON-able.
 
     Args:
