@@ -15,16 +15,17 @@ detector on its states cannot judge.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.torch
+from torch import Tensor
 
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.files import write_atomic
-from safetykit.adapters.artifact.manifest import describe_data
+from safetykit.adapters.artifact.manifest import BaseInfo, describe_data
 from safetykit.adapters.artifact.sites import Site
 from safetykit.adapters.one_pass.settings import OnePassProbe
 from safetykit.adapters.protocols import Place
@@ -56,9 +57,41 @@ ORDER = ("undefended", *FITTERS, "SASA, exported")
 _ANSWER_TOKENS = 24
 
 
+class KeptStates:
+    """States that were read once, as a source of states; so a fit chooses as it does on the model.
+
+    Attributes:
+        features: of all records, at every place that any fitter may ask for.
+    """
+
+    def __init__(self, vlm: VLM, features: Features) -> None:
+        self._vlm, self.features = vlm, features
+        self._row = {record.id: row for row, record in enumerate(features.records)}
+
+    @property
+    def base(self) -> BaseInfo:
+        """The model."""
+        return self._vlm.base
+
+    def head(self) -> tuple[Tensor, None]:
+        """Weight of the LM head; nothing reads its bias."""
+        return self._vlm.parts.head.weight.detach(), None
+
+    def branch_states(
+        self, records: Sequence[Record], places: Sequence[Place]
+    ) -> Iterator[tuple[list[Record], dict[Place, Tensor]]]:
+        """All records as one batch."""
+        rows = [self._row[record.id] for record in records]
+        yield list(records), {place: self.features.states[place][rows] for place in places}
+
+
 def states_of(vlm: VLM, records: list[Record], path: Path) -> Features:
     """States of all records at every place any fitter asks for; read back if they were kept."""
-    places = list(dict.fromkeys(place for fitter in FITTERS.values() for place in fitter.wanted(vlm.base.n_layers)))
+    places: list[Place] = []
+    for fitter in FITTERS.values():
+        candidates = fitter.places(vlm.base.n_layers)
+        places += [*candidates, *fitter.compared(candidates)]
+    places = list(dict.fromkeys(places))
     identity = {"base": vlm.fingerprint, "data": describe_data(records).sha256}
     if path.is_file():
         with safetensors.safe_open(path, "pt") as kept:
@@ -103,7 +136,8 @@ def defended(adapter: Adapter, features: Features, answers: list[Decision]) -> l
     else:
         safety, fused = adapter.branch.safety.layer, adapter.branch.fused.layer
         place, tensors = Site("final_norm") if safety == fused else (safety, fused), adapter.branch.tensors
-    margin = features.states[place] @ tensors["weight"] + tensors["bias"] - adapter.detector.threshold
+    weight, bias = tensors["weight"].double().numpy(), float(tensors["bias"])
+    margin = features.rows(place) @ weight + bias - adapter.detector.threshold
     margins = {record.id: float(value) for record, value in zip(features.records, margin, strict=True)}
     refused = {"outcome": "refused", "text": adapter.detector.refusal}
     return [
@@ -131,14 +165,14 @@ def measure(
     """Fit one detector and apply it to the answers."""
     known = features.take(np.array([record.split != "test" for record in features.records]))
     test = features.where(split="test")
-    head = vlm.parts.head.weight.detach()
-    adapter = fitter.solve(vlm.base, known, head, refusal)
+    source = KeptStates(vlm, features)
+    adapter = fitter.fit(source, known.records, refusal)
     document = adapter.attachments["detector"]
     place = document["place"]
     key: Place = Site("final_norm") if place["fused"] is None else Site.block(place["fused"])
     if place["safety"] is not None:
         key = (place["safety"], place["fused"])
-    detector = Detector(Metric.of(fitter.space, head), fitter.false_positive_rate, fitter.seed)
+    detector = Detector(Metric.of(fitter.space, source.head()[0]), fitter.false_positive_rate, fitter.seed)
     fit = known.where(split="fit").sample(fitter.fraction, fitter.seed)
     return adapter, {
         "place": place,

@@ -10,7 +10,7 @@ from ..artifact.sites import Site
 from ..layers import Layer
 from ..protocols import Place
 from ..settings import setting
-from ..statistics.probe_settings import ProbeSettings, layers_tried
+from ..statistics.probe_settings import ProbeSettings
 
 
 class OnePassProbe(ProbeSettings):
@@ -22,7 +22,7 @@ class OnePassProbe(ProbeSettings):
 
     def places(self, depth: int) -> list[Place]:
         if self.fused_layer is None:
-            return [Site.block(layer) for layer in layers_tried(depth)]
+            return [Site.block(layer) for layer in range(depth)]
         Site.block(self.fused_layer).require_within(depth)
         return [Site.block(self.fused_layer)]
 

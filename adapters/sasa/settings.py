@@ -11,7 +11,7 @@ from ..errors import UsageError
 from ..layers import Layer
 from ..protocols import Place
 from ..settings import setting, spell
-from ..statistics.probe_settings import ProbeSettings, layers_tried
+from ..statistics.probe_settings import ProbeSettings
 
 Variant = Literal["published", "unprojected"]
 
@@ -48,11 +48,10 @@ class SASA(ProbeSettings):
             return [Site("final_norm")]
         if safety is not None and fused is not None:
             return [(safety, fused)]
-        tried = layers_tried(depth)
         pairs: list[Place] = [
             (s, f)
-            for s in (tried if safety is None else [safety])
-            for f in (tried if fused is None else [fused])
+            for s in (range(depth) if safety is None else [safety])
+            for f in (range(depth) if fused is None else [fused])
             if s < f
         ]
         if not pairs:

@@ -1,7 +1,8 @@
 """What detectors are fitted on: last-position states of records, read once and kept.
 
 A detector needs one vector of width d_model per record and place, so these are kept (a thousand records of width
-4096 are 16 MB), and every cross-validation, learning curve and comparison works on them without the model.
+4096 are 16 MB), in files that are mapped into memory, and every cross-validation, learning curve and comparison works
+on them without the model.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..protocols import BranchSource, Example, Place
+from .rows import Rows, mapped
 
 _CATEGORIES = 3  # of each label, at least, so that folds can hold out whole ones
 
@@ -26,11 +28,13 @@ class Features:
 
     Attributes:
         records: what the rows belong to.
-        states: place → [records, d_model], float32.
+        states: place → [all, d_model], float32.
+        index: the rows of the states that belong to the records, in their order; None where all do.
     """
 
     records: tuple[Example, ...]
-    states: Mapping[Place, Float[Tensor, "records d_model"]]
+    states: Mapping[Place, Float[Tensor, "all d_model"]]
+    index: Int[np.ndarray, " records"] | None = None
 
     @classmethod
     def read(cls, source: BranchSource, records: Sequence[Example], places: Sequence[Place]) -> Features:
@@ -41,42 +45,30 @@ class Features:
         """
         ordered = tuple(sorted(records, key=lambda record: record.id))
         row = {record.id: at for at, record in enumerate(ordered)}
-        states = {place: torch.empty(len(ordered), source.base.d_model) for place in places}
+        states = {place: mapped(len(ordered), source.base.d_model) for place in places}
         for batch, found in source.branch_states(ordered, list(places)):
             at = [row[record.id] for record in batch]
             for place in places:
+                if not torch.isfinite(found[place]).all():
+                    raise UsageError(
+                        f"States of {name_of(place)} hold NaN or infinity.", "Run the model in float32 or bfloat16."
+                    )
                 states[place][at] = found[place]
-        for place, values in states.items():
-            if not torch.isfinite(values).all():
-                raise UsageError(
-                    f"States of {name_of(place)} hold NaN or infinity.", "Run the model in float32 or bfloat16."
-                )
         return cls(ordered, states)
 
     def take(self, keep: Bool[np.ndarray, " records"] | Int[np.ndarray, " kept"]) -> Features:
         """The rows that ``keep`` selects, by mask or by index."""
         rows = np.arange(len(self.records))[keep]
-        index = torch.from_numpy(rows)
-        return Features(
-            tuple(self.records[row] for row in rows), {place: values[index] for place, values in self.states.items()}
-        )
+        index = rows if self.index is None else self.index[rows]
+        return Features(tuple(self.records[row] for row in rows), self.states, index)
+
+    def with_states(self, other: Features) -> Features:
+        """Also the states that were read of the same records at other places."""
+        return Features(self.records, {**self.states, **other.states}, self.index)
 
     def sample(self, fraction: float, seed: int) -> Features:
-        """This share of the records, drawn within each carrier and label, at least one of each.
-
-        Raises:
-            UsageError: the fraction is not in (0, 1].
-        """
-        if not 0 < fraction <= 1:
-            raise UsageError(f"A fraction of {fraction} of the fit records cannot be taken.", "Give one in (0, 1].")
-        if fraction == 1:
-            return self
-        random = np.random.default_rng(seed)
-        strata: dict[tuple[str, str], list[int]] = {}
-        for row, record in enumerate(self.records):
-            strata.setdefault((record.carrier, record.label), []).append(row)
-        chosen = [random.permutation(rows)[: max(1, round(fraction * len(rows)))] for _, rows in sorted(strata.items())]
-        return self.take(np.sort(np.concatenate(chosen)))
+        """See :func:`drawn`."""
+        return self if fraction == 1 else self.take(drawn(self.records, fraction, seed))
 
     def where(self, **wanted: str) -> Features:
         """The records whose attributes (split, label, carrier, category) have these values."""
@@ -106,9 +98,19 @@ class Features:
         known: dict[str, int] = {}
         return np.array([known.setdefault(key, len(known)) for key in keys], int)
 
-    def array(self, place: Place) -> Float[np.ndarray, "records d_model"]:
-        """The states of one place in float64."""
-        return self.states[place].double().numpy()
+    def rows(self, place: Place) -> Rows:
+        """The states of one place."""
+        return Rows(self.states[place].numpy(), self.index)
+
+
+def drawn(records: Sequence[Example], fraction: float, seed: int) -> Int[np.ndarray, " drawn"]:
+    """Rows of this share of the records, drawn within each carrier and label, at least one of each; in their order."""
+    random = np.random.default_rng(seed)
+    strata: dict[tuple[str, str], list[int]] = {}
+    for row, record in enumerate(records):
+        strata.setdefault((record.carrier, record.label), []).append(row)
+    chosen = [random.permutation(rows)[: max(1, round(fraction * len(rows)))] for _, rows in sorted(strata.items())]
+    return np.sort(np.concatenate(chosen))
 
 
 def name_of(place: Place) -> str:

@@ -12,6 +12,8 @@ a threshold set for ``false_positive_rate`` on harmless ones. A figure is null w
              roc: [[false-positive rate, recall], …], precision_recall: [[recall, precision], …]}}; ≤ 200 points each
     histogram: {edges: [n+1 risks], counts: {carrier: {harmful: [n], harmless: [n]}}}; the outer bins are open
     layers: [{safety, fused, loss, auroc (out of fold), calibration_loss, calibration_auroc, recall}]
+        the places tried, on the records that ``tried_on`` counts
+    tried_on: {fit, calibration}; null where no place was chosen, and the row of ``layers`` is of all records
     learning_curve: [{fraction, records, draws, auroc: {mean, low, high}, recall: {mean, low, high}}]
     left_out: [{kind: "category" | "carrier", name, harmful, harmless (counts), auroc, recall, false_positive_rate}]
         fitted and thresholded without the category or carrier, measured on it: a category's harmful records against
@@ -33,7 +35,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from ..artifact.sites import Site
 from ..protocols import Place
 from .detector import Features
-from .probe import Metric, Probe, auroc, balanced_loss, fit_probe, standard_error, threshold_at
+from .probe import Metric, Probe, auroc, fit_probe, standard_error, threshold_at
 
 FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 _DRAWS = 3
@@ -50,7 +52,7 @@ class Fitted:
 
     def risk(self, features: Features) -> Float[np.ndarray, " records"]:
         """Log-odds of harm."""
-        return self.probe.risk(features.array(self.place))
+        return self.probe.risk(features.rows(self.place))
 
     def measured(self, features: Features) -> dict[str, float | None]:
         """AUROC, and the shares above the threshold of either label."""
@@ -78,7 +80,7 @@ class Detector:
 
     def probe(self, place: Place, fit: Features, strength: float | None = None) -> Probe:
         """The probe alone; ``strength`` is the penalty's, searched for by default."""
-        probe: Probe = fit_probe(fit.array(place), fit.harmful, fit.groups, self.metric, self.seed, strength=strength)
+        probe: Probe = fit_probe(fit.rows(place), fit.harmful, fit.groups, self.metric, self.seed, strength=strength)
         return probe
 
     def fit(self, place: Place, fit: Features, calibration: Features, strength: float | None = None) -> Fitted:
@@ -88,32 +90,28 @@ class Detector:
             UsageError: a label is missing.
         """
         probe = self.probe(place, fit, strength)
-        risk = probe.risk(calibration.array(place))
+        risk = probe.risk(calibration.rows(place))
         return Fitted(place, probe, threshold_at(risk, calibration.harmful, self.false_positive_rate))
 
-    def choose(
-        self, places: Sequence[Place], fit: Features, calibration: Features
-    ) -> tuple[Fitted, list[dict[str, Any]]]:
-        """The preferred place, and all of them as rows of ``layers``.
 
-        Of those whose out-of-fold loss lies within one standard error of the lowest, the one with the lowest loss on
-        calibration records; without folds, the calibration records alone decide.
-        """
-        found = [self.fit(place, fit, calibration) for place in places]
-        heard = [balanced_loss(item.risk(calibration), calibration.harmful) for item in found]
-        losses = [item.probe.loss for item in found if item.probe.loss is not None]
-        near = list(range(len(found)))
-        if len(losses) == len(found):
-            best = int(np.argmin(losses))
-            scores = found[best].probe.out_of_fold
-            assert scores is not None  # as the loss, which is theirs
-            limit = losses[best] + standard_error(scores, fit.harmful)
-            near = [at for at in near if losses[at] <= limit]
-        chosen = found[min(near, key=lambda at: heard[at])]
-        rows = []
-        for item, loss in zip(found, heard, strict=True):
-            rows.append({**row_of(item, calibration), "calibration_loss": loss})
-        return chosen, rows
+def preferred(found: Sequence[Fitted], calibration_losses: Sequence[float], harmful: np.ndarray) -> int:
+    """Which of some fitted places to take.
+
+    Of those whose out-of-fold loss lies within one standard error of the lowest, the one with the lowest loss on
+    calibration records; without folds, the calibration records alone decide.
+
+    Args:
+        harmful: [fit records], their labels.
+    """
+    losses = [item.probe.loss for item in found if item.probe.loss is not None]
+    near = list(range(len(found)))
+    if len(losses) == len(found):
+        best = int(np.argmin(losses))
+        scores = found[best].probe.out_of_fold
+        assert scores is not None  # as the loss, which is theirs
+        limit = losses[best] + standard_error(scores, harmful)
+        near = [at for at in near if losses[at] <= limit]
+    return min(near, key=lambda at: calibration_losses[at])
 
 
 def row_of(item: Fitted, calibration: Features) -> dict[str, Any]:
@@ -136,7 +134,12 @@ def place_json(place: Place) -> dict[str, int | None]:
 
 
 def describe(
-    detector: Detector, chosen: Fitted, table: list[dict[str, Any]], fit: Features, calibration: Features
+    detector: Detector,
+    chosen: Fitted,
+    table: list[dict[str, Any]],
+    part: dict[str, int] | None,
+    fit: Features,
+    calibration: Features,
 ) -> dict[str, Any]:
     """The attachment ``detector``; see the module's docstring."""
     risk = chosen.risk(calibration)
@@ -152,6 +155,7 @@ def describe(
         "curves": {name: curves(risk[rows], calibration.harmful[rows]) for name, rows in parts.items()},
         "histogram": histogram(risk, calibration.harmful, {name: parts[name] for name in carriers}),
         "layers": table,
+        "tried_on": part,
         "learning_curve": learning_curve(detector, chosen, fit, calibration),
         "left_out": left_out(detector, chosen.place, fit, calibration, calibration),
         "comparison": comparison(detector, chosen, fit, calibration),

@@ -29,17 +29,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ..errors import UsageError
 from .choices import Space
+from .regression import Regression, balanced
+from .rows import Rows
+from .threads import one_thread
 
 STRENGTHS = tuple(10.0**power for power in np.arange(-4, 2.1, 0.5))  # sklearn's C: the inverse of the penalty
 _UNSEARCHED = 0.01  # where there are too few records for folds
@@ -60,6 +63,7 @@ class Metric:
     root: Float[np.ndarray, "d_model d_model"] | None = None
 
     @classmethod
+    @one_thread()
     def of(cls, space: Space, head: Float[Tensor, "vocab d_model"] | None = None) -> Metric:
         """The metric of ``space``; ``logits`` needs the head's weight, read in blocks of rows."""
         if space == "hidden":
@@ -73,13 +77,14 @@ class Metric:
         values, vectors = torch.linalg.eigh(gram)
         return cls(space, ((vectors * values.clamp_min(0).sqrt()) @ vectors.T).numpy())
 
-    def map(self, states: Float[np.ndarray, "records d_model"]) -> tuple[np.ndarray, np.ndarray]:
+    def map(self, states: Rows) -> tuple[np.ndarray, np.ndarray]:
         """A, as a matrix or a vector of its diagonal, and μ for these states."""
-        mean = states.mean(0)
+        mean = states.mean()
         if self.root is None:
-            spread = states.std(0)
+            spread = np.sqrt(states.variance(mean))
             return 1 / np.where(spread > 1e-9 * spread.max(), spread, np.inf), mean
-        scale = ((states - mean) @ self.root).std()
+        square = sum(float(np.square((block - mean) @ self.root).sum()) for _, block in states.blocks())
+        scale = np.sqrt(square / (states.shape[0] * states.shape[1]))
         return self.root / scale if scale > 0 else self.root, mean
 
 
@@ -102,7 +107,7 @@ class Probe:
     auroc: float | None
     out_of_fold: Float[np.ndarray, " records"] | None
 
-    def risk(self, states: Float[np.ndarray, "records d_model"]) -> Float[np.ndarray, " records"]:
+    def risk(self, states: Rows | Float[np.ndarray, "records d_model"]) -> Float[np.ndarray, " records"]:
         """Log-odds of harm in float64."""
         found: np.ndarray = states @ self.weight + self.bias
         return found
@@ -115,9 +120,9 @@ class Probe:
         }
 
 
-@threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]  # thousands of small products: threads only wait for each other
+@one_thread()  # also faster: thousands of small products, for which threads only wait for each other
 def fit_probe(
-    states: Float[np.ndarray, "records d_model"],
+    states: Rows | Float[np.ndarray, "records d_model"],
     harmful: Bool[np.ndarray, " records"],
     groups: Int[np.ndarray, " records"],
     metric: Metric,
@@ -137,20 +142,30 @@ def fit_probe(
     for label, there in (("harmful", harmful.any()), ("harmless", not harmful.all())):
         if not there:
             raise UsageError(f"There is no {label} record to fit the probe on.", "It needs both labels to learn from.")
+    states = states if isinstance(states, Rows) else Rows(states)
     matrix, mean = metric.map(states)
-    inputs = _apply(matrix, states - mean)
-    if (span := _span(inputs)) is not None:
-        inputs = inputs @ span.T
+    span = _span(states, matrix, mean)
+    inputs, scale, centre = states, matrix, mean
+    if span is not None:
+        inputs = Rows(_apply(matrix, states.all() - mean) @ span.T)
+        scale, centre = np.ones(len(span)), np.zeros(len(span))
+
+    def regression(used: Sequence[np.ndarray]) -> Regression:
+        weights = np.column_stack([balanced(harmful, _mask(rows, len(harmful))) for rows in used])
+        return Regression(inputs, scale, centre, harmful, weights)
+
     folds = _folds(harmful, groups, seed)
+    start = None
     if folds:
-        strength, scores = _search(inputs, harmful, folds, STRENGTHS if strength is None else (strength,))
+        tried = STRENGTHS if strength is None else (strength,)
+        strength, scores, start = _search(regression([train for train, _ in folds]), folds, tried)
         slope, offset = _platt(scores, harmful)
         loss, area = balanced_loss(scores, harmful), auroc(scores, harmful)
     else:  # too few records to say anything out of fold
         strength = _UNSEARCHED if strength is None else strength
         scores, slope, offset, loss, area = None, 1.0, 0.0, None, None
-    model = _model(C=strength, tol=1e-8).fit(inputs, harmful)
-    direction, intercept = model.coef_[0] if span is None else model.coef_[0] @ span, float(model.intercept_[0])
+    (found,) = regression([np.arange(len(harmful))]).solve(strength, 1e-8, start)
+    direction, intercept = found[:-1] if span is None else found[:-1] @ span, float(found[-1])
     weight = slope * (matrix * direction if matrix.ndim == 1 else matrix.T @ direction)
     return Probe(weight, float(slope * intercept + offset - weight @ mean), strength, loss, area, scores)
 
@@ -204,15 +219,17 @@ def _apply(matrix: np.ndarray, centred: np.ndarray) -> np.ndarray:
     return mapped
 
 
-def _model(**options: object) -> LogisticRegression:
-    return LogisticRegression(**{"class_weight": "balanced", "max_iter": 5000, "tol": 1e-6, **options})  # by L-BFGS
+def _mask(rows: np.ndarray, count: int) -> np.ndarray:
+    mask = np.zeros(count, bool)
+    mask[rows] = True
+    return mask
 
 
-def _span(inputs: np.ndarray) -> np.ndarray | None:
+def _span(states: Rows, matrix: np.ndarray, mean: np.ndarray) -> np.ndarray | None:
     """Orthonormal rows that span the records, where the solution lies, if they are fewer than the dimensions."""
-    if len(inputs) >= inputs.shape[1]:
+    if len(states) >= states.shape[1]:
         return None
-    _, values, basis = np.linalg.svd(inputs, full_matrices=False)
+    _, values, basis = np.linalg.svd(_apply(matrix, states.all() - mean), full_matrices=False)
     kept = values > values[0] * 1e-12
     kept[0] = True  # of records that are all the same nothing is left; regression wants a dimension all the same
     span: np.ndarray = basis[kept]
@@ -224,30 +241,34 @@ def _folds(harmful: np.ndarray, groups: np.ndarray, seed: int) -> list[tuple[np.
     count = min(_FOLDS, len(set(groups[harmful])), len(set(groups[~harmful])))
     if count < 2:
         return []
-    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
-    folds = list(splitter.split(harmful, harmful, groups))
+    folds = _split(harmful.tobytes(), groups.astype(np.int64).tobytes(), count, seed)
     return folds if all(0 < harmful[train].sum() < len(train) for train, _ in folds) else []
 
 
+@lru_cache(maxsize=32)  # one after the other, many places are fitted on the same records
+def _split(harmful: bytes, groups: bytes, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    labels = np.frombuffer(harmful, bool)
+    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    return list(splitter.split(labels, labels, np.frombuffer(groups, np.int64)))
+
+
 def _search(
-    inputs: np.ndarray,
-    harmful: np.ndarray,
-    folds: list[tuple[np.ndarray, np.ndarray]],
-    strengths: Sequence[float],
-) -> tuple[float, np.ndarray]:
-    """The penalty with the lowest out-of-fold loss, and the scores at it; from strong to weak, until the loss rises."""
-    models = [_model(warm_start=True) for _ in folds]
-    best: tuple[float, np.ndarray] | None = None
-    lowest = np.inf
+    regression: Regression, folds: list[tuple[np.ndarray, np.ndarray]], strengths: Sequence[float]
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """The penalty with the lowest out-of-fold loss, the scores at it, and where to start with all records; from
+    strong to weak, until the loss rises."""
+    best: tuple[float, np.ndarray, np.ndarray] | None = None
+    lowest, solved = np.inf, None
     for strength in strengths:
-        scores = np.empty(len(inputs))
-        for model, (train, held_out) in zip(models, folds, strict=True):
-            model.set_params(C=strength).fit(inputs[train], harmful[train])
-            scores[held_out] = model.decision_function(inputs[held_out])
-        loss = balanced_loss(scores, harmful)
+        solved = regression.solve(strength, 1e-4, solved)
+        all_scores = regression.scores(solved)
+        scores = np.empty(len(all_scores))
+        for fold, (_, held_out) in enumerate(folds):
+            scores[held_out] = all_scores[held_out, fold]
+        loss = balanced_loss(scores, regression.harmful)
         if best is not None and loss >= lowest:
             break
-        best, lowest = (strength, scores), loss
+        best, lowest = (strength, scores, solved.mean(0, keepdims=True)), loss
     assert best is not None
     return best
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from jaxtyping import Float
 from pydantic import JsonValue
-from torch import Tensor
 
 from ..artifact.adapter import Adapter
 from ..artifact.intervention import Intervention
 from ..artifact.manifest import AdapterInfo, BaseInfo, DetectorInfo, describe_data, library_versions
 from ..artifact.sites import Site
 from ..ops.branch import Branch
-from ..protocols import BranchSource, Example, Refusal, Workbench
-from .detector import Features
-from .detector_report import Detector, describe
+from ..protocols import BranchSource, Example, Place, Refusal, Workbench
+from .detector import Features, drawn
+from .detector_report import Detector, describe, row_of
 from .probe import Metric
 from .probe_settings import ProbeSettings, require_labels
+from .search import Search, Searched
+from .threads import one_thread
 
 SIGN = "risk is the log-odds of harm: the more positive, the more harmful"
 
@@ -35,10 +35,20 @@ def fit(
     say = phase or (lambda _: None)
     records = [record for record in records if record.split in ("fit", "calibration")]
     require_labels(records)
-    say("reading states")
-    features = Features.read(model, records, probe.wanted(model.base.n_layers))
-    say("choosing and measuring the probe")
-    return solve(probe, model.base, features, model.head()[0], refusal, corrected_by=corrected_by)
+    used, depth = _used(probe, records), model.base.n_layers
+    head = model.head()[0] if probe.space == "logits" else None
+    detector = Detector(Metric.of(probe.space, head), probe.false_positive_rate, probe.seed)
+    places, found = probe.places(depth), None
+    if len(places) > 1:
+        say("choosing layers")
+        found = Search(detector, model, used, probe.compared).run(places)
+    place = found.place if found else places[0]
+    features = found.features if found else None
+    if features is None:
+        say("reading states")
+        features = Features.read(model, used, list(dict.fromkeys([place, *probe.compared([place])])))
+    say("fitting and measuring the probe")
+    return _solved(probe, model.base, detector, place, features, found, refusal, corrected_by)
 
 
 def require_records(probe: ProbeSettings, records: Sequence[Example], d_model: int) -> None:
@@ -58,22 +68,29 @@ def fit_on(probe: ProbeSettings, bench: Workbench) -> Adapter:
     return fit(probe, bench.second_pass(), bench.records, refusal, corrected_by=bench.corrected_by, phase=bench.phase)
 
 
-def solve(
+def _used(probe: ProbeSettings, records: Sequence[Example]) -> list[Example]:
+    """Calibration records, and the share of the fit records that was asked for."""
+    ordered = sorted((record for record in records if record.split == "fit"), key=lambda record: record.id)
+    if probe.fraction < 1:
+        ordered = [ordered[row] for row in drawn(ordered, probe.fraction, probe.seed)]
+    return [*ordered, *(record for record in records if record.split == "calibration")]
+
+
+@one_thread()
+def _solved(
     probe: ProbeSettings,
     base: BaseInfo,
+    detector: Detector,
+    chosen: Place,
     features: Features,
-    head: Float[Tensor, "vocab d_model"],
+    found: Searched | None,
     refusal: Refusal,
-    *,
-    corrected_by: Sequence[Mapping[str, JsonValue]] = (),
+    corrected_by: Sequence[Mapping[str, JsonValue]],
 ) -> Adapter:
-    """See :meth:`ProbeSettings.solve`."""
-    require_labels(features.records)
+    """The adapter that reads at the chosen place, from all records."""
     fit, calibration = features.where(split="fit"), features.where(split="calibration")
-    fit = fit.sample(probe.fraction, probe.seed)
-    detector = Detector(Metric.of(probe.space, head), probe.false_positive_rate, probe.seed)
-    fitted, table = detector.choose(probe.places(base.n_layers), fit, calibration)
-    chosen = fitted.place
+    fitted = detector.fit(chosen, fit, calibration)
+    table, part = (found.rows, found.part) if found else ([row_of(fitted, calibration)], None)
     info = AdapterInfo(
         method=probe.method,
         variant=probe.kind,
@@ -103,7 +120,7 @@ def solve(
         info,
         interventions,
         {
-            "detector": describe(detector, fitted, table, fit, calibration),
+            "detector": describe(detector, fitted, table, part, fit, calibration),
             "calibration": [{"what": "detector", **fitted.measured(calibration)}],
         },
         branch,

@@ -15,14 +15,8 @@ from ..settings import Settings, setting
 from .choices import Space
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
-    from torch import Tensor
-
     from ..artifact.adapter import Adapter
-    from ..artifact.manifest import BaseInfo
-    from .detector import Features
 
-_LAYERS_TRIED = 8  # per model, evenly spaced; so at most 28 pairs
 _CODE = "safetykit.adapters.statistics.probe_fit"
 
 
@@ -55,12 +49,13 @@ class ProbeSettings(Settings):
         """The chosen layers, for the manifest."""
         raise NotImplementedError
 
-    def wanted(self, depth: int) -> list[Place]:
-        """The places whose states :meth:`solve` needs: what may be read, and what it is compared with."""
-        places = self.places(depth)
+    def compared(self, places: Sequence[Place]) -> list[Place]:
+        """What detectors at these places are compared with: the fused layers' own states, and the last ones."""
         blocks = {place[1] if isinstance(place, tuple) else place.layer for place in places}
-        compared = [Site.block(layer) for layer in sorted(layer for layer in blocks if layer is not None)]
-        return list(dict.fromkeys([*places, *compared, Site("final_norm")]))
+        return [
+            *(Site.block(layer) for layer in sorted(layer for layer in blocks if layer is not None)),
+            Site("final_norm"),
+        ]
 
     def fit(
         self,
@@ -82,30 +77,6 @@ class ProbeSettings(Settings):
         """
         adapter: Adapter = load(f"{_CODE}:fit")(self, model, records, refusal, corrected_by=corrected_by)
         return adapter
-
-    def solve(
-        self,
-        base: BaseInfo,
-        features: Features,
-        head: Float[Tensor, "vocab d_model"],
-        refusal: Refusal,
-        *,
-        corrected_by: Sequence[Mapping[str, JsonValue]] = (),
-    ) -> Adapter:
-        """Turn states into an adapter (no model is run); they may hold more places than needed.
-
-        Raises:
-            UsageError: a split or a label is missing.
-        """
-        adapter: Adapter = load(f"{_CODE}:solve")(self, base, features, head, refusal, corrected_by=corrected_by)
-        return adapter
-
-
-def layers_tried(depth: int) -> list[int]:
-    """The layers that a choice is made among: all of a shallow decoder, evenly spaced ones of a deep one."""
-    count = min(depth, _LAYERS_TRIED)
-    step = (depth - 1) / max(count - 1, 1)
-    return sorted({round(at * step) for at in range(count)})
 
 
 def require_labels(records: Sequence[Example]) -> None:

@@ -67,6 +67,13 @@ class Tried(Place):
     recall: float | None
 
 
+class TriedOn(Strict):
+    """Records that places were compared on."""
+
+    fit: int
+    calibration: int
+
+
 class Spread(Strict):
     """A figure over several draws."""
 
@@ -113,6 +120,7 @@ class DetectorReport(Strict):
     curves: dict[str, Curves]
     histogram: Histogram
     layers: list[Tried]
+    tried_on: TriedOn | None = None
     learning_curve: list[Learnt]
     left_out: list[LeftOut]
     comparison: list[Compared]
@@ -223,7 +231,8 @@ def _pairs(rows: list[Tried], report: DetectorReport, tag: str) -> Plot:
         figure.colorbar(image, ax=axes, label="AUROC")
     best = max(rows, key=lambda row: row.auroc or 0.0)
     words = f"chosen {report.place.words}; highest AUROC {best.auroc:.3f} at {best.words}"
-    caption = "AUROC on fit records whose categories the probe had not seen. The circle is the chosen pair."
+    on = f"{report.tried_on.fit} fit records" if report.tried_on else "fit records"
+    caption = f"AUROC on {on} whose categories the probe had not seen. The circle is the chosen pair."
     return finished(f"{tag}-pairs", "Detector: safety and fused layers", caption, words, buffer)
 
 

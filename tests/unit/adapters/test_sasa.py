@@ -15,9 +15,10 @@ from safetykit.adapters.protocols import Refusal
 from safetykit.adapters.sasa.sasa import FusedProjection
 from safetykit.adapters.sasa.settings import SASA
 from safetykit.adapters.statistics.detector import Features
-from safetykit.adapters.statistics.detector_report import FRACTIONS
+from safetykit.adapters.statistics.detector_report import FRACTIONS, Detector
 from safetykit.adapters.statistics.probe import Metric, fit_probe, threshold_at
-from safetykit.adapters.statistics.probe_settings import layers_tried
+from safetykit.adapters.statistics.rows import Rows
+from safetykit.adapters.statistics.search import LEAST, Grid, Search, part_of
 
 WIDTH, DEPTH, VOCABULARY = 16, 4, 50
 REFUSAL = Refusal("no.", 7)
@@ -125,7 +126,7 @@ def test_a_fused_state_of_zero_gives_zero_and_not_nan():
 
 def test_the_probe_on_logits_equals_the_naive_one_with_a_weight_per_token(source):
     part = features(source)
-    states, head = part.array((1, 2)), source.weight.double().numpy()
+    states, head = part.rows((1, 2)).all(), source.weight.double().numpy()
     probe = fit_probe(states, part.harmful, part.groups, Metric.of("logits", source.weight))
     centred = states - states.mean(0)
     root = Metric.of("logits", source.weight).root
@@ -141,7 +142,7 @@ def test_the_probe_on_logits_equals_the_naive_one_with_a_weight_per_token(source
 
 def test_standardisation_and_calibration_fold_exactly(source):
     part = features(source)
-    states = part.array((1, 2))
+    states = part.rows((1, 2)).all()
     probe = fit_probe(states, part.harmful, part.groups, identity_metric())
     inputs = (states - states.mean(0)) / states.std(0)
     model = LogisticRegression(
@@ -156,10 +157,10 @@ def test_standardisation_and_calibration_fold_exactly(source):
 def test_fewer_records_than_dimensions_give_the_same_probe_as_all_dimensions(source, space, monkeypatch):
     part = features(source, n=12).sample(0.5, 0)
     metric = Metric.of(space, source.weight)
-    states = part.array((1, 2))
+    states = part.rows((1, 2)).all()
     assert len(states) < WIDTH
     thin = fit_probe(states, part.harmful, part.groups, metric)
-    monkeypatch.setattr("safetykit.adapters.statistics.probe._span", lambda inputs: None)
+    monkeypatch.setattr("safetykit.adapters.statistics.probe._span", lambda *states: None)
     full = fit_probe(states, part.harmful, part.groups, metric)
     assert thin.strength == full.strength
     assert np.allclose(thin.weight, full.weight, rtol=1e-3, atol=1e-5)
@@ -167,7 +168,7 @@ def test_fewer_records_than_dimensions_give_the_same_probe_as_all_dimensions(sou
 
 def test_a_component_that_never_varies_gets_no_weight(source):
     part = features(source)
-    states = part.array((1, 2))
+    states = part.rows((1, 2)).all()
     states[:, 5] = 7.0
     probe = fit_probe(states, part.harmful, part.groups, identity_metric())
     assert probe.weight[5] == 0
@@ -176,7 +177,7 @@ def test_a_component_that_never_varies_gets_no_weight(source):
 
 def test_a_penalty_that_is_given_is_not_searched_for(source):
     part = features(source, Site.block(0))
-    given = [part.array(Site.block(0)), part.harmful, part.groups, identity_metric()]
+    given = [part.rows(Site.block(0)).all(), part.harmful, part.groups, identity_metric()]
     searched = fit_probe(*given)
     same, other = fit_probe(*given, strength=searched.strength), fit_probe(*given, strength=1e-3)
     assert np.allclose(same.weight, searched.weight, rtol=1e-3, atol=1e-6)
@@ -187,7 +188,7 @@ def test_the_planted_direction_is_recovered(source):
     """Isotropic noise: the best weight is the direction itself."""
     records = [record for record in examples(3000) if record.split == "fit"]
     part = Features.read(source, records, [Site.block(0)])
-    probe = fit_probe(part.array(Site.block(0)), part.harmful, part.groups, identity_metric())
+    probe = fit_probe(part.rows(Site.block(0)).all(), part.harmful, part.groups, identity_metric())
     weight = torch.tensor(probe.weight / np.linalg.norm(probe.weight), dtype=torch.float32)
     assert weight @ source.direction > 0.99
 
@@ -199,8 +200,8 @@ def test_risks_are_calibrated_log_odds(source):
     part = part.take(keep)
     halves = part.groups % 2 == 0 if len(set(part.groups)) > 8 else np.arange(len(part.records)) % 3 > 0
     fitted, other = part.take(halves), part.take(~halves)
-    probe = fit_probe(fitted.array(Site.block(0)), fitted.harmful, fitted.groups, identity_metric())
-    probability = 1 / (1 + np.exp(-probe.risk(other.array(Site.block(0)))))
+    probe = fit_probe(fitted.rows(Site.block(0)).all(), fitted.harmful, fitted.groups, identity_metric())
+    probability = 1 / (1 + np.exp(-probe.risk(other.rows(Site.block(0)).all())))
     assert probability.mean() == pytest.approx(other.harmful.mean(), abs=0.03)
     sure = probability > 0.5
     assert other.harmful[sure].mean() == pytest.approx(probability[sure].mean(), abs=0.05)
@@ -259,10 +260,10 @@ def test_the_one_pass_probe_is_an_intervention_and_not_a_branch(source):
 
 
 @pytest.mark.slow
-def test_a_fit_runs_the_model_once_and_is_the_same_each_time_whatever_the_order(source, adapter):
+def test_a_fit_reads_a_part_and_then_all_and_is_the_same_each_time_whatever_the_order(source, adapter):
     before = source.reads
     again = SASA().fit(source, examples()[::-1], REFUSAL)
-    assert source.reads == before + 1
+    assert source.reads == before + 2
     assert torch.equal(again.branch.tensors["weight"], adapter.branch.tensors["weight"])
     assert again.attachments == adapter.attachments
     assert again.info == adapter.info
@@ -292,6 +293,7 @@ def test_the_report_holds_every_figure_its_schema_names(adapter):
         "curves",
         "histogram",
         "layers",
+        "tried_on",
         "learning_curve",
         "left_out",
         "comparison",
@@ -317,16 +319,102 @@ def test_the_report_holds_every_figure_its_schema_names(adapter):
 def test_folds_hold_out_whole_categories_and_pairs_where_there_are_too_few(source):
     part = features(source)
     assert len(set(part.groups)) == 2 * len(KINDS)
-    plain = Features(tuple(replace(record, category="") for record in part.records), part.states)
+    plain = replace(part, records=tuple(replace(record, category="") for record in part.records))
     groups = dict(zip((record.id for record in plain.records), plain.groups, strict=True))
     assert len(set(groups.values())) == 160
     assert groups["fit-bad3"] == groups["fit-good3"] != groups["fit-good4"]
 
 
-def test_a_deep_decoder_is_sampled_and_a_shallow_one_is_not():
-    assert layers_tried(4) == [0, 1, 2, 3]
-    assert len(layers_tried(32)) == 8 and layers_tried(32)[0] == 0 and layers_tried(32)[-1] == 31
-    assert SASA(fused_layer=15).places(32)[0] == (0, 15)
+# The choice of a place
+
+
+class Valley(PlantedSource):
+    """A deep decoder in which harm is the clearer, the nearer a pair lies to (11, 22)."""
+
+    base = BaseInfo(fingerprint="0" * 64, architecture="Planted", n_layers=32, d_model=WIDTH)
+    best = (11, 22)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = 0  # run for pairs
+        self.records = 0
+
+    def branch_states(self, records, places):
+        pairs = [place for place in places if isinstance(place, tuple)]
+        self.blocks += len(records) * sum(31 - safety for safety, _ in pairs)
+        self.records += len(records)
+        harm = torch.tensor([1.0 if record.label == "harmful" else 0.0 for record in records])
+        generator = torch.Generator().manual_seed(len(records))
+        for place in places:
+            assert not isinstance(place, tuple) or place[0] < place[1] < 32
+        noise = torch.randn(len(records), WIDTH, generator=generator)
+        far = {pair: abs(pair[0] - self.best[0]) + abs(pair[1] - self.best[1]) for pair in pairs}
+        yield list(records), {place: noise + (harm * (3 - 0.05 * far.get(place, 40)))[:, None] / 4 for place in places}
+
+
+def test_any_pair_of_a_deep_decoder_can_be_chosen_at_the_cost_of_a_part():
+    source = Valley()
+    records = [replace(record, category="") for record in examples(1000)]
+    settings = SASA()
+    found = Search(Detector(identity_metric(), 0.02), source, records, settings.compared).run(settings.places(32))
+    assert all(abs(layer - planted) <= 1 for layer, planted in zip(found.place, Valley.best, strict=True))
+    assert found.part == {"fit": 120, "calibration": 120} and found.features is None
+    assert len(found.rows) == len({(row["safety"], row["fused"]) for row in found.rows}) < 45
+    assert source.blocks / 32 + source.records < 25 * LEAST  # forward passes of single records that the choice took
+
+
+def test_grids_of_shallow_decoders_are_full_and_those_of_deep_ones_reach_every_layer():
+    assert len(Grid(SASA().places(6)).coarse()) == 15
+    assert SASA(fused_layer=15).places(32) == [(safety, 15) for safety in range(15)]
+    for settings in (SASA(), SASA(fused_layer=30), SASA(safety_layer=1)):
+        grid = Grid(settings.places(32))
+        reached = set(grid.coarse())
+        assert 0 < len(reached) <= 10
+        for step in grid.finer():
+            reached |= {near for place in reached for near in grid.around(place, step)}
+        assert reached == set(settings.places(32))
+    assert len(Grid(OnePassProbe().places(32)).coarse()) == 32  # states of the normal pass cost nothing more
+
+
+def test_the_part_keeps_carriers_and_labels_and_is_everything_where_records_are_few():
+    many = examples(1000)
+    part = part_of(many, 0)
+    assert len(part) == LEAST and part == part_of(many[::-1], 0) != part_of(many, 1)
+    kinds = [(record.split, record.carrier, record.label) for record in part]
+    assert {kinds.count(kind) for kind in set(kinds)} == {LEAST // 8}
+    assert len(part_of(examples(60), 0)) == 240 == len(examples(60))
+
+
+def test_states_lie_in_a_file_and_parts_of_them_are_views(source):
+    part = features(source)
+    half = part.where(label="harmful").take(np.arange(5))
+    assert half.states is part.states
+    assert np.array_equal(half.rows((1, 2)).all(), part.rows((1, 2)).all()[part.harmful][:5])
+
+
+def test_rows_are_the_same_in_blocks_and_at_once(monkeypatch):
+    values = np.random.default_rng(0).normal(3, 2, (100, 7)).astype(np.float32)
+    index = np.arange(3, 90, 2)
+    held = Rows(values, index)
+    monkeypatch.setattr("safetykit.adapters.statistics.rows._HELD", 0)
+    monkeypatch.setattr("safetykit.adapters.statistics.rows._BLOCK", 8 * 7 * 6)
+    read = Rows(values, index)
+    assert len(list(read.blocks())) == 8 and len(list(held.blocks())) == 1
+    weight, mean = np.arange(7.0), held.mean()
+    assert np.allclose(read @ weight, held @ weight, rtol=1e-12) and np.array_equal(read.all(), held.all())
+    assert np.allclose(read.mean(), mean, rtol=1e-12)
+    assert np.allclose(read.variance(mean), held.all().var(0), rtol=1e-12)
+
+
+def test_a_probe_of_states_in_blocks_is_that_of_states_in_memory(source, monkeypatch):
+    part = features(source)
+    given = [part.harmful, part.groups, identity_metric()]
+    held = fit_probe(part.rows((1, 2)), *given)
+    monkeypatch.setattr("safetykit.adapters.statistics.rows._HELD", 0)
+    monkeypatch.setattr("safetykit.adapters.statistics.rows._BLOCK", 8 * WIDTH * 50)
+    read = fit_probe(part.rows((1, 2)), *given)
+    assert read.strength == held.strength
+    assert np.allclose(read.weight, held.weight, rtol=1e-4, atol=1e-6)
 
 
 # Errors
