@@ -16,9 +16,9 @@ Variants: ``published``    as above
 
 Layers: those of LLaVA-1.5-7B are 13 and 15 in the paper, of unknown index base, and say nothing about another model.
 Those that are not given are chosen (ours), coarse to fine on a part of the records (:mod:`..statistics.search`): the
-pair with the lowest out-of-fold loss on the fit split. Pairs whose loss lies within one standard error of it are decided
-by the loss on calibration records, whose requests are about other things: a probe may know the things it was fitted on
-by heart. No carrier outside the two splits has a say.
+pair with the lowest out-of-fold loss on the fit split. Pairs whose loss lies within one standard error of it are
+decided by the loss on calibration records, whose requests are about other things: a probe may know the things it was
+fitted on by heart. No carrier outside the two splits has a say.
 
 Space: either way the probe is linear in the logits; the paper's penalty (``logits``) and ours (``hidden``) weigh its
 directions differently. On both reference VLMs ``hidden`` had the lower loss and the higher AUROC on calibration

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from .choices import Shrinkage
+from .threads import one_thread
 
 
 class Moments:
@@ -31,6 +32,7 @@ class Moments:
         self.cubic = torch.zeros(d_model, dtype=torch.float64)
         self.quartic = 0.0
 
+    @one_thread(blas=False)
     def update(self, states: Float[Tensor, "batch d_model"]) -> None:
         """Add a batch of vectors."""
         if not len(states):
@@ -75,6 +77,7 @@ class Moments:
         return self.second_moment(self.mean if about is None else about) / self.count
 
 
+@one_thread(blas=False)
 def shrinkage(moments: Moments, rule: Shrinkage) -> float:
     """The weight ρ of (tr Σ/d)·I in (1−ρ)Σ + ρ(tr Σ/d)·I that comes nearest to the true covariance.
 
@@ -93,6 +96,7 @@ def shrinkage(moments: Moments, rule: Shrinkage) -> float:
     return min((square + trace**2) / ((n + 1) * distance), 1.0) if n > 1 else 1.0
 
 
+@one_thread(blas=False)
 def top_directions(
     second_moment: Float[Tensor, "d_model d_model"], rank: int, towards: Float[Tensor, " d_model"]
 ) -> tuple[Float[Tensor, "d_model rank"], Float[Tensor, " d_model"]]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import UsageError
 from .choices import Centre, Shrinkage, SubspaceVariant
 from .moments import Moments, shrinkage
+from .threads import one_thread
 
 _JITTER = 1e-6
 
@@ -42,12 +43,14 @@ class Subspace:
     malicious: int
     shrinkage: float
 
+    @one_thread(blas=False)
     def gain(self, alpha: float) -> tuple[float, float]:
         """Smallest and largest eigenvalue of I − αUUᵀ inside the span of U: 1 − α twice if U is orthonormal."""
         squares = torch.linalg.svdvals(self.basis).square()
         return 1 - alpha * float(squares.max()), 1 - alpha * float(squares.min())
 
 
+@one_thread()
 def principal_cosines(first: Float[Tensor, "d_model rank"], second: Float[Tensor, "d_model other"]) -> list[float]:
     """Cosines of the principal angles between two spans, largest first; 1 is a shared direction."""
     angles = scipy.linalg.subspace_angles(first.double().numpy(), second.double().numpy())
@@ -79,6 +82,7 @@ def require_rank(rank: int, d_model: int) -> None:
         )
 
 
+@one_thread()
 def safety_subspace(
     benign: Moments,
     malicious: Moments,

@@ -14,6 +14,7 @@ from ..errors import UsageError
 from ..protocols import Example, StateSource
 from ..statistics.choices import Direction
 from ..statistics.moments import Moments, top_directions
+from ..statistics.threads import one_thread
 
 _READINGS: tuple[tuple[Direction, bool], ...] = (("svd", False), ("mean", False), ("svd", True), ("mean", True))
 _SHRINKAGE = 0.5  # of Σ: there are about as many harmless fit records as dimensions
@@ -37,6 +38,7 @@ class GuardStatistics:
     pictured: dict[Site, Moments]
     scores: dict[tuple[Direction, bool], dict[Site, list[float]]] = field(default_factory=dict)
 
+    @one_thread(blas=False)
     def directions(
         self, site: Site, rank: int, direction: Direction = "svd"
     ) -> tuple[Float[Tensor, "d_model rank"], Float[Tensor, " d_model"]]:
@@ -58,6 +60,7 @@ class GuardStatistics:
         others, values = top_directions(outside @ rows @ outside, max(rank - 1, 1), towards)
         return torch.cat([first[:, None], others[:, : rank - 1]], dim=1), values
 
+    @one_thread(blas=False)
     def gate(self, site: Site, direction: Direction, whitened: bool) -> Float[Tensor, " d_model"]:
         """w, of length 1: v₁, or v₁ without the modality gap and divided by the spread of harmless states.
 
