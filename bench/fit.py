@@ -1,12 +1,14 @@
 """What a fit costs: time over bare forward passes on the same records, and memory against their number.
 
-    python bench/fit.py MODEL --data DATA [--method vlm-guard|care|care-kernel]
+    python bench/fit.py MODEL --data DATA [--method vlm-guard|care|care-kernel|one-pass|sasa] [-o OUT] [--memory]
 
-Time: the method's collection of statistics of every layer against forward passes without hooks on the same
-batches, interleaved in random order, with a second run of the bare passes as A/A control; ratios with their
-2.5–97.5 % range over rounds. ``care-kernel`` chooses tokens by kernel, which needs a pass over reference
-records first. Memory: peak resident size of one process per number of records (the same records repeated),
-less that of a process that only loads the model.
+Time: CPU seconds on one thread, of the method's collection of statistics of every layer (VLM-Guard, CARE) or of the
+whole fit with its choice of layers (detectors), against forward passes without hooks on the same batches, interleaved
+in random order, with a second run of the bare passes as A/A control; ratios with their range over rounds.
+``care-kernel`` chooses tokens by kernel, which needs a pass over reference records first. Passes: rows that went
+through a block, over those of the bare passes; no clock has a say. With OUT, results are kept in OUT/fit.json and
+OUT/fit.md. Memory: peak resident size of one process per number of records (the same records repeated), less that of
+a process that only loads the model.
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,14 +30,29 @@ import torch
 from safetykit.adapters.artifact.sites import Site
 from safetykit.adapters.care import statistics as care
 from safetykit.adapters.care.statistics import roles
+from safetykit.adapters.one_pass.settings import OnePassProbe
+from safetykit.adapters.protocols import Refusal
+from safetykit.adapters.sasa.settings import SASA
 from safetykit.adapters.vlm_guard import statistics as guard
-from safetykit.bench.skeleton import arguments, emit, one_thread, peak_mb, run
+from safetykit.bench.skeleton import (
+    arguments,
+    emit,
+    one_thread,
+    peak_mb,
+    read_results,
+    run,
+    write_results,
+    write_table,
+)
 from safetykit.toolkit.data.records import Record, load_records
 from safetykit.toolkit.data.sources import data_path, model_path
 from safetykit.toolkit.model.requests import Request
+from safetykit.toolkit.model.second_pass import SecondPass
 from safetykit.toolkit.model.vlm import VLM
 
-METHODS = ("vlm-guard", "care", "care-kernel")
+DETECTORS = {"one-pass": OnePassProbe, "sasa": SASA}
+METHODS = ("vlm-guard", "care", "care-kernel", *DETECTORS)
+REFUSAL = Refusal("no .", 0)
 
 
 def used_records(data: str) -> list[Record]:
@@ -42,6 +62,8 @@ def used_records(data: str) -> list[Record]:
 
 def groups(method: str, records: list[Record]) -> list[list[Record]]:
     """What each pass of a method runs over."""
+    if method in DETECTORS:
+        return [records]
     fit = [record for record in records if record.split == "fit"]
     if method != "vlm-guard":
         by_role = roles(fit, "carrier")
@@ -65,8 +87,11 @@ def bare_forwards(vlm: VLM, method: str, records: list[Record], batch_size: int 
 
 
 def fit_all_layers(vlm: VLM, method: str, records: list[Record]) -> None:
-    """What `fit --sweep` does before solving: statistics of every layer."""
+    """What `fit --sweep` does before solving, statistics of every layer; of a detector, all of `fit`."""
     vlm.features.clear()  # the bare passes run the tower too
+    if method in DETECTORS:
+        DETECTORS[method]().fit(SecondPass(vlm), records, REFUSAL)
+        return
     if method == "vlm-guard":
         guard.collect(vlm, records, [Site.block(layer) for layer in range(vlm.base.n_layers)])
         return
@@ -75,28 +100,77 @@ def fit_all_layers(vlm: VLM, method: str, records: list[Record]) -> None:
     care.collect(vlm, roles([record for record in records if record.split == "fit"], "carrier"), sites, tokens)
 
 
-def times(model: str, data: str, method: str, rounds: int) -> dict[str, object]:
+def rows_through_blocks(vlm: VLM, work: Callable[[], object]) -> int:
+    """How many rows went through a block while ``work`` ran, of all blocks together."""
+    seen = [0]
+
+    def count(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen[0] += len(args[0] if args else kwargs["hidden_states"])
+
+    with ExitStack() as stack:
+        for block in vlm.parts.layers:
+            stack.callback(block.register_forward_pre_hook(count, with_kwargs=True).remove)
+        work()
+    return seen[0]
+
+
+def times(vlm: VLM, records: list[Record], method: str, rounds: int) -> dict[str, Any]:
     """Interleaved timing."""
-    vlm, records = VLM.from_pretrained(model_path(model)), used_records(data)
     arms = {
         "fit": lambda: fit_all_layers(vlm, method, records),
         "bare": lambda: bare_forwards(vlm, method, records),
         "control": lambda: bare_forwards(vlm, method, records),
     }
+    rows = {name: rows_through_blocks(vlm, arms[name]) for name in ("bare", "fit")}  # these also warm up
     order, seconds = random.Random(0), {name: [] for name in arms}
-    for number in range(rounds + 1):
+    for _ in range(rounds):
         for name in order.sample(sorted(arms), len(arms)):
-            start = time.perf_counter()
+            start = time.process_time()
             arms[name]()
-            if number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.process_time() - start)
 
     def ratio(name: str) -> dict[str, float]:
         ratios = np.array(seconds[name]) / np.array(seconds["bare"])
-        low, high = np.percentile(ratios, [2.5, 97.5])
-        return {"median": float(np.median(ratios)), "low": float(low), "high": float(high)}
+        return {"median": float(np.median(ratios)), "low": float(ratios.min()), "high": float(ratios.max())}
 
-    return {"rounds": rounds, "fit_over_bare": ratio("fit"), "control": ratio("control")}
+    return {
+        "layers": vlm.base.n_layers,
+        "width": vlm.base.d_model,
+        "records": len(records),
+        "rounds": rounds,
+        "bare_seconds": float(np.median(seconds["bare"])),
+        "passes": rows["fit"] / rows["bare"],
+        "fit_over_bare": ratio("fit"),
+        "control": ratio("control"),
+    }
+
+
+def copied(records: list[Record], copies: int) -> list[Record]:
+    """The same records several times over, under other names."""
+    made = [
+        record.model_copy(update={"id": f"{copy}:{record.id}", "pair": record.pair and f"{copy}:{record.pair}"})
+        for copy in range(copies)
+        for record in records
+    ]
+    for record in made:
+        record._folder = records[0]._folder
+    return made
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Markdown: a row for each model, number of records and method."""
+    lines = [
+        "| decoder | records | method | passes through blocks | CPU time over bare | control |",
+        "|---|---:|---|---:|---:|---:|",
+    ]
+    ordered = sorted(results.values(), key=lambda row: (row["layers"], row["records"], METHODS.index(row["method"])))
+    for row in ordered:
+        spread, control = (
+            "{median:.2f} ({low:.2f}–{high:.2f})".format(**row[name]) for name in ("fit_over_bare", "control")
+        )
+        shape = f"{row['layers']} layers of width {row['width']}"
+        lines.append(f"| {shape} | {row['records']:,} | {row['method']} | {row['passes']:.2f} | {spread} | {control} |")
+    return "\n".join([*lines, ""])
 
 
 def peak_megabytes(model: str, data: str, method: str, copies: int) -> dict[str, float]:
@@ -109,14 +183,7 @@ def one_fit(model: str, data: str, method: str, copies: int) -> None:
     """Runs inside the fresh process."""
     vlm, records = VLM.from_pretrained(model_path(model)), used_records(data)
     if copies:
-        repeated = [
-            record.model_copy(update={"id": f"{copy}:{record.id}", "pair": record.pair and f"{copy}:{record.pair}"})
-            for copy in range(copies)
-            for record in records
-        ]
-        for record in repeated:
-            record._folder = records[0]._folder
-        fit_all_layers(vlm, method, repeated)
+        fit_all_layers(vlm, method, copied(records, copies))
     peak = peak_mb()
     print(json.dumps({"records": copies * len(records), "peak_mb": round(peak, 1)}))
 
@@ -127,16 +194,28 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--method", choices=METHODS, default=METHODS[0])
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--copies", type=int, default=1, help="how often the records are taken")
+    parser.add_argument("--memory", action="store_true", help="measure memory, too")
+    parser.add_argument("-o", "--out", type=Path, help="folder for results; what is there of other runs is kept")
     parser.add_argument("--one-fit", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(given)
     one_thread()
     if options.one_fit is not None:
         one_fit(options.model, options.data, options.method, options.one_fit)
         return
-    chosen = (options.model, options.data, options.method)
-    memory = [peak_megabytes(*chosen, copies) for copies in (0, 1, 2, 4, 8)]
-    time_taken = times(*chosen, options.rounds)
-    emit({"method": options.method, "time": time_taken, "memory": memory})
+    vlm = VLM.from_pretrained(model_path(options.model))
+    records = used_records(options.data)
+    records = copied(records, options.copies) if options.copies > 1 else records
+    found = {"method": options.method, **times(vlm, records, options.method, options.rounds)}
+    if options.memory:
+        chosen = (options.model, options.data, options.method)
+        found["memory"] = [peak_megabytes(*chosen, copies) for copies in (0, 1, 2, 4, 8)]
+    emit(found)
+    if options.out:
+        key = " ".join(str(found[name]) for name in ("layers", "width", "records", "method"))
+        results = {**read_results(options.out / "fit.json"), key: found}
+        write_results(options.out / "fit.json", results)
+        write_table(options.out / "fit.md", table(results))
 
 
 if __name__ == "__main__":
