@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,7 +161,27 @@ LATENCY = [
     ),
 ]
 
+
+def two_wheels(extra: str, folder: Path) -> list[Path]:
+    """What pip would leave: safetykit's own wheel and another."""
+    for name, size in (("safetykit", 100), ("numpy", 2_000_000)):
+        with zipfile.ZipFile(folder / f"{name}-1-py3-none-any.whl", "w") as packed:
+            packed.writestr("safetykit/toolkit/reference/mild/model.safetensors", bytes(size))
+            packed.writestr("safetykit/cli.py", bytes(size // 2))
+    return sorted(folder.glob("*.whl"))
+
+
 SIZES = [
+    BenchCase(
+        "install",
+        "--out {out} --extra cpu,fit",
+        lambda ran: [
+            ran.only("fetched")[0] == "cpu,fit",
+            ran.read("install.json")["own"] == {"reference VLM": 100, "code": 50},
+            "| `safetykit[cpu,fit]` | 2 | 3.0 MB | numpy 3.0 MB, safetykit" in (ran.path / "install.md").read_text(),
+        ],
+        {"fetched": two_wheels},
+    ),
     BenchCase(
         "random_model",
         "{out} --layers 1 --width 64",
