@@ -32,7 +32,9 @@ from safetykit.export.parity.compare import compare_logits, parity_requests
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.runtime.sessions import CPU
 from safetykit.export.surgery.adapt import adapt, copy_base, save_adapted
-from safetykit.export.surgery.updates import merge_biases, plan_updates, update_graph
+from safetykit.export.surgery.biases import merge_biases
+from safetykit.export.surgery.layer_updates import plan_updates
+from safetykit.export.surgery.updates import update_graph
 from safetykit.toolkit.data.records import load_records, subset
 from safetykit.toolkit.data.sources import data_path, model_path
 from safetykit.toolkit.model.folding import fold

@@ -28,7 +28,7 @@ from ..runtime.onnx_vlm import OnnxVLM
 from ..runtime.sessions import CPU
 from ..surgery.adapt import adapt, copy_base, place
 from ..surgery.answering import without_branch
-from ..surgery.updates import LayerUpdate, plan_updates
+from ..surgery.layer_updates import LayerUpdate, plan_updates
 from .plan import Plan
 from .requirements import require_same_base
 

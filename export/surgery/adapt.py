@@ -31,15 +31,18 @@ from ..manifest import (
 )
 from ..names import is_own
 from .bake import Placed, bake
+from .biases import merge_biases
 from .detector import install_detector
 from .fork import fork
 from .gates import GateState
+from .layer_updates import LayerUpdate
 from .lowrank import LowRank, add_terms, split_terms
+from .places import mergeable
 from .residual import find_residual_stream
 from .retrieval import write_captions
 from .swappable import describe_parameters, every_update, open_parameters, require_swappable, write_adapter_files
 from .taps import graph_of
-from .updates import LayerUpdate, merge_biases, mergeable, update_graph
+from .updates import update_graph
 
 _INLINE_BYTES = 256  # as in the base graphs: shapes and scalars must stay readable without the data file
 

@@ -14,7 +14,8 @@ from ..manifest import Graph
 from ..names import own
 from ..passes import GraphPass, broken
 from .building import GraphBuilder
-from .updates import LayerUpdate, Product, find_product
+from .layer_updates import LayerUpdate
+from .places import Product, find_product
 
 
 @dataclass(frozen=True)

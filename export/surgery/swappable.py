@@ -18,8 +18,9 @@ from ..names import BRANCH, THRESHOLD, TOKEN, own
 from ..passes import GraphPass, broken
 from .adapter_file import write_adapter_file
 from .bake import Placed
+from .layer_updates import LayerUpdate
 from .lowrank import LowRank
-from .updates import LayerUpdate, reads_transposed
+from .places import reads_transposed
 
 
 def every_update(adapters: Sequence[Adapter]) -> list[WeightUpdate]:

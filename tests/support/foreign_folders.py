@@ -12,6 +12,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from safetykit.export.base.own import save_graph
+from safetykit.export.parity.compare import compare_logits, parity_requests
 from safetykit.toolkit.model.vlm import VLM
 
 
@@ -154,4 +155,21 @@ def loaded(path: Path) -> ir.Model:
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
+    return model
+
+
+def assert_same(vlm, onnx_vlm, relative=1e-5, steps=3):
+    for case, requests in parity_requests().items():
+        gap = compare_logits(vlm, onnx_vlm, requests, steps).logits
+        assert gap.error <= relative * gap.scale, case
+
+
+def shaken(model, share, seed=0):
+    """The weights of a sibling: each value moved by about ``share`` of a weight's size."""
+    random = np.random.default_rng(seed)
+    for value in model.graph.initializers.values():
+        array = value.const_value.numpy() if value.const_value is not None else np.zeros(0)
+        if array.ndim == 2 and array.dtype == np.float32:
+            moved = array + share * array.std() * random.standard_normal(array.shape).astype(np.float32)
+            value.const_value = ir.tensor(moved, name=value.name)
     return model

@@ -21,10 +21,12 @@ from safetykit.export.layouts.mask_channel import ReadChannelPass, WidenEmbeddin
 from safetykit.export.layouts.surgery import FlattenPass, MergeFeaturesPass, PhasesPass, RelocatePass, RenameAxisPass
 from safetykit.export.manifest import ParameterInfo
 from safetykit.export.passes import passes_checker
+from safetykit.export.surgery.biases import MergeBiasesPass
 from safetykit.export.surgery.detector import DetectorPass, stated_detector
+from safetykit.export.surgery.layer_updates import LayerUpdate
 from safetykit.export.surgery.lowrank import LowRank, LowRankPass
 from safetykit.export.surgery.swappable import OpenPass
-from safetykit.export.surgery.updates import LayerUpdate, MergeBiasesPass, UpdatePass
+from safetykit.export.surgery.updates import UpdatePass
 from safetykit.toolkit.model.weights import HeldWeight
 
 D, VOCABULARY = 4, 6

@@ -19,7 +19,9 @@ from safetykit.export.passes import passes_checker
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.surgery.adapt import copy_base, place, save_adapted
 from safetykit.export.surgery.bake import bake
-from safetykit.export.surgery.updates import LayerUpdate, merge_biases, plan_updates, update_graph
+from safetykit.export.surgery.biases import merge_biases
+from safetykit.export.surgery.layer_updates import LayerUpdate, plan_updates
+from safetykit.export.surgery.updates import update_graph
 from safetykit.toolkit.model.folding import fold
 from safetykit.toolkit.model.updates import updated
 
