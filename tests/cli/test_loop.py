@@ -1,12 +1,17 @@
 """The whole loop through the real command line, on the reference VLM."""
 
+import io
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 from workshop import safetykit as typed
 
 from safetykit import cli
+from safetykit.export.commands.demo import _view as show_demo
 
 pytestmark = pytest.mark.slow
 
@@ -49,6 +54,26 @@ def test_the_demo_kept_every_decision_and_every_logit(demo):
     assert len(logits) == 12  # six batches, with the adapter and without
     assert max(check["error"] / check["scale"] for check in logits) <= 1e-5
     assert next(check["count"] for check in parity["checks"] if check["kind"] == "decisions") >= 1000
+
+
+def screen(text):
+    """A demo's screen without what differs from run to run: where it lies, how long it took, what latency was."""
+    text = re.sub(r"\S*/(?=export)|\S+ s in all", "", text)
+    text = re.sub(r"(?m)^ *(prefill|decode) .*", r"\1", text)
+    text = re.sub(r"error \S+;", "error;", text.replace("─", ""))
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def test_the_readme_shows_what_the_demo_prints(demo):
+    """Shares and counts to the digit; the largest error of a logit, which is rounding, up to a factor of two."""
+    readme = (Path(cli.__file__).parent / "README.md").read_text()
+    shown = readme.partition("```text\n")[2].partition("```")[0]
+    console = Console(file=io.StringIO(), width=100, highlight=False)
+    show_demo(console, demo[1])
+    printed = console.file.getvalue()
+    assert [line for line in screen(shown) if line] == [line for line in screen(printed) if line]
+    errors = [float(re.search(r"error (\S+);", text)[1]) for text in (shown, printed)]
+    assert 0.5 < errors[0] / errors[1] < 2
 
 
 def test_the_export_stands_alone(demo, tmp_path):

@@ -84,19 +84,19 @@ LATENCY = [
     ),
     BenchCase(
         "modes",
-        "--layers 2 --width 128 --vocabulary 64 --adapted 1 --rank 2 --precision int4 --batch 2 --prompt-tokens 4"
+        "--quick --layers 2 --width 128 --vocabulary 64 --adapted 1 --rank 2 --precision int4 --batch 2 --prompt-tokens 4"
         " --rounds 5 --decode-steps 1 --folder {out}",
         lambda ran: [
+            ran.value["median_ms"]["unmodified"][0] > 0,
             ran.value["options"]["precision"] == "int4" and ran.value["options"]["adapted"] == 1,
             ran.value["options"]["batch"] == 2 and ran.value["options"]["rank"] == 2,
             (ran.path / "decoder.onnx").is_file(),
         ],
         slow=True,
     ),
-    BenchCase("modes", "--quick", lambda ran: ran.value["median_ms"]["unmodified"][0] > 0, slow=True),
     BenchCase(
         "detector_latency",
-        "--layers 4 --width 128 --vocabulary 64 --safety 1 --fused 2 --batch 2 --prompt-tokens 4 --rounds 5"
+        "--quick --layers 4 --width 128 --vocabulary 64 --safety 1 --fused 2 --batch 2 --prompt-tokens 4 --rounds 5"
         " --decode-steps 1 --folder {out}",
         lambda ran: [
             (ran.value["options"]["safety"], ran.value["options"]["fused"], ran.value["options"]["batch"]) == (1, 2, 2),
@@ -104,24 +104,24 @@ LATENCY = [
         ],
         slow=True,
     ),
-    BenchCase("detector_latency", "--quick", lambda ran: ran.value["options"]["layers"] == 4, slow=True),
     BenchCase(
         "decoders",
-        "--out {out} --tokens 8 --layers 1 --width 128 --vocabulary 64 --threads 1 --rounds 5 --decode-steps 1"
-        " --folder {other}",
+        "--out {out} --tokens 8 --layers 3 --width 64 --vocabulary 32 --threads 2 --rounds 6 --decode-steps 2"
+        " --folder {folder}",
         lambda ran: [
-            ran.read("decoders.json")["options"]["threads"] == 1,
+            ran.only("write")[0].name == "folder" and ran.only("measure")[1] == 8,
+            {name: getattr(ran.only("write")[1], name) for name in ("layers", "width", "vocabulary", "threads")}
+            == {"layers": 3, "width": 64, "vocabulary": 32, "threads": 2},
+            (ran.only("measure")[2].rounds, ran.only("measure")[2].decode_steps) == (6, 2),
             list(ran.read("decoders.json")["lengths"]) == ["8"],
-            [call[1].name for call in ran.calls["memory"]] == ["other"] * len(ran.calls["memory"]),
         ],
-        {"memory": 1.0},
-        slow=True,
+        {"memory": 1.0, "write": {}, "opened": None, "measure": {}, "table": "| |"},
     ),
     BenchCase(
         "decoders",
         "--quick -o {out}",
         lambda ran: ran.only("write")[1].layers == 1 and ran.only("measure")[1] == 8,
-        {"memory": 1.0, "write": {}, "opened": None, "measure": {"median_ms": {}}, "table": "| |"},
+        {"memory": 1.0, "write": {}, "opened": None, "measure": {}, "table": "| |"},
     ),
     BenchCase(
         "decoders",
@@ -132,8 +132,12 @@ LATENCY = [
     BenchCase(
         "fold",
         "{checkpoint} {base} --data {records} --rank 2 --batch 1 --rounds 5 --baked",
-        lambda ran: ran.value["folded"]["nodes"] < ran.value["baked"]["nodes"],
-        slow=True,
+        lambda ran: [
+            [call[2].name for call in ran.calls["measure"]] == ["folded", "baked"],
+            all(len(call[4]) == 1 and call[5] == 5 for call in ran.calls["measure"]),
+            all(call[1].interventions[0].tensors["basis"].shape[1] == 2 for call in ran.calls["measure"]),
+        ],
+        {"measure": {"nodes": {}}},
     ),
     BenchCase(
         "fold",

@@ -68,7 +68,9 @@ def fit_group(open_base: OpenBase) -> typer.Typer:
     group = typer.Typer(no_args_is_help=True)
     for method in methods().values():
         example = f"Example: safetykit fit {method.name} MODEL --data DATA -o ADAPTER {method.example}".rstrip()
-        group.command(method.name, help=method.summary, epilog=example)(command_of(method, open_base))
+        group.command(method.name, help=method.summary, short_help=method.summary, epilog=example)(
+            command_of(method, open_base)
+        )
     return group
 
 

@@ -24,4 +24,6 @@ def explain_usage(error: Any) -> tuple[str, str, int]:
         typed = message.partition("'")[2].partition("'")[0]
         hint = did_you_mean(typed, list(context.command.commands))
         return message, f"{hint} {asked} lists the commands.".strip(), error.exit_code
-    return message, f"{asked} says what it takes.", error.exit_code
+    example = (context.command.epilog or "").partition("Example: ")[2].strip()
+    shown = f"For example `{example}`; {asked}" if example else asked
+    return message, f"{shown} says what it takes.", error.exit_code
