@@ -84,8 +84,8 @@ LATENCY = [
     ),
     BenchCase(
         "modes",
-        "--quick --layers 2 --width 128 --vocabulary 64 --adapted 1 --rank 2 --precision int4 --batch 2 --prompt-tokens 4"
-        " --rounds 5 --decode-steps 1 --folder {out}",
+        "--quick --layers 2 --width 128 --vocabulary 64 --adapted 1 --rank 2 --precision int4 --batch 2"
+        " --prompt-tokens 4 --rounds 5 --decode-steps 1 --folder {out}",
         lambda ran: [
             ran.value["median_ms"]["unmodified"][0] > 0,
             ran.value["options"]["precision"] == "int4" and ran.value["options"]["adapted"] == 1,
