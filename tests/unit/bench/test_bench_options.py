@@ -8,7 +8,8 @@ import shutil
 from importlib import import_module
 
 import pytest
-from bench_cases import BENCH, BENCHES, PARTS, Ran
+from bench_case import BENCH, PARTS, Ran
+from bench_cases import BENCHES
 from PIL import Image
 
 NAMES = sorted(

@@ -1,0 +1,207 @@
+"""Benchmarks of the methods, and of graphs and runtimes of others."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+from bench_case import NO_MODEL, SEEN, BenchCase
+
+METHODS = [
+    BenchCase(
+        "vlm_guard",
+        "--out {out} --checkpoint mild",
+        lambda ran: ran.only("table")[0] == {"mild": {}} and (ran.path / "vlm_guard.md").read_text() == "| |",
+        {**NO_MODEL, "skeleton.read_results": {"mild": {**SEEN, "variants": {}}}, "table": "| |"},
+    ),
+    BenchCase(
+        "stack",
+        "-o {out} --checkpoint severe",
+        lambda ran: [
+            ran.only("VLM.from_pretrained")[0].name == "severe",
+            ran.read("stack.json")["severe"]["variants"] == {"TGA + SASA": {"rows": {}}},
+        ],
+        {**NO_MODEL, "trained": None, "stacked": None, "measure": {"rows": {}}, "table": "| |"},
+    ),
+    BenchCase(
+        "care",
+        "-o {out} --checkpoint severe",
+        lambda ran: [
+            list(ran.only("table")[0]) == ["severe"] and ran.only("sweep_of")[0] == "severe",
+            list(ran.read("care.json")["severe"]["variants"]) == ["VLM-Guard", "undefended"],
+        ],
+        {
+            "VLM.from_pretrained": SimpleNamespace(fingerprint="f", base=SimpleNamespace(n_layers=8)),
+            "sweep_of": SimpleNamespace(table=dict),
+            "map_of": None,
+            "settings": (),
+            "CareSolver": None,
+            "export_base": None,
+            "OnnxVLM.from_pretrained": None,
+            "evaluate": SimpleNamespace(rows=[]),
+            "SETTINGS": {"severe": SimpleNamespace(values=dict, fit=lambda vlm, records: None)},
+            "measure": {"rows": {}},
+            "table": "| |",
+        },
+    ),
+    BenchCase(
+        "tga",
+        "-o {out} --checkpoint mild --arm lora --calibration --pytorch",
+        lambda ran: [
+            [call[1] for call in ran.calls["measure"]] == ["calibration"],
+            ran.only("train_and_measure")[2] == "calibration" and ran.only("train_and_measure")[4] is True,
+            list(ran.read("calibration.json")["mild"]["arms"]) == ["lora", "undefended"],
+        ],
+        {**NO_MODEL, "measure": {}, "train_and_measure": {}, "table": "| |"},
+    ),
+    BenchCase(
+        "sasa",
+        "-o {out} --checkpoint mild --pytorch",
+        lambda ran: "exported" not in ran.calls and "SASA" in ran.read("sasa.json")["mild"]["detectors"],
+        {
+            **NO_MODEL,
+            "states_of": None,
+            "perceived": set(),
+            "decide": [],
+            "refusal_of": None,
+            "rows_of": {},
+            "measure": (SimpleNamespace(save=lambda *_, **__: None), {}),
+            "exported": {},
+            "table": "| |",
+        },
+    ),
+    BenchCase(
+        "summary",
+        "--from {folder}",
+        lambda ran: ran.only("gather")[0].name == "folder" and ran.only("write_results")[1] == {"rows": []},
+        {"gather": {"rows": []}, "write_results": None, "read_results": {}, "table": "| |", "write_table": None},
+    ),
+    BenchCase(
+        "diagnosis",
+        "{checkpoint} --data {records} --out {out} --again",
+        lambda ran: "on calibration pairs" in ran.value and len(ran.calls["timed"]) == 2 and ran.path.is_dir(),
+        {
+            **NO_MODEL,
+            "timed": (
+                SimpleNamespace(
+                    info=SimpleNamespace(layers=SimpleNamespace(model_dump=lambda mode: {}), effects=()),
+                    save=lambda folder, overwrite, beside: folder.mkdir(),
+                ),
+                {},
+            ),
+            "diagnosis_plots": (),
+            "summary": {},
+        },
+    ),
+    BenchCase(
+        "matrix",
+        "{out} --family qwen2_vl --method CARE --again int4 --work {folder}",
+        lambda ran: [
+            ran.only("measure")[:3] == ["qwen2_vl", ["CARE"], ["int4"]],
+            ran.only("measure")[4].name == "folder" and ran.read("matrix.json") == {},
+        ],
+        {"measure": None, "table": "| |"},
+    ),
+    BenchCase("matrix", "{out} --table", lambda ran: "measure" not in ran.calls, {"measure": None, "table": "| |"}),
+]
+
+
+ELSEWHERE = [
+    BenchCase(
+        "int4",
+        "{checkpoint} --data {records} --out {out} --variants 'symmetric 32' --confirm 'symmetric 32' --methods sasa"
+        " --settings {base} --records 2 --read 1 --fit-records 3 --max-new-tokens 4 --tokens 5 --rounds 6"
+        " --decode-steps 7",
+        lambda ran: [
+            {name: getattr(ran.only("Laboratory")[0], name) for name in ("records", "read", "fit_records")}
+            == {"records": 2, "read": 1, "fit_records": 3},
+            ran.only("Laboratory")[0].methods == ["sasa"],
+            ran.only("Laboratory")[0].confirm == ran.only("Laboratory")[0].variants == ["symmetric 32"],
+            ran.only("Laboratory")[0].decode_steps == 7,
+            ran.only("table")[0]["options"] == {"max_new_tokens": 4, "tokens": 5, "rounds": 6},
+        ],
+        {
+            "Laboratory": lambda options: SimpleNamespace(calibration=[], test=[], full=options.settings),
+            "measure_variants": None,
+            "measure_speed": None,
+            "confirm": None,
+            "measure_flips": None,
+            "table": "| |",
+        },
+    ),
+    BenchCase(
+        "int4",
+        "reference:mild --data {records} -o {out} --settings {base} --quick",
+        lambda ran: ran.only("Laboratory")[0].records == 8 and ran.only("Laboratory")[0].methods == ["vlm-guard"],
+        {
+            "Laboratory": lambda options: SimpleNamespace(calibration=[], test=[], full=options.settings),
+            "measure_variants": None,
+            "measure_speed": None,
+            "confirm": None,
+            "measure_flips": None,
+            "table": "| |",
+        },
+    ),
+    BenchCase(
+        "recalibrate",
+        "--out {out} --records 3",
+        lambda ran: len(ran.calls["measure"]) == 2 and all(len(call[4]) == 3 for call in ran.calls["measure"]),
+        {
+            **NO_MODEL,
+            "write_base": None,
+            "adapters": {"vlm-guard": None},
+            "METRICS": (),
+            "measure": {"flips": 0, "opened": 0, "closed": 0},
+        },
+    ),
+    BenchCase(
+        "retrieval",
+        "latency {checkpoint} --base {base} --sizes 2 4 --rounds 3 -k 1",
+        lambda ran: ran.value == {"ms": 1} and ran.only("latency")[2:] == [[2, 4], 3, 1],
+        {"latency": [{"ms": 1}]},
+    ),
+    BenchCase(
+        "retrieval",
+        "build {checkpoint} --embedded 5 --drawn 6",
+        lambda ran: ran.value == {"s": 1} and ran.only("build")[1:] == [5, 6],
+        {"build": [{"s": 1}]},
+    ),
+    BenchCase(
+        "interop_in",
+        "--out {out} --optimum python-of-optimum --records 3 --only optimum-fp32 --sasa {adapter}",
+        lambda ran: [
+            ran.only("build")[0] == "optimum-fp32" and ran.only("build")[3] == "python-of-optimum",
+            len(ran.only("decide")[1]) == 3,
+            list(ran.read("interop_in.json")["exports"]) == ["optimum-fp32/sasa", "optimum-fp32/vlm-guard"],
+            ran.only("through_optimum")[3] == "python-of-optimum",
+        ],
+        {
+            **NO_MODEL,
+            "VLMGuard.fit": None,
+            "save_tower": None,
+            "build": None,
+            "bare": None,
+            "decide": [],
+            "rates": {},
+            "OnnxVLM.from_pretrained": None,
+            "measure": {},
+            "through_optimum": {},
+            "table": "| |",
+        },
+    ),
+    BenchCase(
+        "interop_out",
+        "{base} --base {base} --records 2 --max-new-tokens 3 --out {out}",
+        lambda ran: [
+            set(json.loads(ran.path.read_text())) == set(ran.value) and "undefended" in ran.value,
+            len(ran.only("measure")[1]) == 2 and ran.only("measure")[2] == 3,
+        ],
+        {"measure": {}},
+    ),
+    BenchCase(
+        "standalone",
+        "{base} --python other-python --records 2 --max-new-tokens 3 --out {out}.json",
+        lambda ran: ran.only("measure")[1] == "other-python" and [len(ran.only("measure")[2])] == [2],
+        {"measure": {}, "table": "| |"},
+    ),
+]

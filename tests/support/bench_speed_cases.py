@@ -1,0 +1,189 @@
+"""Benchmarks of latency, memory, size and rounding."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+from bench_case import BenchCase
+
+
+def two_wheels(extra: str, folder: Path) -> list[Path]:
+    """What pip would leave: safetykit's own wheel and another."""
+    for name, size in (("safetykit", 100), ("numpy", 2_000_000)):
+        with zipfile.ZipFile(folder / f"{name}-1-py3-none-any.whl", "w") as packed:
+            packed.writestr("safetykit/toolkit/reference/mild/model.safetensors", bytes(size))
+            packed.writestr("safetykit/cli.py", bytes(size // 2))
+    return sorted(folder.glob("*.whl"))
+
+
+LATENCY = [
+    BenchCase(
+        "latency",
+        "{base} {base} --data {records} --batch 1 --rounds 5 --decode-steps 2 --provider CPUExecutionProvider",
+        lambda ran: (ran.value["rounds"], ran.value["decode_steps"], ran.value["batch"]) == (5, 2, 1),
+    ),
+    BenchCase(
+        "modes",
+        "--quick --layers 2 --width 128 --vocabulary 64 --adapted 1 --rank 2 --precision int4 --batch 2"
+        " --prompt-tokens 4 --rounds 5 --decode-steps 1 --folder {out}",
+        lambda ran: [
+            ran.value["median_ms"]["unmodified"][0] > 0,
+            ran.value["options"]["precision"] == "int4" and ran.value["options"]["adapted"] == 1,
+            ran.value["options"]["batch"] == 2 and ran.value["options"]["rank"] == 2,
+            (ran.path / "decoder.onnx").is_file(),
+        ],
+        slow=True,
+    ),
+    BenchCase(
+        "detector_latency",
+        "--quick --layers 4 --width 128 --vocabulary 64 --safety 1 --fused 2 --batch 2 --prompt-tokens 4 --rounds 5"
+        " --decode-steps 1 --folder {out}",
+        lambda ran: [
+            (ran.value["options"]["safety"], ran.value["options"]["fused"], ran.value["options"]["batch"]) == (1, 2, 2),
+            any(ran.path.iterdir()),
+        ],
+        slow=True,
+    ),
+    BenchCase(
+        "decoders",
+        "--out {out} --tokens 8 --layers 3 --width 64 --vocabulary 32 --threads 2 --rounds 6 --decode-steps 2"
+        " --folder {folder}",
+        lambda ran: [
+            ran.only("write")[0].name == "folder" and ran.only("measure")[1] == 8,
+            {name: getattr(ran.only("write")[1], name) for name in ("layers", "width", "vocabulary", "threads")}
+            == {"layers": 3, "width": 64, "vocabulary": 32, "threads": 2},
+            (ran.only("measure")[2].rounds, ran.only("measure")[2].decode_steps) == (6, 2),
+            list(ran.read("decoders.json")["lengths"]) == ["8"],
+        ],
+        {"memory": 1.0, "write": {}, "opened": None, "measure": {}, "table": "| |"},
+    ),
+    BenchCase(
+        "decoders",
+        "--quick -o {out}",
+        lambda ran: ran.only("write")[1].layers == 1 and ran.only("measure")[1] == 8,
+        {"memory": 1.0, "write": {}, "opened": None, "measure": {}, "table": "| |"},
+    ),
+    BenchCase(
+        "decoders",
+        """--alone '["pytorch", "{out}", {"threads": 1}]'""",
+        lambda ran: ran.only("alone")[0] == "pytorch" and ran.only("alone")[2].threads == 1,
+        {"alone": 1.0},
+    ),
+    BenchCase(
+        "fold",
+        "{checkpoint} {base} --data {records} --rank 2 --batch 1 --rounds 5 --baked",
+        lambda ran: [
+            [call[2].name for call in ran.calls["measure"]] == ["folded", "baked"],
+            all(len(call[4]) == 1 and call[5] == 5 for call in ran.calls["measure"]),
+            all(call[1].interventions[0].tensors["basis"].shape[1] == 2 for call in ran.calls["measure"]),
+        ],
+        {"measure": {"nodes": {}}},
+    ),
+    BenchCase(
+        "fold",
+        "{checkpoint} {out} --data {records} --precision fp16",
+        lambda ran: ran.only("export_base")[2] == "fp16" and ran.only("measure")[5] == 40,
+        {"export_base": lambda vlm, out, precision: None, "read_manifest": SimpleNamespace(precision="fp16")}
+        | {"count_nodes": 1, "write_folded": None, "measure": {}},
+    ),
+    BenchCase(
+        "gpu",
+        "{checkpoint} -o {out} --data {records} --adapter {adapter} --batch 1 --rounds 3"
+        " --provider CPUExecutionProvider --precision fp16 --mode hot-swap",
+        lambda ran: [
+            json.loads(ran.path.read_text())["matrix"] == {"adapter": {"fp16, hot-swap": {"passed": True}}},
+            ran.only("cell")[4:6] == ["fp16", "hot-swap"] and len(ran.only("cell")[6]) == 1,
+            ran.only("cell")[7:] == ["CPUExecutionProvider", 3],
+        ],
+        {"cell": {"passed": True}, "export_base": None},
+    ),
+    BenchCase(
+        "gpu",
+        "{checkpoint} --out {out} --data {records} --adapter {adapter} --quick",
+        lambda ran: ran.only("cell")[4:6] == ["fp32", "bake"] and ran.only("cell")[8] == 5,
+        {"cell": {"passed": True}, "export_base": None},
+    ),
+]
+
+
+SIZES = [
+    BenchCase(
+        "install",
+        "--out {out} --extra cpu,fit",
+        lambda ran: [
+            ran.only("fetched")[0] == "cpu,fit",
+            ran.read("install.json")["own"] == {"reference VLM": 100, "code": 50},
+            "| `safetykit[cpu,fit]` | 2 | 3.0 MB | numpy 3.0 MB, safetykit" in (ran.path / "install.md").read_text(),
+        ],
+        {"fetched": two_wheels},
+    ),
+    BenchCase(
+        "random_model",
+        "{out} --layers 1 --width 64",
+        lambda ran: ran.read("config.json")["text_config"]["hidden_size"] == 64,
+    ),
+    BenchCase(
+        "size",
+        "--out {out} --size 1x64 --scratch {folder}",
+        lambda ran: [
+            json.loads(ran.path.read_text())["sizes"] == [{"mb": 1}],
+            ran.only("_measure")[0] == "1x64" and ran.only("_measure")[1].parent.name == "folder",
+        ],
+        {"_measure": {"mb": 1}},
+    ),
+    BenchCase(
+        "size",
+        "--step load --scratch {folder}",
+        lambda ran: ran.value == {"mb": 1} and ran.only("_step")[0] == "load",
+        {"_step": {"mb": 1}},
+    ),
+    BenchCase(
+        "memory",
+        "--out {out} --size tiny --layout shards --precision int4 --scratch {folder}",
+        lambda ran: [
+            ran.only("_measured_layout")[:3] == ["tiny", "shards", ["int4"]],
+            ran.only("_measured_layout")[3].parent.name == "folder",
+            ran.read("memory.json") == {"tiny shards int4": {"mb": 1}},
+        ],
+        {"_measured_layout": [("tiny shards int4", {"mb": 1})], "table": "| |"},
+    ),
+    BenchCase(
+        "memory",
+        "-o {out} --export {checkpoint} --precision fp16",
+        lambda ran: ran.value == {"mb": 1} and ran.only("measured")[2] == "fp16",
+        {"measured": {"mb": 1}},
+    ),
+    BenchCase(
+        "memory",
+        "-o {out} --quick",
+        lambda ran: {call[0] for call in ran.calls["_measured_layout"]} == {"tiny"},
+        {"_measured_layout": [], "table": "| |"},
+    ),
+    BenchCase(
+        "fit",
+        "{checkpoint} --data {records} --method care --rounds 2",
+        lambda ran: [
+            ran.value["method"] == "care" and ran.only("times")[2:] == ["care", 2],
+            [call[3] for call in ran.calls["peak_megabytes"]] == [0, 1, 2, 4, 8],
+        ],
+        {"times": {}, "peak_megabytes": {}},
+    ),
+    BenchCase(
+        "fit",
+        "{checkpoint} --data {records} --method care-kernel --one-fit 2",
+        lambda ran: ran.only("one_fit")[2:] == ["care-kernel", 2],
+        {"one_fit": None},
+    ),
+    BenchCase(
+        "rounding",
+        "{checkpoint} --data {records} --base-onnx {base} --records 1 --half",
+        lambda ran: [
+            ran.value["records"] == 1,
+            0 < ran.value["pytorch"] < ran.value["pytorch_half"],
+            0 < ran.value["onnx"] < 1e-3,
+        ],
+    ),
+]
