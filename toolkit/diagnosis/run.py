@@ -70,7 +70,8 @@ def diagnose(
         vlm = VLM.from_pretrained(vlm)
     if isinstance(records, (str, Path)):
         records = load_records(records, ["fit"])
-    given = {"budget": budget, "pairs": pairs, "neurons": neurons, "seed": seed, "max_new_tokens": max_new_tokens}
+    given: dict[str, Any] = {"budget": budget, "pairs": pairs, "neurons": neurons, "seed": seed}
+    given["max_new_tokens"] = max_new_tokens
     while True:
         rows = batch_size or vlm.batch_size.of(_ROWS)
         try:

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Final
 from pydantic import BeforeValidator
 
 from ...adapters.errors import UsageError
-from ...adapters.settings import Settings, did_you_mean, listed, require_choice, setting, spell
+from ...adapters.near import did_you_mean
+from ...adapters.settings import Settings, listed, require_choice, setting, spell
 
 AUTO: Final = "auto"
 DTYPES: Final = ("float32", "bfloat16", "float16")
