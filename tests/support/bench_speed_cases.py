@@ -164,18 +164,44 @@ SIZES = [
     ),
     BenchCase(
         "fit",
-        "{checkpoint} --data {records} --method care --rounds 2",
+        "{checkpoint} --data {records} --method care --rounds 2 --copies 3 --memory --out {out}",
         lambda ran: [
-            ran.value["method"] == "care" and ran.only("times")[2:] == ["care", 2],
+            ran.read("fit.json")["3 32 12 care"]["memory"] == [{}] * 5 and ran.only("times")[2:] == ["care", 2],
+            {record.id.split(":")[0] for record in ran.only("times")[1]} == {"0", "1", "2"},
             [call[3] for call in ran.calls["peak_megabytes"]] == [0, 1, 2, 4, 8],
+            list(ran.read("fit.json")) == ["3 32 12 care"],
         ],
-        {"times": {}, "peak_megabytes": {}},
+        {"times": {"layers": 3, "width": 32, "records": 12}, "peak_megabytes": {}, "table": "| |"},
     ),
     BenchCase(
         "fit",
         "{checkpoint} --data {records} --method care-kernel --one-fit 2",
         lambda ran: ran.only("one_fit")[2:] == ["care-kernel", 2],
         {"one_fit": None},
+    ),
+    BenchCase(
+        "scale",
+        "--out {out} --size tiny --step fit --scratch {folder}",
+        lambda ran: [
+            ran.only("measured")[0][0] == "fit",
+            ran.only("checkpoint")[0] == "tiny" and ran.only("checkpoint")[1].parent.name == "folder",
+            list(ran.read("scale.json")) == ["tiny fit"],
+        ],
+        {
+            "checkpoint": lambda size, work: work,
+            "records": lambda folder: folder,
+            "measured": {"seconds": 1.0, "peak_gb": 1.0},
+        },
+    ),
+    BenchCase(
+        "scale",
+        "-o {out} --quick",
+        lambda ran: list(ran.read("scale.json")) == ["tiny inspect"],
+        {
+            "checkpoint": lambda size, work: work,
+            "records": lambda folder: folder,
+            "measured": {"seconds": 1.0, "peak_gb": 1.0},
+        },
     ),
     BenchCase(
         "rounding",
