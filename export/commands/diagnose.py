@@ -38,8 +38,9 @@ def diagnose(
 
     require_free(out, overwrite=overwrite, inputs=[model, data])
     records = load_records(data_path(data), ["fit"])
+    path = model_path(model)
     with console.work("loading") as doing:
-        vlm = VLM.from_pretrained(model_path(model), **options.loading())
+        vlm = VLM.from_pretrained(path, **options.loading())
         doing("diagnosing")
         found = run(
             vlm,

@@ -60,6 +60,14 @@ def test_usage_errors_exit_with_2(call, tmp_path, monkeypatch, arguments, messag
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("started", ["inspect nowhere", "eval nowhere", "diagnose nowhere", "fit vlm-guard nowhere"])
+def test_a_model_that_is_not_there_is_refused_before_anything_is_loaded(call, tmp_path, started):
+    data = [] if started.startswith("inspect") else ["--data", "reference"]
+    out = ["-o", tmp_path / "out"] if data and not started.startswith("eval") else []
+    code, _, err = call(*started.split(), *data, *out)
+    assert code == 2 and err.startswith("error: There is no model folder at nowhere")
+
+
 def test_an_unknown_option_exits_with_2(call):
     assert call("inspect", "--colour")[0] == 2
 

@@ -68,7 +68,7 @@ def test_the_readme_shows_what_the_demo_prints(demo):
     """Shares and counts to the digit; the largest error of a logit, which is rounding, up to a factor of two."""
     readme = (Path(cli.__file__).parent / "README.md").read_text()
     shown = readme.partition("```text\n")[2].partition("```")[0]
-    console = Console(file=io.StringIO(), width=100, highlight=False)
+    console = Console(file=io.StringIO(), width=200, highlight=False)
     show_demo(console, demo[1])
     printed = console.file.getvalue()
     assert [line for line in screen(shown) if line] == [line for line in screen(printed) if line]

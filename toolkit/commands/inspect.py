@@ -29,8 +29,9 @@ def inspect(
             f"{model} is an export, not a checkpoint.",
             f"`safetykit verify {model}` checks it; its README.md is its card.",
         )
+    path = model_path(model)
     with console.steps("reading"):
-        vlm = VLM.without_weights(model_path(model))
+        vlm = VLM.without_weights(path)
         found = vlm.describe(fingerprint=fingerprint)
     then = console.command_line("fit", "vlm-guard", model, "--data", "RECORDS", "-o", "adapter")
     value = {**found, "export": exportable(vlm.model.config)}

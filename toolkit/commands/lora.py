@@ -35,8 +35,9 @@ def lora(
 
     require_free(out, overwrite=overwrite, inputs=[model, *adapter])
     loaded = [load_adapter(folder) for folder in adapter]
+    path = model_path(model)
     with console.steps("loading"):
-        vlm = VLM.from_pretrained(model_path(model), **options.loading())
+        vlm = VLM.from_pretrained(path, **options.loading())
     for one in loaded:
         if not allow_wrong_base:
             require_base(one, vlm.fingerprint, model)
