@@ -64,7 +64,7 @@ def test_six_text_records_of_each_label_suffice_for_a_detector(fit, method, caps
     )
     assert adapter.detector.refusal == "no"
     assert adapter.info.hyperparameters["corrected_by"] == []
-    assert "reading states ...\nchoosing and measuring the probe ..." in capsys.readouterr().err
+    assert "reading states ...\nfitting and measuring the probe ..." in capsys.readouterr().err
 
 
 @pytest.mark.slow
