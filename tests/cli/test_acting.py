@@ -47,6 +47,9 @@ def torch_ones():
         ("--swap", "a"),
         ("--provider", "CPUExecutionProvider"),
         ("--external-index", "i"),
+        ("--device", "cpu"),
+        ("--dtype", "float32"),
+        ("--device-map", "auto"),
     ],
 )
 def test_verifying_an_adapter_reads_no_model(call, adapter_folder, option, value):
@@ -112,6 +115,11 @@ def test_an_evaluation_is_overwritten_only_if_asked(call, random_checkpoint, rec
     [
         (["--split", "fit"], "--split does nothing without --data"),
         (["--limit", 3], "--limit does nothing without --data"),
+        (["--batch-size", 3], "--batch-size does nothing without records"),
+        (["--device", "cpu:1"], "It is auto, cpu, cuda, cuda:N or mps. Did you mean 'cpu'?"),
+        (["--dtype", "flaot32"], "Did you mean 'float32'?"),
+        (["--max-memory", "cpu=1GiB"], "--max-memory does nothing with --device-map left out"),
+        (["--device", "cpu", "--device-map", "auto"], "--device does nothing with --device-map auto"),
         (["--max-new-tokens", 3], "--max-new-tokens does nothing without records"),
         (["--max-flips", 0.5], "--max-flips does nothing without records"),
         (["--mode", "hotswap"], "Did you mean 'hot-swap'?"),
@@ -193,3 +201,29 @@ def test_a_refusal_is_told_whoever_refused(call, monkeypatch, tmp_path, text, de
     (found,) = json.loads(out)
     assert code == 0
     assert (found["refused"], found["refused_by_detector"], found["refused_by_model"]) == facts
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--device", "cpu"), ("--dtype", "float32"), ("--device-map", "auto"), ("--max-memory", "cpu=1GiB")],
+)
+def test_an_export_is_evaluated_where_onnx_runtime_runs_it(call, records, tmp_path, option, value):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "safetykit.json").write_text("{}")
+    needed = ("--device-map", "auto") if option == "--max-memory" else ()
+    code, _, err = call("eval", tmp_path / "export", "--data", records, option, value, *needed)
+    assert code == 2 and "does nothing without a checkpoint: an export runs in ONNX Runtime" in err
+
+
+def test_an_encoder_takes_no_option_of_a_model(call, tmp_path):
+    (tmp_path / "captions.jsonl").write_text('{"caption": "a red apple"}\n{"caption": "a pear"}\n')
+    made = ("index", "build", tmp_path / "captions.jsonl", "--encoder", tmp_path, "-o", tmp_path / "index")
+    code, _, err = call(*made, "--dtype", "float32")
+    assert code == 2 and "--dtype does nothing with an encoder" in err
+
+
+def test_options_of_loading_come_from_a_file(call, random_checkpoint, records, tmp_path):
+    (tmp_path / "run.yaml").write_text("device: cpu\ndtype: bfloat16\nbatch-size: 2\nmax-new-tokens: 2\n")
+    code, out, err = call("eval", random_checkpoint, "--data", records, "--config", tmp_path / "run.yaml", "--json")
+    assert code == 0, err
+    assert json.loads(out)["ran"] == {"device": "cpu", "dtype": "bfloat16", "spread": False}

@@ -141,6 +141,23 @@ SIZES = [
         {"_step": {"mb": 1}},
     ),
     BenchCase(
+        "scale",
+        "--out {out} --size tiny --step inspect --step verify --scratch {folder}",
+        lambda ran: [
+            ran.only("checkpoint")[0] == "tiny" and ran.only("checkpoint")[1].parent.name == "folder",
+            [call[0][0] for call in ran.calls["measured"]] == ["inspect", "verify"],
+            ran.read("scale.json")["tiny verify"] == {"checkpoint_gb": 0.0, "seconds": 2.0, "peak_gb": 1.5},
+            "| tiny (0.0 GB) | 2 s, 1.5 GB | 2 s, 1.5 GB |" in (ran.path / "scale.md").read_text(),
+        ],
+        {"measured": {"seconds": 2.0, "peak_gb": 1.5}, "checkpoint": lambda size, work: work, "records": "r"},
+    ),
+    BenchCase(
+        "scale",
+        "-o {out} --quick",
+        lambda ran: list(ran.read("scale.json")) == ["tiny inspect"],
+        {"measured": {"seconds": 2.0, "peak_gb": 1.5}, "checkpoint": lambda size, work: work, "records": "r"},
+    ),
+    BenchCase(
         "memory",
         "--out {out} --size tiny --layout shards --precision int4 --scratch {folder}",
         lambda ran: [
