@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def computing_wide(vlm: VLM, options: PlaceOptions) -> AbstractContextManager[None]:
-    """Have ``vlm`` compute in float32 from the weights that it has, unless another type was asked for.
+    """Have ``vlm`` compute in float32 from its own weights, unless another type was asked for or they are wider.
 
     A graph holds the weights of the checkpoint and computes in its own precision, so that it is compared with the
     function that those weights are, not with PyTorch's rounding to the checkpoint's type.
     """
-    dtype = torch.float32 if options.dtype == AUTO else getattr(torch, options.dtype)
-    return vlm.computing(dtype)
+    stored = getattr(torch, vlm.stored_dtype if options.dtype == AUTO else options.dtype)
+    return vlm.computing(torch.promote_types(stored, torch.float32) if options.dtype == AUTO else stored)

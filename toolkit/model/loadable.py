@@ -69,7 +69,8 @@ class Loadable:
         Args:
             device: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``, or a ``torch.device``; ``auto`` takes the accelerator
                 with the most free memory, all of them together where none alone holds the model, or the CPU.
-            dtype: ``float32``, ``bfloat16`` or ``float16``, or a ``torch.dtype``; ``auto`` is the checkpoint's own.
+            dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``, or a ``torch.dtype``; ``auto`` is the
+                checkpoint's own.
             device_map: spread the model over devices, memory and disk, as accelerate does: ``auto``, ``balanced``,
                 ``balanced_low_0``, ``sequential``, or a mapping from modules to devices.
             max_memory: what each device may hold of a spread model: ``{0: "20GiB", "cpu": "30GiB"}``, or as text.

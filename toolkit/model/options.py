@@ -13,7 +13,7 @@ from ...adapters.near import did_you_mean
 from ...adapters.settings import Settings, listed, require_choice, setting, spell
 
 AUTO: Final = "auto"
-DTYPES: Final = ("float32", "bfloat16", "float16")
+DTYPES: Final = ("float32", "bfloat16", "float16", "float64")
 DEVICES: Final = (AUTO, "cpu", "cuda", "cuda:N", "mps")
 DEVICE_MAPS: Final = (AUTO, "balanced", "balanced_low_0", "sequential")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
@@ -89,7 +89,7 @@ class PlaceOptions(Settings):
         acts={"device_map": None},
     )
     dtype: Annotated[str, BeforeValidator(_dtype)] = setting(
-        AUTO, "Type of the model's floats: float32, bfloat16, float16, or auto, the checkpoint's own."
+        AUTO, "Type of the model's floats: float32, bfloat16, float16, float64, or auto, the checkpoint's own."
     )
     device_map: Annotated[str | dict[str, Any] | None, BeforeValidator(_device_map)] = setting(
         None, "Spread the model over devices, memory and disk: auto, balanced, balanced_low_0 or sequential."

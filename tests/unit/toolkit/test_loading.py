@@ -16,7 +16,7 @@ from safetykit.toolkit.model.vlm import VLM
     ("given", "said"),
     [
         ({"device": "cdua"}, "device cannot be 'cdua'. It is auto, cpu, cuda, cuda:N or mps. Did you mean 'cuda'?"),
-        ({"dtype": "bf16"}, "dtype cannot be 'bf16'. It is auto, float32, bfloat16 or float16."),
+        ({"dtype": "bf16"}, "dtype cannot be 'bf16'. It is auto, float32, bfloat16, float16 or float64."),
         ({"dtype": torch.int8}, "dtype cannot be 'int8'"),
         ({"device_map": "autp"}, "device_map cannot be 'autp'"),
         ({"device_map": "auto", "max_memory": "30GiB"}, "max_memory cannot be '30GiB'. Name devices with"),
