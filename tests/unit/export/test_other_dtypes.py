@@ -20,6 +20,7 @@ from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.vlm import VLM
 
 REFERENCE = data_path("reference")
+slow = pytest.mark.slow  # whole exports with parity
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,7 @@ def test_what_a_fit_ran_in_is_in_its_manifest(guard):
     assert guard.info.base.ran.dtype == "bfloat16"
 
 
+@slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_checkpoint_in_bfloat16_exports_with_all_defaults(bf16_checkpoint, guard, precision, tmp_path):
     result = export_onnx(bf16_checkpoint, [guard], tmp_path / "export", precision=precision)
@@ -47,6 +49,7 @@ def test_a_checkpoint_in_bfloat16_exports_with_all_defaults(bf16_checkpoint, gua
     assert checked["parity"]["passed"]
 
 
+@slow
 def test_a_loaded_model_in_bfloat16_exports_and_is_left_in_it(narrow, guard, tmp_path):
     before = narrow.prefill([Request("what is this ?")])[0]
     assert export_onnx(narrow, [guard], tmp_path / "export").parity.passed
@@ -54,6 +57,7 @@ def test_a_loaded_model_in_bfloat16_exports_and_is_left_in_it(narrow, guard, tmp
     assert torch.equal(narrow.prefill([Request("what is this ?")])[0], before)
 
 
+@slow
 def test_updates_of_weights_in_bfloat16_are_not_rounded_to_it(narrow, guard, tmp_path):
     name = next(name for name, _ in narrow.model.named_parameters() if name.endswith("layers.1.mlp.down_proj.weight"))
     rows, columns = narrow.model.get_parameter(name).shape
@@ -66,6 +70,7 @@ def test_updates_of_weights_in_bfloat16_are_not_rounded_to_it(narrow, guard, tmp
     assert export_onnx(narrow.path, [updated], tmp_path / "export").parity.passed
 
 
+@slow
 def test_pytorch_in_bfloat16_is_given_more_room_and_named_where_it_fails(narrow, bf16_checkpoint, tmp_path):
     result = export_onnx(bf16_checkpoint, [], tmp_path / "export", dtype="bfloat16")
     onnx_vlm = OnnxVLM.from_pretrained(result.folder)
