@@ -210,12 +210,13 @@ def main(given: Sequence[str] | None = None) -> None:
     if options.memory:
         chosen = (options.model, options.data, options.method)
         found["memory"] = [peak_megabytes(*chosen, copies) for copies in (0, 1, 2, 4, 8)]
-    emit(found)
-    if options.out:
-        key = " ".join(str(found[name]) for name in ("layers", "width", "records", "method"))
-        results = {**read_results(options.out / "fit.json"), key: found}
-        write_results(options.out / "fit.json", results)
-        write_table(options.out / "fit.md", table(results))
+    if not options.out:
+        emit(found)
+        return
+    key = " ".join(str(found[name]) for name in ("layers", "width", "records", "method"))
+    results = {**read_results(options.out / "fit.json"), key: found}
+    write_results(options.out / "fit.json", results)
+    write_table(options.out / "fit.md", table(results))
 
 
 if __name__ == "__main__":
