@@ -58,6 +58,13 @@ class TGA(Settings):
     steps: int = setting(200, "Optimizer steps.", acts={"variant": _TRAINED}, ge=1)
     batch_size: int = setting(16, "Rows per pass.", acts={"variant": _TRAINED}, ge=1)
     accumulate: int = setting(1, "Passes per optimizer step.", acts={"variant": _TRAINED}, ge=1)
+    budget: float | None = setting(
+        None,
+        "Most passes over the pictures, forward and backward; fewer steps are taken then.",
+        acts={"variant": _TRAINED},
+        gt=0,
+        shown="none",
+    )
     lr: float | None = setting(None, "Peak learning rate.", acts={"variant": _TRAINED}, shown="the variant's own", gt=0)
     rank: int = setting(4, "Of low-rank changes.", acts={"variant": ("low-rank", "lora")}, ge=1)
     ridge: float | None = setting(

@@ -44,12 +44,14 @@ from __future__ import annotations
 from ..artifact.adapter import Adapter
 from ..artifact.manifest import AdapterInfo, library_versions
 from ..protocols import Workbench
+from .cost import cost, within
 from .settings import TGA, SupportsAligning
 
 
 def fit(settings: TGA, source: SupportsAligning) -> Adapter:
     """See :meth:`TGA.fit`."""
     layers = settings.layers_of(source.base.n_layers)
+    settings = within(settings, source.data.counts)
     found = source.align(settings)
     return Adapter(
         AdapterInfo(
@@ -70,7 +72,9 @@ def fit(settings: TGA, source: SupportsAligning) -> Adapter:
 def fit_on(settings: TGA, bench: Workbench) -> Adapter:
     """Fit with what a workbench has; layers that are missing are refused before anything runs."""
     settings.layers_of(bench.model.base.n_layers)
-    return fit(settings, bench.aligner())
+    aligner = bench.aligner()
+    bench.phase(f"aligning: {cost(within(settings, aligner.data.counts), aligner.data.counts)}")
+    return fit(settings, aligner)
 
 
 def training_versions() -> dict[str, str]:

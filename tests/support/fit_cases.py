@@ -261,6 +261,7 @@ FITS = [
         lambda done, made: [chosen(variant="closed-form", ridge=0.5)(done, made) is None, ran()(done, made)],
     ),
     Case(f"{TGA} --variant closed-form {SPREAD}", ran()),
+    Case(f"{TGA} --variant projector --batch-size 4 --budget 3.6 --layers 4", chosen(steps=1, budget=3.6)),
     Case(f"{TGA} --map {{map}} --steps 1 --batch-size 4", lambda done, made: done.value["hyperparameters"]["layers"]),
     Case(
         "fit tga {model} --data {captions} -o {taken} --variant closed-form --overwrite --json",

@@ -118,7 +118,7 @@ def _diagnosed(
     plan = full.within(budget)
     chosen = {modality: spread(found, plan.pairs[modality]) for modality, found in chosen.items()}
     if say:
-        say(_cost(vlm, plan, full, chosen, refusal, asking))
+        say(_cost(vlm, plan, full, chosen, refusal, asking, len(records)))
     identity = [vlm.fingerprint, describe_data(records).sha256, asdict(plan), seed, refusal.token_ids]
     work = _Work(vlm, refusal, plan, seed, Journal(journal_path, identity) if journal_path else None, progress)
     findings = Findings(
@@ -175,13 +175,21 @@ def _ids(pairs: Sequence[Pair], size: int) -> list[str]:
 
 
 def _cost(
-    vlm: VLM, plan: Plan, full: Plan, chosen: dict[Modality, list[Pair]], refusal: RefusalTokens, asking: float
+    vlm: VLM,
+    plan: Plan,
+    full: Plan,
+    chosen: dict[Modality, list[Pair]],
+    refusal: RefusalTokens,
+    asking: float,
+    count: int,
 ) -> str:
     """What is about to be done; time from one timed batch per modality and from the answers given so far.
 
     Args:
         asking: seconds per answer.
+        count: of the records of the split.
     """
+    passes = (plan.forward_passes + plan.backward_passes) * plan.rows / count
     seconds = asking * plan.blocked * len(windows(plan.depth))
     for modality, pairs in chosen.items():
         batch = PairBatch.prepare(vlm, chunks(pairs, plan.batch_size)[0])
@@ -190,7 +198,9 @@ def _cost(
         margins(vlm, batch, refusal)
         alone = replace(plan, pairs={modality: len(pairs)})
         seconds += (time.perf_counter() - start) * (alone.patched_passes + 2 * alone.backward_passes)
-    text = f"{plan.describe()}; about {max(1, round(seconds))} s"
+    text = (
+        f"{plan.describe()}, as much as {passes:.1f} passes over the {count} records; about {max(1, round(seconds))} s"
+    )
     if plan != full:
         text += f" (the budget left out {sum(full.pairs.values()) - sum(plan.pairs.values())} pairs, "
         text += f"{full.neurons - plan.neurons} neurons and {full.blocked - plan.blocked} answered records)"

@@ -235,6 +235,7 @@ def test_a_budget_is_kept_and_what_it_left_out_is_said(vlm, records):
     small = diagnose(vlm, records, budget=450, neurons=0, pairs=12, batch_size=4, max_new_tokens=4, say=said.append)
     assert small.info.hyperparameters["forward_passes"] <= 450
     assert "the budget left out" in said[0] and "forward and" in said[0] and "about" in said[0]
+    assert f" passes over the {sum(record.split == 'fit' for record in records)} records" in said[0]
     assert 8 <= len(small.info.effects["textual"].pairs) < 12
 
 
