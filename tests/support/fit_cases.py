@@ -249,8 +249,8 @@ FITS = [
         ),
     ),
     Case(
-        f"{TGA} --variant projector --steps 1 --batch-size 4 --no-centred --no-retrieval --resume",
-        chosen(variant="projector", centred=False, retrieval=False),
+        f"{TGA} --variant projector --budget 3.6 --batch-size 4 --no-centred --no-retrieval --resume",
+        chosen(variant="projector", centred=False, retrieval=False, budget=3.6, steps=1),
     ),
     Case(
         f"{TGA} --variant low-rank --steps 1 --batch-size 4 --centred --retrieval --prefixed 0.5 --index {{index}}",
@@ -261,7 +261,6 @@ FITS = [
         lambda done, made: [chosen(variant="closed-form", ridge=0.5)(done, made) is None, ran()(done, made)],
     ),
     Case(f"{TGA} --variant closed-form {SPREAD}", ran()),
-    Case(f"{TGA} --variant projector --batch-size 4 --budget 3.6 --layers 4", chosen(steps=1, budget=3.6)),
     Case(f"{TGA} --map {{map}} --steps 1 --batch-size 4", lambda done, made: done.value["hyperparameters"]["layers"]),
     Case(
         "fit tga {model} --data {captions} -o {taken} --variant closed-form --overwrite --json",
