@@ -25,6 +25,15 @@ def arranged(layout: str) -> Callable[[Outcome, Workshop], Any]:
     return lambda done, made: manifest(done)["layout"] == layout and done.value["parity"]["passed"]
 
 
+def is_the_map(done: Outcome) -> bool:
+    """What was printed is what the folder holds, and the command that comes next."""
+    from safetykit.toolkit.diagnosis import ChannelMap
+
+    value = {**done.value}
+    told = value.pop("map") == str(done.path) and f"--map {done.path}" in value.pop("next")
+    return told and value == ChannelMap.load(done.path).info.model_dump(mode="json")
+
+
 EXPORTS = [
     Case("export {model} --out {out} --onnx --json", lambda done, made: (done.path / "decoder.onnx").is_file()),
     Case(
