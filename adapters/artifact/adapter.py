@@ -93,7 +93,7 @@ class Adapter:
 
     @classmethod
     def load(cls, folder: Path | str) -> Adapter:
-        """Read an adapter folder.
+        """Read an adapter folder, or the id ``org/name`` of one in the local cache.
 
         Raises:
             UsageError: there is no such folder.

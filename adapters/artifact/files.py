@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import InvalidArtifact, UsageError
+from .hub import plain_file
 from .manifest import canonical_json, is_sealed
 
 MANIFEST, EXPORT_MANIFEST = "manifest.json", "safetykit.json"  # of adapter and export folders
@@ -206,18 +207,19 @@ def atomic_folder(target: Path, *, overwrite: bool = False, made: Marks = MADE) 
 def read_inside(folder: Path, name: str, limit: int | None = None) -> bytes:
     """Read the plain file ``name`` of ``folder``; links are refused because they can lead outside.
 
+    Those of the Hugging Face Hub's cache are followed, see :func:`~safetykit.adapters.artifact.hub.plain_file`.
+
     Args:
         limit: largest size in bytes that is read.
 
     Raises:
         InvalidArtifact: missing, not a plain file, or larger than ``limit``.
     """
-    path = folder / name
-    if path.is_symlink() or not path.is_file():
-        what = "is a link" if path.is_symlink() else "is missing"
-        raise InvalidArtifact(f"{path} {what}.", "Get a complete copy of the folder, made of plain files.")
+    path = plain_file(folder, name)
     if limit is not None and path.stat().st_size > limit:
-        raise InvalidArtifact(f"{path} is larger than {limit} bytes.", "It is not what its name says; get it again.")
+        raise InvalidArtifact(
+            f"{folder / name} is larger than {limit} bytes.", "It is not what its name says; get it again."
+        )
     return path.read_bytes()
 
 
@@ -266,11 +268,5 @@ def require_hashes(folder: Path, files: dict[str, str]) -> None:
         InvalidArtifact: naming the first file that is missing, linked or changed.
     """
     for name, digest in sorted(files.items()):
-        path = folder / name
-        steps = [step for step in (path, *path.parents) if step.is_relative_to(folder) and step != folder]
-        linked = any(step.is_symlink() for step in steps)
-        if linked or not path.is_file():
-            what = "is a link" if linked else "is missing"
-            raise InvalidArtifact(f"{path} {what}.", "Get a complete copy of the folder, made of plain files.")
-        if sha256_file(path) != digest:
-            raise InvalidArtifact(f"{path} was changed or truncated.", "Get the folder again from its source.")
+        if sha256_file(plain_file(folder, name)) != digest:
+            raise InvalidArtifact(f"{folder / name} was changed or truncated.", "Get the folder again from its source.")

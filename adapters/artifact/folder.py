@@ -22,6 +22,7 @@ from ..errors import InvalidArtifact, SafetykitError, UsageError
 from ..ops.branch import Branch
 from ..registry import find_method
 from .files import MANIFEST, atomic_folder, read_inside, sha256_file
+from .hub import located
 from .intervention import Intervention
 from .manifest import (
     AdapterInfo,
@@ -142,12 +143,13 @@ def files_of(adapter: Storable) -> dict[str, bytes]:
 
 
 def read_manifest(folder: Path) -> AdapterManifest:
-    """The manifest of an adapter folder, without reading its tensors.
+    """The manifest of an adapter folder, or of an id in the local cache, without reading its tensors.
 
     Raises:
         UsageError: there is no such folder.
         InvalidArtifact: the manifest is missing, damaged or was changed.
     """
+    folder = located(folder)
     if not folder.is_dir():
         raise UsageError(f"There is no adapter folder at {folder}.", "Make one with `safetykit fit`.")
     path = folder / MANIFEST
@@ -161,6 +163,7 @@ def read_folder(folder: Path) -> Stored:
         UsageError: there is no such folder.
         InvalidArtifact: a file is missing, linked, truncated or changed (the file is named).
     """
+    folder = located(folder)
     manifest = read_manifest(folder)
     _require_settings(manifest, folder)
     if TENSORS not in manifest.files:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @takes(EvalOptions)
 def evaluate(
     model: Annotated[
-        str, typer.Argument(help="Checkpoint folder, reference:mild / reference:severe, or export folder.")
+        str, typer.Argument(help="Checkpoint (folder or id), reference:mild / reference:severe, or export folder.")
     ],
     options: EvalOptions,
     adapter: Adapters = None,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...adapters.artifact.files import MANIFEST, require_hashes, require_named
+from ...adapters.artifact.hub import located
 from ...adapters.errors import UsageError
 from ...adapters.extras import missing
 from ...toolkit.data.sources import is_export
@@ -43,6 +44,7 @@ def verify_folder(
         ParityFailed: the export does not do what the model does.
     """
     options = VerifyOptions(**given) if options is None else options.but(**given)
+    folder = located(folder)
     if (folder / MANIFEST).is_file() and not is_export(folder):
         if options.capturable:
             raise UsageError("--capturable does nothing without graphs: this folder is an adapter.", "Leave it out.")
@@ -125,6 +127,7 @@ def card_of(folder: Path, *, check: bool) -> dict[str, Any]:
     Raises:
         InvalidArtifact: something was changed.
     """
+    folder = located(folder)
     if check:
         if LAYOUT.report not in check_card(folder):
             raise missing("matplotlib", "Comparing the report with its data")

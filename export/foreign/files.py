@@ -13,8 +13,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx_ir as ir
 
+from ...adapters.artifact.hub import plain_file
 from ...adapters.errors import InvalidArtifact
 from ..base.own import save_graph
+from ..base.reading import follow_links, holders
 from ..base.tracing import strip_metadata
 from ..manifest import LAYOUT, Graph
 
@@ -25,7 +27,7 @@ def load_graph(path: Path) -> ir.Model:
     """Read a graph file.
 
     Raises:
-        InvalidArtifact: it is no ONNX graph, or names weights outside its folder.
+        InvalidArtifact: it is no ONNX graph, or its weights lie outside its folder (and not in the same cache).
     """
     try:
         model = ir.load(path)
@@ -41,11 +43,13 @@ def load_graph(path: Path) -> ir.Model:
             raise InvalidArtifact(
                 f"{path} takes weights from {name}, which is not there.", "Get the file too; it belongs to the graph."
             )
+        plain_file(path.parent, name)
+    follow_links(model, path.parent)
     return model
 
 
-def save_beside(model: ir.Model, source: Path, folder: Path, name: Graph) -> None:
-    """Write ``model``, read from ``source``, as graph ``name`` of an export folder."""
+def save_beside(model: ir.Model, folder: Path, name: Graph) -> None:
+    """Write ``model``, read by :func:`load_graph`, as graph ``name`` of an export folder."""
     strip_metadata(model)
     target = folder / LAYOUT.graph(name)
     tensors = list(_external(model))
@@ -53,13 +57,13 @@ def save_beside(model: ir.Model, source: Path, folder: Path, name: Graph) -> Non
         save_graph(model, target)
         return
     data = folder / LAYOUT.data(name)
-    starts = _copy(sorted({str(tensor.location) for tensor in tensors}), source.parent, data)
-    for value in _holders(model):
+    starts = _copy(sorted({Path(tensor.path) for tensor in tensors}), data)
+    for value in holders(model):
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor):
             value.const_value = ir.ExternalTensor(
                 data.name,
-                starts[str(tensor.location)] + (tensor.offset or 0),
+                starts[Path(tensor.path)] + (tensor.offset or 0),
                 tensor.length,
                 tensor.dtype,
                 shape=tensor.shape,
@@ -69,25 +73,20 @@ def save_beside(model: ir.Model, source: Path, folder: Path, name: Graph) -> Non
     ir.save(model, target)
 
 
-def _holders(model: ir.Model) -> Iterator[ir.Value]:
-    for graph in model.graphs():
-        yield from graph.initializers.values()
-
-
 def _external(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    for value in _holders(model):
+    for value in holders(model):
         if isinstance(value.const_value, ir.ExternalTensor):
             yield value.const_value
 
 
-def _copy(names: list[str], source: Path, target: Path) -> dict[str, int]:
+def _copy(files: list[Path], target: Path) -> dict[Path, int]:
     """Copy files into one; where each of them starts."""
     starts = {}
     with open(target, "wb") as out:
-        for name in names:
+        for path in files:
             out.write(b"\0" * (-out.tell() % _PAGE))
-            starts[name] = out.tell()
-            with open(source / name, "rb") as file:
+            starts[path] = out.tell()
+            with open(path, "rb") as file:
                 shutil.copyfileobj(file, out, 2**24)
         out.flush()
         os.fsync(out.fileno())

@@ -124,7 +124,7 @@ def _import_decoder(
             raise
         changes.append(f"accepted all the same: {error.message}")
         compared = WeightsInfo(exact=0, nearest=0, unread=weights.unread, values=0)
-    save_beside(model, found.decoder, work, "decoder")
+    save_beside(model, work, "decoder")
     return changes, compared, model.graph.opset_imports.get("", 0), half
 
 
@@ -176,7 +176,7 @@ def _import_other(vlm: VLM, path: Path, work: Path, name: Graph, half: bool, all
             f"{path.name} gives other values than the checkpoint: {error:.2g} of the largest one apart.", _ADVICE
         )
     _cast_output(model, ir.DataType.FLOAT16 if half else ir.DataType.FLOAT)
-    save_beside(model, path, work, name)
+    save_beside(model, work, name)
     return None
 
 

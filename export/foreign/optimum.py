@@ -18,8 +18,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass, TopologicalSortPass
 
 from ...adapters.artifact.files import CONFIGURATION_FILES, MODEL, atomic_folder, write_atomic
+from ...adapters.artifact.hub import located
 from ...adapters.artifact.manifest import canonical_json
 from ...adapters.errors import UsageError
+from ..base.reading import read_graph
 from ..manifest import read_manifest
 from ..names import ATTENTION_MASK, INPUT_IDS, INPUTS_EMBEDS, LOGITS, PAST, POSITION_IDS, PRESENT, VISION_MASK
 
@@ -33,9 +35,10 @@ def write_optimum(export: Path, out: Path, *, overwrite: bool = False) -> Path:
         UsageError: its ops need inputs that the loader does not feed, or ``out`` is taken.
         InvalidArtifact: the export is damaged.
     """
+    export = located(export)
     manifest = read_manifest(export)
     paths = {name: export / manifest.graph_file(name) for name in ("embed_tokens", "decoder")}
-    model, embedding = ir.load(paths["decoder"]), ir.load(paths["embed_tokens"])
+    model, embedding = read_graph(paths["decoder"]), read_graph(paths["embed_tokens"])
     _join(model, embedding)
     _require_feedable(model)
     with atomic_folder(out, overwrite=overwrite, made=MODEL) as work:

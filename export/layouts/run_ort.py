@@ -144,7 +144,7 @@ if __name__ == "__main__":
             one.get("image") and Image.open(one["image"]).close()
         except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
             raise SystemExit(f"Request {number} cannot be read: {error!r}. None was answered.") from None
-    model = Model(Path(__file__).resolve().parent, given.provider, given.base)
+    model = Model(Path(__file__).absolute().parent, given.provider, given.base)
     for prompt, picture in asked:
         found = model.answer(prompt, picture and Image.open(picture), given.max_new_tokens)
         print(json.dumps(found, ensure_ascii=False), flush=True)

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
+from ..base.reading import read_graph
 from ..names import DOMAIN, ENFORCE, LOGITS, POSITION_IDS, PRESENT, is_own
 from ..runtime.sessions import open_session
 from .gap import Gap
@@ -62,7 +63,7 @@ def check_bypass(folder: Path, decoder: str, base: bytes) -> Gap:
     Args:
         decoder: file name of the adapted graph in ``folder``, beside whose data the base's weights lie.
     """
-    ours = bypassed(ir.load(folder / decoder))
+    ours = bypassed(read_graph(folder / decoder))
     sessions = [
         open_session(data, data_folder=(folder / decoder).parent)
         for data in (base, ir.serde.serialize_model(ours).SerializeToString())

@@ -32,13 +32,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 
 from ...adapters.artifact.adapter import Adapter, the_detector
 from ...adapters.artifact.manifest import DetectorInfo, GraphWeights
 from ...adapters.ops.op import Detector
 from ...toolkit.model.requests import Request
 from ..base.fitted_on import require_graph_weights, weights_of
+from ..base.reading import read_graph
 from ..names import THRESHOLD, TOKEN, own
 from ..runtime.onnx_vlm import OnnxVLM
 from ..surgery.adapt import place
@@ -264,7 +264,7 @@ class _Comparison:
     def _statement(self) -> Iterator[Check]:
         """Whether the graph states and enforces the adapter's detector."""
         manifest = self.onnx_vlm.manifest
-        decoder = ir.load(self.onnx_vlm.path / manifest.graph_file("decoder"))
+        decoder = read_graph(self.onnx_vlm.path / manifest.graph_file("decoder"))
         detector, stated = the_detector(self.adapters), _as_run(self.onnx_vlm, stated_detector(decoder))
         if detector or stated:
             yield _statement_check(detector, stated, manifest.enforce)
@@ -307,7 +307,7 @@ def _bypassable(onnx_vlm: OnnxVLM) -> bool:
 
 
 def _replaced(onnx_vlm: OnnxVLM) -> bool:
-    initializers = ir.load(onnx_vlm.path / onnx_vlm.manifest.graph_file("decoder")).graph.initializers
+    initializers = read_graph(onnx_vlm.path / onnx_vlm.manifest.graph_file("decoder")).graph.initializers
     return any(own(name) in initializers for name in onnx_vlm.manifest.updates)
 
 

@@ -20,6 +20,7 @@ from ...adapters.errors import UsageError
 from ...adapters.ops.gating import GatedOp, HeldGate
 from ...adapters.ops.op import Corrector, Detector, Observer
 from ...toolkit.families import family_or_any
+from ..base.reading import read_graph
 from ..manifest import ExportManifest, Graph
 from ..names import ATTENTION_MASK, DOMAIN, INPUTS_EMBEDS, OP, PIXEL_VALUES, RISK, VISION_MASK
 from ..runtime.binding import Session
@@ -67,7 +68,7 @@ class ExposedGraph:
         self.placed = [one for one in placed if graph_of(one.item.site) == name]
         self.by_index = {one.index: one for one in self.placed}
         path = folder / manifest.graph_file(name)
-        model = ir.load(path)
+        model = read_graph(path)
         if forced_open:
             self._open_gates(model)
         nodes = {node.name: node for node in model.graph if node.domain == DOMAIN}

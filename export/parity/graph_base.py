@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-
+from ...adapters.artifact.hub import located
 from ...adapters.artifact.manifest import GraphWeights
 from ...adapters.errors import UnsupportedGraph, UsageError, WrongBase
+from ..base.reading import read_graph
 from ..foreign.weights import DecoderWeights
 from ..manifest import LAYOUT, ExportManifest, read_manifest
 from .held import held_weights, holding
@@ -47,6 +47,7 @@ class GraphBase:
             UsageError: it holds adapters, or weights that are the checkpoint's.
             InvalidArtifact: a file is missing or was changed.
         """
+        folder = located(folder)
         manifest = read_manifest(folder)
         if manifest.mode != "base" or manifest.layout != "onnx":
             raise UsageError(
@@ -82,7 +83,7 @@ class GraphBase:
                 f"but {vlm.path} is {vlm.fingerprint[:12]}.",
                 "Export the base graphs of this model.",
             )
-        found = held_weights(vlm, ir.load(self.folder / LAYOUT.decoder))
+        found = held_weights(vlm, read_graph(self.folder / LAYOUT.decoder))
         if found is None:
             raise UnsupportedGraph(
                 f"The decoder in {self.folder} rounds more than weights, or one of them was not found in it.",

@@ -24,6 +24,7 @@ from torch import nn
 from ...adapters.artifact.manifest import GraphWeights
 from ...toolkit.model.offload import hold
 from ..base.matrices import QUANTISED
+from ..base.reading import read_graph
 from ..foreign.weights import DecoderWeights, find_weights
 from ..manifest import Graph
 from ..runtime.onnx_vlm import OnnxVLM
@@ -65,10 +66,10 @@ def comparable(vlm: VLM, export: OnnxVLM, base: OnnxVLM | None) -> Comparable:
     """The graphs of an export, and of its base, that can be compared with ``vlm`` as closely as unquantised ones."""
     if export.manifest.precision not in ("int4", "int8"):
         return Comparable(export, base)
-    model = ir.load(export.path / export.manifest.graph_file("decoder"))
+    model = read_graph(export.path / export.manifest.graph_file("decoder"))
     weights = held_weights(vlm, model, set(export.manifest.updates))
     foreign = export.manifest.foreign
-    others = [] if foreign is None else [ir.load(export.path / export.manifest.graph_file(name)) for name in _OTHERS]
+    others = [] if foreign is None else [read_graph(export.path / export.manifest.graph_file(name)) for name in _OTHERS]
     if weights is None or any(_kinds(one) & set(QUANTISED) for one in others):
         return Comparable(export, base, exact=False)
     copies = [_in_full_precision(one, vlm) if one is not None else None for one in (export, base)]
@@ -127,7 +128,7 @@ def _in_full_precision(onnx_vlm: OnnxVLM, vlm: VLM) -> OnnxVLM:
 def _load(onnx_vlm: OnnxVLM) -> ir.Model:
     source = onnx_vlm.decoder_source
     if not isinstance(source, bytes):
-        return ir.load(source)
+        return read_graph(source)
     model = ir.from_proto(onnx.ModelProto.FromString(source))
     set_base_dir(model.graph, onnx_vlm.path)
     return model

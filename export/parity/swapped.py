@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...adapters.artifact.adapter import Adapter
 from ...adapters.artifact.files import MANIFEST
+from ...adapters.artifact.hub import located
 from ...adapters.artifact.store import load_adapter
 from ...adapters.artifact.updates import WeightUpdate
 from ..manifest import ExportManifest
@@ -31,7 +32,7 @@ def adapters_of(
         swap: what the runtime made of ``sources``.
     """
     folders = [source for source in sources if not isinstance(source, Adapter)]
-    if all((Path(folder) / MANIFEST).is_file() for folder in folders):
+    if all((located(folder) / MANIFEST).is_file() for folder in folders):
         return [source if isinstance(source, Adapter) else load_adapter(Path(source)) for source in sources]
     return with_parameters(own, manifest, swap)
 

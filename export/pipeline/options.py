@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator
 
+from ...adapters.artifact.hub import located
 from ...adapters.errors import UsageError
 from ...adapters.settings import setting
 from ...toolkit.evaluation.options import RecordOptions
@@ -33,6 +34,10 @@ def _model_name(given: str | None) -> str | None:
     return given
 
 
+def _located(given: Path | None) -> Path | None:
+    return None if given is None else located(given)
+
+
 def _licence(given: str | None) -> str | None:
     if given is not None and not re.match(LICENCE, given):
         raise UsageError(
@@ -50,7 +55,9 @@ class ExportOptions(RecordOptions, Int4Options, RuntimeOptions, LoadOptions):
         "bake parameters beside the base's weights, fold them into these (affine ops), or hot-swap, open to others.",
     )
     layout: LayoutName = setting("onnx", "For which runtime the folder is arranged; onnx is plain files.")
-    base_onnx: Path | None = setting(None, "Put the adapters into these base graphs, instead of exporting new ones.")
+    base_onnx: Annotated[Path | None, AfterValidator(_located)] = setting(
+        None, "Put the adapters into these base graphs, instead of exporting new ones."
+    )
     enforce: bool = setting(False, "Have the graph itself force a detector's refusals.")
     gate_state: Literal["inputs", "cache"] = setting(
         "inputs", "Where gates that are held through an answer keep their decision.", hidden=True

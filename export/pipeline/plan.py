@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from ...adapters.artifact.adapter import Adapter, the_detector
 from ...adapters.artifact.files import require_free
+from ...adapters.artifact.hub import name_of
 from ...adapters.artifact.stack import require_fitted_stack
 from ...adapters.errors import UsageError
 from ...toolkit.data.sources import PREFIX
@@ -128,6 +129,6 @@ def _is_reference(source: Source) -> bool:
 
 
 def _model_name(source: Source) -> str:
-    """A name that the card can show: the last part of the path, without what a model id cannot hold."""
-    name = f"safetykit-{source.called.replace(':', '-')}" if _is_reference(source) else source.checkpoint.resolve().name
-    return re.sub(r"[^\w.-]+", "-", name).strip("-._")[:MODEL_NAME_LENGTH] or "model"
+    """A name that the card can show: the id, or the last part of the path without what an id cannot hold."""
+    name = f"safetykit-{source.called.replace(':', '-')}" if _is_reference(source) else name_of(source.checkpoint)
+    return re.sub(r"[^\w./-]+", "-", name).strip("-._/")[:MODEL_NAME_LENGTH] or "model"

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...adapters.artifact.hub import located
 from ...adapters.artifact.manifest import DetectorInfo
 from ...adapters.errors import InvalidArtifact, UsageError, WrongBase
 from ..base.fitted_on import require_graph_weights
@@ -106,7 +107,7 @@ def read_swap(
         )
     if not sources:
         raise UsageError("There is no adapter to swap in.", "Give one, or call reset for the export's own.")
-    paths = [Path(source) for source in sources if isinstance(source, (str, Path))]
+    paths = [located(source) for source in sources if isinstance(source, (str, Path))]
     if len(paths) == len(sources) and all(path.suffix == SUFFIX for path in paths):
         if manifest.detector is not None:
             raise UsageError(

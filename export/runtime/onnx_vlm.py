@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from ...adapters.artifact.hub import located
 from ...adapters.artifact.manifest import DetectorInfo
 from ...adapters.errors import UsageError
 from ...toolkit.index.caption_index import CaptionIndex
@@ -74,7 +75,7 @@ class OnnxVLM(Graphs, Generating):
         verify: bool = True,
         index: CaptionIndex | Path | None = None,
     ) -> OnnxVLM:
-        """Open an export folder.
+        """Open an export folder, or the id ``org/name`` of one in the local cache.
 
         Args:
             providers: ONNX Runtime execution providers; falling back to others is an error.
@@ -85,7 +86,7 @@ class OnnxVLM(Graphs, Generating):
             UsageError: no such folder, a provider is not there, or the index is missing or not the right one.
             InvalidArtifact: a file is missing or was changed, or a graph does not load.
         """
-        folder = Path(folder)
+        folder = located(folder)
         manifest = read_manifest(folder, verify=verify)
         return cls(folder, manifest, InputProcessor.from_pretrained(folder), providers, index=index)
 

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...adapters.artifact.hub import weights_folder
 from ...adapters.errors import InvalidArtifact, UsageError
 from ...adapters.extras import install, missing
 
@@ -78,7 +79,9 @@ def open_session(
     # Idle threads that spin take the cores from PyTorch, which parity runs in turn with ONNX Runtime.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if isinstance(model, bytes) and data_folder is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data_folder))
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(weights_folder(data_folder))
+        )
     strict = CPU[0] not in providers
     if strict:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Model = Annotated[str, typer.Argument(help="Checkpoint folder, or reference:mild / reference:severe.")]
+Model = Annotated[
+    str, typer.Argument(help="Checkpoint folder, id in the local cache, or reference:mild / reference:severe.")
+]
 Data = Annotated[str, typer.Option("--data", help="Records: JSONL file or folder, or `reference`.")]
 Adapters = Annotated[list[Path] | None, typer.Option("--adapter", help="Adapter folder; repeat to stack.")]
 WrongBase = Annotated[

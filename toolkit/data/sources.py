@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...adapters.artifact.files import EXPORT_MANIFEST
+from ...adapters.artifact.hub import located
 from ...adapters.errors import UsageError
 from ..reference import records_path, reference_path
 
@@ -13,33 +14,34 @@ _EMPTY = "an empty path"
 
 
 def model_path(text: Path | str) -> Path:
-    """A checkpoint folder, or ``reference:mild`` / ``reference:severe``.
+    """A checkpoint folder, an id ``org/name`` in the local cache, or ``reference:mild`` / ``reference:severe``.
 
     Raises:
-        UsageError: neither.
+        UsageError: none of them.
     """
     prefix, _, name = str(text).partition(":")
     if prefix == PREFIX and name in ("mild", "severe"):
         return reference_path(name)  # type: ignore[arg-type]
-    path = Path(text)
+    path = located(text)
     if not str(text) or not path.is_dir():
         raise UsageError(
             f"There is no model folder at {text or _EMPTY}.",
-            "Pass a checkpoint folder, or reference:mild or reference:severe for the bundled model organism.",
+            "Pass a checkpoint folder, the id of one in the cache of the Hugging Face Hub, or reference:mild or "
+            "reference:severe for the bundled model organism.",
         )
     return path
 
 
 def is_checkpoint(text: Path | str) -> bool:
     """Whether this names a checkpoint: a bundled one, or a folder with weights of its own beside a configuration."""
-    path = Path(text)
+    path = located(text)
     stored = (path / "config.json").is_file() and any(path.glob("*.safetensors"))
     return stored or str(text).startswith(f"{PREFIX}:")
 
 
 def is_export(folder: Path) -> bool:
     """Whether this is a folder that ``safetykit export`` wrote."""
-    return (folder / EXPORT_MANIFEST).is_file()
+    return (located(folder) / EXPORT_MANIFEST).is_file()
 
 
 def data_path(text: Path | str) -> Path:

@@ -29,6 +29,7 @@ import safetensors.numpy
 from pydantic import JsonValue
 
 from ...adapters.artifact.files import atomic_folder, read_inside
+from ...adapters.artifact.hub import located
 from ...adapters.artifact.manifest import BaseInfo, DataInfo, FileName, Sha256, Strict, dump_sealed, load_sealed
 from ...adapters.errors import InvalidArtifact, UsageError, WrongBase
 from .intervals import Estimate
@@ -251,7 +252,7 @@ class ChannelMap:
             UsageError: there is no such folder.
             InvalidArtifact: a file is missing, truncated or changed; it is named.
         """
-        folder = Path(folder)
+        folder = located(folder)
         if not folder.is_dir():
             raise UsageError(f"There is no channel map at {folder}.", "Make one with `safetykit diagnose`.")
         info = load_sealed(ChannelMapInfo, read_inside(folder, MAP, _MAP_LIMIT), str(folder / MAP))

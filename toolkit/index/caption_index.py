@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 
 from ...adapters.artifact.files import read_inside, require_hashes
+from ...adapters.artifact.hub import located, plain_file
 from ...adapters.artifact.manifest import FileName, Sha256, Strict, load_sealed
 from ...adapters.errors import InvalidArtifact, UsageError
 from .embedding import Embedder, EmbedderInfo
@@ -83,7 +84,7 @@ class CaptionIndex(Sequence[str]):
             UsageError: there is no such folder.
             InvalidArtifact: a file is missing, damaged or was changed; it is named.
         """
-        folder = Path(folder)
+        folder = located(folder)
         if not folder.is_dir():
             raise UsageError(f"There is no index folder at {folder}.", "Make one with `safetykit index build`.")
         where = str(folder / MANIFEST)
@@ -91,7 +92,7 @@ class CaptionIndex(Sequence[str]):
         if set(manifest.files) != {DATA}:
             raise InvalidArtifact(f"{where} does not name {DATA} alone.", "Build the index again.")
         require_hashes(folder, dict(manifest.files) if verify else {})
-        arrays = map_arrays(folder / DATA)
+        arrays = map_arrays(plain_file(folder, DATA))
         wanted = {
             "keys": ((manifest.count, manifest.dimension), manifest.dtype),
             "centre": ((manifest.dimension,), "float32"),

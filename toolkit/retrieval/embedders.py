@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...adapters.artifact.files import sha256_file
+from ...adapters.artifact.hub import located, name_of
 from ...adapters.artifact.sites import Site
 from ...adapters.errors import InvalidArtifact, UsageError
 from ..index.embedding import EmbedderInfo
@@ -91,14 +92,14 @@ class EncoderEmbedder:
             UsageError: there is no such folder, it is no encoder, or its layout is not known here.
             InvalidArtifact: one of its files is damaged.
         """
-        folder = Path(folder)
+        folder = located(folder)
         if not folder.is_dir():
             raise UsageError(f"There is no encoder folder at {folder}.", "Pass the path of a checkpoint on disk.")
         if (folder / "modules.json").is_file():
             kind, (self._encode, self.dimension, pooling) = "sentence-transformers", _sentence_transformer(folder)
         else:
             kind, (self._encode, self.dimension, pooling) = "clip", _clip(folder)
-        self.info = EmbedderInfo(kind=kind, name=folder.resolve().name, sha256=_folder_digest(folder), pooling=pooling)
+        self.info = EmbedderInfo(kind=kind, name=name_of(folder), sha256=_folder_digest(folder), pooling=pooling)
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> Float[np.ndarray, "batch dimension"]:

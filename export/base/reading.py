@@ -1,0 +1,49 @@
+"""Reading graph files, whose weights may lie in blobs of the Hugging Face Hub's cache.
+
+onnx-ir and ONNX Runtime refuse data files that are links out of the graph's folder. In a snapshot of the cache all are,
+so a tensor is said to lie in the blob itself, and a session that is given bytes looks for it there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ...adapters.artifact.hub import plain_file, snapshot_of
+
+
+def read_graph(path: Path) -> ir.Model:
+    """A graph file with its weights where they really lie.
+
+    Raises:
+        InvalidArtifact: weights of a graph in a snapshot are missing, or a link that leads out of the repository.
+    """
+    model = ir.load(path)
+    if snapshot_of(path.parent) is not None:
+        follow_links(model, path.parent)
+    return model
+
+
+def follow_links(model: ir.Model, folder: Path) -> None:
+    """Have weights that are links in ``folder`` lie in their blobs, in place; raises as :func:`read_graph`."""
+    for value in holders(model):
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and (folder / tensor.location).is_symlink():
+            blob = plain_file(folder, str(tensor.location))
+            value.const_value = ir.ExternalTensor(
+                blob.name,
+                tensor.offset,
+                tensor.length,
+                tensor.dtype,
+                shape=tensor.shape,
+                name=tensor.name,
+                base_dir=blob.parent,
+            )
+
+
+def holders(model: ir.Model) -> Iterator[ir.Value]:
+    """The values of a model that hold a tensor, those of its subgraphs included."""
+    for graph in model.graphs():
+        yield from graph.initializers.values()
