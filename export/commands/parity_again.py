@@ -38,7 +38,8 @@ def parity_again(
     """
     given = [load_adapter(path) for path in adapters]
     _require_adapters(folder, manifest, given)
-    vlm = VLM.from_pretrained(model_path(model), **options.loading())
+    vlm = VLM.without_weights(model_path(model), options)  # plain weights of a quantised one, as it was exported
+    vlm.load()
     vlm.index = CaptionIndex.load(options.external_index) if options.external_index else None
     loaded: Sequence[Adapter] = fold_all(vlm, given) if manifest.mode == "fold" else given
     loaded = with_thresholds(loaded, {one.what: one.threshold for one in manifest.recalibrated})

@@ -12,7 +12,7 @@ from ...adapters.artifact.files import atomic_folder
 from ...adapters.artifact.store import load_adapter
 from ...adapters.errors import UsageError
 from ...toolkit.data.records import load_records
-from ...toolkit.data.sources import data_path, model_path
+from ...toolkit.data.sources import data_path
 from ...toolkit.index.caption_index import CaptionIndex
 from ...toolkit.model.inputs import InputProcessor
 from ...toolkit.model.options import LoadOptions
@@ -116,7 +116,7 @@ def _source(
         raise UsageError("Both records and data were given.", "Give one of them.")
     loaded = tuple(item if isinstance(item, Adapter) else load_adapter(Path(item)) for item in adapters)
     if isinstance(model, (str, Path)):
-        checkpoint = model_path(str(model))
+        checkpoint = _checkpoint(model)
         called, inputs, index = str(model), InputProcessor.from_pretrained(checkpoint), None
     else:
         checkpoint, called, inputs, index = model.path, str(model.path), model.inputs, model.index
@@ -132,6 +132,12 @@ def _source(
         dataset=options.data or "records",
         index=index,
     )
+
+
+def _checkpoint(model: str | Path) -> Path:
+    from ...toolkit.model.peft_folder import checkpoint_path
+
+    return checkpoint_path(str(model))
 
 
 def _calibration(options: ExportOptions) -> list[Record]:

@@ -95,6 +95,7 @@ def plan_export(source: Source, out: Path, options: ExportOptions) -> Plan:
     requirements.require_mode(adapters, options)
     require_layout(options.layout, config.model_type, adapters, enforce=options.enforce)
     requirements.require_base_graphs(source, options)
+    requirements.require_weights(source, options)
     if options.base_onnx is None:
         family_of(config)  # an architecture that is not exported is refused by name
     retriever_of(adapters, source.index)

@@ -38,6 +38,7 @@ __all__ = [
     "require_providers",
     "require_sites",
     "require_use",
+    "require_weights",
 ]
 
 _ROUNDED = ("int4", "int8")
@@ -158,6 +159,14 @@ def require_base_graphs(source: Source, options: ExportOptions) -> None:
     for adapter in source.adapters if not options.allow_wrong_base else ():
         if adapter.info.base.fingerprint != manifest.base.fingerprint:
             require_same_base(folder, manifest.base.fingerprint, adapter.info.base.fingerprint, "the adapter's base")
+
+
+def require_weights(source: Source, options: ExportOptions) -> None:
+    """Refuse a quantised checkpoint whose weights are to be exported and cannot be, or whose package is missing."""
+    from ...toolkit.model.quantised import require_packages, require_plain
+
+    check = require_plain if options.base_onnx is None else require_packages
+    check(source.config, source.called)
 
 
 def require_same_base(folder: Path, found: str, wanted: str, name: str) -> None:

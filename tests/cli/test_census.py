@@ -7,7 +7,8 @@ from command_cases import CASES
 from safetykit import cli
 from safetykit.toolkit.commands.config import spelling
 
-SHARED = {"--config", "--quiet", "--verbose", "--help"}  # passed to every command by test_common.py
+# Passed to every command by test_common.py; --base by test_peft_folder.py, which is read before a command starts.
+SHARED = {"--config", "--quiet", "--verbose", "--help", "--base"}
 
 
 def commands(command=None, path=()):

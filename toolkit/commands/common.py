@@ -39,7 +39,11 @@ Config = Annotated[
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no hints on stderr.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Keep every step with its time; let libraries speak.")]
 
+# Taken by commands that take a model, and acts where that is a PEFT adapter without its base.
+Base = Annotated[Path | None, typer.Option("--base", help="Checkpoint that MODEL, a PEFT adapter, belongs to.")]
+
 _SHARED = {"config": (Config, None), "quiet": (Quiet, False), "verbose": (Verbose, False)}
+_MODEL, _BASE = "model", "base"
 
 
 def with_common_options(command: Any) -> Any:
@@ -60,11 +64,14 @@ def _taking_common(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def command(*, context: typer.Context, **given: Any) -> Any:
         _, quiet, verbose = (given.pop(name) for name in _SHARED)
+        base = given.pop(_BASE, None) if _MODEL in signature.parameters else None
         if quiet and verbose:
             raise UsageError("--quiet and --verbose exclude each other.", "Leave out one of them.")
         spelled = {spelling(one): given[one.name] for one in context.command.params if one.name in given}
         console.start(quiet=quiet, verbose=verbose, as_json=bool(given.get("as_json")), options=spelled)
         _let_libraries_speak(verbose)
+        if base is not None:
+            given[_MODEL] = _merged(given[_MODEL], base)
         return function(**given)
 
     kept = [_reading_paths(each.replace(kind=Parameter.KEYWORD_ONLY)) for each in signature.parameters.values()]
@@ -72,6 +79,8 @@ def _taking_common(function: Callable[..., Any]) -> Callable[..., Any]:
         Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
         for name, (annotation, default) in _SHARED.items()
     ]
+    if _MODEL in signature.parameters:
+        added.append(Parameter(_BASE, Parameter.KEYWORD_ONLY, annotation=Base, default=None))
     context = Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)
     parameters = [context, *kept, *added]
     command.takes_common = True  # type: ignore[attr-defined]
@@ -102,6 +111,16 @@ def _reading_paths(parameter: Parameter) -> Parameter:
     if isinstance(about, OptionInfo):
         read.metavar = about.metavar or "<path>"
     return parameter.replace(annotation=Annotated[kind, read])
+
+
+def _merged(model: str | None, base: Path) -> str:
+    """The folder of a PEFT adapter merged into its base."""
+    if model is None:
+        raise UsageError("--base does nothing without a PEFT adapter as --model.", "Leave it out.")
+    from ..model.peft_folder import checkpoint_path
+
+    with console.steps("merging"):
+        return str(checkpoint_path(model, base))
 
 
 def _let_libraries_speak(verbose: bool) -> None:

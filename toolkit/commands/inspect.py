@@ -12,6 +12,8 @@ from .options import Json, Model
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ..model.vlm import VLM
+
 
 def inspect(
     model: Model,
@@ -20,8 +22,6 @@ def inspect(
 ) -> None:
     from ...adapters.errors import UsageError
     from ..data.sources import is_export, model_path
-    from ..families import exportable
-    from ..model.vlm import VLM
     from . import console
 
     if is_export(Path(model)):
@@ -29,13 +29,40 @@ def inspect(
             f"{model} is an export, not a checkpoint.",
             f"`safetykit verify {model}` checks it; its README.md is its card.",
         )
-    path = model_path(model)
+    model_path(model)  # refused before anything is said to be read
     with console.steps("reading"):
-        vlm = VLM.without_weights(path)
-        found = vlm.describe(fingerprint=fingerprint)
+        value = describe(model, fingerprint=fingerprint)
     then = console.command_line("fit", "vlm-guard", model, "--data", "RECORDS", "-o", "adapter")
-    value = {**found, "export": exportable(vlm.model.config)}
     console.emit(value, as_json=as_json, human=_view, then=then)
+
+
+def describe(model: str, *, fingerprint: bool = False) -> dict[str, Any]:
+    """What is shown of a checkpoint.
+
+    Args:
+        fingerprint: compute it, which reads every weight.
+
+    Raises:
+        UsageError: there is none, or it holds no VLM.
+    """
+    from ..families import exportable
+
+    vlm = _opened(model)
+    return {**vlm.describe(fingerprint=fingerprint), "export": exportable(vlm.model.config)}
+
+
+def _opened(model: str) -> VLM:
+    """The model; a quantised one as it was before, which takes no package and no weights."""
+    from ..model.inputs import InputProcessor
+    from ..model.peft_folder import checkpoint_path
+    from ..model.quantised import quantisation_of, skeleton
+    from ..model.vlm import VLM
+
+    folder = checkpoint_path(model)
+    inputs = InputProcessor.from_pretrained(folder)
+    if quantisation_of(inputs.config) is None:
+        return VLM.without_weights(folder)
+    return VLM(skeleton(folder), inputs, path=folder)
 
 
 def _view(console: Console, value: dict[str, Any]) -> None:
@@ -50,7 +77,7 @@ def _view(console: Console, value: dict[str, Any]) -> None:
     rows = [
         ("architecture", value["architecture"]),
         ("decoder", f"{value['n_layers']} layers of width {value['d_model']}, vocabulary {value['vocabulary']}"),
-        ("parameters", f"{value['parameters']:,} ({value['dtype']})"),
+        ("parameters", f"{value['parameters']:,} ({value['quantised'] or value['dtype']})"),
         *((name, part or "none") for name, part in value["parts"].items()),
         ("sites", f"{layers}, {', '.join(plain)}"),
         ("fingerprint", value["fingerprint"] or "not computed: --fingerprint reads every weight"),

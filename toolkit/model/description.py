@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .parts import Parts
+from .quantised import parameter_count, quantisation_of
 
 
 class Described(Protocol):
@@ -43,8 +44,9 @@ def describe(vlm: Described, *, fingerprint: bool = True) -> dict[str, Any]:
         "architecture": type(vlm.model).__name__,
         "n_layers": len(vlm.parts.layers),
         "d_model": vlm.parts.embed_tokens.weight.shape[1],
-        "parameters": sum(parameter.numel() for parameter in vlm.model.parameters()),
+        "parameters": parameter_count(vlm.model, vlm.path),
         "dtype": vlm.stored_dtype,
+        "quantised": str(quantisation_of(vlm.model.config) or "") or None,
         "vocabulary": vlm.parts.head.weight.shape[0],
         "parts": {name: type(part).__name__ if part is not None else None for name, part in parts.items()},
         "sites": [str(site) for site in vlm.parts.sites()],

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from ...adapters.artifact.manifest import RunInfo
-from ..data.sources import model_path
 from .batching import BatchSize, rows_beside
 from .features import FeatureCache
 from .inputs import InputProcessor
@@ -18,8 +17,10 @@ from .loading import load_model, readable, spread
 from .memory import all_memory
 from .options import AUTO, LoadOptions
 from .parts import Parts
+from .peft_folder import checkpoint_path
 from .placement import Placement
 from .precision import widened
+from .quantised import load_plain, quantisation_of, require_packages
 from .weights import Weights, empty_model
 
 
@@ -84,11 +85,12 @@ class Loadable:
         given = {"device": device, "dtype": dtype, "device_map": device_map, "max_memory": max_memory}
         usual = {"device": AUTO, "dtype": AUTO, "device_map": None, "max_memory": None}
         asked = {name: value for name, value in given.items() if value != usual[name]}
-        return cls._loaded(model_path(folder), LoadOptions(**asked, batch_size=batch_size))
+        return cls._loaded(checkpoint_path(folder), LoadOptions(**asked, batch_size=batch_size))
 
     @classmethod
     def _loaded(cls, folder: Path, options: LoadOptions) -> Self:
         inputs = InputProcessor.from_pretrained(folder)
+        require_packages(inputs.config, folder)
         model, weights = load_model(folder, Placement.of(options, folder))
         vlm = cls(model, inputs, path=folder)
         vlm.weights, vlm._options = weights, options
@@ -106,10 +108,13 @@ class Loadable:
             UsageError: the folder is missing, holds no VLM, or a part was not found.
             InvalidArtifact: weights are damaged, or others than the configuration says.
         """
-        folder = model_path(folder)
+        folder = checkpoint_path(folder)
         inputs = InputProcessor.from_pretrained(folder)
-        if getattr(inputs.config, "quantization_config", None):  # how to read its weights its quantiser knows
-            return cls._loaded(folder, options or LoadOptions())
+        if (found := quantisation_of(inputs.config)) is not None:  # how to read its weights its quantiser knows
+            if found.kind.plain is None:
+                return cls._loaded(folder, options or LoadOptions())
+            with readable(folder):
+                return cls(load_plain(folder), inputs, path=folder)
         with readable(folder):
             model, weights = empty_model(folder)
         vlm = cls(model, inputs, path=folder)

@@ -4,11 +4,11 @@ import os
 
 import huggingface_hub
 import pytest
-from hub_cache import REVISION, in_cache
 
 from safetykit.adapters import Adapter
 from safetykit.adapters.artifact.hub import located, name_of, plain_file, snapshot_of, weights_folder
 from safetykit.adapters.errors import InvalidArtifact, UsageError
+from safetykit.bench.zoo.hub_cache import REVISION, in_cache
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from foreign_folders import in_transformers_js
-from hub_cache import in_cache
 from hub_endpoint import hub
 from huggingface_hub import HfApi, snapshot_download
 
 from safetykit.adapters.errors import InvalidArtifact
+from safetykit.bench.zoo.hub_cache import in_cache
 from safetykit.export.commands.verification import verify_folder
 from safetykit.export.foreign.files import load_graph, save_beside
 from safetykit.export.layouts.prepare import program
