@@ -1,8 +1,8 @@
 """Kinds of checkpoints with inspect, fit and export: ``python bench/checkpoints.py OUT [--kind NAME …]``.
 
 A tiny LLaVA with random weights is brought into each form that checkpoints come in (``bench/zoo/kinds.py``). A cell
-says ``works``, or what safetykit says instead; for an export that parity held. What bitsandbytes makes is left out where
-it is missing. The other kinds are made without their packages, and say which are missing.
+says ``works``, or what safetykit says instead; for an export that parity held. What bitsandbytes makes is left out
+where it is missing. The other kinds are made without their packages, and say which are missing.
 
 Writes OUT/checkpoints.json after every kind and OUT/checkpoints.md at the end; an interrupted run goes on where it was.
 """
@@ -91,8 +91,8 @@ def table(found: dict[str, dict[str, str]]) -> str:
         return f"no [{notes.index(text) + 1}]"
 
     rows = ["| kind | inspect | fit | export |", "|---|---|---|---|"]
-    for kind in KINDS:
-        cells = found.get(kind, {})
+    for kind in [one for one in KINDS if one in found]:
+        cells = found[kind]
         texts = (
             [cells["made"]] * 3
             if "made" in cells

@@ -11,6 +11,7 @@ from ...adapters.errors import UsageError
 from ...toolkit.data.sources import model_path
 from ...toolkit.index.caption_index import CaptionIndex
 from ...toolkit.model.folding import fold_all
+from ...toolkit.model.options import LoadOptions
 from ...toolkit.model.vlm import VLM
 from ..manifest import ExportManifest
 from ..parity.check import check_parity
@@ -38,7 +39,8 @@ def parity_again(
     """
     given = [load_adapter(path) for path in adapters]
     _require_adapters(folder, manifest, given)
-    vlm = VLM.without_weights(model_path(model), options)  # plain weights of a quantised one, as it was exported
+    # Of a quantised model plain weights, as they were exported.
+    vlm = VLM.without_weights(model_path(model), LoadOptions(**options.loading()))
     vlm.load()
     vlm.index = CaptionIndex.load(options.external_index) if options.external_index else None
     loaded: Sequence[Adapter] = fold_all(vlm, given) if manifest.mode == "fold" else given

@@ -50,6 +50,7 @@ from .gap import Gap
 from .held import Comparable, comparable
 from .report import Check, Flip, FlipCounts, ParityReport, Reference, attributed, find_flips, judged, judged_flips
 from .retrieval_checks import check_retrieval
+from .rounding import own_rounding
 from .tolerances import EXACT, Tolerance, Tolerances, tolerances_of
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ if TYPE_CHECKING:
     from ...toolkit.evaluation.evaluate import Decision
     from ...toolkit.model.hooks import AppliedAdapters
     from ...toolkit.model.vlm import VLM
+
+
+_ALONE = 8  # requests that PyTorch's own rounding is measured on
 
 
 @dataclass(frozen=True)
@@ -147,9 +151,23 @@ class _Comparison:
             checks=tuple(checks),
             flips=tuple(flips),
             flipped=counts,
-            warnings=_warnings(table, compared=against.decisions is not None),
+            warnings=(*_warnings(table, compared=against.decisions is not None), *self._irreproducible(table, checks)),
             passed=all(check.passed for check in checks),
         )
+
+    def _irreproducible(self, table: Tolerances, checks: Sequence[Check]) -> Iterator[str]:
+        """Says of logits that fail in fp32 that PyTorch's own rounding is larger than what would pass, where it is."""
+        failed = {check.case for check in checks if not check.passed and check.kind in ("logits", "adapter-off")}
+        asked = [request for case, batch in self._requests().items() if case in failed for request in batch]
+        if self.onnx_vlm.manifest.precision != "fp32" or not asked:
+            return
+        gap = own_rounding(self.vlm, asked[:_ALONE])
+        if gap is not None and not table.logits.passes(gap.error, gap.scale):
+            yield (
+                f"PyTorch's own float32 logits of this model are {gap.relative().error:.1g} of the largest one away "
+                f"from float64, and {table.logits.relative:.1g} passes: rounding alone moves them that far. Weights do "
+                "that which attention is saturated by, such as those of a LoRA adapter that was scaled up."
+            )
 
     def applied(self, some: Sequence[Adapter]) -> AbstractContextManager[AppliedAdapters]:
         """PyTorch with ``some`` adapters, as the export has them."""

@@ -147,6 +147,8 @@ class ParityReport(Strict):
         if failed:
             first = failed[0]
             hint = "The exported model does not do what the PyTorch model does; nothing was written."
+            if self.precision == "fp32" and self.warnings:
+                hint = f"Nothing was written. {' '.join(self.warnings)}"
             if first.kind == "decisions":  # the last check: all else holds
                 own = [flip for flip in self.flips if not flip.unmodified]
                 hint = (

@@ -108,6 +108,17 @@ METHODS = [
 
 ELSEWHERE = [
     BenchCase(
+        "checkpoints",
+        "{out} --kind fp32 --kind GPTQ",
+        lambda ran: [
+            [call[0] for call in ran.calls["tried"]] == ["fp32", "GPTQ"],
+            ran.read("checkpoints.json")["GPTQ"] == {"inspect": "works", "fit": "Not so.", "export": "Not so."},
+            "| GPTQ | works | no [1] | no [1] |" in (ran.path / "checkpoints.md").read_text(),
+            "| AWQ | not tried" not in (ran.path / "checkpoints.md").read_text(),
+        ],
+        {"tried": lambda kind, plain, work: {"inspect": "works", "fit": "Not so.", "export": "Not so."}},
+    ),
+    BenchCase(
         "int4",
         "{checkpoint} --data {records} --out {out} --variants 'symmetric 32' --confirm 'symmetric 32' --methods sasa"
         " --settings {base} --records 2 --read 1 --fit-records 3 --max-new-tokens 4 --tokens 5 --rounds 6"

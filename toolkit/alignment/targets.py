@@ -13,7 +13,7 @@ from torch import nn
 from ...adapters.artifact.updates import WeightUpdate
 from ...adapters.errors import UsageError
 from ...adapters.tga.settings import TGA
-from ..model.lora import updates_from_peft
+from ..model.lora_layers import updates_from_peft
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -1,4 +1,4 @@
-"""Weight updates as PEFT LoRA adapters, and trained LoRA layers as weight updates.
+"""Weight updates as PEFT LoRA adapters; for the way back see :mod:`.lora_layers`.
 
 LoRA adds s·B(A x) to the output of a linear layer; a low-rank weight update adds up·(down·x). With s = 1 (alpha = rank)
 B is ``up`` and A is ``down``. What an update adds to the bias becomes the bias of B, which PEFT calls ``lora_bias``; it
@@ -24,16 +24,14 @@ from ...adapters.artifact.files import atomic_folder, write_atomic
 from ...adapters.artifact.manifest import canonical_json
 from ...adapters.artifact.updates import WeightUpdate
 from ...adapters.errors import UsageError
+from .lora_layers import PREFIX
 from .updates import Change, find_changes
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-
     from .vlm import VLM
 
 _CARD, _CONFIG = "README.md", "adapter_config.json"
 _NAME = "default"  # what PEFT calls an adapter that was given no name
-_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def write_peft(vlm: VLM, folded: Adapter, folder: Path | str, *, overwrite: bool
         warnings.simplefilter("ignore")  # of biases: that they cannot be merged, and that they are one-dimensional
         model = get_peft_model(skeleton, config, low_cpu_mem_usage=True)
         for name, part in parts.items():
-            _fill(model.get_submodule(_PREFIX + name), part, config.lora_bias)
+            _fill(model.get_submodule(PREFIX + name), part, config.lora_bias)
         model.save_pretrained(work, save_embedding_layers=False)
         (work / _CARD).unlink(missing_ok=True)  # PEFT's form, with nothing filled in
         written = json.loads((work / _CONFIG).read_bytes())
@@ -122,53 +120,3 @@ def _fill(layer: nn.Module, part: _LowRank, with_bias: bool) -> None:
     if with_bias:
         shift = torch.zeros(len(part.up)) if part.shift is None else part.shift
         b.bias = nn.Parameter(shift, requires_grad=False)
-
-
-def updates_from_peft(model: PeftModel) -> tuple[WeightUpdate, ...]:
-    """The active LoRA layers of ``model`` as low-rank updates of its base model, scaling included.
-
-    Raises:
-        UsageError: something is trained that a low-rank update cannot say, or is merged into the base already.
-    """
-    from peft.tuners.lora import Linear
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    updates: list[WeightUpdate] = []
-    if any(config.bias != "none" for config in model.peft_config.values()):
-        raise UsageError("The base model's own biases were trained (LoraConfig.bias).", "Train with bias='none'.")
-    for name, module in model.named_modules():
-        layer = name.removeprefix(_PREFIX)
-        if isinstance(module, AuxiliaryTrainingWrapper):
-            raise UsageError(f"{layer} was trained as a whole, not as LoRA.", "Leave it out of modules_to_save.")
-        if not isinstance(module, BaseTunerLayer):
-            continue
-        # Other kinds of layers derive from nn.Linear's; variants such as DoRA are not low-rank.
-        if type(module) is not Linear or module.lora_variant or module.fan_in_fan_out:
-            raise UsageError(
-                f"{layer} ({type(module).__name__}) is not plain LoRA on a linear layer.", "Train plain LoRA."
-            )
-        if module.merged:
-            raise UsageError(f"The LoRA of {layer} is merged into the base.", "Unmerge it first.")
-        updates += _of_layer(layer, module)
-    if not updates:
-        raise UsageError("The model has no active LoRA layer.", "Pass a PeftModel with LoRA.")
-    return tuple(updates)
-
-
-def _of_layer(layer: str, module: nn.Module) -> list[WeightUpdate]:
-    updates, shift = [], None
-    for adapter in module.active_adapters:
-        if adapter not in module.lora_A:
-            continue
-        a, b, scaling = module.lora_A[adapter], module.lora_B[adapter], module.scaling[adapter]
-        tensors = {"up": scaling * b.weight.detach().float().cpu(), "down": a.weight.detach().float().cpu().clone()}
-        updates.append(WeightUpdate(f"{layer}.weight", tensors))
-        if b.bias is not None:
-            more = scaling * b.bias.detach().float().cpu()
-            shift = more if shift is None else shift + more
-    if shift is not None:
-        old = module.get_base_layer().bias
-        value = shift if old is None else old.detach().float().cpu() + shift
-        updates.append(WeightUpdate(f"{layer}.bias", {"value": value}))
-    return updates

@@ -25,6 +25,7 @@ from ...adapters.artifact.tensors import StoredTensor
 from ...adapters.artifact.updates import WeightUpdate
 from ...adapters.errors import InvalidArtifact, SafetykitError, UsageError
 from ..data.sources import model_path
+from .lora_layers import updates_from_peft
 from .weights import Weights, empty_model
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -114,8 +115,6 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _changes(folder: Path, base: Path) -> list[tuple[StoredTensor, WeightUpdate]]:
     """What is added to which stored weight."""
-    from .lora import updates_from_peft
-
     kind = _config(folder).get("peft_type")
     if kind != "LORA":
         raise UsageError(f"{folder} holds a PEFT adapter of type {kind}, not LoRA.", _ITSELF)

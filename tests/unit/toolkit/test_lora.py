@@ -13,7 +13,8 @@ from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.updates import WeightUpdate
 from safetykit.adapters.errors import UsageError
 from safetykit.toolkit.model.folding import fold
-from safetykit.toolkit.model.lora import updates_from_peft, write_peft
+from safetykit.toolkit.model.lora import write_peft
+from safetykit.toolkit.model.lora_layers import updates_from_peft
 from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.updates import updated
 from safetykit.toolkit.model.vlm import VLM
