@@ -4,7 +4,8 @@
 
 Prints the table of bench/results/summary.json, and writes it to summary.md beside it. With ``--from`` the figures are
 first read again from OUT/{vlm_guard,care,sasa,tga,stack}.json, which the benchmarks of those names write; they hold
-every trial and are not kept in the repository. ``settings`` are what sweeps chose for each arm.
+every trial and are not kept in the repository. Figures of files that are not in OUT stay. ``settings`` are what sweeps
+chose for each arm.
 """
 
 from __future__ import annotations
@@ -40,28 +41,36 @@ def chosen(found: dict[str, Any]) -> str:
     return name
 
 
-def gather(folder: Path) -> dict[str, Any]:
-    """What the table and the reader need of the benchmarks' own results."""
-    files = {file: read_results(folder / f"{file}.json") for file in dict.fromkeys(file for _, file, _, _ in ARMS)}
-    table: dict[str, Any] = {}
+def gather(folder: Path, kept: dict[str, Any]) -> dict[str, Any]:
+    """What the table and the reader need of the benchmarks' own results.
+
+    Args:
+        kept: what was gathered before; it stands for the files that are not in ``folder``.
+    """
+    files = {
+        file: read_results(path)
+        for file in dict.fromkeys(file for _, file, _, _ in ARMS)
+        if (path := folder / f"{file}.json").is_file()
+    }
+    table, settings = kept.get("table", {}), kept.get("settings", {})
     for checkpoint in CHECKPOINTS:
-        table[checkpoint] = {}
+        arms = table.setdefault(checkpoint, {})
         for title, file, key, arm in ARMS:
+            if file not in files:
+                continue
             found = files[file][checkpoint]
             rows = found[key][arm or chosen(found)]["rows"]
             rates = {group: rows[group]["metrics"]["attack_success"] for group in GROUPS}
             rates |= {metric: rows["all"]["metrics"][metric] for metric in METRICS}
-            table[checkpoint][title] = rates
-    settings = {
-        file: {
-            checkpoint: {
-                arm: found["setting"] for arm, found in files[file][checkpoint][key].items() if "setting" in found
+            arms[title] = rates
+    for file, key in dict.fromkeys((file, key) for _, file, key, _ in ARMS):
+        if "sweep" in files.get(file, {}).get(CHECKPOINTS[0], ()):
+            settings[file] = {
+                checkpoint: {
+                    arm: found["setting"] for arm, found in files[file][checkpoint][key].items() if "setting" in found
+                }
+                for checkpoint in CHECKPOINTS
             }
-            for checkpoint in CHECKPOINTS
-        }
-        for file, key in dict.fromkeys((file, key) for _, file, key, _ in ARMS)
-        if "sweep" in files[file][CHECKPOINTS[0]]
-    }
     return {"table": table, "settings": settings}
 
 
@@ -84,7 +93,7 @@ def main(given: Sequence[str] | None = None) -> None:
     options = parser.parse_args(given)
     kept = RESULTS / "summary.json"
     if options.source:
-        write_results(kept, gather(options.source))
+        write_results(kept, gather(options.source, read_results(kept)))
     write_table(RESULTS / "summary.md", table(read_results(kept)))
 
 

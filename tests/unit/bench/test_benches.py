@@ -59,6 +59,21 @@ def test_results_are_read_back_where_they_lie(tmp_path):
     assert skeleton.read_results(path) == {"rows": [1]}
 
 
+def test_figures_of_benchmarks_that_were_not_run_again_stay(tmp_path):
+    rate = {"rate": 0.5, "low": 0.4, "high": 0.6}
+    kept = json.loads((summary.RESULTS / "summary.json").read_text())
+    metrics = dict.fromkeys(("attack_success", *summary.METRICS), rate)
+    rows = {"rows": {group: {"metrics": metrics} for group in (*summary.GROUPS, "all")}}
+    arms = [arm for _, file, _, arm in summary.ARMS if file == "sasa"]
+    found = {checkpoint: {"detectors": dict.fromkeys(arms, rows)} for checkpoint in summary.CHECKPOINTS}
+    skeleton.write_results(tmp_path / "sasa.json", found)
+    found = summary.gather(tmp_path, json.loads(json.dumps(kept)))
+    for title, file, _, _ in summary.ARMS:
+        same = found["table"]["mild"][title] == kept["table"]["mild"][title]
+        assert same == (file != "sasa"), title
+    assert found["table"]["severe"]["SASA"]["exact"] == rate and found["settings"] == kept["settings"]
+
+
 def test_the_committed_table_says_what_the_committed_results_say():
     kept = json.loads((summary.RESULTS / "summary.json").read_text())
     assert (summary.RESULTS / "summary.md").read_text() == summary.table(kept), "run python bench/summary.py"
