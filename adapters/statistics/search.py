@@ -3,7 +3,8 @@
 The state of a pair (s, f) costs blocks s+1…L−1 of a forward pass, and there are L(L−1)/2 of them. So pairs on a coarse
 grid of layers are tried first, then the neighbours of the best one at half the distance, and so on down to the
 layers next to it; and on a part of the records only (ours): a learning curve is flat long before its end, and what is
-compared are places, on the same records. The chosen place is then fitted on all records.
+compared are places, on the same records. The chosen place is then fitted on all records. Few layers or few records
+are compared on all records: there is little to save, and a part would choose by chance among pairs that differ little.
 
 States of blocks in the normal pass come with it for nothing, so all of them are tried at once.
 
@@ -27,6 +28,7 @@ from .probe import balanced_loss
 SHARE = 0.04  # of the records
 LEAST, MOST = 240, 2000  # records of the part
 _WHOLE = 0.6  # share from which on a part saves nothing
+_SHALLOW = 12  # layers of a decoder small enough for all its pairs on all records
 _COARSE = 5  # layers of the first grid along one axis
 
 
@@ -47,11 +49,15 @@ class Searched:
     features: Features | None
 
 
-def part_of(records: Sequence[Example], seed: int) -> list[Example]:
-    """The records that places are compared on, drawn within split, carrier and label; all, where they are few."""
+def part_of(records: Sequence[Example], seed: int, depth: int) -> list[Example]:
+    """The records that places are compared on, drawn within split, carrier and label; all, where they are few.
+
+    Args:
+        depth: layers of the decoder; of a shallow one all records are used, too.
+    """
     ordered = sorted(records, key=lambda record: record.id)
     share = min(max(LEAST, SHARE * len(ordered)), MOST) / len(ordered)
-    if share >= _WHOLE:
+    if share >= _WHOLE or depth <= _SHALLOW:
         return ordered
     splits = {split: [record for record in ordered if record.split == split] for split in ("fit", "calibration")}
     return [members[row] for members in splits.values() for row in drawn(members, share, seed)]
@@ -109,7 +115,7 @@ class Search:
         beside: Callable[[Sequence[Place]], list[Place]],
     ) -> None:
         self._detector, self._source, self._beside = detector, source, beside
-        self._part = part_of(records, detector.seed)
+        self._part = part_of(records, detector.seed, source.base.n_layers)
         self._whole = len(self._part) == len(records)
         self._read: Features | None = None
         self._tried: dict[Place, tuple[Fitted, float]] = {}
