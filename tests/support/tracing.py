@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from safetykit.export.manifest import GRAPHS, LAYOUT, ExportManifest
 from safetykit.export.parity import compare
 from safetykit.export.pipeline import write
 
+_DTYPE = re.compile(r'"dtype": "\w+",?')
 _REAL = tracing.trace
 _STEPS = compare.CACHED_STEPS
 _TRACES: dict[str, Any] = {}
@@ -81,7 +83,8 @@ def _structure(spec: Any, dtype: torch.dtype) -> str:
     for name, value in sorted(vars(module).items()):
         digest.update(f"{name} {type(value)} {value if isinstance(value, bool | str | tuple) else ''}".encode())
     for part in module.modules():
-        digest.update(f"{type(part)} {getattr(part, 'config', None)}".encode())
+        config = _DTYPE.sub("", str(getattr(part, "config", None)))  # the graph's own type is traced
+        digest.update(f"{type(part)} {config}".encode())
     for name, tensor in module.named_parameters():
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
     for name, tensor in module.named_buffers():

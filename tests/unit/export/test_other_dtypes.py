@@ -39,7 +39,7 @@ def test_what_a_fit_ran_in_is_in_its_manifest(guard):
 
 
 @slow
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.exhaustive)])
 def test_a_checkpoint_in_bfloat16_exports_with_all_defaults(bf16_checkpoint, guard, precision, tmp_path):
     result = export_onnx(bf16_checkpoint, [guard], tmp_path / "export", precision=precision)
     report = json.loads((result.folder / "parity.json").read_text())
