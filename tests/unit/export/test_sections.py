@@ -12,7 +12,7 @@ from safetykit.adapters.artifact.sites import Site
 from safetykit.adapters.care.settings import CARE
 from safetykit.adapters.errors import InvalidArtifact
 from safetykit.adapters.statistics.detector import Features
-from safetykit.adapters.statistics.detector_report import Detector, describe
+from safetykit.adapters.statistics.detector_report import Detector, describe, row_of
 from safetykit.adapters.statistics.probe import Metric
 from safetykit.export.document.card import check_card, write_card
 from safetykit.export.document.report import render_report
@@ -51,8 +51,9 @@ def detector() -> dict:
     features = Features(tuple(records), {place: states + 0.01 * at for at, place in enumerate(places)})
     kind = Detector(Metric.of("hidden", torch.randn(20, 8)), 0.02)
     fit, calibration = features.where(split="fit"), features.where(split="calibration")
-    fitted, table = kind.choose(places[:3], fit, calibration)
-    return describe(kind, fitted, table, fit, calibration)
+    tried = [kind.fit(place, fit, calibration) for place in places[:3]]
+    part = {"fit": 160, "calibration": 120}
+    return describe(kind, tried[1], [row_of(one, calibration) for one in tried], part, fit, calibration)
 
 
 @pytest.fixture(scope="module")
