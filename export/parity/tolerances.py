@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from ...adapters.artifact.manifest import Strict
 from ..manifest import Precision
 from ..runtime.onnx_vlm import OnnxVLM
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Tolerance(Strict):
@@ -78,11 +81,12 @@ TOLERANCES["int4"] = _FULL.model_copy(update={"drift": Tolerance(absolute=0, rel
 TOLERANCES["int8"] = _FULL.model_copy(update={"drift": Tolerance(absolute=0, relative=0.5), "flips": 0.1})
 
 
-def tolerances_of(onnx_vlm: OnnxVLM, dtype: torch.dtype = torch.float32) -> Tolerances:
+def tolerances_of(onnx_vlm: OnnxVLM, dtype: torch.dtype | None = None) -> Tolerances:
     """What passes for an export: by its precision, and for quantised ones also by the type they compute in.
 
     Args:
-        dtype: that PyTorch computes in; a narrow one allows for its own rounding, where states pass through the model.
+        dtype: that PyTorch computes in, float32 by default; a narrow one allows for its own rounding, where states
+            pass through the model.
     """
     table = TOLERANCES[onnx_vlm.manifest.precision]
     if table.drift is not None and onnx_vlm.half:
