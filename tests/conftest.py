@@ -31,7 +31,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--exhaustive", action="store_true", help="a hundred random cases where there are twenty, and more"
+        "--exhaustive", action="store_true", help="a hundred random cases where there are ten, and more"
     )
 
 
@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def hundred(request) -> int:
     """How many random cases a test draws; of more, the first are the same."""
-    return 100 if request.config.getoption("exhaustive") else 20
+    return 100 if request.config.getoption("exhaustive") else 10
 
 
 @pytest.fixture(scope="session", autouse=True)
