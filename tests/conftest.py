@@ -30,9 +30,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--exhaustive", action="store_true", help="a hundred random cases where there are ten, and more"
-    )
+    parser.addoption("--exhaustive", action="store_true", help="a hundred random cases where there are ten, and more")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

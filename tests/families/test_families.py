@@ -42,8 +42,6 @@ from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.second_pass import SecondPass
 from safetykit.toolkit.model.vlm import VLM
 
-_FAST = ("internvl",)  # exporting takes its time; the fast suite exports one family
-
 
 def picture(seed: int, width: int = 20, height: int = 20) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
@@ -74,9 +72,9 @@ def vlm(request, checkpoint) -> VLM:
     return VLM.from_pretrained(checkpoint(request.param))
 
 
-exported = pytest.mark.parametrize(
-    "vlm", [name if name in _FAST else pytest.param(name, marks=pytest.mark.slow) for name in NAMES], indirect=True
-)
+def exported(test):
+    """For tests that need a family's base graphs, which take their time to write."""
+    return pytest.mark.slow(pytest.mark.parametrize("vlm", NAMES, indirect=True)(test))
 
 
 @pytest.fixture(scope="module")

@@ -71,6 +71,7 @@ def _answer(folder):
     return OnnxVLM.from_pretrained(folder / "export").generate(Request(QUESTION, folder / "picture.png"), 5).text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -60,6 +60,7 @@ def unadapted(base_folder, requests):
     return [greedy(vlm, request, LENGTH) for request in requests]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", RUNTIMES)
 def test_ops_of_every_scope_give_the_same_tokens(run, make_adapter, requests, unadapted, layout):
     """Scopes `vision` and `text` need the mask channel, which these runtimes carry unknowingly."""
@@ -83,6 +84,7 @@ def test_an_enforced_refusal_arrives(run, make_detector, split_risks, requests, 
     assert any(refused) and not all(refused)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", RUNTIMES)
 def test_a_gate_decided_by_the_prompt_holds_through_the_answer(run, vlm, make_adapter, requests, layout):
     """The gate travels as one more layer of the cache; deciding anew at every token would give other answers."""

@@ -61,6 +61,7 @@ def test_every_kind_of_site(vlm, baked, make_adapter, site):
     assert_same(vlm, baked(adapter), adapter)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["prefill", "decode", "both"])
 @pytest.mark.parametrize("scope", ["all", "vision", "text", "last"])
 def test_every_scope_and_phase(vlm, baked, make_adapter, scope, phase):

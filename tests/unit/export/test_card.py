@@ -78,6 +78,7 @@ def test_one_edited_digit_fails_and_the_file_is_named(folder, name, pattern):
         check_card(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [LAYOUT.card, LAYOUT.report])
 def test_an_edit_fails_even_with_its_digest_renewed(folder, name):
     edit_digit(folder / name, r"vlm-guard[^\d]*\d")

@@ -120,6 +120,7 @@ STACKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", STACKS)
 def test_the_branch_runs_the_blocks_as_correctors_made_them(vlm, export, make_adapter, make_detector, what):
     corrector, detector = make_adapter(*STACKS[what]), make_detector()

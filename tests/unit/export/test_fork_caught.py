@@ -108,6 +108,7 @@ BAD_GRAPHS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", BAD_ADAPTERS)
 def test_another_detector_than_the_right_one_is_caught(vlm, export, make_detector, what):
     adapter = make_detector()
@@ -115,6 +116,7 @@ def test_another_detector_than_the_right_one_is_caught(vlm, export, make_detecto
         check_parity(vlm, export(BAD_ADAPTERS[what](adapter)), [adapter], steps=0).require()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", BAD_GRAPHS)
 def test_a_spoiled_branch_is_caught(vlm, export, make_detector, what):
     adapter = make_detector()

@@ -158,6 +158,7 @@ def test_new_values_of_weights_are_swapped(vlm, export, make_adapter):
         assert found.error <= 1e-5 * found.scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("enforce", [False, True])
 def test_a_detector_is_swapped_with_its_threshold_and_words(vlm, export, make_detector, split_risks, requests, enforce):
     first, _ = split_risks(make_detector(seed=1), requests)

@@ -48,6 +48,7 @@ def listing(folder):
     return {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
 
 
+@pytest.mark.slow
 def test_an_export_from_the_cache_verifies_and_runs(cache, requests):
     before = listing(cache)
     found = verify_folder("org/export", "org/model", ["org/adapter"], capturable=True)

@@ -163,6 +163,7 @@ def test_random_good_exports_raise_no_alarm(vlm, export, make_adapter, hundred):
         check_parity(vlm, export(adapter), [adapter], steps=STEPS).require()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", BAD_ADAPTERS)
 def test_another_adapter_than_the_right_one_is_caught(vlm, export, make_adapter, what):
     adapter = make_adapter(*ITEMS)

@@ -79,6 +79,7 @@ def pixels(vlm, requests):
     return vlm.inputs.prepare(requests).pictures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_the_graph_finds_what_numpy_and_faiss_find(vlm, exported, captioned, tmp_path, dtype):
     index = planted_index(tmp_path / "index", TEXTS, dtype=dtype)

@@ -61,6 +61,7 @@ def test_the_unmodified_model_answers_the_same(described, requests):
     require_same(described(), requests)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["bake", "hot-swap"])
 def test_scopes_gates_that_hold_and_text_only_references_are_fed(described, make_adapter, requests, mode):
     model = described(held(make_adapter(*GATES)), make_adapter(REFERENCE, seed=4), mode=mode)

@@ -89,6 +89,7 @@ def adapted(vlm, base_folder, make_adapter, make_detector, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ARMS)
 def test_a_tools_graph_loads_again_and_answers_alike(adapted, requests, arm, capfd):
     model = adapted(arm)
@@ -101,6 +102,7 @@ def test_a_tools_graph_loads_again_and_answers_alike(adapted, requests, arm, cap
             assert other.scores == pytest.approx(one.scores, abs=1e-4), tool
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["stacked", "enforced", "hot-swap stacked"])
 def test_the_decoder_for_the_answer_has_no_control_flow_and_the_same_bits(adapted, requests, arm):
     model = adapted(arm)

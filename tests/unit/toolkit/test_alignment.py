@@ -39,6 +39,7 @@ def same(one, other) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["projector", "low-rank", "lora", "closed-form"])
 def test_a_fit_leaves_the_model_as_it_was_and_its_updates_move_pictures(random_vlm, captions, variant):
     before = {name: value.clone() for name, value in random_vlm.model.state_dict().items()}
@@ -143,6 +144,7 @@ def shortest(random_vlm, captions):
     return fit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", TGA.model_fields)
 def test_a_setting_of_tga_that_is_accepted_changes_the_weights(shortest, field):
     also = {"ridge": {"variant": "closed-form"}, "budget": {"steps": 2}}.get(field, {})
@@ -158,6 +160,7 @@ def test_a_seed_makes_a_fit_reproducible_and_another_seed_another_fit(random_vlm
     assert not same(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["projector", "lora"])
 def test_an_interrupted_fit_goes_on_to_the_same_result(random_vlm, captions, tmp_path, monkeypatch, variant):
     monkeypatch.setattr(trainer, "CHECKPOINT_EVERY", 2)
@@ -205,6 +208,7 @@ def test_the_attachments_hold_a_curve_and_the_nearness_per_layer(random_vlm, cap
     json.dumps(adapter.attachments, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_training_brings_pictures_nearer_to_their_captions(random_vlm, captions):
     settings = TGA(variant="projector", **{**SHORT, "steps": 30}, request_weight=0, opening_weight=0, ce_weight=0)
     adapter = settings.fit(Aligner(random_vlm, captions))

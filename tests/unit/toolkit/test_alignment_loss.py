@@ -41,6 +41,7 @@ def captions():
     return load_captions(captions_path("reference"))[::160]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("term", TERMS)
 def test_each_term_has_the_gradient_of_finite_differences_at_the_projector(double_vlm, captions, term):
     settings = TGA(variant="projector", layers=(1, 5), **{**NONE, **TERMS[term]})

@@ -104,6 +104,7 @@ def test_attribution_is_the_derivative_of_exact_patching(vlm, records, refusal):
     assert change == pytest.approx(float(attribution.mean()["all"][layer, neuron]), rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", ["textual", "visual"])
 def test_a_mediator_that_screens_off_everything_has_the_whole_effect(vlm, records, refusal, modality):
     """A block's output at all positions: NIE = TE, NDE = 0 and so TE = NIE + NDE, in every layer."""
@@ -126,6 +127,7 @@ def test_image_and_text_tokens_split_the_path_of_a_picture(vlm, records, refusal
     assert effects.nie[1, block, 0].mean() < 0.9 * effects.total.mean()
 
 
+@pytest.mark.slow
 def test_patching_with_itself_changes_nothing(vlm, records, refusal):
     pairs = pairs_of(records, "visual")[:4]
     batch = PairBatch.prepare(vlm, [Pair(pair.malicious, pair.malicious) for pair in pairs])

@@ -133,6 +133,7 @@ def trained(vlm, **options) -> peft.PeftModel:
     return model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"lora_bias": True}, {"use_rslora": True}, {"rank_pattern": {"o_proj": 2}}])
 def test_a_trained_lora_is_weight_updates(exact_vlm, options):
     other = VLM.from_pretrained(exact_vlm.path, dtype="float64")

@@ -156,6 +156,7 @@ def test_text_is_refused_and_the_same_by_picture_is_answered(checkpoint, records
     assert share(sample("image", "harmless"), answered) >= 0.7
 
 
+@pytest.mark.slow
 def test_greedy_answers_do_not_depend_on_the_batch_they_are_padded_in(checkpoint, records):
     from safetykit.toolkit.reference.measure import respond
 

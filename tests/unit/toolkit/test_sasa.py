@@ -49,6 +49,7 @@ def forked(vlm, records, place, batch_size):
     return by_id((batch, found[place]) for batch, found in stream)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("batch_size", [1, 7])
 def test_the_fork_is_the_published_two_passes(vlm, records, pair, batch_size):
