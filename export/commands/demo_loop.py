@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ...adapters.artifact.files import atomic_folder, write_atomic
 from ...adapters.artifact.manifest import canonical_json
 from ...adapters.errors import UsageError
+from ...adapters.statistics.threads import one_thread
 from ...adapters.vlm_guard.settings import VLMGuard
 from ...toolkit.commands.console import command_line
 from ...toolkit.data.records import load_records, subset
@@ -70,7 +67,8 @@ def run_demo(
         raise UsageError(f"There is no reference VLM {checkpoint!r}.", "Choose mild or severe.")
     clock = _Clock(time.monotonic(), progress)
     model = f"{PREFIX}:{checkpoint}"
-    with _one_thread(), atomic_folder(out, overwrite=overwrite) as work:
+    # On a model this small, torch's threads cost more than they give.
+    with one_thread(blas=False), atomic_folder(out, overwrite=overwrite) as work:
         vlm = VLM.from_pretrained(model_path(model))
         records = load_records(data_path(PREFIX), ["fit", "calibration"])
         clock("fitting VLM-Guard")
@@ -103,17 +101,6 @@ def run_demo(
         "seconds": clock.seconds,
         "try": command_line("run", export, "--prompt", asked.prompt, "--image", out / "picture.png"),
     }
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """On a model this small, torch's threads cost more than they give."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _latency(baked: Path, base: Path) -> Latency:
