@@ -8,6 +8,7 @@ several is written with commas, `cpu,fit`.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -44,7 +45,9 @@ def main(given: Sequence[str] | None = None) -> int:
 
 def fetched(extra: str, folder: Path) -> list[Path]:
     """The wheels of safetykit with an extra and all that it requires."""
-    wanted = ["-c", ROOT / "constraints.txt", f"{ROOT}[{extra}]"]
+    source = folder / "source"  # a build leaves its work beside the sources, and packs what an earlier one left there
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__"))
+    wanted = ["-c", ROOT / "constraints.txt", f"{source}[{extra}]"]
     subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", folder, *wanted], check=True)
     return sorted(folder.glob("*.whl"))
 
