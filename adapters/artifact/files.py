@@ -145,6 +145,32 @@ def require_free(
         )
 
 
+def require_free_file(target: Path, *, overwrite: bool, keys: Collection[str]) -> None:
+    """Refuse an output file that is taken or cannot be written; worth calling before long work.
+
+    Args:
+        keys: of the JSON object by which a file that may be overwritten is known.
+
+    Raises:
+        UsageError: ``target`` is there and ``overwrite`` is off, or it is nothing that safetykit wrote.
+    """
+    require_writable(target)
+    if not target.exists():
+        return
+    if target.is_dir():
+        raise UsageError(f"{target} is a folder, not a file.", "Choose another output file.")
+    if not overwrite:
+        raise UsageError(f"{target} already exists.", "Choose another file or pass --overwrite.")
+    try:
+        body = json.loads(target.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict) or not body.keys() >= set(keys):
+        raise UsageError(
+            f"{target} was not written by this command.", "Choose another file; --overwrite replaces its results only."
+        )
+
+
 def _is_demo(folder: Path) -> bool:
     return _is_made(folder / "adapter", MADE) and _is_made(folder / "export", MADE)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...adapters.artifact.files import require_writable, write_atomic
+from ...adapters.artifact.files import require_free_file, write_atomic
 from ...adapters.artifact.manifest import canonical_json
 from ...adapters.errors import UsageError
 from ...toolkit.data.journal import Journal
@@ -52,13 +52,11 @@ def evaluate_model(
         progress: told how many records are answered; ``say``: each step as it begins.
 
     Raises:
-        UsageError: an option cannot act, ``out`` exists, or the model takes no system turn.
+        UsageError: an option cannot act, ``out`` exists or is no evaluation, or the model takes no system turn.
     """
     options = EvalOptions(**given) if options is None else options.but(**given)
     if out is not None:
-        require_writable(out)
-    if out is not None and out.exists() and not (options.overwrite and out.is_file()):
-        raise UsageError(f"{out} already exists.", "Choose another file or pass --overwrite.")
+        require_free_file(out, overwrite=options.overwrite, keys=("model", "rows", "decisions"))
     options.require_use(("overwrite",), out is not None, "a file to write (--out)")
     records = options.records()
     say = say or (lambda _: None)

@@ -105,9 +105,13 @@ def test_an_evaluation_is_overwritten_only_if_asked(call, random_checkpoint, rec
     code, _, err = call(*command)
     assert code == 2 and "already exists" in err and "--overwrite" in err
     assert "loading" not in err and "answering" not in err
+    code, _, err = call(*command, "--overwrite")
+    assert code == 2 and "was not written by this command" in err
     assert out.read_text() == "precious"
-    assert call(*command, "--overwrite")[0] == 0
-    assert json.loads(out.read_text())["max_new_tokens"] == 2
+    out.unlink()
+    for new in (2, 1):
+        assert call(*command[:-3], new, "-o", out, "--overwrite")[0] == 0
+        assert json.loads(out.read_text())["max_new_tokens"] == new
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ class Workshop:
                 (taken / "safetykit.json").write_bytes(earlier())
                 word = str(taken)
             elif word == "{taken_file}":
-                taken.write_text("old")
+                taken.write_text('{"model": "old", "rows": [], "decisions": []}')
                 word = str(taken)
             elif word.startswith("{") and word.endswith("}"):
                 word = self[word[1:-1]]

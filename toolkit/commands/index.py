@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from ..model.options import LoadOptions, PlaceOptions
 from .derived import takes
 from .options import Json, Overwrite
+
+if TYPE_CHECKING:
+    from ..index.embedding import Embedder
 
 index = typer.Typer(no_args_is_help=True)
 
@@ -33,7 +38,10 @@ def build(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Embed texts; an interrupted build goes on where it stopped when it is asked for again."""
+    """Embed texts.
+
+    An interrupted build goes on where it stopped when it is asked for again.
+    """
     from ...adapters.artifact.files import require_free
     from ...adapters.settings import require_choice
     from ..index.caption_index import KeyType
@@ -44,8 +52,9 @@ def build(
     require_choice("--keys", keys, get_args(KeyType))
     require_free(out, overwrite=overwrite, inputs=[captions, model, encoder])
     texts = open_texts(captions)
+    make_embedder = embedder_of(model, encoder, site, options)
     with console.work("loading") as doing:
-        embedder = make_embedder(model, encoder, site, options)
+        embedder = make_embedder()
         doing("embedding")
         made = build_index(
             texts,
@@ -75,7 +84,10 @@ def search(
     k: Annotated[int, typer.Option("-k", "--top", min=1, help="How many texts.")] = 5,
     as_json: Json = False,
 ) -> None:
-    """Search an index by a text, or by a picture as a fitted retrieval adapter does."""
+    """Search by a text or a picture.
+
+    A picture is searched for as a fitted retrieval adapter does.
+    """
     from ...adapters.errors import UsageError
     from ..index.caption_index import CaptionIndex
     from . import console
@@ -87,20 +99,22 @@ def search(
         other = "text" if needed == "image" else "image"
         raise UsageError(f"--{idle} does nothing with --{other}.", f"Leave it out; it acts with --{needed}.")
     opened = CaptionIndex.load(folder)
+    if text is not None:
+        make_embedder = embedder_of(model, encoder, opened.manifest.embedder.site if model else None, options)
+    else:
+        make_query = _picture_query(opened, str(image), adapter, model, options)
     with console.steps("searching"):
-        if text is not None:
-            site = opened.manifest.embedder.site if model else None
-            query = opened.embed(make_embedder(model, encoder, site, options), [text])
-        else:
-            query = _picture_query(opened, str(image), adapter, model, options)
+        query = opened.embed(make_embedder(), [text]) if text is not None else make_query()
         ids, scores = opened.search(query, min(k, len(opened)))
     ranked = zip(ids[0].tolist(), scores[0].tolist(), strict=True)
     found = [{"id": at, "score": score, "text": opened[at]} for at, score in ranked]
     console.emit(found, as_json=as_json, human=_show_found)
 
 
-def make_embedder(model: str | None, encoder: Path | None, site: str | None, options: PlaceOptions) -> Any:
-    """The embedder that the options name.
+def embedder_of(
+    model: str | None, encoder: Path | None, site: str | None, options: PlaceOptions
+) -> Callable[[], Embedder]:
+    """What loads the embedder that the options name.
 
     Raises:
         UsageError: none or two of them.
@@ -117,12 +131,14 @@ def make_embedder(model: str | None, encoder: Path | None, site: str | None, opt
         if site is not None:
             raise UsageError("An encoder has no decoder sites.", "Leave out --site, or pass --model.")
         options.require_model(False, "an encoder")
-        return EncoderEmbedder(encoder)
-    vlm = VLM.from_pretrained(model_path(str(model)), **options.loading())
-    return VLMEmbedder(vlm, Site.parse(site) if site else None)
+        return partial(EncoderEmbedder, encoder)
+    path, at = model_path(str(model)), Site.parse(site) if site else None
+    return lambda: VLMEmbedder(VLM.from_pretrained(path, **options.loading()), at)
 
 
-def _picture_query(opened: Any, image: str, adapter: Path | None, model: str | None, options: PlaceOptions) -> Any:
+def _picture_query(
+    opened: Any, image: str, adapter: Path | None, model: str | None, options: PlaceOptions
+) -> Callable[[], Any]:
     from ...adapters.artifact.store import load_adapter
     from ...adapters.errors import UsageError
     from ...adapters.retrieval.retrieval import retrieval_of
@@ -140,8 +156,8 @@ def _picture_query(opened: Any, image: str, adapter: Path | None, model: str | N
     found = retrieval_of([loaded])
     if found is None or found[0].index != opened.digest:
         raise UsageError(f"The adapter in {adapter} was not fitted on this index.", "Fit it on this index.")
-    vlm = VLM.from_pretrained(model_path(model), **options.loading())
-    return picture_query_of(vlm, loaded, open_picture(image))
+    path, picture = model_path(model), open_picture(image)
+    return lambda: picture_query_of(VLM.from_pretrained(path, **options.loading()), loaded, picture)
 
 
 def _show(console: Any, value: dict[str, Any]) -> None:

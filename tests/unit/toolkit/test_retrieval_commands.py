@@ -113,3 +113,13 @@ def test_a_folder_that_is_taken_is_kept(call, captions, random_checkpoint, tmp_p
     (tmp_path / "index" / "mine").write_text("x")
     code, _, err = call("index", "build", captions, "-o", tmp_path / "index", "--model", random_checkpoint)
     assert code == 2 and "already exists" in err and (tmp_path / "index" / "mine").read_text() == "x"
+
+
+@pytest.mark.parametrize("command", [["build", "{captions}", "-o", "{out}"], ["search", "{index}", "--text", "a bow"]])
+def test_a_missing_model_is_refused_before_anything_is_loaded(call, captions, random_checkpoint, tmp_path, command):
+    made = tmp_path / "index"
+    call("index", "build", captions, "-o", made, "--model", random_checkpoint)
+    words = [word.format(captions=captions, out=tmp_path / "out", index=made) for word in command]
+    code, _, err = call("index", *words, "--model", tmp_path / "nowhere")
+    assert code == 2 and "There is no model folder" in err
+    assert "loading" not in err and "searching" not in err
