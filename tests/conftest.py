@@ -49,12 +49,14 @@ def hundred(request) -> int:
 @pytest.fixture(scope="session", autouse=True)
 def _quick_exports(tmp_path_factory):
     """What exports of small models spend their time on is shared or done in small; the demo's are as a user's."""
+    from drawing import sketch_figures
     from tracing import compare_fewer_steps, share_bases, share_translations
 
     with pytest.MonkeyPatch.context() as patch:
         share_bases(patch, tmp_path_factory)
         share_translations(patch)
         compare_fewer_steps(patch)
+        sketch_figures(patch)
         yield
 
 

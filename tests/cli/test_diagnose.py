@@ -3,6 +3,7 @@
 import xml.etree.ElementTree as ElementTree
 
 import pytest
+from drawing import drawn
 from workshop import safetykit
 
 from safetykit.toolkit.diagnosis import ChannelMap
@@ -15,7 +16,8 @@ OPTIONS = ("--pairs", "8", "--neurons", "4", "--batch-size", "8")
 @pytest.fixture(scope="module")
 def done(planted_folder, planted_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out") / "map"
-    done = safetykit("diagnose", planted_folder, "--data", planted_data, "-o", folder, *OPTIONS)
+    with drawn():
+        done = safetykit("diagnose", planted_folder, "--data", planted_data, "-o", folder, *OPTIONS)
     assert done.code == 0, done.err
     return done
 

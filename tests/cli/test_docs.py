@@ -23,6 +23,12 @@ PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.
 SUBSTITUTIONS = {
     "diagnose ./my-vlm --data records/ -o map": "diagnose ./my-vlm --data records/ -o map --pairs 8 --neurons 0",
     "-o sasa --with guard": "-o sasa --with guard --safety-layer 3 --fused-layer 4",
+    "-o swept --sweep --layers 4 --variant steer --gate paper": (
+        "-o swept --sweep --layers 4 --variant steer --gate paper --rank 1"
+    ),
+    "fit sasa ./my-vlm --data records/ -o sasa\n": (
+        "fit sasa ./my-vlm --data records/ -o sasa --safety-layer 3 --fused-layer 4\n"
+    ),
     "./my-vlm": "reference:mild",
 }
 # A long command that the workshop runs as well: its outcome is copied.

@@ -9,11 +9,14 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 import torch
 from shared import once
+from torch._export import utils as operators
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from safetykit.adapters.artifact.manifest import load_sealed
@@ -27,7 +30,6 @@ from safetykit.export.pipeline import write
 _DTYPE = re.compile(r'"dtype": "\w+",?')
 _REAL = tracing.trace
 _STEPS = compare.CACHED_STEPS
-_TRACES: dict[str, Any] = {}
 
 
 def share_bases(patch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -47,7 +49,7 @@ def share_bases(patch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
 
         def make(made):
             made.mkdir()
-            with _shared_traces():
+            with _shared_traces(tmp_path_factory):
                 traced(vlm, made, precision, wanted=wanted, fused=fused, int4=int4)
 
         done = once(tmp_path_factory, f"base-{words}-{_identity(vlm)}", make)
@@ -60,20 +62,25 @@ def share_bases(patch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
 
 
 @contextmanager
-def _shared_traces() -> Iterator[None]:
-    """Models that differ in their weights alone are traced once a process."""
+def _shared_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Models that differ in their weights alone are traced once."""
+
+    def trace(spec: Any, dtype: torch.dtype) -> torch.onnx.ONNXProgram:
+        def make(folder: Path) -> None:
+            folder.mkdir()
+            model = _REAL(spec, dtype).model
+            for name in dict(spec.module.named_parameters(remove_duplicate=False)):
+                if (value := model.graph.initializers.get(name)) is not None:
+                    absent = ir.ExternalTensor("absent", 0, 0, value.dtype, shape=value.shape, name=name)
+                    value.const_value = absent  # its values are put in by name
+            ir.save(model, folder / "trace.onnx")
+
+        model = ir.load(once(tmp_path_factory, f"trace-{_structure(spec, dtype)}", make) / "trace.onnx")
+        return torch.onnx.ONNXProgram(model, None)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracing, "trace", _trace)
+        patch.setattr(tracing, "trace", trace)
         yield
-
-
-def _trace(spec: Any, dtype: torch.dtype) -> Any:
-    key = _structure(spec, dtype)
-    if key not in _TRACES:
-        _TRACES[key] = _REAL(spec, dtype)
-    program = copy.copy(_TRACES[key])
-    program.model = program.model.clone()
-    return program
 
 
 def _structure(spec: Any, dtype: torch.dtype) -> str:
@@ -108,7 +115,7 @@ def all_steps() -> Iterator[None]:
 
 
 def share_translations(patch: pytest.MonkeyPatch) -> None:
-    """Have the exporter read the sources of its translations once a process, not once a graph."""
+    """Have the exporter read the sources of its translations, and list torch's operators, once a process."""
     read = functools.cache(ONNXRegistry.from_torchlib)
 
     def from_torchlib(**version):
@@ -117,6 +124,7 @@ def share_translations(patch: pytest.MonkeyPatch) -> None:
         return registry
 
     patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
+    patch.setattr(operators, "_materialize_cpp_cia_ops", functools.cache(operators._materialize_cpp_cia_ops))
 
 
 def _identity(vlm: Any) -> str:

@@ -18,7 +18,7 @@ from filelock import FileLock
 from safetykit import cli
 
 DEMO = "demo -o {out} --checkpoint mild --json"
-RECORDS = {"fit": 160, "calibration": 120, "test": 24}
+RECORDS = {"fit": 96, "calibration": 72, "test": 24}
 CAPTIONS = 24
 
 
@@ -208,10 +208,11 @@ class Workshop:
 
     def _demo(self) -> Path:
         """What :data:`DEMO` leaves."""
+        from drawing import drawn
         from tracing import all_steps
 
         typed = [word for word in shlex.split(DEMO) if word not in ("-o", "{out}")]
-        with all_steps():
+        with all_steps(), drawn():
             return self._run("demo", *typed)
 
     def _guard(self) -> Path:

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
+from drawing import drawn
 from export_folder import comparison, parity, sweep
 from matplotlib.figure import Figure
 
@@ -14,6 +15,13 @@ from safetykit.export.document.plots import canvas, legend, rows_canvas, spectra
 from safetykit.export.document.report_plots import SHOWN, gate_scores, rates
 from safetykit.export.document.report_plots import parity as parity_plot
 from safetykit.export.document.sections.sweep import SweepTable, sweep_plot
+
+
+@pytest.fixture(autouse=True)
+def _drawn():
+    with drawn():
+        yield
+
 
 LONG = "3 rows padded, several pictures of other sizes, decoder.layers.31.mlp (SubspaceProjection)"
 

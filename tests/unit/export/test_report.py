@@ -6,6 +6,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from drawing import drawn
 from export_folder import documents, evaluation, write_folder
 
 from safetykit.adapters.errors import InvalidArtifact
@@ -62,7 +63,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def html(folder):
-    return render_report(folder)
+    with drawn():
+        return render_report(folder)
 
 
 def test_it_is_well_formed_and_every_id_is_used_once(html):
@@ -90,7 +92,8 @@ def test_plots_follow_the_colours_of_the_page(html):
 
 
 def test_the_same_folder_gives_the_same_bytes(folder, html):
-    assert render_report(folder) == html
+    with drawn():
+        assert render_report(folder) == html
 
 
 def test_answers_cannot_become_markup(tmp_path):
@@ -148,6 +151,7 @@ def test_of_many_gates_six_are_shown_spread_over_the_depth():
         item.model_copy(update={"scores": {name: float(at) for at, name in enumerate(names)}})
         for item in evaluation("many", True).decisions
     ]
-    plot = gate_scores(decisions, names)
+    with drawn():
+        plot = gate_scores(decisions, names)
     shown = [int(layer) for layer in re.findall(r">decoder\.layers\.(\d+) \(Op\)<", plot.svg)]
     assert shown == [0, 3, 6, 9, 12, 15] and plot.caption.startswith("6 of 16 gates.")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from drawing import drawn
 from export_folder import documents, write_folder
 from matplotlib.figure import Figure
 from planted import PlantedExample
@@ -74,7 +75,8 @@ def folder(tmp_path_factory, planted_map):
         "diagnosis.json": planted_map.info,
     }
     made = write_folder(tmp_path_factory.mktemp("sections") / "export", {**documents(), **attached})
-    write_card(made)
+    with drawn():
+        write_card(made)
     return made
 
 
