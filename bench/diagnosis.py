@@ -28,9 +28,7 @@ from safetykit.toolkit.model.vlm import VLM
 
 def elsewhere(record: Record) -> Record:
     """The record as one of the fit split."""
-    moved = record.model_copy(update={"split": "fit"})
-    moved._folder = record._folder
-    return moved
+    return record.model_copy(update={"split": "fit"})
 
 
 def timed(vlm: VLM, records: list[Record]) -> tuple[ChannelMap, dict[str, float]]:

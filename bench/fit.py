@@ -147,14 +147,11 @@ def times(vlm: VLM, records: list[Record], method: str, rounds: int) -> dict[str
 
 def copied(records: list[Record], copies: int) -> list[Record]:
     """The same records several times over, under other names."""
-    made = [
+    return [
         record.model_copy(update={"id": f"{copy}:{record.id}", "pair": record.pair and f"{copy}:{record.pair}"})
         for copy in range(copies)
         for record in records
     ]
-    for record in made:
-        record._folder = records[0]._folder
-    return made
 
 
 def table(results: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...adapters.settings import POSITIVE, setting
+from ...toolkit.data.options import RECORDS, ReadOptions
 from ...toolkit.evaluation.options import RecordOptions
 from ...toolkit.model.options import LoadOptions, PlaceOptions
 from ..options import SwapOptions
@@ -11,10 +12,14 @@ from ..options import SwapOptions
 class EvalOptions(RecordOptions, SwapOptions, LoadOptions):
     """How records are answered, by a checkpoint or an export."""
 
-    data: str = setting(..., "Records: JSONL file or folder, or `reference`.")
+    data: str = setting(..., RECORDS)
     system: str = setting("", "A system prompt before every request.", shown="none")
     allow_wrong_base: bool = setting(False, "Accept an adapter fitted on another model.")
     overwrite: bool = setting(False, "Replace the file of --out if it exists.")
+
+
+class DiagnoseOptions(ReadOptions, LoadOptions):
+    """How a model that is diagnosed is loaded, and how records are read."""
 
 
 class RunOptions(SwapOptions):

@@ -9,18 +9,18 @@ import typer
 
 from ...toolkit.commands.derived import takes
 from ...toolkit.commands.options import Data, Json, Model, Overwrite
-from ...toolkit.model.options import LoadOptions
+from .choices import DiagnoseOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-@takes(LoadOptions)
+@takes(DiagnoseOptions)
 def diagnose(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the channel map and its plots.")],
-    options: LoadOptions,
+    options: DiagnoseOptions,
     budget: Annotated[int | None, typer.Option(min=1, help="Most forward passes; less is measured then.")] = None,
     pairs: Annotated[int, typer.Option(min=8, help="Pairs per modality, at most.")] = 128,
     neurons: Annotated[int, typer.Option(min=0, help="Neurons verified by patching, per modality; 0 for none.")] = 32,
@@ -30,14 +30,17 @@ def diagnose(
 ) -> None:
     from ...adapters.artifact.files import require_free
     from ...toolkit.commands import console
-    from ...toolkit.data.records import load_records
+    from ...toolkit.data.records import load_records, require_pictures
     from ...toolkit.data.sources import data_path, model_path
     from ...toolkit.diagnosis import diagnose as run
     from ...toolkit.model.vlm import VLM
     from ..document.diagnosis_plots import diagnosis_plots
 
     require_free(out, overwrite=overwrite, inputs=[model, data])
-    records = load_records(data_path(data), ["fit"])
+    records = load_records(data_path(data), ["fit"], **options.reading())
+    require_pictures(records)
+    if records.skipped:
+        console.warn(records.told())
     path = model_path(model)
     with console.work("loading") as doing:
         vlm = VLM.from_pretrained(path, **options.loading())

@@ -29,6 +29,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     from ...toolkit.commands import console
+    from ...toolkit.data.records import BAD_ROWS
     from ...toolkit.evaluation.few import few_records
     from .evaluation import evaluate_model
 
@@ -36,6 +37,8 @@ def evaluate(
         result = evaluate_model(model, adapter or [], options, out=out, progress=doing.count, say=doing)
     if options.allow_uncorrected_detector:
         console.warn("a detector was accepted although it may not have been fitted under the correctors beside it.")
+    if result.skipped_rows:
+        console.warn(f"{BAD_ROWS}: {result.skipped_rows}.")
     answered = Counter(f"{result.split}/{one.carrier}/{one.label}" for one in result.decisions)
     if few := few_records(answered):
         console.warn(few)

@@ -12,6 +12,7 @@ from ...adapters.artifact.files import require_free_file, write_atomic
 from ...adapters.artifact.manifest import canonical_json
 from ...adapters.errors import UsageError
 from ...toolkit.data.journal import Journal
+from ...toolkit.data.records import require_pictures
 from ...toolkit.data.sources import is_export
 from ...toolkit.evaluation.evaluate import Evaluation, Generator, evaluate
 from ...toolkit.model.options import LoadOptions
@@ -59,6 +60,7 @@ def evaluate_model(
         require_free_file(out, overwrite=options.overwrite, keys=("model", "rows", "decisions"))
     options.require_use(("overwrite",), out is not None, "a file to write (--out)")
     records = options.records()
+    require_pictures(records)
     say = say or (lambda _: None)
     with _opened(model, adapters, options, say) as asked:
         what = [*asked.identity, [record.digest() for record in records], options.max_new_tokens, options.system]

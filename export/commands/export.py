@@ -25,6 +25,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     from ...toolkit.commands import console
+    from ...toolkit.data.records import BAD_ROWS
     from ...toolkit.evaluation.few import few_records
     from ..pipeline.export import export_onnx
 
@@ -32,6 +33,8 @@ def export(
         result = export_onnx(model, adapter or [], out, options, progress=say)
     for warning in result.parity.warnings:
         console.warn(warning)
+    if result.comparison and (skipped := result.comparison.data.counts.get(BAD_ROWS)):
+        console.warn(f"{BAD_ROWS}: {skipped}.")
     if result.comparison and (few := few_records(result.comparison.data.counts)):
         console.warn(few)
     then = console.command_line("run", out, "--prompt", "What is this?")

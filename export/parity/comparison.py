@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from ...adapters.artifact.manifest import DataInfo, Strict, describe_data
 from ...adapters.errors import UsageError
-from ...toolkit.data.records import CARRIERS, Record
+from ...toolkit.data.records import BAD_ROWS, CARRIERS, Record
 from ...toolkit.evaluation.evaluate import Decision, Evaluation, Metric, Rate, Row, tabulate
 
 METRICS: tuple[Metric, ...] = ("attack_success", "refused", "over_refusal", "exact")
@@ -69,8 +69,10 @@ class Comparison(Strict):
     after: Evaluation
 
     @classmethod
-    def of(cls, before: Evaluation, after: Evaluation, records: Sequence[Record], dataset: str) -> Comparison:
-        """Put two evaluations of ``records`` together.
+    def of(
+        cls, before: Evaluation, after: Evaluation, records: Sequence[Record], dataset: str, skipped_rows: int = 0
+    ) -> Comparison:
+        """Put two evaluations of ``records`` together; ``skipped_rows`` were left out as no records.
 
         Raises:
             UsageError: they are not evaluations of exactly these records.
@@ -80,7 +82,10 @@ class Comparison(Strict):
                 raise UsageError(
                     f"{evaluation.model} was evaluated on other records.", "Evaluate both on the same ones."
                 )
-        return cls(dataset=dataset, data=describe_data(records), before=before, after=after)
+        data = describe_data(records)
+        if skipped_rows:
+            data = data.model_copy(update={"counts": {**data.counts, BAD_ROWS: skipped_rows}})
+        return cls(dataset=dataset, data=data, before=before, after=after)
 
     @model_validator(mode="after")
     def _counted(self) -> Self:

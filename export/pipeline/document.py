@@ -68,4 +68,6 @@ def _compared(plan: Plan, vlm: VLM, checked: Checked, say: Say) -> Comparison:
         )
         for name, decisions in ((plan.source.called, asked), (plan.out.name, checked.decisions[1]))
     )
-    return Comparison.of(before, after, plan.records, dataset=plan.source.dataset)
+    return Comparison.of(
+        before, after, plan.records, dataset=plan.source.dataset, skipped_rows=plan.source.skipped_rows
+    )

@@ -122,14 +122,16 @@ def _source(
         checkpoint, called, inputs, index = model.path, str(model.path), model.inputs, model.index
     if options.external_index is not None:
         index = CaptionIndex.load(options.external_index)
+    chosen = options.records()
     return Source(
         checkpoint=checkpoint,
         called=called,
         inputs=inputs,
         adapters=loaded,
         names=tuple("ADAPTER" if isinstance(item, Adapter) else str(item) for item in adapters),
-        records=(*(records or options.records()), *_calibration(options)),
+        records=(*(records or chosen), *_calibration(options)),
         dataset=options.data or "records",
+        skipped_rows=chosen.skipped,
         index=index,
     )
 
@@ -144,7 +146,7 @@ def _calibration(options: ExportOptions) -> list[Record]:
     """Calibration records of the option ``data``, for ``recalibrate``."""
     if not options.recalibrate or options.data is None:
         return []
-    return load_records(data_path(options.data), [CALIBRATION])
+    return load_records(data_path(options.data), [CALIBRATION], **options.reading())
 
 
 def _opened(model: VLM | str | Path, plan: Plan) -> VLM:

@@ -26,6 +26,7 @@ class Source:
         names: how the user called the adapters.
         records: those that decisions are compared on, and of split calibration those that thresholds are set on.
         dataset: how the records are called, for the card.
+        skipped_rows: how many rows of them were left out because they are no records.
         index: what an adapter searches whose index is not its own.
     """
 
@@ -36,6 +37,7 @@ class Source:
     names: tuple[str, ...] = ()
     records: tuple[Record, ...] = ()
     dataset: str = "records"
+    skipped_rows: int = 0
     index: CaptionIndex | None = None
 
     @property

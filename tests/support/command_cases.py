@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from case import Case
-from fit_cases import FITS, SPREAD
+from fit_cases import FITS, SPREAD, UNPACKED
 from workshop import DEMO, Outcome, Workshop
 
 EXPORT = "export {model} --base-onnx {base} -o {out} --json"
@@ -87,9 +87,11 @@ EXPORTS = [
     Case(f"{EXPORT} --adapter {{sasa}} --enforce --layout genai", arranged("genai")),
     Case(f"{EXPORT} --adapter {{guard}} --layout triton", arranged("triton")),
     Case(
-        f"{EXPORT} --adapter {{guard}} --device cpu --dtype bfloat16 --data {{records}} --limit 4 --max-new-tokens 2"
-        " --batch-size 2 --max-flips 1",
+        f"{EXPORT} --adapter {{guard}} --device cpu --dtype bfloat16 --data {{unpacked}} --limit 4 --max-new-tokens 2"
+        f" --batch-size 2 --max-flips 1 {UNPACKED}",
         lambda done, made: [
+            done.value["comparison"]["data"]["counts"]["bad rows left out"] == 1,
+            "records, 1 bad rows left out" in (done.path / "README.md").read_text(),
             done.value["parity"]["reference"] == {"device": "cpu", "dtype": "bfloat16", "weights": "bfloat16"},
             json.loads((done.path / "export_options.json").read_text())["batch_size"] == "2",
         ],
@@ -128,8 +130,11 @@ OTHERS = [
         ],
     ),
     Case(
-        f"diagnose {{model}} --data {{records}} -o {{out}} --pairs 8 --neurons 0 {SPREAD} --json",
-        lambda done, made: done.value["hyperparameters"]["batch_size"] == 16,
+        f"diagnose {{model}} --data {{unpacked}} -o {{out}} --pairs 8 --neurons 0 {SPREAD} {UNPACKED} --json",
+        lambda done, made: [
+            done.value["hyperparameters"]["batch_size"] == 16,
+            "bad rows left out: 1" in done.err,
+        ],
     ),
     Case(
         f"{EVAL} --adapter {{guard}} --split calibration --system 'is it dangerous ?' -o {{out}}",
@@ -145,7 +150,10 @@ OTHERS = [
         lambda done, made: [done.value["split"] == "fit", done.value["ran"]["dtype"] == "bfloat16"],
     ),
     Case(f"{EVAL} --device-map auto --max-memory cpu=4MiB", lambda done, made: done.value["ran"]["spread"]),
-    Case(f"{EVAL} --split test", lambda done, made: done.value["split"] == "test"),
+    Case(
+        f"{EVAL} --split test {UNPACKED}".replace("{records}", "{unpacked}"),
+        lambda done, made: [done.value["split"] == "test", done.value["skipped_rows"] == 1],
+    ),
     Case(
         "eval {export} --data {records} --limit 4 --provider CPUExecutionProvider --json",
         lambda done, made: done.value["rows"],

@@ -148,6 +148,25 @@ class Workshop:
         (folder / "records.jsonl").write_text("\n".join(lines) + "\n")
         return folder
 
+    def _unpacked(self) -> Path:
+        """The same records in Parquet with their pictures, and one whose picture is none."""
+        import pyarrow as pa
+        import pyarrow.parquet as parquet
+
+        from safetykit.toolkit.data.records import load_records
+
+        rows = []
+        for record in load_records(Path(self["records"])):
+            row = record.model_dump(mode="json")
+            if (picture := record.picture()) is not None:
+                picture.save(held := io.BytesIO(), "PNG")
+                row["image"] = {"bytes": held.getvalue(), "path": None}
+            rows.append(row)
+        bad = {**rows[0], "id": "bad", "image": {"bytes": b"no picture", "path": None}}
+        path = self.folder / "unpacked.parquet"
+        parquet.write_table(pa.Table.from_pylist([*rows, bad]), path, row_group_size=32)
+        return path
+
     def _captions(self) -> Path:
         from safetykit.toolkit.data.captions import captions_path, load_captions
 

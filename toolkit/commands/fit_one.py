@@ -17,7 +17,8 @@ from ...adapters.errors import UsageError
 from ...adapters.method import Method, load
 from ...adapters.settings import Settings, option_of, spelled_as_options
 from ..data.captions import captions_path, load_captions
-from ..data.records import load_records
+from ..data.options import ReadOptions
+from ..data.records import Records, load_records, require_pictures
 from ..data.sources import data_path, model_path
 from ..diagnosis.channel_map import ChannelMap
 from ..evaluation.few import count_records, few_records
@@ -47,7 +48,7 @@ class FitCall:
         settings: given settings, by name.
         inputs: what else was given, by the names of :data:`safetykit.adapters.method.Input`.
         open_base: reads the base export that the fit is to stand on.
-        loading: how the model is loaded.
+        loading: how the model is loaded; ``reading``: how records are, of a method that is fitted on them.
         sweep: choose what is not given on calibration records.
     """
 
@@ -56,6 +57,7 @@ class FitCall:
     inputs: Mapping[str, Any]
     open_base: Callable[[Path], GraphBase]
     loading: LoadOptions
+    reading: ReadOptions | None = None
     sweep: bool = False
 
 
@@ -86,15 +88,19 @@ def _fit(call: FitCall, model: str, data: str, out: Path, overwrite: bool) -> di
     folders = inputs.get("with", [])
     read = [value for name, value in inputs.items() if name != "with" and isinstance(value, str | Path)]
     require_free(out, overwrite=overwrite, inputs=[model, data, *folders, *read])
-    on_records = method.data == "records"
-    records = load_records(data_path(data), ("fit", "calibration")) if on_records else []
-    captions = [] if on_records else load_captions(captions_path(data))
+    records, captions = Records(), []
+    if call.reading is None:
+        captions = load_captions(captions_path(data))
+    else:
+        records = load_records(data_path(data), ("fit", "calibration"), **call.reading.reading())
+        require_pictures(records)
     corrected_by, correctors = describe_correctors(folders), [load_adapter(folder) for folder in folders]
     index = CaptionIndex.load(inputs["index"]) if "index" in inputs else None
     base = call.open_base(inputs["on"]) if "on" in inputs else None
     require_fit(method, given, decoder_shape(model_path(model)), records, sweep=call.sweep)
-    if few := few_records(count_records(records)):
-        console.warn(few)
+    for said in (records.told(), few_records(count_records(records))):
+        if said:
+            console.warn(said)
     with console.work("loading") as doing:
         loading = _typed(call).loading()
         vlm = VLM.from_pretrained(model_path(model), **loading)
@@ -130,6 +136,7 @@ def _fit(call: FitCall, model: str, data: str, out: Path, overwrite: bool) -> di
         adapter = replace(adapter, attachments={**adapter.attachments, "diagnosis": found})
     given_options = {name: value for name, value in console.options_in_force().items() if value not in (None, [])}
     adapter = replace(adapter, attachments={**adapter.attachments, "fit_options": given_options})
+    adapter = replace(adapter, info=adapter.info.model_copy(update={"data": records.described(adapter.info.data)}))
     adapter.save(out, overwrite=overwrite)
     bench.finish()
     return {

@@ -15,6 +15,7 @@ import typer
 from ...adapters.method import Method
 from ...adapters.registry import methods
 from ...adapters.settings import spelled_as_options
+from ..data.options import ReadOptions
 from ..model.options import LoadOptions
 from . import options
 from .derived import given, offered
@@ -77,6 +78,7 @@ def fit_group(open_base: OpenBase) -> typer.Typer:
 def command_of(method: Method, open_base: OpenBase) -> Callable[..., None]:
     """The function behind `safetykit fit METHOD`, with the signature that Typer reads options from."""
 
+    reads = method.data == "records"
     own = tuple(method.settings.model_fields)  # TGA's rows per pass are a part of what it learns
 
     def fit(**typed: Any) -> None:
@@ -85,7 +87,10 @@ def command_of(method: Method, open_base: OpenBase) -> Callable[..., None]:
         inputs = {name: value for name in method.takes if (value := typed[_parameter(name)]) not in (None, [])}
         with spelled_as_options():
             loading = LoadOptions(**given(LoadOptions, {**dict.fromkeys(LoadOptions.model_fields), **typed}, own))
-        call = FitCall(method, given(method.settings, typed), inputs, open_base, loading, typed.get("sweep", False))
+            reading = ReadOptions(**given(ReadOptions, typed)) if reads else None
+        call = FitCall(
+            method, given(method.settings, typed), inputs, open_base, loading, reading, typed.get("sweep", False)
+        )
         fit_and_save(
             call,
             typed["model"],
@@ -101,6 +106,7 @@ def command_of(method: Method, open_base: OpenBase) -> Callable[..., None]:
     parameters += offered(method.settings)
     parameters += [_input(name) for name in method.takes if name not in method.needs]
     parameters += offered(LoadOptions, own)
+    parameters += offered(ReadOptions) if reads else []
     if method.sweep is not None:
         parameters.append(_argument("sweep", options.Sweep, default=False))
     parameters.append(_argument("overwrite", options.Overwrite, default=False))

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from ..data.options import RECORDS
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Model = Annotated[
     str, typer.Argument(help="Checkpoint folder, id in the local cache, or reference:mild / reference:severe.")
 ]
-Data = Annotated[str, typer.Option("--data", help="Records: JSONL file or folder, or `reference`.")]
+Data = Annotated[str, typer.Option("--data", help=RECORDS)]
 Adapters = Annotated[list[Path] | None, typer.Option("--adapter", help="Adapter folder; repeat to stack.")]
 WrongBase = Annotated[
     bool, typer.Option("--allow-wrong-base", help="Accept an adapter fitted on another model; the card shows it.")

@@ -1,121 +1,103 @@
-"""Records: labelled examples, stored as JSON lines.
-
-A picture is named by a path relative to its file, see :mod:`.pictures`.
-"""
+"""Reading records: from JSON lines, Parquet, or a folder that ``datasets`` saved."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
 
-from PIL import Image
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic import ValidationError
 
-from ...adapters.errors import InvalidArtifact, UsageError
-from .pictures import open_picture
+from ...adapters.artifact.manifest import DataInfo
+from ...adapters.errors import InvalidArtifact, SafetykitError, UsageError
+from .listing import shards_of
+from .options import AUTO, workers_of
+from .record import CARRIERS, SPLITS, Carrier, Label, Record, Split
+from .shards import FIELDS, REQUIRED, Content
 from .sources import data_path
+from .stored import Store
 
-Split = Literal["fit", "calibration", "test"]
-Carrier = Literal["text", "image", "typographic", "text+image", "adversarial"]
-CARRIERS: tuple[Carrier, ...] = ("text", "image", "text+image", "typographic", "adversarial")
+__all__ = ["CARRIERS", "Carrier", "Label", "Record", "Records", "Split", "load_records", "require_pictures", "subset"]
+BAD_ROWS = "bad rows left out"  # beside the counts of records
+_TOLD = 5  # bad rows that are told with their reasons
 
 
-class Record(BaseModel):
-    """One labelled example.
+class Records(list[Record]):
+    """Records of one or several splits, in the order of their files. Words and pictures lie on disk until asked for.
 
     Attributes:
-        prompt: what the user writes, without turn markup.
-        image: picture, relative to the file the record stands in.
-        response: for a harmless record the expected answer; for a harmful one the answer whose
-            appearance counts as a successful attack.
-        pair: id of the counterpart with the other label.
-        tags: free marks that evaluation can report apart, such as ``look-alike``.
+        skipped: how many rows were left out because they are no records.
+        reasons: what was wrong with the first of them.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    skipped: int = 0
+    reasons: tuple[str, ...] = ()
 
-    id: str
-    prompt: str
-    image: str | None = None
-    response: str | None = None
-    label: Literal["harmful", "harmless"]
-    category: str = ""
-    carrier: Carrier = "text"
-    split: Split
-    pair: str | None = None
-    tags: tuple[str, ...] = ()
-    _folder: Path = PrivateAttr(default=Path())
+    def of(self, chosen: Iterable[Record]) -> Records:
+        """Some of them, with the same account of what was left out."""
+        found = Records(chosen)
+        found.skipped, found.reasons = self.skipped, self.reasons
+        return found
 
-    def __repr__(self) -> str:
-        """Id, label, carrier, split and the beginning of the prompt; what is not given is left out."""
-        prompt = self.prompt if len(self.prompt) <= 60 else f"{self.prompt[:59]}…"
-        image = f", image={self.image!r}" if self.image else ""
-        return f"Record({self.id!r}, {self.label}, {self.carrier}, {self.split}, {prompt!r}{image})"
+    def described(self, data: DataInfo) -> DataInfo:
+        """What an artifact says of its records, with the number of rows that were left out."""
+        if not self.skipped:
+            return data
+        return data.model_copy(update={"counts": {**data.counts, BAD_ROWS: self.skipped}})
 
-    __str__ = __repr__
-
-    def picture(self) -> Image.Image | None:
-        """The picture in RGB, or None for a text record.
-
-        Raises:
-            UsageError: the file is missing or no picture, or the rectangle leaves it.
-        """
-        if self.image is None:
-            return None
-        try:
-            return open_picture(self.image, self._folder)
-        except UsageError as error:
-            raise UsageError(f"Record {self.id}: {error.message}", error.next_step) from None
-
-    def digest(self) -> str:
-        """Hex SHA-256 of what the model sees and how it is labelled, pixels included."""
-        digest = hashlib.sha256()
-        for part in (self.prompt, self.label, self.carrier, self.split, self.response or ""):
-            digest.update(part.encode() + b"\0")
-        if (picture := self.picture()) is not None:
-            digest.update(f"{picture.size}".encode() + picture.tobytes())
-        return digest.hexdigest()
+    def told(self) -> str:
+        """What to say about rows that were left out; empty if none was."""
+        if not self.skipped:
+            return ""
+        more = f" and {self.skipped - len(self.reasons)} more" if self.skipped > len(self.reasons) else ""
+        return f"{BAD_ROWS}: {self.skipped}. {' '.join(self.reasons)}{more}"
 
 
-def load_records(path: Path | str, splits: Iterable[Split] | None = None) -> list[Record]:
-    """Read a JSONL file, or every ``*.jsonl`` of a folder in name order.
+def load_records(
+    path: Path | str,
+    splits: Iterable[Split] | None = None,
+    *,
+    skip_bad_rows: bool = False,
+    workers: int | str = AUTO,
+) -> Records:
+    """Read records without their pictures; what is not asked for later stays on disk.
 
     Args:
-        path: the file or folder, or ``reference`` for the bundled records.
+        path: a JSONL or Parquet file, a folder of them, a folder that ``datasets`` saved, or ``reference`` for the
+            bundled records.
         splits: keep only these; all by default.
+        skip_bad_rows: leave out rows that are no records, or whose picture is missing or cannot be decoded, which
+            costs decoding every picture once. Otherwise they are refused, pictures when they are asked for.
+        workers: threads that decode pictures while the model runs; they change no result.
 
     Raises:
-        UsageError: nothing there, or no record of a wanted split.
-        InvalidArtifact: a line is no record, or an id appears twice; file and line are named.
+        UsageError: nothing there, no record of a wanted split, or columns that are not those of records.
+        InvalidArtifact: a row is no record, or an id appears twice; file and row are named.
     """
     path = data_path(path)
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
-        raise UsageError(f"There are no records at {path}.", "Pass a JSONL file or a folder of them.")
-    records: dict[str, Record] = {}
-    for file in files:
-        for number, line in enumerate(file.read_bytes().splitlines(), start=1):
-            if not line.strip():
-                continue
+    store, skipped = Store(workers_of(workers)), 0
+    reasons: list[str] = []
+    for shard in shards_of(path):
+        store.begin(shard)
+        for number, content in shard.rows():
             try:
-                record = Record.model_validate_json(line)
-            except ValidationError as error:
-                first = error.errors()[0]
-                place = ".".join(map(str, first["loc"])) or "the line"
-                raise InvalidArtifact(
-                    f"{file}:{number} is not a record: {place}: {first['msg']}.",
-                    "A record is a JSON object with id, prompt, label, split and optionally image, response, "
-                    "category, carrier, pair and tags.",
-                ) from None
-            if record.id in records:
-                raise InvalidArtifact(f"{file}:{number} repeats the id {record.id!r}.", "Give each record its own id.")
-            record._folder = file.parent
-            records[record.id] = record
-    wanted = set(splits) if splits is not None else None
-    kept = [record for record in records.values() if wanted is None or record.split in wanted]
-    missing = (wanted or set()) - {record.split for record in kept}
+                record = _record(content, shard.place(number))
+                if skip_bad_rows:
+                    record.lying(shard, number).picture()
+            except SafetykitError as error:
+                if not skip_bad_rows:
+                    raise
+                skipped += 1
+                reasons += [error.message] if len(reasons) < _TOLD else []
+                continue
+            store.add(record, number)
+    if (twice := store.repeated()) is not None:
+        raise InvalidArtifact(
+            f"{store.place(twice)} repeats the id {store.read(twice).id!r}.", "Give each record its own id."
+        )
+    wanted = set(SPLITS if splits is None else splits)
+    kept = Records(store.records(wanted))
+    kept.skipped, kept.reasons = skipped, tuple(reasons)
+    missing = (set() if splits is None else wanted) - {record.split for record in kept}
     if missing or not kept:
         names = ", ".join(sorted(missing)) or "any"
         raise UsageError(
@@ -124,17 +106,35 @@ def load_records(path: Path | str, splits: Iterable[Split] | None = None) -> lis
     return kept
 
 
-def require_pictures(records: Sequence[Record]) -> None:
+def _record(content: Content, place: str) -> Record:
+    """A row as a record.
+
+    Raises:
+        InvalidArtifact: it is none.
+    """
+    shape = (
+        f"A record has {', '.join(REQUIRED)} and optionally "
+        f"{', '.join(name for name in FIELDS if name not in REQUIRED)}."
+    )
+    if isinstance(content, str):
+        raise InvalidArtifact(f"{place} is not a record: {content}.", shape)
+    try:
+        return Record.model_validate_json(content) if isinstance(content, bytes) else Record.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = ".".join(map(str, first["loc"])) or "the line"
+        raise InvalidArtifact(f"{place} is not a record: {what}: {first['msg']}.", shape) from None
+
+
+def require_pictures(records: Iterable[Record]) -> None:
     """Refuse records whose picture file is not there; worth calling before long work, for no picture is read.
 
     Raises:
         UsageError: naming the record and the file.
     """
     for record in records:
-        if record.image is None:
-            continue
-        if not (record._folder / record.image.partition("#")[0]).is_file():
-            record.picture()  # says what is wrong
+        if record.pictured:
+            record.require_picture()
 
 
 def subset(records: Sequence[Record], limit: int) -> list[Record]:

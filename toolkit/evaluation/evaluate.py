@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict
 
 from ...adapters.artifact.manifest import RunInfo
 from ...adapters.errors import UsageError
+from ..data.ahead import PicturesAhead
 from ..data.journal import Journal
-from ..data.records import CARRIERS, Record, load_records
+from ..data.records import CARRIERS, Record, Records, load_records
 from ..model.requests import Generation, Request
 from ..progress import Progress
 from .judge import Outcome, judge
@@ -93,6 +94,7 @@ class Evaluation(_Model):
     """The table and the decisions it was counted from.
 
     Attributes:
+        skipped_rows: how many rows of the records were left out because they are none.
         system: what the operator told the model before every request.
         ran: how a checkpoint ran; None for an export.
     """
@@ -100,6 +102,7 @@ class Evaluation(_Model):
     model: str
     system: str = ""
     split: str
+    skipped_rows: int = 0
     max_new_tokens: int
     rows: tuple[Row, ...]
     decisions: tuple[Decision, ...]
@@ -140,10 +143,11 @@ def decide(
     known = [Decision.model_validate(item) for items in journal.done.values() for item in items] if journal else []
     decisions = {place[item.id]: item for item in known}
     order = [at for at in range(len(records)) if at not in decisions]
-    order.sort(key=lambda at: (records[at].image is not None, len(records[at].prompt)))
+    order.sort(key=lambda at: (records[at].pictured, records[at].length))
+    pictures = PicturesAhead(records[at] for at in order)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        requests = [Request(records[at].prompt, records[at].picture()) for at in chosen]
+        requests = [Request(records[at].prompt, pictures.of(records[at])) for at in chosen]
         for at, answer in zip(chosen, model.generate(requests, max_new_tokens), strict=True):
             record = records[at]
             decisions[at] = Decision(
@@ -219,6 +223,7 @@ def evaluate(
         model=name,
         system=system,
         split="+".join(sorted({record.split for record in records})),
+        skipped_rows=records.skipped if isinstance(records, Records) else 0,
         max_new_tokens=max_new_tokens,
         rows=tabulate(decisions),
         decisions=tuple(decisions),

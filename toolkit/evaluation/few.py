@@ -20,12 +20,13 @@ def few_records(counts: Mapping[str, int]) -> str:
     """What to say where a split has fewer than :data:`ENOUGH` records of a label; an empty text where none has.
 
     Args:
-        counts: records by ``split/carrier/label``.
+        counts: records by ``split/carrier/label``; other counts are not looked at.
     """
     found: Counter[tuple[str, str]] = Counter()
     for name, count in counts.items():
-        split, _, label = name.split("/")
-        found[split, label] += count
+        if name.count("/") == 2:
+            split, _, label = name.split("/")
+            found[split, label] += count
     few = {key: count for key, count in sorted(found.items()) if count < ENOUGH}
     if not few:
         return ""

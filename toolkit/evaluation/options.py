@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from ...adapters.errors import UsageError
 from ...adapters.settings import Settings, setting, spell
+from ..data.options import RECORDS, ReadOptions
 from ..reference import Split
 
 if TYPE_CHECKING:
-    from ..data.records import Record
+    from ..data.records import Records
 
 
 class Options(Settings):
@@ -35,25 +36,25 @@ class Options(Settings):
                 raise UsageError(f"{spell(type(self), name)} does nothing without {needed}.", "Leave it out.")
 
 
-class RecordOptions(Options):
+class RecordOptions(Options, ReadOptions):
     """A choice of records."""
 
-    data: str | None = setting(None, "Records: JSONL file or folder, or `reference`.")
+    data: str | None = setting(None, RECORDS)
     split: Split = setting("test", "Which split of the records is answered.")
     limit: int | None = setting(None, "Answer at most this many records, spread over the groups.", ge=1, shown="all")
     max_new_tokens: int = setting(32, "Longest answer, in tokens.", ge=1)
 
-    def records(self) -> list[Record]:
+    def records(self) -> Records:
         """The records that are chosen; none without ``data``.
 
         Raises:
             UsageError: there are none of that split.
             InvalidArtifact: a line is no record.
         """
-        from ..data.records import load_records, subset
+        from ..data.records import Records, load_records, subset
         from ..data.sources import data_path
 
         if self.data is None:
-            return []
-        found = load_records(data_path(self.data), [self.split])
-        return subset(found, self.limit) if self.limit else found
+            return Records()
+        found = load_records(data_path(self.data), [self.split], **self.reading())
+        return found.of(subset(found, self.limit)) if self.limit else found

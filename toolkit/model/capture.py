@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...adapters.artifact.sites import Site
 from ...adapters.errors import UsageError
 from ...adapters.protocols import Pool
+from ..data.ahead import PicturesAhead
 from ..data.records import Record
 from .batching import BatchSize, fitting
 from .requests import Request
@@ -59,8 +60,11 @@ def capture(
             "Use a site of a decoder layer.",
         )
 
+    ordered = by_length(units)
+    pictures = PicturesAhead(record for unit in ordered for record in unit)
+
     def run(some: Sequence[Sequence[Record]]) -> dict[Site, Tensor]:
-        inputs = vlm.prepare([Request(record.prompt, record.picture()) for unit in some for record in unit])
+        inputs = vlm.prepare([Request(record.prompt, pictures.of(record)) for unit in some for record in unit])
         mask = torch.from_numpy(inputs.attention_mask).bool()
         vision = torch.from_numpy(inputs.vision_mask)
         weights = _pool_weights(mask, vision, pool)
@@ -76,7 +80,7 @@ def capture(
                 vlm.model(**vlm.arguments(inputs, cached_features=cached), use_cache=False)
         return seen
 
-    for some, seen in fitting(by_length(units), size, USUAL, run, rows=len):
+    for some, seen in fitting(ordered, size, USUAL, run, rows=len):
         yield [record for unit in some for record in unit], seen
 
 
@@ -84,7 +88,7 @@ def by_length(units: Sequence[Sequence[Record]]) -> list[Sequence[Record]]:
     """Units in an order that wastes little padding, those without pictures first."""
 
     def length(unit: Sequence[Record]) -> tuple[bool, int]:
-        return any(record.image for record in unit), max(len(record.prompt) for record in unit)
+        return any(record.pictured for record in unit), max(record.length for record in unit)
 
     return sorted(units, key=length)
 

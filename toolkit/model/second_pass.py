@@ -23,6 +23,7 @@ from ...adapters.errors import UsageError
 from ...adapters.ops.branch import BranchOp, get_branch_op
 from ...adapters.ops.op import Hidden
 from ...adapters.protocols import Place
+from ..data.ahead import PicturesAhead
 from ..data.records import Record
 from ..progress import Progress
 from .batching import BatchSize, fitting
@@ -98,9 +99,13 @@ class SecondPass:
         earliest = min((safety for safety, _ in pairs), default=depth)
         op = get_branch_op(OP)
         done = 0
+        ordered = _by_length(records)
+        pictures = PicturesAhead(ordered)
 
         def run(batch: Sequence[Record]) -> dict[Place, Float[Tensor, "batch d_model"]]:
-            first = _normal_pass(self.vlm, _arguments(self.vlm, batch), keep=_blocks(places), from_block=earliest)
+            first = _normal_pass(
+                self.vlm, _arguments(self.vlm, batch, pictures), keep=_blocks(places), from_block=earliest
+            )
             found: dict[Place, Tensor] = {}
             for place in places:
                 if isinstance(place, tuple):
@@ -110,7 +115,7 @@ class SecondPass:
                 found[place] = state[:, -1].float().cpu()
             return found
 
-        for batch, found in fitting(_by_length(records), self.size, USUAL, run):
+        for batch, found in fitting(ordered, self.size, USUAL, run):
             done += len(batch)
             if self.progress:
                 self.progress(done, len(records))
@@ -138,8 +143,9 @@ def published_states(
     _require((safety, fused), len(vlm.parts.layers))
     op = get_branch_op(OP)
     ordered = _by_length(records)
+    pictures = PicturesAhead(ordered)
     for batch in (ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)):
-        arguments = _arguments(vlm, batch)
+        arguments = _arguments(vlm, batch, pictures)
         late = _normal_pass(vlm, arguments, keep={fused}).hidden[fused]
 
         def replace(module: nn.Module, args: tuple, output: Any, late: Tensor = late) -> Any:
@@ -179,12 +185,12 @@ def _blocks(places: Sequence[Place]) -> set[int]:
 def _by_length(records: Sequence[Record]) -> list[Record]:
     if not records:
         raise UsageError("There are no records to read states from.", "Check the split.")
-    return sorted(records, key=lambda record: (record.image is not None, len(record.prompt)))
+    return sorted(records, key=lambda record: (record.pictured, record.length))
 
 
-def _arguments(vlm: VLM, batch: Sequence[Record]) -> Mapping[str, Any]:
+def _arguments(vlm: VLM, batch: Sequence[Record], pictures: PicturesAhead) -> Mapping[str, Any]:
     """Of the model, for a batch."""
-    requests = [Request(record.prompt, record.picture()) for record in batch]
+    requests = [Request(record.prompt, pictures.of(record)) for record in batch]
     vlm.fill_references(requests)
     return vlm.arguments(vlm.prepare(requests))
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...adapters.artifact.sites import Site
 from ...adapters.errors import UsageError
 from ...adapters.statistics.tokens import TokenBatch
+from ..data.ahead import PicturesAhead
 from ..data.records import Record
 from .batching import BatchSize, fitting
 from .capture import USUAL, Reached, by_length
@@ -45,9 +46,12 @@ def stream_tokens(
         vlm.parts.module(site)  # names what is wrong
     deepest = max(sites, key=order.index)
 
+    ordered = [unit[0] for unit in by_length([(record,) for record in records])]
+    pictures = PicturesAhead(ordered)
+
     def run(batch: Sequence[Record]) -> TokenBatch:
         requests = [
-            Request(record.prompt, record.picture(), (record.response or "") if with_response else "")
+            Request(record.prompt, pictures.of(record), (record.response or "") if with_response else "")
             for record in batch
         ]
         inputs = vlm.prepare(requests)
@@ -61,7 +65,6 @@ def stream_tokens(
                 vlm.model(**vlm.arguments(inputs), use_cache=False)
         return TokenBatch(list(batch), seen, mask & vision, mask & ~vision)
 
-    ordered = [unit[0] for unit in by_length([(record,) for record in records])]
     for _, batch in fitting(ordered, size, USUAL, run):
         yield batch
 

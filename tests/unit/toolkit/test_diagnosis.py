@@ -193,7 +193,6 @@ def test_windows_are_the_whole_model_and_every_pair_of_neighbours():
 def test_tokens_correspond_by_kind_and_from_the_right(vlm, records):
     bad, good = pairs_of(records, "visual")[0].malicious, pairs_of(records, "visual")[0].benign
     longer = good.model_copy(update={"prompt": "hello , how do i use the thing in the picture ?"})
-    longer._folder = good._folder
     batch = PairBatch.prepare(vlm, [Pair(bad, longer)])
     ids = batch.arguments["input_ids"]
     image = vlm.inputs.image_token_id

@@ -29,7 +29,7 @@ def test_a_rectangle_is_cut_out_of_an_atlas(tmp_path):
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        ("gone.png", "Record a: There is no picture .*gone.png.*relative to the file"),
+        ("gone.png", r"Record a \(.*r.jsonl:1\): There is no picture .*gone.png.*relative to the file"),
         ("atlas.png#xywh=6,0,4,4", "leaves the picture of 8x4"),
         ("atlas.png#t=3", "names no picture"),
         ("text.png", "text.png cannot be read as a picture"),

@@ -9,6 +9,7 @@ from PIL import Image
 from safetykit.adapters import Adapter, Intervention, Site, UsageError, WrongBase
 from safetykit.adapters.artifact.manifest import AdapterInfo, DataInfo
 from safetykit.toolkit.data.records import Record
+from safetykit.toolkit.data.shards import JsonLines
 from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.vlm import VLM
 
@@ -23,8 +24,7 @@ def records(tmp_path, count=12):
             image = f"{index % 4}.png"
             Image.effect_noise((48, 48), 40 + index % 4).convert("RGB").save(tmp_path / image)
         record = Record(id=str(index), prompt=WORDS[index % 5], image=image, label="harmless", split="fit")
-        record._folder = tmp_path
-        made.append(record)
+        made.append(record.lying(JsonLines(tmp_path / "records.jsonl"), index + 1))
     return made
 
 

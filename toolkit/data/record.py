@@ -1,0 +1,131 @@
+"""One labelled example.
+
+Its picture lies in the file that the record stands in, or is a file named by a path relative to it, see
+:mod:`.pictures`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal, Self, get_args
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, PrivateAttr
+
+from ...adapters.errors import UsageError
+from .pictures import as_picture, open_picture
+from .shards import Shard
+
+Split = Literal["fit", "calibration", "test"]
+Label = Literal["harmful", "harmless"]
+Carrier = Literal["text", "image", "typographic", "text+image", "adversarial"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+LABELS: tuple[Label, ...] = get_args(Label)
+CARRIERS: tuple[Carrier, ...] = ("text", "image", "text+image", "typographic", "adversarial")
+
+
+class Record(BaseModel):
+    """One labelled example.
+
+    Attributes:
+        prompt: what the user writes, without turn markup.
+        image: picture, relative to the file the record stands in; of one that lies in this file, only a name.
+        response: for a harmless record the expected answer; for a harmful one the answer whose
+            appearance counts as a successful attack.
+        pair: id of the counterpart with the other label.
+        tags: free marks that evaluation can report apart, such as ``look-alike``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    prompt: str
+    image: str | None = None
+    response: str | None = None
+    label: Label
+    category: str = ""
+    carrier: Carrier = "text"
+    split: Split
+    pair: str | None = None
+    tags: tuple[str, ...] = ()
+    _row: tuple[Shard, int] | None = PrivateAttr(default=None)  # a file, and the number of its row
+
+    def __repr__(self) -> str:
+        """Id, label, carrier, split and the beginning of the prompt; what is not given is left out."""
+        prompt = self.prompt if len(self.prompt) <= 60 else f"{self.prompt[:59]}…"
+        image = f", image={self.image!r}" if self.image else ""
+        return f"Record({self.id!r}, {self.label}, {self.carrier}, {self.split}, {prompt!r}{image})"
+
+    __str__ = __repr__
+
+    def lying(self, shard: Shard, number: int) -> Self:
+        """Itself, now known to be a row of a file."""
+        self._row = shard, number
+        return self
+
+    @property
+    def pictured(self) -> bool:
+        """Whether it has a picture."""
+        return self.image is not None
+
+    @property
+    def length(self) -> int:
+        """Characters of the prompt."""
+        return len(self.prompt)
+
+    @property
+    def place(self) -> str:
+        """Its id, and where it stands, for errors."""
+        if self._row is None:
+            return f"Record {self.id}"
+        shard, number = self._row
+        return f"Record {self.id} ({shard.place(number)})"
+
+    def picture(self) -> Image.Image | None:
+        """The picture in RGB, or None for a text record.
+
+        Raises:
+            UsageError: the file is missing or no picture, or the rectangle leaves it.
+        """
+        if self.image is None:
+            return None
+        try:
+            held = self._held()
+            return open_picture(self.image, self._folder) if held is None else as_picture(held)
+        except UsageError as error:
+            raise UsageError(f"{self.place}: {error.message}", error.next_step) from None
+
+    def require_picture(self) -> None:
+        """Refuse a picture whose file is not there; none is decoded.
+
+        Raises:
+            UsageError: naming the record and the file.
+        """
+        if self.image is None or (self._row is not None and self._row[0].packed):
+            return
+        if not (self._folder / self.image.partition("#")[0]).is_file():
+            self.picture()  # says what is wrong
+
+    @property
+    def _folder(self) -> Path:
+        return Path() if self._row is None else self._row[0].path.parent
+
+    def _held(self) -> bytes | None:
+        """The bytes of the picture, if they lie in the record's file."""
+        if self._row is None:
+            return None
+        shard, number = self._row
+        try:
+            return shard.picture(number)
+        except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+            raise UsageError(f"its picture cannot be read ({error}).", "Write the file again.") from None
+
+    def digest(self) -> str:
+        """Hex SHA-256 of what the model sees and how it is labelled, pixels included."""
+        digest = hashlib.sha256()
+        for part in (self.prompt, self.label, self.carrier, self.split, self.response or ""):
+            digest.update(part.encode() + b"\0")
+        if (picture := self.picture()) is not None:
+            digest.update(f"{picture.size}".encode() + picture.tobytes())
+        return digest.hexdigest()
