@@ -42,7 +42,8 @@ def evaluate(
     answered = Counter(f"{result.split}/{one.carrier}/{one.label}" for one in result.decisions)
     if few := few_records(answered):
         console.warn(few)
-    value = result.model_dump(mode="json", exclude={"decisions"})
+    value = {**result.model_dump(mode="json", exclude={"decisions"}), "throughput": doing.throughput()}
+    console.note_pace(value["throughput"])
     console.emit(value, as_json=as_json, human=_view, then=_next(model, adapter or [], options))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from ...adapters.artifact.files import require_free_file, write_atomic
 from ...adapters.artifact.manifest import canonical_json
 from ...adapters.errors import UsageError
 from ...toolkit.data.journal import Journal
-from ...toolkit.data.records import require_pictures
+from ...toolkit.data.records import Record, require_pictures
 from ...toolkit.data.sources import is_export
 from ...toolkit.evaluation.evaluate import Evaluation, Generator, evaluate
 from ...toolkit.model.options import LoadOptions
@@ -63,7 +64,7 @@ def evaluate_model(
     require_pictures(records)
     say = say or (lambda _: None)
     with _opened(model, adapters, options, say) as asked:
-        what = [*asked.identity, [record.digest() for record in records], options.max_new_tokens, options.system]
+        what = [*asked.identity, _digest(records), options.max_new_tokens, options.system]
         journal = Journal(out.parent / f".{out.name}.partial.jsonl", what) if out else None
         say("answering")
         result = evaluate(
@@ -80,6 +81,14 @@ def evaluate_model(
         write_atomic(out, canonical_json(result.model_dump(mode="json")))
         journal.finish()
     return result
+
+
+def _digest(records: Sequence[Record]) -> str:
+    """SHA-256 of the records in their order."""
+    found = hashlib.sha256()
+    for record in records:
+        found.update(record.digest().encode())
+    return found.hexdigest()
 
 
 @contextmanager

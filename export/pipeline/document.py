@@ -43,7 +43,7 @@ def document(
         for name, value in adapter.attachments.items():
             if name != CAPTIONS:  # they are in the folder, as captions.jsonl
                 write_atomic(work / attachment_name(name, number), canonical_json(value))
-    write_atomic(work / OPTIONS, canonical_json(plan.options.model_dump(mode="json", exclude={"overwrite"})))
+    write_atomic(work / OPTIONS, canonical_json(plan.options.model_dump(mode="json", exclude={"overwrite", "workers"})))
     write_atomic(work / FACTS, canonical_json(plan.facts.model_dump(mode="json")))
     if measure:
         measure(work)

@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +54,7 @@ def options_in_force() -> dict[str, Any]:
 
     Left out is what says nothing about the artifact: where it goes, and how the command talks.
     """
-    silent = ("out", "overwrite", "json", "quiet", "verbose", "config", "resume")
+    silent = ("out", "overwrite", "json", "quiet", "verbose", "config", "resume", "workers")
     return {name: _plain(value) for name, value in running.options.items() if name not in silent}
 
 
@@ -99,6 +99,12 @@ def note(text: str) -> None:
     """A line on stderr that says how a command goes about it; nothing with ``--quiet``."""
     if not running.quiet:
         print(text, file=sys.stderr, flush=True)
+
+
+def note_pace(found: Mapping[str, float] | None) -> None:
+    """How many records went through the model, and how fast (see :meth:`.progress.Work.throughput`)."""
+    if found is not None:
+        note(f"{found['records']:,} records in {found['seconds']:.1f} s, {found['records_per_second']:.3g} a second")
 
 
 @contextmanager

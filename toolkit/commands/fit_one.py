@@ -78,6 +78,7 @@ def fit_and_save(
     if (on := value["base"]["on"]) is not None:
         graphs = ["--precision", on["precision"], "--base-onnx", call.inputs["on"]]
     then = console.command_line("export", model, *stack, *graphs, *records, "-o", "export")
+    console.note_pace(value["throughput"])
     console.emit(value, as_json=as_json, human=views.fit, then=then)
 
 
@@ -130,7 +131,8 @@ def _fit(call: FitCall, model: str, data: str, out: Path, overwrite: bool) -> di
                 journal = out.parent / f".{out.name}.sweep.jsonl"
                 adapter = fit_by_sweep(method, bench, given, progress=doing.count, journal_path=journal)
             else:
-                adapter = fit_with(method, bench, given)
+                with vlm.telling(doing.count):
+                    adapter = fit_with(method, bench, given)
     if channels is not None:  # card and report show why these layers
         found = channels.info.model_dump(mode="json")
         adapter = replace(adapter, attachments={**adapter.attachments, "diagnosis": found})
@@ -145,6 +147,7 @@ def _fit(call: FitCall, model: str, data: str, out: Path, overwrite: bool) -> di
         "sweep": adapter.attachments.get("sweep"),
         "accuracy": adapter.attachments.get("retrieval_accuracy"),
         "calibration": adapter.attachments.get("calibration"),
+        "throughput": doing.throughput() if call.reading and not call.sweep else None,
     }
 
 

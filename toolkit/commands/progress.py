@@ -16,20 +16,56 @@ class Work:
     def __init__(self, first: str = "") -> None:
         self.step, self.done, self.total = first, 0, 0
         self.began = self.step_began = time.monotonic()
+        self._counted_before, self._seconds_before = 0, 0.0  # of counts that are over
+        self._count_began = self._counted_at = self.began
 
     def __call__(self, step: str) -> None:
+        self._begin_count(time.monotonic())
         self.step, self.done, self.total = step, 0, 0
-        self.step_began = time.monotonic()
+        self.step_began = self._count_began
         self._moved()
 
     def count(self, done: int, total: int) -> None:
-        """``done`` of ``total`` units of this step are done."""
+        """``done`` of ``total`` units of this step are done; a smaller number than before begins another count."""
+        if done < self.done:
+            self._begin_count(self._counted_at)
         self.done, self.total = done, total
+        self._counted_at = time.monotonic()
         self._counted()
+
+    def pace(self) -> str:
+        """Units a second and the time left, as far as they are known."""
+        seconds = self._counted_at - self._count_began
+        if not self.done or seconds <= 0:
+            return ""
+        rate = self.done / seconds
+        left = max(0.0, (self.total - self.done) / rate - (time.monotonic() - self._counted_at))
+        return f"{rate:.3g}/s, {_time(left)} left" if self.done < self.total else f"{rate:.3g}/s"
+
+    def throughput(self) -> dict[str, float] | None:
+        """Units that were counted so far, the seconds that took, and their quotient; None if there were none."""
+        units = self._counted_before + self.done
+        seconds = self._seconds_before + self._counted_at - self._count_began
+        if not units or seconds <= 0:
+            return None
+        return {"records": units, "seconds": round(seconds, 3), "records_per_second": round(units / seconds, 3)}
+
+    def _begin_count(self, at: float) -> None:
+        self._counted_before += self.done
+        self._seconds_before += self._counted_at - self._count_began
+        self._count_began = self._counted_at = at
+        self.done = 0
 
     def _moved(self) -> None: ...
 
     def _counted(self) -> None: ...
+
+
+def _time(seconds: float) -> str:
+    """As one says it: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 class PlainWork(Work):
@@ -66,7 +102,8 @@ class PlainWork(Work):
         while not self._over.wait(min(PATIENCE, 0.5)):
             if time.monotonic() - self._said < PATIENCE:
                 continue
-            count = f"{self.done} of {self.total}, " if self.total else ""
+            pace = f"{pace}, " if (pace := self.pace()) else ""
+            count = f"{self.done} of {self.total}, {pace}" if self.total else ""
             self._print(f"{self.step or 'working'}: {count}{time.monotonic() - self.step_began:.0f} s")
 
     def _print(self, line: str) -> None:
@@ -104,5 +141,5 @@ class LiveWork(Work):
         self._live.reset(self._task, description=self.step, total=None, counted="")
 
     def _counted(self) -> None:
-        counted = f"{self.done}/{self.total}" if self.total else ""
+        counted = f"{self.done}/{self.total} {self.pace()}".strip() if self.total else ""
         self._live.update(self._task, completed=self.done, total=self.total or None, counted=counted)

@@ -13,6 +13,7 @@ from PIL import Image
 from .stored import StoredRecord
 
 _AHEAD = 64  # pictures that wait for the model
+_RECENT = 256  # records that are known when they are asked for again, as where a batch did not fit
 
 
 class Pictured(Protocol):
@@ -27,8 +28,9 @@ class Pictured(Protocol):
 class PicturesAhead:
     """Pictures of records that are asked for in a known order.
 
-    Workers decode those of stored records, as many as their store was given; another record, or one that is asked
-    for again, is decoded when it is asked for. Who asks gets the same picture either way, and the same error.
+    Workers decode those of stored records, as many as their store was given. Records may be passed over, which others
+    see to; one that is asked for again, or stands nowhere in the order, is decoded when it is asked for. Who asks gets
+    the same picture either way, and the same error.
 
     Args:
         records: in the order in which they will be asked for.
@@ -37,14 +39,27 @@ class PicturesAhead:
     def __init__(self, records: Iterable[Pictured]) -> None:
         self._coming: Iterator[Pictured] = (record for record in records if record.pictured)
         self._waiting: deque[tuple[Pictured, Future[Image.Image | None]]] = deque()
+        self._recent: deque[Pictured] = deque(maxlen=_RECENT)
 
     def of(self, record: Pictured) -> Image.Image | None:
         """The picture of a record; None without one."""
         pool = record.store.pool if isinstance(record, StoredRecord) else None
         if pool is None or not record.pictured:
             return record.picture()
+        if any(record is one for one in self._recent):
+            return record.picture()
+        self._recent.append(record)
+        found = self._awaited(record)
         for one in islice(self._coming, _AHEAD - len(self._waiting)):
             self._waiting.append((one, pool.submit(one.picture)))
-        if self._waiting and self._waiting[0][0] is record:
-            return self._waiting.popleft()[1].result()
-        return record.picture()
+        return record.picture() if found is None else found.result()
+
+    def _awaited(self, record: Pictured) -> Future[Image.Image | None] | None:
+        """The picture that is already on its way; what was to come before it is passed over."""
+        while self._waiting:
+            one, future = self._waiting.popleft()
+            if one is record:
+                return future
+            future.cancel()
+        next((one for one in self._coming if one is record), None)
+        return None

@@ -75,6 +75,11 @@ class Record(BaseModel):
         return len(self.prompt)
 
     @property
+    def stretch(self) -> int:
+        """Which stretch of its files it stands in, of those whose pictures are worth reading together."""
+        return 0
+
+    @property
     def place(self) -> str:
         """Its id, and where it stands, for errors."""
         if self._row is None:

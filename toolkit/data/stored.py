@@ -18,6 +18,7 @@ from .record import CARRIERS, LABELS, SPLITS, Carrier, Label, Record, Split
 from .shards import Shard
 from .spool import Spool
 
+STRETCH = 4096  # records
 _RECENT = 256  # records that are kept after they were read
 
 
@@ -129,6 +130,11 @@ class StoredRecord:
     def length(self) -> int:
         """As of a record."""
         return self._store.length(self._row)
+
+    @property
+    def stretch(self) -> int:
+        """As of a record."""
+        return self._row // STRETCH if self.pictured else 0
 
     @property
     def store(self) -> Store:

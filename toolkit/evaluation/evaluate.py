@@ -143,7 +143,7 @@ def decide(
     known = [Decision.model_validate(item) for items in journal.done.values() for item in items] if journal else []
     decisions = {place[item.id]: item for item in known}
     order = [at for at in range(len(records)) if at not in decisions]
-    order.sort(key=lambda at: (records[at].pictured, records[at].length))
+    order.sort(key=lambda at: (records[at].pictured, records[at].stretch, records[at].length))
     pictures = PicturesAhead(records[at] for at in order)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]

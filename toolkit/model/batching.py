@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from ...adapters.errors import UsageError
+from ..progress import Progress
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -88,6 +89,18 @@ def fitting(
             continue
         yield batch, made
         del made  # it must not lie beside the next batch
+
+
+def counted(
+    batches: Iterator[tuple[list[T], R]], total: int, tell: Progress | None, rows: Callable[[T], int] = lambda _: 1
+) -> Iterator[tuple[list[T], R]]:
+    """The same batches; ``tell`` hears how many of ``total`` rows have gone through."""
+    done = 0
+    for batch, made in batches:
+        done += sum(map(rows, batch))
+        if tell is not None:
+            tell(done, total)
+        yield batch, made
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -15,7 +15,7 @@ from ...adapters.errors import UsageError
 from ...adapters.protocols import Pool
 from ..data.ahead import PicturesAhead
 from ..data.records import Record
-from .batching import BatchSize, fitting
+from .batching import BatchSize, counted, fitting
 from .requests import Request
 from .running import Running
 
@@ -80,15 +80,20 @@ def capture(
                 vlm.model(**vlm.arguments(inputs, cached_features=cached), use_cache=False)
         return seen
 
-    for some, seen in fitting(ordered, size, USUAL, run, rows=len):
+    batches = fitting(ordered, size, USUAL, run, rows=len)
+    for some, seen in counted(batches, sum(map(len, ordered)), vlm.told, rows=len):
         yield [record for unit in some for record in unit], seen
 
 
 def by_length(units: Sequence[Sequence[Record]]) -> list[Sequence[Record]]:
-    """Units in an order that wastes little padding, those without pictures first."""
+    """Units in an order that wastes little padding, those without pictures first.
 
-    def length(unit: Sequence[Record]) -> tuple[bool, int]:
-        return any(record.pictured for record in unit), max(record.length for record in unit)
+    Pictures are read stretch by stretch of their files.
+    """
+
+    def length(unit: Sequence[Record]) -> tuple[bool, int, int]:
+        pictured = any(record.pictured for record in unit)
+        return pictured, max(record.stretch for record in unit), max(record.length for record in unit)
 
     return sorted(units, key=length)
 

@@ -16,12 +16,16 @@ from torch import Tensor, nn
 class FeatureCache:
     """Image features by picture, so that the tower runs once per picture; the oldest leave first.
 
+    Args:
+        capacity: bytes of features that are kept.
+
     Usable where the model takes ready-made features and each row of pixels gives its own, whatever the other rows are.
     """
 
-    def __init__(self, model: nn.Module, capacity: int = 4096) -> None:
+    def __init__(self, model: nn.Module, capacity: int = 2**27) -> None:
         self._model, self._capacity = model, capacity
         self._features: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._held = 0
         parameters = inspect.signature(model.forward).parameters
         self.takes_features = "mm_encoder_outputs" in parameters
         self._stacked = False
@@ -34,6 +38,7 @@ class FeatureCache:
     def clear(self) -> None:
         """Forget everything (the tower's weights have changed)."""
         self._features.clear()
+        self._held = 0
 
     @torch.inference_mode()
     def encode(self, pixels: Float[Tensor, "pictures channels height width"]) -> dict[str, Any]:
@@ -51,10 +56,11 @@ class FeatureCache:
             # Each row is copied: a view would keep its whole batch alive.
             found |= {key: feature.clone() for key, feature in zip(new, output, strict=True)}
         for key in keys:
+            self._held += 0 if key in self._features else found[key].nbytes
             self._features[key] = found[key]
             self._features.move_to_end(key)
-        while len(self._features) > self._capacity:
-            self._features.popitem(last=False)
+        while self._held > self._capacity:
+            self._held -= self._features.popitem(last=False)[1].nbytes
         features = [found[key] for key in keys]
         # Families differ in whether they join the rows themselves.
         return {"image": BaseModelOutputWithPooling(pooler_output=torch.stack(features) if self._stacked else features)}

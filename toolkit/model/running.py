@@ -14,6 +14,7 @@ from .requests import Inputs, Request
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from ..progress import Progress
     from .features import FeatureCache
     from .weights import Weights
 
@@ -26,12 +27,14 @@ class Running(Protocol):
         parts: its tower, projector, blocks, norm and head.
         features: image features that are known already.
         weights: the values of the parameters.
+        told: hears how many records of a stream of states have gone through.
     """
 
     model: PreTrainedModel
     parts: Parts
     features: FeatureCache
     weights: Weights
+    told: Progress | None
 
     @property
     def path(self) -> Path:

@@ -185,7 +185,7 @@ def _blocks(places: Sequence[Place]) -> set[int]:
 def _by_length(records: Sequence[Record]) -> list[Record]:
     if not records:
         raise UsageError("There are no records to read states from.", "Check the split.")
-    return sorted(records, key=lambda record: (record.pictured, record.length))
+    return sorted(records, key=lambda record: (record.pictured, record.stretch, record.length))
 
 
 def _arguments(vlm: VLM, batch: Sequence[Record], pictures: PicturesAhead) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from ...adapters.errors import UsageError
 from ...adapters.statistics.tokens import TokenBatch
 from ..data.ahead import PicturesAhead
 from ..data.records import Record
-from .batching import BatchSize, fitting
+from .batching import BatchSize, counted, fitting
 from .capture import USUAL, Reached, by_length
 from .requests import Request
 from .running import Running
@@ -65,7 +65,7 @@ def stream_tokens(
                 vlm.model(**vlm.arguments(inputs), use_cache=False)
         return TokenBatch(list(batch), seen, mask & vision, mask & ~vision)
 
-    for _, batch in fitting(ordered, size, USUAL, run):
+    for _, batch in counted(fitting(ordered, size, USUAL, run), len(ordered), vlm.told):
         yield batch
 
 

@@ -24,6 +24,7 @@ from ...adapters.protocols import Pool
 from ...adapters.statistics.tokens import TokenBatch
 from ..data.records import Record
 from ..index.caption_index import CaptionIndex
+from ..progress import Progress
 from .answering import answer
 from .batching import BatchSize, fitting
 from .capture import capture
@@ -55,6 +56,7 @@ class VLM(Loadable, Feeding, Generating):
         weights: the values of the parameters.
         batch_size: how many rows run through it at once.
         index: what adapters search whose index is not their own; set it before they are applied.
+        told: hears how many records of a stream of states have gone through; see :meth:`telling`.
         on: the graph's weights that stand in the place of its own; None while it runs with its own.
     """
 
@@ -89,6 +91,7 @@ class VLM(Loadable, Feeding, Generating):
         self._stored = ""
         self._computes: tuple[torch.dtype, ExitStack] | None = None
         self.index: CaptionIndex | None = None
+        self.told: Progress | None = None
         self.on: GraphWeights | None = None
         self._last_fed: WeakKeyDictionary[Any, dict[str, np.ndarray]] = WeakKeyDictionary()  # by KV cache
         self._hooks: AppliedAdapters | None = None
@@ -164,6 +167,15 @@ class VLM(Loadable, Feeding, Generating):
 
     def _rows(self, asked: int | None) -> BatchSize:
         return self.batch_size if asked is None else BatchSize(asked)
+
+    @contextmanager
+    def telling(self, progress: Progress | None) -> Iterator[None]:
+        """Tell ``progress`` how far each stream of states is, until the block ends."""
+        before, self.told = self.told, progress
+        try:
+            yield
+        finally:
+            self.told = before
 
     @contextmanager
     def applied(
