@@ -14,6 +14,7 @@ from torch import nn
 
 from ...adapters.errors import UsageError
 from .batching import is_out_of_memory
+from .completeness import CHECKED, require_complete
 from .placement import Placement
 from .weights import Weights, stored_weights
 
@@ -25,15 +26,17 @@ def load_model(folder: Path, placement: Placement) -> tuple[Any, Weights]:
 
     Raises:
         UsageError: the folder holds no such model, or the device's memory does not hold it.
+        InvalidArtifact: tensors of the model are missing, or have other shapes.
     """
     from transformers import AutoModelForImageTextToText
 
     offload = TemporaryDirectory(prefix="safetykit-offload-")
     try:
         with readable(folder):
-            model = AutoModelForImageTextToText.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, **placement.keywords(Path(offload.name))
+            model, said = AutoModelForImageTextToText.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, **CHECKED, **placement.keywords(Path(offload.name))
             )
+        require_complete(folder, said)
     except BaseException:
         offload.cleanup()
         raise

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ...adapters.errors import UsageError
+from .completeness import CHECKED, require_complete
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ def load_plain(folder: Path) -> Any:
         settings = config.quantization_config
         settings = dict(settings if isinstance(settings, Mapping) else settings.to_dict())
         config.quantization_config = {**settings, "dequantize": True}
-    model = AutoModelForImageTextToText.from_pretrained(folder, config=config, **given)
+    model, said = AutoModelForImageTextToText.from_pretrained(folder, config=config, **given, **CHECKED)
+    require_complete(folder, said)
     if found is not None and found.kind.plain == LOADED:
         model = model.dequantize(torch.float32)
     if hasattr(model.config, "quantization_config"):

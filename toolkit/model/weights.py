@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ...adapters.artifact.tensors import PIECE, StoredTensor, stored_tensors
 from ...adapters.errors import InvalidArtifact
+from .completeness import missing_weights, require_present, require_shapes
 
 
 class Weight(Protocol):
@@ -142,7 +143,7 @@ def empty_model(folder: Path) -> tuple[Any, Weights]:
     """The model of a checkpoint folder without its values, and these.
 
     Raises:
-        InvalidArtifact: a file is damaged, or a tensor has another shape than its parameter.
+        InvalidArtifact: a file is damaged, or a tensor is missing or has another shape than its parameter.
         ValueError, OSError: as transformers raises them: the folder holds no such model.
     """
     from accelerate import init_empty_weights
@@ -155,6 +156,7 @@ def empty_model(folder: Path) -> tuple[Any, Weights]:
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     stored = stored_weights(model, folder)
+    require_present(folder, missing_weights(model, stored))
     _load_buffers(model, stored)
     _untie(model, stored)
     return model.eval(), Weights(model, stored)
@@ -166,7 +168,11 @@ def stored_weights(model: Any, folder: Path) -> dict[str, Weight]:
     Raises:
         InvalidArtifact: a file is damaged, or a tensor has another shape than its parameter.
     """
-    return _assigned(model, _files(folder))
+    assigned = _assigned(model, _files(folder))
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = ((name, weight.shape, wanted.get(name, weight.shape)) for name, weight in assigned.items())
+    require_shapes(folder, [one for one in shapes if one[1] != one[2]])
+    return assigned
 
 
 def _files(folder: Path) -> dict[str, StoredTensor]:
@@ -202,7 +208,7 @@ def _assigned(model: Any, files: Mapping[str, StoredTensor]) -> dict[str, Weight
         rename_source_key,
     )
 
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wanted = model.state_dict()
     transforms = get_model_conversion_mapping(model)
     renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
     converters = [one for one in transforms if isinstance(one, WeightConverter)]
@@ -221,12 +227,6 @@ def _assigned(model: Any, files: Mapping[str, StoredTensor]) -> dict[str, Weight
         convert = functools.partial(_convert, model, converter, first, sources, files)
         for name, made in convert(empty=True).items():
             assigned[name] = ConvertedWeight(convert, name, tuple(made.shape))
-    for name, weight in assigned.items():
-        if weight.shape != wanted.get(name, weight.shape):
-            raise InvalidArtifact(
-                f"{name} has shape {wanted[name]} by the configuration and {weight.shape} in the checkpoint.",
-                "Get the checkpoint again: its configuration and its weights do not belong together.",
-            )
     return assigned
 
 

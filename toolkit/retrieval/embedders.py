@@ -20,10 +20,12 @@ from ...adapters.errors import InvalidArtifact, UsageError
 from ..index.embedding import EmbedderInfo
 from ..model.batching import fitting
 from ..model.capture import Reached
+from ..model.completeness import CHECKED, require_complete
 
 if TYPE_CHECKING:
     from ..model.vlm import VLM
 
+_UNUSED = ("pooler.",)  # states are pooled here
 _SUFFIXES = (".json", ".txt", ".safetensors", ".model", ".jinja")
 
 
@@ -161,13 +163,15 @@ def _load(kind: Any, folder: Path) -> tuple[Any, Any]:
     from transformers import AutoTokenizer
 
     try:
-        model = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
+        given = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32, **CHECKED}
+        model, said = kind.from_pretrained(folder, **given)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
             f"{folder} cannot be loaded as a text encoder: {reason}", "It needs safetensors weights and a tokenizer."
         ) from None
+    require_complete(folder, said, unused=_UNUSED)
     return model.eval(), tokenizer
 
 

@@ -106,18 +106,40 @@ def test_a_model_without_weights_can_be_loaded_later(folder):
     assert empty.model is model
 
 
-def test_a_missing_weight_is_named(folder):
+def without_the_head(tensors):
+    del tensors[HEAD]
+
+
+def under_another_prefix(tensors):
+    for name in [name for name in tensors if ".mlp." in name and name.startswith("language_model")]:
+        tensors[f"wrapped.{name}"] = tensors.pop(name)
+
+
+def misshaped(tensors):
+    tensors[HEAD] = torch.ones(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (without_the_head, r"no weights for 1 of its model's tensors: lm_head\.weight\. Get the checkpoint again"),
+        (under_another_prefix, r"no weights for 9 of .*: model\.language_model\.layers\.0\.mlp.*, .*, .* and 6 more\."),
+        (misshaped, r"lm_head\.weight has shape \(\d+, \d+\) by the configuration and \(2, 2\) in"),
+    ],
+)
+@pytest.mark.parametrize("load", [VLM.without_weights, VLM.from_pretrained])
+def test_a_checkpoint_that_lacks_weights_is_refused(folder, load, change, said):
     tensors = load_file(folder / FILE)
-    save_file({name: tensor for name, tensor in tensors.items() if name != HEAD}, folder / FILE)
-    empty = VLM.without_weights(folder)
-    with pytest.raises(InvalidArtifact, match=r"no weights for lm_head\.weight\. Get it again"):
-        empty.weights.of(empty.parts.head.weight)
+    change(tensors)
+    save_file(tensors, folder / FILE, {"format": "pt"})
+    with pytest.raises(InvalidArtifact, match=said) as refused:
+        load(folder)
+    assert refused.value.exit_code == 3
 
 
-def test_a_weight_of_another_shape_is_refused(folder):
-    save_file(load_file(folder / FILE) | {HEAD: torch.ones(2, 2)}, folder / FILE)
-    with pytest.raises(InvalidArtifact, match=r"lm_head\.weight has shape .* by the configuration and \(2, 2\)"):
-        VLM.without_weights(folder)
+def test_tensors_that_the_model_does_not_have_are_passed_over(folder):
+    save_file(load_file(folder / FILE) | {"vision_head.weight": torch.ones(2)}, folder / FILE, {"format": "pt"})
+    require_equal(VLM.without_weights(folder), VLM.from_pretrained(folder))
 
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "missing.safetensors"])
