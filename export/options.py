@@ -18,6 +18,14 @@ class RuntimeOptions(Options):
     external_index: Path | None = setting(None, "Index that retrieval searches outside the graph.")
 
 
+class ParityOptions(Options):
+    """How much of parity is run."""
+
+    parity_rows: int | None = setting(
+        None, "Compare at most this many prompts with PyTorch, of as many kinds as that holds.", ge=1, shown="all"
+    )
+
+
 class SwapOptions(RuntimeOptions):
     """And with which parameters."""
 

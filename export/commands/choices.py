@@ -6,7 +6,7 @@ from ...adapters.settings import POSITIVE, setting
 from ...toolkit.data.options import RECORDS, ReadOptions
 from ...toolkit.evaluation.options import RecordOptions
 from ...toolkit.model.options import LoadOptions, PlaceOptions
-from ..options import SwapOptions
+from ..options import ParityOptions, SwapOptions
 
 
 class EvalOptions(RecordOptions, SwapOptions, LoadOptions):
@@ -32,7 +32,7 @@ class RunOptions(SwapOptions):
     system: str = setting("", "A system prompt before every request.", shown="none")
 
 
-class VerifyOptions(SwapOptions, PlaceOptions):
+class VerifyOptions(ParityOptions, SwapOptions, PlaceOptions):
     """How parity is run again, and what else is looked at."""
 
     capturable: bool = setting(False, "Say for each graph what would break the capture of a CUDA graph.")

@@ -11,7 +11,10 @@ from ...adapters.errors import UsageError
 from ...toolkit.data.sources import model_path
 from ...toolkit.index.caption_index import CaptionIndex
 from ...toolkit.model.folding import fold_all
+from ...toolkit.model.inputs import InputProcessor
 from ...toolkit.model.options import LoadOptions
+from ...toolkit.model.peft_folder import checkpoint_path
+from ...toolkit.model.precision import is_large
 from ...toolkit.model.vlm import VLM
 from ..manifest import ExportManifest
 from ..parity.check import check_parity
@@ -19,7 +22,9 @@ from ..parity.recalibrate import with_thresholds
 from ..parity.reference import computing_wide
 from ..parity.report import ParityReport
 from ..parity.swap_check import check_swap
+from ..pipeline.requirements import require_computable
 from ..runtime.onnx_vlm import OnnxVLM
+from ..runtime.sessions import sparing_memory
 from .choices import VerifyOptions
 
 
@@ -39,15 +44,19 @@ def parity_again(
     """
     given = [load_adapter(path) for path in adapters]
     _require_adapters(folder, manifest, given)
+    checkpoint = checkpoint_path(model_path(model))
+    require_computable(checkpoint, options)
     # Of a quantised model plain weights, as they were exported.
-    vlm = VLM.without_weights(model_path(model), LoadOptions(**options.loading()))
-    vlm.load()
+    vlm = VLM.without_weights(checkpoint, LoadOptions(**options.loading()))
     vlm.index = CaptionIndex.load(options.external_index) if options.external_index else None
-    loaded: Sequence[Adapter] = fold_all(vlm, given) if manifest.mode == "fold" else given
+    loaded: Sequence[Adapter] = given
+    if manifest.mode == "fold":
+        with vlm.in_memory():
+            loaded = fold_all(vlm, given)
     loaded = with_thresholds(loaded, {one.what: one.threshold for one in manifest.recalibrated})
     if [item.info for item in loaded] != list(manifest.adapters):
         raise _others(folder, manifest)
-    with computing_wide(vlm, options):
+    with computing_wide(vlm, options), sparing_memory(is_large(vlm.path)):
         return _compared(folder, manifest, vlm, given, loaded, options, progress)
 
 
@@ -60,7 +69,8 @@ def _compared(
     options: VerifyOptions,
     progress: Callable[[str], None] | None,
 ) -> tuple[ParityReport, ParityReport | None]:
-    onnx_vlm = OnnxVLM.from_pretrained(folder, options.providers, index=vlm.index)
+    inputs = InputProcessor.from_pretrained(folder)
+    onnx_vlm = OnnxVLM(folder, manifest, inputs, options.providers, index=vlm.index, opened=False)
     report = check_parity(
         vlm,
         onnx_vlm,
@@ -68,6 +78,7 @@ def _compared(
         unfolded=given if manifest.mode == "fold" else (),
         base=onnx_vlm if manifest.mode == "base" else None,
         allow_wrong_base=manifest.wrong_base_allowed,
+        rows=options.parity_rows,
         progress=progress,
     )
     report.require()
@@ -78,6 +89,7 @@ def _compared(
         onnx_vlm,
         options.swap,
         own=loaded,
+        rows=options.parity_rows,
         allow_uncorrected_detector=options.allow_uncorrected_detector,
         progress=progress,
     )

@@ -92,7 +92,14 @@ def _require_plain(options: VerifyOptions, model: str | None, adapters: Sequence
     for name, value in (("--model", model), ("--adapter", adapters)):
         if value:
             raise UsageError(f"{name} does nothing without {needed}.", "Leave it out.")
-    names = ("swap", "providers", "external_index", "allow_uncorrected_detector", *PlaceOptions.model_fields)
+    names = (
+        "swap",
+        "providers",
+        "external_index",
+        "allow_uncorrected_detector",
+        "parity_rows",
+        *PlaceOptions.model_fields,
+    )
     options.require_use(names, False, needed)
 
 

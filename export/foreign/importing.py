@@ -69,17 +69,18 @@ def import_graphs(
     """
     found = find_graphs(folder, precision)
     say(f"reading the {found.layout} decoder {found.decoder.name}")
-    changes, weights, opset, half = _import_decoder(vlm, found, work, precision, allow_wrong_base)
     sources: dict[str, str] = {"decoder": found.decoder.name}
-    for name in ("embed_tokens", "vision_encoder"):
-        path = getattr(found, name)
-        if path is None:
-            continue
-        refused = _import_other(vlm, path, work, name, half, allow_wrong_base)
-        if refused is None:
-            sources[name] = path.name
-        else:
-            changes.append(f"{path.name} not used: {refused}")
+    with vlm.in_memory():
+        changes, weights, opset, half = _import_decoder(vlm, found, work, precision, allow_wrong_base)
+        for name in ("embed_tokens", "vision_encoder"):
+            path = getattr(found, name)
+            if path is None:
+                continue
+            refused = _import_other(vlm, path, work, name, half, allow_wrong_base)
+            if refused is None:
+                sources[name] = path.name
+            else:
+                changes.append(f"{path.name} not used: {refused}")
     for name in GRAPHS:
         sources.setdefault(name, CHECKPOINT)
     missing = [name for name in GRAPHS if sources[name] == CHECKPOINT]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,33 +16,56 @@ from .registry import get_layout
 STEPS = 8
 
 
-def compare_arranged(before: OnnxVLM, after: OnnxVLM, batches: Iterable[Sequence[Request]]) -> Gap:
-    """Largest difference of logits and scores, at prefill and at :data:`STEPS` cached steps.
+@dataclass(frozen=True)
+class Arranged:
+    """What a folder gave for one batch before it was laid out.
+
+    Attributes:
+        inputs: as it prepares them.
+        logits: of all positions of the prompt, then of each step.
+        extras: scores and what else comes with the prompt.
+    """
+
+    inputs: Inputs
+    logits: Sequence[np.ndarray]
+    extras: Mapping[str, np.ndarray]
+
+
+def record_arranged(before: OnnxVLM, batch: Sequence[Request]) -> Arranged:
+    """Run a batch, and :data:`STEPS` cached steps, on a folder that is going to be arranged."""
+    state = before.prefill_requests(batch, all_logits=True)
+    logits, extras = [state.logits], state.extras
+    for _ in range(STEPS):
+        state = before.step(state, logits[-1][:, -1].argmax(-1))
+        logits.append(state.logits)
+    return Arranged(before.inputs.prepare(batch), logits, extras)
+
+
+def compare_arranged(before: Sequence[Arranged], after: OnnxVLM, batches: Sequence[Sequence[Request]]) -> Gap:
+    """Largest difference of logits and scores, at prefill and at the cached steps.
 
     Args:
-        before: the folder as parity has seen it.
-        after: the same in its new layout, opened with the processor files that lie in it.
+        before: what :func:`record_arranged` gave for each batch.
+        after: the folder in its new layout, opened with the processor files that lie in it.
 
     Raises:
         UsageError: its processor files prepare other inputs.
     """
     gap = Gap(0.0, 0.0, 0)
-    for batch in batches:
-        ours, theirs = before.inputs.prepare(batch), after.inputs.prepare(batch)
-        if not _same(ours, theirs):
+    for ours, batch in zip(before, batches, strict=True):
+        if not _same(ours.inputs, after.inputs.prepare(batch)):
             raise UsageError(
                 f"The processor of layout {after.manifest.layout} prepares other inputs than the checkpoint's.",
                 "Use --layout onnx, and report this checkpoint's processor_config.json.",
             )
-        left, right = (one.prefill_requests(batch, all_logits=True) for one in (before, after))
-        gap = gap.join(Gap.between(left.logits, right.logits))
-        for name, value in left.extras.items():
-            gap = gap.join(Gap.between(value, right.extras[name]))
-        for _ in range(STEPS):
-            tokens = left.logits[:, -1].argmax(-1)
-            left, right = before.step(left, tokens), after.step(right, tokens)
-            gap = gap.join(Gap.between(left.logits, right.logits))
-        if (further := get_layout(after.manifest.layout).compare(after, ours)) is not None:
+        state = after.prefill_requests(batch, all_logits=True)
+        for name, value in ours.extras.items():
+            gap = gap.join(Gap.between(value, state.extras[name]))
+        for at, logits in enumerate(ours.logits):
+            if at:
+                state = after.step(state, ours.logits[at - 1][:, -1].argmax(-1))
+            gap = gap.join(Gap.between(logits, state.logits))
+        if (further := get_layout(after.manifest.layout).compare(after, ours.inputs)) is not None:
             gap = gap.join(further)
     return gap
 

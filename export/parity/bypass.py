@@ -63,18 +63,17 @@ def check_bypass(folder: Path, decoder: str, base: bytes) -> Gap:
     Args:
         decoder: file name of the adapted graph in ``folder``, beside whose data the base's weights lie.
     """
-    ours = bypassed(read_graph(folder / decoder))
-    sessions = [
-        open_session(data, data_folder=(folder / decoder).parent)
-        for data in (base, ir.serde.serialize_model(ours).SerializeToString())
-    ]
-    gap = Gap(0.0, 0.0, 0)
-    for feeds in _probes(sessions[0]):
-        others = [value for value in sessions[1].get_inputs() if value.name not in feeds]  # read by nothing any more
-        extra = {one.name: np.zeros([_size(size) for size in one.shape], _TYPES[one.type]) for one in others}
-        names = [value.name for value in sessions[0].get_outputs()]
-        one, other = sessions[0].run(names, feeds), sessions[1].run(names, feeds | extra)
-        for left, right in zip(one, other, strict=True):
+    ours = ir.serde.serialize_model(bypassed(read_graph(folder / decoder))).SerializeToString()
+    first, results = open_session(base, data_folder=(folder / decoder).parent), []
+    names, known = [value.name for value in first.get_outputs()], {value.name for value in first.get_inputs()}
+    for feeds in _probes(first):
+        results.append((feeds, first.run(names, feeds)))
+    del first  # not beside the other
+    gap, second = Gap(0.0, 0.0, 0), open_session(ours, data_folder=(folder / decoder).parent)
+    others = [value for value in second.get_inputs() if value.name not in known]  # read by nothing any more
+    extra = {one.name: np.zeros([_size(size) for size in one.shape], _TYPES[one.type]) for one in others}
+    for feeds, one in results:
+        for left, right in zip(one, second.run(names, feeds | extra), strict=True):
             gap = gap.join(Gap.between(left, right))
     return gap
 

@@ -25,70 +25,40 @@ magnitude counts as 1 at least. The table is in :mod:`.tolerances`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...adapters.artifact.adapter import Adapter, the_detector
-from ...adapters.artifact.manifest import DetectorInfo, GraphWeights
+from ...adapters.artifact.manifest import DetectorInfo
 from ...adapters.ops.op import Detector
 from ...toolkit.model.requests import Request
-from ..base.fitted_on import require_graph_weights, weights_of
+from ..base.fitted_on import weights_of
 from ..base.reading import read_graph
 from ..names import THRESHOLD, TOKEN, own
 from ..runtime.onnx_vlm import OnnxVLM
 from ..surgery.adapt import place
 from ..surgery.detector import StatedDetector, stated_detector
 from .bypass import check_bypass
-from .compare import cached_steps, compare_logits, compare_scores, parity_requests, parting_margin
+from .compare import compare_recorded, compare_scores, parting_margin
 from .exposed import check_ops
 from .gap import Gap
-from .held import Comparable, comparable
-from .report import Check, Flip, FlipCounts, ParityReport, Reference, attributed, find_flips, judged, judged_flips
+from .reference import Against, Recording, record_reference
+from .report import Check, Flip, FlipCounts, ParityReport, attributed, find_flips, judged, judged_flips
 from .retrieval_checks import check_retrieval
 from .rounding import own_rounding
 from .tolerances import EXACT, Tolerance, Tolerances, tolerances_of
 
 if TYPE_CHECKING:
-    from ...toolkit.data.records import Record
-    from ...toolkit.evaluation.evaluate import Decision
-    from ...toolkit.model.hooks import AppliedAdapters
     from ...toolkit.model.vlm import VLM
 
 
 _ALONE = 8  # requests that PyTorch's own rounding is measured on
-
-
-@dataclass(frozen=True)
-class Against:
-    """What an export is compared with beside the model and its adapters, and how far.
-
-    Attributes:
-        unfolded: the adapters as they were before they were folded into weights; they must give the same logits.
-        base: the export without adapters, to check that "adapter off" is the bare model; for a base export the
-            export itself.
-        records: prompts and pictures are taken from here; without any, built-in ones are used.
-        decisions: what PyTorch and ONNX Runtime answered to ``records``, in that order.
-        unmodified: the same without adapters, where weights are rounded: records that flip here are not the adapters'.
-        steps: cached decoding steps that are compared.
-        max_new_tokens: with which ``decisions`` were made.
-        max_flips: share of ``decisions`` that may flip; by default what the precision's table says.
-        allow_wrong_base: the adapters may have been fitted on another model.
-    """
-
-    unfolded: Sequence[Adapter] = ()
-    base: OnnxVLM | None = None
-    records: Sequence[Record] = ()
-    decisions: tuple[Sequence[Decision], Sequence[Decision]] | None = None
-    unmodified: tuple[Sequence[Decision], Sequence[Decision]] | None = None
-    steps: int = field(default_factory=cached_steps)
-    max_new_tokens: int = 32
-    max_flips: float | None = None
-    allow_wrong_base: bool = False
 
 
 def check_parity(
@@ -101,6 +71,8 @@ def check_parity(
     **given: Any,
 ) -> ParityReport:
     """Compare an export with the model and adapters it was made from.
+
+    A ``vlm`` without weights has them while PyTorch is run, and never while sessions are open that were not before.
 
     Args:
         against: see :class:`Against`; its fields can be given as keywords too, which win.
@@ -116,15 +88,35 @@ def check_parity(
         WrongBase: an adapter was fitted on other rounded weights than the export's.
     """
     compared = replace(against or Against(), **given)
-    if not compared.allow_wrong_base:
-        require_graph_weights([adapter.info for adapter in adapters], onnx_vlm.manifest, str(onnx_vlm.path))
-    return _Comparison(vlm, onnx_vlm, adapters, compared, progress or (lambda _: None)).report()
+    with TemporaryDirectory(prefix="safetykit-parity-") as folder:
+        with vlm.in_memory():
+            recording = record_reference(vlm, onnx_vlm, adapters, compared, Path(folder), progress)
+        return compare_graphs(recording, vlm, onnx_vlm, adapters, compared, progress=progress)
+
+
+def compare_graphs(
+    recording: Recording,
+    vlm: VLM,
+    onnx_vlm: OnnxVLM,
+    adapters: Sequence[Adapter],
+    against: Against,
+    *,
+    progress: Callable[[str], None] | None = None,
+) -> ParityReport:
+    """The second half of :func:`check_parity`: what was recorded of PyTorch, and the graphs.
+
+    Args:
+        recording: see :func:`~safetykit.export.parity.reference.record_reference`.
+        vlm: run again only where something failed or flipped, to say how near it was.
+    """
+    return _Comparison(recording, vlm, onnx_vlm, adapters, against, progress or (lambda _: None)).report()
 
 
 @dataclass(frozen=True)
 class _Comparison:
     """One run of all checks."""
 
+    recording: Recording
     vlm: VLM
     onnx_vlm: OnnxVLM
     adapters: Sequence[Adapter]
@@ -132,7 +124,9 @@ class _Comparison:
     say: Callable[[str], None]
 
     def report(self) -> ParityReport:
-        table, against = self._tolerances(), self.against
+        against = self.against
+        with self.onnx_vlm.in_use():
+            table = self._tolerances()
         checks = [*self._numbers(table), *self._ops(table), *self._retrieval(table), *self._statement()]
         flips: list[Flip] = []
         counts: FlipCounts | None = None
@@ -144,9 +138,10 @@ class _Comparison:
             flips = self._with_margins(flips)
         return ParityReport(
             precision=self.onnx_vlm.manifest.precision,
-            reference=_reference(self.vlm),
+            reference=self.recording.ran,
             providers=self.onnx_vlm.providers,
             steps=against.steps,
+            rows=against.rows,
             tolerances=table,
             checks=tuple(checks),
             flips=tuple(flips),
@@ -158,10 +153,11 @@ class _Comparison:
     def _irreproducible(self, table: Tolerances, checks: Sequence[Check]) -> Iterator[str]:
         """Says of logits that fail in fp32 that PyTorch's own rounding is larger than what would pass, where it is."""
         failed = {check.case for check in checks if not check.passed and check.kind in ("logits", "adapter-off")}
-        asked = [request for case, batch in self._requests().items() if case in failed for request in batch]
+        asked = [request for case, batch in self.recording.requests.items() if case in failed for request in batch]
         if self.onnx_vlm.manifest.precision != "fp32" or not asked:
             return
-        gap = own_rounding(self.vlm, asked[:_ALONE])
+        with self.vlm.in_memory():
+            gap = own_rounding(self.vlm, asked[:_ALONE])
         if gap is not None and not table.logits.passes(gap.error, gap.scale):
             yield (
                 f"PyTorch's own float32 logits of this model are {gap.relative().error:.1g} of the largest one away "
@@ -169,91 +165,62 @@ class _Comparison:
                 "that which attention is saturated by, such as those of a LoRA adapter that was scaled up."
             )
 
-    def applied(self, some: Sequence[Adapter]) -> AbstractContextManager[AppliedAdapters]:
-        """PyTorch with ``some`` adapters, as the export has them."""
-        enforce = self.onnx_vlm.manifest.enforce
-        return self.vlm.applied(*some, allow_wrong_base=self.against.allow_wrong_base, enforce=enforce)
-
-    @cached_property
-    def _same(self) -> Comparable:
-        return comparable(self.vlm, self.onnx_vlm, self.against.base)
-
-    def _standing(self) -> AbstractContextManager[None]:
-        """PyTorch with the weights that the adapters were fitted on."""
-        return self._same.held(self.vlm, self._on) if self._on is not None else nullcontext()
-
-    @property
-    def _on(self) -> GraphWeights | None:
-        return weights_of([adapter.info for adapter in self.adapters])
-
     def _tolerances(self) -> Tolerances:
         table, flips = tolerances_of(self.onnx_vlm, self.vlm.dtype), self.against.max_flips
         return table if flips is None else table.model_copy(update={"flips": flips})
 
-    def _requests(self) -> Mapping[str, Sequence[Request]]:
-        decided = self.against.decisions[0] if self.against.decisions else ()
-        opened = {item.id for item in decided if max(item.scores.values(), default=-1.0) > 0}
-        several = self.vlm.inputs.family.several and self.onnx_vlm.manifest.retrieval is None
-        return parity_requests(self.against.records, opened, several=several)
-
     def _numbers(self, table: Tolerances) -> Iterator[Check]:
         """Logits, risks and scores, end to end, the drift of rounded weights, and the decoder without its ops."""
-        requests, base = self._requests(), self.against.base
-        same = self._same
-        with same.held(self.vlm, self._on):
-            if same.exact:
-                yield from self._end_to_end(same, requests, table)
+        base = self.against.base
+        if self.recording.weights.exact:
+            yield from self._end_to_end(table)
         if table.drift is not None:
-            yield from self._drift(requests, table.drift, risks=not same.exact)
+            yield from self._drift(table.drift)
         bypassed = base is not None and base is not self.onnx_vlm and isinstance(base.decoder_source, bytes)
         if bypassed and _bypassable(self.onnx_vlm):
             gap = check_bypass(self.onnx_vlm.path, self.onnx_vlm.manifest.graph_file("decoder"), base.decoder_source)
             yield judged("adapter-off", "decoder with its ops bypassed", gap, EXACT)
 
-    def _end_to_end(
-        self, same: Comparable, requests: Mapping[str, Sequence[Request]], table: Tolerances
-    ) -> Iterator[Check]:
-        """PyTorch and the export; the bare model and the base graphs; and the adapters before folding."""
-        vlm, steps = self.vlm, self.against.steps
-        for case, batch in requests.items() if self.against.base is not self.onnx_vlm else ():
-            self.say(f"parity: {case}")
-            with self.applied(self.adapters) as hooks:
-                gap = compare_logits(vlm, same.export, batch, steps, hooks)
-                scores = compare_scores(hooks, gap.extras)
-            yield judged("logits", case, gap.logits, table.logits)
-            if gap.forced is not None:
-                yield judged("risk", f"{case}, forced logits", gap.forced, EXACT)
-            if (risk := scores.pop("risk", None)) is not None:
-                yield judged("risk", case, risk.at_least(1), table.risk)
-            for name, found in scores.items():
-                yield judged("scores", f"{case}, {name}", found, table.scores)
-        for case, batch in requests.items() if same.base is not None else ():
-            self.say(f"parity, adapter off: {case}")
-            yield judged("adapter-off", case, compare_logits(vlm, same.base, batch, steps).logits, table.logits)
-        for case, batch in requests.items() if self.against.unfolded else ():
-            self.say(f"parity, not folded: {case}")
-            with self.applied(self.against.unfolded) as hooks:
-                yield judged("fold", case, compare_logits(vlm, same.export, batch, steps, hooks).logits, table.logits)
+    def _end_to_end(self, table: Tolerances) -> Iterator[Check]:
+        """PyTorch and the export; the adapters before folding; and the bare model and the base graphs."""
+        recording = self.recording
+        export, base = recording.weights.computing_exactly(self.onnx_vlm, self.against.base, self.vlm.index)
+        with export.in_use():
+            for case, recorded in recording.adapted.items():
+                self.say(f"parity: {case}")
+                gap = compare_recorded(recorded, export, recording.requests[case])
+                yield judged("logits", case, gap.logits, table.logits)
+                if gap.forced is not None:
+                    yield judged("risk", f"{case}, forced logits", gap.forced, EXACT)
+                if (risk := gap.scores.pop("risk", None)) is not None:
+                    yield judged("risk", case, risk.at_least(1), table.risk)
+                for name, found in gap.scores.items():
+                    yield judged("scores", f"{case}, {name}", found, table.scores)
+            for case, recorded in recording.unfolded.items():
+                self.say(f"parity, not folded: {case}")
+                found = compare_recorded(recorded, export, recording.requests[case]).logits
+                yield judged("fold", case, found, table.logits)
+        with base.in_use() if base is not None else nullcontext():
+            for case, recorded in recording.bare.items():
+                assert base is not None
+                self.say(f"parity, adapter off: {case}")
+                found = compare_recorded(recorded, base, recording.requests[case]).logits
+                yield judged("adapter-off", case, found, table.logits)
 
-    def _drift(
-        self, requests: Mapping[str, Sequence[Request]], tolerance: Tolerance, *, risks: bool
-    ) -> Iterator[Check]:
-        """How far rounded weights take the base graphs from the checkpoint, and a detector's risk with them.
-
-        Args:
-            risks: whether risks were not compared otherwise.
-        """
-        base = self.against.base
-        for case, batch in requests.items():
-            self.say(f"drift: {case}")
-            if base is not None:
-                gap = compare_logits(self.vlm, base, batch, self.against.steps)
-                yield judged("drift", case, gap.logits, tolerance)
-            if risks and self.onnx_vlm.detector is not None:
-                with self._standing(), self.applied(self.adapters) as hooks:
-                    self.vlm.prefill(batch)
-                    found = compare_scores(hooks, self.onnx_vlm.prefill_requests(batch).extras)
-                yield judged("drift", f"{case}, risk", found["risk"].at_least(1), tolerance)
+    def _drift(self, tolerance: Tolerance) -> Iterator[Check]:
+        """How far rounded weights take the base graphs from the checkpoint, and a detector's risk with them."""
+        recording, base = self.recording, self.against.base
+        with base.in_use() if base is not None else nullcontext():
+            for case, recorded in recording.drifting.items():
+                assert base is not None
+                self.say(f"drift: {case}")
+                found = compare_recorded(recorded, base, recording.requests[case]).logits
+                yield judged("drift", case, found, tolerance)
+        with self.onnx_vlm.in_use():
+            for case, scores in recording.drifting_risks.items():
+                extras = self.onnx_vlm.prefill_requests(recording.requests[case]).extras
+                risk = compare_scores(scores, extras)["risk"]
+                yield judged("drift", f"{case}, risk", risk.at_least(1), tolerance)
 
     def _ops(self, table: Tolerances) -> Iterator[Check]:
         """Each op in the graph against its PyTorch code."""
@@ -290,21 +257,28 @@ class _Comparison:
     def _with_margins(self, flips: Sequence[Flip]) -> list[Flip]:
         """Outcomes that flipped, with how near the call was."""
         records = {record.id: record for record in self.against.records}
-        found = []
-        with self._standing(), self.applied(self.adapters):
-            for flip in flips:
-                if flip.what == "outcome" and (record := records.get(flip.id)) is not None:
-                    request = Request(record.prompt, record.picture())
-                    margin = parting_margin(self.vlm, self.onnx_vlm, request, self.against.max_new_tokens)
-                    flip = flip.model_copy(update={"margin": margin})
-                found.append(flip)
-        return found
-
-
-def _reference(vlm: VLM) -> Reference:
-    ran = vlm.ran
-    assert ran is not None  # it was compared
-    return Reference(device=ran.device, dtype=ran.dtype, weights=vlm.stored_dtype)
+        asked = {
+            flip.id: Request(records[flip.id].prompt, records[flip.id].picture())
+            for flip in flips
+            if flip.what == "outcome" and flip.id in records
+        }
+        if not asked:
+            return list(flips)
+        tokens, manifest = self.against.max_new_tokens, self.onnx_vlm.manifest
+        with (
+            self.vlm.in_memory(),
+            self.recording.weights.standing(self.vlm, weights_of([adapter.info for adapter in self.adapters])),
+            self.vlm.applied(*self.adapters, allow_wrong_base=self.against.allow_wrong_base, enforce=manifest.enforce),
+        ):
+            ours = {name: self.vlm.generate([request], tokens)[0] for name, request in asked.items()}
+        with self.onnx_vlm.in_use():
+            margins = {name: parting_margin(ours[name], self.onnx_vlm, asked[name], tokens) for name in asked}
+        return [
+            flip.model_copy(update={"margin": margins[flip.id]})
+            if flip.what == "outcome" and flip.id in asked
+            else flip
+            for flip in flips
+        ]
 
 
 def _warnings(table: Tolerances, *, compared: bool) -> tuple[str, ...]:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from jaxtyping import Float
 from PIL import Image
-from transformers import DynamicCache
 
-from ...toolkit.model.requests import Request
-from ..names import RETRIEVAL_QUERY, RETRIEVED_SCORES
+from ...toolkit.model.requests import Generation, Request
 from ..runtime.onnx_vlm import OnnxVLM
 from .gap import Gap
+from .recording import Recorded, Scores, record
 
 if TYPE_CHECKING:
     from ...toolkit.data.records import Record
@@ -23,6 +20,10 @@ if TYPE_CHECKING:
     from ...toolkit.model.vlm import VLM
 
 CACHED_STEPS = 32
+TEXT, PICTURE = "1 row, text", "1 row, picture"
+TEXTS, PICTURES, MIXED = "4 rows padded, text", "4 rows padded, pictures", "4 rows padded, mixed"
+SEVERAL = "3 rows padded, several pictures of other sizes"
+_ORDER = (MIXED, TEXT, PICTURE, SEVERAL, PICTURES, TEXTS)  # in which a budget of rows is spent
 _BATCH = 4
 # Different lengths, so that a batch of them is padded.
 _PROMPTS = (
@@ -35,20 +36,21 @@ _PROMPTS = (
 
 @dataclass(frozen=True)
 class LogitsGap:
-    """Gap of the logits over prefill and all steps, and the export's scores at prefill.
+    """Gap of the logits over prefill and all steps, and of the scores at prefill.
 
     Attributes:
+        scores: by name, see :func:`compare_scores`; none without adapters.
         forced: of the last prompt position of rows whose refusal PyTorch enforces; None without such rows. Its
             logits are constants, far larger than real ones: they have no part in ``logits``.
     """
 
     logits: Gap
-    extras: dict[str, np.ndarray]
+    scores: dict[str, Gap]
     forced: Gap | None = None
 
 
 def parity_requests(
-    records: Sequence[Record] = (), opened: Collection[str] = (), *, several: bool = False
+    records: Sequence[Record] = (), opened: Collection[str] = (), *, several: bool = False, rows: int | None = None
 ) -> dict[str, list[Request]]:
     """Batches of requests by what they are: one and four rows, with pictures, without, and mixed.
 
@@ -57,6 +59,7 @@ def parity_requests(
     Args:
         opened: ids of records known to open a gate; by default harmful ones are taken to.
         several: add a batch with two pictures in a prompt, and pictures of other sizes.
+        rows: at most this many in all, see :func:`few_rows`.
     """
     opened = opened or {record.id for record in records if record.label == "harmful"}
     texts = [Request(one.prompt) for one in _varied([one for one in records if not one.image], opened)]
@@ -64,21 +67,36 @@ def parity_requests(
     texts = texts or [Request(prompt) for prompt in _PROMPTS]
     pictured = pictured or [Request(prompt, _noise(seed)) for seed, prompt in enumerate(_PROMPTS)]
     found = {
-        "1 row, text": texts[:1],
-        "1 row, picture": pictured[:1],
-        "4 rows padded, text": texts,
-        "4 rows padded, pictures": pictured,
-        "4 rows padded, mixed": [texts[0], pictured[1], texts[2], pictured[3]],
+        TEXT: texts[:1],
+        PICTURE: pictured[:1],
+        TEXTS: texts,
+        PICTURES: pictured,
+        MIXED: [texts[0], pictured[1], texts[2], pictured[3]],
     }
     if several:
         first, second, third = (request.pictures[0] for request in pictured[:3])
         wide, tall = _stretched(second, 5, 2), _stretched(third, 1, 2)
-        found["3 rows padded, several pictures of other sizes"] = [
+        found[SEVERAL] = [
             Request(pictured[0].prompt, (first, wide)),
             texts[1],
             Request(pictured[2].prompt, tall),
         ]
-    return found
+    return found if rows is None else few_rows(found, rows)
+
+
+def few_rows(batches: Mapping[str, list[Request]], rows: int) -> dict[str, list[Request]]:
+    """At most ``rows`` requests of the batches, of as many kinds as that holds.
+
+    One is a picture with its prompt. Of several, the padded batch of both kinds comes first, and a batch is cut to what
+    is left.
+    """
+    chosen: dict[str, list[Request]] = {}
+    for case in sorted(batches, key=_ORDER.index) if rows > 1 else (PICTURE,):
+        batch = batches[case][: rows - sum(map(len, chosen.values()))]
+        if batch:
+            left = f"{len(batch)} rows padded" if len(batch) > 1 else "1 row"
+            chosen[case.replace(f"{len(batches[case])} rows padded", left)] = batch
+    return chosen
 
 
 def _stretched(picture: Image.Image, across: int, down: int) -> Image.Image:
@@ -115,67 +133,56 @@ def compare_logits(
     Adapters must be applied to ``vlm`` by the caller.
 
     Args:
-        hooks: what the caller got for applying them, if they enforce refusals.
+        hooks: what the caller got for applying them, if scores are compared or refusals enforced.
     """
-    inputs = vlm.prepare(requests)
+    return compare_recorded(record(vlm, requests, steps, hooks), onnx_vlm, requests)
+
+
+def compare_recorded(recorded: Recorded, onnx_vlm: OnnxVLM, requests: Sequence[Request]) -> LogitsGap:
+    """The same, with what was recorded of PyTorch for these requests."""
     state = onnx_vlm.prefill_requests(requests, all_logits=True)
-    extras = state.extras
-    real = inputs.attention_mask.astype(bool)
-    only_last = state.logits.shape[1] < real.shape[1]  # some decoders give no others
-    reference = torch_logits(vlm, requests, steps)
-    logits = next(reference)
-    forced = None
-    if hooks is not None and (rows := hooks.forced_rows()).any():
-        forced = Gap.between(logits[rows, -1], state.logits[rows, -1])
+    scores = compare_scores(recorded.scores, state.extras)
+    real, forced = recorded.real, None
+    if (rows := recorded.forced) is not None:
+        forced = Gap.between(recorded.prompt[rows, -1], state.logits[rows, -1])
+        real = real.copy()
         real[rows, -1] = False
-    if only_last:
-        real = real[:, -1:]
-    gap = Gap.between(logits[:, -real.shape[1] :][real], state.logits[real])
-    for after in reference:
-        state = onnx_vlm.step(state, logits[:, -1].argmax(-1))
-        gap = gap.join(Gap.between(after, state.logits))
-        logits = after
-    return LogitsGap(gap, extras, forced)
+    real = real[:, -state.logits.shape[1] :]  # some decoders give the last position only
+    gap = Gap(0.0, 0.0, 0)
+    for one, other, mask in zip(recorded.prompt, state.logits, real, strict=True):
+        gap = gap.join(Gap.between(one[-len(mask) :][mask], other[mask]))
+    before = recorded.prompt[:, -1]
+    for after in recorded.steps:
+        state = onnx_vlm.step(state, before.argmax(-1))
+        gap = gap.join(Gap.between(after, state.logits[:, -1]))
+        before = after
+    return LogitsGap(gap, scores, forced)
 
 
-@torch.inference_mode()
-def torch_logits(vlm: VLM, requests: Sequence[Request], steps: int) -> Iterator[Float[np.ndarray, "batch seq vocab"]]:
-    """PyTorch's logits of prompts, and then at each step of its greedy answers."""
-    cache = DynamicCache()
-    logits, inputs = vlm.prefill(requests, cache)
-    yield logits.float().cpu().numpy()
-    mask = torch.from_numpy(inputs.attention_mask).to(vlm.device)
-    for _ in range(steps):
-        tokens = logits[:, -1:].argmax(-1)
-        mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
-        logits = vlm.step(tokens, mask, cache)
-        yield logits.float().cpu().numpy()
+def compare_scores(scores: Scores, other: Mapping[str, np.ndarray]) -> dict[str, Gap]:
+    """Gap of each score, as PyTorch gives them; one that the export lacks is NaN.
 
-
-def compare_scores(hooks: AppliedAdapters, other: Mapping[str, np.ndarray]) -> dict[str, Gap]:
-    """Gap of each [batch] output and of what is retrieved, as PyTorch gives them; one that the export lacks is NaN.
-
-    A gate's score is what large terms leave when they cancel: its scale is the size of these terms. Retrieved ids are
-    left out: near-ties may swap. Their scores stand for them, and ``check_retrieval`` for the rest.
+    A gate's score is what large terms leave when they cancel: its scale is the size of these terms. The scores of what
+    is retrieved stand for its ids, and ``check_retrieval`` for the rest.
     """
     gaps = {}
-    for name, value in hooks.extras.items():
-        if value.ndim == 1 or name in (RETRIEVED_SCORES, RETRIEVAL_QUERY):
-            array = value.float().cpu().numpy()
-            gap = Gap.between(array, other[name]) if name in other else Gap(float("nan"), 0.0, array.size)
-            scale = hooks.magnitudes.get(name)
-            gaps[name] = gap if scale is None else gap.at_least(float(scale.max()))
+    for name, array in scores.values.items():
+        gap = Gap.between(array, other[name]) if name in other else Gap(float("nan"), 0.0, array.size)
+        gaps[name] = gap if name not in scores.sizes else gap.at_least(scores.sizes[name])
     return gaps
 
 
-def parting_margin(vlm: VLM, onnx_vlm: OnnxVLM, request: Request, max_new_tokens: int) -> float | None:
+def parting_margin(first: Generation, onnx_vlm: OnnxVLM, request: Request, max_new_tokens: int) -> float | None:
     """How near the call was where the two answers to ``request`` part: the gap of the two tokens' logits, or the
     smaller distance of the risks from the threshold when one model refused and the other answered.
 
     None when the answers are the same on this second run, alone in their batch.
+
+    Args:
+        first: PyTorch's answer, alone in its batch.
     """
-    end = vlm.inputs.eos_token_ids[0]
-    found = [model.generate([request], max_new_tokens)[0] for model in (vlm, onnx_vlm)]
+    end = onnx_vlm.inputs.eos_token_ids[0]
+    found = [first, onnx_vlm.generate([request], max_new_tokens)[0]]
     if found[0].refused != found[1].refused:
         return min(abs(answer.scores["risk"]) for answer in found)
     answers = [(*answer.token_ids, end) for answer in found]

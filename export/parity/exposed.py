@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from transformers import AutoConfig
 
 from ...adapters.errors import UsageError
@@ -22,7 +23,7 @@ from ...adapters.ops.op import Corrector, Detector, Observer
 from ...toolkit.families import family_or_any
 from ..base.reading import read_graph
 from ..manifest import ExportManifest, Graph
-from ..names import ATTENTION_MASK, DOMAIN, INPUTS_EMBEDS, OP, PIXEL_VALUES, RISK, VISION_MASK
+from ..names import ATTENTION_MASK, DOMAIN, INPUTS_EMBEDS, LOGITS, OP, PIXEL_VALUES, PRESENT, RISK, VISION_MASK
 from ..runtime.binding import Session
 from ..runtime.sessions import CPU, open_session
 from ..surgery.bake import Placed
@@ -86,6 +87,7 @@ class ExposedGraph:
                     model.graph.outputs.append(value)
                     present.add(value.name)
             self._names[one.index] = tuple(str(value.name) for value in values)
+        _without_answers(model)
         data = ir.serde.serialize_model(model).SerializeToString()
         self._session = Session(open_session(data, providers, data_folder=path.parent))
         self._session.override({key: value for key, value in (overrides or {}).items() if key in parameters})
@@ -127,6 +129,16 @@ class ExposedGraph:
             runtime |= {name: values[one.name(name)] for name in one.item.make_op().runtime_inputs}
             seen[index] = Seen(before, after, scope, runtime)
         return seen
+
+
+def _without_answers(model: ir.Model) -> None:
+    """Take away what only logits and caches need: ONNX Runtime runs all that a graph holds."""
+    graph = model.graph
+    kept = [one for one in graph.outputs if one.name != LOGITS and not str(one.name).startswith(PRESENT)]
+    if kept:
+        graph.outputs.clear()
+        graph.outputs.extend(kept)
+        RemoveUnusedNodesPass()(model)
 
 
 def probes(graph: ExposedGraph, manifest: ExportManifest, seed: int = 0) -> Iterator[dict[str, np.ndarray]]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_PIECE = 2**22  # numbers that are compared at once
+
 
 @dataclass(frozen=True)
 class Gap:
@@ -24,13 +26,15 @@ class Gap:
     @classmethod
     def between(cls, reference: np.ndarray, other: np.ndarray) -> Gap:
         """Compare two arrays of one shape; equal infinities count as equal."""
-        if not reference.size:
-            return cls(0.0, 0.0, 0)
-        left, right = reference.astype(np.float64), other.astype(np.float64)
-        same = left == right
-        with np.errstate(invalid="ignore"):
-            difference = np.where(same, 0.0, np.abs(left - right))
-        return cls(float(difference.max()), float(np.abs(np.where(np.isfinite(left), left, 0)).max()), left.size)
+        error = scale = 0.0
+        left, right = reference.reshape(-1), np.broadcast_to(other, reference.shape).reshape(-1)
+        for start in range(0, reference.size, _PIECE):
+            one, two = (array[start : start + _PIECE].astype(np.float64) for array in (left, right))
+            with np.errstate(invalid="ignore"):
+                difference = np.where(one == two, 0.0, np.abs(one - two))
+            error = float(np.maximum(error, difference.max()))  # NaN wins
+            scale = max(scale, float(np.abs(np.where(np.isfinite(one), one, 0)).max()))
+        return cls(error, scale, reference.size)
 
     def relative(self) -> Gap:
         """The error as a share of the scale."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
@@ -30,6 +31,7 @@ from ..manifest import Graph
 from ..runtime.onnx_vlm import OnnxVLM
 
 if TYPE_CHECKING:
+    from ...toolkit.index.caption_index import CaptionIndex
     from ...toolkit.model.vlm import VLM
 
 _OTHERS: tuple[Graph, ...] = ("vision_encoder", "embed_tokens")
@@ -37,44 +39,50 @@ _FULL_PRECISION = 1  # of MatMulNBits' accuracy levels: float32 products
 
 
 @dataclass(frozen=True)
-class Comparable:
-    """What PyTorch is compared with, end to end.
+class ComparedWeights:
+    """With which weights PyTorch is compared with an export.
 
     Attributes:
-        export: the export, in full precision if that is another graph.
-        base: the same of the base graphs; None if they are not at hand.
-        weights: what PyTorch is to hold instead of its own; None for graphs that hold the checkpoint's.
+        held: what it is to hold instead of its own; None for graphs that hold the checkpoint's.
         exact: whether the two compute the same function; otherwise only drift can be measured.
     """
 
-    export: OnnxVLM
-    base: OnnxVLM | None
-    weights: DecoderWeights | None = None
+    held: DecoderWeights | None = None
     exact: bool = True
 
+    @classmethod
+    def of(cls, vlm: VLM, export: OnnxVLM) -> ComparedWeights:
+        """Those with which ``vlm`` and an export can be compared as closely as unquantised ones are."""
+        if export.manifest.precision not in ("int4", "int8"):
+            return cls()
+        weights = held_weights(vlm, _graph(export, "decoder"), set(export.manifest.updates))
+        others = [] if export.manifest.foreign is None else [_graph(export, name) for name in _OTHERS]
+        if weights is None or any(_kinds(one) & set(QUANTISED) for one in others):
+            return cls(exact=False)
+        return cls(weights)
+
     @contextmanager
-    def held(self, vlm: VLM, on: GraphWeights | None = None) -> Iterator[None]:
-        """Run ``vlm`` with the graph's weights until the block ends; ``on`` is what adapters call them."""
-        if self.weights is None:
+    def standing(self, vlm: VLM, on: GraphWeights | None = None) -> Iterator[None]:
+        """Run ``vlm`` with these weights until the block ends; ``on`` is what adapters call them."""
+        if self.held is None:
             yield
             return
-        with holding(vlm, self.weights, on):
+        with holding(vlm, self.held, on):
             yield
 
+    def computing_exactly(
+        self, export: OnnxVLM, base: OnnxVLM | None, index: CaptionIndex | Path | None
+    ) -> tuple[OnnxVLM, OnnxVLM | None]:
+        """An export and its base as they are compared: in full precision, if they are other graphs."""
+        if self.held is None:
+            return export, base
+        copies = [_in_full_precision(one, index) if one is not None else None for one in (export, base)]
+        assert copies[0] is not None
+        return copies[0], copies[1]
 
-def comparable(vlm: VLM, export: OnnxVLM, base: OnnxVLM | None) -> Comparable:
-    """The graphs of an export, and of its base, that can be compared with ``vlm`` as closely as unquantised ones."""
-    if export.manifest.precision not in ("int4", "int8"):
-        return Comparable(export, base)
-    model = read_graph(export.path / export.manifest.graph_file("decoder"))
-    weights = held_weights(vlm, model, set(export.manifest.updates))
-    foreign = export.manifest.foreign
-    others = [] if foreign is None else [read_graph(export.path / export.manifest.graph_file(name)) for name in _OTHERS]
-    if weights is None or any(_kinds(one) & set(QUANTISED) for one in others):
-        return Comparable(export, base, exact=False)
-    copies = [_in_full_precision(one, vlm) if one is not None else None for one in (export, base)]
-    assert copies[0] is not None
-    return Comparable(copies[0], copies[1], weights)
+
+def _graph(export: OnnxVLM, name: Graph) -> ir.Model:
+    return read_graph(export.path / export.manifest.graph_file(name))
 
 
 def _kinds(model: ir.Model) -> set[str]:
@@ -114,7 +122,7 @@ def holding(vlm: VLM, weights: DecoderWeights, on: GraphWeights | None = None) -
         yield
 
 
-def _in_full_precision(onnx_vlm: OnnxVLM, vlm: VLM) -> OnnxVLM:
+def _in_full_precision(onnx_vlm: OnnxVLM, index: CaptionIndex | Path | None) -> OnnxVLM:
     """A copy whose products read unrounded activations; it shares the weights."""
     model = _load(onnx_vlm)
     for graph in model.graphs():
@@ -122,7 +130,7 @@ def _in_full_precision(onnx_vlm: OnnxVLM, vlm: VLM) -> OnnxVLM:
             if node.op_type == "MatMulNBits":
                 node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", _FULL_PRECISION)
     data = ir.serde.serialize_model(model).SerializeToString()
-    return onnx_vlm.with_decoder(data, index=vlm.index)
+    return onnx_vlm.with_decoder(data, index=index)
 
 
 def _load(onnx_vlm: OnnxVLM) -> ir.Model:

@@ -27,6 +27,7 @@ from ...toolkit.data.records import Record
 from ...toolkit.model.requests import Request
 from ..manifest import Recalibration
 from ..runtime.onnx_vlm import OnnxVLM
+from .graph_base import OWN_WEIGHTS, Standing
 
 if TYPE_CHECKING:
     from ...toolkit.model.vlm import VLM
@@ -88,11 +89,14 @@ def recalibrated(
     bake: Callable[[Sequence[Adapter]], OnnxVLM],
     records: Sequence[Record],
     *,
+    standing: Standing = OWN_WEIGHTS,
     allow_wrong_base: bool = False,
 ) -> tuple[tuple[Adapter, ...], tuple[Recalibration, ...]]:
     """Set the thresholds of ``adapters`` on the export that ``bake`` makes of them.
 
     Args:
+        vlm: one without weights has them until PyTorch's scores are read.
+        standing: the weights that the adapters were fitted on.
         records: of the calibration split, harmful and harmless ones as the fits saw them.
 
     Returns:
@@ -112,9 +116,10 @@ def recalibrated(
             vlm.prefill(requests)
         return {name: hooks.extras[name].float().cpu().numpy() for name in fitted}
 
-    onnx_vlm = bake(closed)
-    before = _scores(in_torch, records, away)
-    after = _scores(lambda requests: onnx_vlm.prefill_requests(requests).extras, records, away)
+    with vlm.in_memory(), standing.held(vlm):
+        before = _scores(in_torch, records, away)
+    with bake(closed).in_use() as onnx_vlm:
+        after = _scores(lambda requests: onnx_vlm.prefill_requests(requests).extras, records, away)
     changes = []
     for name, threshold in fitted.items():
         wanted = int((before[name] > threshold).sum())

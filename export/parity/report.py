@@ -116,6 +116,7 @@ class ParityReport(Strict):
 
     Attributes:
         reference: what the export was compared with; None in older reports.
+        rows: how many prompts were compared at most; None where no budget was set.
         flips: every one with the adapters.
         flipped: how many there are, and how many of them are the unmodified model's; None where nothing is rounded.
         warnings: what a reader must know although it passed.
@@ -126,6 +127,7 @@ class ParityReport(Strict):
     reference: Reference | None = None
     providers: tuple[str, ...]
     steps: int
+    rows: int | None = None
     tolerances: Tolerances
     checks: tuple[Check, ...]
     flips: tuple[Flip, ...] = ()

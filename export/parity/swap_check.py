@@ -10,9 +10,10 @@ import numpy as np
 
 from ...adapters.artifact.adapter import Adapter
 from ..runtime.onnx_vlm import OnnxVLM
-from .check import Against, check_parity
+from .check import check_parity
 from .compare import cached_steps, parity_requests
 from .gap import Gap
+from .reference import Against
 from .report import ParityReport
 from .swapped import adapters_of
 
@@ -31,6 +32,7 @@ def check_swap(
     own: Sequence[Adapter] = (),
     records: Sequence[Record] = (),
     steps: int | None = None,
+    rows: int | None = None,
     allow_uncorrected_detector: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> ParityReport:
@@ -39,6 +41,7 @@ def check_swap(
     Args:
         others: whatever :meth:`OnnxVLM.swap` takes: adapters or their folders, an export, or ``.onnx_adapter`` files.
         steps: cached decoding steps that are compared; by default as many as in any comparison.
+        rows: how many prompts are compared in all; None for the usual ones.
         own: the export's adapters, whose places the numbers of an export or of files take.
 
     Returns:
@@ -48,16 +51,18 @@ def check_swap(
         UsageError, InvalidArtifact, WrongBase: ``others`` cannot be swapped in; see :meth:`OnnxVLM.swap`.
     """
     onnx_vlm.reset()
-    before = _logits(onnx_vlm)
+    with onnx_vlm.in_use():
+        before = _logits(onnx_vlm)
     onnx_vlm.swap(*others, allow_uncorrected_detector=allow_uncorrected_detector)
     try:
         assert onnx_vlm.swapped is not None
         adapters = adapters_of(others, own, onnx_vlm.manifest, onnx_vlm.swapped)
-        compared = Against(records=records, steps=steps or cached_steps())
+        compared = Against(records=records, steps=steps or cached_steps(), rows=rows)
         report = check_parity(vlm, onnx_vlm, adapters, compared, progress=progress)
     finally:
         onnx_vlm.reset()
-    return report.with_swap(Gap.between(before, _logits(onnx_vlm)))
+    with onnx_vlm.in_use():
+        return report.with_swap(Gap.between(before, _logits(onnx_vlm)))
 
 
 def _logits(onnx_vlm: OnnxVLM) -> np.ndarray:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ...adapters.artifact.files import write_atomic
 from ...adapters.artifact.manifest import canonical_json
 from ...adapters.retrieval.retrieval import CAPTIONS
-from ...toolkit.evaluation.evaluate import Decision, Evaluation, decide, tabulate
+from ...toolkit.evaluation.evaluate import Evaluation, tabulate
 from ..document.card import write_card
 from ..document.figures import FACTS, attachment_name
 from ..manifest import LAYOUT, ExportManifest
@@ -18,15 +17,12 @@ from .check import Checked
 from .plan import Plan
 from .write import Say
 
-if TYPE_CHECKING:
-    from ...toolkit.model.vlm import VLM
-
 Measure = Callable[[Path], None]
 OPTIONS = "export_options.json"  # as they were given or defaulted, for whoever has to make the export again
 
 
 def document(
-    plan: Plan, vlm: VLM, checked: Checked, work: Path, say: Say, measure: Measure | None = None
+    plan: Plan, checked: Checked, work: Path, say: Say, measure: Measure | None = None
 ) -> tuple[ExportManifest, Comparison | None]:
     """Write evaluation, attachments, card and report into ``work``, and seal it.
 
@@ -36,7 +32,7 @@ def document(
     Returns:
         The manifest as sealed, and the evaluation; None without records.
     """
-    comparison = _compared(plan, vlm, checked, say) if plan.records else None
+    comparison = _compared(plan, checked) if plan.records else None
     if comparison is not None:
         write_atomic(work / LAYOUT.evaluation, canonical_json(comparison.model_dump(mode="json")))
     for number, adapter in enumerate(plan.adapters):
@@ -51,13 +47,8 @@ def document(
     return write_card(work), comparison
 
 
-def _compared(plan: Plan, vlm: VLM, checked: Checked, say: Say) -> Comparison:
+def _compared(plan: Plan, checked: Checked) -> Comparison:
     """The unmodified model before, the export after."""
-    if checked.unmodified is None:
-        say("answering the records without the adapter")
-        asked: Sequence[Decision] = decide(vlm, plan.records, max_new_tokens=plan.options.max_new_tokens)
-    else:
-        asked = checked.unmodified[0]
     before, after = (
         Evaluation(
             model=name,
@@ -66,7 +57,7 @@ def _compared(plan: Plan, vlm: VLM, checked: Checked, say: Say) -> Comparison:
             rows=tabulate(decisions),
             decisions=tuple(decisions),
         )
-        for name, decisions in ((plan.source.called, asked), (plan.out.name, checked.decisions[1]))
+        for name, decisions in ((plan.source.called, checked.asked), (plan.out.name, checked.decisions[1]))
     )
     return Comparison.of(
         before, after, plan.records, dataset=plan.source.dataset, skipped_rows=plan.source.skipped_rows

@@ -16,10 +16,12 @@ from ...toolkit.data.sources import data_path
 from ...toolkit.index.caption_index import CaptionIndex
 from ...toolkit.model.inputs import InputProcessor
 from ...toolkit.model.options import LoadOptions
+from ...toolkit.model.precision import is_large
 from ..manifest import LAYOUT, ExportManifest, write_manifest
 from ..parity.comparison import Comparison
 from ..parity.reference import computing_wide
 from ..parity.report import ParityReport
+from ..runtime.sessions import sparing_memory
 from .check import check_written
 from .document import Measure, document
 from .options import ExportOptions
@@ -78,7 +80,8 @@ def export_onnx(
 
     Args:
         model: loaded: then its weights are exported as they are in memory; or its folder or name, such as
-            ``reference:mild``: then they go from its files into the graphs, and it is loaded to be compared with.
+            ``reference:mild``: then they go from its files into the graphs, and it is in memory only for as long as
+            PyTorch's results are recorded that the graphs are then compared with.
         adapters: in order, or their folders; none makes a base export, which others can put adapters into.
         options: see :class:`ExportOptions`; its fields can be given as keywords too, which win.
         records: records whose decisions are compared, and that the card's evaluation is of; instead of the option
@@ -96,15 +99,18 @@ def export_onnx(
     chosen = ExportOptions.of(options, given)
     named = isinstance(model, (str, Path))
     chosen.require_use(tuple(LoadOptions.model_fields), named, "a model's name: this one is loaded already")
-    plan = plan_export(_source(model, adapters, records, chosen), Path(out), chosen)
+    plan = plan_export(_source(model, adapters, records, chosen), Path(out), chosen, named=named)
     vlm = _opened(model, plan)
     require_model(plan, vlm)
-    with atomic_folder(plan.out, overwrite=chosen.overwrite) as work, computing_wide(vlm, chosen):
+    with (
+        atomic_folder(plan.out, overwrite=chosen.overwrite) as work,
+        computing_wide(vlm, chosen),
+        sparing_memory(is_large(vlm.path)),
+    ):
         written = write_graphs(plan, vlm, work, say)
-        vlm.load()
         checked = check_written(plan, vlm, written, work, say)
         write_manifest(checked.manifest, work)
-        manifest, comparison = document(plan, vlm, checked, work, say, measure)
+        manifest, comparison = document(plan, checked, work, say, measure)
     return ExportResult(plan.out, manifest, checked.parity, checked.decisions, comparison)
 
 

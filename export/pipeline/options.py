@@ -22,7 +22,7 @@ from ..base.int4 import Int4Options
 from ..document.facts import LICENCE, MODEL_NAME, MODEL_NAME_LENGTH
 from ..layouts.registry import LayoutName
 from ..manifest import Precision
-from ..options import RuntimeOptions
+from ..options import ParityOptions, RuntimeOptions
 
 
 def _model_name(given: str | None) -> str | None:
@@ -46,7 +46,7 @@ def _licence(given: str | None) -> str | None:
     return given
 
 
-class ExportOptions(RecordOptions, Int4Options, RuntimeOptions, LoadOptions):
+class ExportOptions(RecordOptions, Int4Options, ParityOptions, RuntimeOptions, LoadOptions):
     """How adapters become an export."""
 
     precision: Precision = setting("fp32", "Of weights; int8 only with base graphs that have it.")

@@ -67,8 +67,11 @@ class Plan:
         return not self.source.adapters
 
 
-def plan_export(source: Source, out: Path, options: ExportOptions) -> Plan:
+def plan_export(source: Source, out: Path, options: ExportOptions, *, named: bool = False) -> Plan:
     """Check an export before anything of it is made.
+
+    Args:
+        named: the model is to be loaded from its folder.
 
     Raises:
         UsageError: something cannot be done, or an option could not act: it is named, with what to do.
@@ -96,6 +99,8 @@ def plan_export(source: Source, out: Path, options: ExportOptions) -> Plan:
     require_layout(options.layout, config.model_type, adapters, enforce=options.enforce)
     requirements.require_base_graphs(source, options)
     requirements.require_weights(source, options)
+    if named:
+        requirements.require_computable(source.checkpoint, options)
     if options.base_onnx is None:
         family_of(config)  # an architecture that is not exported is refused by name
     retriever_of(adapters, source.index)

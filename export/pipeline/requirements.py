@@ -13,12 +13,13 @@ from ...toolkit.data.records import require_pictures
 from ...toolkit.families import family_of
 from ...toolkit.model.folding import affine_maps
 from ...toolkit.model.inputs import InputProcessor
+from ...toolkit.model.options import AUTO, LoadOptions, PlaceOptions
 from ..base.fitted_on import weights_of
 from ..base.int4 import INT4_CHOICES
 from ..base.quantise import quantiser
 from ..foreign.recognise import find_graphs
 from ..manifest import LAYOUT, read_manifest
-from ..parity.compare import parity_requests
+from ..parity.compare import MIXED, parity_requests
 from ..parity.recalibrate import require_thresholds
 from ..runtime.sessions import open_session
 from ..surgery.adapt import place
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "require_base_graphs",
+    "require_computable",
     "require_mode",
     "require_one_base",
     "require_pictures",
@@ -42,7 +44,6 @@ __all__ = [
 ]
 
 _ROUNDED = ("int4", "int8")
-_PADDED = "4 rows padded, mixed"  # of the batches of parity: text and pictures, of several lengths
 
 
 def require_use(
@@ -169,6 +170,28 @@ def require_weights(source: Source, options: ExportOptions) -> None:
     check(source.config, source.called)
 
 
+def require_computable(checkpoint: Path, options: PlaceOptions) -> None:
+    """Refuse to compare in float32 where PyTorch cannot compute in it: weights of 16 bits, spread over devices.
+
+    Args:
+        options: how the checkpoint is loaded.
+
+    Raises:
+        UsageError: it is spread, as was asked for or as no device holds it, and no type was chosen.
+    """
+    from ...toolkit.model.placement import Placement, own_dtype
+
+    stored = own_dtype(checkpoint)
+    if options.dtype != AUTO or stored not in ("bfloat16", "float16"):
+        return
+    if Placement.of(LoadOptions(**options.loading()), checkpoint).device_map is not None:
+        raise UsageError(
+            f"Parity computes in float32, and a model that is spread over devices only in the type it is loaded in: "
+            f"{checkpoint.name} has {stored}.",
+            f"Pass --dtype float32, which doubles it, or --dtype {stored}, which allows for its rounding.",
+        )
+
+
 def require_same_base(folder: Path, found: str, wanted: str, name: str) -> None:
     """Refuse base graphs of another model.
 
@@ -195,7 +218,7 @@ def require_providers(providers: Sequence[str]) -> None:
 def require_prompts(inputs: InputProcessor, records: Sequence[Record], checkpoint: str) -> None:
     """Prepare one padded batch of the kind that parity runs: it needs a chat template, a pad token and a processor."""
     try:
-        inputs.prepare(parity_requests(records)[_PADDED])
+        inputs.prepare(parity_requests(records)[MIXED])
     except SafetykitError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:  # whatever a processor says of its files

@@ -48,7 +48,7 @@ class Written:
         unfolded: the adapters before they were folded; none in other modes.
         compared: what PyTorch runs with where decisions are compared: as in the graphs, but with the fitted thresholds.
         base: the export without adapters; for a base export, the export itself.
-        export: the export, opened.
+        export: the export; it and the base hold no session until they are run.
         standing: what PyTorch runs with where decisions are compared: the graph's weights, if adapters were fitted on
             them.
     """
@@ -81,7 +81,7 @@ def write_graphs(plan: Plan, vlm: VLM, work: Path, say: Say) -> Written:
     """Write base graphs and bake the adapters into them.
 
     Args:
-        vlm: whose weights need not be loaded; they are if values of the whole model are asked for.
+        vlm: whose weights need not be loaded; they are in memory while values of the whole model are asked for.
         work: the empty folder.
         say: called with the name of each step as it starts.
 
@@ -91,9 +91,10 @@ def write_graphs(plan: Plan, vlm: VLM, work: Path, say: Say) -> Written:
         WrongBase: they belong to another model.
     """
     options = plan.options
-    if options.mode == "fold" or any(adapter.updates for adapter in plan.adapters) or options.base_onnx is not None:
-        vlm.load()
-    adapters = fold_all(vlm, plan.adapters) if options.mode == "fold" and not plan.bare else plan.adapters
+    adapters: Sequence[Adapter] = plan.adapters
+    if options.mode == "fold" and not plan.bare:
+        with vlm.in_memory():
+            adapters = fold_all(vlm, plan.adapters)
     layers = plan_updates(vlm, [update for adapter in adapters for update in adapter.updates])
     base = _write_base(plan, vlm, work, say).model_copy(
         update={
@@ -109,15 +110,14 @@ def write_graphs(plan: Plan, vlm: VLM, work: Path, say: Say) -> Written:
     fitted = tuple(adapters)
     if plan.calibration:
         say("setting thresholds again")
-        vlm.load()
-        with standing.held(vlm):
-            adapters, changes = recalibrated(
-                vlm,
-                adapters,
-                lambda some: open_export(plan, vlm, work, _bake(plan, work, base, some, layers)),
-                plan.calibration,
-                allow_wrong_base=options.allow_wrong_base,
-            )
+        adapters, changes = recalibrated(
+            vlm,
+            adapters,
+            lambda some: open_export(plan, vlm, work, _bake(plan, work, base, some, layers)),
+            plan.calibration,
+            standing=standing,
+            allow_wrong_base=options.allow_wrong_base,
+        )
         base = base.model_copy(update={"recalibrated": changes})
         for name, data in bare.items():
             write_atomic(work / LAYOUT.graph(name), data)
@@ -136,7 +136,7 @@ def write_graphs(plan: Plan, vlm: VLM, work: Path, say: Say) -> Written:
         tuple(adapters),
         plan.adapters if options.mode == "fold" else (),
         fitted,
-        OnnxVLM(work, base, vlm.inputs, options.providers, bare),
+        OnnxVLM(work, base, vlm.inputs, options.providers, bare, opened=False),
         open_export(plan, vlm, work, manifest),
         standing,
     )
@@ -153,16 +153,17 @@ def _standing(plan: Plan, vlm: VLM, work: Path, base: ExportManifest) -> Standin
         return OWN_WEIGHTS
     if not plan.options.allow_wrong_base:
         require_graph_weights(fitted, base, "the base graphs" if plan.options.base_onnx else "a new export")
-    vlm.load()
-    return GraphBase(work, base).standing(vlm)
+    with vlm.in_memory():
+        return GraphBase(work, base).standing(vlm)
 
 
 def open_export(
     plan: Plan, vlm: VLM, work: Path, manifest: ExportManifest, inputs: InputProcessor | None = None
 ) -> OnnxVLM:
-    """Open the unfinished folder ``work`` under the plan's providers, by default with the model's own processor."""
+    """The unfinished folder ``work`` under the plan's providers, by default with the model's own processor; its graphs
+    are opened when they are run."""
     index = vlm.index if manifest.retrieval and manifest.retrieval.external else None
-    return OnnxVLM(work, manifest, inputs or vlm.inputs, plan.options.providers, index=index)
+    return OnnxVLM(work, manifest, inputs or vlm.inputs, plan.options.providers, index=index, opened=False)
 
 
 def _bake(

@@ -6,10 +6,12 @@ tokens → ``decoder`` with an empty KV cache. Each step then feeds one token pe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -40,7 +42,8 @@ from .binding import Session, as_array
 from .rows import run_rows_alone
 from .sessions import open_session
 
-_FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_FLOATS: dict[str, type[np.floating]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_SESSIONS = ("_vision", "_embed", "_decoder")  # in the order of GRAPHS
 
 
 @dataclass(frozen=True)
@@ -99,32 +102,22 @@ class Graphs:
         graphs: Mapping[Graph, bytes] | None = None,
         *,
         bind_to: tuple[str, int] | None = None,
+        opened: bool = True,
     ) -> None:
         """Open the graphs; ``graphs`` replaces graph files of ``path`` that share its weights.
 
         ``bind_to`` is the device that runs are bound to; by default that of the first provider, see :class:`Session`.
+        With ``opened`` off each graph is opened when it is first run.
 
         Raises:
             UsageError: a provider is not there.
             InvalidArtifact: a graph does not load, or states another detector than the manifest.
         """
         self.path, self.manifest, self.inputs = path, manifest, inputs
-        self.providers = tuple(providers)
-        sources = {name: (graphs or {}).get(name, path / manifest.graph_file(name)) for name in GRAPHS}
-        self._vision, self._embed, self._decoder = (
-            Session(open_session(sources[name], providers, data_folder=path), device=bind_to) for name in GRAPHS
-        )
-        self._keeps = any(value.name == KEPT for value in self._decoder.get_optional_inputs())
-        self._swaps = 0
-        self._graphs, self._decoder_source = dict(graphs or {}), sources["decoder"]
-        self._vision_outputs = [value.name for value in self._vision.get_outputs()]
-        self._types = {value.name: value.type for value in self._decoder.get_inputs()}
-        self._float = _FLOATS[self._types[INPUTS_EMBEDS]]
-        self._outputs = [value.name for value in self._decoder.get_outputs()]
-        self._past_names = [name for name in self._types if name.startswith(PAST)]
-        stated = read_metadata(self._decoder.get_modelmeta().custom_metadata_map)
-        if stated != manifest.detector:
-            raise InvalidArtifact(f"{path} and its decoder do not state the same detector.", "Export the model again.")
+        self.providers, self._device = tuple(providers), bind_to
+        self._sources = {name: (graphs or {}).get(name, path / manifest.graph_file(name)) for name in GRAPHS}
+        self._swaps, self._parameters = 0, dict[str, np.ndarray]()
+        self._graphs = dict(graphs or {})
         held = manifest.interventions if manifest.gate_state == "inputs" else ()
         self._held = [item.index for item in held if item.gate == "held"]
         self._references = [
@@ -132,6 +125,73 @@ class Graphs:
             for item in manifest.interventions
             if item.graph == "decoder" and "reference" in item.runtime_inputs
         ]
+        if opened:
+            _ = self._vision, self._embed, self._decoder
+
+    @cached_property
+    def _vision(self) -> Session:
+        return self._session("vision_encoder")
+
+    @cached_property
+    def _embed(self) -> Session:
+        return self._session("embed_tokens")
+
+    @cached_property
+    def _decoder(self) -> Session:
+        session = self._session("decoder")
+        if read_metadata(session.get_modelmeta().custom_metadata_map) != self.manifest.detector:
+            raise InvalidArtifact(
+                f"{self.path} and its decoder do not state the same detector.", "Export the model again."
+            )
+        return session
+
+    def _session(self, name: Graph) -> Session:
+        session = Session(open_session(self._sources[name], self.providers, data_folder=self.path), device=self._device)
+        session.override(self._parameters_of(name))
+        return session
+
+    def _parameters_of(self, name: Graph) -> dict[str, np.ndarray]:
+        mine = [one.name for one in self.manifest.parameters if one.graph == name]
+        return {key: self._parameters[key] for key in mine if key in self._parameters}
+
+    def close(self) -> None:
+        """Free the sessions; each is opened again when its graph is next run. Answers that were begun can go on."""
+        for name in _SESSIONS:
+            self.__dict__.pop(name, None)
+
+    @contextmanager
+    def in_use(self) -> Iterator[Self]:
+        """Free the sessions at the end of the block, unless some were open before it."""
+        before = any(name in self.__dict__ for name in _SESSIONS)
+        try:
+            yield self
+        finally:
+            if not before:
+                self.close()
+
+    @cached_property
+    def _keeps(self) -> bool:
+        return any(value.name == KEPT for value in self._decoder.get_optional_inputs())
+
+    @cached_property
+    def _vision_outputs(self) -> list[str]:
+        return [value.name for value in self._vision.get_outputs()]
+
+    @cached_property
+    def _types(self) -> dict[str, str]:
+        return {value.name: value.type for value in self._decoder.get_inputs()}
+
+    @cached_property
+    def _outputs(self) -> list[str]:
+        return [value.name for value in self._decoder.get_outputs()]
+
+    @property
+    def _float(self) -> type[np.floating]:
+        return _FLOATS[self._types[INPUTS_EMBEDS]]
+
+    @property
+    def _past_names(self) -> list[str]:
+        return [name for name in self._types if name.startswith(PAST)]
 
     @property
     def needs_reference(self) -> bool:
@@ -143,7 +203,7 @@ class Graphs:
         """Decoder blocks that one prefill runs, counted in the graph: those of the answer and those of a branch."""
         from ..surgery.blocks import block_evaluations
 
-        return block_evaluations(self._decoder_source)
+        return block_evaluations(self.decoder_source)
 
     @property
     def half(self) -> bool:
@@ -153,14 +213,15 @@ class Graphs:
     @property
     def decoder_source(self) -> Path | bytes:
         """The decoder's graph: its file, or its bytes where it was given so."""
-        return self._decoder_source
+        return self._sources["decoder"]
 
     def _override(self, parameters: Mapping[str, np.ndarray]) -> None:
         """Run with these in the place of the graphs' own parameters, which come back where one is not named."""
         self._swaps += 1  # first, so that no step of an answer begun before sees the new parameters unnoticed
-        for name, session in zip(GRAPHS, (self._vision, self._embed, self._decoder), strict=True):
-            mine = [one.name for one in self.manifest.parameters if one.graph == name]
-            session.override({key: parameters[key] for key in mine if key in parameters})
+        self._parameters = dict(parameters)
+        for name, attribute in zip(GRAPHS, _SESSIONS, strict=True):
+            if (session := self.__dict__.get(attribute)) is not None:
+                session.override(self._parameters_of(name))
 
     def _require_unswapped(self, swaps: int) -> None:
         if swaps != self._swaps:

@@ -57,12 +57,14 @@ class OnnxVLM(Graphs, Generating):
         *,
         index: CaptionIndex | Path | None = None,
         bind_to: tuple[str, int] | None = None,
+        opened: bool = True,
     ) -> None:
         """Use :meth:`from_pretrained`; ``graphs`` replaces graph files of ``path`` that share its weights.
 
         ``bind_to`` is the device that runs are bound to; by default that of the first provider, see :class:`Session`.
+        With ``opened`` off each graph is opened when it is first run.
         """
-        super().__init__(path, manifest, inputs, providers, graphs, bind_to=bind_to)
+        super().__init__(path, manifest, inputs, providers, graphs, bind_to=bind_to, opened=opened)
         self.detector, self.swapped = manifest.detector, None
         self.retriever = open_retriever(path, manifest.retrieval, index)
 
@@ -230,8 +232,8 @@ class OnnxVLM(Graphs, Generating):
         return self._prefill(inputs, feeds, seen, all_logits=all_logits)
 
     def with_decoder(self, data: bytes, *, index: CaptionIndex | Path | None = None) -> OnnxVLM:
-        """The same export with another decoder graph that shares the weights."""
+        """The same export with another decoder graph that shares the weights; it is opened when it is first run."""
         graphs = {**self._graphs, "decoder": data}
-        made = OnnxVLM(self.path, self.manifest, self.inputs, self.providers, graphs, index=index)
+        made = OnnxVLM(self.path, self.manifest, self.inputs, self.providers, graphs, index=index, opened=False)
         made._install(self.swapped)
         return made

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +29,24 @@ _COMPUTE = frozenset(
         *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
     )
 )
+
+
+_SPARING: ContextVar[bool] = ContextVar("sparing", default=False)
+
+
+@contextmanager
+def sparing_memory(on: bool = True) -> Iterator[None]:
+    """Have sessions on the CPU that are opened in the block leave weights in their files.
+
+    As they are, they hold a second copy of the weights, in float32 where the graph has float16, and in the order in
+    which products read them. Without it each product converts its weights when it runs, in memory that the next one
+    takes over, and no nodes are fused that need converted weights.
+    """
+    token = _SPARING.set(on)
+    try:
+        yield
+    finally:
+        _SPARING.reset(token)
 
 
 def installed_packages() -> dict[str, str]:
@@ -78,6 +98,13 @@ def open_session(
     options.log_severity_level = _ERRORS_ONLY
     # Idle threads that spin take the cores from PyTorch, which parity runs in turn with ONNX Runtime.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if _SPARING.get() and tuple(providers) == CPU:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.execution_order = (
+            onnxruntime.ExecutionOrder.PRIORITY_BASED
+        )  # convert where it is read, not at the start
+        options.enable_mem_pattern = False
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if isinstance(model, bytes) and data_folder is not None:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(weights_folder(data_folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -43,6 +44,7 @@ class Loadable:
     _options: LoadOptions
     _stored: str
     _computes: tuple[torch.dtype, ExitStack] | None
+    _empty: tuple[Any, Parts, Weights, FeatureCache] | None = None  # what takes the place of weights that are freed
 
     if TYPE_CHECKING:  # what the other parts of a VLM have
 
@@ -132,11 +134,32 @@ class Loadable:
         if not self.loaded:
             full = type(self)._loaded(self.path, self._options)
             _share_buffers(self.model, full.model)
+            self._empty = (self.model, self.parts, self.weights, self.features)
             self.model, self.parts, self.weights, self.features = full.model, full.parts, full.weights, full.features
             self.batch_size, self._stored = full.batch_size, full.stored_dtype
             if self._computes is not None:
                 dtype, stack = self._computes
                 stack.enter_context(widened(self.model, dtype))
+
+    def unload(self) -> None:
+        """Free the weights of a model :meth:`without_weights`, which can be loaded again; any other stays as it is."""
+        if self._empty is not None:
+            if self._computes is not None:
+                self._computes[1].close()
+            self.model, self.parts, self.weights, self.features = self._empty
+            self._empty = None
+            gc.collect()  # modules and their hooks refer to each other
+
+    @contextmanager
+    def in_memory(self) -> Iterator[None]:
+        """Have the weights until the block ends; those that were not loaded before are freed then."""
+        before = self.loaded
+        self.load()
+        try:
+            yield
+        finally:
+            if not before:
+                self.unload()
 
     @property
     def dtype(self) -> torch.dtype:

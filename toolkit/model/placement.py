@@ -96,7 +96,7 @@ def _supported(dtype: torch.dtype | None, device: torch.device, folder: Path) ->
         return dtype
     if dtype == torch.bfloat16:
         raise UsageError(f"{device} does not compute in bfloat16.", "Load in float16 or float32.")
-    return torch.float32 if dtype is None and _itemsize(folder) == 2 and _own_dtype(folder) == "bfloat16" else dtype
+    return torch.float32 if dtype is None and _itemsize(folder) == 2 and own_dtype(folder) == "bfloat16" else dtype
 
 
 def _size(folder: Path, dtype: torch.dtype | None) -> int:
@@ -106,11 +106,11 @@ def _size(folder: Path, dtype: torch.dtype | None) -> int:
 
 
 def _itemsize(folder: Path) -> int:
-    name = _own_dtype(folder)
+    name = own_dtype(folder)
     return int(getattr(torch, name, torch.float32).itemsize)
 
 
-def _own_dtype(folder: Path) -> str:
+def own_dtype(folder: Path) -> str:
     """The type that the configuration states."""
     try:
         config = json.loads((folder / "config.json").read_bytes())

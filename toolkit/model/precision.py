@@ -4,23 +4,38 @@ A graph in fp32 or fp16 that was made of a checkpoint in bfloat16 is not what Py
 every activation to 8 bits. What it is compared with is the same weights, exactly, and float32 between them.
 
 Where memory allows, all weights are widened once. Where it does not, they stay as they are (on a CPU, in the
-checkpoint's files), and each block of the model has its own for as long as it runs.
+checkpoint's files), and each block of the model has its own for as long as it runs, in memory that the next one takes
+over. A CPU's memory is everybody's, and mapped weights need none of it: a small part of it is taken at once.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...adapters.artifact.tensors import stored_tensors
 from ...adapters.errors import UsageError
 from .loading import device_of, spread
 from .memory import free_memory
 
-_SHARE = 0.7  # of the memory that is free, for weights that are widened once
+_SHARES = {"cpu": 1 / 16}  # of the memory that is free, for weights that are widened once
+_SHARE = 0.7  # the same of other devices
+Spare = dict[tuple[torch.Size, torch.device], list[Tensor]]  # memory of weights that were widened
+
+
+def is_large(folder: Path) -> bool:
+    """Whether a copy of a checkpoint's weights in float32 would be more than the share of this machine's memory that is
+    taken for one."""
+    weights = sum(
+        math.prod(one.shape) for path in folder.glob("*.safetensors") for one in stored_tensors(path).values()
+    )
+    return 4 * weights > _SHARES["cpu"] * free_memory(torch.device("cpu"))
 
 
 @contextmanager
@@ -44,7 +59,9 @@ def widened(model: Any, dtype: torch.dtype, *, at_once: bool | None = None) -> I
             f"Load it with dtype {_name(dtype)}.",
         )
     if at_once is None:
-        at_once = sum(one.numel() for one in narrow) * dtype.itemsize <= _SHARE * free_memory(device_of(model))
+        device = device_of(model)
+        most = _SHARES.get(device.type, _SHARE) * free_memory(device)
+        at_once = sum(one.numel() for one in narrow) * dtype.itemsize <= most
     with ExitStack() as stack:
         if not at_once:
             narrow = _streamed(model, dtype, stack)
@@ -57,16 +74,23 @@ def _name(dtype: torch.dtype) -> str:
 
 
 @contextmanager
-def _wide(parameters: list[nn.Parameter], dtype: torch.dtype) -> Iterator[None]:
-    """Parameters in another type until the block ends."""
+def _wide(parameters: list[nn.Parameter], dtype: torch.dtype, spare: Spare | None = None) -> Iterator[None]:
+    """Parameters in another type until the block ends.
+
+    Args:
+        spare: memory to use and to leave there, of which fresh pages would cost more than the conversion.
+    """
+    spare = {} if spare is None else spare
     with torch.no_grad():
         kept = [(one, one.data) for one in parameters if one.is_floating_point() and one.dtype != dtype]
         for one, values in kept:
-            one.data = values.to(dtype)
+            free = spare.setdefault((values.shape, values.device), [])
+            one.data = (free.pop() if free else torch.empty_like(values, dtype=dtype)).copy_(values)
     try:
         yield
     finally:
         for one, values in kept:
+            spare[values.shape, values.device].append(one.data)
             one.data = values
 
 
@@ -76,17 +100,18 @@ def _streamed(model: nn.Module, dtype: torch.dtype, stack: ExitStack) -> list[nn
     Returns:
         The parameters of the rest, which is small, and of which some modules ask the type.
     """
-    blocks = list(_blocks(model))
+    blocks, spare = list(_blocks(model)), Spare()
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
+    for block in blocks:
+        _widen_while_running(block, dtype, stack, spare)
     if type(embedding) is nn.Embedding:  # others scale what they look up
         blocks.append(head)
+        _widen_while_running(head, dtype, stack, None)
 
         def widen(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             return output.to(dtype)
 
         stack.callback(embedding.register_forward_hook(widen).remove)
-    for block in blocks:
-        _widen_while_running(block, dtype, stack)
     inside = {id(one) for block in (*blocks, embedding) for one in block.parameters()}
     if type(embedding) is not nn.Embedding:
         inside -= {id(one) for one in embedding.parameters()}
@@ -102,11 +127,11 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield from _blocks(child)
 
 
-def _widen_while_running(block: nn.Module, dtype: torch.dtype, stack: ExitStack) -> None:
+def _widen_while_running(block: nn.Module, dtype: torch.dtype, stack: ExitStack, spare: Spare | None) -> None:
     running: list[Any] = []
 
     def before(module: nn.Module, args: Any) -> None:
-        running.append(_wide(list(module.parameters()), dtype))
+        running.append(_wide(list(module.parameters()), dtype, spare))
         running[-1].__enter__()
 
     def after(module: nn.Module, args: Any, output: Any) -> None:

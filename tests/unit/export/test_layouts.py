@@ -12,7 +12,7 @@ from safetykit.adapters.errors import InvalidArtifact, UsageError
 from safetykit.export.base.logits import give_all_logits
 from safetykit.export.commands.verification import verify_folder
 from safetykit.export.layouts.arrange import arrange, require_layout
-from safetykit.export.layouts.check import compare_arranged
+from safetykit.export.layouts.check import compare_arranged, record_arranged
 from safetykit.export.manifest import GRAPHS, LAYOUT, hash_folder, read_manifest
 from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
@@ -62,7 +62,8 @@ def arranged(plain, tmp_path_factory):
 @pytest.mark.parametrize("layout", ARRANGED)
 def test_every_layout_does_bit_for_bit_what_the_plain_one_does(plain, arranged, requests, layout):
     before, after = OnnxVLM.from_pretrained(plain), OnnxVLM.from_pretrained(arranged[layout])
-    gap = compare_arranged(before, after, [requests, requests[1:2]])
+    batches = [requests, requests[1:2]]
+    gap = compare_arranged([record_arranged(before, batch) for batch in batches], after, batches)
     assert (gap.error, gap.count > 1000) == (0, True)
     assert [one.text for one in after.generate(requests, 4)] == [one.text for one in before.generate(requests, 4)]
 

@@ -13,7 +13,7 @@ from safetykit.adapters.errors import UsageError
 from safetykit.export.base.own import export_base
 from safetykit.export.document.card import running_words
 from safetykit.export.layouts.arrange import arrange, require_layout
-from safetykit.export.layouts.check import compare_arranged
+from safetykit.export.layouts.check import compare_arranged, record_arranged
 from safetykit.export.layouts.layout import RuntimeLayout
 from safetykit.export.layouts.registry import LAYOUTS, get_layout, layout_names
 from safetykit.export.manifest import read_manifest
@@ -71,7 +71,9 @@ def test_an_outside_layout_is_arranged_runs_and_has_its_words_in_the_card(
     manifest = arrange(folder, read_manifest(folder), layout)
     assert (manifest.layout, read_manifest(folder).layout) == (layout, layout)
     assert {"served.json", "served/decoder.onnx", "served/decoder.onnx.data"} <= set(manifest.files)
-    gap = compare_arranged(OnnxVLM.from_pretrained(plain), OnnxVLM.from_pretrained(folder), [requests])
+    gap = compare_arranged(
+        [record_arranged(OnnxVLM.from_pretrained(plain), requests)], OnnxVLM.from_pretrained(folder), [requests]
+    )
     assert (gap.error, gap.count > 1000) == (0, True)
     assert "reads `served.json`; this decoder lies in `served/decoder.onnx`." in running_words(manifest)
 

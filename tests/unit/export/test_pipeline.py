@@ -102,7 +102,7 @@ def test_a_failed_export_keeps_the_old_folder(vlm, base_folder, make_adapter, tm
     out = tmp_path / "out"
     out.mkdir()
     (out / "safetykit.json").write_bytes(earlier())
-    monkeypatch.setattr("safetykit.export.pipeline.check.check_parity", lambda *_args, **_kw: 1 / 0)
+    monkeypatch.setattr("safetykit.export.pipeline.check.compare_graphs", lambda *_args, **_kw: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_onnx(vlm, [make_adapter(*ITEMS)], out, base_onnx=base_folder, overwrite=True)
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "safetykit.json"]

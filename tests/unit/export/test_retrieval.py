@@ -16,7 +16,7 @@ from planted_captions import planted_index
 
 from safetykit.adapters import Adapter, Intervention, InvalidArtifact, Site, UsageError
 from safetykit.export.manifest import read_manifest, write_manifest
-from safetykit.export.parity.compare import compare_logits, compare_scores
+from safetykit.export.parity.compare import compare_logits
 from safetykit.export.parity.exposed import require_movement
 from safetykit.export.parity.retrieval_checks import check_retrieval, require_response
 from safetykit.export.pipeline.export import export_onnx
@@ -133,10 +133,9 @@ def test_a_correction_matches_pytorch(vlm, exported, index, captioned):
     model = exported(adapter)
     bare = compare_logits(vlm, model, MIXED, 3).logits
     with vlm.applied(adapter) as hooks:
-        gap = compare_logits(vlm, model, MIXED, 3)
-        scores = compare_scores(hooks, gap.extras)
+        gap = compare_logits(vlm, model, MIXED, 3, hooks)
     assert gap.logits.error <= 1e-5 + 2e-6 * gap.logits.scale < bare.error
-    assert scores["retrieved_scores"].error < 1e-5 and scores["retrieved_scores"].count == 6
+    assert gap.scores["retrieved_scores"].error < 1e-5 and gap.scores["retrieved_scores"].count == 6
 
 
 def test_a_prefix_matches_pytorch(vlm, exported, index, captioned):
