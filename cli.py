@@ -1,7 +1,7 @@
 """The command line. Commands import what they need when they run, so that --help is fast.
 
 Exit codes: 0 ok, 1 internal error, 2 usage, 3 invalid artifact, 4 wrong base model, 5 parity failed,
-6 signature failed, 130 interrupted.
+6 signature failed, 7 another process of the job gone, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import typer
 from . import __version__
 from .toolkit.commands import console
 from .toolkit.commands.common import with_common_options
+from .toolkit.distributed import job
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def application(opened: Collection[str] | None = None) -> typer.Typer:
         rich_markup_mode=None,  # its panels cut long option names off at 80 columns
         context_settings={"help_option_names": ["-h", "--help"]},
         epilog="Exit codes: 0 ok, 1 internal error, 2 usage, 3 invalid artifact, 4 wrong base model, 5 parity failed, "
-        "6 signature failed, 130 interrupted.",
+        "6 signature failed, 7 another process of the job gone, 130 interrupted.",
     )
     app.callback()(_root)
     for one in COMMANDS:
@@ -164,6 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; every failure becomes two readable lines and an exit code."""
     typed = sys.argv[1:] if arguments is None else arguments
     console.start()
+    part = job.start()
     try:
         command: Any = typer.main.get_command(application(_opened_by(typed)))
         code = command.main(typed, prog_name="safetykit", standalone_mode=False)
@@ -175,10 +177,12 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except BaseException as error:  # the one place where anything becomes a message
+        if not part.speaks():
+            part.leave(console.explain(error)[2])
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error, file=sys.stderr)
             sys.exit(2)
-        sys.exit(console.report_failure(error, as_json="--json" in typed))
+        part.leave(console.report_failure(error, as_json="--json" in typed))
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -51,3 +51,13 @@ class ParityFailed(SafetykitError):
     """The exported model does not do what the PyTorch model does."""
 
     exit_code = 5
+
+
+class ProcessLost(SafetykitError):
+    """Of several processes that share the work, one is gone."""
+
+    exit_code = 7
+
+    def __init__(self, message: str, next_step: str = "") -> None:
+        again = "The launcher names it. The same command can be run again, on any number of processes."
+        super().__init__(message, next_step or again)

@@ -103,7 +103,8 @@ def command_line() -> str:
         "# Command line",
         str(root.help).strip(),
         "Results go to stdout (`--json` for machines), progress and errors to stderr. Exit codes: 0 ok, 1 internal "
-        "error, 2 usage, 3 invalid artifact, 4 wrong base model, 5 parity failed, 6 signature failed, 130 interrupted. "
+        "error, 2 usage, 3 invalid artifact, 4 wrong base model, 5 parity failed, 6 signature failed, 7 another "
+        "process of the job gone, 130 interrupted. "
         "This page is generated from the program.",
     ]
     for path, command in commands(root, "safetykit"):

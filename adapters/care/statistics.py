@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -110,14 +111,20 @@ def collect(
     d = model.base.d_model
     moments = {key: Moments(d) for key in product(sites, MODALITIES, ROLES)}
     everything = [*records["malicious"], *records["benign"]]
-    for batch in model.token_states(everything, sites, with_response=tokens.with_response):
+
+    def pooled(batch: TokenBatch) -> dict[tuple[Site, Modality, Role], Tensor]:
+        found = {}
         for site, modality in product(sites, MODALITIES):
             states, mask = batch.states[site], batch.mask(modality)
             witness = witnesses.get((site, modality))
             scores = witness.scores(states) if witness and mask.any() else None
-            pooled = pool_best(states, mask, scores, tokens.share(modality))
-            for role, rows in _by_role(batch, modality, malicious):
-                moments[site, modality, role].update(pooled[rows])
+            means = pool_best(states, mask, scores, tokens.share(modality))
+            found.update({(site, modality, role): means[rows] for role, rows in _by_role(batch, modality, malicious)})
+        return found
+
+    for found in model.token_states(everything, sites, pooled, with_response=tokens.with_response):
+        for key, states in found.items():
+            moments[key].update(states)
     return CareStatistics(moments)
 
 
@@ -141,15 +148,24 @@ def _witnesses(
     states: dict[tuple[Site, Modality, Role], list[Float[Tensor, "picked d_model"]]] = {
         key: [] for key in product(sites, MODALITIES, ROLES)
     }
-    generator = torch.Generator().manual_seed(0)
-    for batch in model.token_states(chosen, sites, with_response=tokens.with_response):
+
+    def picked(batch: TokenBatch) -> dict[tuple[Site, Modality, Role], Tensor]:
+        ids = "\0".join(record.id for record in batch.records)  # the draws depend on the batch alone
+        generator = torch.Generator().manual_seed(zlib.crc32(ids.encode()))
+        found = {}
         for modality in MODALITIES:
             for role, rows in _by_role(batch, modality, malicious):
                 start = generator.get_state()  # the same tokens at every site
                 for site in sites:
                     generator.set_state(start)
-                    picked = pick(batch.states[site][rows], batch.mask(modality)[rows], most, generator)
-                    states[site, modality, role].append(picked)
+                    found[site, modality, role] = pick(
+                        batch.states[site][rows], batch.mask(modality)[rows], most, generator
+                    )
+        return found
+
+    for found in model.token_states(chosen, sites, picked, with_response=tokens.with_response):
+        for key, some in found.items():
+            states[key].append(some)
     witnesses = {}
     for site, modality in product(sites, MODALITIES):
         bad, good = (torch.cat(states[site, modality, role]) for role in ROLES)

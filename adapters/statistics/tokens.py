@@ -14,9 +14,9 @@ embeddings are large, and missed planted tokens almost always; pooled reference 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -49,6 +49,11 @@ class TokenBatch:
         return self.visual if modality == "visual" else self.textual
 
 
+def whole(batch: TokenBatch) -> TokenBatch:
+    """Everything is kept."""
+    return batch
+
+
 class TokenSource(Protocol):
     """A model whose hidden states can be streamed token by token (``toolkit.VLM``)."""
 
@@ -56,9 +61,19 @@ class TokenSource(Protocol):
     def base(self) -> BaseInfo: ...
 
     def token_states(
-        self, records: Sequence[Example], sites: Sequence[Site], *, with_response: bool = False
-    ) -> Iterator[TokenBatch]:
-        """Run the records, optionally followed by their responses, and yield states batch by batch."""
+        self,
+        records: Sequence[Example],
+        sites: Sequence[Site],
+        keep: Callable[[TokenBatch], Any] = ...,
+        *,
+        with_response: bool = False,
+    ) -> Iterator[Any]:
+        """Run the records, optionally followed by their responses, and yield what is kept of each batch of states.
+
+        Args:
+            keep: called where the batch was run, perhaps in another process: its result is to be small, and to depend
+                on the batch alone. By default the batch itself is kept.
+        """
         ...
 
 

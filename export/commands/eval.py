@@ -10,12 +10,14 @@ import typer
 
 from ...toolkit.commands.derived import takes
 from ...toolkit.commands.options import Adapters, Json
+from ...toolkit.distributed.job import sharing
 from .choices import EvalOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
+@sharing
 @takes(EvalOptions)
 def evaluate(
     model: Annotated[

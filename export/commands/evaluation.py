@@ -15,6 +15,7 @@ from ...adapters.errors import UsageError
 from ...toolkit.data.journal import Journal
 from ...toolkit.data.records import Record, require_pictures
 from ...toolkit.data.sources import is_export
+from ...toolkit.distributed.world import is_first
 from ...toolkit.evaluation.evaluate import Evaluation, Generator, evaluate
 from ...toolkit.model.options import LoadOptions
 from ...toolkit.progress import Progress
@@ -77,7 +78,7 @@ def evaluate_model(
             journal=journal,
             system=options.system,
         )
-    if out and journal:
+    if out and journal and is_first():
         write_atomic(out, canonical_json(result.model_dump(mode="json")))
         journal.finish()
     return result

@@ -13,17 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..names import PRESENT
+from .sessions import DEVICES
 
 if TYPE_CHECKING:
     import onnxruntime
 
     Carried = np.ndarray | onnxruntime.OrtValue
 
-_DEVICES = {
-    "CUDAExecutionProvider": "cuda",
-    "TensorrtExecutionProvider": "cuda",
-    "NvTensorRTRTXExecutionProvider": "cuda",
-}
 _STAYING = PRESENT
 
 
@@ -77,9 +73,9 @@ def on_device(array: np.ndarray, device: tuple[str, int]) -> onnxruntime.OrtValu
 def device_of(session: onnxruntime.InferenceSession) -> tuple[str, int] | None:
     """The device of a session's first provider; None for the CPU and for providers that are not bound."""
     first = session.get_providers()[0]
-    if first not in _DEVICES:
+    if first not in DEVICES:
         return None
-    return _DEVICES[first], int(session.get_provider_options().get(first, {}).get("device_id", 0))
+    return DEVICES[first], int(session.get_provider_options().get(first, {}).get("device_id", 0))
 
 
 def as_array(value: Carried) -> np.ndarray:

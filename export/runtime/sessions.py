@@ -13,11 +13,18 @@ from typing import TYPE_CHECKING
 from ...adapters.artifact.hub import weights_folder
 from ...adapters.errors import InvalidArtifact, UsageError
 from ...adapters.extras import install, missing
+from ...toolkit.distributed.job import local_rank
 
 if TYPE_CHECKING:
     import onnxruntime
 
 CPU = ("CPUExecutionProvider",)
+# Providers that have devices by number, and how ONNX Runtime calls those.
+DEVICES = {
+    "CUDAExecutionProvider": "cuda",
+    "TensorrtExecutionProvider": "cuda",
+    "NvTensorRTRTXExecutionProvider": "cuda",
+}
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 _ERRORS_ONLY = 3
 # What a decoder's time goes into. Shapes and indices may run on the CPU beside a GPU, and are put there on purpose.
@@ -116,7 +123,7 @@ def open_session(
     if not missing:
         try:
             source = model if isinstance(model, bytes) else str(model)
-            session = onnxruntime.InferenceSession(source, options, providers=list(providers))
+            session = onnxruntime.InferenceSession(source, options, providers=[_placed(name) for name in providers])
         except Exception as error:  # ONNX Runtime's exceptions have no public base class
             name = "the graph" if isinstance(model, bytes) else str(model)
             raise InvalidArtifact(f"ONNX Runtime cannot load {name}: {error}", "Export the model again.") from None
@@ -134,6 +141,12 @@ def open_session(
             f"Add --provider {CPU[0]} to accept that, or export the model for this provider or in fp16.",
         )
     return session
+
+
+def _placed(provider: str) -> str | tuple[str, dict[str, int]]:
+    """A provider on the device of this process, where a job has several on this machine."""
+    at = local_rank()
+    return (provider, {"device_id": at}) if at and provider in DEVICES else provider
 
 
 def placement(session: onnxruntime.InferenceSession) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ import torch
 from planted import PlantedExample
 
 from safetykit.adapters.artifact.manifest import BaseInfo
-from safetykit.adapters.statistics.tokens import TokenBatch
+from safetykit.adapters.statistics.tokens import TokenBatch, whole
 
 VISUAL, TEXTUAL = 8, 10
 TELLING = {"visual": (3,), "textual": (2, 7)}  # positions within the modality: an eighth, and a fifth
@@ -38,7 +38,7 @@ class PlantedTokens:
             states[list(TELLING[modality])] += push
         return states
 
-    def token_states(self, records, sites, *, with_response=False):
+    def token_states(self, records, sites, keep=whole, *, with_response=False):
         self.passes.append(len(records))
         for start in range(0, len(records), 7):
             batch = records[start : start + 7]
@@ -58,7 +58,7 @@ class PlantedTokens:
             }
             padding = ~(visual | textual)
             states = {site: value.masked_fill(padding[..., None], 1e6) for site, value in states.items()}
-            yield TokenBatch(batch, states, visual, textual)
+            yield keep(TokenBatch(batch, states, visual, textual))
 
 
 def token_records(n: int = 120, carriers: tuple[str, ...] = ("text", "image")) -> list[PlantedExample]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from functools import wraps
 from inspect import Parameter
@@ -15,6 +16,7 @@ import typer
 from typer.models import OptionInfo
 
 from ...adapters.errors import UsageError
+from ..distributed import job
 from . import console
 from .config import defaults_of, spelling
 from .signatures import signed
@@ -70,9 +72,10 @@ def _taking_common(function: Callable[..., Any]) -> Callable[..., Any]:
         spelled = {spelling(one): given[one.name] for one in context.command.params if one.name in given}
         console.start(quiet=quiet, verbose=verbose, as_json=bool(given.get("as_json")), options=spelled)
         _let_libraries_speak(verbose)
-        if base is not None:
-            given[_MODEL] = _merged(given[_MODEL], base)
-        return function(**given)
+        with _shared_or_alone(function, context):
+            if base is not None:
+                given[_MODEL] = _merged(given[_MODEL], base)
+            return function(**given)
 
     kept = [_reading_paths(each.replace(kind=Parameter.KEYWORD_ONLY)) for each in signature.parameters.values()]
     added = [
@@ -85,6 +88,18 @@ def _taking_common(function: Callable[..., Any]) -> Callable[..., Any]:
     parameters = [context, *kept, *added]
     command.takes_common = True  # type: ignore[attr-defined]
     return signed(command, parameters)
+
+
+def _shared_or_alone(function: Callable[..., Any], context: typer.Context) -> AbstractContextManager[None]:
+    """The job that shares the work of a command.
+
+    Raises:
+        UsageError: it has several processes, and the command cannot use them.
+    """
+    if getattr(function, "shares_work", False):
+        return job.current().joined()
+    job.require_one(context.command_path)
+    return nullcontext()
 
 
 def _path(text: str | Path) -> Path:

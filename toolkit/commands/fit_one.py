@@ -21,6 +21,7 @@ from ..data.options import ReadOptions
 from ..data.records import Records, load_records, require_pictures
 from ..data.sources import data_path, model_path
 from ..diagnosis.channel_map import ChannelMap
+from ..distributed.world import is_first
 from ..evaluation.few import count_records, few_records
 from ..index.caption_index import CaptionIndex
 from ..model.options import AUTO, LoadOptions
@@ -139,8 +140,9 @@ def _fit(call: FitCall, model: str, data: str, out: Path, overwrite: bool) -> di
     given_options = {name: value for name, value in console.options_in_force().items() if value not in (None, [])}
     adapter = replace(adapter, attachments={**adapter.attachments, "fit_options": given_options})
     adapter = replace(adapter, info=adapter.info.model_copy(update={"data": records.described(adapter.info.data)}))
-    adapter.save(out, overwrite=overwrite)
-    bench.finish()
+    if is_first():
+        adapter.save(out, overwrite=overwrite)
+        bench.finish()
     return {
         "adapter": str(out),
         **adapter.info.model_dump(mode="json"),

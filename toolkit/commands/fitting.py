@@ -16,6 +16,7 @@ from ...adapters.method import Method
 from ...adapters.registry import methods
 from ...adapters.settings import spelled_as_options
 from ..data.options import ReadOptions
+from ..distributed.job import sharing
 from ..model.options import LoadOptions
 from . import options
 from .derived import given, offered
@@ -115,7 +116,8 @@ def command_of(method: Method, open_base: OpenBase) -> Callable[..., None]:
     if twice := {name for name in taken if taken.count(name) > 1}:
         raise TypeError(f"{method.title}: {', '.join(sorted(twice))} is an option of every fit, or twice a setting.")
     fit.__name__, fit.__doc__ = method.name, method.summary
-    return signed(fit, parameters)
+    made = signed(fit, parameters)
+    return sharing(made) if method.shares_work else made
 
 
 def _parameter(name: str) -> str:

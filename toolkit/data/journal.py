@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TextIO
+
+from ..distributed.world import from_first, is_first
 
 
 class Journal:
@@ -26,7 +28,9 @@ class Journal:
         self.path = Path(path)
         head = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         self.done: dict[str, Any] = {}
-        lines = self.path.read_text().splitlines() if self.path.is_file() else []
+        self._file: TextIO | None = None
+        first = is_first()  # of several processes, which all know what is done
+        lines = self.path.read_text().splitlines() if first and self.path.is_file() else []
         if lines and lines[0] == head:
             for line in lines[1:]:
                 try:
@@ -34,11 +38,13 @@ class Journal:
                 except (ValueError, TypeError):
                     break
                 self.done[key] = value
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Written anew, so that a cut-off line does not run into the next one.
-        kept = [head, *(json.dumps(item) for item in self.done.items())]
-        self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115  stays open until finish()
-        self._append("\n".join(kept))
+        self.done = from_first(self.done)
+        if first:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Written anew, so that a cut-off line does not run into the next one.
+            kept = [head, *(json.dumps(item) for item in self.done.items())]
+            self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115  stays open until finish()
+            self._append("\n".join(kept))
         Journal.unfinished = self
 
     def add(self, key: str, value: Any) -> None:
@@ -48,11 +54,14 @@ class Journal:
 
     def finish(self) -> None:
         """The work is complete and stored elsewhere: remove the journal."""
-        self._file.close()
-        self.path.unlink(missing_ok=True)
+        if self._file is not None:
+            self._file.close()
+            self.path.unlink(missing_ok=True)
         Journal.unfinished = None
 
     def _append(self, line: str) -> None:
+        if self._file is None:
+            return
         self._file.write(line + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())

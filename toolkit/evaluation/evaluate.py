@@ -17,6 +17,7 @@ from ...adapters.errors import UsageError
 from ..data.ahead import PicturesAhead
 from ..data.journal import Journal
 from ..data.records import CARRIERS, Record, Records, load_records
+from ..distributed.dealing import dealt
 from ..model.requests import Generation, Request
 from ..progress import Progress
 from .judge import Outcome, judge
@@ -142,28 +143,36 @@ def decide(
     place = {record.id: at for at, record in enumerate(records)}
     known = [Decision.model_validate(item) for items in journal.done.values() for item in items] if journal else []
     decisions = {place[item.id]: item for item in known}
-    order = [at for at in range(len(records)) if at not in decisions]
-    order.sort(key=lambda at: (records[at].pictured, records[at].stretch, records[at].length))
-    pictures = PicturesAhead(records[at] for at in order)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    order = sorted(range(len(records)), key=lambda at: (records[at].pictured, records[at].stretch, records[at].length))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    # Whole batches, so that what was answered before an interruption does not change what the others are padded to.
+    missing = [batch for batch in batches if not all(at in decisions for at in batch)]
+    pictures = PicturesAhead(records[at] for batch in missing for at in batch)
+
+    def made(chosen: list[int]) -> list[Decision]:
         requests = [Request(records[at].prompt, pictures.of(records[at])) for at in chosen]
-        for at, answer in zip(chosen, model.generate(requests, max_new_tokens), strict=True):
-            record = records[at]
-            decisions[at] = Decision(
-                id=record.id,
-                carrier=record.carrier,
-                label=record.label,
-                tags=record.tags,
-                text=answer.text,
-                outcome=judge(record, answer.text),
-                scores=answer.scores,
-            )
+        answers = model.generate(requests, max_new_tokens)
+        return [_decided(records[at], answer) for at, answer in zip(chosen, answers, strict=True)]
+
+    for chosen, found in dealt(missing, made):
+        decisions |= zip(chosen, found, strict=True)
         if journal:
-            journal.add(records[chosen[0]].id, [decisions[at].model_dump(mode="json") for at in chosen])
+            journal.add(records[chosen[0]].id, [item.model_dump(mode="json") for item in found])
         if progress:
             progress(len(decisions), len(records))
     return [decisions[at] for at in range(len(records))]
+
+
+def _decided(record: Record, answer: Generation) -> Decision:
+    return Decision(
+        id=record.id,
+        carrier=record.carrier,
+        label=record.label,
+        tags=record.tags,
+        text=answer.text,
+        outcome=judge(record, answer.text),
+        scores=answer.scores,
+    )
 
 
 def tabulate(decisions: Iterable[Decision]) -> tuple[Row, ...]:

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from ...adapters.errors import UsageError
 from ..data.records import Record, subset
-from ..model.requests import Request
+from ..distributed.dealing import dealt
+from ..model.requests import Generation, Request
 from .judge import is_refusal
 
 if TYPE_CHECKING:
@@ -76,9 +77,13 @@ class RefusalTokens:
         others: Counter[int] = Counter()
         texts_of: Counter[str] = Counter()
         refused = 0
-        for start in range(0, len(harmful) + len(harmless), _BATCH):
-            batch = [*harmful, *harmless][start : start + _BATCH]
-            answers = vlm.generate([Request(record.prompt) for record in batch], max_new_tokens)
+        asked = [*harmful, *harmless]
+        batches = [asked[start : start + _BATCH] for start in range(0, len(asked), _BATCH)]
+
+        def answered(batch: list[Record]) -> list[Generation]:
+            return vlm.generate([Request(record.prompt) for record in batch], max_new_tokens)
+
+        for batch, answers in dealt(batches, answered):
             for record, answer in zip(batch, answers, strict=True):
                 if not answer.token_ids:
                     continue

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from ...adapters.errors import UsageError
+from ..distributed.dealing import dealt
 from ..progress import Progress
 
 T = TypeVar("T")
@@ -101,6 +102,50 @@ def counted(
         if tell is not None:
             tell(done, total)
         yield batch, made
+
+
+def streamed(
+    items: Iterable[T],
+    size: BatchSize,
+    usual: int,
+    run: Callable[[Sequence[T]], R],
+    rows: Callable[[T], int] = lambda _: 1,
+) -> Iterator[tuple[list[T], R]]:
+    """:func:`fitting`, dealt out to the processes of a job; each batch is run by one of them and comes to all.
+
+    A chunk is what ``usual`` rows are, in batches of the size that was asked for, so that batches hold the same items
+    for any number of processes. What one process's memory makes smaller, it alone makes smaller.
+
+    Args:
+        run: its results are sent to the other processes.
+    """
+
+    def compute(chunk: list[T]) -> list[tuple[int, R]]:
+        return [(len(batch), made) for batch, made in fitting(chunk, size, usual, run, rows)]
+
+    for chunk, parts in dealt(_chunks(items, size, usual, rows), compute):
+        start = 0
+        for count, made in parts:
+            yield chunk[start : start + count], made
+            start += count
+
+
+def _chunks(items: Iterable[T], size: BatchSize, usual: int, rows: Callable[[T], int]) -> Iterator[list[T]]:
+    """Items in as many whole batches, of the size asked for, as ``usual`` rows hold."""
+    full = size.asked or usual
+    most = max(1, usual // full)
+    chunk: list[T] = []
+    batches, count = 1, 0
+    for item in items:
+        if count and count + rows(item) > full:
+            batches, count = batches + 1, 0
+            if batches > most:
+                yield chunk
+                chunk, batches = [], 1
+        chunk.append(item)
+        count += rows(item)
+    if chunk:
+        yield chunk
 
 
 def is_out_of_memory(error: BaseException) -> bool:

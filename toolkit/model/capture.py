@@ -15,7 +15,7 @@ from ...adapters.errors import UsageError
 from ...adapters.protocols import Pool
 from ..data.ahead import PicturesAhead
 from ..data.records import Record
-from .batching import BatchSize, counted, fitting
+from .batching import BatchSize, counted, streamed
 from .requests import Request
 from .running import Running
 
@@ -80,7 +80,7 @@ def capture(
                 vlm.model(**vlm.arguments(inputs, cached_features=cached), use_cache=False)
         return seen
 
-    batches = fitting(ordered, size, USUAL, run, rows=len)
+    batches = streamed(ordered, size, USUAL, run, rows=len)
     for some, seen in counted(batches, sum(map(len, ordered)), vlm.told, rows=len):
         yield [record for unit in some for record in unit], seen
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ...adapters.errors import UsageError
+from ..distributed.job import launched, local_rank
 from .memory import accelerators
 from .options import AUTO, LoadOptions
+
+D = TypeVar("D")
 
 _SPARE = 0.85  # share of a device's free memory that weights may take
 
@@ -46,6 +49,11 @@ class Placement:
             if device is not None:
                 return cls(device, _supported(dtype, device, folder))
             spread = AUTO
+        if launched() > 1 and accelerators():
+            raise UsageError(
+                f"A model spread over this machine's devices leaves none for the other {launched() - 1} processes.",
+                "Load it in a smaller --dtype, or run one process with --device-map auto.",
+            )
         assert not isinstance(limits, str)
         places = {int(place) if place.isdigit() else place: amount for place, amount in (limits or {}).items()}
         return cls(None, dtype, spread, places or None)
@@ -67,6 +75,8 @@ class Placement:
 def _device(asked: str, size: int) -> torch.device | None:
     """The device that was asked for; of ``auto``, None stands for all of them together.
 
+    In a job each process of a machine has its own.
+
     Raises:
         UsageError: there is no such device.
     """
@@ -74,7 +84,7 @@ def _device(asked: str, size: int) -> torch.device | None:
     if asked == AUTO:
         if not found:
             return torch.device("cpu")
-        best, free = max(found, key=lambda item: item[1])
+        best, free = max([_own(found)] if launched() > 1 else found, key=lambda item: item[1])
         return best if size <= _SPARE * free else None
     if asked == "cpu":
         return torch.device("cpu")
@@ -83,7 +93,12 @@ def _device(asked: str, size: int) -> torch.device | None:
     if not same or (wanted.index is not None and wanted not in same):
         there = ["cpu", *(str(device) for device, _ in found)]
         raise UsageError(f"There is no device {asked} here.", f"There is {' and '.join(there)}; auto takes the best.")
-    return wanted if wanted.index is not None or wanted.type == "mps" else same[0]
+    return wanted if wanted.index is not None or wanted.type == "mps" else _own(same)
+
+
+def _own(devices: list[D]) -> D:
+    """Of the devices of one machine, that of this process; the first without others."""
+    return devices[local_rank() % len(devices)]
 
 
 def _supported(dtype: torch.dtype | None, device: torch.device, folder: Path) -> torch.dtype | None:

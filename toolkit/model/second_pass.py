@@ -26,7 +26,7 @@ from ...adapters.protocols import Place
 from ..data.ahead import PicturesAhead
 from ..data.records import Record
 from ..progress import Progress
-from .batching import BatchSize, fitting
+from .batching import BatchSize, streamed
 from .capture import USUAL
 from .requests import Request
 from .vlm import VLM
@@ -112,10 +112,10 @@ class SecondPass:
                     state = self._branch(op, first, *place)
                 else:
                     state = first.normed if place.kind == "final_norm" else first.hidden[place.layer]
-                found[place] = state[:, -1].float().cpu()
+                found[place] = state[:, -1].float().cpu().clone()  # not a view, which would be sent whole
             return found
 
-        for batch, found in fitting(ordered, self.size, USUAL, run):
+        for batch, found in streamed(ordered, self.size, USUAL, run):
             done += len(batch)
             if self.progress:
                 self.progress(done, len(records))

@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ...adapters.artifact.sites import Site
 from ...adapters.errors import UsageError
-from ...adapters.statistics.tokens import TokenBatch
+from ...adapters.statistics.tokens import TokenBatch, whole
 from ..data.ahead import PicturesAhead
 from ..data.records import Record
-from .batching import BatchSize, counted, fitting
+from .batching import BatchSize, counted, streamed
 from .capture import USUAL, Reached, by_length
 from .requests import Request
 from .running import Running
+
+R = TypeVar("R")
 
 _WITHOUT_POSITIONS = ("vision", "projector", "logits")
 
 
 def stream_tokens(
-    vlm: Running, records: Sequence[Record], sites: Sequence[Site], size: BatchSize, *, with_response: bool = False
-) -> Iterator[TokenBatch]:
-    """Run records through the model and yield the states of all positions, batch by batch.
+    vlm: Running,
+    records: Sequence[Record],
+    sites: Sequence[Site],
+    size: BatchSize,
+    keep: Callable[[TokenBatch], R] = whole,  # type: ignore[assignment]
+    *,
+    with_response: bool = False,
+) -> Iterator[R]:
+    """Run records through the model and yield what is kept of the states of all positions, batch by batch.
 
     Records are batched by length. The forward pass stops at the deepest wanted site. Only one batch is held:
     batch · positions · sites · d_model floats.
 
     Args:
         size: of a batch, in records.
+        keep: makes of a batch what is yielded; it is called where the batch was run.
         with_response: put each record's response after its prompt; its tokens are textual.
 
     Raises:
@@ -49,7 +58,7 @@ def stream_tokens(
     ordered = [unit[0] for unit in by_length([(record,) for record in records])]
     pictures = PicturesAhead(ordered)
 
-    def run(batch: Sequence[Record]) -> TokenBatch:
+    def run(batch: Sequence[Record]) -> R:
         requests = [
             Request(record.prompt, pictures.of(record), (record.response or "") if with_response else "")
             for record in batch
@@ -63,10 +72,10 @@ def stream_tokens(
                 stack.callback(vlm.parts.module(site).register_forward_hook(hook).remove)
             with suppress(Reached):
                 vlm.model(**vlm.arguments(inputs), use_cache=False)
-        return TokenBatch(list(batch), seen, mask & vision, mask & ~vision)
+        return keep(TokenBatch(list(batch), seen, mask & vision, mask & ~vision))
 
-    for _, batch in counted(fitting(ordered, size, USUAL, run), len(ordered), vlm.told):
-        yield batch
+    for _, kept in counted(streamed(ordered, size, USUAL, run), len(ordered), vlm.told):
+        yield kept
 
 
 def _reader(site: Site, seen: dict[Site, Tensor], stop: bool):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from ...adapters.artifact.sites import Site
 from ...adapters.artifact.store import require_base, require_weights
 from ...adapters.errors import UsageError
 from ...adapters.protocols import Pool
-from ...adapters.statistics.tokens import TokenBatch
+from ...adapters.statistics.tokens import TokenBatch, whole
 from ..data.records import Record
 from ..index.caption_index import CaptionIndex
 from ..progress import Progress
@@ -158,12 +158,13 @@ class VLM(Loadable, Feeding, Generating):
         self,
         records: Sequence[Record],
         sites: Sequence[Site],
+        keep: Callable[[TokenBatch], Any] = whole,
         *,
         with_response: bool = False,
         batch_size: int | None = None,
-    ) -> Iterator[TokenBatch]:
-        """Stream hidden states of all positions; see :func:`safetykit.toolkit.model.token_states.stream_tokens`."""
-        yield from stream_tokens(self, records, sites, self._rows(batch_size), with_response=with_response)
+    ) -> Iterator[Any]:
+        """Stream states of all positions; see :func:`safetykit.toolkit.model.token_states.stream_tokens`."""
+        yield from stream_tokens(self, records, sites, self._rows(batch_size), keep, with_response=with_response)
 
     def _rows(self, asked: int | None) -> BatchSize:
         return self.batch_size if asked is None else BatchSize(asked)

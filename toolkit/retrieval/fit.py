@@ -21,7 +21,7 @@ from ...adapters.retrieval.retrieval import picture_query
 from ...adapters.retrieval.settings import Retrieval
 from ..data.captions import CaptionedPicture, describe_captions
 from ..index.caption_index import CaptionIndex
-from ..model.batching import fitting
+from ..model.batching import streamed
 from ..model.capture import USUAL
 from ..model.requests import Request
 from ..progress import Progress
@@ -115,7 +115,7 @@ def picture_states(
     def run(some: Sequence[CaptionedPicture]) -> Float[np.ndarray, "some d_model"]:
         return torch.stack([one.mean(0) for one in image_states(vlm, [item.picture() for item in some])]).numpy()
 
-    for _, states in fitting(pictures, vlm.batch_size, USUAL, run):
+    for _, states in streamed(pictures, vlm.batch_size, USUAL, run):
         found.append(states)
         if progress:
             progress(sum(map(len, found)), len(pictures))
