@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from pydantic import JsonValue
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .artifact.manifest import BaseInfo
+T = TypeVar("T")
+R = TypeVar("R")
+
 Pool = Literal["last", "mean", "vision", "text"]
 # (s, f): the final-norm state of the second pass between these blocks; a site: its state in the normal pass.
 Place = Site | tuple[int, int]
@@ -49,6 +52,13 @@ class BranchSource(Protocol):
         self, records: Sequence[Example], places: Sequence[Place]
     ) -> Iterator[tuple[list[Example], dict[Place, Float[Tensor, "batch d_model"]]]]:
         """Run the records and yield last-position states batch by batch."""
+        ...
+
+    def deal(self, items: Iterable[T], compute: Callable[[T], R]) -> Iterator[tuple[T, R]]:
+        """Each item with what ``compute`` makes of it, in order; several processes may share the work.
+
+        Results must depend on the item alone, and are sent from one process to the others.
+        """
         ...
 
     def head(self) -> tuple[Float[Tensor, "vocab d_model"], Float[Tensor, " vocab"] | None]:

@@ -15,9 +15,9 @@ detector on its states cannot judge.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors.torch
@@ -44,6 +44,9 @@ from safetykit.toolkit.model.second_pass import SecondPass
 from safetykit.toolkit.model.vlm import VLM
 from safetykit.toolkit.reference.world import things
 from safetykit.toolkit.workbench import refusal_of
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 FITTERS: dict[str, ProbeSettings] = {
     "SASA": SASA(),
@@ -76,6 +79,10 @@ class KeptStates:
     def head(self) -> tuple[Tensor, None]:
         """Weight of the LM head; nothing reads its bias."""
         return self._vlm.parts.head.weight.detach(), None
+
+    def deal(self, items: Iterable[T], compute: Callable[[T], R]) -> Iterator[tuple[T, R]]:
+        """One after the other."""
+        return ((item, compute(item)) for item in items)
 
     def branch_states(
         self, records: Sequence[Record], places: Sequence[Place]

@@ -141,11 +141,15 @@ class Search:
             return
         features = Features.read(self._source, self._part, list(dict.fromkeys([*new, *self._beside(new)])))
         fit, calibration = features.where(split="fit"), features.where(split="calibration")
-        for place in new:
+
+        def tried(place: Place) -> tuple[Fitted, float, dict[str, Any]]:
             found = self._detector.fit(place, fit, calibration)
             loss = balanced_loss(found.risk(calibration), calibration.harmful)
+            return found, loss, {**row_of(found, calibration), "calibration_loss": loss}
+
+        for place, (found, loss, row) in self._source.deal(new, tried):
             self._tried[place] = found, loss
-            self._rows.append({**row_of(found, calibration), "calibration_loss": loss})
+            self._rows.append(row)
         if self._whole:
             self._read = features if self._read is None else self._read.with_states(features)
 

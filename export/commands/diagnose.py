@@ -9,12 +9,15 @@ import typer
 
 from ...toolkit.commands.derived import takes
 from ...toolkit.commands.options import Data, Json, Model, Overwrite
+from ...toolkit.distributed.job import sharing
+from ...toolkit.distributed.world import is_first
 from .choices import DiagnoseOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
+@sharing
 @takes(DiagnoseOptions)
 def diagnose(
     model: Model,
@@ -60,7 +63,8 @@ def diagnose(
         beside: dict[str, bytes] = {}
         for item in diagnosis_plots(found.info):
             beside |= {f"{item.plot.tag}.png": item.png, f"{item.plot.tag}.svg": item.plot.svg.encode()}
-        found.save(out, overwrite=overwrite, beside=beside)
+        if is_first():
+            found.save(out, overwrite=overwrite, beside=beside)
     value = {"map": str(out), **found.info.model_dump(mode="json")}
     then = console.command_line("fit", "care", model, "--data", data, "--map", out, "-o", "care")
     console.emit(value, as_json=as_json, human=_view, then=then)

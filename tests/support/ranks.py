@@ -48,7 +48,7 @@ class Ranks:
             waiting = self._waiting.setdefault(turn, [])
             waiting.append(found)
             if len(parts) == self.size:
-                for one in waiting:
+                for one in [one for one in waiting if not one.done()]:
                     one.set_result(copy.deepcopy([parts[at] for at in range(self.size)]))
                 del self._parts[turn], self._waiting[turn]
             elif self._gone:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from ..distributed.job import sharing
 from ..model.options import LoadOptions, PlaceOptions
 from .derived import takes
 from .options import Json, Overwrite
@@ -24,6 +25,7 @@ SiteName = Annotated[str | None, typer.Option("--site", help="Decoder site of --
 
 
 @index.command(epilog="Example: safetykit index build captions.jsonl --model ./my-vlm -o index")
+@sharing
 @takes(LoadOptions)
 def build(
     captions: Annotated[

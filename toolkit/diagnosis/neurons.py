@@ -11,7 +11,7 @@ rank correlation with the attribution is reported, beside neurons drawn at rando
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,17 @@ class Attribution:
 
     def update(self, vlm: VLM, batch: PairBatch, refusal: RefusalTokens) -> None:
         """Add a batch: one forward and one backward pass."""
-        size = len(batch.pairs)
+        self.add(len(batch.pairs), self.of(vlm, batch, refusal))
+
+    def add(self, count: int, totals: Mapping[Positions, Tensor]) -> None:
+        """Add what :meth:`of` found of ``count`` pairs."""
+        for where, total in totals.items():
+            self.total[where] = self.total.get(where, 0) + total
+        self.count += count
+
+    def of(self, vlm: VLM, batch: PairBatch, refusal: RefusalTokens) -> dict[Positions, Float[Tensor, "layers d_ff"]]:
+        """Sums over a batch, which is not added: one forward and one backward pass."""
+        size, found = len(batch.pairs), {}
         with _frozen(vlm.model), torch.enable_grad(), _watched(vlm) as activations:
             margin = refusal.margin(last_logits(vlm, batch.arguments))[:size].sum()
             gradients = torch.autograd.grad(margin, activations)
@@ -57,8 +67,8 @@ class Attribution:
                 activation = activation.detach()
                 gap = (batch.counterpart(activation) - activation)[:size]
                 rows.append((gradient[:size] * gap * mask).double().sum((0, 1)).cpu())
-            self.total[where] = self.total.get(where, 0) + torch.stack(rows)
-        self.count += size
+            found[where] = torch.stack(rows)
+        return found
 
     def mean(self) -> dict[Positions, Float[np.ndarray, "layers d_ff"]]:
         """Attribution per neuron, by kind of position."""

@@ -14,6 +14,8 @@ from ...adapters.artifact.manifest import describe_data, library_versions
 from ...adapters.errors import UsageError
 from ..data.journal import Journal
 from ..data.records import Record, load_records
+from ..distributed.dealing import dealt
+from ..distributed.world import world
 from ..evaluation.refusal import ASKED, RefusalTokens
 from ..model.batching import is_out_of_memory
 from ..model.vlm import VLM
@@ -23,12 +25,14 @@ from .blocking import answer_without, windows
 from .channel_map import ChannelMap
 from .mediation import Effects, mediate
 from .neurons import Attribution, drawn, foremost, verify
-from .pairs import POSITIONS, Pair, PairBatch, batches, chunks, find_pairs, same_pictures, spread
+from .pairs import POSITIONS, Pair, PairBatch, chunks, find_pairs, same_pictures, spread
 from .patching import margins, mlp_output
 from .plan import Plan
 from .separation import pair_key
 from .states import layer_states
-from .terms import KINDS, Modality
+from .terms import KINDS, Modality, Positions
+
+Tick = Callable[..., None]  # counts forward passes: one, or as many as it is told
 
 _STATES, _BLOCKED = 1024, 96
 _ROWS = 16  # pairs at once
@@ -234,32 +238,43 @@ class _Work:
         if self._journal:
             self._journal.finish()
 
-    def _once(self, key: str, passes: int, compute: Callable[[], Any]) -> Any:
-        """``compute()``, or what it gave before an interruption; JSON keeps every float exactly."""
-        if self._journal and key in self._journal.done:
-            self.tick(passes)
-            return self._journal.done[key]
-        value = compute()
-        if self._journal:
-            self._journal.add(key, value)
-        return value
+    def _each(self, keys: Sequence[str], passes: int, compute: Callable[[int, Tick], Any]) -> list[Any]:
+        """``compute(at, tick)`` for each key, or what it gave before an interruption; JSON keeps every float exactly.
+
+        Args:
+            passes: of each of them; it counts them itself, by ``tick``, if no other process takes part.
+        """
+        done = self._journal.done if self._journal else {}
+        missing = [at for at, key in enumerate(keys) if key not in done]
+        found = {at: done[key] for at, key in enumerate(keys) if key in done}
+        if found:
+            self.tick(passes * len(found))
+        alone = world().size == 1
+        inner: Tick = self.tick if alone else lambda count=1: None
+        for at, value in dealt(missing, lambda at: compute(at, inner)):
+            if self._journal:
+                self._journal.add(keys[at], value)
+            if not alone:
+                self.tick(passes)
+            found[at] = value
+        return [found[at] for at in range(len(keys))]
 
     def mediation(self, pairs: Sequence[Pair]) -> Effects:
         """Effects of all sites on the pairs."""
         modality = pairs[0].modality
         positions = POSITIONS[modality]
-        found = []
-        for number, chunk in enumerate(chunks(pairs, self._plan.batch_size)):
+        parts = chunks(pairs, self._plan.batch_size)
 
-            def compute(chunk: list[Pair] = chunk) -> dict[str, Any]:
-                batch = PairBatch.prepare(self._vlm, chunk)
-                effects = mediate(self._vlm, batch, self._refusal, positions, self.tick)
-                return {name: getattr(effects, name).tolist() for name in ("malicious", "benign", "nie", "nde")}
+        def compute(at: int, tick: Tick) -> dict[str, Any]:
+            batch = PairBatch.prepare(self._vlm, parts[at])
+            effects = mediate(self._vlm, batch, self._refusal, positions, tick)
+            return {name: getattr(effects, name).tolist() for name in ("malicious", "benign", "nie", "nde")}
 
-            passes = 1 + len(positions) * len(KINDS) * self._plan.depth
-            kept = self._once(f"mediation/{modality}/{number}", passes, compute)
-            found.append(Effects(modality, positions, **{name: np.array(kept[name], np.float32) for name in kept}))
-        return Effects.join(found)
+        passes = 1 + len(positions) * len(KINDS) * self._plan.depth
+        kept = self._each([f"mediation/{modality}/{at}" for at in range(len(parts))], passes, compute)
+        return Effects.join(
+            [Effects(modality, positions, **{name: np.array(one[name], np.float32) for name in one}) for one in kept]
+        )
 
     def neurons(self, modality: Modality, pairs: Sequence[Pair]) -> dict[str, Any]:
         """Attribution of all neurons, and exact effects of the foremost and of some drawn at random.
@@ -267,20 +282,23 @@ class _Work:
         The attribution is one pass a batch and is not kept in the journal: it would be the largest part of it.
         """
         attribution = Attribution(POSITIONS[modality])
-        for batch in batches(self._vlm, pairs, self._plan.batch_size):
-            attribution.update(self._vlm, batch, self._refusal)
+
+        def attributed(chunk: list[Pair]) -> dict[Positions, Any]:
+            return attribution.of(self._vlm, PairBatch.prepare(self._vlm, chunk), self._refusal)
+
+        for chunk, totals in dealt(chunks(pairs, self._plan.batch_size), attributed):
+            attribution.add(len(chunk), totals)
             self.tick()
         means = attribution.mean()
         first = foremost(means["all"], self._plan.neurons)
         verified = [*first, *drawn(means["all"], self._plan.drawn, first, self._seed)]
-        exact = []
-        for number, chunk in enumerate(chunks(pairs, self._plan.batch_size)):
+        parts = chunks(pairs, self._plan.batch_size)
 
-            def compute(chunk: list[Pair] = chunk) -> list[list[float]]:
-                batch = PairBatch.prepare(self._vlm, chunk)
-                return verify(self._vlm, batch, self._refusal, verified, "all", self.tick).tolist()
+        def compute(at: int, tick: Tick) -> list[list[float]]:
+            batch = PairBatch.prepare(self._vlm, parts[at])
+            return verify(self._vlm, batch, self._refusal, verified, "all", tick).tolist()
 
-            exact.append(self._once(f"neurons/{modality}/{number}", 1 + len(verified), compute))
+        exact = self._each([f"neurons/{modality}/{at}" for at in range(len(parts))], 1 + len(verified), compute)
         return {
             "attribution": means,
             "foremost": len(first),
@@ -290,16 +308,13 @@ class _Work:
 
     def blocking(self, records: Sequence[Record]) -> dict[tuple[int, ...], list[Any]]:
         """Outcomes of the records' answers for every window of skipped layers."""
-        outcomes = {}
+        skipped = windows(self._plan.depth)
         passes = -(-len(records) // self._plan.rows) * self._plan.max_new_tokens
-        for layers in windows(self._plan.depth):
 
-            def compute(layers: tuple[int, ...] = layers) -> list[str]:
-                return answer_without(self._vlm, records, layers, self._plan.max_new_tokens, self._plan.rows)
+        def compute(at: int, tick: Tick) -> list[str]:
+            found = answer_without(self._vlm, records, skipped[at], self._plan.max_new_tokens, self._plan.rows)
+            tick(passes)
+            return found
 
-            key = f"blocking/{'-'.join(map(str, layers))}"
-            known = self._journal is not None and key in self._journal.done
-            outcomes[layers] = self._once(key, passes, compute)
-            if not known:
-                self.tick(passes)
-        return outcomes
+        keys = [f"blocking/{'-'.join(map(str, layers))}" for layers in skipped]
+        return dict(zip(skipped, self._each(keys, passes, compute), strict=True))

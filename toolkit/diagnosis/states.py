@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..data.records import Record
+from ..distributed.dealing import dealt
 from ..model.requests import Inputs, Request
 from .patching import last_logits
 
@@ -56,17 +57,21 @@ def layer_states(
     order = sorted(range(len(records)), key=lambda at: (records[at].image is not None, len(records[at].prompt)))
     shape = (len(records), len(vlm.parts.layers) + 1, vlm.base.d_model)
     last, after = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+    def read(chosen: list[int]) -> tuple[Float[np.ndarray, "rows layers d"], Float[np.ndarray, "rows layers d"]]:
         inputs = vlm.inputs.prepare([Request(records[at].prompt, records[at].picture()) for at in chosen])
         weights = _behind_pictures(inputs).to(vlm.device)
         seen: list[Tensor] = []
         with ExitStack() as stack:
             _watch(vlm, seen, stack)
             last_logits(vlm, vlm.arguments(inputs))
-        for layer, hidden in enumerate(seen):
-            last[chosen, layer] = hidden[:, -1].float().cpu().numpy()
-            after[chosen, layer] = (hidden.float() * weights[..., None]).sum(1).cpu().numpy()
+        ends = [hidden[:, -1].float().cpu().numpy() for hidden in seen]
+        means = [(hidden.float() * weights[..., None]).sum(1).cpu().numpy() for hidden in seen]
+        return np.stack(ends, 1), np.stack(means, 1)
+
+    for chosen, (ends, means) in dealt(batches, read):
+        last[chosen], after[chosen] = ends, means
         tick()
     return LayerStates(tuple(records), last, after)
 

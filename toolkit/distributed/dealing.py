@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
-from ...adapters.errors import SafetykitError
-from .world import ALONE, World, working_in, world
+from .world import ALONE, working_in, world
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -24,7 +27,7 @@ def dealt(items: Iterable[T], compute: Callable[[T], R]) -> Iterator[tuple[T, R]
     whoever computed it, and be small: it is sent to all others.
 
     Raises:
-        SafetykitError: what ``compute`` raised, on all processes.
+        Exception: what ``compute`` raised, on all processes.
         ProcessLost: one of them is gone.
     """
     here = world()
@@ -39,23 +42,23 @@ def dealt(items: Iterable[T], compute: Callable[[T], R]) -> Iterator[tuple[T, R]
             row = list(islice(rest, here.size))
             more = len(row) == here.size
             if row:
-                part = _Part(failed=failed) if failed or here.rank >= len(row) else _computed(row[here.rank], compute)
-                failed = failed or part.failed
+                part = _Part() if failed or here.rank >= len(row) else _computed(row[here.rank], compute)
+                failed = failed or part.error is not None
                 waiting.append((row, here.gather(part)))
             continue
         row, found = waiting.popleft()
-        parts = found.result()
-        for item, part in zip(row, parts, strict=False):
+        for item, part in zip(row, found.result(), strict=False):
             if part.error is not None:
                 raise part.error
             yield item, part.value
 
 
+@dataclass(frozen=True)
 class _Part:
     """What one process has to say of its item in a round."""
 
-    def __init__(self, value: Any = None, error: BaseException | None = None, failed: bool = False) -> None:
-        self.value, self.error, self.failed = value, error, failed
+    value: Any = None
+    error: Exception | None = None
 
 
 def _computed(item: T, compute: Callable[[T], Any]) -> _Part:
@@ -63,8 +66,11 @@ def _computed(item: T, compute: Callable[[T], Any]) -> _Part:
     try:
         with working_in(ALONE):
             return _Part(compute(item))
-    except SafetykitError as error:
-        return _Part(error=error, failed=True)
-
-
-__all__ = ["World", "dealt"]
+    except Exception as error:
+        if os.environ.get("SAFETYKIT_DEBUG"):
+            traceback.print_exception(error)
+        try:
+            pickle.dumps(error)
+        except Exception:
+            return _Part(error=RuntimeError(f"{type(error).__name__}: {error}"))
+        return _Part(error=error)

@@ -52,10 +52,10 @@ class Job:
         if launched() == 1:
             yield
             return
-        signal.signal(signal.SIGTERM, _stopped)
         from .processes import Processes
 
         self._processes = Processes()
+        signal.signal(signal.SIGTERM, _stopped)  # only now: until the processes have met, nothing here could hear it
         with working_in(self._processes):
             yield
             self._processes.gather(None).result()

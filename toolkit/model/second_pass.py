@@ -8,10 +8,10 @@ and each pair (s, f) costs only blocks s+1…L−1 from there: :class:`SecondPas
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -25,11 +25,15 @@ from ...adapters.ops.op import Hidden
 from ...adapters.protocols import Place
 from ..data.ahead import PicturesAhead
 from ..data.records import Record
+from ..distributed.dealing import dealt
 from ..progress import Progress
 from .batching import BatchSize, streamed
 from .capture import USUAL
 from .requests import Request
 from .vlm import VLM
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 OP = "FusedProjection"
 
@@ -120,6 +124,10 @@ class SecondPass:
             if self.progress:
                 self.progress(done, len(records))
             yield batch, found
+
+    def deal(self, items: Iterable[T], compute: Callable[[T], R]) -> Iterator[tuple[T, R]]:
+        """See :class:`~safetykit.adapters.protocols.BranchSource`."""
+        return dealt(items, compute)
 
     def _branch(self, op: BranchOp, first: _NormalPass, safety: int, fused: int) -> Hidden:
         """Blocks s+1…L−1 and the final norm, from the projected state."""

@@ -11,9 +11,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,8 @@ from jaxtyping import Bool, Float
 from ...adapters.artifact.files import atomic_folder, require_free, sha256_file, write_atomic
 from ...adapters.artifact.manifest import canonical_json, dump_sealed, library_versions
 from ...adapters.errors import UsageError
+from ..distributed.dealing import dealt
+from ..distributed.world import from_first, is_first
 from ..index.caption_index import DATA, MANIFEST, CaptionIndex, IndexManifest, KeyType, map_arrays, normalised
 from ..index.embedding import Embedder
 from ..progress import Progress
@@ -115,42 +117,73 @@ def build_index(
         files={},
     )
     work = out.parent / f".{out.name}.building"
-    done = _prepare(work, manifest, census.nbytes)
-    arrays = map_arrays(work / DATA, writable=True)
-    if done == 0 and embedder.centred and census.count > 1:
-        arrays["centre"][:] = _centre(texts, census, embedder, batch_size)
-    last, used = done, int(arrays["offsets"][done])
-    for start, batch in _batches(texts, census, batch_size):
-        if start < done:
-            continue
+    first = is_first()  # of several processes; it alone writes
+    done = from_first(_prepare(work, manifest, census.nbytes) if first else 0)
+    centre = np.zeros(embedder.dimension, np.float32)
+    writing = _Writing(work, manifest, done) if first else None
+    if embedder.centred and census.count > 1:
+        if done == 0:
+            centre[:] = _centre(texts, census, embedder, batch_size)
+        centre = from_first(writing.centred(centre, known=done > 0) if writing else centre)
+    missing = (batch for batch in _batches(texts, census, batch_size) if batch[0] >= done)
+    last = done
+    for (start, batch), found in dealt(missing, lambda item: embedder.embed(item[1])):
+        last = start + len(batch)
+        keys = normalised(found, centre, batch)
+        if writing:
+            writing.add(start, batch, keys, census)
+        if progress:
+            progress(last, census.count)
+    if last != census.count or (writing and writing.used != census.nbytes):
+        raise _changed()
+    if writing:
+        del writing.arrays
+        _finish(work, out, manifest, overwrite)
+    from_first(None)  # the folder is there
+    return CaptionIndex.load(out, verify=False)
+
+
+class _Writing:
+    """The preallocated file of a build, filled in the order of the texts."""
+
+    def __init__(self, work: Path, manifest: IndexManifest, done: int) -> None:
+        self.arrays = map_arrays(work / DATA, writable=True)
+        self.used = int(self.arrays["offsets"][done])
+        self._work, self._manifest, self._noted = work, manifest, done
+
+    def centred(self, centre: Float[np.ndarray, " dimension"], *, known: bool) -> Float[np.ndarray, " dimension"]:
+        """The centre as it is stored; ``known``, if an interrupted build has stored it."""
+        if not known:
+            self.arrays["centre"][:] = centre
+        return np.array(self.arrays["centre"])
+
+    def add(self, start: int, batch: Sequence[str], keys: Float[np.ndarray, "batch dimension"], census: Census) -> None:
+        """Texts from ``start`` on, with their keys.
+
+        Raises:
+            UsageError: they are longer than they were.
+        """
         stop = start + len(batch)
-        arrays["keys"][start:stop] = normalised(embedder.embed(batch), arrays["centre"], batch)
+        self.arrays["keys"][start:stop] = keys
         for at, text in enumerate(batch, start=start):
             data = np.frombuffer(text.encode(), np.uint8)
-            if used + len(data) > census.nbytes:
+            if self.used + len(data) > census.nbytes:
                 raise _changed()
-            arrays["bytes"][used : used + len(data)] = data
-            used += len(data)
-            arrays["offsets"][at + 1] = used
-        if progress:
-            progress(stop, census.count)
-        if stop == census.count or (stop - last) * arrays["keys"].strides[0] >= _FLUSH:
-            arrays["keys"].base.flush()
-            _note(work, manifest, stop)
-            last = stop
-    if last != census.count or used != census.nbytes:
-        raise _changed()
-    del arrays
-    return _finish(work, out, manifest, overwrite)
+            self.arrays["bytes"][self.used : self.used + len(data)] = data
+            self.used += len(data)
+            self.arrays["offsets"][at + 1] = self.used
+        if stop == census.count or (stop - self._noted) * self.arrays["keys"].strides[0] >= _FLUSH:
+            self.arrays["keys"].base.flush()
+            _note(self._work, self._manifest, stop)
+            self._noted = stop
 
 
-def _finish(work: Path, out: Path, manifest: IndexManifest, overwrite: bool) -> CaptionIndex:
+def _finish(work: Path, out: Path, manifest: IndexManifest, overwrite: bool) -> None:
     manifest = manifest.model_copy(update={"files": {DATA: sha256_file(work / DATA)}})
     with atomic_folder(out, overwrite=overwrite) as folder:
         os.replace(work / DATA, folder / DATA)
         (folder / MANIFEST).write_bytes(dump_sealed(manifest))
     shutil.rmtree(work)
-    return CaptionIndex.load(out, verify=False)
 
 
 def _kept(texts: Texts, keep: Bool[np.ndarray, " texts"]) -> Iterator[str]:
@@ -173,10 +206,9 @@ def _batches(texts: Texts, census: Census, size: int) -> Iterator[tuple[int, tup
 
 def _centre(texts: Texts, census: Census, embedder: Embedder, batch_size: int) -> Float[np.ndarray, " dimension"]:
     total, seen = np.zeros(embedder.dimension), 0
-    for start, batch in _batches(texts, census, batch_size):
-        if start >= _CENTRE:
-            break
-        total += np.asarray(embedder.embed(batch), dtype=np.float64).sum(0)
+    first = takewhile(lambda item: item[0] < _CENTRE, _batches(texts, census, batch_size))
+    for (_, batch), found in dealt(first, lambda item: embedder.embed(item[1])):
+        total += np.asarray(found, dtype=np.float64).sum(0)
         seen += len(batch)
     return total / seen
 

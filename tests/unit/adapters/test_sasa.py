@@ -69,6 +69,9 @@ class PlantedSource:
         strength = {(1, 2): 4.0}.get(place, 2.0)
         return 5 + noise + (strength * self.direction if record.label == "harmful" else 0)
 
+    def deal(self, items, compute):
+        return ((item, compute(item)) for item in items)
+
     def branch_states(self, records, places):
         self.reads += 1
         for start in range(0, len(records), 32):

@@ -44,17 +44,27 @@ def test_a_failure_is_raised_everywhere_after_what_came_before_it():
     assert Ranks(3).run(work) == [[0, 1, 2, 3, 4]] * 3
 
 
+@pytest.mark.parametrize("picklable", [True, False])
+def test_a_bug_is_raised_everywhere_too(picklable):
+    class Local(Exception):
+        pass
+
+    def some(item):
+        raise (KeyError if picklable else Local)("a bug")
+
+    first, second = Ranks(2).run(lambda rank: list(dealt(range(9), some)))
+    assert type(first) is type(second) is (KeyError if picklable else RuntimeError)
+    assert "a bug" in str(first)
+
+
 def test_who_waits_for_one_that_is_gone_is_told():
     def work(rank):
-        def some(item):
-            if item == 7:
-                raise KeyError("a bug")
-            return item
-
-        return list(dealt(range(40), some))
+        for item, _ in dealt(range(40), lambda item: item):
+            if (rank, item) == (1, 7):
+                raise MemoryError
 
     first, second = Ranks(2).run(work)
-    assert isinstance(first, ProcessLost) and isinstance(second, KeyError)
+    assert isinstance(first, ProcessLost) and isinstance(second, MemoryError)
 
 
 def test_two_streams_may_run_into_each_other():
