@@ -53,6 +53,11 @@ def dealt(items: Iterable[T], compute: Callable[[T], R]) -> Iterator[tuple[T, R]
             yield item, part.value
 
 
+def own(items: Iterable[T]) -> Iterator[T]:
+    """Those that this process computes, if :func:`dealt` gets the same."""
+    return islice(items, world().rank, None, world().size)
+
+
 @dataclass(frozen=True)
 class _Part:
     """What one process has to say of its item in a round."""

@@ -17,7 +17,7 @@ from ...adapters.errors import UsageError
 from ..data.ahead import PicturesAhead
 from ..data.journal import Journal
 from ..data.records import CARRIERS, Record, Records, load_records
-from ..distributed.dealing import dealt
+from ..distributed.dealing import dealt, own
 from ..model.requests import Generation, Request
 from ..progress import Progress
 from .judge import Outcome, judge
@@ -147,7 +147,7 @@ def decide(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     # Whole batches, so that what was answered before an interruption does not change what the others are padded to.
     missing = [batch for batch in batches if not all(at in decisions for at in batch)]
-    pictures = PicturesAhead(records[at] for batch in missing for at in batch)
+    pictures = PicturesAhead(records[at] for batch in own(missing) for at in batch)
 
     def made(chosen: list[int]) -> list[Decision]:
         requests = [Request(records[at].prompt, pictures.of(records[at])) for at in chosen]

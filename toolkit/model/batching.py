@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from ...adapters.errors import UsageError
-from ..distributed.dealing import dealt
+from ..distributed.dealing import dealt, own
 from ..progress import Progress
 
 T = TypeVar("T")
@@ -128,6 +128,11 @@ def streamed(
         for count, made in parts:
             yield chunk[start : start + count], made
             start += count
+
+
+def own_share(items: Iterable[T], size: BatchSize, usual: int, rows: Callable[[T], int] = lambda _: 1) -> Iterator[T]:
+    """What this process will run of the items, if :func:`streamed` gets the same."""
+    return (item for chunk in own(_chunks(items, size, usual, rows)) for item in chunk)
 
 
 def _chunks(items: Iterable[T], size: BatchSize, usual: int, rows: Callable[[T], int]) -> Iterator[list[T]]:

@@ -15,7 +15,7 @@ from ...adapters.errors import UsageError
 from ...adapters.protocols import Pool
 from ..data.ahead import PicturesAhead
 from ..data.records import Record
-from .batching import BatchSize, counted, streamed
+from .batching import BatchSize, counted, own_share, streamed
 from .requests import Request
 from .running import Running
 
@@ -61,7 +61,7 @@ def capture(
         )
 
     ordered = by_length(units)
-    pictures = PicturesAhead(record for unit in ordered for record in unit)
+    pictures = PicturesAhead(record for unit in own_share(ordered, size, USUAL, len) for record in unit)
 
     def run(some: Sequence[Sequence[Record]]) -> dict[Site, Tensor]:
         inputs = vlm.prepare([Request(record.prompt, pictures.of(record)) for unit in some for record in unit])

@@ -25,6 +25,8 @@ from ...adapters.artifact.tensors import StoredTensor
 from ...adapters.artifact.updates import WeightUpdate
 from ...adapters.errors import InvalidArtifact, SafetykitError, UsageError
 from ..data.sources import model_path
+from ..distributed.job import local_rank
+from ..distributed.world import from_first
 from .lora_layers import updates_from_peft
 from .weights import Weights, empty_model
 
@@ -58,8 +60,9 @@ def checkpoint_path(text: Path | str, base: Path | str | None = None) -> Path:
     if not (folder / WEIGHTS).is_file():
         raise InvalidArtifact(f"{folder} holds {CONFIG} and no {WEIGHTS}.", "Save the adapter with safetensors.")
     target = _cache() / _digest(folder, below) / name_of(folder)
-    if not target.is_dir():
+    if local_rank() == 0 and not target.is_dir():
         merge(folder, below, target)
+    from_first(None)  # until then the other processes of this machine wait for it
     return target
 
 

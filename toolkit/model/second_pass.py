@@ -27,7 +27,7 @@ from ..data.ahead import PicturesAhead
 from ..data.records import Record
 from ..distributed.dealing import dealt
 from ..progress import Progress
-from .batching import BatchSize, streamed
+from .batching import BatchSize, own_share, streamed
 from .capture import USUAL
 from .requests import Request
 from .vlm import VLM
@@ -104,7 +104,7 @@ class SecondPass:
         op = get_branch_op(OP)
         done = 0
         ordered = _by_length(records)
-        pictures = PicturesAhead(ordered)
+        pictures = PicturesAhead(own_share(ordered, self.size, USUAL))
 
         def run(batch: Sequence[Record]) -> dict[Place, Float[Tensor, "batch d_model"]]:
             first = _normal_pass(

@@ -14,7 +14,7 @@ from ...adapters.errors import UsageError
 from ...adapters.statistics.tokens import TokenBatch, whole
 from ..data.ahead import PicturesAhead
 from ..data.records import Record
-from .batching import BatchSize, counted, streamed
+from .batching import BatchSize, counted, own_share, streamed
 from .capture import USUAL, Reached, by_length
 from .requests import Request
 from .running import Running
@@ -56,7 +56,7 @@ def stream_tokens(
     deepest = max(sites, key=order.index)
 
     ordered = [unit[0] for unit in by_length([(record,) for record in records])]
-    pictures = PicturesAhead(ordered)
+    pictures = PicturesAhead(own_share(ordered, size, USUAL))
 
     def run(batch: Sequence[Record]) -> R:
         requests = [

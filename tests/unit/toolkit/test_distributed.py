@@ -10,7 +10,7 @@ from safetykit.toolkit.data.journal import Journal
 from safetykit.toolkit.distributed import job
 from safetykit.toolkit.distributed.dealing import dealt
 from safetykit.toolkit.distributed.world import from_first, is_first, world
-from safetykit.toolkit.model.batching import BatchSize, fitting, streamed
+from safetykit.toolkit.model.batching import BatchSize, fitting, own_share, streamed
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
@@ -91,6 +91,18 @@ def test_batches_hold_the_same_for_any_number_of_processes(asked, rows):
     alone = batches(fitting(*arguments))
     assert batches(streamed(*arguments)) == alone
     assert Ranks(3).run(lambda rank: batches(streamed(*arguments))) == [alone] * 3
+    shares = Ranks(3).run(lambda rank: list(own_share(items, BatchSize(asked), 32, len)))
+    assert sorted(item for share in shares for item in share) == items
+    ran = Ranks(2).run(lambda rank: _run_here(arguments))
+    assert ran == Ranks(2).run(lambda rank: list(own_share(items, BatchSize(asked), 32, len)))
+
+
+def _run_here(arguments):
+    """What this thread itself ran."""
+    items, size, usual, _, rows = arguments
+    ran = []
+    list(streamed(items, size, usual, ran.extend, rows))
+    return ran
 
 
 def test_the_first_writes_the_journal_and_all_know_what_is_done(tmp_path):

@@ -1,0 +1,112 @@
+"""What several processes make together is what one makes, to the last bit: threads stand for the processes."""
+
+from collections import Counter
+
+import pytest
+import torch
+from planted_vlm import SMALL
+from ranks import Ranks
+
+from safetykit.adapters.care.settings import CARE
+from safetykit.adapters.protocols import Refusal
+from safetykit.adapters.registry import methods
+from safetykit.adapters.sasa.settings import SASA
+from safetykit.adapters.vlm_guard.settings import VLMGuard
+from safetykit.toolkit.data.journal import Journal
+from safetykit.toolkit.data.records import load_records, subset
+from safetykit.toolkit.data.sources import data_path
+from safetykit.toolkit.diagnosis import diagnose
+from safetykit.toolkit.evaluation.evaluate import decide
+from safetykit.toolkit.model.second_pass import SecondPass
+from safetykit.toolkit.model.vlm import VLM
+from safetykit.toolkit.sweep.run import run_sweep
+from safetykit.toolkit.workbench import Workbench
+
+REFUSAL = Refusal("no .", 0)
+FITS = {
+    "vlm-guard": lambda vlm, records: VLMGuard(gate="whitened").fit(vlm, records),
+    "care": lambda vlm, records: CARE(contrast="carrier").fit(vlm, records),
+    "care by kernel": lambda vlm, records: CARE(contrast="carrier", selection="kernel").fit(vlm, records),
+    "sasa": lambda vlm, records: SASA(safety_layer=2).fit(SecondPass(vlm), records, REFUSAL),
+}
+
+
+@pytest.fixture(scope="module")
+def records():
+    found = load_records(data_path("reference"), ["fit", "calibration"])
+    return [record for split in ("fit", "calibration") for record in subset([r for r in found if r.split == split], 64)]
+
+
+@pytest.fixture(scope="module")
+def vlms(random_checkpoint):
+    """One for each thread."""
+    return [VLM.from_pretrained(random_checkpoint) for _ in range(2)]
+
+
+def contents(adapter):
+    """Everything in it, its tensors as bytes."""
+    parts = [item.tensors for item in adapter.interventions] + ([adapter.branch.tensors] if adapter.branch else [])
+    tensors = [(name, tensor.numpy().tobytes()) for part in parts for name, tensor in sorted(part.items())]
+    return tensors, adapter.info, adapter.attachments, adapter.detector
+
+
+@pytest.mark.parametrize("name", [*list(FITS)[:-1], pytest.param("sasa", marks=pytest.mark.slow)])
+def test_a_fit(name, vlms, records):
+    alone = contents(FITS[name](vlms[0], records))
+    passes = Counter()
+    handles = [
+        vlm.model.register_forward_pre_hook(lambda *_, at=at: passes.update([at])) for at, vlm in enumerate(vlms)
+    ]
+    both = Ranks(2).run(lambda rank: contents(FITS[name](vlms[rank], records)))
+    for handle in handles:
+        handle.remove()
+    assert both == [alone, alone]
+    assert 0 < passes[1] <= passes[0]  # they took turns
+
+
+def test_answers_and_their_journal(vlms, records, tmp_path):
+    alone = decide(vlms[0], records[:40], max_new_tokens=4, batch_size=8)
+
+    def work(rank):
+        journal = Journal(tmp_path / "answers.jsonl", "these")
+        return decide(vlms[rank], records[:40], max_new_tokens=4, batch_size=8, journal=journal), len(journal.done)
+
+    assert Ranks(2).run(work) == [(alone, 5)] * 2
+    journal = Journal(tmp_path / "answers.jsonl", "these")
+    journal.done = dict(list(journal.done.items())[:3])
+    assert decide(vlms[0], records[:40], max_new_tokens=4, batch_size=8, journal=journal) == alone
+
+
+def test_a_sweep(vlms, records, tmp_path):
+    method, given = methods()["vlm-guard"], {"layers": (2,), "variant": "steer", "alpha": 1.0, "gate": "paper"}
+    some = [record for record in records if record.split == "fit" or int(record.digest()[:8], 16) % 4 == 0]
+
+    def sweep(rank, path):
+        return run_sweep(method, Workbench(vlms[rank], some), given, max_new_tokens=2, journal_path=path)[0].table()
+
+    alone = sweep(0, None)
+    assert len(alone["trials"]) > 1
+    assert Ranks(2).run(lambda rank: sweep(rank, tmp_path / "sweep.jsonl")) == [alone, alone]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_diagnosis(planted_folder, planted_data, tmp_path):
+    records = load_records(planted_data)
+    vlms = [VLM.from_pretrained(planted_folder) for _ in range(2)]
+    small = {**SMALL, "neurons": 2}
+    ticks = {rank: [] for rank in range(3)}
+
+    def found(rank, path=None, told=None):
+        made = diagnose(vlms[rank], records, **small, journal_path=path, progress=lambda *now: told.append(now))
+        return made.info.model_dump(), {name: value.tobytes() for name, value in made.tensors.items()}
+
+    alone = found(0, told=ticks[2])
+    assert Ranks(2).run(lambda rank: found(rank, tmp_path / "map.jsonl", ticks[rank])) == [alone, alone]
+    assert ticks[0] == ticks[1] and ticks[0][-1] == ticks[2][-1]
+
+
+def test_views_are_not_sent_whole(vlms, records):
+    for _, states in SecondPass(vlms[0]).branch_states(records[:8], SASA().places(8)[:2]):
+        assert all(state.untyped_storage().nbytes() == state.nbytes for state in states.values())
+    assert torch.get_num_threads() == 1
