@@ -51,8 +51,8 @@ from safetykit.export.base.int4 import Int4Options
 from safetykit.export.base.own import export_base, quantise_decoder
 from safetykit.export.document.latency import interleave
 from safetykit.export.manifest import LAYOUT, read_manifest
-from safetykit.export.parity.recording import torch_logits
 from safetykit.export.parity.graph_base import GraphBase
+from safetykit.export.parity.recording import torch_logits
 from safetykit.export.parity.report import find_flips
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.surgery.adapt import adapt, copy_base
