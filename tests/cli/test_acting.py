@@ -67,7 +67,13 @@ def test_verify_names_what_an_adapter_does_not(call, adapter_folder):
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--adapter", "a"), ("--provider", "CPUExecutionProvider"), ("--external-index", "i")]
+    ("option", "value"),
+    [
+        ("--adapter", "a"),
+        ("--provider", "CPUExecutionProvider"),
+        ("--external-index", "i"),
+        ("--parity-rows", "1"),
+    ],
 )
 def test_verifying_without_a_checkpoint_runs_nothing(call, tmp_path, option, value):
     code, _, err = call("verify", tmp_path, option, value)

@@ -19,6 +19,8 @@ def two_wheels(extra: str, folder: Path) -> list[Path]:
     return sorted(folder.glob("*.whl"))
 
 
+SPENT = {"seconds": 2.0, "peak_gb": 1.5, "anonymous_gb": 0.5}
+
 LATENCY = [
     BenchCase(
         "latency",
@@ -146,16 +148,26 @@ SIZES = [
         lambda ran: [
             ran.only("checkpoint")[0] == "tiny" and ran.only("checkpoint")[1].parent.name == "folder",
             [call[0][0] for call in ran.calls["measured"]] == ["inspect", "verify"],
-            ran.read("scale.json")["tiny verify"] == {"checkpoint_gb": 0.0, "seconds": 2.0, "peak_gb": 1.5},
-            "| tiny (0.0 GB) | 2 s, 1.5 GB | 2 s, 1.5 GB |" in (ran.path / "scale.md").read_text(),
+            ran.read("scale.json")["tiny verify"] == {"checkpoint_gb": 0.0} | SPENT,
+            "| tiny (0.0 GB) | verify | 2 s | 1.5 GB | 0.5 GB | 2.0 GB |" in (ran.path / "scale.md").read_text(),
+            "plus 2 GB, held." in (ran.path / "scale.md").read_text(),
         ],
-        {"measured": {"seconds": 2.0, "peak_gb": 1.5}, "checkpoint": lambda size, work: work, "records": "r"},
+        {"measured": SPENT, "checkpoint": lambda size, work: work, "records": "r"},
+    ),
+    BenchCase(
+        "scale",
+        "-o {out} --size tiny --step inspect --keep {folder}",
+        lambda ran: [
+            (ran.only("checkpoint")[1] / "made").is_file(),
+            "plus 2 GB, did not hold." in (ran.path / "scale.md").read_text(),
+        ],
+        {"measured": SPENT | {"peak_gb": 2.5}, "checkpoint": lambda size, work: work, "records": "r"},
     ),
     BenchCase(
         "scale",
         "-o {out} --quick",
         lambda ran: list(ran.read("scale.json")) == ["tiny inspect"],
-        {"measured": {"seconds": 2.0, "peak_gb": 1.5}, "checkpoint": lambda size, work: work, "records": "r"},
+        {"measured": SPENT, "checkpoint": lambda size, work: work, "records": "r"},
     ),
     BenchCase(
         "memory",
@@ -225,7 +237,7 @@ SIZES = [
         {
             "checkpoint": lambda size, work: work,
             "records": lambda folder: folder,
-            "measured": {"seconds": 1.0, "peak_gb": 1.0},
+            "measured": SPENT,
         },
     ),
     BenchCase(
@@ -235,7 +247,7 @@ SIZES = [
         {
             "checkpoint": lambda size, work: work,
             "records": lambda folder: folder,
-            "measured": {"seconds": 1.0, "peak_gb": 1.0},
+            "measured": SPENT,
         },
     ),
     BenchCase(

@@ -39,9 +39,13 @@ EXPORTS = [
     Case(
         f"{EXPORT} --adapter {{guard}} --mode bake --precision fp32"
         f" --layout onnx --data {{records}} --split calibration --limit 6 "
-        "--max-new-tokens 4 --max-flips 0.5 --provider CPUExecutionProvider --base-model me/mine --base-license mit",
+        "--max-new-tokens 4 --max-flips 0.5 --parity-rows 2 --provider CPUExecutionProvider"
+        " --base-model me/mine --base-license mit",
         lambda done, made: [
             done.value["parity"]["tolerances"]["flips"] == 0.5,
+            [one["case"] for one in done.value["parity"]["checks"] if one["kind"] == "logits"]
+            == ["2 rows padded, mixed"],
+            "on at most 2 prompts end to end" in (done.path / "README.md").read_text(),
             done.value["comparison"]["before"]["split"] == "calibration",
             done.value["comparison"]["before"]["max_new_tokens"] == 4,
             "me/mine" in (done.path / "README.md").read_text(),
@@ -178,8 +182,12 @@ OTHERS = [
     Case("verify {export} --capturable --json", lambda done, made: done.value["capture"]["decoder.onnx"] == []),
     Case(
         "verify {export} --model {model} --adapter {guard} --provider CPUExecutionProvider --json"
-        " --device cpu --dtype bfloat16",
-        lambda done, made: done.value["parity"]["reference"]["dtype"] == "bfloat16",
+        " --device cpu --dtype bfloat16 --parity-rows 1",
+        lambda done, made: [
+            done.value["parity"]["reference"]["dtype"] == "bfloat16",
+            done.value["parity"]["rows"] == 1,
+            [one["case"] for one in done.value["parity"]["checks"] if one["kind"] == "logits"] == ["1 row, picture"],
+        ],
     ),
     Case(
         f"verify {{export}} --model {{model}} --adapter {{guard}} {SPREAD} --json",

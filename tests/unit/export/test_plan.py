@@ -10,6 +10,7 @@ from safetykit.adapters.errors import SafetykitError, UsageError, WrongBase
 from safetykit.export.manifest import read_manifest, write_manifest
 from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.pipeline.options import ExportOptions
+from safetykit.export.pipeline.requirements import require_computable
 from safetykit.toolkit.data.records import Record, load_records
 from safetykit.toolkit.index.caption_index import CaptionIndex
 from safetykit.toolkit.model.vlm import VLM
@@ -69,6 +70,16 @@ def test_a_provider_that_is_not_there(refused, make_adapter):
 def test_a_layer_that_is_not_there(refused, make_adapter):
     deep = make_adapter(("SubspaceProjection", "decoder.layers.9", "all", "both"))
     refused([deep], "the decoder has 3 layers")
+
+
+def test_a_spread_model_in_16_bits_cannot_be_compared_in_32(refused, bf16_checkpoint, random_checkpoint):
+    said = "a model that is spread over devices only in the type it is loaded in: .* has bfloat16"
+    error = refused([], said, model=bf16_checkpoint, device_map="auto")
+    assert "--dtype float32" in error.next_step and "--dtype bfloat16" in error.next_step
+    for dtype in ("float32", "bfloat16"):
+        require_computable(bf16_checkpoint, ExportOptions(device_map="auto", dtype=dtype))
+    require_computable(bf16_checkpoint, ExportOptions(device="cpu"))
+    require_computable(random_checkpoint, ExportOptions(device_map="auto"))
 
 
 def test_int8_without_base_graphs(refused, make_adapter):
