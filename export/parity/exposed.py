@@ -7,7 +7,7 @@ A detector changes nothing: of it is asked whether its risk depends on what the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +87,7 @@ class ExposedGraph:
                     model.graph.outputs.append(value)
                     present.add(value.name)
             self._names[one.index] = tuple(str(value.name) for value in values)
-        _without_answers(model)
+        _without_answers(model, {name for names in self._names.values() for name in names})
         data = ir.serde.serialize_model(model).SerializeToString()
         self._session = Session(open_session(data, providers, data_folder=path.parent))
         self._session.override({key: value for key, value in (overrides or {}).items() if key in parameters})
@@ -131,10 +131,14 @@ class ExposedGraph:
         return seen
 
 
-def _without_answers(model: ir.Model) -> None:
-    """Take away what only logits and caches need: ONNX Runtime runs all that a graph holds."""
+def _without_answers(model: ir.Model, wanted: Collection[str]) -> None:
+    """Take away what only logits and caches need that are not ``wanted``: ONNX Runtime runs all that a graph holds."""
     graph = model.graph
-    kept = [one for one in graph.outputs if one.name != LOGITS and not str(one.name).startswith(PRESENT)]
+    kept = [
+        one
+        for one in graph.outputs
+        if str(one.name) in wanted or not (one.name == LOGITS or str(one.name).startswith(PRESENT))
+    ]
     if kept:
         graph.outputs.clear()
         graph.outputs.extend(kept)

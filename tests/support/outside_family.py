@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+from safetensors.torch import save_file
+
 from safetykit.toolkit.families.llava import Llava
 
 
@@ -38,4 +40,7 @@ def write_checkpoint(source: Path, folder: Path) -> Path:
     shutil.copytree(source, folder)
     config = json.loads((source / "config.json").read_text()) | {"model_type": Outside.name}
     (folder / "config.json").write_text(json.dumps(config))
+    # Under the names of the model itself: transformers knows the older ones for the types that it has.
+    tensors = LlavaForConditionalGeneration.from_pretrained(source).state_dict()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return folder
