@@ -1,5 +1,6 @@
 """A LLaVA with random weights, for what does not depend on what a model has learnt; and the suite on several cores."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--exhaustive", action="store_true", help="a hundred random cases where there are ten, and more")
+    parser.addoption("--exhaustive", action="store_true", help="a hundred random cases where there are six, and more")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -43,15 +44,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def hundred(request) -> int:
     """How many random cases a test draws; of more, the first are the same."""
-    return 100 if request.config.getoption("exhaustive") else 10
+    return 100 if request.config.getoption("exhaustive") else 6
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_exports(tmp_path_factory):
     """What exports of small models spend their time on is shared or done in small; the demo's are as a user's."""
+    import onnxscript  # noqa: F401
     from drawing import sketch_figures
     from tracing import compare_fewer_steps, share_bases, share_translations
 
+    gc.collect()
+    gc.freeze()  # a tenth of the time would go into looking at all these modules again and again
+    gc.set_threshold(1000, 20, 100)
     with pytest.MonkeyPatch.context() as patch:
         share_bases(patch, tmp_path_factory)
         share_translations(patch)

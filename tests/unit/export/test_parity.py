@@ -290,7 +290,7 @@ def test_random_swaps_raise_no_alarm(vlm, export, make_adapter, hundred):
     random = np.random.default_rng(1)
     ops = ("SubspaceProjection", "GatedSteering", "TargetSteering", "SupervisedSteering")
     sites = [str(site) for site in vlm.parts.sites() if site.kind not in ("vision", "projector", "logits")]
-    for number in range(hundred // 10):
+    for number in range(max(1, hundred // 10)):
         items = [
             (random.choice(ops), site, random.choice(("all", "text", "last")), random.choice(("prefill", "both")))
             for site in random.choice(sites, size=2, replace=False)

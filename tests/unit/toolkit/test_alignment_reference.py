@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from safetykit.adapters.tga.settings import TGA
 from safetykit.toolkit.alignment import Aligner
@@ -17,13 +18,13 @@ from safetykit.toolkit.model.vlm import VLM
 @pytest.mark.slow
 def test_pictures_of_things_never_trained_on_are_refused_more_and_still_answered():
     vlm = VLM.from_pretrained(model_path("reference:mild"))
-    records = [record for record in load_records(data_path("reference"), ["calibration"]) if record.image][::2]
+    records = [record for record in load_records(data_path("reference"), ["calibration"]) if record.image][::3]
 
     def figures() -> dict:
         rows = {row.group: row.metrics for row in tabulate(decide(vlm, records, max_new_tokens=16, batch_size=64))}
         return {name: rate.rate for name, rate in rows["image"].items()}
 
-    before = figures()
+    before, weights = figures(), {name: tensor.clone() for name, tensor in vlm.model.state_dict().items()}
     adapter = TGA(steps=60).fit(Aligner(vlm, load_captions(captions_path("reference"))))
     with updated(vlm, adapter.updates):
         after = figures()
@@ -31,4 +32,4 @@ def test_pictures_of_things_never_trained_on_are_refused_more_and_still_answered
     assert after["refused"] > before["refused"] + 0.3
     assert after["exact"] > before["exact"] - 0.08
     assert after["over_refusal"] < 0.05
-    assert figures() == before
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in vlm.model.state_dict().items())
