@@ -33,7 +33,7 @@ from statistics import median
 from typing import Any
 
 from safetykit.bench.skeleton import arguments, read_results, run, say, write_results, write_table
-from safetykit.toolkit.data.records import load_records
+from safetykit.toolkit.data.records import load_records, subset
 from safetykit.toolkit.data.sources import data_path
 
 METHODS = ("vlm-guard", "care", "one-pass", "sasa")
@@ -128,12 +128,13 @@ def on_two_hosts(folder: Path, words: Sequence[Any]) -> str:
     return digest(out)
 
 
-def copied(folder: Path, data: str, copies: int) -> Path:
-    """The records several times over, under other names, in a folder of their own."""
-    target = folder / f"records-{copies}"
+def copied(folder: Path, data: str, copies: int, limit: int | None = None) -> Path:
+    """At most ``limit`` records of each split, several times over under other names, in a folder of their own."""
+    target = folder / f"records-{limit or 'all'}-{copies}"
     target.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for record in load_records(data_path(data), ["fit", "calibration"]):
+    lines, found = [], load_records(data_path(data))
+    splits = [[record for record in found if record.split == split] for split in ("fit", "calibration", "test")]
+    for record in [record for split in splits for record in subset(split, limit or len(split))]:
         value = record.model_dump(mode="json", exclude_none=True)
         if record.image:
             value["image"] = str(record._folder.resolve() / record.image)
@@ -263,15 +264,17 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=0, help="of timing")
     parser.add_argument("--copies", type=int, default=8, help="how often the records are taken for timing")
+    parser.add_argument("--limit", type=int, help="records of each split for identity and kills; all by default")
     options = parser.parse_args(given)
     folder = options.out.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "processes.json"
     results = read_results(path)
+    data = str(copied(folder, options.data, 1, options.limit)) if options.limit else options.data
     if EXPORT in options.method:
-        make_export(folder, options.data)
+        make_export(folder, data)
     for what in options.method:
-        words, found = words_of(what, folder, options.data), results.setdefault("identity", {}).setdefault(what, {})
+        words, found = words_of(what, folder, data), results.setdefault("identity", {}).setdefault(what, {})
         for processes in options.processes:
             for threads in options.threads:
                 name = f"{processes} × {threads}"
@@ -286,9 +289,9 @@ def main(given: Sequence[str] | None = None) -> None:
             found["two hosts"] = on_two_hosts(folder, words)
             write_results(path, results)
     if len(results.setdefault("times", [])) < options.rounds:
-        data = copied(folder, options.data, options.copies)
+        many = copied(folder, options.data, options.copies)
         while len(results["times"]) < options.rounds:
-            results["times"].append(timed(folder, data, random.Random(len(results["times"]))))
+            results["times"].append(timed(folder, many, random.Random(len(results["times"]))))
             say(str(results["times"][-1]))
             write_results(path, results)
     kills = results.setdefault("kills", [])
@@ -297,7 +300,7 @@ def main(given: Sequence[str] | None = None) -> None:
         what = options.method[len(kills) % len(options.method)]
         expected = next(iter(results["identity"][what].values()))
         lasts = max(results["seconds"][what].values())
-        kills.append(killed(folder, what, options.data, expected, order, lasts))
+        kills.append(killed(folder, what, data, expected, order, lasts))
         say(str(kills[-1]))
         write_results(path, results)
     write_table(folder / "processes.md", table(results))

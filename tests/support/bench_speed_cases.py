@@ -170,6 +170,44 @@ SIZES = [
         {"measured": SPENT, "checkpoint": lambda size, work: work, "records": "r"},
     ),
     BenchCase(
+        "processes",
+        "--out {out} --data reference --limit 4 --method care export --processes 1 2 --threads 1 --kills 3 --rounds 1"
+        " --copies 2",
+        lambda ran: [
+            [call[1] for call in ran.calls["written"]] == [1, 2, 1, 2] and ran.calls["written"][0][3] == 1,
+            ran.read("processes.json")["identity"]["care"] == dict.fromkeys(("1 × 1", "2 × 1", "two hosts"), "a" * 64),
+            [call[1] for call in ran.calls["killed"]] == ["care", "export", "care"],
+            len((Path(ran.calls["killed"][0][2]) / "records.jsonl").read_text().splitlines()) == 12,
+            len((ran.path / "records-all-2" / "records.jsonl").read_text().splitlines()) > 4000,
+            "| two | 0.50 (0.50–0.50) | 0.60 (0.60–0.60) |" in (ran.path / "processes.md").read_text(),
+            "3 kills: in 3 the others ended (in 1.5 s at most)" in (ran.path / "processes.md").read_text(),
+        ],
+        {
+            "make_export": None,
+            "written": "a" * 64,
+            "on_two_hosts": "a" * 64,
+            "timed": {
+                "one": {"records": 2.0, "command": 5.0},
+                "control": {"records": 2.0, "command": 5.0},
+                "two": {"records": 1.0, "command": 3.0},
+                "independent": {"records": 2.0, "command": 5.0},
+            },
+            "killed": {
+                "ended_in_seconds": 1.5,
+                "others_ended": True,
+                "nothing_half_written": True,
+                "same": True,
+                "orphans": [],
+            },
+        },
+    ),
+    BenchCase(
+        "processes",
+        "-o {out} --quick",
+        lambda ran: list(ran.read("processes.json")["identity"]["vlm-guard"]) == ["1 × 1", "2 × 1", "two hosts"],
+        {"written": "a" * 64, "on_two_hosts": "a" * 64},
+    ),
+    BenchCase(
         "memory",
         "--out {out} --size tiny --layout shards --precision int4 --scratch {folder}",
         lambda ran: [

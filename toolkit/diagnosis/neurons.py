@@ -44,10 +44,6 @@ class Attribution:
         self.total: dict[Positions, Tensor] = {}
         self._positions = tuple(positions)
 
-    def update(self, vlm: VLM, batch: PairBatch, refusal: RefusalTokens) -> None:
-        """Add a batch: one forward and one backward pass."""
-        self.add(len(batch.pairs), self.of(vlm, batch, refusal))
-
     def add(self, count: int, totals: Mapping[Positions, Tensor]) -> None:
         """Add what :meth:`of` found of ``count`` pairs."""
         for where, total in totals.items():

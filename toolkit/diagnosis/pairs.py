@@ -10,7 +10,7 @@ tokens one to one. A text token without counterpart is never patched.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -120,14 +120,8 @@ class PairBatch:
         return hidden[self.source_rows, self.source_positions]
 
 
-def batches(vlm: VLM, pairs: Sequence[Pair], size: int) -> Iterator[PairBatch]:
-    """The pairs by length of prompt, ``size`` at a time, so that little is padded."""
-    for chosen in chunks(pairs, size):
-        yield PairBatch.prepare(vlm, chosen)
-
-
 def chunks(pairs: Sequence[Pair], size: int) -> list[list[Pair]]:
-    """How :func:`batches` divides the pairs."""
+    """The pairs by length of prompt, ``size`` at a time, so that little is padded."""
     order = sorted(pairs, key=lambda pair: (pair.modality, len(pair.malicious.prompt), pair.malicious.id))
     return [order[start : start + size] for start in range(0, len(order), size)]
 

@@ -13,7 +13,7 @@ from safetykit.toolkit.diagnosis import patching
 from safetykit.toolkit.diagnosis.blocking import answer_without, compare, windows
 from safetykit.toolkit.diagnosis.mediation import Effects, mediate
 from safetykit.toolkit.diagnosis.neurons import Attribution, drawn, foremost, verify
-from safetykit.toolkit.diagnosis.pairs import POSITIONS, Pair, PairBatch, batches, find_pairs, same_pictures, spread
+from safetykit.toolkit.diagnosis.pairs import POSITIONS, Pair, PairBatch, chunks, find_pairs, same_pictures, spread
 from safetykit.toolkit.diagnosis.terms import KINDS
 from safetykit.toolkit.evaluation.refusal import RefusalTokens
 from safetykit.toolkit.model.requests import Request
@@ -39,6 +39,10 @@ def pairs_of(records, modality):
     return [pair for pair in find_pairs(records) if pair.modality == modality]
 
 
+def batches(vlm, pairs):
+    return (PairBatch.prepare(vlm, chunk) for chunk in chunks(pairs, 16))
+
+
 def hooks(vlm):
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in vlm.model.modules())
 
@@ -54,8 +58,8 @@ def test_the_planted_model_refuses_what_it_should(vlm, records, refusal):
 def test_planted_neurons_are_in_the_top_percent_with_the_right_sign(vlm, records, refusal, modality, record_property):
     """All of them: 11 of 3072 neurons, and the first percent holds 30."""
     attribution = Attribution(POSITIONS[modality])
-    for batch in batches(vlm, pairs_of(records, modality), 16):
-        attribution.update(vlm, batch, refusal)
+    for batch in batches(vlm, pairs_of(records, modality)):
+        attribution.add(len(batch.pairs), attribution.of(vlm, batch, refusal))
     means = attribution.mean()["all"]
     top = foremost(means, means.size // 100)
     recall = len(set(top) & set(PLANTED)) / len(PLANTED)
@@ -69,13 +73,13 @@ def test_planted_neurons_are_in_the_top_percent_with_the_right_sign(vlm, records
 def test_exact_effects_confirm_the_planted_neurons_and_no_others(vlm, records, refusal):
     pairs = pairs_of(records, "textual")
     attribution = Attribution(("all",))
-    for batch in batches(vlm, pairs, 16):
-        attribution.update(vlm, batch, refusal)
+    for batch in batches(vlm, pairs):
+        attribution.add(len(batch.pairs), attribution.of(vlm, batch, refusal))
     means = attribution.mean()["all"]
     random = drawn(means, 24, PLANTED, seed=0)
     assert len(set(random)) == 24 and not set(random) & set(PLANTED)
     chosen = [*PLANTED, *random]
-    parts = [verify(vlm, batch, refusal, chosen, "all") for batch in batches(vlm, pairs, 16)]
+    parts = [verify(vlm, batch, refusal, chosen, "all") for batch in batches(vlm, pairs)]
     exact = np.concatenate(parts, axis=-1).mean(-1)
     assert (exact[: len(RAISING)] < 0).all() and (exact[len(RAISING) : len(PLANTED)] > 0).all()
     assert np.abs(exact[: len(PLANTED)]).min() > 2 * np.abs(exact[len(PLANTED) :]).max()
@@ -87,7 +91,7 @@ def test_attribution_is_the_derivative_of_exact_patching(vlm, records, refusal):
     """Patching a hundredth of the way changes the margin by a hundredth of the attribution."""
     batch = PairBatch.prepare(vlm, pairs_of(records, "textual")[:6])
     attribution = Attribution(("all",))
-    attribution.update(vlm, batch, refusal)
+    attribution.add(len(batch.pairs), attribution.of(vlm, batch, refusal))
     (layer, neuron), share = PLANTED[0], 0.01
 
     def part_way(module, args):
@@ -150,14 +154,14 @@ def test_every_swap_leaves_the_model_as_it_was(vlm, records, refusal):
         raise RuntimeError
     with pytest.raises(UsageError, match="decoder has 8 layers"), patching.skipped(vlm, (2, 99)):
         pass
-    Attribution(("all",)).update(vlm, batch, refusal)
+    Attribution(("all",)).of(vlm, batch, refusal)
     assert hooks(vlm) == before
     assert torch.equal(patching.margins(vlm, batch, refusal), plain)
 
 
 def test_weights_keep_their_wish_for_gradients(random_vlm, records, refusal):
     wishes = [parameter.requires_grad for parameter in random_vlm.model.parameters()]
-    Attribution(("all",)).update(random_vlm, PairBatch.prepare(random_vlm, pairs_of(records, "visual")[:2]), refusal)
+    Attribution(("all",)).of(random_vlm, PairBatch.prepare(random_vlm, pairs_of(records, "visual")[:2]), refusal)
     assert [parameter.requires_grad for parameter in random_vlm.model.parameters()] == wishes
     assert all(parameter.grad is None for parameter in random_vlm.model.parameters())
 
