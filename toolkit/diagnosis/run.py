@@ -15,7 +15,7 @@ from ...adapters.errors import UsageError
 from ..data.journal import Journal
 from ..data.records import Record, load_records
 from ..distributed.dealing import dealt
-from ..distributed.world import world
+from ..distributed.world import from_first, world
 from ..evaluation.refusal import ASKED, RefusalTokens
 from ..model.batching import is_out_of_memory
 from ..model.vlm import VLM
@@ -77,7 +77,7 @@ def diagnose(
     given: dict[str, Any] = {"budget": budget, "pairs": pairs, "neurons": neurons, "seed": seed}
     given["max_new_tokens"] = max_new_tokens
     while True:
-        rows = batch_size or vlm.batch_size.of(_ROWS)
+        rows = from_first(batch_size or vlm.batch_size.of(_ROWS))  # other processes may have other memory
         try:
             return _diagnosed(vlm, records, rows, journal_path, progress, say, **given)
         except (RuntimeError, MemoryError) as error:

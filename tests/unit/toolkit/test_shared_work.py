@@ -12,6 +12,7 @@ from safetykit.adapters.protocols import Refusal
 from safetykit.adapters.registry import methods
 from safetykit.adapters.sasa.settings import SASA
 from safetykit.adapters.vlm_guard.settings import VLMGuard
+from safetykit.toolkit.data.captions import captions_path, load_captions
 from safetykit.toolkit.data.journal import Journal
 from safetykit.toolkit.data.records import load_records, subset
 from safetykit.toolkit.data.sources import data_path
@@ -19,6 +20,9 @@ from safetykit.toolkit.diagnosis import diagnose
 from safetykit.toolkit.evaluation.evaluate import decide
 from safetykit.toolkit.model.second_pass import SecondPass
 from safetykit.toolkit.model.vlm import VLM
+from safetykit.toolkit.retrieval.build import build_index
+from safetykit.toolkit.retrieval.embedders import VLMEmbedder
+from safetykit.toolkit.retrieval.fit import fit_retrieval
 from safetykit.toolkit.sweep.run import run_sweep
 from safetykit.toolkit.workbench import Workbench
 
@@ -104,6 +108,21 @@ def test_a_diagnosis(planted_folder, planted_data, tmp_path):
     alone = found(0, told=ticks[2])
     assert Ranks(2).run(lambda rank: found(rank, tmp_path / "map.jsonl", ticks[rank])) == [alone, alone]
     assert ticks[0] == ticks[1] and ticks[0][-1] == ticks[2][-1]
+
+
+def test_an_index_and_what_is_fitted_on_it(vlms, tmp_path):
+    captions = load_captions(captions_path("reference"))[:90]
+    texts = [item.caption for item in captions]
+
+    def made(rank, out):
+        index = build_index(lambda: iter(texts), VLMEmbedder(vlms[rank]), out, batch_size=8)
+        return contents(fit_retrieval(vlms[rank], index, captions))
+
+    alone = made(0, tmp_path / "alone")
+    assert Ranks(2).run(lambda rank: made(rank, tmp_path / "both")) == [alone, alone]
+    for path in (tmp_path / "alone").iterdir():
+        assert path.read_bytes() == (tmp_path / "both" / path.name).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "both"]
 
 
 def test_views_are_not_sent_whole(vlms, records):
