@@ -51,7 +51,6 @@ class Method:
         ops: modules that define its ops.
         sections: a tuple of :class:`safetykit.adapters.section.Section`: what card and report show of its attachments.
         dtype: the type that the model must have for a fit, where that need not be the checkpoint's.
-        shares_work: whether several processes can fit it together; what runs the model by the workbench's streams can.
         recorded: how manifests call it, if not by its name.
     """
 
@@ -72,7 +71,6 @@ class Method:
     ops: tuple[str, ...] = ()
     sections: Lazy = ()
     dtype: str | None = None
-    shares_work: bool = True
     recorded: str = ""
 
     @property

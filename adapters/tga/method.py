@@ -20,7 +20,6 @@ METHOD = Method(
     title="TGA",
     summary="TGA: pictures aligned with their captions, without safety labels.",
     settings=TGA,
-    shares_work=False,
     fit="safetykit.adapters.tga.tga:fit_on",
     example="--variant closed-form",
     data="captions",

@@ -26,7 +26,6 @@ REFUSED = {
     "index search i --text a": "index search",
     "doctor": "doctor",
     "inspect m": "inspect",
-    "fit tga m --data reference -o out": "fit tga",
 }
 
 

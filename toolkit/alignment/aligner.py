@@ -19,6 +19,8 @@ from ...adapters.artifact.updates import WeightUpdate
 from ...adapters.errors import UsageError
 from ...adapters.tga.settings import TGA, Aligned
 from ..data.captions import CaptionedPicture, describe_captions
+from ..distributed.dealing import dealt
+from ..distributed.world import is_first
 from ..model.requests import Request
 from ..model.updates import updated
 from ..progress import Progress
@@ -90,7 +92,7 @@ class Aligner:
     def features(self) -> PictureFeatures:
         """What the projector reads of every picture."""
         path = None
-        if self._work is not None:
+        if self._work is not None and is_first():
             path = self._work / f"{self.vlm.fingerprint[:12]}-{self.data.sha256[:12]}-{_FEATURES}"
         return PictureFeatures(self.vlm, self.captions, path)
 
@@ -120,18 +122,22 @@ class Aligner:
     def picture_states(self, layers: Sequence[int]) -> dict[int, Float[Tensor, "pictures d_model"]]:
         """Mean state of each picture's tokens per layer, as the model is now; float32 on the CPU."""
         found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-        for start in range(0, len(self.captions), _BATCH):
-            items = range(start, min(start + _BATCH, len(self.captions)))
+        count = len(self.captions)
+
+        def read(items: range) -> dict[int, Tensor]:
             inputs = self.vlm.inputs.prepare([Request("", self.captions[at].picture()) for at in items])
             states = run(self.vlm, inputs, layers, self.features.given(items, inputs)).states
             mask = torch.from_numpy(inputs.vision_mask).to(self.vlm.device)
+            return {layer: pooled(states[layer], mask).cpu() for layer in layers}
+
+        for _, rows in dealt([range(at, min(at + _BATCH, count)) for at in range(0, count, _BATCH)], read):
             for layer in layers:
-                found[layer].append(pooled(states[layer], mask).cpu())
+                found[layer].append(rows[layer])
         return {layer: torch.cat(rows) for layer, rows in found.items()}
 
     def finish(self) -> None:
         """The adapter is saved: remove the work folder."""
-        if self._work is not None:
+        if self._work is not None and is_first():
             shutil.rmtree(self._work, ignore_errors=True)
 
     def text_states(self, layers: Sequence[int], pictures: dict[int, Tensor], retrieval: bool) -> TextStates:
@@ -168,7 +174,7 @@ class Aligner:
                 losses,
                 found,
                 identity=[self.vlm.fingerprint, self.data.sha256, retrieved],
-                folder=self._work / _CHECKPOINT if self._work else None,
+                folder=self._work / _CHECKPOINT if self._work and is_first() else None,
                 progress=self._progress,
             )
             return found.updates(), training

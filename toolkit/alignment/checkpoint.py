@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import JsonValue
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from ...adapters.artifact.files import atomic_folder
 from ...adapters.artifact.manifest import canonical_json
+from ..distributed.world import from_first
 
 _TENSORS, _STATE = "checkpoint.safetensors", "checkpoint.json"
 
@@ -58,20 +60,25 @@ class Checkpoint:
         self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
     ) -> tuple[int, list[dict]]:
         """Put the kept state back; returns the steps done and their curve (0 and none without a checkpoint)."""
-        if self._folder is None or not (self._folder / _STATE).is_file():
+        kept = from_first(self._read())
+        if kept is None:
             return 0, []
-        try:
-            state = json.loads((self._folder / _STATE).read_bytes())
-            tensors = load((self._folder / _TENSORS).read_bytes())
-        except (OSError, ValueError, SafetensorError):
-            return 0, []
-        if state.get("identity") != self._identity:
-            return 0, []
+        state, tensors = kept
         with torch.no_grad():
             for name, item in parameters.items():
                 item.copy_(tensors[f"value.{name}"])
                 optimizer.state[item] = _moments(tensors, name, item)
         return state["step"], state["curve"]
+
+    def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        if self._folder is None or not (self._folder / _STATE).is_file():
+            return None
+        try:
+            state = json.loads((self._folder / _STATE).read_bytes())
+            tensors = load((self._folder / _TENSORS).read_bytes())
+        except (OSError, ValueError, SafetensorError):
+            return None
+        return (state, tensors) if state.get("identity") == self._identity else None
 
     def finish(self) -> None:
         """The run is complete and its result stored elsewhere: remove the checkpoint."""

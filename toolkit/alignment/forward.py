@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ...adapters.errors import UsageError
 from ..data.captions import CaptionedPicture
+from ..distributed.dealing import dealt
 from ..model.requests import Inputs, Request
 from .batches import caption_mask
 from .loss import pooled
@@ -191,9 +192,13 @@ def _keeper(states: dict[int, Tensor], layer: int):
 def caption_states(vlm: VLM, texts: Sequence[str], layers: Sequence[int]) -> dict[int, Float[Tensor, "texts d_model"]]:
     """Mean state of each text's own tokens, alone in a turn, per layer: float32 on the CPU. No gradient."""
     found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    for start in range(0, len(texts), _BATCH):
-        inputs, mask = caption_mask(vlm.inputs, texts[start : start + _BATCH])
+
+    def read(some: Sequence[str]) -> dict[int, Tensor]:
+        inputs, mask = caption_mask(vlm.inputs, some)
         states = run(vlm, inputs, layers).states
+        return {layer: pooled(states[layer].float(), mask.to(vlm.device)).cpu() for layer in layers}
+
+    for _, rows in dealt([texts[start : start + _BATCH] for start in range(0, len(texts), _BATCH)], read):
         for layer in layers:
-            found[layer].append(pooled(states[layer].float(), mask.to(vlm.device)).cpu())
+            found[layer].append(rows[layer])
     return {layer: torch.cat(rows) for layer, rows in found.items()}

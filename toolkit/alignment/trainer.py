@@ -1,4 +1,7 @@
-"""The training loop: accelerate for device, precision and accumulation; everything random depends on the step alone.
+"""The training loop: accelerate for device and precision; everything random depends on the step alone.
+
+The passes of a step (``accumulate``) are dealt out to the processes of a job. Their gradients are added in the order of
+the passes on every process, so that the weights are those of a single one, bit by bit.
 
 What a run leaves behind, as the adapter's attachment ``training`` (all lists have one entry per optimizer step)::
 
@@ -22,6 +25,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...adapters.tga.settings import TGA
+from ..distributed.dealing import dealt
+from ..distributed.world import world
 from ..progress import Progress
 from .batches import Batches, TwinBatch
 from .checkpoint import Checkpoint
@@ -138,17 +143,30 @@ def train(
     done, curve = checkpoint.restore(trained.parameters, optimizer)
     spent, start = curve[-1]["seconds"] if curve else 0.0, time.monotonic()
     optimizer = accelerator.prepare(optimizer)
+    sent = world().size > 1
+
+    def passed(part: int) -> tuple[list[Tensor | None], dict[str, float]]:
+        """Gradients and terms of one pass."""
+        with accelerator.autocast():
+            terms = losses(batches(part))
+            loss = losses.weighted(terms)
+        accelerator.backward(loss / settings.accumulate)
+        gradients = [parameter.grad for parameter in parameters]
+        optimizer.zero_grad()
+        values = {name: term.item() for name, term in {"loss": loss, **terms}.items()}
+        return [one.cpu() if sent and one is not None else one for one in gradients], values
+
     for step in range(done, settings.steps):
         rate = settings.rate * schedule(step, settings.steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        found: list[dict[str, float]] = []
-        for part in range(settings.accumulate):
-            with accelerator.autocast():
-                terms = losses(batches(step * settings.accumulate + part))
-                loss = losses.weighted(terms)
-            accelerator.backward(loss / settings.accumulate)
-            found.append({name: term.item() for name, term in {"loss": loss, **terms}.items()})
+        first, found = step * settings.accumulate, []
+        totals: list[Tensor | None] = [None] * len(parameters)
+        for _, (gradients, values) in dealt(range(first, first + settings.accumulate), passed):
+            found.append(values)
+            totals = [_sum(total, gradient) for total, gradient in zip(totals, gradients, strict=True)]
+        for parameter, total in zip(parameters, totals, strict=True):
+            parameter.grad = None if total is None else total.to(parameter.device)
         accelerator.clip_grad_norm_(parameters, _CLIP)
         optimizer.step()
         optimizer.zero_grad()
@@ -182,6 +200,10 @@ def _accelerator(vlm: VLM) -> Any:
     cpu = vlm.device.type == "cpu"
     half = not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return Accelerator(cpu=cpu, mixed_precision="bf16" if half else "no")
+
+
+def _sum(total: Tensor | None, more: Tensor | None) -> Tensor | None:
+    return total if more is None else more if total is None else total + more
 
 
 def _mean(rows: Iterable[dict[str, float]]) -> dict[str, float]:

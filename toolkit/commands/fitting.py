@@ -116,8 +116,7 @@ def command_of(method: Method, open_base: OpenBase) -> Callable[..., None]:
     if twice := {name for name in taken if taken.count(name) > 1}:
         raise TypeError(f"{method.title}: {', '.join(sorted(twice))} is an option of every fit, or twice a setting.")
     fit.__name__, fit.__doc__ = method.name, method.summary
-    made = signed(fit, parameters)
-    return sharing(made) if method.shares_work else made
+    return sharing(signed(fit, parameters))
 
 
 def _parameter(name: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
-from .world import ALONE, working_in, world
+from .world import Alone, working_in, world
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -55,7 +55,8 @@ def dealt(items: Iterable[T], compute: Callable[[T], R]) -> Iterator[tuple[T, R]
 
 def own(items: Iterable[T]) -> Iterator[T]:
     """Those that this process computes, if :func:`dealt` gets the same."""
-    return islice(items, world().rank, None, world().size)
+    here = world()
+    return islice(items, here.rank % here.size, None, here.size)
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class _Part:
 def _computed(item: T, compute: Callable[[T], Any]) -> _Part:
     """The result, or the failure: it is raised where all processes see it, and so in the same place."""
     try:
-        with working_in(ALONE):
+        with working_in(Alone(world().rank)):
             return _Part(compute(item))
     except Exception as error:
         if os.environ.get("SAFETYKIT_DEBUG"):

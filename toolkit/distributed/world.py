@@ -31,9 +31,12 @@ class World(Protocol):
 
 
 class Alone:
-    """A single process."""
+    """A single process, or one of several that works on something of its own; ``rank`` says which."""
 
-    rank, size = 0, 1
+    size = 1
+
+    def __init__(self, rank: int = 0) -> None:
+        self.rank = rank
 
     def gather(self, part: Any) -> Future[list[Any]]:
         found: Future[list[Any]] = Future()
@@ -41,9 +44,9 @@ class Alone:
         return found
 
 
-ALONE: World = Alone()
+_ALONE: World = Alone()
 # Threads begin without it, and so alone: what they share with other processes would not be in order.
-_WORLD: ContextVar[World] = ContextVar("world", default=ALONE)
+_WORLD: ContextVar[World] = ContextVar("world", default=_ALONE)
 
 
 def world() -> World:
@@ -69,5 +72,5 @@ def is_first() -> bool:
 def from_first(value: T) -> T:
     """What the first process has; others may give anything."""
     here = world()
-    first: T = here.gather(value if here.rank == 0 else None).result()[0]
+    first: T = here.gather(value if here.rank == 0 or here.size == 1 else None).result()[0]
     return first

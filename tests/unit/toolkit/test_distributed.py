@@ -8,7 +8,7 @@ from ranks import Ranks
 from safetykit.adapters.errors import ProcessLost, UsageError
 from safetykit.toolkit.data.journal import Journal
 from safetykit.toolkit.distributed import job
-from safetykit.toolkit.distributed.dealing import dealt
+from safetykit.toolkit.distributed.dealing import dealt, own
 from safetykit.toolkit.distributed.world import from_first, is_first, world
 from safetykit.toolkit.model.batching import BatchSize, fitting, own_share, streamed
 
@@ -20,7 +20,10 @@ def test_each_item_is_computed_once_and_all_see_it_in_order(size, count):
 
     def square(item):
         computed[item] += 1
-        assert world().size == 1  # what it deals out in turn stays with it
+        here = world()
+        assert here.size == 1  # what it deals out in turn stays with it
+        assert is_first() == (here.rank == 0) and from_first(item) == item  # and only one writes
+        assert here.rank == item % size and list(own(range(3))) == [0, 1, 2]
         return item * item
 
     found = Ranks(size).run(lambda rank: list(dealt(range(count), square)))

@@ -11,7 +11,9 @@ from safetykit.adapters.care.settings import CARE
 from safetykit.adapters.protocols import Refusal
 from safetykit.adapters.registry import methods
 from safetykit.adapters.sasa.settings import SASA
+from safetykit.adapters.tga.settings import TGA
 from safetykit.adapters.vlm_guard.settings import VLMGuard
+from safetykit.toolkit.alignment import Aligner, trainer
 from safetykit.toolkit.data.captions import captions_path, load_captions
 from safetykit.toolkit.data.journal import Journal
 from safetykit.toolkit.data.records import load_records, subset
@@ -123,6 +125,32 @@ def test_an_index_and_what_is_fitted_on_it(vlms, tmp_path):
     for path in (tmp_path / "alone").iterdir():
         assert path.read_bytes() == (tmp_path / "both" / path.name).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "both"]
+
+
+@pytest.mark.slow
+def test_an_alignment_goes_on_with_more_processes(vlms, tmp_path, monkeypatch):
+    captions = load_captions(captions_path("reference"))[:70]
+    settings = TGA(variant="projector", steps=4, accumulate=3, batch_size=2)
+    monkeypatch.setattr(trainer, "CHECKPOINT_EVERY", 2)
+
+    def trained(rank, work, stop=None):
+        def progress(done, total):
+            if done == stop:
+                raise KeyboardInterrupt
+
+        found = Aligner(vlms[rank], captions, work=work, progress=progress).align(settings)
+        tensors = [
+            (one.parameter, {name: value.numpy().tobytes() for name, value in one.tensors.items()})
+            for one in found.updates
+        ]
+        return tensors, found.training["terms"], found.alignment
+
+    alone = trained(0, None)
+    with pytest.raises(KeyboardInterrupt):
+        trained(0, tmp_path / "work", stop=3)
+    works = (tmp_path / "work", tmp_path / "elsewhere")
+    assert Ranks(2).run(lambda rank: trained(rank, works[rank])) == [alone, alone]
+    assert not works[1].exists()
 
 
 def test_views_are_not_sent_whole(vlms, records):
