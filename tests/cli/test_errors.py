@@ -83,7 +83,7 @@ def test_a_missing_picture_is_named_with_its_record(call, random_checkpoint, rec
     records.write_text(json.dumps({**RECORD, "image": "gone.png"}))
     code, _, err = call("eval", random_checkpoint, "--data", records)
     assert code == 2
-    assert "Record a: There is no picture" in err
+    assert f"Record a ({records}:1): There is no picture" in err
 
 
 def test_a_missing_picture_is_named_before_anything_is_loaded(call, tmp_path):

@@ -109,7 +109,7 @@ def test_an_output_folder_that_is_taken(refused, make_adapter, tmp_path):
 def test_a_picture_that_is_missing(refused, make_adapter, tmp_path):
     line = {"id": "b", "prompt": "what ?", "image": "gone.png", "label": "harmful", "split": "test", "carrier": "image"}
     (tmp_path / "records.jsonl").write_text(json.dumps(line))
-    refused([make_adapter(PLAIN)], "Record b: There is no picture", data=str(tmp_path / "records.jsonl"))
+    refused([make_adapter(PLAIN)], r"Record b \(.*:1\): There is no picture", data=str(tmp_path / "records.jsonl"))
 
 
 @pytest.mark.parametrize(("name", "field"), [("chat_template.jinja", None), ("tokenizer_config.json", "pad_token")])
