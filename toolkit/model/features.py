@@ -12,18 +12,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+_LEAST = 2**25
+
 
 class FeatureCache:
     """Image features by picture, so that the tower runs once per picture; the oldest leave first.
 
     Args:
-        capacity: bytes of features that are kept.
+        capacity: bytes of features that are kept; by default a twentieth of the weights, or 32 MiB if that is more.
 
     Usable where the model takes ready-made features and each row of pixels gives its own, whatever the other rows are.
     """
 
-    def __init__(self, model: nn.Module, capacity: int = 2**27) -> None:
-        self._model, self._capacity = model, capacity
+    def __init__(self, model: nn.Module, capacity: int | None = None) -> None:
+        weights = sum(parameter.nbytes for parameter in model.parameters())
+        self._model, self._capacity = model, max(_LEAST, weights // 20) if capacity is None else capacity
         self._features: OrderedDict[bytes, Tensor] = OrderedDict()
         self._held = 0
         parameters = inspect.signature(model.forward).parameters
