@@ -164,6 +164,40 @@ SIZES = [
         {"measured": SPENT | {"peak_gb": 2.5}, "checkpoint": lambda size, work: work, "records": "r"},
     ),
     BenchCase(
+        "records",
+        "--out {out} --records 7 --records 5 --method care --model {checkpoint} --scratch {folder}",
+        lambda ran: [
+            [call[0] for call in ran.calls["measured"]] == ["care", "care"],
+            [call[2].name for call in ran.calls["measured"]] == ["7.parquet", "5.parquet"],
+            ran.calls["measured"][0][3].parent.name == "folder",
+            "| care | 7 | 200 MiB | 100 MiB | 9 | 3 s |" in (ran.path / "records.md").read_text(),
+            list(ran.read("records.json")) == ["care 5", "care 7"],
+        ],
+        {
+            "measured": {
+                "seconds": 3.0,
+                "resident_mb": 200.0,
+                "anonymous_mb": 100.0,
+                "passed": 7,
+                "records_per_second": 9.0,
+            }
+        },
+    ),
+    BenchCase(
+        "records",
+        "-o {out} --quick --model {checkpoint}",
+        lambda ran: list(ran.read("records.json")) == ["vlm-guard 100"],
+        {
+            "measured": {
+                "seconds": 3.0,
+                "resident_mb": 200.0,
+                "anonymous_mb": 100.0,
+                "passed": 7,
+                "records_per_second": 9.0,
+            }
+        },
+    ),
+    BenchCase(
         "scale",
         "-o {out} --quick",
         lambda ran: list(ran.read("scale.json")) == ["tiny inspect"],
