@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("SYMPY_CACHE_SIZE", "100000")  # read once; tracing asks for sizes again and again
 import torch
 from other_dtype import in_dtype
 from planted_vlm import planted_data, planted_folder, planted_map  # noqa: F401  fixtures of a known refusal circuit

@@ -63,9 +63,10 @@ print(*sorted(name for name in sys.modules if name.partition(".")[0] in ("safety
         f"safetykit.toolkit.commands{name}"
         for name in ("", ".common", ".config", ".console", ".progress", ".signatures")
     ]
+    launched = [f"safetykit.toolkit.distributed{name}" for name in ("", ".job", ".world")]
     ground = [f"safetykit.adapters{name}" for name in ("", ".errors", ".extras", ".near")]
     assert done.stdout.splitlines()[-1].split() == sorted(
-        ["safetykit", "safetykit.cli", *ground, "safetykit.toolkit", *commands]
+        ["safetykit", "safetykit.cli", *ground, "safetykit.toolkit", *commands, *launched]
     )
 
 

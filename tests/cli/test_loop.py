@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from drawing import drawn
 from rich.console import Console
 from workshop import safetykit as typed
 
@@ -81,9 +82,10 @@ def test_the_export_stands_alone(demo, tmp_path):
     folder, _ = demo
     export = tmp_path / "moved"
     shutil.copytree(folder / "export", export)
-    verified = json.loads(
-        safetykit("verify", export, "--model", "reference:mild", "--adapter", folder / "adapter", "--json")
-    )
+    with drawn():
+        verified = json.loads(
+            safetykit("verify", export, "--model", "reference:mild", "--adapter", folder / "adapter", "--json")
+        )
     assert verified["parity"]["passed"]
     text = safetykit("run", export, "--prompt", "what is a banana?")
     assert text.strip()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 from workshop import safetykit
 
-LAUNCHED = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "safetykit")
+PAGE = Path(__file__).parents[2] / "docs/howto/processes.md"
+BINARIES = Path(sys.executable).parent
 
 
 @pytest.fixture
@@ -37,9 +39,13 @@ def test_a_command_that_cannot_share_its_work_says_so(launched, call, typed):
     assert err == said + "next:  Run it on its own, without the launcher.\n"
 
 
-def started(*typed):
-    """A command on two processes."""
-    return subprocess.Popen([*LAUNCHED, *map(str, typed)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def started(launcher, workshop, out, *more):
+    """The page's command of this launcher, on the reference VLM."""
+    line = next(line for line in PAGE.read_text().splitlines() if line.startswith(f"{launcher} "))
+    words = shlex.split(line)
+    given = {"./my-vlm": "reference:mild", "records/": workshop["records"], words[words.index("-o") + 1]: str(out)}
+    command = [str(BINARIES / words[0]), *(given.get(word, word) for word in words[1:]), *map(str, more)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def rank_of(pid):
@@ -49,8 +55,7 @@ def rank_of(pid):
 
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes(workshop, tmp_path):
-    words = ("fit", "vlm-guard", "reference:mild", "--data", workshop["records"], "--layers", 4, "--json")
-    job = started(*words, "-o", tmp_path / "guard")
+    job = started("accelerate", workshop, tmp_path / "guard", "--json")
     out, err = job.communicate(timeout=300)
     assert job.returncode == 0, err
     made, alone = (
@@ -68,7 +73,7 @@ def test_two_processes_write_what_one_writes(workshop, tmp_path):
 def test_a_killed_process_ends_the_job_and_one_process_goes_on(workshop, tmp_path):
     words = ("eval", "reference:mild", "--data", workshop["records"], "--batch-size", 1, "--json")
     out, journal = tmp_path / "evaluation.json", tmp_path / ".evaluation.json.partial.jsonl"
-    job = started(*words, "-o", out)
+    job = started("torchrun", workshop, out, "--batch-size", 1, "--json")
     while not journal.exists() or journal.read_text().count("\n") < 4:
         assert job.poll() is None, job.communicate()
         time.sleep(0.01)

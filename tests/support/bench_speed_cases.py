@@ -41,7 +41,7 @@ LATENCY = [
     ),
     BenchCase(
         "detector_latency",
-        "--quick --layers 3 --width 64 --vocabulary 64 --safety 1 --fused 2 --batch 2 --prompt-tokens 4 --rounds 5"
+        "--quick --layers 3 --width 128 --vocabulary 64 --safety 1 --fused 2 --batch 2 --prompt-tokens 4 --rounds 5"
         " --decode-steps 1 --folder {out}",
         lambda ran: [
             (ran.value["options"]["safety"], ran.value["options"]["fused"], ran.value["options"]["batch"]) == (1, 2, 2),

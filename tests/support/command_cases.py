@@ -53,8 +53,7 @@ EXPORTS = [
         ],
     ),
     Case(
-        "export {model} -o {out} --json --adapter {guard} --precision fp16"
-        " --data {records} --split fit --limit 4 --max-new-tokens 2",
+        "export {tiny} -o {out} --json --precision fp16 --data {records} --split fit --limit 4 --max-new-tokens 2",
         lambda done, made: manifest(done)["precision"] == "fp16",
     ),
     Case(

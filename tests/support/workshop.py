@@ -134,6 +134,12 @@ class Workshop:
     def _model(self) -> str:
         return "reference:mild"
 
+    def _tiny(self) -> Path:
+        """A checkpoint of two layers with random weights, for what takes long on eight."""
+        from safetykit.bench.zoo import build
+
+        return build("llava", self.folder / "tiny")
+
     def _records(self) -> Path:
         """Some of the reference records of each split, in a folder of their own."""
         from safetykit.toolkit.data.records import load_records, subset

@@ -14,10 +14,16 @@ Content = bytes | Mapping[str, Any] | str  # a line of JSON, a row of columns, o
 
 
 class Shard:
-    """One file of records."""
+    """One file of records; two of the same kind and path are equal."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and isinstance(other, Shard) and other.path == self.path
+
+    def __hash__(self) -> int:
+        return hash(self.path)
 
     @property
     def packed(self) -> bool:

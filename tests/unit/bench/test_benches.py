@@ -97,7 +97,7 @@ def test_without_cuda_the_gpu_benchmark_says_so_and_measures_nothing(tmp_path, c
 def test_the_gpu_benchmark_runs_dry_on_the_cpu(workshop, tmp_path):
     out = tmp_path / "gpu.json"
     with workshop.few_records():
-        assert import_module("safetykit.bench.gpu").main(["-o", str(out), "--quick"]) == 0
+        assert import_module("safetykit.bench.gpu").main([workshop["tiny"], "-o", str(out), "--quick"]) == 0
     cells = [cell for cells in json.loads(out.read_text())["matrix"].values() for cell in cells.values()]
     assert cells and all(cell["passed"] and cell["latency"]["rounds"] == 5 for cell in cells)
 

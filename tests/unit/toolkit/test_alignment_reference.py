@@ -15,7 +15,7 @@ from safetykit.toolkit.model.updates import updated
 from safetykit.toolkit.model.vlm import VLM
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_pictures_of_things_never_trained_on_are_refused_more_and_still_answered():
     vlm = VLM.from_pretrained(model_path("reference:mild"))
     records = [record for record in load_records(data_path("reference"), ["calibration"]) if record.image][::3]
