@@ -54,14 +54,13 @@ def _transposed_back(node: ir.Node) -> None:
 
 
 def _reshaped_back(node: ir.Node) -> None:
-    """A reshape of a reshape: one is enough, and none if the shape is what it was at first."""
+    """A reshape to the shape that a value has, or had before a reshape."""
     source = node.inputs[0]
     before = source.producer() if source is not None else None
-    if before is None or before.op_type != "Reshape":
-        return
-    first = before.inputs[0]
-    if first is not None and first.shape is not None and first.shape == node.outputs[0].shape:
-        _instead(node, first)
+    at_first = before.inputs[0] if before is not None and before.op_type == "Reshape" else None
+    for value in (at_first, source):
+        if value is not None and _known(value.shape) and value.shape == node.outputs[0].shape:
+            return _instead(node, value)
 
 
 def _divided(node: ir.Node) -> None:
@@ -84,6 +83,11 @@ def _divided(node: ir.Node) -> None:
         new.name = old.name
         node.graph.remove(node, safe=True)
         return
+
+
+def _known(shape: ir.Shape | None) -> bool:
+    """Whether equal shapes are the same: a dimension without a name may be any."""
+    return shape is not None and not any(isinstance(one, ir.SymbolicDim) and one.value is None for one in shape)
 
 
 def _instead(node: ir.Node, value: ir.Value | None) -> None:

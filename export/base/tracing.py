@@ -24,6 +24,8 @@ from ...toolkit.model.weights import HeldWeight
 from ..manifest import Precision
 from ..names import LOGITS
 from .logits import keep_last_logits
+from .operators import TRANSLATIONS, decomposed_where_needed
+from .optimise import optimise
 from .simplify import simplify
 from .specs import GraphSpec
 from .streamed import WeightOf, attach, fold_transposes
@@ -46,7 +48,7 @@ def export_graph(spec: GraphSpec, precision: Precision, weight_of: WeightOf = He
         program = trace(spec, DTYPES[precision])
         attach(program.model, spec.module, weight_of)
         fold_transposes(program.model)
-        program.optimize()
+        optimise(program.model)
     model = program.model
     for _ in spec.taps:  # pop: deleting a slice would leave the values marked as outputs
         model.graph.outputs.pop()
@@ -61,17 +63,19 @@ def export_graph(spec: GraphSpec, precision: Precision, weight_of: WeightOf = He
 
 def trace(spec: GraphSpec, dtype: torch.dtype) -> torch.onnx.ONNXProgram:
     """The graph as the exporter writes it down; initializers that stand for parameters have no values."""
-    program = torch.onnx.export(
-        without_weights(spec.module, dtype),
-        spec.args(dtype),
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=list(spec.inputs),
-        output_names=[*spec.outputs, *spec.taps],
-        dynamic_shapes=spec.dynamic,
-        verbose=False,
-        optimize=False,
-    )
+    with torch.no_grad(), decomposed_where_needed():
+        program = torch.onnx.export(
+            without_weights(spec.module, dtype),
+            spec.args(dtype),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(spec.inputs),
+            output_names=[*spec.outputs, *spec.taps],
+            dynamic_shapes=spec.dynamic,
+            custom_translation_table=TRANSLATIONS,
+            verbose=False,
+            optimize=False,
+        )
     assert program is not None
     return program
 
