@@ -2,7 +2,7 @@
 
 ``torch.onnx.export`` runs every captured program a second time, to decompose and to make functional what ONNX has no
 counterpart for; that takes about as long as capturing it. In the models exported here little of that is needed: the few
-operators below, for which the exporter takes a translation of ours. A program that holds anything else is run again.
+operators below, for which the exporter takes a translation of ours. A program that needs anything else is run again.
 """
 
 from __future__ import annotations
@@ -10,19 +10,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import onnx_ir as ir
 import torch
 from onnxscript import opset18 as op
+from torch import nn
 from torch.export import ExportedProgram
 
 _aten = torch.ops.aten
 
 
-def _to(x: Any, *arguments: Any, **_: Any) -> Any:
-    """``x.to(dtype)`` and ``x.to(device, dtype)``: a graph knows no devices."""
-    dtype = next(one for one in arguments if isinstance(one, ir.DataType))
-    return op.Cast(x, to=int(dtype))
+def _to(x: Any, *arguments: Any, dtype: int | None = None, **_: Any) -> Any:
+    """``x.to(dtype)``, ``x.to(device, dtype)`` and ``x.to(dtype=…, layout=…)``: a graph knows no devices."""
+    kind = dtype if dtype is not None else next(one for one in arguments if isinstance(one, ir.DataType))
+    return op.Cast(x, to=int(kind))
 
 
 def _and(x: Any, y: Any) -> Any:
@@ -55,6 +57,7 @@ def _conv2d(
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     _aten.to.dtype: _to,
     _aten.to.device: _to,
+    _aten.to.dtype_layout: _to,
     _aten.__and__.Tensor: _and,
     _aten.__or__.Tensor: _or,
     _aten.conv2d.padding: _conv2d,
@@ -62,8 +65,21 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
 _DROPPED = {_aten._assert_scalar.default, _aten._assert_tensor_metadata.default}  # by the exporter itself
 
 
+def to_onnx(module: nn.Module, example: tuple[Any, ...], **options: Any) -> torch.onnx.ONNXProgram:
+    """``torch.onnx.export`` of ``module``, unoptimised; ``options`` are its own."""
+    options |= {"dynamo": True, "custom_translation_table": TRANSLATIONS, "verbose": False, "optimize": False}
+    with torch.no_grad():
+        try:
+            with _decomposed_where_needed():
+                program = torch.onnx.export(module, example, **options)
+        except torch.onnx.OnnxExporterError:  # an operator without a translation, which PyTorch lists nowhere
+            program = torch.onnx.export(module, example, **options)
+    assert program is not None
+    return program
+
+
 @contextlib.contextmanager
-def decomposed_where_needed() -> Iterator[None]:
+def _decomposed_where_needed() -> Iterator[None]:
     """Have ``ExportedProgram.run_decompositions`` return a program with nothing to decompose as it is."""
     decompose = ExportedProgram.run_decompositions
 
@@ -72,11 +88,8 @@ def decomposed_where_needed() -> Iterator[None]:
             return program
         return decompose(program, table)  # type: ignore[arg-type]
 
-    ExportedProgram.run_decompositions = run_decompositions  # type: ignore[method-assign, assignment]
-    try:
+    with patch.object(ExportedProgram, "run_decompositions", run_decompositions):
         yield
-    finally:
-        ExportedProgram.run_decompositions = decompose  # type: ignore[method-assign]
 
 
 def _targets(program: ExportedProgram) -> set[Any]:

@@ -24,7 +24,7 @@ from ...toolkit.model.weights import HeldWeight
 from ..manifest import Precision
 from ..names import LOGITS
 from .logits import keep_last_logits
-from .operators import TRANSLATIONS, decomposed_where_needed
+from .operators import to_onnx
 from .optimise import optimise
 from .simplify import simplify
 from .specs import GraphSpec
@@ -63,21 +63,14 @@ def export_graph(spec: GraphSpec, precision: Precision, weight_of: WeightOf = He
 
 def trace(spec: GraphSpec, dtype: torch.dtype) -> torch.onnx.ONNXProgram:
     """The graph as the exporter writes it down; initializers that stand for parameters have no values."""
-    with torch.no_grad(), decomposed_where_needed():
-        program = torch.onnx.export(
-            without_weights(spec.module, dtype),
-            spec.args(dtype),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(spec.inputs),
-            output_names=[*spec.outputs, *spec.taps],
-            dynamic_shapes=spec.dynamic,
-            custom_translation_table=TRANSLATIONS,
-            verbose=False,
-            optimize=False,
-        )
-    assert program is not None
-    return program
+    return to_onnx(
+        without_weights(spec.module, dtype),
+        spec.args(dtype),
+        opset_version=OPSET,
+        input_names=list(spec.inputs),
+        output_names=[*spec.outputs, *spec.taps],
+        dynamic_shapes=spec.dynamic,
+    )
 
 
 def without_weights(module: nn.Module, dtype: torch.dtype) -> nn.Module:
