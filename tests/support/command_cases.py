@@ -125,10 +125,10 @@ OTHERS = [
     Case("doctor --json", lambda done, made: done.value["providers"]["CPUExecutionProvider"]),
     Case(
         "diagnose {model} --data {records} -o {taken} --budget 4000"
-        " --pairs 8 --neurons 2 --batch-size 4 --seed 3 --overwrite --json --device cpu --dtype float32",
+        " --pairs 8 --neurons 2 --batch-size 8 --seed 3 --overwrite --json --device cpu --dtype float32",
         lambda done, made: [
             done.value["effects"]["visual"]["neurons"],
-            done.value["hyperparameters"]["batch_size"] == 4,
+            done.value["hyperparameters"]["batch_size"] == 8,
             done.value["base"]["ran"]["dtype"] == "float32",
         ],
     ),

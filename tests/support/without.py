@@ -2,7 +2,8 @@
 
     python without.py torch,scipy run EXPORT --prompt hi ++ verify EXPORT
 
-Commands are parted by ``++``; the first that fails ends with its exit code.
+Commands are parted by ``++``, before which one must succeed, or by ``||``, before which one must fail; the first that
+does not ends with its exit code.
 """
 
 import sys
@@ -27,16 +28,15 @@ def main(packages, *arguments):
     from safetykit.cli import main as command_line
 
     commands = [[]]
-    for argument in arguments:
-        if argument == "++":
+    for argument in (*arguments, "++"):
+        commands[-1].append(argument)
+        if argument in ("++", "||"):
             commands.append([])
-        else:
-            commands[-1].append(argument)
-    for command in commands:
+    for *command, then in filter(None, commands):
         try:
             command_line(command)
         except SystemExit as end:
-            if end.code:
+            if bool(end.code) != (then == "||"):
                 raise
     found = sorted(name for name in hidden if name in sys.modules)
     assert not found, found

@@ -221,7 +221,8 @@ def test_the_plan_counts_the_passes_that_are_made(vlm, records, monkeypatch):
     monkeypatch.setattr(Plan, "within", lambda self, budget: planned.setdefault("plan", original(self, budget)))
     monkeypatch.setattr(run._Work, "blocking", lambda self, records: {(): ["refused"] * 4})
     monkeypatch.setattr(run.RefusalTokens, "find", lambda *_: RefusalTokens((416,), "sorry", 416, 1.0))
-    diagnose(vlm, records, **SMALL, progress=lambda done, total: seen.append((done, total)))
+    less = {**SMALL, "neurons": 4}
+    diagnose(vlm, records, **less, progress=lambda done, total: seen.append((done, total)))
     handle.remove()
     plan = planned["plan"]
     assert len(calls) == plan.patched_passes + plan.state_passes
@@ -232,8 +233,8 @@ def test_the_plan_counts_the_passes_that_are_made(vlm, records, monkeypatch):
 @pytest.mark.slow
 def test_a_budget_is_kept_and_what_it_left_out_is_said(vlm, records):
     said = []
-    small = diagnose(vlm, records, budget=450, neurons=0, pairs=12, batch_size=4, max_new_tokens=4, say=said.append)
-    assert small.info.hyperparameters["forward_passes"] <= 450
+    small = diagnose(vlm, records, budget=200, neurons=0, pairs=12, batch_size=8, max_new_tokens=4, say=said.append)
+    assert small.info.hyperparameters["forward_passes"] <= 200
     assert "the budget left out" in said[0] and "forward and" in said[0] and "about" in said[0]
     assert f" passes over the {sum(record.split == 'fit' for record in records)} records" in said[0]
     assert 8 <= len(small.info.effects["textual"].pairs) < 12
