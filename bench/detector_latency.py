@@ -22,13 +22,13 @@ import torch
 
 from safetykit.adapters.artifact.sites import Site
 from safetykit.adapters.ops.branch import Branch
+from safetykit.bench.arm import Arm, load
 from safetykit.bench.random_decoder import random_llama
-from safetykit.bench.skeleton import PAUSE, arguments, emit, median_ms, peak_mb, run
+from safetykit.bench.skeleton import PAUSE, arguments, emit, median_ms, run
 from safetykit.export.base.own import save_graph
 from safetykit.export.base.specs import decoder_spec
 from safetykit.export.base.tracing import export_graph
 from safetykit.export.document.latency import interleave, median_ratio
-from safetykit.export.runtime.sessions import open_session
 from safetykit.export.surgery.blocks import block_evaluations
 from safetykit.export.surgery.fork import fork
 from safetykit.export.surgery.residual import find_residual_stream
@@ -49,32 +49,6 @@ def write_graphs(folder: Path, options: argparse.Namespace) -> None:
     ir.save(fork(graph, find_residual_stream(graph), branch), folder / FORKED)
 
 
-class Arm:
-    """One graph in a session of its own."""
-
-    def __init__(self, path: Path) -> None:
-        self.session = open_session(path)
-        self.shapes = {value.name: value for value in self.session.get_inputs()}
-        self.outputs = [value.name for value in self.session.get_outputs()]
-
-    def feeds(self, batch: int, new: int, past: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
-        """Random embeddings of ``new`` tokens per row, after ``past``."""
-        heads, width = self.shapes["past_key_values.0.key"].shape[1::2]
-        names = [name for name in self.shapes if name.startswith("past_key_values.")]
-        past = past or {name: np.zeros((batch, heads, 0, width), np.float32) for name in names}
-        length = past[names[0]].shape[2]
-        d_model = self.shapes["inputs_embeds"].shape[2]
-        return {
-            "inputs_embeds": np.random.default_rng(0).standard_normal((batch, new, d_model)).astype(np.float32),
-            "attention_mask": np.ones((batch, length + new), np.int64),
-            "position_ids": np.tile(np.arange(length, length + new), (batch, 1)),
-            **past,
-        }
-
-    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return dict(zip(self.outputs, self.session.run(self.outputs, feeds), strict=True))
-
-
 def timed(arm: Arm, options: argparse.Namespace, passes: int = 1) -> tuple[float, float]:
     """Seconds of ``passes`` prefills, and the median of the decoding steps after them."""
     sleep(PAUSE)
@@ -92,28 +66,6 @@ def timed(arm: Arm, options: argparse.Namespace, passes: int = 1) -> tuple[float
         result = arm.run(feeds)
         steps.append(perf_counter() - start)
     return prefill, float(np.median(steps))
-
-
-def load(path: Path, tokens: int) -> dict[str, float]:
-    """Seconds to open a graph, and the process's memory after opening and after one prefill, in MB."""
-    before = _resident()
-    start = perf_counter()
-    arm = Arm(path)
-    seconds = perf_counter() - start
-    opened = _resident()
-    arm.run(arm.feeds(1, tokens))
-    return {
-        "load_s": seconds,
-        "opened_mb": opened - before,
-        "prefilled_mb": _resident() - before,
-        "peak_mb": peak_mb() - before,
-    }
-
-
-def _resident() -> float:
-    """Resident memory without pages that are merely mapped from files, in MB."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines["RssAnon"].split()[0]) / 1024
 
 
 def measure(folder: Path, graphs: dict[str, str], options: argparse.Namespace) -> dict[str, object]:
