@@ -46,7 +46,7 @@ def _conv2d(
 ) -> Any:
     """A convolution whose padding is a word: none, or as much as keeps the size (the odd one at the end)."""
     assert weight.shape is not None
-    kernel = [int(size) for size in weight.shape[2:]]  # type: ignore[arg-type]
+    kernel = [int(size) for size in weight.shape[2:]]
     total = [step * (size - 1) if padding == "same" else 0 for step, size in zip(dilation, kernel, strict=True)]
     before = [one // 2 for one in total]
     after = [one - first for one, first in zip(total, before, strict=True)]
@@ -81,12 +81,12 @@ def to_onnx(module: nn.Module, example: tuple[Any, ...], **options: Any) -> torc
 @contextlib.contextmanager
 def _decomposed_where_needed() -> Iterator[None]:
     """Have ``ExportedProgram.run_decompositions`` return a program with nothing to decompose as it is."""
-    decompose = ExportedProgram.run_decompositions
+    decompose: Callable[..., ExportedProgram] = ExportedProgram.run_decompositions
 
     def run_decompositions(program: ExportedProgram, table: Mapping[Any, Any] | None = None) -> ExportedProgram:
         if table is not None and not any(_needs(target, table) for target in _targets(program)):
             return program
-        return decompose(program, table)  # type: ignore[arg-type]
+        return decompose(program, table)
 
     with patch.object(ExportedProgram, "run_decompositions", run_decompositions):
         yield
