@@ -1,8 +1,4 @@
-"""The command line. Commands import what they need when they run, so that --help is fast.
-
-Exit codes: 0 ok, 1 internal error, 2 usage, 3 invalid artifact, 4 wrong base model, 5 parity failed,
-6 signature failed, 7 another process of the job gone, 130 interrupted.
-"""
+"""The command line. Commands import what they need when they run, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -11,13 +7,14 @@ import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from . import __version__
-from .toolkit.commands import console
+from .toolkit.commands import console, signals
 from .toolkit.commands.common import with_common_options
+from .toolkit.commands.exit_codes import listed
 from .toolkit.distributed import job
 
 
@@ -142,8 +139,7 @@ def application(opened: Collection[str] | None = None) -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,  # its panels cut long option names off at 80 columns
         context_settings={"help_option_names": ["-h", "--help"]},
-        epilog="Exit codes: 0 ok, 1 internal error, 2 usage, 3 invalid artifact, 4 wrong base model, 5 parity failed, "
-        "6 signature failed, 7 another process of the job gone, 130 interrupted.",
+        epilog=f"Exit codes: {listed()}.",
     )
     app.callback()(_root)
     for one in COMMANDS:
@@ -163,7 +159,11 @@ def _opened_by(typed: Collection[str]) -> Collection[str] | None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; every failure becomes two readable lines and an exit code."""
-    typed = sys.argv[1:] if arguments is None else arguments
+    with signals.heard(), console.warnings_told():
+        _run(sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(typed: list[str]) -> NoReturn:
     console.start()
     part = job.start()
     try:
@@ -171,6 +171,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = command.main(typed, prog_name="safetykit", standalone_mode=False)
         if code == console.INTERRUPTED:  # the parser turns Ctrl-C into this code without a word
             raise KeyboardInterrupt
+        sys.stdout.flush()
     except SystemExit:
         raise
     except BrokenPipeError:  # whoever read stdout, such as `head`, has enough

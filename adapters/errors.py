@@ -53,6 +53,12 @@ class ParityFailed(SafetykitError):
     exit_code = 5
 
 
+class OutputFailed(SafetykitError):
+    """The system would not write: the disk is full or read-only, or permission is missing."""
+
+    exit_code = 8
+
+
 class ProcessLost(SafetykitError):
     """Of several processes that share the work, one is gone."""
 

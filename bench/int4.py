@@ -31,8 +31,8 @@ import numpy as np
 import torch
 
 from safetykit.adapters.artifact.adapter import Adapter
-from safetykit.adapters.artifact.files import atomic_folder
 from safetykit.adapters.artifact.manifest import describe_data
+from safetykit.adapters.artifact.output import atomic_folder
 from safetykit.adapters.method import load
 from safetykit.adapters.registry import get_method
 from safetykit.bench.decoders import Graph

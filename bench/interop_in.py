@@ -25,7 +25,8 @@ from typing import Any
 from transformers import LlamaForCausalLM
 
 from safetykit.adapters.artifact.adapter import Adapter
-from safetykit.adapters.artifact.files import atomic_folder, write_atomic
+from safetykit.adapters.artifact.files import write_atomic
+from safetykit.adapters.artifact.output import atomic_folder
 from safetykit.adapters.vlm_guard.settings import VLMGuard
 from safetykit.bench.skeleton import arguments, one_thread, percent, read_results, run, say, write_results
 from safetykit.export.base.own import write_base

@@ -183,7 +183,7 @@ def shipped(vlm: VLM, adapter: Adapter, column: str, test: Sequence[Record], wor
     precision, mode = COLUMNS[column]
     base = work / f"base-{precision}"
     if not base.is_dir():
-        from safetykit.adapters.artifact.files import atomic_folder
+        from safetykit.adapters.artifact.output import atomic_folder
 
         with atomic_folder(base) as folder:
             write_own(vlm, folder, precision, lambda _: None)

@@ -97,15 +97,17 @@ def command_line() -> str:
     import typer
 
     from safetykit.cli import application
+    from safetykit.toolkit.commands.exit_codes import EXIT_CODES
 
     root = typer.main.get_command(application())
     parts = [
         "# Command line",
         str(root.help).strip(),
-        "Results go to stdout (`--json` for machines), progress and errors to stderr. Exit codes: 0 ok, 1 internal "
-        "error, 2 usage, 3 invalid artifact, 4 wrong base model, 5 parity failed, 6 signature failed, 7 another "
-        "process of the job gone, 130 interrupted. "
-        "This page is generated from the program.",
+        "Results go to stdout (`--json` for machines), progress and errors to stderr. This page is generated from the "
+        "program.",
+        "\n".join(
+            ["| exit code | meaning |", "|---:|---|", *(f"| {code} | {said} |" for code, said in EXIT_CODES.items())]
+        ),
     ]
     for path, command in commands(root, "safetykit"):
         if command is not root:

@@ -21,7 +21,7 @@ from pydantic import JsonValue
 from ..errors import InvalidArtifact, SafetykitError, UsageError
 from ..ops.branch import Branch
 from ..registry import find_method
-from .files import MANIFEST, atomic_folder, read_inside, sha256_file
+from .files import MANIFEST, read_inside, sha256_file
 from .hub import located
 from .intervention import Intervention
 from .manifest import (
@@ -36,6 +36,7 @@ from .manifest import (
     dump_sealed,
     load_sealed,
 )
+from .output import atomic_folder
 from .readme import adapter_card
 from .sites import Site
 from .updates import WeightUpdate

@@ -31,7 +31,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from vision_weights import PATCH, load_tower, mapping_error, vision_config
 
-from safetykit.adapters.artifact.files import MODEL, atomic_folder
+from safetykit.adapters.artifact.output import MODEL, atomic_folder
 
 IMAGE_TOKEN = "<image>"
 IMAGE_SIZE, LAYER = 84, 9  # pixels, one image token for 14 by 14; vision_feature_layer

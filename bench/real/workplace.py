@@ -25,8 +25,9 @@ from prompts import all_prompts
 from redteam import SIZE, TEST_SETS, UNSEEN_SETS, Pictures, slug, write
 
 from safetykit.adapters.artifact.adapter import Adapter
-from safetykit.adapters.artifact.files import atomic_folder, write_atomic
+from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json, describe_data
+from safetykit.adapters.artifact.output import atomic_folder
 from safetykit.adapters.errors import UsageError
 from safetykit.export.base.own import export_base, quantise_decoder
 from safetykit.export.manifest import read_manifest

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from ...adapters.artifact.files import CONFIGURATION_FILES, atomic_folder
+from ...adapters.artifact.files import CONFIGURATION_FILES
 from ...adapters.artifact.manifest import BaseInfo
+from ...adapters.artifact.output import atomic_folder
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph, GraphInfo, Precision, RoundingInfo, write_manifest
 from .int4 import INT4_CHOICES, Int4Options
 from .quantise import quantise

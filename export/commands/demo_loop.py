@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...adapters.artifact.files import atomic_folder, write_atomic
+from ...adapters.artifact.files import write_atomic
 from ...adapters.artifact.manifest import canonical_json
+from ...adapters.artifact.output import atomic_folder
 from ...adapters.errors import UsageError
 from ...adapters.statistics.threads import one_thread
 from ...adapters.vlm_guard.settings import VLMGuard

@@ -31,40 +31,44 @@ def diagnose(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    from ...adapters.artifact.files import require_free
+    from ...adapters.artifact.held import beside
+    from ...adapters.artifact.names import located
+    from ...adapters.artifact.output import claimed
     from ...toolkit.commands import console
     from ...toolkit.data.records import load_records, require_pictures
     from ...toolkit.data.sources import data_path, model_path
     from ...toolkit.diagnosis import diagnose as run
+    from ...toolkit.distributed.output import by_first
     from ...toolkit.model.vlm import VLM
     from ..document.diagnosis_plots import diagnosis_plots
 
-    require_free(out, overwrite=overwrite, inputs=[model, data])
-    records = load_records(data_path(data), ["fit"], **options.reading())
-    require_pictures(records)
-    if records.skipped:
-        console.warn(records.told())
-    path = model_path(model)
-    with console.work("loading") as doing:
-        vlm = VLM.from_pretrained(path, **options.loading())
-        doing("diagnosing")
-        found = run(
-            vlm,
-            records,
-            budget=budget,
-            pairs=pairs,
-            neurons=neurons,
-            seed=seed,
-            progress=doing.count,
-            journal_path=out.parent / f".{out.name}.diagnosis.jsonl",
-            say=console.note,
-        )
-        doing("drawing")
-        beside: dict[str, bytes] = {}
-        for item in diagnosis_plots(found.info):
-            beside |= {f"{item.plot.tag}.png": item.png, f"{item.plot.tag}.svg": item.plot.svg.encode()}
-        if is_first():
-            found.save(out, overwrite=overwrite, beside=beside)
+    journal = beside(located(out), "diagnosis.jsonl")
+    with by_first(claimed(out, overwrite=overwrite, inputs=[model, data], spent=[journal])):
+        records = load_records(data_path(data), ["fit"], **options.reading())
+        require_pictures(records)
+        if records.skipped:
+            console.warn(records.told())
+        path = model_path(model)
+        with console.work("loading") as doing:
+            vlm = VLM.from_pretrained(path, **options.loading())
+            doing("diagnosing")
+            found = run(
+                vlm,
+                records,
+                budget=budget,
+                pairs=pairs,
+                neurons=neurons,
+                seed=seed,
+                progress=doing.count,
+                journal_path=journal,
+                say=console.note,
+            )
+            doing("drawing")
+            plots: dict[str, bytes] = {}
+            for item in diagnosis_plots(found.info):
+                plots |= {f"{item.plot.tag}.png": item.png, f"{item.plot.tag}.svg": item.plot.svg.encode()}
+            if is_first():
+                found.save(out, overwrite=overwrite, beside=plots)
     value = {"map": str(out), **found.info.model_dump(mode="json")}
     then = console.command_line("fit", "care", model, "--data", data, "--map", out, "-o", "care")
     console.emit(value, as_json=as_json, human=_view, then=then)

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...adapters.artifact.files import require_free_file, write_atomic
+from ...adapters.artifact.held import beside
 from ...adapters.artifact.manifest import canonical_json
+from ...adapters.artifact.names import located
+from ...adapters.artifact.output import claimed_file, write_output
 from ...adapters.errors import UsageError
 from ...toolkit.data.journal import Journal
 from ...toolkit.data.records import Record, require_pictures
 from ...toolkit.data.sources import is_export
+from ...toolkit.distributed.output import by_first
 from ...toolkit.distributed.world import is_first
 from ...toolkit.evaluation.evaluate import Evaluation, Generator, evaluate
 from ...toolkit.model.options import LoadOptions
@@ -58,15 +61,32 @@ def evaluate_model(
         UsageError: an option cannot act, ``out`` exists or is no evaluation, or the model takes no system turn.
     """
     options = EvalOptions(**given) if options is None else options.but(**given)
-    if out is not None:
-        require_free_file(out, overwrite=options.overwrite, keys=("model", "rows", "decisions"))
     options.require_use(("overwrite",), out is not None, "a file to write (--out)")
+    if out is None:
+        return _evaluated(model, adapters, options, None, progress, say)
+    journal = beside(located(out), "partial.jsonl")
+    claim = claimed_file(out, overwrite=options.overwrite, keys=("model", "rows", "decisions"), spent=[journal])
+    with by_first(claim):
+        result = _evaluated(model, adapters, options, journal, progress, say)
+        if is_first():
+            write_output(out, canonical_json(result.model_dump(mode="json")))
+    return result
+
+
+def _evaluated(
+    model: str,
+    adapters: Sequence[Path],
+    options: EvalOptions,
+    journal_path: Path | None,
+    progress: Progress | None,
+    say: Callable[[str], None] | None,
+) -> Evaluation:
     records = options.records()
     require_pictures(records)
     say = say or (lambda _: None)
     with _opened(model, adapters, options, say) as asked:
         what = [*asked.identity, _digest(records), options.max_new_tokens, options.system]
-        journal = Journal(out.parent / f".{out.name}.partial.jsonl", what) if out else None
+        journal = Journal(journal_path, what) if journal_path else None
         say("answering")
         result = evaluate(
             asked.model,
@@ -78,9 +98,8 @@ def evaluate_model(
             journal=journal,
             system=options.system,
         )
-    if out and journal and is_first():
-        write_atomic(out, canonical_json(result.model_dump(mode="json")))
-        journal.finish()
+    if journal:
+        journal.close()
     return result
 
 

@@ -17,9 +17,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass, TopologicalSortPass
 
-from ...adapters.artifact.files import CONFIGURATION_FILES, MODEL, atomic_folder, write_atomic
+from ...adapters.artifact.files import CONFIGURATION_FILES, write_atomic
 from ...adapters.artifact.hub import located
 from ...adapters.artifact.manifest import canonical_json
+from ...adapters.artifact.output import MODEL, atomic_folder
 from ...adapters.errors import UsageError
 from ..base.reading import read_graph
 from ..manifest import read_manifest

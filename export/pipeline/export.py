@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...adapters.artifact.adapter import Adapter
-from ...adapters.artifact.files import atomic_folder
+from ...adapters.artifact.output import atomic_folder
 from ...adapters.artifact.store import load_adapter
 from ...adapters.errors import UsageError
 from ...toolkit.data.records import load_records

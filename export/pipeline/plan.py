@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ...adapters.artifact.adapter import Adapter, the_detector
-from ...adapters.artifact.files import require_free
 from ...adapters.artifact.hub import name_of
+from ...adapters.artifact.output import require_free
 from ...adapters.artifact.stack import require_fitted_stack
 from ...adapters.errors import UsageError
 from ...toolkit.data.sources import PREFIX

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from ...adapters.artifact.files import atomic_folder
 from ...adapters.artifact.manifest import canonical_json
+from ...adapters.artifact.output import atomic_folder
 from ..distributed.world import from_first
 
 _TENSORS, _STATE = "checkpoint.safetensors", "checkpoint.json"

@@ -8,14 +8,17 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...adapters.artifact.system import failed, write_fault
 from ...adapters.errors import SafetykitError
 from ...adapters.extras import explained
 from .progress import LiveWork, PlainWork, Work
@@ -108,6 +111,25 @@ def note_pace(found: Mapping[str, float] | None) -> None:
 
 
 @contextmanager
+def warnings_told() -> Iterator[None]:
+    """Print what safetykit itself warns of as this command line does, until the block ends."""
+    from ...adapters.artifact.held import LeftBehind
+
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def told(message: Any, category: type[Warning], *given: Any, **named: Any) -> None:
+            if issubclass(category, LeftBehind):
+                warn(str(message))
+            else:
+                show(message, category, *given, **named)
+
+        warnings.showwarning = told
+        warnings.simplefilter("always", LeftBehind)
+        yield
+
+
+@contextmanager
 def steps(first: str = "") -> Iterator[Callable[[str], None]]:
     """Yield ``say(step)`` for work made of named steps; it is drawn on stderr, see :func:`work`."""
     with work(first) as doing:
@@ -150,20 +172,35 @@ def report_failure(error: BaseException, *, as_json: bool = False) -> int:
     return code
 
 
+def _interrupted() -> tuple[str, str, int]:
+    """What is said of a command that a signal ended, how it goes on, and its exit code."""
+    from ...adapters.artifact.held import unfinished
+    from ..data.journal import Journal
+    from . import signals
+    from .exit_codes import of_signal
+
+    number = signals.asked.number or signal.SIGINT
+    how = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+    journal, kept = Journal.unfinished, ", ".join(str(path) for path in unfinished() if path.exists())
+    if journal and journal.done:
+        done = f"; {len(journal.done)} finished parts are kept in {journal.path}"
+    else:
+        done = f"; what is finished is kept in {kept}" if kept else ""
+    then = "The same command goes on where it stopped." if done else "The same command begins anew."
+    return f"{how}; no half-written file was left{done}", then, of_signal(number)
+
+
 def explain(error: BaseException) -> tuple[str, str, int]:
     """What was wrong, what to do next, and the exit code."""
     if isinstance(error, SafetykitError):
         return error.message, error.next_step, error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        from ..data.journal import Journal
-
-        kept = Journal.unfinished
-        done = f"; {len(kept.done)} finished parts are kept in {kept.path}" if kept and kept.done else ""
-        then = "The same command goes on where it stopped." if done else ""
-        return f"interrupted; no half-written file was left{done}", then, INTERRUPTED
+        return _interrupted()
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # of the option parser
         from .hints import explain_usage
 
         return explain_usage(error)
+    if isinstance(error, OSError) and (number := write_fault(error)) is not None:
+        return explain(failed(number, str(error.filename or "The output")))
     message = f"{type(error).__name__}: {error}"
     return message, "This is a bug in safetykit; SAFETYKIT_DEBUG=1 shows where.", INTERNAL

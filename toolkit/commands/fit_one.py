@@ -10,7 +10,9 @@ from typing import Any, Protocol
 
 from ...adapters.artifact.adapter import Adapter
 from ...adapters.artifact.correctors import describe_correctors
-from ...adapters.artifact.files import require_free
+from ...adapters.artifact.held import beside
+from ...adapters.artifact.names import located
+from ...adapters.artifact.output import claimed
 from ...adapters.artifact.sites import Site
 from ...adapters.artifact.store import load_adapter
 from ...adapters.errors import UsageError
@@ -21,6 +23,7 @@ from ..data.options import ReadOptions
 from ..data.records import Records, load_records, require_pictures
 from ..data.sources import data_path, model_path
 from ..diagnosis.channel_map import ChannelMap
+from ..distributed.output import by_first
 from ..distributed.world import is_first
 from ..evaluation.few import count_records, few_records
 from ..index.caption_index import CaptionIndex
@@ -89,7 +92,27 @@ def _fit(call: FitCall, model: str, data: str, out: Path, overwrite: bool) -> di
     require_options(method, given, inputs, sweep=call.sweep)
     folders = inputs.get("with", [])
     read = [value for name, value in inputs.items() if name != "with" and isinstance(value, str | Path)]
-    require_free(out, overwrite=overwrite, inputs=[model, data, *folders, *read])
+    target = located(out)
+    work, journal = beside(target, "fitting"), beside(target, "sweep.jsonl")  # what an interrupted fit goes on from
+    claim = claimed(out, overwrite=overwrite, inputs=[model, data, *folders, *read], spent=[work, journal])
+    with by_first(claim):
+        return _fit_there(call, channels, given, model, data, out, overwrite, work, journal)
+
+
+def _fit_there(
+    call: FitCall,
+    channels: ChannelMap | None,
+    given: Mapping[str, Any],
+    model: str,
+    data: str,
+    out: Path,
+    overwrite: bool,
+    work: Path,
+    journal: Path,
+) -> dict[str, Any]:
+    """Fit and save where nobody else writes."""
+    method, inputs = call.method, call.inputs
+    folders = inputs.get("with", [])
     records, captions = Records(), []
     if call.reading is None:
         captions = load_captions(captions_path(data))
@@ -123,13 +146,12 @@ def _fit(call: FitCall, model: str, data: str, out: Path, overwrite: bool) -> di
                 refusal=inputs.get("refusal"),
                 text_model=text_model,
                 corrected_by=corrected_by,
-                work=out.parent / f".{out.name}.fitting",
+                work=work,
                 resume=inputs.get("resume", True),
                 progress=doing.count,
                 say=doing,
             )
             if call.sweep:
-                journal = out.parent / f".{out.name}.sweep.jsonl"
                 adapter = fit_by_sweep(method, bench, given, progress=doing.count, journal_path=journal)
             else:
                 with vlm.telling(doing.count):

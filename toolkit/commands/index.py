@@ -44,29 +44,33 @@ def build(
 
     An interrupted build goes on where it stopped when it is asked for again.
     """
-    from ...adapters.artifact.files import require_free
+    from ...adapters.artifact.held import beside
+    from ...adapters.artifact.names import located
+    from ...adapters.artifact.output import claimed
     from ...adapters.settings import require_choice
+    from ..distributed.output import by_first
     from ..index.caption_index import KeyType
-    from ..retrieval.build import BATCH, build_index
+    from ..retrieval.build import BATCH, BUILDING, build_index
     from ..retrieval.sources import open_texts
     from . import console
 
     require_choice("--keys", keys, get_args(KeyType))
-    require_free(out, overwrite=overwrite, inputs=[captions, model, encoder])
-    texts = open_texts(captions)
-    make_embedder = embedder_of(model, encoder, site, options)
-    with console.work("loading") as doing:
-        embedder = make_embedder()
-        doing("embedding")
-        made = build_index(
-            texts,
-            embedder,
-            out,
-            batch_size=options.rows or BATCH,
-            dtype=keys,  # type: ignore[arg-type]
-            overwrite=overwrite,
-            progress=doing.count,
-        )
+    claim = claimed(out, overwrite=overwrite, inputs=[captions, model, encoder], spent=[beside(located(out), BUILDING)])
+    with by_first(claim):
+        texts = open_texts(captions)
+        make_embedder = embedder_of(model, encoder, site, options)
+        with console.work("loading") as doing:
+            embedder = make_embedder()
+            doing("embedding")
+            made = build_index(
+                texts,
+                embedder,
+                out,
+                batch_size=options.rows or BATCH,
+                dtype=keys,  # type: ignore[arg-type]
+                overwrite=overwrite,
+                progress=doing.count,
+            )
     value = {"index": str(out), **made.manifest.model_dump(mode="json")}
     fitted_on = model or "MODEL"
     then = console.command_line("fit", "retrieval", fitted_on, "--index", out, "--data", "CAPTIONS", "-o", "retrieval")

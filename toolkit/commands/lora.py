@@ -24,7 +24,7 @@ def lora(
 ) -> None:
     from dataclasses import replace
 
-    from ...adapters.artifact.files import require_free
+    from ...adapters.artifact.output import require_free
     from ...adapters.artifact.store import load_adapter, require_base, require_weights
     from ...adapters.errors import UsageError
     from ..data.sources import model_path

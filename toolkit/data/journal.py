@@ -29,22 +29,14 @@ class Journal:
         head = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         self.done: dict[str, Any] = {}
         self._file: TextIO | None = None
-        first = is_first()  # of several processes, which all know what is done
-        lines = self.path.read_text().splitlines() if first and self.path.is_file() else []
-        if lines and lines[0] == head:
-            for line in lines[1:]:
-                try:
-                    key, value = json.loads(line)
-                except (ValueError, TypeError):
-                    break
-                self.done[key] = value
-        self.done = from_first(self.done)
-        if first:
+        if is_first():  # of several processes, which all know what is done
+            size = self._read(head)
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Written anew, so that a cut-off line does not run into the next one.
-            kept = [head, *(json.dumps(item) for item in self.done.items())]
-            self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115  stays open until finish()
-            self._append("\n".join(kept))
+            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  stays open until close()
+            self._file.truncate(size)  # a cut-off line must not run into the next one; what is whole stays on the disk
+            if not size:
+                self._append(head)
+        self.done = from_first(self.done)
         Journal.unfinished = self
 
     def add(self, key: str, value: Any) -> None:
@@ -52,12 +44,34 @@ class Journal:
         self.done[key] = value
         self._append(json.dumps((key, value)))
 
-    def finish(self) -> None:
-        """The work is complete and stored elsewhere: remove the journal."""
+    def close(self) -> None:
+        """The work is complete, and not yet stored elsewhere."""
         if self._file is not None:
             self._file.close()
-            self.path.unlink(missing_ok=True)
         Journal.unfinished = None
+
+    def finish(self) -> None:
+        """The work is complete and stored elsewhere: remove the journal."""
+        self.close()
+        if self._file is not None:
+            self.path.unlink(missing_ok=True)
+
+    def _read(self, head: str) -> int:
+        """Read what is done; returns the number of bytes that are whole lines of this work."""
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.is_file() else []
+        if not lines or lines[0] != f"{head}\n".encode():
+            return 0
+        size = len(lines[0])
+        for line in lines[1:]:
+            if not line.endswith(b"\n"):
+                break
+            try:
+                key, value = json.loads(line)
+            except (ValueError, TypeError):
+                break
+            self.done[key] = value
+            size += len(line)
+        return size
 
     def _append(self, line: str) -> None:
         if self._file is None:

@@ -28,9 +28,10 @@ import safetensors
 import safetensors.numpy
 from pydantic import JsonValue
 
-from ...adapters.artifact.files import atomic_folder, read_inside
+from ...adapters.artifact.files import read_inside
 from ...adapters.artifact.hub import located
 from ...adapters.artifact.manifest import BaseInfo, DataInfo, FileName, Sha256, Strict, dump_sealed, load_sealed
+from ...adapters.artifact.output import atomic_folder
 from ...adapters.errors import InvalidArtifact, UsageError, WrongBase
 from .intervals import Estimate
 from .terms import Curve, MediatorKind, Modality, Positions, Window

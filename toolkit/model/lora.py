@@ -20,8 +20,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...adapters.artifact.adapter import Adapter
-from ...adapters.artifact.files import atomic_folder, write_atomic
+from ...adapters.artifact.files import write_atomic
 from ...adapters.artifact.manifest import canonical_json
+from ...adapters.artifact.output import atomic_folder
 from ...adapters.artifact.updates import WeightUpdate
 from ...adapters.errors import UsageError
 from .lora_layers import PREFIX

@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...adapters.artifact.files import CONFIGURATION_FILES, MODEL, atomic_folder, sha256_file
+from ...adapters.artifact.files import CONFIGURATION_FILES, sha256_file
+from ...adapters.artifact.held import held
 from ...adapters.artifact.hub import located, name_of
+from ...adapters.artifact.output import MODEL, atomic_folder
 from ...adapters.artifact.tensors import StoredTensor
 from ...adapters.artifact.updates import WeightUpdate
 from ...adapters.errors import InvalidArtifact, SafetykitError, UsageError
@@ -61,7 +63,9 @@ def checkpoint_path(text: Path | str, base: Path | str | None = None) -> Path:
         raise InvalidArtifact(f"{folder} holds {CONFIG} and no {WEIGHTS}.", "Save the adapter with safetensors.")
     target = _cache() / _digest(folder, below) / name_of(folder)
     if local_rank() == 0 and not target.is_dir():
-        merge(folder, below, target)
+        with held(target, wait=True):  # another process may be merging the same two
+            if not target.is_dir():
+                merge(folder, below, target)
     from_first(None)  # until then the other processes of this machine wait for it
     return target
 

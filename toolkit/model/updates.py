@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ...adapters.artifact.files import CONFIGURATION_FILES, MODEL, atomic_folder, require_free
+from ...adapters.artifact.files import CONFIGURATION_FILES
+from ...adapters.artifact.output import MODEL, atomic_folder, require_free
 from ...adapters.artifact.updates import WeightUpdate, by_parameter, compose
 from ...adapters.errors import InvalidArtifact, UsageError
 from .offload import hold

@@ -19,10 +19,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
-from ...adapters.artifact.files import atomic_folder, require_free, sha256_file, write_atomic
+from ...adapters.artifact.files import sha256_file, write_atomic
+from ...adapters.artifact.held import beside
 from ...adapters.artifact.manifest import canonical_json, dump_sealed, library_versions
+from ...adapters.artifact.names import located
+from ...adapters.artifact.output import atomic_folder, claimed
 from ...adapters.errors import UsageError
 from ..distributed.dealing import dealt
+from ..distributed.output import by_first
 from ..distributed.world import from_first, is_first
 from ..index.caption_index import DATA, MANIFEST, CaptionIndex, IndexManifest, KeyType, map_arrays, normalised
 from ..index.embedding import Embedder
@@ -31,6 +35,7 @@ from .sources import Texts
 
 _PROGRESS = "progress.json"
 BATCH = 256  # texts embedded at once
+BUILDING = "building"  # what an interrupted build goes on from, beside the index
 _TYPES = {"float32": ("F32", 4), "float16": ("F16", 2)}
 _DIGEST = 16  # bytes by which equal texts are found
 _CENTRE = 4096  # texts whose mean is the centre
@@ -103,7 +108,23 @@ def build_index(
         InvalidArtifact: a text has no embedding (NaN, infinite or zero).
     """
     out = Path(out)
-    require_free(out, overwrite=overwrite)
+    work = beside(located(out), BUILDING)
+    with by_first(claimed(out, overwrite=overwrite, spent=[work])):
+        _build(texts, embedder, out, work, batch_size, dtype, overwrite, progress)
+    return CaptionIndex.load(out, verify=False)
+
+
+def _build(
+    texts: Texts,
+    embedder: Embedder,
+    out: Path,
+    work: Path,
+    batch_size: int,
+    dtype: KeyType,
+    overwrite: bool,
+    progress: Progress | None,
+) -> None:
+    """Build the index where nobody else writes."""
     census = Census.of(texts)
     manifest = IndexManifest(
         embedder=embedder.info,
@@ -116,7 +137,6 @@ def build_index(
         versions=library_versions(),
         files={},
     )
-    work = out.parent / f".{out.name}.building"
     first = is_first()  # of several processes; it alone writes
     done = from_first(_prepare(work, manifest, census.nbytes) if first else 0)
     centre = np.zeros(embedder.dimension, np.float32)
@@ -140,7 +160,6 @@ def build_index(
         del writing.arrays
         _finish(work, out, manifest, overwrite)
     from_first(None)  # the folder is there
-    return CaptionIndex.load(out, verify=False)
 
 
 class _Writing:
@@ -181,9 +200,16 @@ class _Writing:
 def _finish(work: Path, out: Path, manifest: IndexManifest, overwrite: bool) -> None:
     manifest = manifest.model_copy(update={"files": {DATA: sha256_file(work / DATA)}})
     with atomic_folder(out, overwrite=overwrite) as folder:
-        os.replace(work / DATA, folder / DATA)
+        _link_or_copy(work / DATA, folder / DATA)
         (folder / MANIFEST).write_bytes(dump_sealed(manifest))
-    shutil.rmtree(work)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, where the file system can: the first stays in case that the index does not appear."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _kept(texts: Texts, keep: Bool[np.ndarray, " texts"]) -> Iterator[str]:
@@ -246,7 +272,11 @@ def _allocate(path: Path, manifest: IndexManifest, nbytes: int) -> None:
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
+        size = 8 + len(text) + end
+        file.truncate(size)
+        file.flush()
+        if size and hasattr(os, "posix_fallocate"):  # a full disk is an error now, and not a crash of mapped memory
+            os.posix_fallocate(file.fileno(), 0, size)
 
 
 def _identity(manifest: IndexManifest) -> str:

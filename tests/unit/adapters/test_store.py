@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from safetykit.adapters import Adapter, InvalidArtifact, UsageError, VLMGuard, WrongBase, load_adapter, require_base
-from safetykit.adapters.artifact.files import atomic_folder, write_atomic
+from safetykit.adapters.artifact.files import write_atomic
 from safetykit.adapters.artifact.manifest import canonical_json
+from safetykit.adapters.artifact.output import atomic_folder
 
 
 @pytest.fixture

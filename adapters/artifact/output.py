@@ -1,0 +1,195 @@
+"""Writing so that an output appears whole or not at all, and replaces nothing but what safetykit wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from ..errors import InvalidArtifact, UsageError
+from .files import EXPORT_MANIFEST, MANIFEST, flush, read_inside, write_new
+from .held import Held, held
+from .manifest import canonical_json, is_sealed
+
+_MARK_LIMIT = 16 * 2**20  # bytes of a file by which a folder is known
+
+Mark = Callable[[bytes, Any], bool]  # a file's bytes and the JSON object in them → whether safetykit wrote it
+Marks = Mapping[str, Mark]  # by file name
+
+
+def _lora(data: bytes, body: Any) -> bool:
+    """PEFT names the base and ends without a newline; what safetykit wrote does neither."""
+    return "peft_type" in body and body.get("base_model_name_or_path", "") is None and data == canonical_json(body)
+
+
+def _alignment(data: bytes, body: Any) -> bool:
+    return set(body) == {"identity", "step", "curve"} and data == canonical_json(body)
+
+
+# By one of these a folder is known as one of ours, which `--overwrite` may replace: of adapters and indexes, exports,
+# channel maps, LoRA adapters, and alignments that go on where they were.
+MADE: Marks = MappingProxyType(
+    {
+        MANIFEST: is_sealed,
+        EXPORT_MANIFEST: is_sealed,
+        "channel_map.json": is_sealed,
+        "adapter_config.json": _lora,
+        "checkpoint.json": _alignment,
+    }
+)
+# The same of checkpoints, which transformers writes: any model's configuration.
+MODEL: Marks = MappingProxyType({"config.json": lambda data, body: "model_type" in body})
+
+
+def require_free(
+    target: Path, *, overwrite: bool = False, made: Marks = MADE, inputs: Iterable[Path | str | None] = ()
+) -> None:
+    """Refuse an output folder that is taken, being written or cannot be written; worth calling before long work.
+
+    Args:
+        made: the files by one of which a folder that may be overwritten is known, each with what must be in it.
+        inputs: what is read to make the output, and must survive it; what is no path that exists is passed over.
+
+    Raises:
+        UsageError: ``target`` is a file, or a folder with content and ``overwrite`` is off; or holds an input, or
+            nothing that safetykit wrote; or another process writes it.
+    """
+    with claimed(target, overwrite=overwrite, made=made, inputs=inputs):
+        pass
+
+
+@contextmanager
+def claimed(
+    target: Path,
+    *,
+    overwrite: bool = False,
+    made: Marks = MADE,
+    inputs: Iterable[Path | str | None] = (),
+    spent: Iterable[Path] = (),
+) -> Iterator[Held]:
+    """Hold an output folder for work that ends with :func:`atomic_folder` within the block.
+
+    Args:
+        spent: see :class:`~safetykit.adapters.artifact.held.Held`.
+
+    Raises:
+        UsageError: as :func:`require_free`.
+        OutputFailed: the system would not write.
+    """
+    with held(target, spent=spent) as output:
+        _require_free(target, overwrite, made, inputs)
+        yield output
+
+
+@contextmanager
+def claimed_file(
+    target: Path, *, overwrite: bool = False, keys: Collection[str] = (), spent: Iterable[Path] = ()
+) -> Iterator[Held]:
+    """Hold an output file for work that ends with :func:`write_output` within the block.
+
+    Args:
+        keys: of the JSON object by which a file that may be overwritten is known.
+
+    Raises:
+        UsageError: ``target`` is a folder, or there and ``overwrite`` is off, or nothing that safetykit wrote; or
+            another process writes it.
+        OutputFailed: the system would not write.
+    """
+    with held(target, spent=spent) as output:
+        _require_free_file(target, overwrite, keys)
+        yield output
+
+
+@contextmanager
+def atomic_folder(target: Path, *, overwrite: bool = False, made: Marks = MADE) -> Iterator[Path]:
+    """Yield an empty folder that becomes ``target`` only when the block ends without an error.
+
+    On any error the folder is removed and ``target`` stays as it was; if the process is killed, the next one that
+    writes ``target`` removes it. A folder that is replaced is so in one step, where the system has one.
+
+    Args:
+        made: see :func:`require_free`.
+
+    Raises:
+        UsageError: as :func:`require_free`.
+        OutputFailed: the system would not write.
+    """
+    with claimed(target, overwrite=overwrite, made=made) as output:
+        output.new.mkdir()
+        yield output.new
+        for path in output.new.rglob("*"):
+            if path.is_file():
+                flush(path)
+        flush(output.new)
+        _require_free(target, overwrite, made, ())  # of what others may have put there meanwhile
+        output.commit()
+
+
+def write_output(target: Path, data: bytes) -> None:
+    """Write an output file, whole or not at all; one process at a time.
+
+    Raises:
+        UsageError: another process writes it, or nothing can be written there.
+        OutputFailed: the system would not write.
+    """
+    with held(target) as output:
+        if output.target.is_dir():
+            raise UsageError(f"{target} is a folder, not a file.", "Choose another output file.")
+        write_new(output.new, data)
+        output.commit()
+
+
+def _require_free(target: Path, overwrite: bool, made: Marks, inputs: Iterable[Path | str | None]) -> None:
+    if target.is_file():
+        raise UsageError(f"{target} is a file, not a folder.", "Choose another output folder.")
+    if not target.exists() or not any(target.iterdir()):
+        return
+    if not overwrite:
+        raise UsageError(f"{target} already exists and is not empty.", "Choose another folder or pass --overwrite.")
+    for path in (Path(one) for one in inputs if one):
+        if path.exists() and target.resolve() in (found := path.resolve(), *found.parents):
+            raise UsageError(f"{target} holds {path}, which is read to make it.", "Choose another output folder.")
+    if not _is_made(target, made) and not _is_demo(target):
+        some = min(target.iterdir()).name
+        raise UsageError(
+            f"{target} was not written by safetykit: it holds {some}.",
+            "Choose another folder; --overwrite replaces adapters, exports, indexes and maps only.",
+        )
+
+
+def _require_free_file(target: Path, overwrite: bool, keys: Collection[str]) -> None:
+    if not target.exists():
+        return
+    if target.is_dir():
+        raise UsageError(f"{target} is a folder, not a file.", "Choose another output file.")
+    if not overwrite:
+        raise UsageError(f"{target} already exists.", "Choose another file or pass --overwrite.")
+    try:
+        body = json.loads(target.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict) or not body.keys() >= set(keys):
+        raise UsageError(
+            f"{target} was not written by this command.", "Choose another file; --overwrite replaces its results only."
+        )
+
+
+def _is_demo(folder: Path) -> bool:
+    return _is_made(folder / "adapter", MADE) and _is_made(folder / "export", MADE)
+
+
+def _is_made(folder: Path, made: Marks) -> bool:
+    return any(_bears(folder, name, mark) for name, mark in made.items())
+
+
+def _bears(folder: Path, name: str, mark: Mark) -> bool:
+    """Whether a folder has the file ``name`` as safetykit writes it."""
+    try:
+        data = read_inside(folder, name, _MARK_LIMIT)
+        body = json.loads(data)
+        return isinstance(body, dict) and mark(data, body)
+    except (InvalidArtifact, OSError, ValueError, RecursionError):
+        return False
