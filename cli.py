@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any, NoReturn
@@ -159,7 +160,8 @@ def _opened_by(typed: Collection[str]) -> Collection[str] | None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; every failure becomes two readable lines and an exit code."""
-    with signals.heard(), console.warnings_told():
+    # What a launcher stops must not wait for processes that never come: there, signals do what the system does.
+    with signals.heard() if job.launched() == 1 else nullcontext(), console.warnings_told():
         _run(sys.argv[1:] if arguments is None else arguments)
 
 

@@ -59,6 +59,10 @@ class OutputFailed(SafetykitError):
     exit_code = 8
 
 
+class LeftBehind(UserWarning):
+    """What a process that was killed had left of an output was cleared, or put back."""
+
+
 class ProcessLost(SafetykitError):
     """Of several processes that share the work, one is gone."""
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
@@ -39,6 +38,7 @@ from safetykit.bench.decoders import Graph
 from safetykit.bench.skeleton import (
     PAUSE,
     arguments,
+    cleared,
     one_thread,
     percent,
     read_results,
@@ -153,12 +153,11 @@ class Laboratory:
 
     def graphs(self, name: str, adapter: Adapter) -> Path:
         """The rounded graphs with an adapter in them."""
-        folder = self.out / "adapted"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        folder = cleared(self.out / "adapted")
         manifest = read_manifest(self.base(name), verify=False)
-        copy_base(self.base(name), folder, manifest)
-        adapt(folder, manifest, [adapter])
+        with atomic_folder(folder) as work:
+            copy_base(self.base(name), work, manifest)
+            adapt(work, manifest, [adapter])
         return folder
 
     def answers(self, model: Callable[[], Generator], name: str, records: Sequence[Record]) -> list[Decision]:
@@ -282,7 +281,7 @@ def confirm(lab: Laboratory, found: dict[str, Any]) -> None:
                 rows[f"{method}, fitted on {words}"] = _counted(flipped(full[method], after), unmodified, after)
         found["confirmed"][name] = rows
         write_results(lab.out / "int4.json", found)
-    shutil.rmtree(lab.out / "adapted", ignore_errors=True)
+    cleared(lab.out / "adapted")
 
 
 def _counted(flips: set[str], unmodified: set[str], decisions: Sequence[Decision]) -> dict[str, Any]:

@@ -21,7 +21,6 @@ import hashlib
 import json
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -32,7 +31,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from safetykit.bench.skeleton import arguments, read_results, run, say, write_results, write_table
+from safetykit.bench.skeleton import arguments, cleared, read_results, run, say, write_results, write_table
 from safetykit.toolkit.data.records import load_records, subset
 from safetykit.toolkit.data.sources import data_path
 
@@ -104,13 +103,6 @@ def written(folder: Path, processes: int, words: Sequence[Any], threads: int = 1
     out = cleared(folder / "out")
     ended(start(processes, [*words, "-o", out], threads))
     return digest(out)
-
-
-def cleared(out: Path) -> Path:
-    """A path where nothing lies."""
-    shutil.rmtree(out, ignore_errors=True)
-    out.unlink(missing_ok=True)
-    return out
 
 
 def on_two_hosts(folder: Path, words: Sequence[Any]) -> str:

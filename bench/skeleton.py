@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from safetykit.adapters.artifact.files import write_atomic
+from safetykit.adapters.artifact.held import remove
 from safetykit.adapters.artifact.manifest import canonical_json
+from safetykit.adapters.artifact.output import claimed, claimed_file, write_output
 from safetykit.adapters.errors import SafetykitError
 from safetykit.export.document.latency import median_ratio
 
@@ -92,14 +93,24 @@ def read_results(path: Path, start: Any = None) -> Any:
 
 def write_results(path: Path, results: Any) -> None:
     """Results as canonical JSON; an interruption leaves the former ones."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, canonical_json(results))
+    write_output(path, canonical_json(results))
 
 
 def write_table(path: Path, text: str) -> None:
     """A table beside its results, and on the screen."""
-    write_atomic(path, text.encode())
+    write_output(path, text.encode())
     print(text)
+
+
+def cleared(out: Path) -> Path:
+    """A path where nothing lies; what did must be an output of safetykit's.
+
+    Raises:
+        UsageError: it was not, and is left alone.
+    """
+    with claimed_file(out, overwrite=True, keys=("model", "rows")) if out.is_file() else claimed(out, overwrite=True):
+        remove(out)
+    return out
 
 
 def emit(value: Any) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..errors import UsageError
+from ..errors import LeftBehind, UsageError
 from .exchange import exchanged
 from .files import flush
 from .names import located
@@ -31,10 +31,6 @@ from .system import typed
 
 _LOCK, _OWNER = "lock", "owner.json"
 _TRIES = 100  # how often a writer that ends may take the folder away before we have the lock in it
-
-
-class LeftBehind(UserWarning):
-    """What a process that was killed had left of an output was cleared, or put back."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +190,9 @@ def _acquired(output: Held, *, wait: bool) -> FileLock:
     for _ in range(_TRIES):
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
+        except FileNotFoundError:  # its parent, by a writer that just ended
+            _make_parent(output.target)
+            continue
         except OSError as error:
             raise _unwritable(folder.parent, error) from None
         lock = FileLock(folder / _LOCK, thread_local=False)

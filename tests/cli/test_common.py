@@ -61,7 +61,7 @@ print(*sorted(name for name in sys.modules if name.partition(".")[0] in ("safety
     assert done.returncode == 0, done.stderr
     commands = [
         f"safetykit.toolkit.commands{name}"
-        for name in ("", ".common", ".config", ".console", ".progress", ".signatures")
+        for name in ("", ".common", ".config", ".console", ".exit_codes", ".progress", ".signals", ".signatures")
     ]
     launched = [f"safetykit.toolkit.distributed{name}" for name in ("", ".job", ".world")]
     ground = [f"safetykit.adapters{name}" for name in ("", ".errors", ".extras", ".near")]

@@ -18,8 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...adapters.artifact.system import failed, write_fault
-from ...adapters.errors import SafetykitError
+from ...adapters.errors import LeftBehind, SafetykitError
 from ...adapters.extras import explained
 from .progress import LiveWork, PlainWork, Work
 
@@ -113,8 +112,6 @@ def note_pace(found: Mapping[str, float] | None) -> None:
 @contextmanager
 def warnings_told() -> Iterator[None]:
     """Print what safetykit itself warns of as this command line does, until the block ends."""
-    from ...adapters.artifact.held import LeftBehind
-
     with warnings.catch_warnings():
         show = warnings.showwarning
 
@@ -200,7 +197,10 @@ def explain(error: BaseException) -> tuple[str, str, int]:
         from .hints import explain_usage
 
         return explain_usage(error)
-    if isinstance(error, OSError) and (number := write_fault(error)) is not None:
-        return explain(failed(number, str(error.filename or "The output")))
+    if isinstance(error, OSError):
+        from ...adapters.artifact.system import failed, write_fault
+
+        if (number := write_fault(error)) is not None:
+            return explain(failed(number, str(error.filename or "The output")))
     message = f"{type(error).__name__}: {error}"
     return message, "This is a bug in safetykit; SAFETYKIT_DEBUG=1 shows where.", INTERNAL

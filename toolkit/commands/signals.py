@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from .exit_codes import of_signal
+
 # Where the system has them: a terminal that is closed, and a scheduler, a container or a service that is stopped.
 _ASKING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _ONE_WISH = 1.0  # seconds in which several are one wish: a terminal sends SIGHUP, and its shell another
@@ -24,20 +26,16 @@ class Asked:
 
     def __init__(self) -> None:
         self.number = 0
-        self._when = 0.0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Raise KeyboardInterrupt at the first; at a later one, do what the system does without us.
+        """Raise KeyboardInterrupt at the first, whichever it is; later ones are :func:`_watch`'s.
 
         Raises:
-            KeyboardInterrupt: whatever the signal.
+            KeyboardInterrupt: see above.
         """
         if not self.number:
-            self.number, self._when = number, time.monotonic()
+            self.number = number
             raise KeyboardInterrupt
-        if time.monotonic() - self._when > _ONE_WISH:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
 
 
 asked = Asked()
@@ -48,10 +46,11 @@ def heard() -> Iterator[None]:
     """Hear them until the block ends; those that are ignored from outside, as under ``nohup``, stay so."""
     global asked
     asked = Asked()
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     before = {number: signal.getsignal(number) for number in _ASKING}
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    other = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reading,), daemon=True).start()
     for number, handler in before.items():
         if handler not in (signal.SIG_IGN, None):
             signal.signal(number, asked)
@@ -61,3 +60,17 @@ def heard() -> Iterator[None]:
         for number, handler in before.items():
             if handler is not None:
                 signal.signal(number, handler)
+        signal.set_wakeup_fd(other)
+        os.close(writing)
+
+
+def _watch(signals: int) -> None:
+    """End the process at a second wish: in a thread, as the main one may be long in a library that hears nothing."""
+    first = 0.0
+    while number := os.read(signals, 1):
+        now = time.monotonic()
+        if number[0] in _ASKING and not first:
+            first = now
+        elif number[0] in _ASKING and now - first > _ONE_WISH:
+            os._exit(of_signal(number[0]))
+    os.close(signals)

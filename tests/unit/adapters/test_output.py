@@ -12,9 +12,8 @@ import pytest
 
 from safetykit.adapters.artifact import exchange, held
 from safetykit.adapters.artifact.files import write_atomic
-from safetykit.adapters.artifact.held import LeftBehind
 from safetykit.adapters.artifact.output import atomic_folder, claimed, claimed_file, require_free, write_output
-from safetykit.adapters.errors import OutputFailed, UsageError
+from safetykit.adapters.errors import LeftBehind, OutputFailed, UsageError
 
 SEALED = {"anything.json": lambda data, body: "ours" in body}
 
