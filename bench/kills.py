@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -47,26 +48,16 @@ Words = list[str]
 
 def words_of(what: str, folder: Path, data: Path, *, other: bool = False) -> Words:
     """A command without its output; ``other``: with settings that give another output."""
-    guard = ["fit", "vlm-guard", MODEL, "--data", str(data)]
+    rows, adapter, rank = shlex.quote(str(data)), shlex.quote(str(folder / "guard")), 1 if other else 2
+    guard = f"fit vlm-guard {MODEL} --data {rows}"
     found = {
-        "fit": [*guard, "--layers", "5" if other else "4"],
-        "sweep": [
-            *guard,
-            "--layers",
-            "4",
-            "--gate",
-            "none",
-            "--direction",
-            "svd",
-            "--rank",
-            "1" if other else "2",
-            "--sweep",
-        ],
-        "export": ["export", MODEL, "--adapter", str(folder / "guard"), "--parity-rows", "3" if other else "2"],
-        "eval": ["eval", MODEL, "--data", str(data), "--batch-size", "4", "--max-new-tokens", "3" if other else "4"],
-        "index": ["index", "build", "reference", "--model", MODEL, "--keys", "float16" if other else "float32"],
+        "fit": f"{guard} --layers {5 if other else 4}",
+        "sweep": f"{guard} --layers 4 --gate paper --direction svd --rank {rank} --sweep",
+        "export": f"export {MODEL} --adapter {adapter} --parity-rows {rank}",
+        "eval": f"eval {MODEL} --data {rows} --batch-size 4 --max-new-tokens {rank + 2}",
+        "index": f"index build reference --model {MODEL} --keys {'float16' if other else 'float32'}",
     }
-    return [*found[what], "--quiet"]
+    return [*shlex.split(found[what]), "--quiet"]
 
 
 def load_libraries() -> None:
@@ -324,6 +315,8 @@ def main(given: Sequence[str] | None = None) -> None:
     path = folder / "kills.json"
     results = read_results(path)
     lab = Lab(folder, copied(folder, "reference", 1, options.limit), results)
+    for what in options.what:
+        lab.alone(what)
     parts: list[tuple[str, int, Callable[[str, int], dict[str, Any]]]] = [
         ("kills", options.rounds, lab.killed),
         ("full", options.points, lambda what, number: lab.full(what, number, options.points)),

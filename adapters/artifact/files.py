@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import InvalidArtifact
@@ -46,12 +47,15 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file of a folder that is ours alone, whole or not at all: under another name first, then renamed."""
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """Yield another name for a file of a folder that is ours alone; what is written there is flushed and renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")  # always the same, so that the next one removes it
     try:
-        write_new(partial, data)
+        partial.unlink(missing_ok=True)  # nothing is written through a link that somebody has put there
+        yield partial
+        flush(partial)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -59,13 +63,10 @@ def write_atomic(path: Path, data: bytes) -> None:
     flush(path.parent)
 
 
-def write_new(path: Path, data: bytes) -> None:
-    """Write a file that is not there, or no more then, and flush it to disk."""
-    path.unlink(missing_ok=True)
-    with open(path, "xb") as file:  # never through a link that somebody has put there
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file of a folder that is ours alone, whole or not at all."""
+    with appearing(path) as partial:
+        partial.write_bytes(data)
 
 
 def read_inside(folder: Path, name: str, limit: int | None = None) -> bytes:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import InvalidArtifact, UsageError
-from .files import EXPORT_MANIFEST, MANIFEST, flush, read_inside, write_new
+from .files import EXPORT_MANIFEST, MANIFEST, flush, read_inside
 from .held import Held, held
 from .manifest import canonical_json, is_sealed
 
@@ -138,7 +138,8 @@ def write_output(target: Path, data: bytes) -> None:
     with held(target) as output:
         if output.target.is_dir():
             raise UsageError(f"{target} is a folder, not a file.", "Choose another output file.")
-        write_new(output.new, data)
+        output.new.write_bytes(data)
+        flush(output.new)
         output.commit()
 
 

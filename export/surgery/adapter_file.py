@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...adapters.artifact.files import write_atomic
+from ...adapters.artifact.files import appearing
 from ...adapters.artifact.manifest import canonical_json
 from ..manifest import ExportManifest
 
@@ -38,12 +38,8 @@ def write_adapter_file(path: Path, arrays: Mapping[str, np.ndarray], manifest: E
     made.set_parameters(
         {name: onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(value, order="C")) for name, value in arrays.items()}
     )
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with appearing(path) as partial:
         made.export_adapter(str(partial))
-        write_atomic(path, partial.read_bytes())
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def base_version(manifest: ExportManifest) -> int:

@@ -22,6 +22,26 @@ def two_wheels(extra: str, folder: Path) -> list[Path]:
 PASSED = {"seconds": 3.0, "resident_mb": 200.0, "anonymous_mb": 100.0, "passed": 7, "records_per_second": 9.0}
 SPENT = {"seconds": 2.0, "peak_gb": 1.5, "anonymous_gb": 0.5}
 
+KILLED = {
+    "signal": "SIGKILL",
+    "replaces": True,
+    "ended_in": 0.5,
+    "code": -9,
+    "coded": True,
+    "state": "absent",
+    "left": [".out.writing"],
+    "orphans": [".out.writing"],
+    "same": True,
+}
+FULL = {"code": 8, "typed": True, "state": "absent", "left": [], "orphans": [], "same": True}
+FORKED = {
+    "load_libraries": None,
+    "able_to_mount": None,
+    "one_thread": None,
+    "made": ("a" * 64, 1.0),
+    "Lab._alone": {"twice": True, "seconds": 1.0},
+}
+
 LATENCY = [
     BenchCase(
         "latency",
@@ -225,6 +245,25 @@ SIZES = [
         "-o {out} --quick",
         lambda ran: list(ran.read("processes.json")["identity"]["vlm-guard"]) == ["1 × 1", "2 × 1", "two hosts"],
         {"written": "a" * 64, "on_two_hosts": "a" * 64},
+    ),
+    BenchCase(
+        "kills",
+        "--out {out} --what eval index --rounds 2 --points 1 --limit 4",
+        lambda ran: [
+            [tuple(call) for call in ran.calls["Lab.killed"]]
+            == [(what, at) for at in (0, 1) for what in ("eval", "index")],
+            [tuple(call) for call in ran.calls["Lab.full"]] == [("eval", 0, 1), ("index", 0, 1)],
+            len((ran.path / "records-4-1" / "records.jsonl").read_text().splitlines()) == 12,
+            "| eval | 2 (2, 0, 0) | 0 | 2 | 0 | 0 | 2 | 0 |" in (ran.path / "kills.md").read_text(),
+            "| index | 1 | 1 | 0 | 0 | 0 | 0 |" in (ran.path / "kills.md").read_text(),
+        ],
+        {**FORKED, "Lab.killed": KILLED, "Lab.full": FULL},
+    ),
+    BenchCase(
+        "kills",
+        "-o {out} --quick",
+        lambda ran: len(ran.read("kills.json")["kills"]["fit"]) == 2 and "full" not in ran.read("kills.json"),
+        {**FORKED, "Lab.killed": KILLED},
     ),
     BenchCase(
         "memory",

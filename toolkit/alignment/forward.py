@@ -20,6 +20,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ...adapters.artifact.files import appearing
 from ...adapters.errors import UsageError
 from ..data.captions import CaptionedPicture
 from ..distributed.dealing import dealt
@@ -82,8 +83,8 @@ class PictureFeatures:
         self._stacked: bool | None = None  # families differ in whether they join the pictures themselves
         found = load_file(path) if path is not None and path.is_file() else self._encode()
         if path is not None and not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(found, path)
+            with appearing(path) as partial:
+                save_file(found, partial)
             found = load_file(path)  # mapped into memory
         self.table, self.means = found.get("features"), found["means"]
 

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 
 from .exit_codes import of_signal
@@ -47,20 +47,29 @@ def heard() -> Iterator[None]:
     global asked
     asked = Asked()
     before = {number: signal.getsignal(number) for number in _ASKING}
+    with _watched() if os.name == "posix" else nullcontext():
+        for number, handler in before.items():
+            if handler not in (signal.SIG_IGN, None):
+                signal.signal(number, asked)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                if handler is not None:
+                    signal.signal(number, handler)
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    """Hear of signals in a thread, too, through a pipe that Python fills before any handler can run."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    other = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reading,), daemon=True).start()
-    for number, handler in before.items():
-        if handler not in (signal.SIG_IGN, None):
-            signal.signal(number, asked)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            if handler is not None:
-                signal.signal(number, handler)
-        signal.set_wakeup_fd(other)
+        signal.set_wakeup_fd(before)
         os.close(writing)
 
 

@@ -7,6 +7,7 @@ same bytes as one that was never interrupted.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -275,8 +276,12 @@ def _allocate(path: Path, manifest: IndexManifest, nbytes: int) -> None:
         size = 8 + len(text) + end
         file.truncate(size)
         file.flush()
-        if size and hasattr(os, "posix_fallocate"):  # a full disk is an error now, and not a crash of mapped memory
-            os.posix_fallocate(file.fileno(), 0, size)
+        if hasattr(os, "posix_fallocate"):  # so that a full disk is an error now, and not a crash of mapped memory
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # of file systems that cannot
+                    raise
 
 
 def _identity(manifest: IndexManifest) -> str:

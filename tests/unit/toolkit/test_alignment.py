@@ -10,7 +10,7 @@ import torch
 
 from safetykit.adapters.errors import UsageError
 from safetykit.adapters.tga.settings import TGA
-from safetykit.toolkit.alignment import Aligner, trainer
+from safetykit.toolkit.alignment import Aligner, forward, trainer
 from safetykit.toolkit.alignment.targets import trained
 from safetykit.toolkit.data.captions import captions_path, load_captions
 from safetykit.toolkit.data.records import load_records
@@ -325,3 +325,20 @@ def few(captions, folder):
     path = folder / "captions.jsonl"
     path.write_text("\n".join(json.dumps(line) for line in lines))
     return path
+
+
+def test_features_that_were_cut_off_are_made_again(random_vlm, captions, tmp_path, monkeypatch):
+    save, path = forward.save_file, tmp_path / "features.safetensors"
+
+    def cut(found, target):
+        save(found, target)
+        target.write_bytes(target.read_bytes()[:100])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(forward, "save_file", cut)
+    with pytest.raises(KeyboardInterrupt):
+        forward.PictureFeatures(random_vlm, captions[:2], path)
+    monkeypatch.setattr(forward, "save_file", save)
+    made = forward.PictureFeatures(random_vlm, captions[:2], path)
+    assert torch.equal(made.means, forward.PictureFeatures(random_vlm, captions[:2]).means)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]

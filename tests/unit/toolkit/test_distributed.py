@@ -5,10 +5,12 @@ from collections import Counter
 import pytest
 from ranks import Ranks
 
+from safetykit.adapters.artifact.output import claimed
 from safetykit.adapters.errors import ProcessLost, UsageError
 from safetykit.toolkit.data.journal import Journal
 from safetykit.toolkit.distributed import job
 from safetykit.toolkit.distributed.dealing import dealt, own
+from safetykit.toolkit.distributed.output import by_first
 from safetykit.toolkit.distributed.world import from_first, is_first, world
 from safetykit.toolkit.model.batching import BatchSize, fitting, own_share, streamed
 
@@ -165,3 +167,20 @@ def test_a_model_is_not_spread_over_what_other_processes_need(launched, monkeypa
     launched(1)
     with pytest.raises(UsageError, match="leaves none for the other 1 processes. .* one process with --device-map"):
         placement.Placement.of(LoadOptions(device_map="auto"), tmp_path)
+
+
+def test_an_output_that_the_first_process_may_not_write_is_refused_by_all(tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/notes").write_text("x")
+
+    def work(out):
+        with by_first(claimed(tmp_path / out)):
+            return sorted(path.name for path in tmp_path.iterdir())
+
+    def refused(rank):
+        with pytest.raises(UsageError, match="taken already exists"):
+            work("taken")
+
+    assert Ranks(3).run(refused) == [None] * 3
+    assert all(".new.writing" in found for found in Ranks(2).run(lambda rank: work("new"))[:1])
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
