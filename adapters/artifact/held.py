@@ -104,6 +104,11 @@ def unfinished() -> list[Path]:
     return list(_unfinished)
 
 
+def ends_with_output(path: Path) -> bool:
+    """Whether a path is spent by an output that this thread holds, and so goes when that appears."""
+    return any(path in output.spent for output in _HELD.get().values())
+
+
 def beside(target: Path, suffix: str) -> Path:
     """The hidden path next to an output for something that belongs to it."""
     return target.with_name(f".{target.name}.{suffix}")

@@ -99,7 +99,7 @@ def _evaluated(
             system=options.system,
         )
     if journal:
-        journal.close()
+        journal.finish()
     return result
 
 

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
+from ...adapters.artifact.held import ends_with_output
 from ..distributed.world import from_first, is_first
 
 
@@ -44,17 +45,13 @@ class Journal:
         self.done[key] = value
         self._append(json.dumps((key, value)))
 
-    def close(self) -> None:
-        """The work is complete, and not yet stored elsewhere."""
+    def finish(self) -> None:
+        """The work is complete: remove the journal, or leave it to the output that it ends with."""
+        Journal.unfinished = None
         if self._file is not None:
             self._file.close()
-        Journal.unfinished = None
-
-    def finish(self) -> None:
-        """The work is complete and stored elsewhere: remove the journal."""
-        self.close()
-        if self._file is not None:
-            self.path.unlink(missing_ok=True)
+            if not ends_with_output(self.path):
+                self.path.unlink(missing_ok=True)
 
     def _read(self, head: str) -> int:
         """Read what is done; returns the number of bytes that are whole lines of this work."""

@@ -160,6 +160,7 @@ def test_what_can_be_gone_on_from_ends_with_the_output(tmp_path):
         raise RuntimeError
     assert held.unfinished() == [state] and names(tmp_path) == [".out.state"]
     with claimed(out, spent=[state]):
+        assert held.ends_with_output(state) and not held.ends_with_output(tmp_path)
         write(out)
         assert not state.exists()
     assert names(tmp_path) == ["out"]

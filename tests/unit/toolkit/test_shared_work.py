@@ -7,6 +7,7 @@ import torch
 from planted_vlm import SMALL
 from ranks import Ranks
 
+from safetykit.adapters.artifact.output import claimed
 from safetykit.adapters.care.settings import CARE
 from safetykit.adapters.protocols import Refusal
 from safetykit.adapters.registry import methods
@@ -68,6 +69,24 @@ def test_a_fit(name, vlms, records):
         handle.remove()
     assert both == [alone, alone]
     assert 0 < passes[1] <= passes[0]  # they took turns
+
+
+def test_a_journal_stays_until_the_output_that_it_is_of(tmp_path):
+    path, cut = tmp_path / "out.jsonl", b'["c", 3'
+    with claimed(tmp_path / "out", spent=[path]):
+        journal = Journal(path, "work")
+        journal.add("a", 1)
+        journal.finish()
+    assert Journal.unfinished is None and path.is_file()  # no output has appeared
+    path.write_bytes(path.read_bytes() + cut)
+    again = Journal(path, "work")
+    assert again.done == {"a": 1} and cut not in path.read_bytes()
+    again.add("b", 2)
+    assert Journal(path, "work").done == {"a": 1, "b": 2}
+    other = Journal(path, "other work")
+    assert other.done == {} and path.read_text().count("\n") == 1
+    other.finish()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_answers_and_their_journal(vlms, records, tmp_path):
