@@ -53,16 +53,6 @@ class ParityFailed(SafetykitError):
     exit_code = 5
 
 
-class OutputFailed(SafetykitError):
-    """The system would not write: the disk is full or read-only, or permission is missing."""
-
-    exit_code = 8
-
-
-class LeftBehind(UserWarning):
-    """What a process that was killed had left of an output was cleared, or put back."""
-
-
 class ProcessLost(SafetykitError):
     """Of several processes that share the work, one is gone."""
 
@@ -71,3 +61,13 @@ class ProcessLost(SafetykitError):
     def __init__(self, message: str, next_step: str = "") -> None:
         again = "The launcher names it. The same command can be run again, on any number of processes."
         super().__init__(message, next_step or again)
+
+
+class OutputFailed(SafetykitError):
+    """The system would not write: the disk is full or read-only, or permission is missing."""
+
+    exit_code = 8
+
+
+class LeftBehind(UserWarning):
+    """What a process that was killed had left of an output was cleared, or put back."""
