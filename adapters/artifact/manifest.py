@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -186,7 +186,11 @@ def canonical_json(value: Any) -> bytes:
 
 def dump_sealed(model: BaseModel) -> bytes:
     """Canonical JSON of ``model`` with its own digest in the key ``sha256``."""
-    body = model.model_dump(mode="json")
+    return sealed(model.model_dump(mode="json"))
+
+
+def sealed(body: Mapping[str, JsonValue]) -> bytes:
+    """Canonical JSON of an object with its own digest in the key ``sha256``."""
     return canonical_json({**body, "sha256": hashlib.sha256(canonical_json(body)).hexdigest()})
 
 

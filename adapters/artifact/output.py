@@ -12,12 +12,12 @@ from typing import Any
 from ..errors import InvalidArtifact, UsageError
 from .files import EXPORT_MANIFEST, MANIFEST, flush, read_inside
 from .held import Held, held
-from .manifest import canonical_json, is_sealed
+from .manifest import canonical_json, is_sealed, sealed
 
 _MARK_LIMIT = 16 * 2**20  # bytes of a file by which a folder is known
 
-Mark = Callable[[bytes, Any], bool]  # a file's bytes and the JSON object in them → whether safetykit wrote it
-Marks = Mapping[str, Mark]  # by file name
+_Mark = Callable[[bytes, Any], bool]  # a file's bytes and the JSON object in them → whether safetykit wrote it
+_MADE_BY = ".safetykit.json"  # in folders whose form is that of another library
 
 
 def _lora(data: bytes, body: Any) -> bool:
@@ -30,34 +30,35 @@ def _alignment(data: bytes, body: Any) -> bool:
 
 
 # By one of these a folder is known as one of ours, which `--overwrite` may replace: of adapters and indexes, exports,
-# channel maps, LoRA adapters, and alignments that go on where they were.
-MADE: Marks = MappingProxyType(
+# channel maps, LoRA adapters, alignments that go on where they were, and checkpoints.
+_MADE: Mapping[str, _Mark] = MappingProxyType(
     {
         MANIFEST: is_sealed,
         EXPORT_MANIFEST: is_sealed,
         "channel_map.json": is_sealed,
         "adapter_config.json": _lora,
         "checkpoint.json": _alignment,
+        _MADE_BY: is_sealed,
     }
 )
-# The same of checkpoints, which transformers writes: any model's configuration.
-MODEL: Marks = MappingProxyType({"config.json": lambda data, body: "model_type" in body})
 
 
-def require_free(
-    target: Path, *, overwrite: bool = False, made: Marks = MADE, inputs: Iterable[Path | str | None] = ()
-) -> None:
+def mark_made(folder: Path) -> None:
+    """Say in a hidden file that safetykit wrote a folder that cannot be told from those of another library."""
+    (folder / _MADE_BY).write_bytes(sealed({"made_by": "safetykit"}))
+
+
+def require_free(target: Path, *, overwrite: bool = False, inputs: Iterable[Path | str | None] = ()) -> None:
     """Refuse an output folder that is taken, being written or cannot be written; worth calling before long work.
 
     Args:
-        made: the files by one of which a folder that may be overwritten is known, each with what must be in it.
         inputs: what is read to make the output, and must survive it; what is no path that exists is passed over.
 
     Raises:
         UsageError: ``target`` is a file, or a folder with content and ``overwrite`` is off; or holds an input, or
             nothing that safetykit wrote; or another process writes it.
     """
-    with claimed(target, overwrite=overwrite, made=made, inputs=inputs):
+    with claimed(target, overwrite=overwrite, inputs=inputs):
         pass
 
 
@@ -66,7 +67,6 @@ def claimed(
     target: Path,
     *,
     overwrite: bool = False,
-    made: Marks = MADE,
     inputs: Iterable[Path | str | None] = (),
     spent: Iterable[Path] = (),
 ) -> Iterator[Held]:
@@ -80,7 +80,7 @@ def claimed(
         OutputFailed: the system would not write.
     """
     with held(target, spent=spent) as output:
-        _require_free(target, overwrite, made, inputs)
+        _require_free(target, overwrite, inputs)
         yield output
 
 
@@ -104,27 +104,24 @@ def claimed_file(
 
 
 @contextmanager
-def atomic_folder(target: Path, *, overwrite: bool = False, made: Marks = MADE) -> Iterator[Path]:
+def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty folder that becomes ``target`` only when the block ends without an error.
 
     On any error the folder is removed and ``target`` stays as it was; if the process is killed, the next one that
     writes ``target`` removes it. A folder that is replaced is so in one step, where the system has one.
 
-    Args:
-        made: see :func:`require_free`.
-
     Raises:
         UsageError: as :func:`require_free`.
         OutputFailed: the system would not write.
     """
-    with claimed(target, overwrite=overwrite, made=made) as output:
+    with claimed(target, overwrite=overwrite) as output:
         output.new.mkdir()
         yield output.new
         for path in output.new.rglob("*"):
             if path.is_file():
                 flush(path)
         flush(output.new)
-        _require_free(target, overwrite, made, ())  # of what others may have put there meanwhile
+        _require_free(target, overwrite, ())  # of what others may have put there meanwhile
         output.commit()
 
 
@@ -143,7 +140,7 @@ def write_output(target: Path, data: bytes) -> None:
         output.commit()
 
 
-def _require_free(target: Path, overwrite: bool, made: Marks, inputs: Iterable[Path | str | None]) -> None:
+def _require_free(target: Path, overwrite: bool, inputs: Iterable[Path | str | None]) -> None:
     if target.is_file():
         raise UsageError(f"{target} is a file, not a folder.", "Choose another output folder.")
     if not target.exists() or not any(target.iterdir()):
@@ -153,7 +150,7 @@ def _require_free(target: Path, overwrite: bool, made: Marks, inputs: Iterable[P
     for path in (Path(one) for one in inputs if one):
         if path.exists() and target.resolve() in (found := path.resolve(), *found.parents):
             raise UsageError(f"{target} holds {path}, which is read to make it.", "Choose another output folder.")
-    if not _is_made(target, made) and not _is_demo(target):
+    if not _is_made(target) and not _is_demo(target):
         some = min(target.iterdir()).name
         raise UsageError(
             f"{target} was not written by safetykit: it holds {some}.",
@@ -179,14 +176,14 @@ def _require_free_file(target: Path, overwrite: bool, keys: Collection[str]) -> 
 
 
 def _is_demo(folder: Path) -> bool:
-    return _is_made(folder / "adapter", MADE) and _is_made(folder / "export", MADE)
+    return _is_made(folder / "adapter") and _is_made(folder / "export")
 
 
-def _is_made(folder: Path, made: Marks) -> bool:
-    return any(_bears(folder, name, mark) for name, mark in made.items())
+def _is_made(folder: Path) -> bool:
+    return any(_bears(folder, name, mark) for name, mark in _MADE.items())
 
 
-def _bears(folder: Path, name: str, mark: Mark) -> bool:
+def _bears(folder: Path, name: str, mark: _Mark) -> bool:
     """Whether a folder has the file ``name`` as safetykit writes it."""
     try:
         data = read_inside(folder, name, _MARK_LIMIT)

@@ -31,7 +31,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from vision_weights import PATCH, load_tower, mapping_error, vision_config
 
-from safetykit.adapters.artifact.output import MODEL, atomic_folder
+from safetykit.adapters.artifact.output import atomic_folder, mark_made
 
 IMAGE_TOKEN = "<image>"
 IMAGE_SIZE, LAYER = 84, 9  # pixels, one image token for 14 by 14; vision_feature_layer
@@ -196,7 +196,8 @@ def main(arguments: list[str] | None = None) -> None:
     say(f"vision weights mapped: relative error {error['relative']:.1e}")
     model, processor = assemble(packages, image_size, layer, options.with_parts)
     target = options.work / ("model" if options.with_parts else "untrained")
-    with atomic_folder(target, overwrite=True, made=MODEL) as folder:
+    with atomic_folder(target, overwrite=True) as folder:
+        mark_made(folder)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     parameters = sum(parameter.numel() for parameter in model.parameters())

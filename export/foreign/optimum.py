@@ -20,7 +20,7 @@ from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPa
 from ...adapters.artifact.files import CONFIGURATION_FILES, write_atomic
 from ...adapters.artifact.hub import located
 from ...adapters.artifact.manifest import canonical_json
-from ...adapters.artifact.output import MODEL, atomic_folder
+from ...adapters.artifact.output import atomic_folder, mark_made
 from ...adapters.errors import UsageError
 from ..base.reading import read_graph
 from ..manifest import read_manifest
@@ -42,7 +42,8 @@ def write_optimum(export: Path, out: Path, *, overwrite: bool = False) -> Path:
     model, embedding = read_graph(paths["decoder"]), read_graph(paths["embed_tokens"])
     _join(model, embedding)
     _require_feedable(model)
-    with atomic_folder(out, overwrite=overwrite, made=MODEL) as work:
+    with atomic_folder(out, overwrite=overwrite) as work:
+        mark_made(work)
         for tensor in _external(model):
             shutil.copyfile(tensor.path, work / tensor.location)
         ir.save(model, work / "model.onnx")

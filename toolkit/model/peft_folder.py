@@ -22,7 +22,7 @@ from torch import nn
 from ...adapters.artifact.files import CONFIGURATION_FILES, sha256_file
 from ...adapters.artifact.held import held
 from ...adapters.artifact.hub import located, name_of
-from ...adapters.artifact.output import MODEL, atomic_folder
+from ...adapters.artifact.output import atomic_folder
 from ...adapters.artifact.tensors import StoredTensor
 from ...adapters.artifact.updates import WeightUpdate
 from ...adapters.errors import InvalidArtifact, SafetykitError, UsageError
@@ -78,7 +78,7 @@ def merge(folder: Path, base: Path, out: Path) -> None:
         InvalidArtifact: a file is missing or damaged.
     """
     changes = _changes(folder, base)
-    with atomic_folder(out, made=MODEL) as work:
+    with atomic_folder(out) as work:
         for name in CONFIGURATION_FILES:
             source = next((place / name for place in (folder, base) if (place / name).is_file()), None)
             if source is not None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...adapters.artifact.files import CONFIGURATION_FILES
-from ...adapters.artifact.output import MODEL, atomic_folder, require_free
+from ...adapters.artifact.output import atomic_folder, mark_made, require_free
 from ...adapters.artifact.updates import WeightUpdate, by_parameter, compose
 from ...adapters.errors import InvalidArtifact, UsageError
 from .offload import hold
@@ -172,8 +172,9 @@ def save_updated(vlm: Running, updates: Sequence[WeightUpdate], folder: Path | s
     skeleton.tie_weights()
     skeleton.config.dtype = vlm.model.dtype
     skeleton.generation_config = vlm.model.generation_config
-    require_free(Path(folder), overwrite=overwrite, made=MODEL, inputs=[vlm.path])
-    with atomic_folder(Path(folder), overwrite=overwrite, made=MODEL) as work:
+    require_free(Path(folder), overwrite=overwrite, inputs=[vlm.path])
+    with atomic_folder(Path(folder), overwrite=overwrite) as work:
+        mark_made(work)
         skeleton.save_pretrained(work)
         for name in CONFIGURATION_FILES:
             if name not in _MADE_BY_SAVING and (vlm.path / name).is_file():

@@ -12,14 +12,20 @@ import pytest
 
 from safetykit.adapters.artifact import exchange, held
 from safetykit.adapters.artifact.files import write_atomic
-from safetykit.adapters.artifact.output import atomic_folder, claimed, claimed_file, require_free, write_output
+from safetykit.adapters.artifact.output import (
+    atomic_folder,
+    claimed,
+    claimed_file,
+    mark_made,
+    require_free,
+    write_output,
+)
 from safetykit.adapters.errors import LeftBehind, OutputFailed, UsageError
-
-SEALED = {"anything.json": lambda data, body: "ours" in body}
 
 
 def folder(path, text="old"):
     path.mkdir()
+    mark_made(path)
     (path / "anything.json").write_text(json.dumps({"ours": text}))
     return path
 
@@ -29,7 +35,7 @@ def text_of(path):
 
 
 def write(path, text="new", **given):
-    with atomic_folder(path, made=SEALED, **given) as work:
+    with atomic_folder(path, **given) as work:
         (work / "anything.json").write_text(json.dumps({"ours": text}))
 
 
@@ -52,6 +58,14 @@ def test_an_output_is_replaced_and_nothing_else_stays(tmp_path, swapping):
     assert os.stat(out).st_mode & 0o777 == 0o777 & ~os.umask(os.umask(0o022))
 
 
+def test_a_checkpoint_of_somebody_is_not_replaced(tmp_path):
+    (mine := tmp_path / "mine").mkdir()
+    (mine / "config.json").write_text('{"model_type": "llava"}')
+    with pytest.raises(UsageError, match="was not written by safetykit: it holds config.json"):
+        write(mine, overwrite=True)
+    assert names(mine) == ["config.json"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="of macOS nothing is known here")
 def test_two_paths_swap_in_one_step(tmp_path):
     first, second = folder(tmp_path / "a", "a"), folder(tmp_path / "b", "b")
@@ -68,8 +82,7 @@ def killed(out, line):
         "from safetykit.adapters.artifact import exchange, held\n"
         "from safetykit.adapters.artifact.output import atomic_folder\n"
         "kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "made = {'anything.json': lambda data, body: 'ours' in body}\n"
-        f"with atomic_folder(pathlib.Path({str(out)!r}), overwrite=True, made=made) as work:\n"
+        f"with atomic_folder(pathlib.Path({str(out)!r}), overwrite=True) as work:\n"
         "    (work / 'anything.json').write_text(json.dumps({'ours': 'half'}))\n"
         f"    {line}\n"
     )
@@ -175,7 +188,7 @@ def test_a_failed_exchange_keeps_what_can_be_gone_on_from(tmp_path, monkeypatch)
 
     monkeypatch.setattr(held, "exchanged", busy)
     said = "could not be written: Device or resource busy"
-    with pytest.raises(OutputFailed, match=said), claimed(out, overwrite=True, made=SEALED, spent=[state]):
+    with pytest.raises(OutputFailed, match=said), claimed(out, overwrite=True, spent=[state]):
         write(out, overwrite=True)
     assert text_of(out) == "old" and names(tmp_path) == [".out.state", "out"]
 
