@@ -130,6 +130,7 @@ def held(target: Path, *, spent: Iterable[Path] = (), wait: bool = False) -> Ite
     target = located(target)
     mine, folder = _HELD.get(), beside(target, "writing")
     if folder in mine:
+        mine[folder].spent.extend(path for path in spent if path not in mine[folder].spent)
         yield mine[folder]
         return
     found = Held(target, list(spent))

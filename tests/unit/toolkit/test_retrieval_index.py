@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from planted_captions import PlantedEmbedder, planted_index
 
 from safetykit.adapters import InvalidArtifact, UsageError
+from safetykit.adapters.artifact.output import claimed
 from safetykit.toolkit.index.caption_index import CaptionIndex
 from safetykit.toolkit.retrieval.build import build_index
 from safetykit.toolkit.retrieval.sources import open_texts
@@ -58,6 +60,14 @@ def test_an_interrupted_build_goes_on_and_gives_the_same_bytes(tmp_path, monkeyp
     assert last.calls <= len(TEXTS) - 48 - 96  # what the first two runs had finished was not done again
     assert contents(tmp_path / "pieces") == contents(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pieces", "whole"]
+
+
+def test_of_two_builds_of_an_index_the_second_is_refused(tmp_path):
+    with claimed(tmp_path / "index"), ThreadPoolExecutor(1) as other:
+        with pytest.raises(UsageError, match="index is being written by process"):
+            other.submit(planted_index, tmp_path / "index", TEXTS).result()
+        planted_index(tmp_path / "index", TEXTS)
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 
 def test_a_build_of_something_else_does_not_go_on(tmp_path):
