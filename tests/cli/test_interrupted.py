@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -77,6 +78,11 @@ def test_a_terminal_that_says_it_twice_means_it_once_and_nohup_is_left_alone():
         assert signals.asked.number == signal.SIGTERM
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_in_a_thread_a_command_runs_without_hearing_them(call):
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(call, "--version").result()[0] == 0
 
 
 def test_a_full_disk_is_said_and_has_its_code(demo, tmp_path):

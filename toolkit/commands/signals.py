@@ -46,6 +46,9 @@ def heard() -> Iterator[None]:
     """Hear them until the block ends; those that are ignored from outside, as under ``nohup``, stay so."""
     global asked
     asked = Asked()
+    if threading.current_thread() is not threading.main_thread():  # where Python lets nobody hear them
+        yield
+        return
     before = {number: signal.getsignal(number) for number in _ASKING}
     with _watched() if os.name == "posix" else nullcontext():
         for number, handler in before.items():
