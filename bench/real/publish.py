@@ -14,6 +14,7 @@ import argparse
 import json
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import assemble
@@ -35,14 +36,20 @@ _FIGURES = {
 }
 
 
+_ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
+
+
 def collect(work: Path, parts: Path) -> None:
     """Copy what training left into the folder of parts, halved to fp16."""
     config = json.loads((work / "untrained/config.json").read_text())
     parts.mkdir(parents=True, exist_ok=True)
     for name, source in (("alignment", work / "align/alignment"), ("visual", work / "tune/visual")):
-        shutil.rmtree(parts / name, ignore_errors=True)
+        for file in _ADAPTER:  # and nothing else that may lie there
+            (parts / name / file).unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there, or holds something else
+            (parts / name).rmdir()
         if source.is_dir():
-            (parts / name).mkdir()
+            (parts / name).mkdir(exist_ok=True)
             weights = load_file(source / "adapter_model.safetensors")
             halved = {key: value.half().contiguous() for key, value in weights.items()}
             save_file(halved, parts / name / "adapter_model.safetensors")
