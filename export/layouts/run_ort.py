@@ -4,16 +4,32 @@ python run_ort.py --prompt "What is this?" --image picture.png, or --requests FI
 prints an object a line: text, tokens, whether the detector refused. On a GPU: --provider CUDAExecutionProvider.
 """
 
+import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    del sys.path[0]  # this folder: no module is taken from it
+
 import argparse
 import json
 from pathlib import Path
 
 import numpy as np
 from onnxruntime import InferenceSession, OrtValue
-from PIL import Image
+from PIL import Image, ImageOps
 from tokenizers import Tokenizer
 
 STAYING = "present."  # what begins so stays on the device, to be fed again
+FORMATS, MAX_PIXELS, MAX_RATIO = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"), 50_000_000, 100
+
+
+def opened(path):
+    """A picture in RGB, upright; of a usual format, and small enough, which is seen before it is decoded."""
+    if not Path(path).resolve(strict=True).is_file():
+        raise OSError(f"{path} is a folder, a pipe or a device")
+    less, more = sorted((picture := Image.open(path, formats=FORMATS)).size)
+    if not 0 < more <= less * MAX_RATIO or less * more > MAX_PIXELS:
+        raise ValueError(f"{path} is too large, too narrow or empty: {picture.width}x{picture.height} pixels")
+    return ImageOps.exif_transpose(picture).convert("RGB")
 
 
 class Graph:
@@ -141,10 +157,10 @@ if __name__ == "__main__":
     for number, line in enumerate(lines, 1):  # all are looked at before the first is answered
         try:
             asked.append(((one := json.loads(line))["prompt"], one.get("image")))
-            one.get("image") and Image.open(one["image"]).close()
-        except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+            one.get("image") and opened(one["image"])
+        except Exception as error:  # decoders raise whatever the bytes lead them to
             raise SystemExit(f"Request {number} cannot be read: {error!r}. None was answered.") from None
     model = Model(Path(__file__).absolute().parent, given.provider, given.base)
     for prompt, picture in asked:
-        found = model.answer(prompt, picture and Image.open(picture), given.max_new_tokens)
+        found = model.answer(prompt, picture and opened(picture), given.max_new_tokens)
         print(json.dumps(found, ensure_ascii=False), flush=True)

@@ -1,4 +1,7 @@
-"""Pictures in every usual form, as RGB.
+"""Pictures in every usual form, as RGB: the one place where a picture's bytes are decoded.
+
+Who sends a picture is not trusted. Its format is known by its content and must be one of :data:`FORMATS`; its size is
+looked at before its pixels are. It is turned as its EXIF orientation says.
 
 A path may end in a W3C media fragment that cuts a rectangle out of an atlas: ``noto.png#xywh=64,0,32,32``.
 """
@@ -10,19 +13,31 @@ import binascii
 import io
 import os
 import re
+import stat
 from functools import lru_cache
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ...adapters.errors import UsageError
 
 Picture = Image.Image | np.ndarray | bytes | str | os.PathLike[str]
 
-_FRAGMENT = re.compile(r"(?P<path>[^#]+)(?:#xywh=(?P<x>\d+),(?P<y>\d+),(?P<w>[1-9]\d*),(?P<h>[1-9]\d*))?")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # as Pillow calls them
+MAX_PIXELS = 50_000_000  # of a picture, which take 400 MB while they are converted
+PIXELS_VARIABLE = "SAFETYKIT_MAX_PIXELS"  # of the environment: another limit
+MAX_RATIO = 100  # of a picture's sides; processors enlarge the shorter one to hundreds of pixels
+MAX_BYTES = 2**28  # of a file
+
+_UNITS = r"\d{1,9}"
+_FRAGMENT = re.compile(
+    rf"(?P<path>[^#]+)(?:#xywh=(?P<x>{_UNITS}),(?P<y>{_UNITS}),(?P<w>(?!0){_UNITS}),(?P<h>(?!0){_UNITS}))?"
+)
 _EMBEDDED = re.compile(r"data:image/[\w.+-]+;base64,(?P<data>.*)", re.DOTALL)
-_FORMATS = "Use PNG, JPEG or WebP."
+_ADVICE = f"Use {', '.join(FORMATS[:-1])} or {FORMATS[-1]}."
+_CHANNELS = "Its axes are [height, width] or [height, width, 3 or 4]; channels come last."
 
 
 def as_picture(value: Picture) -> Image.Image:
@@ -33,9 +48,11 @@ def as_picture(value: Picture) -> Image.Image:
             [height, width] or [height, width, 3 or 4], of bytes or of floats from 0 to 1.
 
     Raises:
-        UsageError: it is none of these, or cannot be read; nothing is downloaded.
+        UsageError: it is none of these, cannot be read, or is too large or too narrow; nothing is downloaded.
     """
     if isinstance(value, Image.Image):
+        require_size(*value.size, "A picture")
+        value = ImageOps.exif_transpose(value) if value.getexif() else value
         return value if value.mode == "RGB" else value.convert("RGB")
     if isinstance(value, np.ndarray):
         return _of_array(value)
@@ -61,7 +78,7 @@ def open_picture(text: str, folder: Path | None = None) -> Image.Image:
     """The picture, or the rectangle of one, that ``text`` names, relative to ``folder``; in RGB.
 
     Raises:
-        UsageError: the file is missing or no picture, or the rectangle leaves it.
+        UsageError: the file is missing, no plain file, no picture, too large or too narrow; or the rectangle leaves it.
     """
     match = _FRAGMENT.fullmatch(text)
     if match is None:
@@ -72,8 +89,8 @@ def open_picture(text: str, folder: Path | None = None) -> Image.Image:
     except FileNotFoundError:
         relative = "Picture paths in records are relative to the file of the records."
         raise UsageError(f"There is no picture {path}.", "Check the path." if folder is None else relative) from None
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as a picture ({error}).", _FORMATS) from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as a picture ({error}).", _ADVICE) from None
     if match["x"] is None:
         return picture
     x, y, width, height = (int(match[key]) for key in "xywh")
@@ -82,27 +99,81 @@ def open_picture(text: str, folder: Path | None = None) -> Image.Image:
     return picture.crop((x, y, x + width, y + height))
 
 
+def require_size(width: int, height: int, what: str) -> None:
+    """Refuse a picture that holds nothing, or that would take too much memory; ``what`` names it.
+
+    Raises:
+        UsageError: with the limit.
+    """
+    if not width or not height:
+        raise UsageError(f"{what} has no pixels: it is {width}x{height}.", "Leave it out.")
+    if width * height > (limit := max_pixels()):
+        raise UsageError(
+            f"{what} has {width}x{height} pixels, and at most {limit} are read.",
+            f"Make it smaller, or raise the limit: {PIXELS_VARIABLE}={width * height}.",
+        )
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise UsageError(
+            f"{what} is too narrow: its sides of {width}x{height} are more than 1:{MAX_RATIO}.", "Crop or pad it."
+        )
+
+
+def max_pixels() -> int:
+    """The limit in force: :data:`MAX_PIXELS`, or what the environment says.
+
+    Raises:
+        UsageError: it says no number, or more than Pillow decodes.
+    """
+    said, most = os.environ.get(PIXELS_VARIABLE, str(MAX_PIXELS)), 2 * (Image.MAX_IMAGE_PIXELS or MAX_PIXELS)
+    if not re.fullmatch(r"[1-9]\d{0,9}", said, re.ASCII) or int(said) > most:
+        raise UsageError(f"{PIXELS_VARIABLE} is {said[:40]!r}.", f"Set it to a number of pixels up to {most}.")
+    return int(said)
+
+
 @lru_cache(maxsize=32)
 def _read_picture(path: Path, changed: int) -> Image.Image:  # a file that was changed since is read again
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
+    _require_plain(path.stat(), path)
+    with open(path, "rb", opener=_open_at_once) as file:
+        _require_plain(os.fstat(file.fileno()), path)
+        return _decoded(file, str(path))
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; a pipe that took its place does not make us wait for somebody to write into it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _require_plain(found: os.stat_result, path: Path) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise UsageError(f"{path} is a folder, a pipe or a device, and no picture.", "Pass a plain file.")
+    if found.st_size > MAX_BYTES:
+        raise UsageError(f"{path} is larger than {MAX_BYTES >> 20} MiB.", "Save the picture compressed, or smaller.")
 
 
 def _of_bytes(data: bytes) -> Image.Image:
+    if len(data) > MAX_BYTES:
+        raise UsageError(f"A picture is larger than {MAX_BYTES >> 20} MiB.", "Save it compressed, or smaller.")
+    return _decoded(io.BytesIO(data), f"A file of {len(data)} bytes")
+
+
+def _decoded(file: IO[bytes], what: str) -> Image.Image:
+    """The pixels of a file whose size allows it, upright and in RGB."""
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with Image.open(file, formats=FORMATS) as picture:
+            require_size(*picture.size, what)
+            ImageOps.exif_transpose(picture, in_place=True)
             return picture.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
-        raise UsageError(f"{len(data)} bytes cannot be read as a picture ({reason}).", _FORMATS) from None
+    except UsageError:
+        raise
+    except Exception as error:  # decoders raise whatever the bytes lead them to
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+        raise UsageError(f"{what} cannot be read as a picture ({reason}).", _ADVICE) from None
 
 
 def _of_array(array: np.ndarray) -> Image.Image:
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))) or 0 in array.shape:
-        raise UsageError(
-            f"An array of shape {list(array.shape)} is no picture.",
-            "Its axes are [height, width] or [height, width, 3 or 4]; channels come last.",
-        )
+        raise UsageError(f"An array of shape {list(array.shape)} is no picture.", _CHANNELS)
+    require_size(array.shape[1], array.shape[0], "A picture")
     if array.dtype.kind == "f":
         if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
             raise UsageError("A picture's floats leave the range from 0 to 1.", "Scale them, or pass uint8.")

@@ -134,7 +134,7 @@ def test_every_input_and_output_has_a_meaning_and_edits_are_found(described, mak
 
 
 def test_the_program_is_short_and_loads_nothing_else(described, tmp_path):
-    assert len(SOURCE.read_text().splitlines()) <= 150
+    assert len(SOURCE.read_text().splitlines()) <= 165
     model = described()
     code = (
         "import runpy, sys; sys.argv = ['run_ort.py', '--prompt', 'what is this ?', '--max-new-tokens', '2'];"
@@ -158,7 +158,9 @@ def test_the_program_is_short_and_loads_nothing_else(described, tmp_path):
 )
 def test_the_program_looks_at_all_requests_before_it_answers_one(described, tmp_path, line, words):
     (tmp_path / "asked").write_text('{"prompt": "what is this ?"}\n' + line + "\n")
-    program = [sys.executable, described().path / PROGRAM, "--requests", "asked"]
+    folder = described().path
+    (folder / "json.py").write_text("raise SystemExit('what lies beside the program was imported')")
+    program = [sys.executable, folder / PROGRAM, "--requests", "asked"]
     done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
     assert "Request 2 cannot be read" in done.stderr and words in done.stderr
