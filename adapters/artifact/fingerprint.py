@@ -13,45 +13,36 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidArtifact, UsageError
-from .files import CONFIGURATION_FILES
-from .tensors import stored_tensors
+from ..errors import InvalidArtifact
+from .checkpoint import checkpoint_tensors
+from .configuration import configuration
 
 # Keys that change when a checkpoint is saved again by another version, without changing the model.
 _VOLATILE = {"_name_or_path", "name_or_path", "transformers_version", "tokenizer_file", "is_local", "local_files_only"}
 
 
 def fingerprint(folder: Path | str) -> str:
-    """Hex SHA-256 of a checkpoint folder.
+    """Hex SHA-256 of a checkpoint folder: of what is loaded from it, wherever its index or its links lead.
 
     Raises:
         UsageError: not a folder, or it holds no safetensors weights.
-        InvalidArtifact: a weights file is damaged.
+        InvalidArtifact: a weights file is damaged, or something else would be loaded, see :mod:`.checkpoint`.
     """
     folder = Path(folder)
     digest = hashlib.sha256()
     for name, value in sorted(_weights(folder)):
         digest.update(f"{name}\0{value}\n".encode())
-    for name in CONFIGURATION_FILES:
-        path = folder / name
-        if path.is_file():
-            digest.update(f"{name}\0{_text_digest(path)}\n".encode())
+    for name, data in configuration(folder).items():
+        digest.update(f"{name}\0{_text_digest(folder / name, data)}\n".encode())
     return digest.hexdigest()
 
 
 def _weights(folder: Path) -> Iterator[tuple[str, str]]:
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    if not files:
-        raise UsageError(
-            f"{folder} holds no *.safetensors weights.",
-            "Pass a checkpoint folder; convert pickled weights with transformers' save_pretrained first.",
-        )
-    for path in files:
-        for name, tensor in stored_tensors(path).items():
-            digest = hashlib.sha256()
-            for piece in tensor.pieces():
-                digest.update(piece)
-            yield name, f"{tensor.dtype}\0{tensor.shape}\0{digest.hexdigest()}"
+    for name, tensor in checkpoint_tensors(folder).items():
+        digest = hashlib.sha256()
+        for piece in tensor.pieces():
+            digest.update(piece)
+        yield name, f"{tensor.dtype}\0{tensor.shape}\0{digest.hexdigest()}"
 
 
 def _lasting(value: Any, *, nested: bool) -> Any:
@@ -62,8 +53,7 @@ def _lasting(value: Any, *, nested: bool) -> Any:
     return {key: _lasting(item, nested=True) for key, item in kept.items()} if nested else kept
 
 
-def _text_digest(path: Path) -> str:
-    data = path.read_bytes()
+def _text_digest(path: Path, data: bytes) -> str:
     if path.suffix == ".json":
         try:
             value = json.loads(data)

@@ -5,7 +5,6 @@ Traced without weights, which are read from where they lie while the data files 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from ...adapters.artifact.files import CONFIGURATION_FILES
+from ...adapters.artifact.configuration import configuration
 from ...adapters.artifact.manifest import BaseInfo
 from ...adapters.artifact.output import atomic_folder
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph, GraphInfo, Precision, RoundingInfo, write_manifest
@@ -157,9 +156,8 @@ def graph_info(model: ir.Model) -> GraphInfo:
 
 def copy_configuration(source: Path, folder: Path) -> None:
     """Copy configuration, tokenizer, processor and chat template of a checkpoint, where it has them."""
-    for name in CONFIGURATION_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    for name, data in configuration(source).items():
+        (folder / name).write_bytes(data)
 
 
 def versions() -> dict[str, str]:

@@ -5,12 +5,13 @@ No torch is needed, unless parity is run again.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ...adapters.artifact.files import MANIFEST, require_hashes, require_named
+from ...adapters.artifact.files import MANIFEST, read_inside, require_hashes, require_named
 from ...adapters.artifact.hub import located
 from ...adapters.errors import UsageError
 from ...adapters.extras import missing
@@ -21,6 +22,7 @@ from ..manifest import GRAPHS, LAYOUT, ExportManifest, read_manifest
 from .choices import VerifyOptions
 
 Say = Callable[[str], None]
+_MANIFEST_LIMIT = 16 * 2**20
 
 
 def verify_folder(
@@ -32,7 +34,7 @@ def verify_folder(
     progress: Say | None = None,
     **given: Any,
 ) -> dict[str, Any]:
-    """Check an adapter or export folder; with ``model`` and the export's ``adapters``, run parity again.
+    """Check an adapter, index or export folder; with ``model`` and the export's ``adapters``, run parity again.
 
     Args:
         options: see :class:`VerifyOptions`; its fields can be given as keywords too, which win.
@@ -46,18 +48,13 @@ def verify_folder(
     options = VerifyOptions(**given) if options is None else options.but(**given)
     folder = located(folder)
     if (folder / MANIFEST).is_file() and not is_export(folder):
+        kind = "index" if _is_index(folder) else "adapter"
         if options.capturable:
-            raise UsageError("--capturable does nothing without graphs: this folder is an adapter.", "Leave it out.")
-        _require_plain(options, model, adapters, "an export: this folder is an adapter")
-        from ...adapters.artifact.store import load_adapter
-        from ...adapters.artifact.store import read_manifest as read_adapter_manifest
-
-        load_adapter(folder)
-        named = read_adapter_manifest(folder).files
-        require_named(folder, {MANIFEST, *named})
-        files = len(named)
+            raise UsageError(f"--capturable does nothing without graphs: this folder is an {kind}.", "Leave it out.")
+        _require_plain(options, model, adapters, f"an export: this folder is an {kind}")
+        files = _checked_index(folder) if kind == "index" else _checked_adapter(folder)
         nothing = dict.fromkeys(("card", "report", "interface", "capture", "parity", "swap"))
-        return {"folder": str(folder), "kind": "adapter", "files": files, **nothing}
+        return {"folder": str(folder), "kind": kind, "files": files, **nothing}
     if model is None:
         if options.swap:
             raise UsageError("Parity of a swapped adapter needs the checkpoint.", "Pass it with --model.")
@@ -85,6 +82,31 @@ def verify_folder(
         "parity": report.model_dump(mode="json") if report else None,
         "swap": swapped.model_dump(mode="json") if swapped else None,
     }
+
+
+def _is_index(folder: Path) -> bool:
+    try:
+        return bool(json.loads(read_inside(folder, MANIFEST, _MANIFEST_LIMIT))["kind"] == "safetykit.index")
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False  # which reading it as an adapter says better
+
+
+def _checked_adapter(folder: Path) -> int:
+    from ...adapters.artifact.store import load_adapter
+    from ...adapters.artifact.store import read_manifest as read_adapter_manifest
+
+    load_adapter(folder)
+    named = read_adapter_manifest(folder).files
+    require_named(folder, {MANIFEST, *named})
+    return len(named)
+
+
+def _checked_index(folder: Path) -> int:
+    from ...toolkit.index.caption_index import CaptionIndex
+
+    named = CaptionIndex.load(folder).manifest.files
+    require_named(folder, {MANIFEST, *named})
+    return len(named)
 
 
 def _require_plain(options: VerifyOptions, model: str | None, adapters: Sequence[Path], needed: str) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @takes(VerifyOptions)
 def verify(
-    folder: Annotated[Path, typer.Argument(help="Adapter or export folder.")],
+    folder: Annotated[Path, typer.Argument(help="Adapter, index or export folder.")],
     options: VerifyOptions,
     model: Annotated[str | None, typer.Option(help="Checkpoint, to run parity again.")] = None,
     adapter: Adapters = None,
@@ -28,7 +28,7 @@ def verify(
 
     with console.steps() as say:
         result = verify_folder(folder, model, adapter or [], options, progress=say)
-    runs = result["kind"] != "adapter"
+    runs = result["kind"] not in ("adapter", "index")
     then = console.command_line("run", folder, "--prompt", "What is this?") if runs else ""
     console.emit(result, as_json=as_json, human=_view, then=then)
 
@@ -39,7 +39,8 @@ def _view(console: Console, value: dict[str, Any]) -> None:
 
     from .views import parity
 
-    console.print(f"{escape(value['folder'])}: {value['files']} files match the manifest ({value['kind']}).")
+    files = "1 file matches" if value["files"] == 1 else f"{value['files']} files match"
+    console.print(f"{escape(value['folder'])}: {files} the manifest ({value['kind']}).")
     if value["report"] == "checked":
         console.print("The card and the report say what their data say.")
     elif value["card"]:

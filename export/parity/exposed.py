@@ -15,12 +15,12 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
-from transformers import AutoConfig
 
 from ...adapters.errors import UsageError
 from ...adapters.ops.gating import GatedOp, HeldGate
 from ...adapters.ops.op import Corrector, Detector, Observer
 from ...toolkit.families import family_or_any
+from ...toolkit.model.pretrained import config_of
 from ..base.reading import read_graph
 from ..manifest import ExportManifest, Graph
 from ..names import ATTENTION_MASK, DOMAIN, INPUTS_EMBEDS, LOGITS, OP, PIXEL_VALUES, PRESENT, RISK, VISION_MASK
@@ -92,7 +92,7 @@ class ExposedGraph:
         self._session = Session(open_session(data, providers, data_folder=path.parent))
         self._session.override({key: value for key, value in (overrides or {}).items() if key in parameters})
         self.inputs = self._session.get_inputs()
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = config_of(folder)
         family = family_or_any(config)
         self.pictures = family.vision_example(config) if name == "vision_encoder" else {}
         self.further = {one.name: one for one in family.decoder_inputs(config)}

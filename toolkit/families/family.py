@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from ...adapters.errors import UsageError
+from .templates import rendered
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,7 +109,7 @@ class Family:
 
     def render(self, processor: Any, turns: Sequence[Mapping[str, Any]]) -> str:
         """A conversation as the model's text, up to where the answer begins."""
-        return str(processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+        return rendered(processor, turns)
 
     def picture_text(self, processor: Any) -> tuple[str, str, str, str]:
         """A picture in a prompt: its placeholder in what :meth:`render` gives, and what the processor puts there: how

@@ -69,25 +69,23 @@ class InputProcessor:
 
         Raises:
             UsageError: the folder has no processor for pictures and text.
+            InvalidArtifact: it asks to run code, or is not what its manifest says.
         """
-        from transformers import AutoConfig, GenerationConfig
-
+        from .pretrained import config_of, generation_config_of, readable_copy
         from .processors import load_processor
 
         folder = model_path(folder)
-        eos: Any = None
         try:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            processor = load_processor(folder, config)
-            if (folder / "generation_config.json").is_file():
-                eos = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
+            config, generation = config_of(folder), generation_config_of(folder)
+            with readable_copy(folder) as copy:
+                processor = load_processor(copy, config)
         except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UsageError(
                 f"{folder} cannot be read as a vision-language checkpoint: {reason}",
                 "It needs config.json, a tokenizer and a processor in the files that transformers reads.",
             ) from None
-        return cls(processor, config, eos)
+        return cls(processor, config, None if generation is None else generation.eos_token_id)
 
     def render(self, request: Request) -> str:
         """The request in the model's chat template, up to where the answer begins or as far as it is given."""

@@ -16,6 +16,7 @@ from ...adapters.errors import UsageError
 from .batching import is_out_of_memory
 from .completeness import CHECKED, require_complete
 from .placement import Placement
+from .pretrained import model_of
 from .weights import Weights, stored_weights
 
 
@@ -33,9 +34,8 @@ def load_model(folder: Path, placement: Placement) -> tuple[Any, Weights]:
     offload = TemporaryDirectory(prefix="safetykit-offload-")
     try:
         with readable(folder):
-            model, said = AutoModelForImageTextToText.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, **CHECKED, **placement.keywords(Path(offload.name))
-            )
+            keywords = placement.keywords(Path(offload.name))
+            model, said = model_of(AutoModelForImageTextToText, folder, **CHECKED, **keywords)
         require_complete(folder, said)
     except BaseException:
         offload.cleanup()

@@ -19,9 +19,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...adapters.artifact.files import CONFIGURATION_FILES, sha256_file
+from ...adapters.artifact.checkpoint import INDEX, weight_files
+from ...adapters.artifact.checkpoint import WEIGHTS as SINGLE
+from ...adapters.artifact.configuration import configuration, is_there
+from ...adapters.artifact.files import CONFIGURATION_FILES, read_inside, sha256_file
 from ...adapters.artifact.held import held
-from ...adapters.artifact.hub import located, name_of
+from ...adapters.artifact.hub import located, name_of, plain_file
 from ...adapters.artifact.output import atomic_folder
 from ...adapters.artifact.tensors import StoredTensor
 from ...adapters.artifact.updates import WeightUpdate
@@ -33,6 +36,7 @@ from .lora_layers import updates_from_peft
 from .weights import Weights, empty_model
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_LIMIT = 2**24  # bytes of the configuration
 _ITSELF = "Merge it with PEFT's own merge_and_unload, save model and processor, and pass that folder."
 
 
@@ -59,8 +63,9 @@ def checkpoint_path(text: Path | str, base: Path | str | None = None) -> Path:
         below = folder
     else:
         raise UsageError(f"--base does nothing: {text} holds the weights of its base itself.", "Leave it out.")
-    if not (folder / WEIGHTS).is_file():
+    if not is_there(folder / WEIGHTS):
         raise InvalidArtifact(f"{folder} holds {CONFIG} and no {WEIGHTS}.", "Save the adapter with safetensors.")
+    plain_file(folder, WEIGHTS)
     target = _cache() / _digest(folder, below) / name_of(folder)
     if local_rank() == 0 and not target.is_dir():
         with held(target, wait=True):  # another process may be merging the same two
@@ -79,10 +84,8 @@ def merge(folder: Path, base: Path, out: Path) -> None:
     """
     changes = _changes(folder, base)
     with atomic_folder(out) as work:
-        for name in CONFIGURATION_FILES:
-            source = next((place / name for place in (folder, base) if (place / name).is_file()), None)
-            if source is not None:
-                shutil.copyfile(source, work / name)
+        for name, data in {**configuration(base), **configuration(folder)}.items():
+            (work / name).write_bytes(data)
         for path in _weight_files(base):
             shutil.copyfile(path, work / path.name)
         for stored, update in changes:
@@ -112,7 +115,7 @@ def _base(folder: Path, given: Path | str | None) -> Path:
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / CONFIG).read_bytes())
+        found = json.loads(read_inside(folder, CONFIG, _LIMIT))
         if isinstance(found, dict):
             return found
     except ValueError:
@@ -193,9 +196,10 @@ def _overwrite(path: Path, stored: StoredTensor, update: WeightUpdate) -> None:
 
 
 def _weight_files(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.glob("*.safetensors*")):  # and their index
-        if path.name != WEIGHTS:
-            yield path
+    files = weight_files(folder)
+    yield from files
+    if files[0].name != SINGLE:
+        yield folder / INDEX
 
 
 def _digest(folder: Path, base: Path) -> str:

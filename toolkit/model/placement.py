@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ...adapters.artifact.checkpoint import weight_files
 from ...adapters.errors import UsageError
 from ..distributed.job import launched, local_rank
 from .memory import accelerators
@@ -116,7 +117,7 @@ def _supported(dtype: torch.dtype | None, device: torch.device, folder: Path) ->
 
 def _size(folder: Path, dtype: torch.dtype | None) -> int:
     """Bytes of the checkpoint's weights once they are loaded."""
-    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    stored = sum(path.stat().st_size for path in weight_files(folder))
     return stored if dtype is None else stored * dtype.itemsize // _itemsize(folder)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...adapters.artifact.tensors import stored_tensors
+from ...adapters.artifact.checkpoint import checkpoint_tensors
 from ...adapters.errors import UsageError
 from .loading import device_of, spread
 from .memory import free_memory
@@ -32,9 +32,7 @@ Spare = dict[tuple[torch.Size, torch.device], list[Tensor]]  # memory of weights
 def is_large(folder: Path) -> bool:
     """Whether a copy of a checkpoint's weights in float32 would be more than the share of this machine's memory that is
     taken for one."""
-    weights = sum(
-        math.prod(one.shape) for path in folder.glob("*.safetensors") for one in stored_tensors(path).values()
-    )
+    weights = sum(math.prod(one.shape) for one in checkpoint_tensors(folder).values())
     return 4 * weights > _SHARES["cpu"] * free_memory(torch.device("cpu"))
 
 

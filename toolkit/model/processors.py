@@ -9,12 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+from .pretrained import OFFLINE
+
 _NAMED_IN = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 _FOR_VIDEOS = "video_processor"
 
 
 def load_processor(folder: Path, config: Any) -> Any:
-    """The processor of a checkpoint folder, its pictures by Pillow; nothing is downloaded.
+    """The processor of a folder of :func:`.pretrained.readable_copy`, its pictures by Pillow; nothing is downloaded.
 
     Video processors need torchvision, which brings its own build of torch: a processor that has one is built without.
 
@@ -23,7 +25,7 @@ def load_processor(folder: Path, config: Any) -> Any:
     """
     from transformers import AutoProcessor
 
-    options = {"local_files_only": True, "backend": "pil"}
+    options = {**OFFLINE, "backend": "pil"}
     made = _class_of(folder, config)
     if made is None or _FOR_VIDEOS not in made.get_attributes():
         return AutoProcessor.from_pretrained(folder, **options)
@@ -71,6 +73,6 @@ def _load_without_videos(made: type, folder: Path, options: dict[str, Any]) -> A
     return without_videos(
         made,
         image_processor=AutoImageProcessor.from_pretrained(folder, **options),
-        tokenizer=AutoTokenizer.from_pretrained(folder, local_files_only=True),
+        tokenizer=AutoTokenizer.from_pretrained(folder, **OFFLINE),
         **more,
     )

@@ -16,6 +16,7 @@ import torch
 
 from ...adapters.errors import UsageError
 from .completeness import CHECKED, require_complete
+from .pretrained import config_of, model_of
 
 
 @dataclass(frozen=True)
@@ -131,17 +132,16 @@ def load_plain(folder: Path) -> Any:
     Raises:
         UsageError: it cannot be had.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = config_of(folder)
     require_plain(config, folder)
     found = quantisation_of(config)
-    given = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
     if found is not None and found.kind.plain == LOADING:
         settings = config.quantization_config
         settings = dict(settings if isinstance(settings, Mapping) else settings.to_dict())
         config.quantization_config = {**settings, "dequantize": True}
-    model, said = AutoModelForImageTextToText.from_pretrained(folder, config=config, **given, **CHECKED)
+    model, said = model_of(AutoModelForImageTextToText, folder, config=config, dtype=torch.float32, **CHECKED)
     require_complete(folder, said)
     if found is not None and found.kind.plain == LOADED:
         model = model.dequantize(torch.float32)
@@ -157,9 +157,9 @@ def skeleton(folder: Path) -> Any:
         ValueError, OSError: as transformers raises them: the folder holds no such model.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = config_of(folder)
     with init_empty_weights(include_buffers=False):
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     model.tie_weights()

@@ -15,10 +15,10 @@ class Shape(NamedTuple):
 
 def decoder_shape(folder: Path) -> Shape | None:
     """The shape that ``config.json`` tells; None where it cannot be read, which loading explains."""
-    from transformers import AutoConfig
+    from .pretrained import config_of
 
     try:
-        text = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+        text = config_of(folder).get_text_config()
         return Shape(int(text.num_hidden_layers), int(text.hidden_size))
     except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError):
         return None

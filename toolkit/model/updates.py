@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ...adapters.artifact.files import CONFIGURATION_FILES
+from ...adapters.artifact.configuration import configuration
 from ...adapters.artifact.output import atomic_folder, mark_made, require_free
 from ...adapters.artifact.updates import WeightUpdate, by_parameter, compose
 from ...adapters.errors import InvalidArtifact, UsageError
@@ -176,9 +175,9 @@ def save_updated(vlm: Running, updates: Sequence[WeightUpdate], folder: Path | s
     with atomic_folder(Path(folder), overwrite=overwrite) as work:
         mark_made(work)
         skeleton.save_pretrained(work)
-        for name in CONFIGURATION_FILES:
-            if name not in _MADE_BY_SAVING and (vlm.path / name).is_file():
-                shutil.copyfile(vlm.path / name, work / name)
+        for name, data in configuration(vlm.path).items():
+            if name not in _MADE_BY_SAVING:
+                (work / name).write_bytes(data)
     return Path(folder)
 
 

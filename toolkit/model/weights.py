@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,9 +18,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ...adapters.artifact.tensors import PIECE, StoredTensor, stored_tensors
+from ...adapters.artifact.checkpoint import checkpoint_tensors
+from ...adapters.artifact.tensors import PIECE, StoredTensor
 from ...adapters.errors import InvalidArtifact
 from .completeness import missing_weights, require_present, require_shapes
+from .pretrained import config_of, generation_config_of
 
 
 class Weight(Protocol):
@@ -147,14 +148,14 @@ def empty_model(folder: Path) -> tuple[Any, Weights]:
         ValueError, OSError: as transformers raises them: the folder holds no such model.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+    from transformers import AutoModelForImageTextToText
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = config_of(folder)
     with init_empty_weights(include_buffers=False):
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     model.tie_weights()
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    if (generation := generation_config_of(folder)) is not None:
+        model.generation_config = generation
     stored = stored_weights(model, folder)
     require_present(folder, missing_weights(model, stored))
     _load_buffers(model, stored)
@@ -168,34 +169,11 @@ def stored_weights(model: Any, folder: Path) -> dict[str, Weight]:
     Raises:
         InvalidArtifact: a file is damaged, or a tensor has another shape than its parameter.
     """
-    assigned = _assigned(model, _files(folder))
+    assigned = _assigned(model, checkpoint_tensors(folder))
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     shapes = ((name, weight.shape, wanted.get(name, weight.shape)) for name, weight in assigned.items())
     require_shapes(folder, [one for one in shapes if one[1] != one[2]])
     return assigned
-
-
-def _files(folder: Path) -> dict[str, StoredTensor]:
-    """The tensors that transformers would load from a folder."""
-    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
-
-    names = [SAFE_WEIGHTS_NAME]
-    if not (folder / SAFE_WEIGHTS_NAME).is_file():
-        try:
-            names = sorted(set(json.loads((folder / SAFE_WEIGHTS_INDEX_NAME).read_bytes())["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise InvalidArtifact(
-                f"{folder} has neither {SAFE_WEIGHTS_NAME} nor an index of weights that can be read.",
-                "Save the model again with save_pretrained.",
-            ) from None
-    found: dict[str, StoredTensor] = {}
-    for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise InvalidArtifact(
-                f"The index of weights in {folder} names {name!r}, which is not there.", "Get the checkpoint again."
-            )
-        found |= stored_tensors(folder / name)
-    return found
 
 
 def _assigned(model: Any, files: Mapping[str, StoredTensor]) -> dict[str, Weight]:

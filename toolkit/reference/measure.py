@@ -26,6 +26,7 @@ from . import records_path, reference_path
 from .atlas import parse
 
 Record = dict
+_OFFLINE = {"local_files_only": True, "trust_remote_code": False}
 
 
 def load_records(split: str) -> list[Record]:
@@ -151,8 +152,8 @@ def behaviour(records: list[Record], answers: list[str]) -> dict[str, dict[str, 
 
 def measure(path: Path | str, direction: bool = True) -> dict:
     """All figures of a checkpoint on the test split."""
-    model = AutoModelForImageTextToText.from_pretrained(path).eval()
-    processor = AutoProcessor.from_pretrained(path)
+    model = AutoModelForImageTextToText.from_pretrained(path, **_OFFLINE).eval()
+    processor = AutoProcessor.from_pretrained(path, **_OFFLINE)
     records = load_records("test")
     figures: dict = {"behaviour": behaviour(records, respond(model, processor, records))}
     if direction:

@@ -21,6 +21,7 @@ from ..index.embedding import EmbedderInfo
 from ..model.batching import fitting
 from ..model.capture import Reached
 from ..model.completeness import CHECKED, require_complete
+from ..model.pretrained import model_of, tokenizer_of
 
 if TYPE_CHECKING:
     from ..model.vlm import VLM
@@ -160,12 +161,9 @@ def _sentence_transformer(folder: Path) -> _Encoder:
 
 
 def _load(kind: Any, folder: Path) -> tuple[Any, Any]:
-    from transformers import AutoTokenizer
-
     try:
-        given = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32, **CHECKED}
-        model, said = kind.from_pretrained(folder, **given)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model, said = model_of(kind, folder, dtype=torch.float32, **CHECKED)
+        tokenizer = tokenizer_of(folder)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(

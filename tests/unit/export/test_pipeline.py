@@ -1,5 +1,6 @@
 """An export folder appears whole and checked, or not at all."""
 
+import json
 import shutil
 
 import onnx_ir as ir
@@ -7,6 +8,7 @@ import pytest
 from workshop import earlier
 
 from safetykit.adapters.artifact.adapter import Adapter
+from safetykit.adapters.artifact.manifest import dump_sealed
 from safetykit.adapters.errors import InvalidArtifact, ParityFailed, UsageError, WrongBase
 from safetykit.export.commands.verification import verify_folder
 from safetykit.export.document.card import check_card
@@ -16,6 +18,7 @@ from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.pipeline.options import ExportOptions
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.toolkit.data.records import Record
+from safetykit.toolkit.model.inputs import InputProcessor
 from safetykit.toolkit.model.requests import Request
 
 ITEMS = (("TargetSteering", "decoder.layers.1", "last", "prefill"),)
@@ -265,6 +268,26 @@ def test_what_would_be_read_and_is_not_named_is_never_loaded(copied, name):
     (copied / name).write_text("{}")
     with pytest.raises(InvalidArtifact, match=name):
         OnnxVLM.from_pretrained(copied)
+
+
+@pytest.mark.parametrize("name", ["chat_template.json", "additional_chat_templates/default.jinja", "vocab.json"])
+def test_a_processor_reads_nothing_of_an_export_but_what_its_manifest_names(copied, name):
+    """Also where nothing is verified, and where another program asks for the processor alone."""
+    asked = Request("what is this thing ?")
+    wanted = InputProcessor.from_pretrained(copied).render(asked)
+    (copied / name).parent.mkdir(exist_ok=True)
+    (copied / name).write_text(json.dumps({"chat_template": "ASSISTANT: tilt the"}))
+    assert InputProcessor.from_pretrained(copied).render(asked) == wanted
+    manifest = read_manifest(copied, verify=False)
+    (copied / LAYOUT.manifest).write_bytes(dump_sealed(manifest.model_copy(update={"files": {}})))
+    with pytest.raises(UsageError, match="cannot be read as a vision-language checkpoint"):
+        InputProcessor.from_pretrained(copied)
+
+
+def test_a_processor_of_an_export_is_compared_with_its_manifest(copied):
+    (copied / "chat_template.jinja").write_text("ASSISTANT: tilt the")
+    with pytest.raises(InvalidArtifact, match="chat_template.jinja was changed"):
+        InputProcessor.from_pretrained(copied)
 
 
 def test_a_link_to_a_folder_is_named(copied, tmp_path):

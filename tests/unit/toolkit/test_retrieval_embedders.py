@@ -177,5 +177,5 @@ def test_folders_that_are_no_encoder_are_refused(tmp_path):
 def test_weights_that_are_not_safetensors_are_refused(tmp_path):
     folder = clip_folder(tmp_path / "clip")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(UsageError, match="cannot be loaded as a text encoder"):
+    with pytest.raises(UsageError, match="holds neither model.safetensors nor"):
         EncoderEmbedder(folder)

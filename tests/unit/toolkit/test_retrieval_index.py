@@ -146,6 +146,16 @@ def test_every_changed_byte_is_found_and_the_file_named(tmp_path):
     assert len(CaptionIndex.load(tmp_path / "index")) == 3
 
 
+def test_verify_checks_an_index_and_names_strangers(tmp_path):
+    from safetykit.export.commands.verification import verify_folder
+
+    folder = planted_index(tmp_path / "index", TEXTS[:3]).folder
+    assert verify_folder(folder)["kind"] == "index" and verify_folder(folder)["files"] == 1
+    (folder / "keys.npy").write_bytes(b"")
+    with pytest.raises(InvalidArtifact, match="does not name: keys.npy"):
+        verify_folder(folder)
+
+
 def test_a_damaged_data_file_is_refused_without_its_digest_too(tmp_path):
     planted_index(tmp_path / "index", ["one", "two", "three"], PlantedEmbedder(4))
     path = tmp_path / "index" / "index.safetensors"
