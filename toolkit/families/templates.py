@@ -43,7 +43,7 @@ def rendered(processor: Any, turns: Sequence[Mapping[str, Any]]) -> str:
     if not isinstance(template, str):
         raise UsageError(
             "This model has no chat template.",
-            "Pass a checkpoint that was made to answer, with its chat_template.jinja.",
+            "Pass a checkpoint that was made for chat, with its chat_template.jinja.",
         )
     variables = {
         **processor.tokenizer.special_tokens_map,
@@ -52,12 +52,17 @@ def rendered(processor: Any, turns: Sequence[Mapping[str, Any]]) -> str:
         "documents": None,
         "add_generation_prompt": True,
     }
+    question = json.dumps({"template": template, "variables": variables}, default=str)
+    if len(question) > MAX_CHARACTERS:
+        raise UsageError(f"A request and its template have more than {MAX_CHARACTERS} characters.", "Shorten it.")
     with _one_at_a_time:
-        found = _worker().ask({"template": template, "variables": variables})
+        found = _worker().ask(question)
     if "text" in found:
         return str(found["text"])
     if "refused" in found:
-        raise UsageError(f"The model's chat template refuses the request: {found['refused']}.", "Ask in another form.")
+        raise UsageError(
+            f"The model's chat template refuses the request: {found['refused'].rstrip('.')}.", "Ask in another form."
+        )
     if "late" in found:
         raise InvalidArtifact(f"The model's chat template takes longer than {SECONDS:g} seconds.", _ELSEWHERE)
     if "large" in found:
@@ -96,10 +101,9 @@ class _Worker:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
+    def ask(self, question: str) -> dict[str, Any]:
         """What :func:`.template_worker.answer` says; ``late`` or ``large`` where it could say nothing."""
-        line = json.dumps(question, default=str).encode() + b"\n"
-        said = self._exchange(line, SECONDS)
+        said = self._exchange(question.encode() + b"\n", SECONDS)
         if said.endswith(b"\n"):
             found: dict[str, Any] = json.loads(said)
             return found
@@ -118,6 +122,9 @@ class _Worker:
             return b""
         except OSError:  # it has ended
             return b""
+        except BaseException:  # of this process, by its user: the answer must not be taken for the next one's
+            self.end()
+            raise
 
     def _read(self) -> None:
         """In a thread of its own, for not every system waits for a pipe with a limit."""

@@ -101,6 +101,25 @@ def test_one_endless_template_harms_no_request_beside_it(monkeypatch):
     assert "longer than" in found.pop("endless") and set(found.values()) == {"user"}
 
 
+def test_an_interrupted_rendering_leaves_no_answer_to_the_next(monkeypatch):
+    first, second = processor("first"), processor("second")
+    assert rendered(first, TURNS) == "first"
+
+    def interrupted(timeout):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(templates._running[0], "_lines", SimpleNamespace(get=interrupted, put=lambda line: None))
+    with pytest.raises(KeyboardInterrupt):
+        rendered(first, TURNS)
+    assert rendered(second, TURNS) == "second"
+
+
+def test_a_request_without_end_is_refused_before_it_is_rendered():
+    turn = {"role": "user", "content": [{"type": "text", "text": "x" * templates.MAX_CHARACTERS}]}
+    with pytest.raises(UsageError, match="more than 8388608 characters"):
+        rendered(processor("{{ messages }}"), [turn])
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_forked_process_asks_a_worker_of_its_own():
