@@ -61,8 +61,8 @@ def _indexed(folder: Path) -> list[str]:
     for name in names:
         if not _NAME.fullmatch(name) or not is_there(folder / name):
             raise InvalidArtifact(
-                f"The index of weights in {folder} names {name!r}, which is not there.",
-                "Its files lie beside it; get the checkpoint again.",
+                f"The index of weights in {folder} names {name!r}, which is no file beside it.",
+                "Get the checkpoint again, or save the model again with save_pretrained.",
             )
     return names
 

@@ -144,7 +144,7 @@ def test_tensors_that_the_model_does_not_have_are_passed_over(folder):
 def test_an_index_cannot_name_files_elsewhere(folder, name):
     (folder / FILE).rename(folder.parent / FILE)
     (folder / INDEX).write_text(json.dumps({"weight_map": {HEAD: name}}))
-    with pytest.raises(InvalidArtifact, match="names .*, which is not there"):
+    with pytest.raises(InvalidArtifact, match="names .*, which is no file beside it"):
         VLM.without_weights(folder)
 
 
