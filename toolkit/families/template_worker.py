@@ -13,7 +13,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 
 def environment() -> Any:
@@ -28,11 +28,11 @@ def environment() -> Any:
     class Generation(Extension):
         """Text between ``generation`` and ``endgeneration`` is the model's own; here it is text."""
 
-        tags: ClassVar = {"generation"}
-
         def parse(self, parser: Any) -> nodes.Node:
             line = next(parser.stream).lineno
             return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+    Generation.tags = {"generation"}
 
     def plain(name: object) -> None:
         if isinstance(name, str) and name.startswith("_"):
