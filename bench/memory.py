@@ -38,6 +38,7 @@ SIZES = {
     "7B": (28, 3584, 18944, 28, 4, 152064, 32, 1280),
 }
 LAYOUTS = ("file", "shards", "cache")
+HOME = "models--org--model"  # as a cache of the Hub calls a model's folder
 PRECISIONS = ("fp16", "int4")
 SHARD = 4 * 10**9  # bytes
 _PIECE = 2**24  # values
@@ -86,7 +87,7 @@ def _measured_layout(
             raise SystemExit(f"{size}, {layout}, {precision}: {done.stderr.strip()[-2000:]}")
         yield f"{size} {layout} {precision}", json.loads(done.stdout.splitlines()[-1])
         shutil.rmtree(scratch / "export")
-    shutil.rmtree(scratch / "model")
+    shutil.rmtree(scratch / HOME)
 
 
 def measured(checkpoint: Path, out: Path, precision: str) -> dict[str, Any]:
@@ -137,7 +138,7 @@ def write_checkpoint(size: str, layout: str, scratch: Path) -> Path:
 
     from safetykit.bench.zoo import build
 
-    model, blobs = scratch / "model", scratch / "model" / "blobs"
+    model, blobs = scratch / HOME, scratch / HOME / "blobs"
     folder = model / "snapshots" / "main" if layout == "cache" else model
     folder.parent.mkdir(parents=True, exist_ok=True)
     build("qwen2_5_vl", folder)
