@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ...adapters.artifact.configuration import configuration, is_there, require_no_code
-from ...adapters.errors import InvalidArtifact
+from ...adapters.errors import InvalidArtifact, SafetykitError
 
 OFFLINE = {"local_files_only": True, "trust_remote_code": False}
 _CONFIG, _GENERATION, _ADAPTER = "config.json", "generation_config.json", "adapter_config.json"
@@ -33,8 +33,10 @@ def readable_copy(folder: Path, *names: str) -> Iterator[Path]:
             (Path(place) / name).write_bytes(data)
         try:
             yield Path(place)
-        except (OSError, ValueError) as error:
-            raise OSError(str(error).replace(place, str(folder))) from None
+        except SafetykitError:
+            raise
+        except Exception as error:  # of a file that is not as it should be, transformers may raise anything
+            raise OSError((str(error) or type(error).__name__).replace(place, str(folder))) from error
 
 
 def config_of(folder: Path) -> Any:
