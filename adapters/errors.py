@@ -5,6 +5,11 @@ An error is two sentences: what was wrong (``message``) and what to do next (``n
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_SHOWN = 60  # characters of a prompt by which it is named
+
 
 class SafetykitError(Exception):
     """Base of all errors safetykit raises on purpose.
@@ -29,6 +34,43 @@ class UsageError(SafetykitError):
     """The request itself cannot be carried out (missing file, unknown site, empty split)."""
 
     exit_code = 2
+
+
+class RequestRefused(UsageError):
+    """One request of a batch cannot be answered.
+
+    Attributes:
+        at: its place in the batch, from 0.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, at: int, count: int, prompt: str, reason: SafetykitError) -> None:
+        said = prompt if len(prompt) <= _SHOWN else f"{prompt[:_SHOWN]}…"
+        named = f"Request {at + 1} of {count} ({said!r}): " if count > 1 else ""
+        super().__init__(f"{named}{reason.message}", reason.next_step)
+        self.exit_code = reason.exit_code
+        self.at, self.reason = at, reason
+
+    @property
+    def refused(self) -> Mapping[int, RequestRefused]:
+        """It alone, by its place."""
+        return {self.at: self}
+
+
+class BatchRefused(UsageError):
+    """Some requests of a batch cannot be answered; the others were.
+
+    Attributes:
+        refused: what is wrong with each of them, by its place in the batch, from 0.
+        answers: of all requests, in their order; None of those that cannot be answered.
+    """
+
+    def __init__(self, refused: Mapping[int, RequestRefused], answers: Sequence[Any]) -> None:
+        first = next(iter(refused.values()))
+        others = f" ({len(refused) - 1} more cannot be answered either.)" if len(refused) > 1 else ""
+        super().__init__(f"{first.message}{others}", f"{first.next_step} The other answers are in `answers`.".strip())
+        self.exit_code = first.exit_code
+        self.refused, self.answers = dict(refused), list(answers)
 
 
 class InvalidArtifact(SafetykitError):
@@ -71,3 +113,13 @@ class OutputFailed(SafetykitError):
 
 class LeftBehind(UserWarning):
     """What a process that was killed had left of an output was cleared, or put back."""
+
+
+def told(error: SafetykitError) -> dict[str, Any]:
+    """An error as JSON tells it."""
+    return {
+        "type": type(error).__name__,
+        "message": error.message,
+        "next_step": error.next_step,
+        "exit_code": error.exit_code,
+    }

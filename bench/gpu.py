@@ -70,7 +70,10 @@ def fitted(vlm: VLM, data: str) -> dict[str, list[Adapter]]:
         "VLM-Guard, all phases, gates held": {"scope": "all", "phase": "both", "hold": True},
     }
     return {
-        name: [VLMGuard(rank=rank, alpha=alpha, **options).fit(vlm, records) for rank, alpha in ((2, 2.0), (4, 1.0))]
+        name: [
+            VLMGuard(rank=rank, alpha=alpha, allow_constant_gate=True, **options).fit(vlm, records)
+            for rank, alpha in ((2, 2.0), (4, 1.0))
+        ]
         for name, options in made.items()
     }
 

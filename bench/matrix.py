@@ -62,7 +62,7 @@ GAIN = 1.0
 
 
 def vlm_guard(vlm: VLM, records: Sequence[Record], _: Path) -> Adapter:
-    return VLMGuard(layers=(vlm.base.n_layers - 1,), phase="both").fit(vlm, records)
+    return VLMGuard(layers=(vlm.base.n_layers - 1,), phase="both", allow_constant_gate=True).fit(vlm, records)
 
 
 def care(vlm: VLM, records: Sequence[Record], _: Path) -> Adapter:

@@ -13,6 +13,7 @@ from pydantic import JsonValue
 from ..errors import InvalidArtifact, UsageError
 from ..ops.branch import Branch
 from ..ops.op import Detector
+from .deciding import require_deciding
 from .folder import read_folder, write_folder
 from .intervention import Intervention
 from .manifest import AdapterInfo, DetectorInfo
@@ -97,11 +98,13 @@ class Adapter:
 
         Raises:
             UsageError: there is no such folder.
-            InvalidArtifact: a file is missing, linked, truncated or changed (the file is named).
+            InvalidArtifact: a file is missing, linked, truncated or changed (the file is named), or a gate or detector
+                decides nothing.
         """
         found = read_folder(Path(folder))
         adapter = cls(found.info, found.interventions, found.attachments, found.branch, found.detector, found.updates)
         object.__setattr__(adapter, "read_as", found.digest)
+        require_deciding(adapter, str(folder))
         return adapter
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from ..errors import InvalidArtifact, SafetykitError, UsageError
 from ..ops.branch import Branch
 from ..registry import find_method
 from .files import MANIFEST, read_inside, sha256_file
-from .hub import located
+from .hub import located, plain_file
 from .intervention import Intervention
 from .manifest import (
     AdapterInfo,
@@ -42,7 +43,9 @@ from .sites import Site
 from .updates import WeightUpdate
 
 TENSORS, CARD = "adapter.safetensors", "README.md"
-_MANIFEST_LIMIT = 16 * 2**20
+_MANIFEST_LIMIT, _ATTACHMENT_LIMIT = 16 * 2**20, 64 * 2**20
+_WIDEST = 8  # bytes of a number in a tensor
+_JSON = ".json"
 
 
 class Storable(Protocol):
@@ -171,8 +174,12 @@ def read_folder(folder: Path) -> Stored:
         raise InvalidArtifact(f"{folder / MANIFEST} names no {TENSORS}.", "Get the adapter again from its source.")
     contents = {}
     for name, digest in sorted(manifest.files.items()):
-        contents[name] = read_inside(folder, name)
-        if hashlib.sha256(contents[name]).hexdigest() != digest:
+        if name == TENSORS or name.endswith(_JSON):  # what is read is what is hashed; nothing else is held
+            contents[name] = read_inside(folder, name, _most(manifest) if name == TENSORS else _ATTACHMENT_LIMIT)
+            found = hashlib.sha256(contents[name]).hexdigest()
+        else:
+            found = sha256_file(plain_file(folder, name))
+        if found != digest:
             raise InvalidArtifact(
                 f"{folder / name} was changed or truncated.", "Get the adapter again from its source."
             )
@@ -183,7 +190,9 @@ def read_folder(folder: Path) -> Stored:
             f"{folder / TENSORS} is not a safetensors file: {error}.", "Fit the adapter again."
         ) from None
     attachments = {
-        name.removesuffix(".json"): json.loads(data) for name, data in contents.items() if name.endswith(".json")
+        name.removesuffix(_JSON): _parsed(data, folder / name)
+        for name, data in contents.items()
+        if name.endswith(_JSON)
     }
 
     def named(specs: Mapping[str, TensorSpec]) -> dict[str, torch.Tensor]:
@@ -206,6 +215,25 @@ def read_folder(folder: Path) -> Stored:
         raise
     except SafetykitError as error:
         raise InvalidArtifact(f"{folder / MANIFEST}: {error.message}", error.next_step) from None
+
+
+def _most(manifest: AdapterManifest) -> int:
+    """Bytes that the tensors which a manifest names can take at most, their header included."""
+    owners = [one.tensors for one in manifest.interventions] + [one.tensors for one in manifest.updates]
+    owners += [manifest.branch.tensors] if manifest.branch else []
+    specs = [spec for tensors in owners for spec in tensors.values()]
+    return _MANIFEST_LIMIT + sum(_WIDEST * math.prod(spec.shape) for spec in specs)
+
+
+def _parsed(data: bytes, path: Path) -> JsonValue:
+    try:
+        value: JsonValue = json.loads(data)
+        canonical_json(value)  # what an adapter holds can be written again
+    except (ValueError, RecursionError) as error:
+        raise InvalidArtifact(
+            f"{path} is not JSON ({type(error).__name__}).", "Get the adapter again from its source."
+        ) from None
+    return value
 
 
 def _require_settings(manifest: AdapterManifest, folder: Path) -> None:

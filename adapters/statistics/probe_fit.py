@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import numpy as np
 from pydantic import JsonValue
 
 from ..artifact.adapter import Adapter
@@ -106,7 +107,9 @@ def _solved(
         data=describe_data([*fit.records, *calibration.records]),
         versions=library_versions(),
     )
-    tensors = fitted.probe.tensors()
+    tensors, risk = fitted.probe.tensors(), fitted.risk(calibration)
+    # The threshold of a fit that catches nothing is accepted, as its figures show it; a later one is not.
+    seen: list[JsonValue] = [float(risk.min()), float(np.nextafter(max(risk.max(), fitted.threshold), np.inf))]
     branch: Branch | None = None
     interventions: tuple[Intervention, ...] = ()
     if isinstance(chosen, tuple):
@@ -121,7 +124,7 @@ def _solved(
         interventions,
         {
             "detector": describe(detector, fitted, table, part, fit, calibration),
-            "calibration": [{"what": "detector", **fitted.measured(calibration)}],
+            "calibration": [{"what": "detector", **fitted.measured(calibration), "scores": seen}],
         },
         branch,
         DetectorInfo(threshold=fitted.threshold, refusal=refusal.text, refusal_token=refusal.token),

@@ -45,6 +45,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..artifact.adapter import Adapter
+from ..artifact.deciding import gate_at, require_deciding
 from ..artifact.intervention import Intervention
 from ..artifact.manifest import AdapterInfo, describe_data, library_versions
 from ..artifact.sites import Gating, Site
@@ -66,6 +67,7 @@ from .statistics import (
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
+_SPREADS = 3  # standard deviations within which a text's score is taken to lie
 SIGN = "v1 points towards harm: the mean harmful minus harmless text difference has a positive product with it"
 
 
@@ -75,7 +77,9 @@ def fit(
     """See :meth:`VLMGuard.fit`."""
     records = list(records)
     statistics = collect(model, records, sites_of(guard, model.base.n_layers), text_model=text_model)
-    return solve(guard, model, statistics, records)
+    adapter = solve(guard, model, statistics, records)
+    require_deciding(adapter)
+    return adapter
 
 
 def fit_on(guard: VLMGuard, bench: Workbench) -> Adapter:
@@ -142,11 +146,17 @@ def solve(guard: VLMGuard, model: StateSource, statistics: GuardStatistics, reco
 
 
 def _opened(item: Intervention, statistics: GuardStatistics, guard: VLMGuard) -> dict[str, Any]:
-    """How often a gate opens on harmless calibration records, whose share it is to keep small."""
+    """How often a gate opens on harmless calibration records, whose share it is to keep small, and between which scores
+    records lie: these, and harmful text, of which the fit keeps moments."""
+    gate = item.tensors["gate"].to(torch.float64)
     scores = torch.tensor(statistics.scores[guard.direction, guard.gate == "whitened"][item.site], dtype=torch.float64)
-    scores -= statistics.centre(item.site) @ item.tensors["gate"].to(torch.float64)
+    scores -= statistics.centre(item.site) @ gate
     rate = (scores > item.tensors["threshold"]).double().mean().item()
-    return {"what": f"gate at {item.site}", "false_positive_rate": rate, "recall": None}
+    harmful = statistics.harmful[item.site]
+    middle = ((harmful.mean - statistics.centre(item.site)) @ gate).item()
+    reach = _SPREADS * (gate @ harmful.covariance() @ gate).clamp(min=0).sqrt().item()
+    low, high = min(scores.min().item(), middle - reach), max(scores.max().item(), middle + reach)
+    return {"what": gate_at(item.site), "false_positive_rate": rate, "recall": None, "scores": [low, high]}
 
 
 def _intervention(guard: VLMGuard, site: Site, statistics: GuardStatistics) -> Intervention:

@@ -62,6 +62,12 @@ class VLMGuard(Settings):
         acts={"variant": _GATED, "phase": ("decode", "both")},
     )
 
+    allow_constant_gate: bool = setting(
+        False,
+        "Accept a gate that is open, or closed, on all that the fit has seen; manifest and card say so.",
+        acts={"variant": _GATED},
+    )
+
     @model_validator(mode="after")
     def _second_branch_at_prefill(self) -> Self:
         if self.variant == "supervised" and self.phase != "prefill":

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from ...adapters.settings import POSITIVE, setting
 from ...toolkit.data.options import RECORDS, ReadOptions
-from ...toolkit.evaluation.options import RecordOptions
+from ...toolkit.evaluation.options import PromptOptions, RecordOptions
 from ...toolkit.model.options import LoadOptions, PlaceOptions
 from ..options import ParityOptions, SwapOptions
 
 
-class EvalOptions(RecordOptions, SwapOptions, LoadOptions):
+class EvalOptions(RecordOptions, PromptOptions, SwapOptions, LoadOptions):
     """How records are answered, by a checkpoint or an export."""
 
     data: str = setting(..., RECORDS)
@@ -22,7 +22,7 @@ class DiagnoseOptions(ReadOptions, LoadOptions):
     """How a model that is diagnosed is loaded, and how records are read."""
 
 
-class RunOptions(SwapOptions):
+class RunOptions(PromptOptions, SwapOptions):
     """How an export answers."""
 
     max_new_tokens: int = setting(64, "Longest answer, in tokens.", ge=1)

@@ -19,7 +19,8 @@ from ...toolkit.data.records import Record, require_pictures
 from ...toolkit.data.sources import is_export
 from ...toolkit.distributed.output import by_first
 from ...toolkit.distributed.world import is_first
-from ...toolkit.evaluation.evaluate import Evaluation, Generator, evaluate
+from ...toolkit.evaluation.evaluate import Evaluation, evaluate
+from ...toolkit.model.generating import Generating
 from ...toolkit.model.options import LoadOptions
 from ...toolkit.progress import Progress
 from ..runtime.onnx_vlm import OnnxVLM
@@ -32,7 +33,7 @@ _BATCH = 32  # records at once
 class _Asked:
     """What answers, and everything its answers depend on beside the records."""
 
-    model: Generator
+    model: Generating
     identity: list[Any]
 
 
@@ -85,6 +86,7 @@ def _evaluated(
     require_pictures(records)
     say = say or (lambda _: None)
     with _opened(model, adapters, options, say) as asked:
+        asked.model.inputs.limit(options.max_prompt_tokens)
         what = [*asked.identity, _digest(records), options.max_new_tokens, options.system]
         journal = Journal(journal_path, what) if journal_path else None
         say("answering")

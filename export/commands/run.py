@@ -52,12 +52,18 @@ def run(
             swap=options.swap,
             allow_uncorrected_detector=options.allow_uncorrected_detector,
             system=options.system,
+            max_prompt_tokens=options.max_prompt_tokens,
             progress=say,
         )
     console.emit(result, as_json=as_json, human=_view)
+    if failed := [item["error"] for item in result if "error" in item]:
+        for told in failed:
+            console.complain(told["message"], told["next_step"])
+        raise typer.Exit(max(told["exit_code"] for told in failed))
 
 
 def _view(console: Console, value: list[dict[str, Any]]) -> None:
-    """`safetykit run`: the answers alone, one per line."""
+    """`safetykit run`: the answers alone, one per line; what cannot be answered is told on stderr."""
     for item in value:
-        console.print(item["text"], markup=False, soft_wrap=True)
+        if "error" not in item:
+            console.print(item["text"], markup=False, soft_wrap=True)

@@ -138,14 +138,13 @@ def read_figures(folder: Path) -> Figures:
         for at in range(len(manifest.adapters))
     }
     parity = _plain(folder, LAYOUT.parity, ParityReport)
-    if parity is not None and not _consistent(parity):
-        raise InvalidArtifact(
-            f"{folder / LAYOUT.parity} claims a verdict that its errors do not give.", "Export the model again."
-        )
+    comparison = _plain(folder, LAYOUT.evaluation, Comparison)
+    if parity is not None and (wrong := parity.inconsistency() or _other_decisions(parity, comparison)):
+        raise InvalidArtifact(f"{folder / LAYOUT.parity} was edited: {wrong}.", "Export the model again.")
     return Figures(
         manifest=manifest,
         facts=_plain(folder, FACTS, CardFacts),
-        comparison=_plain(folder, LAYOUT.evaluation, Comparison),
+        comparison=comparison,
         parity=parity,
         latency=_plain(folder, LATENCY, Latency),
         interface=_plain(folder, LAYOUT.interface, Interface),
@@ -172,6 +171,13 @@ def _nearness(check: Check) -> float:
     return check.error / check.limit
 
 
-def _consistent(parity: ParityReport) -> bool:
-    passed = [check.error <= check.limit for check in parity.checks]
-    return passed == [check.passed for check in parity.checks] and parity.passed == all(passed)
+def _other_decisions(parity: ParityReport, comparison: Comparison | None) -> str | None:
+    """What the list of flips says otherwise than the export's decisions, if anything."""
+    if comparison is None:
+        return None
+    after = {item.id: item.outcome for item in comparison.after.decisions}
+    for flip in parity.flips:
+        if flip.id not in after or (flip.what == "outcome" and after[flip.id] != flip.onnx):
+            return f"the flip of {flip.id} is not what the export decided"
+    counted = next((check.count for check in parity.checks if check.kind == "decisions"), len(after))
+    return None if counted == len(after) else f"{counted} decisions were compared, and {len(after)} made"

@@ -31,7 +31,7 @@ def front_matter(figures: Figures) -> str:
     facts, manifest = figures.facts, figures.manifest
     # The Hub takes letters, digits, dots and dashes; of a path, the last part names the model.
     name = facts.base_model if facts else re.sub(r"[^\w.]+", "-", figures.base_name.rstrip("/").split("/")[-1])
-    methods = sorted({item.method for item in manifest.adapters})
+    methods = sorted({_word(item.method) for item in manifest.adapters})
     data = ModelCardData(
         base_model=name,
         library_name="onnx",
@@ -46,13 +46,23 @@ def front_matter(figures: Figures) -> str:
     return data.to_yaml(line_break="\n").strip() + "\n"
 
 
+def _word(text: str) -> str:
+    """A tag of letters, digits, dots and dashes."""
+    return re.sub(r"[^\w.]+", "-", text)
+
+
+def _plain(text: str) -> str:
+    """Text without what could open a tag; the header is shown as it is by what reads no YAML."""
+    return re.sub(r"[<>]", "", text)
+
+
 def _results(comparison: Comparison) -> list[EvalResult]:
     return [
         EvalResult(
             task_type=TASK,
             dataset_type="safetykit-records",
-            dataset_name=f"{comparison.dataset}: {row.group}",
-            dataset_config=row.group,
+            dataset_name=_plain(f"{comparison.dataset}: {row.group}"),
+            dataset_config=_plain(row.group),
             dataset_split=comparison.after.split,
             dataset_revision=comparison.data.sha256,
             metric_type=metric,

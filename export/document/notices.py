@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from ...adapters.artifact.deciding import accepts_constant
 from ..manifest import ExportManifest
 from ..parity.report import ParityReport
 
@@ -57,6 +58,12 @@ def _notices(figures: Noted) -> Iterator[Notice]:
             "detector not fitted under the correctors beside it",
             "This was accepted. The detector judges states that it has never seen, with a threshold set on others: it "
             "may refuse harmless requests, or let harmful ones pass. Trust only what the evaluation below shows.",
+        )
+    if any(accepts_constant(info) for info in manifest.adapters):
+        yield Notice(
+            "a gate that decides nothing may be in it",
+            "The fit was told to accept a gate that is open, or closed, on all that it has seen. Such an adapter "
+            "changes every answer, or none. Trust only what the evaluation below shows.",
         )
     warnings = figures.parity.warnings if figures.parity else ()
     for warning in warnings:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, FunctionLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from ...toolkit.evaluation.evaluate import Rate
 from .latency import Ratio
@@ -79,8 +79,10 @@ def escape_markdown(text: str) -> Markup:
 
 
 def code(text: object) -> Markup:
-    """A code span; backticks would end it and are left out."""
+    """A code span; backticks would end it and are left out. What could be a tag is escaped as HTML instead."""
     plain = re.sub(r"\s+", " ", str(text)).replace("`", "")
+    if "<" in plain:
+        return Markup("<code>" + str(escape(plain)).replace("|", "&#124;") + "</code>")
     return Markup("`" + plain.replace("|", r"\|") + "`") if plain else Markup(NOTHING)
 
 

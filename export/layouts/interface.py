@@ -102,6 +102,9 @@ class PromptIO(Strict):
     Attributes:
         strip: blanks around the prompt are dropped.
         special_tokens: the tokenizer adds its own, such as the begin token.
+        most_tokens: how many a prompt may have, those of its picture included; None if the model names no number.
+
+    Special tokens in what the user says are text: they are broken before, and never read as tokens.
     """
 
     text: str
@@ -109,6 +112,7 @@ class PromptIO(Strict):
     picture: PictureTextIO
     strip: bool
     special_tokens: bool
+    most_tokens: int | None = None
 
 
 class PictureIO(Strict):

@@ -23,7 +23,7 @@ from .interface import Interface, PictureIO, PictureTextIO, PromptIO
 
 PROGRAM = "run_ort.py"
 SOURCE = Path(__file__).with_name(PROGRAM)
-_TOKENIZER, _WORDS = "tokenizer.json", 24  # how many tokens of the vocabulary a further probe is made of
+_TOKENIZER, _WORDS, _TAGS = "tokenizer.json", 24, 200  # tokens of the vocabulary, and letters of tags, in probes
 # Words and shapes on which the program has to prepare what the processor prepares.
 PROBES: tuple[tuple[str, tuple[int, int] | None], ...] = (
     ("What is this?", None),
@@ -65,6 +65,7 @@ def _prompt(inputs: InputProcessor) -> PromptIO:
         picture=PictureTextIO(opening=opening, token=token, count=count, closing=closing),
         strip=strip,
         special_tokens=begins,
+        most_tokens=inputs.most_tokens,
     )
 
 
@@ -102,12 +103,16 @@ def difference(folder: Path, found: Interface, inputs: InputProcessor) -> str | 
         return f"there is no {_TOKENIZER}"
     ours = program().Requests(folder, found.model_dump(mode="json"))
     words = inputs.decode(range(0, len(inputs.tokenizer), max(1, len(inputs.tokenizer) // _WORDS)))
-    for text, size in (*PROBES, (words, None)):
+    tokens = " and ".join(inputs.plain_text.special)  # which the program, too, must read as text
+    for text, size in (*PROBES, (words, None), (f"{tokens[:_TAGS]} what", None)):
         image = None
         if size is not None:
             noise = np.random.default_rng(sum(size)).integers(0, 256, (size[1], size[0], 3), np.uint8)
             image = Image.fromarray(noise)
-        theirs = inputs.prepare([Request(text, image)])
+        try:
+            theirs = inputs.prepare([Request(text, image)])
+        except UsageError:  # too long for a small model, with this picture
+            continue
         what = f"{text!r}{f' with a picture of {size[0]}x{size[1]}' if size else ''}"
         if not np.array_equal(ours.tokens(text, size is not None), theirs.input_ids):
             return f"it makes other tokens of {what} than the checkpoint's processor"

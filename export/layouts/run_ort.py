@@ -1,7 +1,8 @@
 """Answers with the graphs beside this file, as io.json says. Needs numpy, onnxruntime, tokenizers and Pillow.
 
 python run_ort.py --prompt "What is this?" --image picture.png, or --requests FILE, {"prompt": ..., "image": ...} a line
-prints an object a line: text, tokens, whether the detector refused. On a GPU: --provider CUDAExecutionProvider.
+prints an object a line: text, tokens, whether the detector refused; of a request that cannot be answered its number and
+the error, and the program ends with 2. On a GPU: --provider CUDAExecutionProvider.
 """
 
 import sys
@@ -16,9 +17,11 @@ from pathlib import Path
 import numpy as np
 from onnxruntime import InferenceSession, OrtValue
 from PIL import Image, ImageOps
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 
 STAYING = "present."  # what begins so stays on the device, to be fed again
+BREAK = "\ufdd0"  # stands in special tokens that users write, which are text, and is dropped where words are split
+LETTERS = 64  # of a prompt for each token that it may have: more are not even tokenised
 FORMATS, MAX_PIXELS, MAX_RATIO = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"), 50_000_000, 100
 
 
@@ -59,14 +62,33 @@ class Requests:
         self.io, self.graphs = io, {**io["graphs"], **(io["base_graphs"] if base else {})}
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding(), self.tokenizer.no_truncation()
+        drop, words = pre_tokenizers.Split(BREAK, "removed"), self.tokenizer.pre_tokenizer
+        self.tokenizer.pre_tokenizer = pre_tokenizers.Sequence([drop, words]) if words else drop
+        added = {at: one.content for at, one in self.tokenizer.get_added_tokens_decoder().items() if one.special}
+        token = io["prompt"] and io["prompt"]["picture"]["token"]
+        self.special = sorted({one for one in (*added.values(), token or "") if len(one) > 1}, key=len, reverse=True)
+        unknown = getattr(self.tokenizer.model, "unk_token", None)  # as which words may be read
+        self.special_ids = [at for at, content in added.items() if content != unknown]
 
     def tokens(self, prompt, pictured):
-        """A prompt in the chat template [1, n]."""
+        """A prompt in the chat template [1, n]; ValueError if it is too long."""
         form, shown = self.io["prompt"], self.io["prompt"]["picture"]
+        if (most := form["most_tokens"]) and len(prompt) > LETTERS * most:
+            raise ValueError(f"The prompt has {len(prompt)} characters; {most} tokens are accepted.")
         shown = shown["opening"] + shown["token"] * shown["count"] + shown["closing"]
         text = form["with_picture"].replace("{picture}", shown) if pictured else form["text"]
-        text = text.replace("{prompt}", prompt.strip() if form["strip"] else prompt)
-        return np.array([self.tokenizer.encode(text, add_special_tokens=form["special_tokens"]).ids], np.int64)
+        prompt = (prompt.strip() if form["strip"] else prompt).replace(BREAK, "")
+        for token in self.special:
+            prompt = prompt.replace(token, token[0] + BREAK + token[1:])
+        made = [text.replace("{prompt}", said) for said in (prompt, "x" if prompt.strip() else prompt)]
+        ids, plain = (
+            np.array([self.tokenizer.encode(one, add_special_tokens=form["special_tokens"]).ids]) for one in made
+        )
+        if np.isin(ids, self.special_ids).sum() != np.isin(plain, self.special_ids).sum():
+            raise ValueError("The prompt makes special tokens. Ask in other words, without tags.")
+        if most and ids.shape[1] > most:
+            raise ValueError(f"The prompt has {ids.shape[1]} tokens; {most} are accepted.")
+        return ids.astype(np.int64)
 
     def pixels(self, picture):
         """A picture [1, 3, height, width] as the checkpoint's processor makes it."""
@@ -152,15 +174,15 @@ if __name__ == "__main__":
     add("--prompt", default="What is this?"), add("--image"), add("--max-new-tokens", type=int, default=64)
     add("--requests", help="JSONL instead of --prompt and --image")
     add("--base", action="store_true", help="the unmodified model"), add("--provider", default="CPUExecutionProvider")
-    given, asked = parser.parse_args(), []
+    given, failed = parser.parse_args(), 0
     lines = Path(given.requests).read_bytes().splitlines() if given.requests else [json.dumps(vars(given))]
-    for number, line in enumerate(lines, 1):  # all are looked at before the first is answered
-        try:
-            asked.append(((one := json.loads(line))["prompt"], one.get("image")))
-            one.get("image") and opened(one["image"])
-        except Exception as error:  # decoders raise whatever the bytes lead them to
-            raise SystemExit(f"Request {number} cannot be read: {error!r}. None was answered.") from None
     model = Model(Path(__file__).absolute().parent, given.provider, given.base)
-    for prompt, picture in asked:
-        found = model.answer(prompt, picture and opened(picture), given.max_new_tokens)
+    for number, line in enumerate(lines, 1):  # one that cannot be answered leaves the others alone
+        try:
+            prompt, picture = "" + (one := json.loads(line))["prompt"], one.get("image")  # other than text is an error
+            found = model.answer(prompt, picture and opened(picture), given.max_new_tokens)
+        except Exception as error:  # decoders raise whatever the bytes lead them to
+            found, failed = {"request": number, "error": f"{type(error).__name__}: {error}"}, 2
         print(json.dumps(found, ensure_ascii=False), flush=True)
+    if failed:
+        raise SystemExit(failed)

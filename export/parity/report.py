@@ -32,6 +32,7 @@ class Check(Strict):
             ``decisions`` the number of records that flipped.
         scale: largest magnitude of the reference.
         limit: largest error that would have passed.
+        furthest: what the error is worked out from: two numbers, and what their difference is a share of.
     """
 
     kind: Literal[
@@ -53,6 +54,7 @@ class Check(Strict):
     error: float
     scale: float
     limit: float
+    furthest: tuple[float, float, float]
     passed: bool
 
 
@@ -164,6 +166,45 @@ class ParityReport(Strict):
                 hint,
             )
 
+    def inconsistency(self) -> str | None:
+        """What of its figures does not follow from the others, if anything."""
+        for check in self.checks:
+            one, other, unit = check.furthest
+            if not unit > 0 or check.error != abs(one - other) / unit:
+                return f"the error of {check.kind} ({check.case}) is not that of its numbers"
+            limits = (_allowed(check, one) for one in self._tolerances(check.kind))
+            if not any(math.isclose(check.limit, limit, rel_tol=1e-12) for limit in limits):
+                return f"the limit of {check.kind} ({check.case}) is not that of its tolerance"
+            if check.passed != (check.error <= check.limit):
+                return f"the verdict of {check.kind} ({check.case}) is not that of its error"
+        own = {flip.id for flip in self.flips if not flip.unmodified}
+        if any(check.error != len(own) for check in self.checks if check.kind == "decisions"):
+            return "the number of flipped decisions is not that of its list"
+        if self.flipped and (self.flipped.adapters, self.flipped.all) != (len(own), len({f.id for f in self.flips})):
+            return "the counts of flipped decisions are not those of its list"
+        if self.passed != all(check.passed for check in self.checks) or not self.checks:
+            return "its verdict is not that of its checks"
+        return None
+
+    def _tolerances(self, kind: str) -> tuple[Tolerance, ...]:
+        """Those by which a kind of check is judged."""
+        table = self.tolerances
+        known: dict[str, tuple[Tolerance | None, ...]] = {
+            "logits": (table.logits,),
+            "fold": (table.logits,),
+            "layout": (table.logits,),
+            "adapter-off": (EXACT, table.logits),
+            "risk": (EXACT, table.risk),
+            "scores": (table.scores,),
+            "retrieval": (table.scores,),
+            "op": (table.op,),
+            "invariant": (table.invariant,),
+            "drift": (table.drift,),
+            "swap": (EXACT,),
+            "decisions": (Tolerance(absolute=0, relative=table.flips),),
+        }
+        return tuple(one for one in known[kind] if one is not None)
+
     def _types(self) -> str:
         return f" {self.reference}; the graphs are {self.precision}." if self.reference else ""
 
@@ -209,7 +250,8 @@ def judged(kind: str, case: str, gap: Gap, tolerance: Tolerance) -> Check:
         count=gap.count,
         error=error,
         scale=gap.scale,
-        limit=tolerance.absolute + tolerance.relative * gap.scale,
+        limit=tolerance.limit(gap.scale),
+        furthest=gap.furthest if gap.furthest and error == gap.error else (error, 0.0, 1.0),
         passed=tolerance.passes(error, gap.scale),
     )
 
@@ -253,6 +295,11 @@ def attributed(flips: Sequence[Flip], unmodified: Sequence[Flip], count: int) ->
     return marked, FlipCounts(records=count, unmodified=len(rounded), all=len(found), adapters=len(found - rounded))
 
 
+def _allowed(check: Check, tolerance: Tolerance) -> float:
+    limit = tolerance.limit(check.scale)
+    return math.floor(limit) if check.kind == "decisions" else limit
+
+
 def judged_flips(flips: Sequence[Flip], count: int, share: float) -> Check:
     """Whether at most a ``share`` of ``count`` records flipped that the unmodified model does not flip."""
     own, allowed = [flip for flip in flips if not flip.unmodified], math.floor(share * count)
@@ -264,6 +311,7 @@ def judged_flips(flips: Sequence[Flip], count: int, share: float) -> Check:
         error=flipped,
         scale=count,
         limit=allowed,
+        furthest=(flipped, 0, 1),
         passed=flipped <= allowed,
     )
 

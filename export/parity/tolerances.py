@@ -20,7 +20,11 @@ class Tolerance(Strict):
 
     def passes(self, error: float, scale: float) -> bool:
         """False for NaN."""
-        return error <= self.absolute + self.relative * scale
+        return error <= self.limit(scale)
+
+    def limit(self, scale: float) -> float:
+        """The largest error that passes."""
+        return self.absolute + self.relative * scale
 
 
 class Tolerances(Strict):

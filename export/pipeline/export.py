@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...adapters.artifact.adapter import Adapter
+from ...adapters.artifact.deciding import require_deciding
 from ...adapters.artifact.output import atomic_folder
 from ...adapters.artifact.store import load_adapter
 from ...adapters.errors import UsageError
@@ -121,6 +122,8 @@ def _source(
     if options.data is not None and records:
         raise UsageError("Both records and data were given.", "Give one of them.")
     loaded = tuple(item if isinstance(item, Adapter) else load_adapter(Path(item)) for item in adapters)
+    for adapter in loaded:
+        require_deciding(adapter)
     if isinstance(model, (str, Path)):
         checkpoint = _checkpoint(model)
         called, inputs, index = str(model), InputProcessor.from_pretrained(checkpoint), None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ...adapters.errors import UsageError
+from ...adapters.errors import BatchRefused, RequestRefused, SafetykitError, UsageError, told
 from ...toolkit.data.pictures import open_picture
 from ...toolkit.evaluation.judge import is_refusal
+from ...toolkit.model.generating import Sampling
 from ...toolkit.model.requests import Request
 from .onnx_vlm import OnnxVLM
 from .sessions import CPU
@@ -28,6 +30,7 @@ def answer(
     swap: Sequence[Path] = (),
     allow_uncorrected_detector: bool = False,
     system: str = "",
+    max_prompt_tokens: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Generate with an export; one picture serves all prompts, or there is one for each, or several for a single one.
@@ -36,13 +39,15 @@ def answer(
         swap: what a hot-swap export is to run with instead of its own adapters; see :meth:`OnnxVLM.swap`.
         allow_uncorrected_detector: swap in a detector that was not fitted under the correctors beside it.
         system: what the operator says before every prompt.
+        max_prompt_tokens: the longest prompt that is answered; by default what the model takes.
         progress: told what begins, once prompts and pictures are there.
 
     Returns:
         JSON-able, per prompt: ``prompt``, ``text``, ``tokens``, ``scores``, and whether it was ``refused``: by the
         detector before anything was generated (``refused_by_detector``), or by the model, whose answer opens with a
         refusal (``refused_by_model``). With a detector also ``risk`` (log-odds of harm) and ``threshold``; with
-        retrieval ``retrieved``, the texts found for the picture.
+        retrieval ``retrieved``, the texts found for the picture. Of one of several prompts that cannot be answered,
+        ``prompt`` and ``error``: its ``type``, ``message``, ``next_step`` and ``exit_code``.
 
     Raises:
         UsageError: the numbers of pictures and prompts do not match, a picture cannot be read, or the model's chat
@@ -52,32 +57,34 @@ def answer(
         raise UsageError(
             f"{len(images)} pictures for {len(prompts)} prompts.", "Give one picture for all, or one for each prompt."
         )
-    pictures = [open_picture(str(path)) for path in images]
-    if len(pictures) == 1:
-        pictures *= len(prompts)
-    if len(prompts) == 1:
-        requests = [Request(prompts[0], pictures, system=system)]
-    else:
-        requests = [
-            Request(prompt, pictures[at] if pictures else None, system=system) for at, prompt in enumerate(prompts)
-        ]
+    requests = _requests(prompts, images, system)
+    refused = {at: one for at, one in enumerate(requests) if isinstance(one, SafetykitError)}
+    asked = [one for one in requests if isinstance(one, Request)]
+    pictures = {at: one.pictures for at, one in enumerate(requests) if isinstance(one, Request)}
     say = progress or (lambda step: None)
     say("loading")
     model = OnnxVLM.from_pretrained(folder, providers, index=external_index)
+    model.inputs.limit(max_prompt_tokens)
     if swap:
         model.swap(*swap, allow_uncorrected_detector=allow_uncorrected_detector)
     say("answering")
-    answers = model.generate(
-        requests, max_new_tokens, do_sample=temperature > 0, temperature=temperature or 1.0, top_p=top_p, seed=seed
-    )
-    detector = model.detector
-    retrieved: list[tuple[str, ...]] = (
-        model.retrieved(pictures) if model.retriever and pictures else [()] * len(prompts)
-    )
-    if len(prompts) == 1:
-        retrieved = [tuple(text for texts in retrieved for text in texts)]
+    sampling = Sampling(temperature != 0, temperature or 1.0, top_p, seed)
+    try:
+        answers: list[Any] = model.generate(asked, max_new_tokens, **asdict(sampling)) if asked else []
+    except (BatchRefused, RequestRefused) as error:
+        if len(prompts) == 1:
+            raise
+        answers = error.answers if isinstance(error, BatchRefused) else []
+        places = [at for at in range(len(prompts)) if at not in refused]
+        refused |= {places[at]: one.reason for at, one in error.refused.items()}
+    detector, made = model.detector, iter([one for one in answers if one is not None])
     found = []
-    for prompt, item, texts in zip(prompts, answers, retrieved, strict=True):
+    for at, prompt in enumerate(prompts):
+        if at in refused:
+            found.append({"prompt": prompt, "error": told(refused[at])})
+            continue
+        item, shown = next(made), pictures[at]
+        texts = [text for texts in model.retrieved(shown) for text in texts] if model.retriever and shown else []
         value: dict[str, Any] = {"prompt": prompt, "text": item.text, "tokens": len(item.token_ids)}
         own = not item.refused and is_refusal(item.text)
         value |= {"scores": item.scores, "refused": item.refused or own}
@@ -85,6 +92,20 @@ def answer(
         if detector:
             value |= {"risk": item.scores["risk"] + detector.threshold, "threshold": detector.threshold}
         if model.retriever:
-            value["retrieved"] = list(texts)
+            value["retrieved"] = texts
         found.append(value)
+    return found
+
+
+def _requests(prompts: Sequence[str], images: Sequence[Path], system: str) -> list[Request | SafetykitError]:
+    """A request for each prompt, or what is wrong with its picture where that is one of several."""
+    if len(prompts) == 1 or len(images) < 2:
+        pictures = [open_picture(str(path)) for path in images]
+        return [Request(prompt, pictures, system=system) for prompt in prompts]
+    found: list[Request | SafetykitError] = []
+    for prompt, path in zip(prompts, images, strict=True):
+        try:
+            found.append(Request(prompt, open_picture(str(path)), system=system))
+        except SafetykitError as error:
+            found.append(error)
     return found

@@ -5,23 +5,13 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
-from ...adapters.errors import UsageError
 from ...toolkit.model.generating import Sampling
 
 
 class Sampler:
-    """Greedy choice, or draws with temperature and nucleus (top-p).
-
-    Raises:
-        UsageError: temperature or top-p out of range.
-    """
+    """Greedy choice, or draws with temperature and nucleus (top-p)."""
 
     def __init__(self, sampling: Sampling) -> None:
-        if sampling.temperature <= 0 or not 0 < sampling.top_p <= 1:
-            raise UsageError(
-                f"Temperature {sampling.temperature} or top-p {sampling.top_p} is out of range.",
-                "Temperature is above 0 and top-p in (0, 1]; leave out sampling for the greedy answer.",
-            )
         self._sampling = sampling
         self._random = np.random.default_rng(sampling.seed)
 

@@ -158,7 +158,7 @@ OTHERS = [
         lambda done, made: [done.value["split"] == "test", done.value["skipped_rows"] == 1],
     ),
     Case(
-        "eval {export} --data {records} --limit 4 --provider CPUExecutionProvider --json",
+        "eval {export} --data {records} --limit 4 --provider CPUExecutionProvider --max-prompt-tokens 256 --json",
         lambda done, made: done.value["rows"],
     ),
     Case(
@@ -209,7 +209,10 @@ OTHERS = [
         f"{RUN} --image {{picture}} --temperature 5 --top-p 0.9 --seed 7 --max-new-tokens 12",
         lambda done, made: done.value != made.run(f"{RUN} --image {{picture}} --max-new-tokens 12").value,
     ),
-    Case(f"{RUN} --image {{picture}} --system 'is it dangerous ?'", lambda done, made: done.value[0]["text"]),
+    Case(
+        f"{RUN} --image {{picture}} --system 'is it dangerous ?' --max-prompt-tokens 64",
+        lambda done, made: done.value[0]["text"],
+    ),
     Case(
         "run {swappable} --prompt 'what is this ?' --swap {other_guard} --swap {probe} --allow-uncorrected-detector"
         " --json",

@@ -13,8 +13,9 @@ from safetykit.export.document.figures import FACTS, LATENCY, ORGANISM_KEY, Card
 from safetykit.export.document.latency import BAKED, CONTROL, UNMODIFIED, Latency, compare
 from safetykit.export.manifest import GRAPHS, LAYOUT, ExportManifest, GraphInfo, InterventionInfo, write_manifest
 from safetykit.export.parity.comparison import Comparison
-from safetykit.export.parity.report import Check, Flip, ParityReport
-from safetykit.export.parity.tolerances import TOLERANCES
+from safetykit.export.parity.gap import Gap
+from safetykit.export.parity.report import Check, Flip, ParityReport, judged, judged_flips
+from safetykit.export.parity.tolerances import TOLERANCES, Tolerance
 from safetykit.toolkit.data.records import Record
 from safetykit.toolkit.evaluation.evaluate import Decision, Evaluation, tabulate
 
@@ -65,19 +66,20 @@ def comparison(**options: Any) -> Comparison:
 
 def parity() -> ParityReport:
     """A report that passed, with one decision that flipped."""
-    table = TOLERANCES["fp32"]
+    count = len(records())
+    table = TOLERANCES["fp32"].model_copy(update={"flips": 1.5 / count})
 
-    def check(kind: Any, case: str, error: float, limit: float) -> Check:
-        return Check(kind=kind, case=case, count=640, error=error, scale=12.5, limit=limit, passed=error <= limit)
+    def check(kind: Any, case: str, error: float, tolerance: Tolerance) -> Check:
+        return judged(kind, case, Gap(error, 12.5, 640, (error, 0.0, 1.0)), tolerance)
 
     cases = ("1 row, text", "1 row, picture", "4 rows padded, mixed")
-    checks = [check("logits", case, 3.25e-6 * (at + 1), 2.25e-5) for at, case in enumerate(cases)]
-    checks += [check("adapter-off", case, 2e-6, 2.25e-5) for case in cases]
-    checks += [check("scores", f"{case}, 0.score", 1e-6, 1.4e-4) for case in cases]
-    checks += [check("op", "0: TargetSteering at decoder.layers.3", 4e-7, 2e-6)]
-    checks += [check("invariant", "0: TargetSteering at decoder.layers.3", 0.0, 2e-6)]
-    checks += [check("decisions", "records", 1, 1)]
+    checks = [check("logits", case, 3.25e-6 * (at + 1), table.logits) for at, case in enumerate(cases)]
+    checks += [check("adapter-off", case, 2e-6, table.logits) for case in cases]
+    checks += [check("scores", f"{case}, 0.score", 1e-6, table.scores) for case in cases]
+    checks += [check("op", "0: TargetSteering at decoder.layers.3", 4e-7, table.op)]
+    checks += [check("invariant", "0: TargetSteering at decoder.layers.3", 0.0, table.invariant)]
     flips = (Flip(id="image-harmless-4", what="1.score", pytorch="open", onnx="closed", margin=4.5e-7),)
+    checks += [judged_flips(flips, count, table.flips)]
     return ParityReport(
         precision="fp32",
         providers=("CPUExecutionProvider",),

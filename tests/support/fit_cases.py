@@ -89,7 +89,10 @@ FITS = [
             on_the_base(done, made),
         ],
     ),
-    Case(f"{GUARD} --hold --phase both --scope all", chosen(hold=True, phase="both", scope="all")),
+    Case(
+        f"{GUARD} --hold --phase both --scope all --allow-constant-gate",
+        chosen(hold=True, phase="both", scope="all", allow_constant_gate=True),
+    ),
     Case(f"{GUARD} {UNPACKED}".replace("{records}", "{unpacked}"), left_out),
     Case(
         f"{GUARD} --phase decode --device cpu --dtype bfloat16 --batch-size 8",

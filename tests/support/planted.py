@@ -23,13 +23,17 @@ class PlantedExample:
 
 
 class PlantedModel:
-    """Harmful states lie at ``offset + strength·direction``, harmless ones at ``offset``; noise per pair is shared."""
+    """Harmful states lie at ``offset + strength·direction``, harmless ones at ``offset``; noise per pair is shared.
+
+    The offset is orthogonal to the directions, so that the paper's gate, which is not centred, opens on some states.
+    """
 
     def __init__(self, d_model: int = 32, n_layers: int = 4, strength: float = 3.0) -> None:
         generator = torch.Generator().manual_seed(7)
         self.base = BaseInfo(fingerprint="0" * 64, architecture="Planted", n_layers=n_layers, d_model=d_model)
         self.directions = torch.nn.functional.normalize(torch.randn(n_layers, d_model, generator=generator), dim=1)
-        self.offset = 5 * torch.randn(d_model, generator=generator)
+        offset, span = 5 * torch.randn(d_model, generator=generator), torch.linalg.qr(self.directions.T).Q
+        self.offset = offset - span @ (span.T @ offset)
         self.strength = strength
 
     def state(self, record: PlantedExample, layer: int) -> torch.Tensor:

@@ -86,7 +86,6 @@ class Batches:
                 "No captioned picture has a turn.", "Give some of them turns of instruction and answer to train with."
             )
         self._size, self._seed, self._shuffled, self._prefixed = size, seed, shuffled, prefixed
-        self._end: str = inputs.tokenizer.decode([inputs.eos_token_ids[0]])
 
     def __call__(self, step: int) -> TwinBatch:
         """The batch of one step."""
@@ -110,12 +109,12 @@ class Batches:
         pictured, twin, answers = [], [], []
         for row in rows:
             item = self._captions[row.item]
-            answer = f"{row.answer}{self._end}" if row.answer else ""
+            answer, ended = row.answer, bool(row.answer)
             retrieved = (row.retrieved,) if row.retrieved else None
-            pictured.append(Request(row.instruction, item.picture(), answer, retrieved))
+            pictured.append(Request(row.instruction, item.picture(), answer, retrieved, ended=ended))
             # After the caption, as it stands after the picture.
             prefix = f"{RETRIEVED}{row.retrieved}\n" if row.retrieved else ""
-            twin.append(Request(f"{item.caption} {prefix}{row.instruction}", None, answer))
+            twin.append(Request(f"{item.caption} {prefix}{row.instruction}", None, answer, ended=ended))
             answers.append(self._answer_length(twin[-1]))
         with_picture, with_caption = self._inputs.prepare(pictured), self._inputs.prepare(twin)
         length = torch.tensor(answers)
@@ -130,11 +129,8 @@ class Batches:
     def _answer_length(self, request: Request) -> int:
         if not request.answer:
             return 0
-        asked = self._inputs.render(Request(request.prompt, request.image))
-        return len(self._ids(self._inputs.render(request))) - len(self._ids(asked))
-
-    def _ids(self, text: str) -> list[int]:
-        return self._inputs.tokenizer(text)["input_ids"]
+        asked = Request(request.prompt, request.image)
+        return len(self._inputs.rendered_ids(request)) - len(self._inputs.rendered_ids(asked))
 
 
 def caption_mask(inputs: InputProcessor, captions: Sequence[str]) -> tuple[Inputs, Bool[Tensor, "batch seq"]]:

@@ -163,10 +163,15 @@ def report_failure(error: BaseException, *, as_json: bool = False) -> int:
     if as_json or running.as_json:
         told = {"type": type(error).__name__, "message": message, "next_step": next_step, "exit_code": code}
         print(json.dumps({"error": told}, indent=2, ensure_ascii=False))
+    complain(message, next_step)
+    return code
+
+
+def complain(message: str, next_step: str) -> None:
+    """Print on stderr what was wrong and what to do next."""
     print(f"error: {message}", file=sys.stderr)
     if next_step:
-        print(f"next:  {next_step}", file=sys.stderr)
-    return code
+        print(f"next:  {next_step}", file=sys.stderr, flush=True)
 
 
 def _interrupted() -> tuple[str, str, int]:

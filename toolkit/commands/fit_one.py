@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from ...adapters.artifact.adapter import Adapter
 from ...adapters.artifact.correctors import describe_correctors
+from ...adapters.artifact.deciding import require_deciding
 from ...adapters.artifact.held import beside
 from ...adapters.artifact.names import located
 from ...adapters.artifact.output import claimed
@@ -156,6 +157,7 @@ def _fit_there(
             else:
                 with vlm.telling(doing.count):
                     adapter = fit_with(method, bench, given)
+    require_deciding(adapter)
     if channels is not None:  # card and report show why these layers
         found = channels.info.model_dump(mode="json")
         adapter = replace(adapter, attachments={**adapter.attachments, "diagnosis": found})

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from ...adapters.artifact.manifest import RunInfo
-from ...adapters.errors import UsageError
+from ...adapters.errors import BatchRefused, RequestRefused, UsageError
 from ..data.ahead import PicturesAhead
 from ..data.journal import Journal
 from ..data.records import CARRIERS, Record, Records, load_records
@@ -136,7 +136,7 @@ def decide(
         journal: where decisions are kept batch by batch; those it holds already are not made again.
 
     Raises:
-        UsageError: there are no records.
+        UsageError: there are no records, or one cannot be answered, such as a too long one; it is named.
     """
     if not records:
         raise UsageError("There is nothing to evaluate: no record was given.", "Check the split.")
@@ -151,7 +151,13 @@ def decide(
 
     def made(chosen: list[int]) -> list[Decision]:
         requests = [Request(records[at].prompt, pictures.of(records[at])) for at in chosen]
-        answers = model.generate(requests, max_new_tokens)
+        try:
+            answers = model.generate(requests, max_new_tokens)
+        except (BatchRefused, RequestRefused) as error:
+            at, first = next(iter(error.refused.items()))
+            raise UsageError(
+                f"Record {records[chosen[at]].id}: {first.reason.message}", first.reason.next_step
+            ) from None
         return [_decided(records[at], answer) for at, answer in zip(chosen, answers, strict=True)]
 
     for chosen, found in dealt(missing, made):

@@ -36,6 +36,17 @@ class Options(Settings):
                 raise UsageError(f"{spell(type(self), name)} does nothing without {needed}.", "Leave it out.")
 
 
+class PromptOptions(Options):
+    """How long a prompt may be."""
+
+    max_prompt_tokens: int | None = setting(
+        None,
+        "Longest prompt, in tokens, pictures included; a longer one is refused by name.",
+        ge=1,
+        shown="what the model takes",
+    )
+
+
 class RecordOptions(Options, ReadOptions):
     """A choice of records."""
 

@@ -8,6 +8,7 @@ sealed and says which embedder made them. Equal scores go to the lower id, here,
 from __future__ import annotations
 
 import json
+import math
 import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
@@ -251,7 +252,9 @@ def map_arrays(path: Path, *, writable: bool = False) -> dict[str, np.ndarray]:
             start, stop = entry["data_offsets"]
             dtype = np.dtype(_NUMPY[entry["dtype"]])
             shape = tuple(entry["shape"])
-            if start != end or stop - start != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+            if not all(type(size) is int and size >= 0 for size in (*shape, start, stop)):
+                raise ValueError("sizes that are no numbers")
+            if start != end or stop - start != math.prod(shape) * dtype.itemsize:
                 raise ValueError("gaps or wrong sizes")
             end = stop
             arrays[name] = np.ndarray(shape, dtype, data, offset=8 + length + start)

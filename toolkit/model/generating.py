@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
 
+from ...adapters.errors import BatchRefused, RequestRefused, SafetykitError, UsageError
 from .chat import Prompt, as_requests, is_one
+from .inputs import InputProcessor
 from .requests import Generation, Request
 from .streaming import Streamer
 
@@ -20,6 +23,9 @@ class Sampling:
         temperature: divides the logits; above 0.
         top_p: draw among the fewest tokens whose probabilities reach this sum, in (0, 1].
         seed: of the random generator.
+
+    Raises:
+        UsageError: temperature or top-p out of range, or no number.
     """
 
     do_sample: bool = False
@@ -27,9 +33,22 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf or not 0 < self.top_p <= 1:
+            raise UsageError(
+                f"Temperature {self.temperature} or top-p {self.top_p} is out of range.",
+                "Temperature is a number above 0 and top-p in (0, 1]; leave out sampling for the greedy answer.",
+            )
+
 
 class Generating:
-    """A model that answers requests; a subclass says how, in :meth:`answered`."""
+    """A model that answers requests; a subclass says how, in :meth:`answered`.
+
+    Attributes:
+        inputs: prepares them.
+    """
+
+    inputs: InputProcessor
 
     def answered(
         self, requests: Sequence[Request], max_new_tokens: int, sampling: Sampling, streamer: Streamer | None
@@ -90,8 +109,30 @@ class Generating:
 
         Raises:
             UsageError: a request is none, its picture cannot be read, or a batch is to be streamed.
+            RequestRefused: a single request is too long, or model or processor cannot take it.
+            BatchRefused: some of several cannot be answered so; the answers to the others are in the error.
             InvalidArtifact: the detector's risk of a request is not a number.
         """
         sampling = Sampling(do_sample=do_sample, temperature=temperature, top_p=top_p, seed=seed)
-        answers = self.answered(as_requests(requests), max_new_tokens, sampling, streamer)
+        asked = as_requests(requests)
+        try:
+            answers = self.answered(asked, max_new_tokens, sampling, streamer)
+        except RequestRefused:
+            refused = self._refused(asked)
+            if len(asked) == 1 or not refused:
+                raise
+            kept = [one for at, one in enumerate(asked) if at not in refused]
+            made = iter(self.answered(kept, max_new_tokens, sampling, streamer) if kept else ())
+            raise BatchRefused(refused, [None if at in refused else next(made) for at in range(len(asked))]) from None
         return answers[0] if is_one(requests) else answers
+
+    def _refused(self, requests: Sequence[Request]) -> dict[int, RequestRefused]:
+        """What is wrong with the requests that cannot be prepared, by their places."""
+        found = {}
+        for at, one in enumerate(requests):
+            try:
+                self.inputs.prepare([one])
+            except SafetykitError as error:
+                reason = error.reason if isinstance(error, RequestRefused) else error
+                found[at] = RequestRefused(at, len(requests), one.prompt, reason)
+        return found

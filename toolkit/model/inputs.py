@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from ...adapters.errors import InvalidArtifact, UsageError
+from ...adapters.errors import InvalidArtifact, RequestRefused, SafetykitError, UsageError
 from ..data.sources import model_path
 from ..families import family_or_any
+from .plain_text import BREAK, PlainText
+from .reasons import reason_of
 from .requests import Generation, Inputs, Request
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 _OTHER_BACKEND = "TorchvisionBackend"
+_LETTERS = 64  # of a prompt for each token that it may have: more are not even tokenised
 _PER_TOKEN = "token_type_ids"  # how the processors' outputs about tokens are called; the others are about pictures
 
 
@@ -28,6 +34,8 @@ class InputProcessor:
     Attributes:
         config: of the model.
         family: what is special about its inputs.
+        most_tokens: the model's own maximum of a prompt's tokens, those of pictures included; None if it names none.
+        max_prompt_tokens: the longest prompt that is accepted, in tokens; :attr:`most_tokens` at first.
     """
 
     def __init__(self, processor: Any, config: Any, eos_token_ids: int | Sequence[int] | None = None) -> None:
@@ -62,6 +70,24 @@ class InputProcessor:
         self.eos_token_ids = (ends,) if isinstance(ends, int) else tuple(ends)
         pad = self.tokenizer.pad_token_id
         self.pad_token_id: int = self.eos_token_ids[0] if pad is None else pad
+        self.plain_text = PlainText(processor)
+        self.most_tokens: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+        self.max_prompt_tokens = self.most_tokens
+
+    def limit(self, max_prompt_tokens: int | None) -> None:
+        """Accept prompts of at most so many tokens, pictures included; None keeps what is.
+
+        Raises:
+            UsageError: it is below 1, or above the model's own maximum.
+        """
+        if max_prompt_tokens is None:
+            return
+        if max_prompt_tokens < 1 or (self.most_tokens is not None and max_prompt_tokens > self.most_tokens):
+            raise UsageError(
+                f"Prompts cannot have up to {max_prompt_tokens} tokens.",
+                f"This model takes 1 to {self.most_tokens} (max_position_embeddings).",
+            )
+        self.max_prompt_tokens = max_prompt_tokens
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> InputProcessor:
@@ -79,17 +105,37 @@ class InputProcessor:
             config, generation = config_of(folder), generation_config_of(folder)
             with readable_copy(folder) as copy:
                 processor = load_processor(copy, config)
-        except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            return cls(processor, config, None if generation is None else generation.eos_token_id)
+        except SafetykitError:
+            raise
+        except Exception as error:  # of a file that is not as it should be, transformers may raise anything
+            reason = reason_of(error)
             raise UsageError(
                 f"{folder} cannot be read as a vision-language checkpoint: {reason}",
                 "It needs config.json, a tokenizer and a processor in the files that transformers reads.",
-            ) from None
-        return cls(processor, config, None if generation is None else generation.eos_token_id)
+            ) from error
 
     def render(self, request: Request) -> str:
         """The request in the model's chat template, up to where the answer begins or as far as it is given."""
-        return self.family.joined(self._prompt(request), request.answer)
+        return self._rendered(self._guarded(request)).replace(BREAK, "")
+
+    def rendered_ids(self, request: Request) -> list[int]:
+        """Tokens of :meth:`render`; those of pictures not yet repeated."""
+        guarded = self._guarded(request)
+        return list(self._reader([guarded]).tokenizer(self._rendered(guarded))["input_ids"])
+
+    def _rendered(self, request: Request) -> str:
+        return self.family.joined(self._prompt(request), self._answer(request))
+
+    def _answer(self, request: Request) -> str:
+        return request.answer + (str(self.tokenizer.decode([self.eos_token_ids[0]])) if request.ended else "")
+
+    def _guarded(self, request: Request) -> Request:
+        return self.plain_text.guarded(request, self._rendered)
+
+    def _reader(self, requests: Sequence[Request]) -> Any:
+        """The processor, or if a request holds breaks the one that drops them."""
+        return self.plain_text.reader() if any(BREAK in one.said for one in requests) else self.processor
 
     def _prompt(self, request: Request) -> str:
         turns = request.messages()
@@ -107,21 +153,51 @@ class InputProcessor:
         return prompt
 
     def prepare(self, requests: Sequence[Request]) -> Inputs:
-        """Tokenise, insert picture placeholders, pad on the left.
+        """Tokenise, insert picture placeholders, pad on the left. Special tokens in what users write are text.
 
         Raises:
-            UsageError: the batch is empty, or the processor cannot take a picture, such as a very narrow one.
+            UsageError: the batch is empty.
+            RequestRefused: a request is too long, or the processor cannot take its picture, such as a very narrow one,
+                or the chat template does not take it; it is named.
         """
         if not requests:
             raise UsageError("There is nothing to run: the batch is empty.", "Pass at least one request.")
-        if not self.family.several and any(len(request.pictures) > 1 for request in requests):
+        guarded = _each(requests, self._accepted)
+        try:
+            inputs = self._tokenised(guarded)
+        except UsageError as error:  # which the processor says of the whole batch
+            _each(guarded, lambda one: self._tokenised([one]))
+            raise error
+        lengths = inputs.attention_mask.sum(axis=1).tolist()
+        _each(range(len(requests)), lambda at: self._require_short(lengths[at]), lambda at: requests[at])
+        return inputs
+
+    def _accepted(self, request: Request) -> Request:
+        if not self.family.several and len(request.pictures) > 1:
             raise UsageError("This model takes one picture a prompt.", "Ask about one picture at a time.")
-        prompts = [self._prompt(request) for request in requests]
+        letters = len(request.said)
+        if self.max_prompt_tokens is not None and letters > _LETTERS * self.max_prompt_tokens:
+            raise self._too_long(f"{letters:,} characters")
+        return self._guarded(request)
+
+    def _require_short(self, tokens: int) -> None:
+        if self.max_prompt_tokens is not None and tokens > self.max_prompt_tokens:
+            raise self._too_long(f"{tokens:,} tokens")
+
+    def _too_long(self, length: str) -> UsageError:
+        own = self.max_prompt_tokens == self.most_tokens
+        said = "as many as the model takes" if own else f"of the {self.most_tokens:,} that the model takes"
+        return UsageError(
+            f"The prompt has {length}, more than the {self.max_prompt_tokens:,} tokens that are accepted ({said}).",
+            "Shorten it." if own else "Shorten it, or accept more with --max-prompt-tokens.",
+        )
+
+    def _tokenised(self, requests: Sequence[Request]) -> Inputs:
         try:
             batch = self.family.tokenised(
-                self.processor,
-                prompts,
-                [request.answer for request in requests],
+                self._reader(requests),
+                [self._prompt(request) for request in requests],
+                [self._answer(request) for request in requests],
                 [request.pictures for request in requests],
             )
         except ValueError as error:
@@ -156,6 +232,17 @@ class InputProcessor:
         if refusal is not None and scores["risk"] > 0:
             return Generation(refusal, self.tokens_of(refusal), scores, refused=True)
         return Generation(self.decode(token_ids), tuple(token_ids), scores)
+
+
+def _each(items: Sequence[T], make: Callable[[T], R], request: Callable[[T], Any] = lambda one: one) -> list[R]:
+    """What ``make`` makes of each request; the first that fails is named if there are several."""
+    made = []
+    for at, item in enumerate(items):
+        try:
+            made.append(make(item))
+        except SafetykitError as error:
+            raise RequestRefused(at, len(items), request(item).prompt.replace(BREAK, ""), error) from None
+    return made
 
 
 def _plain(value: Any) -> np.ndarray:

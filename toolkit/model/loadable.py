@@ -91,10 +91,11 @@ class Loadable:
 
     @classmethod
     def _loaded(cls, folder: Path, options: LoadOptions) -> Self:
-        inputs = InputProcessor.from_pretrained(folder)
-        require_packages(inputs.config, folder)
-        model, weights = load_model(folder, Placement.of(options, folder))
-        vlm = cls(model, inputs, path=folder)
+        with readable(folder):
+            inputs = InputProcessor.from_pretrained(folder)
+            require_packages(inputs.config, folder)
+            model, weights = load_model(folder, Placement.of(options, folder))
+            vlm = cls(model, inputs, path=folder)
         vlm.weights, vlm._options = weights, options
         vlm.batch_size = BatchSize(options.rows, None if spread(model) else rows_beside(model, all_memory(vlm.device)))
         return vlm
@@ -111,15 +112,14 @@ class Loadable:
             InvalidArtifact: weights are damaged, or others than the configuration says.
         """
         folder = checkpoint_path(folder)
-        inputs = InputProcessor.from_pretrained(folder)
-        if (found := quantisation_of(inputs.config)) is not None:  # how to read its weights its quantiser knows
-            if found.kind.plain is None:
-                return cls._loaded(folder, options or LoadOptions())
-            with readable(folder):
-                return cls(load_plain(folder), inputs, path=folder)
         with readable(folder):
+            inputs = InputProcessor.from_pretrained(folder)
+            if (found := quantisation_of(inputs.config)) is not None:  # how to read its weights its quantiser knows
+                if found.kind.plain is None:
+                    return cls._loaded(folder, options or LoadOptions())
+                return cls(load_plain(folder), inputs, path=folder)
             model, weights = empty_model(folder)
-        vlm = cls(model, inputs, path=folder)
+            vlm = cls(model, inputs, path=folder)
         vlm.weights, vlm._options = weights, options or LoadOptions()
         vlm._stored = weights.dtype or ""
         return vlm

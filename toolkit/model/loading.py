@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...adapters.errors import UsageError
+from ...adapters.errors import SafetykitError, UsageError
 from .batching import is_out_of_memory
 from .completeness import CHECKED, require_complete
 from .placement import Placement
 from .pretrained import model_of
+from .reasons import reason_of
 from .weights import Weights, stored_weights
 
 
@@ -78,14 +79,15 @@ def readable(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except SafetykitError:
+        raise
+    except Exception as error:  # of a file that is not as it should be, it may raise anything
         if is_out_of_memory(error):
             raise UsageError(
                 f"The device's memory does not hold {folder}.",
                 "Spread it with --device-map auto, or load it in a smaller --dtype.",
             ) from None
         raise UsageError(
-            f"{folder} cannot be loaded as a vision-language model: {reason}",
+            f"{folder} cannot be loaded as a vision-language model: {reason_of(error)}",
             "It needs an image-text-to-text architecture of transformers and safetensors weights.",
-        ) from None
+        ) from error

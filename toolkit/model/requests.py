@@ -49,6 +49,7 @@ class Request:
         image: the picture, or several, in any form that :func:`~safetykit.toolkit.data.pictures.as_picture` takes;
             they stand before the prompt. Kept as images of Pillow.
         answer: how the model's answer begins, for states of a given answer; normally empty.
+        ended: the token that ends an answer follows it.
         retrieved: texts that stand before the prompt, as retrieved for the picture; None before retrieval.
         system: what the operator says first; empty leaves the turn to the chat template.
         turns: the whole conversation after the system turn, where it is more than pictures and a prompt; see
@@ -64,6 +65,7 @@ class Request:
     retrieved: tuple[str, ...] | None = None
     system: str = ""
     turns: tuple[Turn, ...] = ()
+    ended: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
@@ -95,6 +97,12 @@ class Request:
         if self.image is None:
             return ()
         return self.image if isinstance(self.image, tuple) else (self.image,)  # type: ignore[return-value]
+
+    @property
+    def said(self) -> str:
+        """All its texts, one after the other."""
+        turns = [turn.text for turn in self.turns] or [self.prompt]
+        return "".join((self.system, *(self.retrieved or ()), *turns, self.answer))
 
     def without_pictures(self) -> Request:
         """The same query as text only."""

@@ -1,8 +1,10 @@
 """An adapter on disk: what is written comes back, and anything else is refused by name."""
 
+import hashlib
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,11 +74,17 @@ def test_a_removed_or_linked_file_is_refused(folder, tmp_path, name):
 
 def seal(folder, body):
     """Write a manifest whose own digest is right, as an attacker would."""
-    import hashlib
-
     body = {key: value for key, value in body.items() if key != "sha256"}
     digest = hashlib.sha256(canonical_json(body)).hexdigest()
     (folder / "manifest.json").write_bytes(canonical_json({**body, "sha256": digest}))
+
+
+def reseal(folder, name, data):
+    """Another file with its digest renewed."""
+    (folder / name).write_bytes(data)
+    body = json.loads((folder / "manifest.json").read_bytes())
+    body["files"][name] = hashlib.sha256(data).hexdigest()
+    seal(folder, body)
 
 
 PATHS = ["../x", "/etc/passwd", "a/b", "a\\b", "..", ".", ".hidden", "C:x", "a\0b", "", "a b", "~root", "x" * 90]
@@ -111,6 +119,27 @@ def test_a_forged_manifest_gets_one_readable_error(folder, change, message):
     seal(folder, body)
     with pytest.raises(InvalidArtifact, match=message):
         load_adapter(folder)
+
+
+@pytest.mark.parametrize("body", [b"{", b"", b"\xff", b'{"0": NaN}', b"[" * 100_000, b'"\\ud800"'])
+def test_an_attachment_that_is_no_json_is_refused_with_its_digest_renewed(folder, body):
+    reseal(folder, "spectra.json", body)
+    with pytest.raises(InvalidArtifact, match=r"spectra\.json is not JSON"):
+        load_adapter(folder)
+
+
+@pytest.mark.parametrize("name", ["README.md", "spectra.json", "adapter.safetensors"])
+def test_a_file_of_gigabytes_takes_no_memory(folder, name, monkeypatch):
+    """Sparse, so that it takes no disk either; its digest is read as a stream."""
+    with open(folder / name, "r+b") as file:
+        file.truncate(3 * 2**30)
+    held, read = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: held.append(path.stat().st_size) or read(path))
+    if name == "README.md":
+        monkeypatch.setattr("safetykit.adapters.artifact.folder.sha256_file", lambda path: "0" * 64)
+    with pytest.raises(InvalidArtifact, match=f"{name} (is larger than|was changed)"):
+        load_adapter(folder)
+    assert max(held) < 2**20
 
 
 def test_deeply_nested_json_is_refused(folder):

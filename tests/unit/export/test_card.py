@@ -12,7 +12,7 @@ from export_folder import BASE, comparison, documents, manifest, records, write_
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from safetykit.adapters.artifact.manifest import DetectorInfo
+from safetykit.adapters.artifact.manifest import AdapterInfo, DetectorInfo, canonical_json
 from safetykit.adapters.errors import InvalidArtifact, UsageError
 from safetykit.adapters.vlm_guard.settings import VLMGuard
 from safetykit.export.document.card import check_card, render_card, write_card
@@ -97,13 +97,83 @@ def test_rates_that_do_not_follow_from_the_decisions_are_refused(folder):
         check_card(folder)
 
 
+def edited_parity(folder, change):
+    """The same of parity.json, whose figures somebody changed, with the digests renewed."""
+    path = folder / LAYOUT.parity
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_bytes(canonical_json(value))
+    reseal(folder)
+
+
+def zero_errors(value):
+    for check in value["checks"]:
+        check["error"] = 0.0
+
+
+def wide_limits(value):
+    for check in value["checks"]:
+        check["limit"] *= 2
+
+
+def no_flips(value):
+    value["flips"] = []
+
+
+def other_flip(value):
+    value["flips"][0] |= {"what": "outcome", "onnx": "nothing"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (zero_errors, "the error of logits .* is not that of its numbers"),
+        (wide_limits, "the limit of logits .* is not that of its tolerance"),
+        (no_flips, "the number of flipped decisions is not that of its list"),
+        (other_flip, "is not what the export decided"),
+        (lambda value: value.update(checks=[]), "its verdict is not that of its checks"),
+        (lambda value: value["checks"].pop(0) and value.update(passed=False), "its verdict"),
+    ],
+)
+def test_figures_of_parity_that_do_not_follow_from_one_another_are_refused(folder, change, words):
+    edited_parity(folder, change)
+    with pytest.raises(InvalidArtifact, match=rf"parity\.json was edited: .*{words}"):
+        check_card(folder)
+
+
+def test_markup_in_a_manifest_is_text_in_its_documents(tmp_path):
+    tag = "<script>alert(1)</script>"
+    info = manifest().adapters[0]
+    said = {
+        "method": tag,
+        "variant": tag,
+        "sign_convention": tag,
+        "hyperparameters": {tag: tag, "layers": [tag]},
+        "data": {"sha256": "cd" * 32, "counts": {tag: 1}},
+        "versions": {tag: tag},
+    }
+    bad = AdapterInfo.model_validate({**info.model_dump(), **said})
+    items = tuple(item.model_copy(update={"op": tag, "site": tag}) for item in manifest().interventions)
+    values = {"adapters": (bad,), "interventions": items, "versions": {tag: tag}, "updates": (tag,)}
+    base = BASE.model_copy(update={"architecture": tag})
+    files = {name: value for name, value in documents().items() if name != "card.json"}
+    value = files[LAYOUT.evaluation].model_dump(mode="json")
+    value["dataset"] = value["before"]["model"] = value["after"]["model"] = tag
+    value["after"]["decisions"][0]["text"] = tag
+    folder = write_folder(tmp_path / "export", {**files, LAYOUT.evaluation: value}, base=base, **values)
+    write_card(folder)
+    for name in (LAYOUT.card, LAYOUT.report):
+        assert "<script" not in (folder / name).read_text(), name
+    check_card(folder)
+
+
 def test_a_verdict_that_does_not_follow_from_the_errors_is_refused(folder):
     path = folder / LAYOUT.parity
     value = json.loads(path.read_text())
     value["checks"][0]["error"] = 1.0
     path.write_text(json.dumps(value))
     reseal(folder)
-    with pytest.raises(InvalidArtifact, match="parity.json claims a verdict"):
+    with pytest.raises(InvalidArtifact, match="parity.json was edited"):
         check_card(folder)
 
 

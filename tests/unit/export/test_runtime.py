@@ -1,5 +1,6 @@
 """What someone who generates with an export relies on."""
 
+import json
 import subprocess
 import sys
 
@@ -7,14 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from safetykit import cli
 from safetykit.adapters.errors import InvalidArtifact, UsageError
 from safetykit.export.manifest import read_manifest
 from safetykit.export.runtime import sessions
+from safetykit.export.runtime.answer import answer
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.runtime.sampling import Sampler
 from safetykit.export.surgery.adapt import adapt, copy_base
 from safetykit.toolkit.model.generating import Sampling
-from safetykit.toolkit.model.requests import Request
+from safetykit.toolkit.model.requests import Generation, Request
 
 
 @pytest.fixture(scope="module")
@@ -173,11 +176,44 @@ def test_a_system_prompt_is_a_turn_of_its_own_and_no_begun_answer(base_folder, m
 
     asked = []
     monkeypatch.setattr(
-        module.OnnxVLM, "generate", lambda self, requests, *_, **__: asked.extend(requests) or [None] * len(requests)
+        module.OnnxVLM, "generate", lambda self, requests, *_, **__: asked.extend(requests) or [Generation("", ())]
     )
-    with pytest.raises(AttributeError):  # there are no answers
-        module.answer(base_folder, ["describe it ."], [], system="it is dangerous")
+    module.answer(base_folder, ["describe it ."], [], system="it is dangerous")
     assert asked == [Request("describe it .", system="it is dangerous")]
+
+
+def test_a_prompt_that_cannot_be_answered_leaves_the_others_alone(base_folder, capsys):
+    """The others' answers stand, and the command ends with the code of the error."""
+    (good,) = answer(base_folder, ["what is it ?"], [], max_new_tokens=2)
+    words = ["run", str(base_folder), "--json", "--max-new-tokens", "2", "--max-prompt-tokens", "9"]
+    prompts = ["what is it ?", "what " * 9, "what is it ?"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*words, *(word for prompt in prompts for word in ("--prompt", prompt))])
+    told = capsys.readouterr()
+    first, failed, last = json.loads(told.out)
+    assert ended.value.code == failed["error"]["exit_code"] == 2 and first == last == good
+    assert "more than the 9 tokens" in failed["error"]["message"] and failed["error"]["message"] in told.err
+    with pytest.raises(UsageError, match="^The prompt has 11 tokens"):
+        answer(base_folder, prompts[1:2], [], max_prompt_tokens=9)
+
+
+def test_one_picture_that_cannot_be_read_fails_alone(base_folder, tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "good.png")
+    found = answer(base_folder, ["what", "what"], [tmp_path / "good.png", tmp_path / "none.png"], max_new_tokens=1)
+    assert "text" in found[0] and "no picture" in found[1]["error"]["message"]
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1.0])
+def test_a_temperature_that_is_none_is_refused(bare, base_folder, wrong):
+    with pytest.raises(UsageError, match="out of range"):
+        bare.generate("what", 1, do_sample=True, temperature=wrong)
+    with pytest.raises(UsageError, match="out of range"):
+        answer(base_folder, ["what"], [], temperature=wrong)
+    with pytest.raises(UsageError, match="out of range"):
+        bare.generate("what", 1, top_p=float("nan"))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", str(base_folder), "--prompt", "what", "--temperature", str(wrong)])
+    assert ended.value.code == 2
 
 
 class Recorder:

@@ -61,6 +61,14 @@ def test_the_unmodified_model_answers_the_same(described, requests):
     require_same(described(), requests)
 
 
+def test_special_tokens_in_a_prompt_are_text(described, requests):
+    model = described()
+    tagged = [dataclasses.replace(one, prompt=f"<image> {one.prompt} <pad></s>") for one in requests[:2]]
+    require_same(model, tagged)
+    asked = program().Model(model.path)
+    assert not {0, 3, 4} & set(asked.tokens(tagged[0].prompt, False)[0].tolist())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["bake", "hot-swap"])
 def test_scopes_gates_that_hold_and_text_only_references_are_fed(described, make_adapter, requests, mode):
@@ -134,7 +142,7 @@ def test_every_input_and_output_has_a_meaning_and_edits_are_found(described, mak
 
 
 def test_the_program_is_short_and_loads_nothing_else(described, tmp_path):
-    assert len(SOURCE.read_text().splitlines()) <= 180
+    assert len(SOURCE.read_text().splitlines()) <= 210
     model = described()
     code = (
         "import runpy, sys; sys.argv = ['run_ort.py', '--prompt', 'what is this ?', '--max-new-tokens', '2'];"
@@ -150,20 +158,24 @@ def test_the_program_is_short_and_loads_nothing_else(described, tmp_path):
     ("line", "words"),
     [
         ("no json", "JSONDecodeError"),
-        ('{"image": "x.png"}', "KeyError('prompt')"),
+        ('{"image": "x.png"}', "KeyError: 'prompt'"),
         ("7", "TypeError"),
+        ('{"prompt": 7}', "TypeError"),
+        (json.dumps({"prompt": "what " * 3000}), "2048 are accepted"),
         ('{"prompt": "a", "image": "nowhere.png"}', "FileNotFoundError"),
         ('{"prompt": "a", "image": "asked"}', "UnidentifiedImageError"),
     ],
 )
-def test_the_program_looks_at_all_requests_before_it_answers_one(described, tmp_path, line, words):
-    (tmp_path / "asked").write_text('{"prompt": "what is this ?"}\n' + line + "\n")
+def test_a_request_that_cannot_be_answered_leaves_the_others_alone(described, tmp_path, line, words):
+    good = '{"prompt": "what is this ?"}\n'
+    (tmp_path / "asked").write_text(f"{good}{line}\n{good}")
     folder = described().path
     (folder / "json.py").write_text("raise SystemExit('what lies beside the program was imported')")
-    program = [sys.executable, folder / PROGRAM, "--requests", "asked"]
+    program = [sys.executable, folder / PROGRAM, "--requests", "asked", "--max-new-tokens", "1"]
     done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
-    assert "Request 2 cannot be read" in done.stderr and words in done.stderr
+    first, failed, last = map(json.loads, done.stdout.splitlines())
+    assert done.returncode == 2 and "Traceback" not in done.stderr and first == last and first["tokens"] == 1
+    assert failed["request"] == 2 and words in failed["error"]
 
 
 def test_a_processor_that_prepares_otherwise_gets_no_program(vlm, base_folder, tmp_path):

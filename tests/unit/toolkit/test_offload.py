@@ -35,7 +35,7 @@ def test_most_of_it_lies_on_disk(offloaded, random_vlm):
 
 def test_fitting_applying_and_answering_are_those_of_the_whole_model(offloaded, random_vlm):
     records = [one for split in ("fit", "calibration") for one in subset(load_records(REFERENCE, [split]), 24)]
-    settings = VLMGuard(variant="steer", layers=(2,), rank=1, alpha=4.0)
+    settings = VLMGuard(variant="steer", layers=(2,), rank=1, alpha=4.0, allow_constant_gate=True)
     ours, theirs = settings.fit(offloaded, records), settings.fit(random_vlm, records)
     for one, other in zip(ours.interventions, theirs.interventions, strict=True):
         assert all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())

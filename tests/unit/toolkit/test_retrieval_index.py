@@ -283,3 +283,28 @@ def test_search_without_faiss_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
     with pytest.raises(UsageError, match=r"needs FAISS, which is not installed.*safetykit\[retrieval\]"):
         index.faiss()
+
+
+HEADERS = [
+    {"keys": {"dtype": "F32", "shape": [2**64, 1], "data_offsets": [0, 4]}},
+    {"keys": {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}},
+    {"keys": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}},
+    {"keys": {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}},
+    {"keys": {"dtype": "F32", "shape": 7, "data_offsets": [0, 4]}},
+    {"keys": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}},
+    {"keys": {"dtype": "F32", "shape": [1], "data_offsets": ["0", 4]}},
+    {"keys": {"dtype": "F32", "shape": [1], "data_offsets": None}},
+    {"keys": {"dtype": "F32", "shape": [0] * 99, "data_offsets": [0, 0]}},
+    {"keys": None},
+    {},
+    7,
+]
+
+
+@pytest.mark.parametrize("header", HEADERS, ids=str)
+def test_a_header_that_cannot_be_is_refused_without_its_digest_too(tmp_path, header):
+    planted_index(tmp_path / "index", ["one", "two", "three"], PlantedEmbedder(4))
+    body = json.dumps(header).encode()
+    (tmp_path / "index" / "index.safetensors").write_bytes(len(body).to_bytes(8, "little") + body + bytes(4))
+    with pytest.raises(InvalidArtifact, match="index.safetensors"):
+        CaptionIndex.load(tmp_path / "index", verify=False)
