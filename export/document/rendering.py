@@ -22,7 +22,7 @@ from .sections import template
 
 NOTHING = "—"
 _TEMPLATES = Path(__file__).parents[2] / "model_cards"
-_MARKDOWN = re.compile(r"[\\`*_\[\]<>|#~]")
+_MARKDOWN = re.compile(r"[\\`*_\[\]|#~]")
 
 
 def share(value: float) -> str:
@@ -75,7 +75,8 @@ _NUMBERS: tuple[Callable[..., str], ...] = (share, part, rate, rate_of, ratio, p
 
 def escape_markdown(text: str) -> Markup:
     """Text that stays text, also inside a table."""
-    return Markup(_MARKDOWN.sub(r"\\\g<0>", re.sub(r"\s+", " ", text)).replace("&", "&amp;"))
+    plain = re.sub(r"\s+", " ", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return Markup(_MARKDOWN.sub(r"\\\g<0>", plain))
 
 
 def code(text: object) -> Markup:

@@ -112,3 +112,19 @@ def test_text_counts_on_equally_in_all_three():
     mask = np.array([[0, 0, 1, 1, 1]])
     found = rotary_positions(np.zeros_like(mask, dtype=bool), mask, None, MERGE)
     assert found[:, 0].tolist() == [[0, 0, 0, 1, 2]] * 3
+
+
+@pytest.mark.parametrize("name", ["gemma3", "idefics3", "internvl", "llava_next", "paligemma", "qwen2_vl"])
+def test_special_tokens_that_a_user_writes_are_text_in_every_family(name, tmp_path):
+    """With a picture and without; the row beside stays as it is."""
+    inputs = InputProcessor.from_pretrained(build(name, tmp_path / name))
+    ids, unknown = inputs.tokenizer.all_special_ids, inputs.tokenizer.unk_token_id
+    ids = [one for one in {*ids, *inputs.tokenizer.added_tokens_decoder} if one not in (unknown, inputs.pad_token_id)]
+    said = " ".join(inputs.plain_text.special[:40])
+    for picture in (None, Image.new("RGB", (20, 30), "green")):
+        plain, beside = (inputs.prepare([Request("what is this ?", picture), *more]) for more in ((), (Request(said),)))
+        tagged = inputs.prepare([Request(said, picture)])
+        assert np.isin(tagged.input_ids, ids).sum() == np.isin(plain.input_ids, ids).sum()
+        assert tagged.vision_mask.sum() == plain.vision_mask.sum()
+        row = beside.input_ids[0][beside.attention_mask[0] == 1]
+        assert row.tolist() == plain.input_ids[0].tolist()

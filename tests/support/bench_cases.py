@@ -6,8 +6,9 @@ so that the options, the order of the work and what is written are real. Words i
 
 from __future__ import annotations
 
+from bench_fuzz_cases import FUZZ
 from bench_method_cases import ELSEWHERE, METHODS
 from bench_real_cases import REAL
 from bench_speed_cases import LATENCY, SIZES
 
-BENCHES = [*LATENCY, *SIZES, *METHODS, *ELSEWHERE, *REAL]
+BENCHES = [*LATENCY, *SIZES, *METHODS, *ELSEWHERE, *FUZZ, *REAL]

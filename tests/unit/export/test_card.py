@@ -263,6 +263,8 @@ def test_a_changed_figure_moves_in_the_card(tmp_path, name, path, old, new):
     for key in path[:-1]:
         place = place[key]
     place[path[-1]] = new
+    if "error" in path:
+        place["furthest"] = [new, 0, 1]
     after = render_card(write_folder(tmp_path / "after", files))
     spelled = f"{100 * new:.1f}%" if name == "sweep.json" else f"{new:.5g}"
     assert old in before and before.count(old) > after.count(old)
@@ -319,7 +321,7 @@ def test_text_of_others_cannot_break_out_of_its_cell(tmp_path):
     info = manifest().adapters[0].model_copy(update={"variant": "a|b\n# <script>`x`</script>"})
     text = render_card(write_folder(tmp_path / "export", documents(), adapters=(info,)))
     assert "<script>" not in text and "\n# <" not in text
-    assert "a\\|b \\# \\<script\\>\\`x\\`" in text
+    assert "a\\|b \\# &lt;script&gt;\\`x\\`" in text
 
 
 def test_a_comparison_is_of_the_same_records():
@@ -331,7 +333,7 @@ def test_a_comparison_is_of_the_same_records():
 def test_a_failed_check_is_shown_as_failed(tmp_path):
     files = documents()
     report = json.loads(files[LAYOUT.parity].model_dump_json())
-    report["checks"][0].update(error=1.0, passed=False)
+    report["checks"][0].update(error=1.0, furthest=[1, 0, 1], passed=False)
     files[LAYOUT.parity] = {**report, "passed": False}
     text = render_card(write_folder(tmp_path / "export", files))
     assert "| parity with PyTorch | | FAILED" in text and "| **NO** |" in text
