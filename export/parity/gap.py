@@ -29,13 +29,14 @@ class Gap:
     @classmethod
     def between(cls, reference: np.ndarray, other: np.ndarray) -> Gap:
         """Compare two arrays of one shape; equal infinities count as equal."""
-        error, scale, furthest = 0.0, 0.0, (0.0, 0.0, 1.0)
+        error = scale = 0.0
+        furthest: tuple[float, float, float] | None = None
         left, right = reference.reshape(-1), np.broadcast_to(other, reference.shape).reshape(-1)
         for start in range(0, reference.size, _PIECE):
             one, two = (array[start : start + _PIECE].astype(np.float64) for array in (left, right))
             with np.errstate(invalid="ignore"):
                 difference = np.where(one == two, 0.0, np.abs(one - two))
-            at = int(difference.argmax())  # NaN wins
+            at = int(difference.argmax())  # NaN wins, and stays
             if difference[at] > error or np.isnan(difference[at]):
                 error, furthest = float(difference[at]), (float(one[at]), float(two[at]), 1.0)
             scale = max(scale, float(np.abs(np.where(np.isfinite(one), one, 0)).max()))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...adapters.artifact.adapter import Adapter
+from ...adapters.artifact.deciding import ALLOWED, constant_decisions, require_deciding
 from ...adapters.artifact.manifest import describe_data
 from ...adapters.errors import UsageError
 from ...adapters.method import Method, load
@@ -53,8 +54,22 @@ def run_sweep(
         progress=progress,
         journal_path=journal_path,
     )
-    sweep = trials.two_rounds(first, lambda setting: plan.around(setting, width, given), plan.kind)
+    deciding = _deciding(method, solve)
+    if not (kept := deciding(first)):
+        require_deciding(solve(first[0]))
+    sweep = trials.two_rounds(kept, lambda setting: deciding(plan.around(setting, width, given)), plan.kind)
     return sweep, solve
+
+
+def _deciding(method: Method, solve: Callable[[Any], Adapter]) -> Callable[[Sequence[Any]], list[Any]]:
+    """Leaves out settings whose gates are open, or closed, on all that was seen: such a fit would be refused."""
+
+    def kept(settings: Sequence[Any]) -> list[Any]:
+        if ALLOWED not in method.settings.model_fields:
+            return list(settings)
+        return [one for one in settings if getattr(one, ALLOWED) or not constant_decisions(solve(one))]
+
+    return kept
 
 
 def fit_by_sweep(
