@@ -29,6 +29,7 @@ _HOME = {
     "Site": ".adapters",
     "load_adapter": ".adapters",
     "save_adapter": ".adapters",
+    "trusting": ".adapters.artifact.policy",
     # what is done with them
     "diagnose": ".toolkit.diagnosis",
     "ChannelMap": ".toolkit.diagnosis",
@@ -46,6 +47,7 @@ _HOME = {
     "UnsupportedGraph": ".adapters.errors",
     "WrongBase": ".adapters.errors",
     "ParityFailed": ".adapters.errors",
+    "SignatureFailed": ".adapters.errors",
 }
 
 __all__ = sorted(_HOME)

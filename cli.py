@@ -82,6 +82,12 @@ COMMANDS = (
         "verify export --model ./my-vlm --adapter adapter",
     ),
     Command(
+        "sign",
+        ".export.commands.sign:sign",
+        "Sign an adapter or export. Servers then accept it by their policy.",
+        "sign export --key signing.pem",
+    ),
+    Command(
         "run",
         ".export.commands.run:run",
         "Generate with the exported model under ONNX Runtime.",

@@ -20,6 +20,7 @@ _HOME = {
     "InvalidArtifact": ".errors",
     "ParityFailed": ".errors",
     "SafetykitError": ".errors",
+    "SignatureFailed": ".errors",
     "UnsupportedGraph": ".errors",
     "UsageError": ".errors",
     "WrongBase": ".errors",

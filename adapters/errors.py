@@ -95,6 +95,12 @@ class ParityFailed(SafetykitError):
     exit_code = 5
 
 
+class SignatureFailed(SafetykitError):
+    """An artifact is not signed by whom the policy accepts."""
+
+    exit_code = 6
+
+
 class ProcessLost(SafetykitError):
     """Of several processes that share the work, one is gone."""
 

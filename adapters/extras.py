@@ -24,6 +24,8 @@ _PACKAGES = {
     "onnxruntime_genai": ("genai", "ONNX Runtime GenAI"),
     "faiss": ("retrieval", "FAISS"),
     "pyarrow": ("parquet", "pyarrow"),
+    "model_signing": ("sign", "model-signing"),
+    "OpenSSL": ("sign", "pyOpenSSL"),
 }
 # In a clone, before anything is installed; the file pins the versions that were tested.
 IN_A_CLONE = 'pip install -c constraints.txt ".[{extras}]"'

@@ -14,8 +14,10 @@ from pydantic import Field, StringConstraints
 
 from ..adapters.artifact.files import (
     EXPORT_MANIFEST,
+    SIGNATURE,
     read_inside,
     require_hashes,
+    require_named,
     require_unplanted,
     sha256_file,
     write_atomic,
@@ -30,6 +32,7 @@ from ..adapters.artifact.manifest import (
     dump_sealed,
     load_sealed,
 )
+from ..adapters.artifact.signature import require_accepted
 from ..adapters.artifact.sites import Gating
 from ..adapters.errors import InvalidArtifact, UsageError
 
@@ -279,12 +282,12 @@ class ExportManifest(Strict):
 
 
 def hash_folder(folder: Path) -> dict[str, str]:
-    """Path and SHA-256 of every file in ``folder`` and below, but the manifest; hidden ones are left out."""
+    """Path and SHA-256 of every file in ``folder`` and below, but manifest and signature; hidden ones are left out."""
     found = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if not path.is_dir()}
     return {
         name.as_posix(): sha256_file(path)
         for name, path in found.items()
-        if name.as_posix() != LAYOUT.manifest and not any(part.startswith(".") for part in name.parts)
+        if name.as_posix() not in (LAYOUT.manifest, SIGNATURE) and not any(part.startswith(".") for part in name.parts)
     }
 
 
@@ -299,16 +302,20 @@ def read_manifest(folder: Path, *, verify: bool = True) -> ExportManifest:
     """Read and check the manifest of an export folder.
 
     Args:
-        verify: also compare every file with its digest, and refuse unnamed ones that would be read.
+        verify: also compare every file with its digest, and refuse unnamed ones that would be read; where a policy
+            asks for signatures, all unnamed ones.
 
     Raises:
         UsageError: there is no such folder.
         InvalidArtifact: the manifest or a file is missing, linked, damaged or was changed; named.
+        SignatureFailed: the policy in force refuses the folder.
     """
     if not folder.is_dir():
         raise UsageError(f"There is no export folder at {folder}.", "Make one with `safetykit export`.")
     path = folder / LAYOUT.manifest
-    manifest = load_sealed(ExportManifest, read_inside(folder, LAYOUT.manifest, _MANIFEST_LIMIT), str(path))
+    data = read_inside(folder, LAYOUT.manifest, _MANIFEST_LIMIT)
+    signed_by = require_accepted(folder, LAYOUT.manifest, data)
+    manifest = load_sealed(ExportManifest, data, str(path))
     wanted = {manifest.graph_file(graph) for graph in GRAPHS}
     if manifest.layout == "onnx":
         wanted |= {LAYOUT.data(graph) for graph in GRAPHS}
@@ -317,4 +324,6 @@ def read_manifest(folder: Path, *, verify: bool = True) -> ExportManifest:
     if verify:
         require_hashes(folder, dict(manifest.files))
         require_unplanted(folder, manifest.files)
+        if signed_by is not None:
+            require_named(folder, {LAYOUT.manifest, *manifest.files})
     return manifest

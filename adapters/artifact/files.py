@@ -12,6 +12,7 @@ from ..errors import InvalidArtifact
 from .hub import plain_file
 
 MANIFEST, EXPORT_MANIFEST = "manifest.json", "safetykit.json"  # of adapter and export folders
+SIGNATURE = "signature.sigstore.json"  # of a manifest, which therefore cannot name it
 
 # What a checkpoint holds beside its weights: everything a processor, a tokenizer or a reader needs.
 CONFIGURATION_FILES = (
@@ -95,7 +96,7 @@ def unnamed_files(folder: Path, named: Collection[str]) -> list[str]:
     """
     found = {path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
     names = [name for name in sorted(found) if not any(part.startswith(".") for part in name.parts)]
-    return [name.as_posix() for name in names if name.as_posix() not in named]
+    return [name.as_posix() for name in names if name.as_posix() not in {*named, SIGNATURE}]
 
 
 def require_unplanted(folder: Path, named: Collection[str]) -> None:

@@ -22,7 +22,7 @@ from pydantic import JsonValue
 from ..errors import InvalidArtifact, SafetykitError, UsageError
 from ..ops.branch import Branch
 from ..registry import find_method
-from .files import MANIFEST, read_inside, sha256_file
+from .files import MANIFEST, read_inside, require_named, sha256_file
 from .hub import located, plain_file
 from .intervention import Intervention
 from .manifest import (
@@ -39,6 +39,7 @@ from .manifest import (
 )
 from .output import atomic_folder
 from .readme import adapter_card
+from .signature import require_accepted
 from .sites import Site
 from .updates import WeightUpdate
 
@@ -152,12 +153,18 @@ def read_manifest(folder: Path) -> AdapterManifest:
     Raises:
         UsageError: there is no such folder.
         InvalidArtifact: the manifest is missing, damaged or was changed.
+        SignatureFailed: the policy in force refuses the folder.
     """
-    folder = located(folder)
+    return _read_manifest(located(folder))[0]
+
+
+def _read_manifest(folder: Path) -> tuple[AdapterManifest, str | None]:
+    """And the identity that signed it, where a policy asks for one."""
     if not folder.is_dir():
         raise UsageError(f"There is no adapter folder at {folder}.", "Make one with `safetykit fit`.")
-    path = folder / MANIFEST
-    return load_sealed(AdapterManifest, read_inside(folder, MANIFEST, _MANIFEST_LIMIT), str(path))
+    data = read_inside(folder, MANIFEST, _MANIFEST_LIMIT)
+    signed_by = require_accepted(folder, MANIFEST, data)
+    return load_sealed(AdapterManifest, data, str(folder / MANIFEST)), signed_by
 
 
 def read_folder(folder: Path) -> Stored:
@@ -166,9 +173,12 @@ def read_folder(folder: Path) -> Stored:
     Raises:
         UsageError: there is no such folder.
         InvalidArtifact: a file is missing, linked, truncated or changed (the file is named).
+        SignatureFailed: the policy in force refuses the folder.
     """
     folder = located(folder)
-    manifest = read_manifest(folder)
+    manifest, signed_by = _read_manifest(folder)
+    if signed_by is not None:
+        require_named(folder, {MANIFEST, *manifest.files})
     _require_settings(manifest, folder)
     if TENSORS not in manifest.files:
         raise InvalidArtifact(f"{folder / MANIFEST} names no {TENSORS}.", "Get the adapter again from its source.")

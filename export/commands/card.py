@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...toolkit.commands.common import reads_artifacts
 from ...toolkit.commands.options import Json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
+@reads_artifacts
 def card(
     folder: Annotated[Path, typer.Argument(help="Export folder.")],
     check: Annotated[bool, typer.Option("--check", help="Only check that the card says what its data says.")] = False,

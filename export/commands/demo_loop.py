@@ -10,6 +10,7 @@ from typing import Any
 from ...adapters.artifact.files import write_atomic
 from ...adapters.artifact.manifest import canonical_json
 from ...adapters.artifact.output import atomic_folder
+from ...adapters.artifact.policy import own_work
 from ...adapters.errors import UsageError
 from ...adapters.statistics.threads import one_thread
 from ...adapters.vlm_guard.settings import VLMGuard
@@ -69,7 +70,7 @@ def run_demo(
     clock = _Clock(time.monotonic(), progress)
     model = f"{PREFIX}:{checkpoint}"
     # On a model this small, torch's threads cost more than they give.
-    with one_thread(blas=False), atomic_folder(out, overwrite=overwrite) as work:
+    with one_thread(blas=False), own_work(), atomic_folder(out, overwrite=overwrite) as work:
         vlm = VLM.from_pretrained(model_path(model))
         records = load_records(data_path(PREFIX), ["fit", "calibration"])
         clock("fitting VLM-Guard")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...toolkit.commands.common import reads_artifacts
 from ...toolkit.commands.derived import takes
 from ...toolkit.commands.options import Adapters, Json
 from ...toolkit.distributed.job import sharing
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+@reads_artifacts
 @sharing
 @takes(EvalOptions)
 def evaluate(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...toolkit.commands.common import reads_artifacts
 from ...toolkit.commands.derived import takes
 from ...toolkit.commands.options import Adapters, Json, Model
 from ..pipeline.options import ExportOptions
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+@reads_artifacts
 @takes(ExportOptions)
 def export(
     model: Model,

@@ -13,6 +13,8 @@ from typing import Any
 
 from ...adapters.artifact.files import MANIFEST, read_inside, require_hashes, require_named
 from ...adapters.artifact.hub import located
+from ...adapters.artifact.policy import in_force, own_work
+from ...adapters.artifact.signature import is_signed, sign_manifest
 from ...adapters.errors import UsageError
 from ...adapters.extras import missing
 from ...toolkit.data.sources import is_export
@@ -43,6 +45,7 @@ def verify_folder(
         UsageError: an option cannot act, or other adapters were given than those of the export.
         InvalidArtifact: a file was changed, or is there without being named in the manifest, or the card says what
             its data do not say.
+        SignatureFailed: the policy in force refuses the folder.
         ParityFailed: the export does not do what the model does.
     """
     options = VerifyOptions(**given) if options is None else options.but(**given)
@@ -53,7 +56,10 @@ def verify_folder(
             raise UsageError(f"--capturable does nothing without graphs: this folder is an {kind}.", "Leave it out.")
         _require_plain(options, model, adapters, f"an export: this folder is an {kind}")
         files = _checked_index(folder) if kind == "index" else _checked_adapter(folder)
-        nothing = dict.fromkeys(("card", "report", "interface", "capture", "parity", "swap"))
+        nothing = {
+            "signature": _signature(folder),
+            **dict.fromkeys(("card", "report", "interface", "capture", "parity", "swap")),
+        }
         return {"folder": str(folder), "kind": kind, "files": files, **nothing}
     if model is None:
         if options.swap:
@@ -75,6 +81,7 @@ def verify_folder(
         "folder": str(folder),
         "kind": f"export, {manifest.precision}",
         "files": len(manifest.files),
+        "signature": _signature(folder),
         "card": "checked" if compared else None,
         "report": compared and ("checked" if LAYOUT.report in compared else "checksum only"),
         "interface": described,
@@ -107,6 +114,32 @@ def _checked_index(folder: Path) -> int:
     named = CaptionIndex.load(folder).manifest.files
     require_named(folder, {MANIFEST, *named})
     return len(named)
+
+
+def _signature(folder: Path) -> str | None:
+    """``accepted`` by the policy in force, ``not checked`` without one, or None for an unsigned folder."""
+    if not is_signed(folder):
+        return None
+    return "not checked" if in_force() is None else "accepted"
+
+
+def sign_folder(folder: Path, key: Path, certificate: Path | None = None, chain: Sequence[Path] = ()) -> dict[str, Any]:
+    """Sign an adapter or export folder, once it is what its manifest says.
+
+    Args:
+        key, certificate, chain: see :func:`~safetykit.adapters.artifact.signature.sign_manifest`.
+
+    Raises:
+        UsageError: a chain without a certificate, or the key cannot sign.
+        InvalidArtifact: the folder is not what its manifest says.
+    """
+    if chain and certificate is None:
+        raise UsageError("--chain does nothing without --certificate.", "Leave it out, or pass the certificate.")
+    with own_work():  # whoever signs need not have accepted it before
+        found = verify_folder(folder)
+    name = MANIFEST if found["kind"] in ("adapter", "index") else LAYOUT.manifest
+    signature = sign_manifest(located(folder), name, key, certificate, chain)
+    return {**{one: found[one] for one in ("folder", "kind", "files")}, "signature": str(signature)}
 
 
 def _require_plain(options: VerifyOptions, model: str | None, adapters: Sequence[Path], needed: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...toolkit.commands.common import reads_artifacts
 from ...toolkit.commands.derived import takes
 from ...toolkit.commands.options import Adapters, Json
 from .choices import VerifyOptions
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+@reads_artifacts
 @takes(VerifyOptions)
 def verify(
     folder: Annotated[Path, typer.Argument(help="Adapter, index or export folder.")],
@@ -41,6 +43,9 @@ def _view(console: Console, value: dict[str, Any]) -> None:
 
     files = "1 file matches" if value["files"] == 1 else f"{value['files']} files match"
     console.print(f"{escape(value['folder'])}: {files} the manifest ({value['kind']}).")
+    if value["signature"]:
+        said = "accepted by the policy" if value["signature"] == "accepted" else "not checked: no --policy says whose"
+        console.print(f"It is signed; the signature is {said}.")
     if value["report"] == "checked":
         console.print("The card and the report say what their data say.")
     elif value["card"]:

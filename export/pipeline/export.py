@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...adapters.artifact.adapter import Adapter
 from ...adapters.artifact.deciding import require_deciding
 from ...adapters.artifact.output import atomic_folder
+from ...adapters.artifact.policy import own_work
 from ...adapters.artifact.store import load_adapter
 from ...adapters.errors import UsageError
 from ...toolkit.data.records import load_records
@@ -111,7 +112,8 @@ def export_onnx(
         written = write_graphs(plan, vlm, work, say)
         checked = check_written(plan, vlm, written, work, say)
         write_manifest(checked.manifest, work)
-        manifest, comparison = document(plan, checked, work, say, measure)
+        with own_work():
+            manifest, comparison = document(plan, checked, work, say, measure)
     return ExportResult(plan.out, manifest, checked.parity, checked.decisions, comparison)
 
 

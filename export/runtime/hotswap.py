@@ -25,7 +25,8 @@ import numpy as np
 
 from ...adapters.artifact.hub import located
 from ...adapters.artifact.manifest import DetectorInfo
-from ...adapters.errors import InvalidArtifact, UsageError, WrongBase
+from ...adapters.artifact.policy import in_force
+from ...adapters.errors import InvalidArtifact, SignatureFailed, UsageError, WrongBase
 from ..base.fitted_on import require_graph_weights
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, read_manifest
 from ..surgery.adapter_file import base_version, signature, signature_version
@@ -100,6 +101,7 @@ def read_swap(
             was not fitted under the correctors beside it.
         InvalidArtifact: a parameter is missing, unknown, misshaped or overflows, or a file is damaged.
         WrongBase: an adapter was fitted on another base, or on other rounded weights.
+        SignatureFailed: the policy in force refuses one.
     """
     if manifest.mode != "hot-swap":
         raise UsageError(
@@ -109,6 +111,11 @@ def read_swap(
         raise UsageError("There is no adapter to swap in.", "Give one, or call reset for the export's own.")
     paths = [located(source) for source in sources if isinstance(source, (str, Path))]
     if len(paths) == len(sources) and all(path.suffix == SUFFIX for path in paths):
+        if in_force() is not None:
+            raise SignatureFailed(
+                f"{paths[0].name} carries no signature, and the policy asks for one.",
+                "Give the signed folder of the adapter, or the export it lies in.",
+            )
         if manifest.detector is not None:
             raise UsageError(
                 f"{paths[0].name} does not say when to refuse: such files hold numbers only.",

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ...adapters.artifact.hub import located
 from ...adapters.artifact.manifest import DetectorInfo
+from ...adapters.artifact.policy import Policy, in_force, trusting
 from ...adapters.errors import UsageError
 from ...toolkit.index.caption_index import CaptionIndex
 from ...toolkit.model.generating import Generating, Sampling
@@ -76,20 +77,32 @@ class OnnxVLM(Graphs, Generating):
         *,
         verify: bool = True,
         index: CaptionIndex | Path | None = None,
+        policy: Path | str | Policy | None = None,
     ) -> OnnxVLM:
         """Open an export folder, or the id ``org/name`` of one in the local cache.
 
         Args:
             providers: ONNX Runtime execution providers; falling back to others is an error.
-            verify: compare every file with the digest in the manifest first.
+            verify: compare every file with the digest in the manifest first, in pieces. Off, for files that are too
+                large to be read twice at each start, a changed file is not noticed.
             index: what an export searches whose index is not in its graph.
+            policy: whose signatures are accepted, see :mod:`safetykit.adapters.artifact.policy`; by default the policy
+                in force.
 
         Raises:
-            UsageError: no such folder, a provider is not there, or the index is missing or not the right one.
+            UsageError: no such folder, a provider is not there, the index is missing or not the right one, or a
+                policy is in force and ``verify`` off.
             InvalidArtifact: a file is missing or was changed, or a graph does not load.
+            SignatureFailed: the policy refuses the folder.
         """
         folder = located(folder)
-        manifest = read_manifest(folder, verify=verify)
+        with trusting(policy):
+            if not verify and in_force() is not None:
+                raise UsageError(
+                    "A signature says nothing about files that are not compared with the manifest.",
+                    "Leave out verify=False, or the policy.",
+                )
+            manifest = read_manifest(folder, verify=verify)
         return cls(folder, manifest, InputProcessor.from_pretrained(folder), providers, index=index)
 
     def __repr__(self) -> str:

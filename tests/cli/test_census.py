@@ -7,8 +7,9 @@ from command_cases import CASES
 from safetykit import cli
 from safetykit.toolkit.commands.config import spelling
 
-# Passed to every command by test_common.py; --base by test_peft_folder.py, which is read before a command starts.
-SHARED = {"--config", "--quiet", "--verbose", "--help", "--base"}
+# Passed to every command by test_common.py; --base by test_peft_folder.py, which is read before a command starts, and
+# the policy by test_signing.py to every command that opens adapters or exports.
+SHARED = {"--config", "--quiet", "--verbose", "--help", "--base", "--policy", "--require-signature"}
 
 
 def commands(command=None, path=()):

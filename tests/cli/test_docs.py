@@ -34,7 +34,11 @@ SUBSTITUTIONS = {
 # A long command that the workshop runs as well: its outcome is copied.
 # Commands of processes of their own; tests/cli/test_processes.py runs them, as they stand on the page.
 LAUNCHERS = ("torchrun ", "accelerate launch ")
-KEPT = {"map": "diagnose reference:mild --data records/ -o map --pairs 8 --neurons 0"}
+KEPT = {
+    "map": "diagnose reference:mild --data records/ -o map --pairs 8 --neurons 0",
+    "guard": "fit vlm-guard reference:mild --data records/ -o guard --layers 4",
+    "export": "export reference:mild --adapter guard -o export",
+}
 
 _BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>[^>]*?) -->\s*)?^(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<text>.*?)^ *```",

@@ -23,6 +23,7 @@ PUBLIC = {
         "Request",
         "SASA",
         "SafetykitError",
+        "SignatureFailed",
         "Site",
         "TGA",
         "UnsupportedGraph",
@@ -39,6 +40,7 @@ PUBLIC = {
         "records_path",
         "reference_path",
         "save_adapter",
+        "trusting",
     ],
     "safetykit.adapters": [
         "Adapter",
@@ -60,6 +62,7 @@ PUBLIC = {
         "ScopeMask",
         "Section",
         "Settings",
+        "SignatureFailed",
         "Site",
         "TGA",
         "UnsupportedGraph",

@@ -7,6 +7,7 @@ by the :class:`~workshop.Workshop`; ``{out}`` is where the command writes.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -177,6 +178,10 @@ OTHERS = [
     Case(
         f"{EVAL} --adapter {{guard}} --adapter {{probe}} --allow-uncorrected-detector",
         lambda done, made: done.value["rows"],
+    ),
+    Case(
+        "sign {to_sign} --key {signing_key} --certificate {certificate} --chain {root} --json",
+        lambda done, made: [done.value["kind"] == "adapter", os.path.isfile(done.value["signature"])],
     ),
     Case("verify {export} --capturable --json", lambda done, made: done.value["capture"]["decoder.onnx"] == []),
     Case(

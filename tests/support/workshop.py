@@ -286,6 +286,26 @@ class Workshop:
     def _export(self) -> Path:
         return self._bake("export", "--adapter", self["guard"])
 
+    def _to_sign(self) -> Path:
+        """A copy that is signed again and again."""
+        import shutil
+
+        return Path(shutil.copytree(self["guard"], self.folder / "to-sign"))
+
+    def _root(self) -> Path:
+        """A root's certificate, beside the key and certificate that it gave ``build``."""
+        from identities import Signer
+
+        root = Signer(self.folder, "root")
+        Signer(self.folder, "build", root)
+        return root.certificate
+
+    def _signing_key(self) -> Path:
+        return Path(self["root"]).with_name("build.key")
+
+    def _certificate(self) -> Path:
+        return Path(self["root"]).with_name("build.pem")
+
     def _swappable(self) -> Path:
         """A detector beside a corrector that it was not fitted under, which the export's own options accept."""
         stack = ("--adapter", self["guard"], "--adapter", self["probe"], "--allow-uncorrected-detector")

@@ -1,4 +1,7 @@
-"""What every command takes: ``--config``, ``--quiet`` and ``--verbose``, put on where the command line is assembled."""
+"""What every command takes: ``--config``, ``--quiet`` and ``--verbose``, put on where the command line is assembled.
+
+Commands that open adapters or exports also take ``--policy`` and ``--require-signature``.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from copy import copy
 from functools import wraps
 from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
 from typer.models import OptionInfo
@@ -20,6 +23,8 @@ from ..distributed import job
 from . import console
 from .config import defaults_of, spelling
 from .signatures import signed
+
+C = TypeVar("C", bound=Callable[..., Any])
 
 
 def _read_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -44,8 +49,34 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Keep every step 
 # Taken by commands that take a model, and acts where that is a PEFT adapter without its base.
 Base = Annotated[Path | None, typer.Option("--base", help="Checkpoint that MODEL, a PEFT adapter, belongs to.")]
 
+# Taken by commands that open adapters or exports: they hold for all of these, by whatever option they are named.
+_TRUST = {
+    "policy": (
+        Annotated[
+            Path | None,
+            typer.Option("--policy", help="Whose signed adapters and exports are accepted; SAFETYKIT_POLICY for all."),
+        ],
+        None,
+    ),
+    "require_signature": (
+        Annotated[
+            bool,
+            typer.Option(
+                "--require-signature", help="Refuse what is not signed; SAFETYKIT_REQUIRE_SIGNATURE=1 for all."
+            ),
+        ],
+        False,
+    ),
+}
+
 _SHARED = {"config": (Config, None), "quiet": (Quiet, False), "verbose": (Verbose, False)}
 _MODEL, _BASE = "model", "base"
+
+
+def reads_artifacts(command: C) -> C:
+    """A command that opens adapters or exports, and therefore takes a policy."""
+    command.reads_artifacts = True  # type: ignore[attr-defined]
+    return command
 
 
 def with_common_options(command: Any) -> Any:
@@ -62,6 +93,7 @@ def _taking_common(function: Callable[..., Any]) -> Callable[..., Any]:
     if getattr(function, "takes_common", False):
         return function
     signature = inspect.signature(function, eval_str=True)
+    trusts = getattr(function, "reads_artifacts", False)
 
     @wraps(function)
     def command(*, context: typer.Context, **given: Any) -> Any:
@@ -72,15 +104,17 @@ def _taking_common(function: Callable[..., Any]) -> Callable[..., Any]:
         spelled = {spelling(one): given[one.name] for one in context.command.params if one.name in given}
         console.start(quiet=quiet, verbose=verbose, as_json=bool(given.get("as_json")), options=spelled)
         _let_libraries_speak(verbose)
-        with _shared_or_alone(function, context):
+        policy, required = (given.pop(name) for name in _TRUST) if trusts else (None, False)
+        with _shared_or_alone(function, context), _trusted(policy, required):
             if base is not None:
                 given[_MODEL] = _merged(given[_MODEL], base)
             return function(**given)
 
     kept = [_reading_paths(each.replace(kind=Parameter.KEYWORD_ONLY)) for each in signature.parameters.values()]
+    shared = {**(_TRUST if trusts else {}), **_SHARED}
     added = [
-        Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
-        for name, (annotation, default) in _SHARED.items()
+        _reading_paths(Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation, default=default))
+        for name, (annotation, default) in shared.items()
     ]
     if _MODEL in signature.parameters:
         added.append(Parameter(_BASE, Parameter.KEYWORD_ONLY, annotation=Base, default=None))
@@ -100,6 +134,15 @@ def _shared_or_alone(function: Callable[..., Any], context: typer.Context) -> Ab
         return job.current().joined()
     job.require_one(context.command_path)
     return nullcontext()
+
+
+def _trusted(policy: Path | None, required: bool) -> AbstractContextManager[None]:
+    """The policy that was typed; the environment's is in force anyway."""
+    if policy is None and not required:
+        return nullcontext()
+    from ...adapters.artifact.policy import trusting
+
+    return trusting(policy, require_signature=required)
 
 
 def _path(text: str | Path) -> Path:

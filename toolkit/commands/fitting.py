@@ -19,6 +19,7 @@ from ..data.options import ReadOptions
 from ..distributed.job import sharing
 from ..model.options import LoadOptions
 from . import options
+from .common import reads_artifacts
 from .derived import given, offered
 from .signatures import signed
 
@@ -71,7 +72,7 @@ def fit_group(open_base: OpenBase) -> typer.Typer:
     for method in methods().values():
         example = f"Example: safetykit fit {method.name} MODEL --data DATA -o ADAPTER {method.example}".rstrip()
         group.command(method.name, help=method.summary, short_help=method.summary, epilog=example)(
-            command_of(method, open_base)
+            reads_artifacts(command_of(method, open_base))
         )
     return group
 

@@ -11,6 +11,7 @@ import typer
 
 from ..distributed.job import sharing
 from ..model.options import LoadOptions, PlaceOptions
+from .common import reads_artifacts
 from .derived import takes
 from .options import Json, Overwrite
 
@@ -78,6 +79,7 @@ def build(
 
 
 @index.command(epilog='Example: safetykit index search index --model ./my-vlm --text "a red apple"')
+@reads_artifacts
 @takes(PlaceOptions)
 def search(
     folder: Annotated[Path, typer.Argument(metavar="INDEX", help="Index folder.")],

@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from ..model.options import PlaceOptions
+from .common import reads_artifacts
 from .derived import takes
 from .options import Json, Model, Overwrite, WrongBase
 
 
+@reads_artifacts
 @takes(PlaceOptions)
 def lora(
     model: Model,
