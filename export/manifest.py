@@ -66,6 +66,7 @@ class Layout:
     card: str = "README.md"
     report: str = "report.html"
     captions: str = "captions.jsonl"
+    canary: str = "canary.json"
     interface: str = "io.json"
     answering: str = "decoder.answer.onnx"
 

@@ -35,4 +35,5 @@ class RunOptions(PromptOptions, SwapOptions):
 class VerifyOptions(ParityOptions, SwapOptions, PlaceOptions):
     """How parity is run again, and what else is looked at."""
 
+    canary: bool = setting(False, "Ask the requests that were recorded with the export, on this runtime and provider.")
     capturable: bool = setting(False, "Say for each graph what would break the capture of a CUDA graph.")

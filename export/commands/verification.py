@@ -25,6 +25,7 @@ from .choices import VerifyOptions
 
 Say = Callable[[str], None]
 _MANIFEST_LIMIT = 16 * 2**20
+_RUNS = ("providers", "external_index")  # options of whatever runs graphs
 
 
 def verify_folder(
@@ -46,25 +47,22 @@ def verify_folder(
         InvalidArtifact: a file was changed, or is there without being named in the manifest, or the card says what
             its data do not say.
         SignatureFailed: the policy in force refuses the folder.
-        ParityFailed: the export does not do what the model does.
+        ParityFailed: the export does not do what the model does, or what it did when it was made.
     """
     options = VerifyOptions(**given) if options is None else options.but(**given)
     folder = located(folder)
     if (folder / MANIFEST).is_file() and not is_export(folder):
         kind = "index" if _is_index(folder) else "adapter"
-        if options.capturable:
-            raise UsageError(f"--capturable does nothing without graphs: this folder is an {kind}.", "Leave it out.")
-        _require_plain(options, model, adapters, f"an export: this folder is an {kind}")
+        options.require_use(("capturable", "canary"), False, f"graphs: this folder is an {kind}")
+        _require_plain(options, model, adapters, f"an export: this folder is an {kind}", _RUNS)
         files = _checked_index(folder) if kind == "index" else _checked_adapter(folder)
-        nothing = {
-            "signature": _signature(folder),
-            **dict.fromkeys(("card", "report", "interface", "capture", "parity", "swap")),
-        }
-        return {"folder": str(folder), "kind": kind, "files": files, **nothing}
+        nothing = dict.fromkeys(("card", "report", "interface", "capture", "canary", "parity", "swap"))
+        return {"folder": str(folder), "kind": kind, "files": files, "signature": _signature(folder), **nothing}
     if model is None:
         if options.swap:
             raise UsageError("Parity of a swapped adapter needs the checkpoint.", "Pass it with --model.")
-        _require_plain(options, None, adapters, "the checkpoint (--model), with which parity is run again")
+        runs = () if options.canary else _RUNS
+        _require_plain(options, None, adapters, "the checkpoint (--model), with which parity is run again", runs)
     swaps = "an adapter to swap in (--swap)"
     options.require_use(("allow_uncorrected_detector",), bool(options.swap), swaps)
     manifest = read_manifest(folder, verify=False)
@@ -72,6 +70,7 @@ def verify_folder(
     require_named(folder, {LAYOUT.manifest, *manifest.files})
     described = _described(folder, manifest)
     compared = check_card(folder) if (folder / LAYOUT.card).is_file() else None
+    canaries = _canaries(folder, manifest, options, progress) if options.canary else None
     report = swapped = None
     if model:
         from .parity_again import parity_again  # needs torch
@@ -86,6 +85,7 @@ def verify_folder(
         "report": compared and ("checked" if LAYOUT.report in compared else "checksum only"),
         "interface": described,
         "capture": captured(folder, manifest) if options.capturable else None,
+        "canary": canaries,
         "parity": report.model_dump(mode="json") if report else None,
         "swap": swapped.model_dump(mode="json") if swapped else None,
     }
@@ -142,15 +142,16 @@ def sign_folder(folder: Path, key: Path, certificate: Path | None = None, chain:
     return {**{one: found[one] for one in ("folder", "kind", "files")}, "signature": str(signature)}
 
 
-def _require_plain(options: VerifyOptions, model: str | None, adapters: Sequence[Path], needed: str) -> None:
-    """Refuse everything that only parity reads."""
+def _require_plain(
+    options: VerifyOptions, model: str | None, adapters: Sequence[Path], needed: str, further: Sequence[str] = ()
+) -> None:
+    """Refuse everything that only parity reads, and ``further`` options."""
     for name, value in (("--model", model), ("--adapter", adapters)):
         if value:
             raise UsageError(f"{name} does nothing without {needed}.", "Leave it out.")
     names = (
+        *further,
         "swap",
-        "providers",
-        "external_index",
         "allow_uncorrected_detector",
         "parity_rows",
         *PlaceOptions.model_fields,
@@ -168,6 +169,18 @@ def _described(folder: Path, manifest: ExportManifest) -> str | None:
 
     check_interface(folder, manifest)
     return "checked"
+
+
+def _canaries(folder: Path, manifest: ExportManifest, options: VerifyOptions, progress: Say | None) -> dict[str, Any]:
+    """How many canaries were asked under which providers, and how many of them show that the adapters act."""
+    from ...toolkit.model.inputs import InputProcessor
+    from ..runtime.onnx_vlm import OnnxVLM
+
+    if progress:
+        progress("asking the canaries")
+    inputs = InputProcessor.from_pretrained(folder)
+    found = OnnxVLM(folder, manifest, inputs, options.providers, index=options.external_index).check_canaries()
+    return {"asked": len(found.canaries), "telling": found.telling, "providers": list(options.providers)}
 
 
 def captured(folder: Path, manifest: ExportManifest) -> dict[str, list[str]]:

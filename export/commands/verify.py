@@ -53,6 +53,9 @@ def _view(console: Console, value: dict[str, Any]) -> None:
     for name, obstacles in (value["capture"] or {}).items():
         said = escape("; ".join(obstacles)) or "nothing in it breaks capture"
         console.print(f"CUDA graph of {escape(name)}: {said}.")
+    if canary := value["canary"]:
+        asked = f"{canary['asked']} canaries give what they gave, under {', '.join(canary['providers'])}"
+        console.print(f"{asked}; the unmodified model would fail {canary['telling']} of them.")
     if value["parity"]:
         parity(console, value["parity"])
     if value["swap"]:

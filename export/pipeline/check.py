@@ -8,6 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from ...adapters.artifact.files import write_atomic
+from ...adapters.artifact.manifest import canonical_json
 from ...toolkit.evaluation.evaluate import Decision, decide
 from ...toolkit.model.inputs import InputProcessor
 from ..layouts.arrange import arrange
@@ -18,6 +20,7 @@ from ..parity.check import compare_graphs
 from ..parity.compare import parity_requests
 from ..parity.reference import Against, record_reference
 from ..parity.report import ParityReport
+from .canaries import record_canaries
 from .plan import Plan
 from .write import Say, Written, open_export
 
@@ -73,6 +76,8 @@ def check_written(plan: Plan, vlm: VLM, written: Written, work: Path, say: Say) 
         report = compare_graphs(recording, vlm, written.export, written.adapters, against, progress=say)
     report.require()
     manifest = written.manifest
+    if canaries := record_canaries(plan, written, decisions[1], answers.asked):
+        write_atomic(work / LAYOUT.canary, canonical_json(canaries.model_dump(mode="json")))
     if options.layout != "onnx":
         say(f"arranging for {options.layout}")
         batches = list(parity_requests(plan.records, set(), rows=options.parity_rows).values())

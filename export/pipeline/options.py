@@ -66,6 +66,9 @@ class ExportOptions(RecordOptions, Int4Options, ParityOptions, RuntimeOptions, L
     max_flips: float | None = setting(
         None, "Share of records whose decision may flip.", ge=0, le=1, shown="0; fp16 0.002, int8 0.1, int4 0.2"
     )
+    canaries: int = setting(
+        6, "Requests, of the data if there is some, kept with what they give for verify --canary.", ge=0, le=64
+    )
     base_model: Annotated[str | None, AfterValidator(_model_name)] = setting(
         None, "How the card calls the base, such as org/name.", shown="the folder's name"
     )

@@ -56,7 +56,8 @@ def require_use(
     options.require_use(INT4_CHOICES, rounds, "int4 graphs that are made here (--precision int4, no --base-onnx)")
     options.require_use(("split", "limit", "skip_bad_rows", "workers"), options.data is not None, "--data")
     options.require_use(("max_new_tokens", "max_flips", "batch_size"), bool(records), "records to answer (--data)")
-    options.require_use(("mode", "enforce", "recalibrate", "gate_state"), bool(adapters), "an adapter (--adapter)")
+    adapted = ("mode", "enforce", "recalibrate", "gate_state", "canaries")
+    options.require_use(adapted, bool(adapters), "an adapter (--adapter)")
     options.require_use(("allow_uncorrected_detector",), the_detector(adapters) is not None, "a detector")
     based = bool(adapters) or options.base_onnx is not None
     options.require_use(("allow_wrong_base",), based, "an adapter or base graphs")

@@ -27,6 +27,7 @@ from ...toolkit.model.streaming import AnswerStream, Streamer, require_one
 from ..manifest import ExportManifest, Graph, read_manifest
 from ..names import ENABLED, REFERENCE, STATE, intervention
 from ..surgery.retrieval import open_retriever
+from .canary import Canaries, require_canaries
 from .graphs import Decoding, Graphs, Seeing
 from .hotswap import Swap, read_swap
 from .sampling import Sampler
@@ -178,6 +179,18 @@ class OnnxVLM(Graphs, Generating):
     def reset(self) -> None:
         """Run with the export's own adapters again."""
         self._install(None)
+
+    def check_canaries(self) -> Canaries:
+        """Ask the requests that were recorded with the export, for a server to do at its start.
+
+        Returns:
+            What was asked; ``telling`` says how many of them show that the adapters act.
+
+        Raises:
+            UsageError: the export has none, or runs with a swapped adapter.
+            ParityFailed: the export does not do here what it did where it was made.
+        """
+        return require_canaries(self)
 
     def _install(self, swap: Swap | None) -> None:
         self._override(swap.arrays if swap else {})

@@ -44,7 +44,7 @@ def commands(folder):
     """What the core must be able to do."""
     run = ["run", "export", "--prompt", QUESTION, "--image", "picture.png", "--max-new-tokens", "5"]
     evaluation = ["eval", "export", "--data", "records.jsonl", "--max-new-tokens", "5", "--json"]
-    return run, ["verify", "export"], evaluation, ["doctor"]
+    return run, ["verify", "export", "--canary"], evaluation, ["doctor"]
 
 
 def without(folder, hidden, *arguments):
@@ -61,6 +61,7 @@ def test_run_verify_eval_and_doctor_need_no_extra(export):
     assert said.startswith(str(_answer(export)))
     assert "match the manifest (export, fp32)" in said
     assert "The card says what its data say; the report has its checksum" in said
+    assert "6 canaries give what they gave, under CPUExecutionProvider" in said
     assert '"group": "image"' in said
     assert "CPUExecutionProvider" in said
 

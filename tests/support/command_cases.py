@@ -39,7 +39,7 @@ EXPORTS = [
     Case("export {model} --out {out} --onnx --json", lambda done, made: (done.path / "decoder.onnx").is_file()),
     Case(
         f"{EXPORT} --adapter {{guard}} --mode bake --precision fp32"
-        f" --layout onnx --data {{records}} --split calibration --limit 6 "
+        f" --layout onnx --canaries 2 --data {{records}} --split calibration --limit 6 "
         "--max-new-tokens 4 --max-flips 0.5 --parity-rows 2 --provider CPUExecutionProvider"
         " --base-model me/mine --base-license mit",
         lambda done, made: [
@@ -50,6 +50,7 @@ EXPORTS = [
             done.value["comparison"]["before"]["split"] == "calibration",
             done.value["comparison"]["before"]["max_new_tokens"] == 4,
             "me/mine" in (done.path / "README.md").read_text(),
+            len(json.loads((done.path / "canary.json").read_text())["canaries"]) == 2,
             "license: mit" in (done.path / "README.md").read_text(),
         ],
     ),
@@ -183,7 +184,10 @@ OTHERS = [
         "sign {to_sign} --key {signing_key} --certificate {certificate} --chain {root} --json",
         lambda done, made: [done.value["kind"] == "adapter", os.path.isfile(done.value["signature"])],
     ),
-    Case("verify {export} --capturable --json", lambda done, made: done.value["capture"]["decoder.onnx"] == []),
+    Case(
+        "verify {export} --capturable --canary --json",
+        lambda done, made: [done.value["capture"]["decoder.onnx"] == [], done.value["canary"]["asked"] == 6],
+    ),
     Case(
         "verify {export} --model {model} --adapter {guard} --provider CPUExecutionProvider --json"
         " --device cpu --dtype bfloat16 --parity-rows 1",

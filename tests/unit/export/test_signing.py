@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -313,6 +314,15 @@ def test_signed_by_a_command_and_accepted_by_another(place):
     assert done.value["signature"] == str(signature_of(place))
     with trusting(place.by_certificate):
         assert read_manifest(place.mine)
+
+
+def test_without_the_library_nothing_passes(place, monkeypatch):
+    monkeypatch.setitem(sys.modules, "model_signing", None)
+    with pytest.raises(UsageError, match="needs model-signing, which is not installed") as refused:
+        place.opened()
+    assert refused.value.next_step == 'pip install "safetykit[sign]"'
+    with pytest.raises(UsageError, match="needs model-signing"):
+        sign_folder(place.mine, place.release.key)
 
 
 def test_what_cannot_be_signed_is_refused(place):
