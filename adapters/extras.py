@@ -20,6 +20,7 @@ _PACKAGES = {
     "onnxscript": ("fit", "ONNX Script"),
     "onnx_ir": ("fit", "onnx-ir"),
     "matplotlib": ("fit", "matplotlib"),
+    "cyclonedx": ("fit", "cyclonedx-python-lib"),
     "onnxruntime": ("cpu", "ONNX Runtime"),
     "onnxruntime_genai": ("genai", "ONNX Runtime GenAI"),
     "faiss": ("retrieval", "FAISS"),

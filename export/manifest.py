@@ -26,6 +26,7 @@ from ..adapters.artifact.manifest import (
     AdapterInfo,
     BaseInfo,
     DetectorInfo,
+    DetectorState,
     RetrievalInfo,
     Sha256,
     Strict,
@@ -67,6 +68,8 @@ class Layout:
     report: str = "report.html"
     captions: str = "captions.jsonl"
     canary: str = "canary.json"
+    provenance: str = "provenance.json"
+    sbom: str = "sbom.cdx.json"
     interface: str = "io.json"
     answering: str = "decoder.answer.onnx"
 
@@ -240,6 +243,7 @@ class ExportManifest(Strict):
         foreign: where the base graphs come from, if safetykit did not export them.
         updates: weights of the base that have new values.
         detector: when requests are refused before generation; the decoder then gives ``risk_score``.
+        detector_state: what the risk comes from; the decoder states the same. None without a detector.
         enforce: whether the decoder forces the logits of refused requests itself.
         retrieval: how texts are retrieved for pictures; the vision encoder then gives them or the query.
         recalibrated: thresholds that are not the adapters' own.
@@ -267,6 +271,7 @@ class ExportManifest(Strict):
     updates: tuple[str, ...] = ()
     branch: BranchInfo | None = None
     detector: DetectorInfo | None = None
+    detector_state: DetectorState | None = None
     enforce: bool = False
     retrieval: RetrievalInfo | None = None
     recalibrated: tuple[Recalibration, ...] = ()

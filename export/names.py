@@ -62,6 +62,7 @@ def is_own(name: str | None) -> bool:
 
 ENABLED = own("enabled")  # float, 1 by default: 0 turns a graph's ops off for one run
 THRESHOLD, REFUSAL, TOKEN = own("risk_threshold"), own("refusal"), own("refusal_token")
+SITES, TENSORS = own("detector_sites"), own("detector_sha256")
 BRANCH, GATES, BIAS, ENFORCE = own("branch"), own("gates"), own("bias"), own("enforce")
 OP, HELD, SCORE, STATE, REFERENCE = "op", "held", "score", "state", "reference"  # parts of an intervention
 

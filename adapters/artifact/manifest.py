@@ -84,6 +84,18 @@ class DetectorInfo(Strict):
     refusal_token: Annotated[int, Field(ge=0)]
 
 
+class DetectorState(Strict):
+    """What a detector's risk comes from.
+
+    Attributes:
+        sites: that it is read off; two for a branch, which fuses them.
+        tensors: SHA-256 of its parameters as a file of safetensors.
+    """
+
+    sites: tuple[str, ...]
+    tensors: Sha256
+
+
 class RetrievalInfo(Strict):
     """How an adapter retrieves; its attachment ``retrieval``, and a part of an export's manifest.
 

@@ -7,7 +7,9 @@ edited as well fails against what the JSON yields.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from ..layouts.registry import get_layout
 from ..manifest import LAYOUT, ExportManifest, hash_folder, read_manifest, write_manifest
 from .figures import LATENCY, Figures, read_figures
 from .front_matter import front_matter
+from .provenance import Built, read_built, read_options, statement
 from .rendering import markdown_templates
 
 _LEADING = 5  # trials in the card; all of them are in the report
@@ -59,10 +62,13 @@ def running_words(manifest: ExportManifest) -> Markup | None:
     return Markup(markdown_templates().from_string(template.read_text("utf-8")).render(m=manifest))
 
 
-def write_card(folder: Path) -> ExportManifest:
-    """Write card and report from the JSON files that are in the folder, and seal the folder again.
+def write_card(folder: Path, built: Built | None = None) -> ExportManifest:
+    """Write card, report, provenance and components from the JSON files that are in the folder, and seal it again.
 
     Documents that the manifest does not name yet, such as a new ``latency.json``, become part of the export.
+
+    Args:
+        built: what it was built from; by default as its provenance says, and without one none is written.
 
     Raises:
         UsageError: there is no such folder.
@@ -74,11 +80,19 @@ def write_card(folder: Path) -> ExportManifest:
     # Sealing blesses every byte in the folder, so all that is not made here must be what was sealed before.
     require_hashes(folder, {name: digest for name, digest in manifest.files.items() if name not in written})
     # Other than JSON, which adapters may bring along, nothing is added to a finished export.
-    known = {*manifest.files, *written}
-    if stray := sorted(name for name in hash_folder(folder) if name not in known and not name.endswith(".json")):
+    known, found = {*manifest.files, *written}, hash_folder(folder)
+    if stray := sorted(name for name in found if name not in known and not name.endswith(".json")):
         raise InvalidArtifact(f"{folder / stray[0]} is no part of the export.", "Move it out of the folder.")
     from .report import render_report_from  # needs matplotlib
 
+    if built is not None or LAYOUT.provenance in manifest.files:
+        from .sbom import components  # needs cyclonedx-python-lib
+
+        built = built or read_built(folder)
+        stated = statement(manifest, found, read_options(folder), built)
+        write_atomic(folder / LAYOUT.provenance, stated)
+        facts = read_figures(folder).facts
+        write_atomic(folder / LAYOUT.sbom, components(manifest, found, facts, built, sha256(stated).hexdigest()))
     figures = read_figures(folder)
     texts = {LAYOUT.card: render_card_from(figures), LAYOUT.report: render_report_from(figures)}
     for name, text in texts.items():
@@ -99,8 +113,9 @@ def check_card(folder: Path) -> tuple[str, ...]:
         InvalidArtifact: naming the file, and for card and report the first line that differs.
     """
     folder = Path(folder)
-    read_manifest(folder)
+    manifest = read_manifest(folder)
     figures = read_figures(folder)
+    compared = _check_provenance(folder, manifest, figures)
     documents: list[tuple[str, str, Callable[[str, str], bool]]] = [
         (LAYOUT.card, render_card_from(figures), str.__eq__)
     ]
@@ -115,7 +130,39 @@ def check_card(folder: Path) -> tuple[str, ...]:
                 f"{folder / name} is not what the JSON files yield: {_difference(found, yielded)}",
                 "It was edited, or written by another version; `safetykit card` writes it again.",
             )
-    return tuple(name for name, _, _ in documents)
+    return (*compared, *(name for name, _, _ in documents))
+
+
+def _check_provenance(folder: Path, manifest: ExportManifest, figures: Figures) -> tuple[str, ...]:
+    """Refuse provenance and components that do not follow from manifest and options; the latter where they can be
+    made again, that is, where CycloneDX's library is installed."""
+    if LAYOUT.provenance not in manifest.files:
+        return ()
+    built = read_built(folder)
+    if len(built.adapters) != len(manifest.adapters):
+        raise _not_so(folder / LAYOUT.provenance)
+    stated = statement(manifest, manifest.files, read_options(folder), built)
+    if read_inside(folder, LAYOUT.provenance, _LIMIT) != stated:
+        raise _not_so(folder / LAYOUT.provenance)
+    if find_spec("cyclonedx") is None:
+        return (LAYOUT.provenance,)
+    from .sbom import components
+
+    made = components(manifest, manifest.files, figures.facts, built, sha256(stated).hexdigest())
+    try:
+        found = json.loads(read_inside(folder, LAYOUT.sbom, _LIMIT))
+    except (ValueError, RecursionError):
+        found = None
+    if found != json.loads(made):
+        raise _not_so(folder / LAYOUT.sbom)
+    return LAYOUT.provenance, LAYOUT.sbom
+
+
+def _not_so(path: Path) -> InvalidArtifact:
+    return InvalidArtifact(
+        f"{path} does not say what manifest, options and files say.",
+        "It was edited, or written by another version; export the model again.",
+    )
 
 
 def _difference(found: str, yielded: str) -> str:

@@ -50,6 +50,7 @@ class Figures:
 
     Attributes:
         attached: by position of the adapter, what came with it, by name and in the order of the sections.
+        provenance: whether the folder says from what it was built.
         organism: the base says of itself that it is a model organism.
         hashes: SHA-256 of every JSON file read, but the manifest, which names the card in turn.
     """
@@ -61,6 +62,7 @@ class Figures:
     latency: Latency | None
     interface: Interface | None
     attached: dict[int, dict[str, Any]]
+    provenance: bool
     organism: bool
     hashes: dict[str, str]
 
@@ -116,7 +118,7 @@ def attachment_name(kind: str, adapter: int) -> str:
 def document_names(manifest: ExportManifest) -> tuple[str, ...]:
     """The JSON files that a card is made from, beside the manifest."""
     attached = [attachment_name(kind, at) for at in range(len(manifest.adapters)) for kind in sections()]
-    return (FACTS, LAYOUT.evaluation, LAYOUT.parity, LATENCY, LAYOUT.interface, *attached, CONFIG)
+    return (FACTS, LAYOUT.evaluation, LAYOUT.parity, LATENCY, LAYOUT.interface, LAYOUT.provenance, *attached, CONFIG)
 
 
 def read_figures(folder: Path) -> Figures:
@@ -149,6 +151,7 @@ def read_figures(folder: Path) -> Figures:
         latency=_plain(folder, LATENCY, Latency),
         interface=_plain(folder, LAYOUT.interface, Interface),
         attached=attached,
+        provenance=LAYOUT.provenance in present,
         organism=(_plain(folder, CONFIG, dict[str, Any]) or {}).get(ORGANISM_KEY) is True,
         hashes={name: sha256_file(folder / name) for name in present},
     )

@@ -11,6 +11,7 @@ if __name__ == "__main__" and not sys.flags.safe_path:
     del sys.path[0]  # this folder: no module is taken from it
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 
@@ -33,6 +34,16 @@ def opened(path):
     if not 0 < more <= less * MAX_RATIO or less * more > MAX_PIXELS:
         raise ValueError(f"{path} is too large, too narrow or empty: {picture.width}x{picture.height} pixels")
     return ImageOps.exif_transpose(picture).convert("RGB")
+
+
+def require_whole(folder, files, names):
+    """Refuse files that are not the ones which the manifest names; they are read in pieces."""
+    for name in names:
+        with open(folder / name, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != files.get(name):
+                raise SystemExit(
+                    f"{name} is not the file that safetykit.json names. Get the folder from its source again."
+                )
 
 
 class Graph:
@@ -122,10 +133,15 @@ class Requests:
 class Model(Requests):
     """An export folder; ``base`` runs the unmodified model, whose graphs share the weights."""
 
-    def __init__(self, folder, provider="CPUExecutionProvider", base=False):
+    def __init__(self, folder, provider="CPUExecutionProvider", base=False, skip_hashes=False):
+        files = json.loads((folder / "safetykit.json").read_text("utf-8"))["files"]
+        require_whole(folder, files, ["io.json", "tokenizer.json"])
         super().__init__(folder, json.loads((folder / "io.json").read_text("utf-8")), base)
         if self.io["program"] is None:
             raise SystemExit(f"This program cannot run the folder: {self.io['no_program']}. Use `safetykit run`.")
+        read = [name for info in self.graphs.values() for name in (info["file"], *info["weights"])]
+        texts = [self.io["retrieval"]["texts"]] if self.io["retrieval"] else []
+        require_whole(folder, files, [*texts, *([] if skip_hashes else read)])
         opened = {name: Graph(folder / info["file"], provider) for name, info in self.graphs.items()}
         self.vision, self.embed, self.decoder = (opened[n] for n in ("vision_encoder", "embed_tokens", "decoder"))
         self.detector, self.retrieval = (None, None) if base else (self.io["detector"], self.io["retrieval"])
@@ -174,9 +190,10 @@ if __name__ == "__main__":
     add("--prompt", default="What is this?"), add("--image"), add("--max-new-tokens", type=int, default=64)
     add("--requests", help="JSONL instead of --prompt and --image")
     add("--base", action="store_true", help="the unmodified model"), add("--provider", default="CPUExecutionProvider")
+    add("--skip-hashes", action="store_true", help="trust graphs and weights, which are read twice otherwise")
     given, failed = parser.parse_args(), 0
     lines = Path(given.requests).read_bytes().splitlines() if given.requests else [json.dumps(vars(given))]
-    model = Model(Path(__file__).absolute().parent, given.provider, given.base)
+    model = Model(Path(__file__).absolute().parent, given.provider, given.base, given.skip_hashes)
     for number, line in enumerate(lines, 1):  # one that cannot be answered leaves the others alone
         try:
             prompt, picture = "" + (one := json.loads(line))["prompt"], one.get("image")  # other than text is an error

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from ...adapters.artifact.files import write_atomic
 from ...adapters.artifact.manifest import canonical_json
+from ...adapters.artifact.store import manifest_digest
 from ...adapters.retrieval.retrieval import CAPTIONS
 from ...toolkit.evaluation.evaluate import Evaluation, tabulate
 from ..document.card import write_card
 from ..document.figures import FACTS, attachment_name
+from ..document.provenance import OPTIONS, Built, installed
 from ..manifest import LAYOUT, ExportManifest
 from ..parity.comparison import Comparison
 from .check import Checked
@@ -18,7 +20,6 @@ from .plan import Plan
 from .write import Say
 
 Measure = Callable[[Path], None]
-OPTIONS = "export_options.json"  # as they were given or defaulted, for whoever has to make the export again
 
 
 def document(
@@ -44,7 +45,8 @@ def document(
     if measure:
         measure(work)
     say("writing the card and the report")
-    return write_card(work), comparison
+    built = Built(adapters=tuple(map(manifest_digest, plan.adapters)), packages=installed())
+    return write_card(work, built), comparison
 
 
 def _compared(plan: Plan, checked: Checked) -> Comparison:

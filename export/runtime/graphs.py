@@ -20,7 +20,7 @@ from ...adapters.errors import InvalidArtifact, UsageError
 from ...toolkit.model.inputs import InputProcessor
 from ...toolkit.model.requests import Inputs
 from ..manifest import GRAPHS, ExportManifest, Graph
-from ..metadata import read_metadata
+from ..metadata import read_metadata, read_state
 from ..names import (
     ATTENTION_MASK,
     HELD,
@@ -139,7 +139,8 @@ class Graphs:
     @cached_property
     def _decoder(self) -> Session:
         session = self._session("decoder")
-        if read_metadata(session.get_modelmeta().custom_metadata_map) != self.manifest.detector:
+        said = session.get_modelmeta().custom_metadata_map
+        if (read_metadata(said), read_state(said)) != (self.manifest.detector, self.manifest.detector_state):
             raise InvalidArtifact(
                 f"{self.path} and its decoder do not state the same detector.", "Export the model again."
             )

@@ -32,7 +32,7 @@ from ..manifest import (
 from ..names import is_own
 from .bake import Placed, bake
 from .biases import merge_biases
-from .detector import install_detector
+from .detector import detector_state, install_detector
 from .fork import fork
 from .gates import GateState
 from .layer_updates import LayerUpdate
@@ -80,6 +80,7 @@ def adapt(
         UnsupportedGraph: a graph is adapted already or is not understood.
     """
     placed, branch, detector = place(adapters), the_branch(adapters), the_detector(adapters)
+    state = detector_state(adapters)
     if not placed and branch is None and not layers:
         raise UsageError("There is nothing to bake: no intervention was given.", "Pass at least one adapter.")
     if enforce and detector is None:
@@ -108,7 +109,7 @@ def adapt(
         if stream and branch:
             fork(model, stream, branch, mine)
         if decides and detector:
-            install_detector(model, detector, enforce=enforce)
+            install_detector(model, detector, state, enforce=enforce)
         if swappable:
             found = describe_parameters(model, name, mine, updated, terms, branch if decides else None)
             open_parameters(model, found)
@@ -125,6 +126,7 @@ def adapt(
         "updates": tuple(f"{layer.layer}.{leaf}" for layer in layers for leaf in layer.new),
         "branch": _describe_branch(adapters, base.base.n_layers),
         "detector": detector,
+        "detector_state": state,
         "enforce": enforce,
         "retrieval": _keep_captions(adapters, folder),
     }

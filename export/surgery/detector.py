@@ -7,19 +7,30 @@ alone. With ``enforce`` the graph also replaces the last logits of a refused row
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
+import safetensors.torch
 
-from ...adapters.artifact.manifest import DetectorInfo
+from ...adapters.artifact.manifest import DetectorInfo, DetectorState
 from ...adapters.errors import UnsupportedGraph
-from ..metadata import read_metadata, write_metadata
+from ...adapters.ops.op import Detector
+from ..metadata import read_metadata, read_state, write_metadata, write_state
 from ..names import ENFORCE, LOGITS, RISK, THRESHOLD, TOKEN, own
 from ..passes import GraphPass, broken
 from .building import GraphBuilder
 from .functions import forcing_function
 from .residual import head_output
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...adapters.artifact.adapter import Adapter
+    from ...adapters.artifact.sites import Site
 
 
 @dataclass(frozen=True)
@@ -35,13 +46,35 @@ class StatedDetector:
     enforced: tuple[float, int] | None
 
 
-def install_detector(model: ir.Model, detector: DetectorInfo, *, enforce: bool) -> None:
+def detector_state(adapters: Sequence[Adapter]) -> DetectorState | None:
+    """What the risk of the stacked adapters comes from, as it goes into the graph; None without a detector."""
+    for adapter in adapters:
+        if adapter.detector is None:
+            continue
+        if branch := adapter.branch:
+            return _state((branch.safety, branch.fused), branch.tensors)
+        item = next(item for item in adapter.interventions if isinstance(item.make_op(), Detector))
+        return _state((item.site,), item.tensors)
+    return None
+
+
+def _state(sites: Sequence[Site], tensors: Mapping[str, torch.Tensor]) -> DetectorState:
+    data = safetensors.torch.save({name: one.detach().cpu().contiguous() for name, one in sorted(tensors.items())})
+    return DetectorState(sites=tuple(map(str, sites)), tensors=hashlib.sha256(data).hexdigest())
+
+
+def install_detector(
+    model: ir.Model, detector: DetectorInfo, state: DetectorState | None = None, *, enforce: bool
+) -> None:
     """State ``detector`` in a decoder that gives a ``risk_score``, and with ``enforce`` force its logits.
+
+    Args:
+        state: what the risk comes from, which is stated, too.
 
     Raises:
         UnsupportedGraph: the graph gives no risk or no logits.
     """
-    DetectorPass(detector, enforce=enforce).run(model)
+    DetectorPass(detector, state, enforce=enforce).run(model)
 
 
 class DetectorPass(GraphPass):
@@ -49,9 +82,9 @@ class DetectorPass(GraphPass):
     ensures: the graph states this detector, forces by its very threshold and token or not at all, and still gives both.
     """
 
-    def __init__(self, detector: DetectorInfo, *, enforce: bool) -> None:
+    def __init__(self, detector: DetectorInfo, state: DetectorState | None = None, *, enforce: bool) -> None:
         super().__init__()
-        self.detector, self.enforce = detector, enforce
+        self.detector, self.state, self.enforce = detector, state, enforce
 
     def requires(self, model: ir.Model) -> None:
         if not {RISK, LOGITS} <= {value.name for value in model.graph.outputs}:
@@ -61,13 +94,16 @@ class DetectorPass(GraphPass):
 
     def change(self, model: ir.Model) -> None:
         model.metadata_props.update(write_metadata(self.detector))
+        model.metadata_props.update(write_state(self.state) if self.state else {})
         if self.enforce:
             _force(model, self.detector)
 
     def ensures(self, model: ir.Model) -> None:
         self.ensure_checker(model, "its detector")
         wanted = (float(np.float32(self.detector.threshold)), self.detector.refusal_token) if self.enforce else None
-        if stated_detector(model) != StatedDetector(self.detector, wanted):
+        if stated_detector(model) != StatedDetector(self.detector, wanted) or self.state != read_state(
+            model.metadata_props
+        ):
             raise broken("The graph does not state the detector that it was given")
         if not {RISK, LOGITS} <= {value.name for value in model.graph.outputs}:
             raise broken(f"The graph gives no `{RISK}` and `{LOGITS}` any more")

@@ -117,3 +117,12 @@ def test_not_a_number_is_no_risk(exported):
 def test_canaries_are_read_strictly():
     with pytest.raises(ValueError, match="extra"):
         Canaries.model_validate({"telling": 0, "canaries": [{"prompt": "?", "more": 1}]})
+
+
+def test_a_graph_that_states_other_tensors_of_its_detector_is_refused(folder):
+    manifest = read_manifest(folder)
+    assert manifest.detector_state.sites == ("decoder.layers.1",)
+    state = manifest.detector_state.model_copy(update={"tensors": "0" * 64})
+    write_manifest(manifest.model_copy(update={"detector_state": state}), folder)
+    with pytest.raises(InvalidArtifact, match="do not state the same detector"):
+        OnnxVLM.from_pretrained(folder)
