@@ -15,8 +15,6 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
-from packaging.requirements import Requirement
-
 from ...adapters.artifact.files import read_inside
 from ...adapters.artifact.manifest import Sha256, Strict, canonical_json
 from ...adapters.errors import InvalidArtifact
@@ -42,6 +40,8 @@ class Built(Strict):
 
 def installed() -> dict[str, str]:
     """Versions of safetykit and of the packages it makes exports with."""
+    from packaging.requirements import Requirement
+
     found = {"safetykit": version("safetykit")}
     for line in requires("safetykit") or ():
         one = Requirement(line)
