@@ -137,8 +137,8 @@ def sign_folder(folder: Path, key: Path, certificate: Path | None = None, chain:
         raise UsageError("--chain does nothing without --certificate.", "Leave it out, or pass the certificate.")
     with own_work():  # whoever signs need not have accepted it before
         found = verify_folder(folder)
-    name = MANIFEST if found["kind"] in ("adapter", "index") else LAYOUT.manifest
-    signature = sign_manifest(located(folder), name, key, certificate, chain)
+    place = located(folder)
+    signature = sign_manifest(place, LAYOUT.manifest if is_export(place) else MANIFEST, key, certificate, chain)
     return {**{one: found[one] for one in ("folder", "kind", "files")}, "signature": str(signature)}
 
 

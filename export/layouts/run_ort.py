@@ -142,8 +142,8 @@ class Model(Requests):
         read = [name for info in self.graphs.values() for name in (info["file"], *info["weights"])]
         texts = [self.io["retrieval"]["texts"]] if self.io["retrieval"] else []
         require_whole(folder, files, [*texts, *([] if skip_hashes else read)])
-        opened = {name: Graph(folder / info["file"], provider) for name, info in self.graphs.items()}
-        self.vision, self.embed, self.decoder = (opened[n] for n in ("vision_encoder", "embed_tokens", "decoder"))
+        sessions = {name: Graph(folder / info["file"], provider) for name, info in self.graphs.items()}
+        self.vision, self.embed, self.decoder = (sessions[n] for n in ("vision_encoder", "embed_tokens", "decoder"))
         self.detector, self.retrieval = (None, None) if base else (self.io["detector"], self.io["retrieval"])
         self.held, self.reference = ({}, {}) if base else (self.io["gates"]["held"], self.io["gates"]["reference"])
         self.texts = (folder / self.retrieval["texts"]).read_bytes().splitlines() if self.retrieval else []

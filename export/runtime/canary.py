@@ -17,26 +17,40 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from pydantic import Field, ValidationError
 
 from ...adapters.artifact.files import read_inside
-from ...adapters.artifact.manifest import Strict
+from ...adapters.artifact.manifest import DetectorInfo, Strict
 from ...adapters.errors import InvalidArtifact, ParityFailed, UsageError
 from ...toolkit.data.pictures import as_picture
+from ...toolkit.model.inputs import InputProcessor
 from ...toolkit.model.requests import Request
-from ..manifest import LAYOUT
-
-if TYPE_CHECKING:
-    from .onnx_vlm import OnnxVLM
+from ..manifest import LAYOUT, ExportManifest
+from .graphs import Decoding
 
 TOKENS, _BEST = 8, 4
 _LIMIT = 128 * 2**20
 _URL = "data:image/png;base64,"
+
+
+class Export(Protocol):
+    """What of :class:`OnnxVLM` canaries are asked by."""
+
+    path: Path
+    manifest: ExportManifest
+    inputs: InputProcessor
+    providers: tuple[str, ...]
+    detector: DetectorInfo | None
+
+    @property
+    def swapped(self) -> object: ...
+    def prefill_requests(self, requests: Sequence[Request]) -> Decoding: ...
+    def step(self, state: Decoding, token_ids: Int[np.ndarray, " batch"]) -> Decoding: ...
 
 
 class Canary(Strict):
@@ -92,7 +106,7 @@ class _Seen:
     logits: Sequence[Float[np.ndarray, " vocab"]]
 
 
-def _ask(model: OnnxVLM, request: Request, tokens: int) -> _Seen:
+def _ask(model: Export, request: Request, tokens: int) -> _Seen:
     """Greedily, until the answer ends or has ``tokens`` tokens."""
     state = model.prefill_requests([request])
     found, risk = [state.logits[0, -1]], state.extras.get("risk")
@@ -102,7 +116,7 @@ def _ask(model: OnnxVLM, request: Request, tokens: int) -> _Seen:
     return _Seen(None if risk is None else float(risk[0]), found)
 
 
-def record_canary(model: OnnxVLM, request: Request, logits: tuple[float, float], risk: tuple[float, float]) -> Canary:
+def record_canary(model: Export, request: Request, logits: tuple[float, float], risk: tuple[float, float]) -> Canary:
     """What ``model`` gives for a request with at most one picture.
 
     Args:
@@ -129,14 +143,14 @@ def record_canary(model: OnnxVLM, request: Request, logits: tuple[float, float],
     return made.model_copy(update={"best": best_tokens, "within": within[0], "tokens": tuple(tokens)})
 
 
-def is_decided(model: OnnxVLM, canary: Canary) -> bool:
+def is_decided(model: Export, canary: Canary) -> bool:
     """Whether the detector decides it the same way anywhere within the tolerance."""
     if canary.risk is None or model.detector is None:
         return True
     return abs(canary.risk - model.detector.threshold) > canary.risk_within
 
 
-def differs(model: OnnxVLM, canary: Canary) -> str | None:
+def differs(model: Export, canary: Canary) -> str | None:
     """What ``model`` gives otherwise for a canary; None if it is the same within the tolerance."""
     seen = _ask(model, canary.request(), max(1, len(canary.tokens)))
     if canary.risk is not None:
@@ -153,7 +167,7 @@ def differs(model: OnnxVLM, canary: Canary) -> str | None:
     return None if found == list(canary.tokens) else f"the answer begins {found}, not {list(canary.tokens)}"
 
 
-def _refused(model: OnnxVLM, seen: _Seen) -> bool:
+def _refused(model: Export, seen: _Seen) -> bool:
     """As :class:`OnnxVLM` decides; what is no number is not answered either."""
     if seen.risk is None or model.detector is None:
         return False
@@ -181,7 +195,7 @@ def read_canaries(folder: Path, files: Mapping[str, str]) -> Canaries:
         raise InvalidArtifact(f"{folder / LAYOUT.canary} is not valid: {detail}.", "Export the model again.") from None
 
 
-def require_canaries(model: OnnxVLM) -> Canaries:
+def require_canaries(model: Export) -> Canaries:
     """Ask an export's canaries, and refuse it where it does not do what it did when it was made.
 
     Raises:
