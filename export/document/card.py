@@ -88,7 +88,7 @@ def write_card(folder: Path, built: Built | None = None) -> ExportManifest:
     if built is not None or LAYOUT.provenance in manifest.files:
         from .sbom import components  # needs cyclonedx-python-lib
 
-        built = built or read_built(folder)
+        built = built or read_built(folder, manifest)
         stated = statement(manifest, found, read_options(folder), built)
         write_atomic(folder / LAYOUT.provenance, stated)
         facts = read_figures(folder).facts
@@ -138,9 +138,7 @@ def _check_provenance(folder: Path, manifest: ExportManifest, figures: Figures) 
     made again, that is, where CycloneDX's library is installed."""
     if LAYOUT.provenance not in manifest.files:
         return ()
-    built = read_built(folder)
-    if len(built.adapters) != len(manifest.adapters):
-        raise _not_so(folder / LAYOUT.provenance)
+    built = read_built(folder, manifest)
     stated = statement(manifest, manifest.files, read_options(folder), built)
     if read_inside(folder, LAYOUT.provenance, _LIMIT) != stated:
         raise _not_so(folder / LAYOUT.provenance)

@@ -106,8 +106,11 @@ def read_options(folder: Path) -> dict[str, Any]:
     return _object(folder, OPTIONS)
 
 
-def read_built(folder: Path) -> Built:
+def read_built(folder: Path, manifest: ExportManifest) -> Built:
     """What a folder's statement says that nothing else does.
+
+    Args:
+        manifest: of the folder, whose adapters it must be about.
 
     Raises:
         InvalidArtifact: it is missing, or not such a statement.
@@ -116,10 +119,11 @@ def read_built(folder: Path) -> Built:
         sources = _object(folder, LAYOUT.provenance)["predicate"]["buildDefinition"]["resolvedDependencies"]
         packages = [one["uri"].removeprefix("pkg:pypi/").partition("@") for one in sources if "uri" in one]
         names = [one["name"] for one in sources if "uri" in one]
-        return Built(
-            adapters=tuple(one["digest"]["sha256"] for one in sources if "sha256" in one.get("digest", {})),
-            packages={name: found for name, (_, _, found) in zip(names, packages, strict=True)},
-        )
+        digests = [one["digest"]["sha256"] for one in sources if "sha256" in one.get("digest", {})]
+        if len(digests) != len(manifest.adapters):
+            raise ValueError("it is of other adapters")
+        found = {name: found for name, (_, _, found) in zip(names, packages, strict=True)}
+        return Built(adapters=tuple(digests), packages=found)
     except (LookupError, TypeError, AttributeError, ValueError):
         raise InvalidArtifact(
             f"{folder / LAYOUT.provenance} is no statement that safetykit wrote.", "Export the model again."

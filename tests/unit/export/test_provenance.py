@@ -48,7 +48,7 @@ def test_it_is_a_statement_of_in_toto(kept):
     sources = said["predicate"]["buildDefinition"]["resolvedDependencies"]
     assert [one["name"] for one in sources] == ["base", "adapter 1", "records of adapter 1", *sorted(BUILT.packages)]
     assert said["predicate"]["buildDefinition"]["externalParameters"] == {"precision": "fp32", "mode": "bake"}
-    assert read_built(kept) == BUILT
+    assert read_built(kept, read_manifest(kept)) == BUILT
 
 
 def test_the_components_keep_to_the_schema(kept):
@@ -125,7 +125,7 @@ def test_a_document_that_comes_later_becomes_a_subject(folder):
     write_card(folder)
     said = json.loads((folder / LAYOUT.provenance).read_text())
     assert "more.json" in [one["name"] for one in said["subject"]]
-    assert read_built(folder) == BUILT
+    assert read_built(folder, read_manifest(folder)) == BUILT
     check_card(folder)
 
 
