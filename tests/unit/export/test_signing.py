@@ -292,8 +292,17 @@ OPENING = (
 )
 
 
-@pytest.mark.parametrize("asked", ["--policy {policy}", "--policy {policy} --require-signature", "--config {config}"])
-@pytest.mark.parametrize("line", OPENING)
+BOTH = "--policy {policy} --require-signature"
+
+
+@pytest.mark.parametrize(
+    ("line", "asked"),
+    [
+        *((line, BOTH) for line in OPENING),
+        (OPENING[0], "--policy {policy}"),
+        (OPENING[0], "--config {config}"),
+    ],
+)
 def test_every_command_refuses_what_the_policy_refuses(place, line, asked):
     signature_of(place).unlink()
     adapter, config = place.folder / "adapter", place.folder / "run.yaml"
