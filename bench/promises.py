@@ -16,11 +16,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetykit.bench._promises import files
+from safetykit.bench._promises import answers, bases, documents, elsewhere, files, limits, sameness, weakness
 from safetykit.bench._promises.row import Figure, Place, Row
 from safetykit.bench.skeleton import arguments, one_thread, read_results, run, say, write_results, write_table
 
-ROWS: Mapping[str, Row] = {row.name: row for row in (*files.ROWS,)}
+_MODULES = (files, bases, sameness, weakness, documents, answers, limits, elsewhere)
+ROWS: Mapping[str, Row] = {row.name: row for module in _MODULES for row in module.ROWS}
 
 
 def measured(row: Row, place: Place) -> dict[str, Any]:
@@ -54,7 +55,9 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     broken = {name: found for name, found in results.items() if name in ROWS and not found["held"]}
     if broken:
         lines += ["", "What did not hold, its first cases:", ""]
-        lines += [f"- `{name}`: {_cell('; '.join(found['failures'][:4])) or 'see above'}" for name, found in broken.items()]
+        lines += [
+            f"- `{name}`: {_cell('; '.join(found['failures'][:4])) or 'see above'}" for name, found in broken.items()
+        ]
     return "\n".join([*lines, ""])
 
 

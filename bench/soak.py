@@ -211,7 +211,9 @@ class Client:
 
     def _look_for_leaks(self, text: str, own: Sequence[Question]) -> None:
         said = words_of(text) & self._canaries
-        known = {word for one in own for word in words_of(f"{one.given['prompt']} {one.answer.text if one.answer else ''}")}
+        known = {
+            word for one in own for word in words_of(f"{one.given['prompt']} {one.answer.text if one.answer else ''}")
+        }
         if said - known:
             self.counts.add("leak", f"{[one.name for one in own]}: {text!r} says {', '.join(sorted(said - known))}")
 
@@ -283,8 +285,9 @@ def slope(samples: Sequence[tuple[float, float]]) -> dict[str, Any]:
     if len(late) < 4:
         return {"by_minute": means, "slope": None}
     fit = stats.linregress(np.arange(len(late)) / 60, late)
-    half = float(stats.t.ppf(0.975, len(late) - 2)) * fit.stderr
-    return {"by_minute": means, "slope": [round(float(one), 2) for one in (fit.slope, fit.slope - half, fit.slope + half)]}
+    value = float(np.nan_to_num(fit.slope))  # a constant has none
+    half = float(stats.t.ppf(0.975, len(late) - 2)) * float(np.nan_to_num(fit.stderr))
+    return {"by_minute": means, "slope": [round(one, 2) for one in (value, value - half, value + half)]}
 
 
 FAILURES = (
@@ -300,7 +303,10 @@ def table(results: Mapping[str, Any]) -> str:
         ("threads, rows of a batch", f"{results['threads']}, 1 to {results['rows']}"),
         ("minutes", f"{results['seconds'] / 60:.1f}"),
         ("answers, with pictures, with canary words", ", ".join(f"{tally.get(name, 0):,}" for name in _ASKED)),
-        ("batches, of them refused and sent again", f"{tally.get('batches', 0):,}, {tally.get('refused batches', 0):,}"),
+        (
+            "batches, of them refused and sent again",
+            f"{tally.get('batches', 0):,}, {tally.get('refused batches', 0):,}",
+        ),
         ("refused by the detector", f"{tally.get('refusals', 0):,}"),
         ("slowest batch", f"{results['slowest']:.1f} s"),
         *((f"**{name}**", f"{tally.get(name, 0):,}") for name in FAILURES),

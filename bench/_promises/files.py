@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,11 @@ def bad_names(place: Place) -> Figure:
             (other / "README.md").write_text("another")
             (other / "real" / "README.md").unlink()
             os.link(other / "README.md", other / "real" / "README.md")
-            load = (lambda at=other / "real": load_adapter(at)) if folder is adapter else (  # type: ignore[misc]
-                lambda at=other / "real": read_manifest(at)
+            load = (
+                (lambda at=other / "real": load_adapter(at))
+                if folder is adapter
+                # type: ignore[misc]
+                else (lambda at=other / "real": read_manifest(at))
             )
             tally.refused("README.md is a hard link to another file", load, InvalidArtifact, "README.md")
     return tally.figure("refused", {"names": len(BAD_NAMES)})
@@ -156,7 +160,7 @@ def planted(place: Place) -> Figure:
                 if not (folder / name).exists():
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
                     (folder / name).write_text("{}")
-                    tally.refused(f"{name} in the {what}", lambda: verify_folder(folder), InvalidArtifact, name)
+                    tally.refused(f"{name} in the {what}", partial(verify_folder, folder), InvalidArtifact, name)
                 shutil.rmtree(folder)
         folder = shutil.copytree(place.export, work / "read")
         for name in PLANTED:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from safetykit import cli
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.store import load_adapter
 from safetykit.adapters.errors import SafetykitError
@@ -20,6 +22,7 @@ from safetykit.toolkit.data.sources import data_path
 from safetykit.toolkit.model.vlm import VLM
 from safetykit.toolkit.reference import reference_path
 
+T = TypeVar("T")
 KEPT = 20  # failures that are kept by name
 
 
@@ -55,6 +58,17 @@ class Row:
     promise: str
     target: str
     measure: Callable[[Place], Figure]
+
+
+def command(*words: Any) -> tuple[int, str]:
+    """The command line in this process: its exit code, and what it said to stderr."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+        try:
+            cli.main([str(one) for one in words])
+        except SystemExit as done:
+            return int(done.code or 0), said.getvalue()
+    return 0, said.getvalue()
 
 
 class Tally:
@@ -130,8 +144,8 @@ class Place:
         self.folder, self.quick = folder, quick
         folder.mkdir(parents=True, exist_ok=True)
 
-    def some(self, many: int, few: int) -> int:
-        """How many cases."""
+    def some(self, many: T, few: T) -> T:
+        """``many`` cases, or ``few`` if it is to be quick."""
         return few if self.quick else many
 
     @contextlib.contextmanager

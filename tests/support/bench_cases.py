@@ -10,5 +10,6 @@ from bench_fuzz_cases import FUZZ
 from bench_method_cases import ELSEWHERE, METHODS
 from bench_real_cases import REAL
 from bench_speed_cases import LATENCY, SIZES
+from bench_trust_cases import TRUST
 
-BENCHES = [*LATENCY, *SIZES, *METHODS, *ELSEWHERE, *FUZZ, *REAL]
+BENCHES = [*LATENCY, *SIZES, *TRUST, *METHODS, *ELSEWHERE, *FUZZ, *REAL]
