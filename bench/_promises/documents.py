@@ -14,13 +14,12 @@ from typing import Any
 
 from safetykit.adapters.errors import InvalidArtifact, SafetykitError
 from safetykit.export.document.card import check_card, write_card
+from safetykit.export.document.figures import document_names
 from safetykit.export.manifest import LAYOUT, read_manifest, write_manifest
 
-from .files import seal
 from .row import Figure, Place, Row, Tally
 
-MOST = 40  # numbers of a file that are edited, drawn if there are more
-_NOT_DATA = ("config.json", "generation_config.json", "io.json", "processor_config.json", "tokenizer")  # of the base
+MOST = 20  # numbers of a file that are edited, drawn if there are more
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?")
 Keys = tuple[str | int, ...]
 
@@ -54,22 +53,21 @@ def card(place: Place) -> Figure:
     with place.scratch("card") as work:
         folder = shutil.copytree(place.export, work / "export")
         tally.accepted("as it was", lambda: check_card(folder))
-        for name in (LAYOUT.card, LAYOUT.report):
+        for name, count in ((LAYOUT.card, 5 * most), (LAYOUT.report, most)):
             text = (folder / name).read_text()
             found = list(_NUMBER.finditer(text))
-            for match in drawn.sample(found, min(len(found), 3 * most)):
+            for match in drawn.sample(found, min(len(found), count)):
                 new = str(int(match[0][0]) ^ 1) + match[0][1:]
                 (folder / name).write_text(text[: match.start()] + new + text[match.end() :])
                 _reseal(folder)
                 tally.refused(f"{name}: {match[0]} at {match.start()}", lambda: check_card(folder), InvalidArtifact)
             (folder / name).write_text(text)
-        for path in sorted(folder.glob("*.json")):
-            if path.name.startswith(_NOT_DATA):
-                continue
+        data = [folder / name for name in document_names(read_manifest(folder)) if (folder / name).is_file()]
+        for path in data:
             whole, value = path.read_bytes(), json.loads(path.read_bytes())
             places = list(numbers(value))
             for at in drawn.sample(places, min(len(places), most)):
-                _write(path, edited(value, at))
+                path.write_text(json.dumps(edited(value, at)))
                 _reseal(folder)
                 name = f"{path.name}: {'.'.join(map(str, at))}"
                 tally.refused(name, lambda: check_card(folder), SafetykitError)
@@ -81,13 +79,6 @@ def card(place: Place) -> Figure:
         f"edits refused; {rendered['refused']} of {rendered['tried']} of the data when the card was rendered again too"
     )
     return tally.figure(words, dict(rendered))
-
-
-def _write(path: Path, value: Any) -> None:
-    if path.name == LAYOUT.manifest:
-        seal(path, value)
-    else:
-        path.write_text(json.dumps(value))
 
 
 def _reseal(folder: Path) -> None:
@@ -112,7 +103,7 @@ ROWS = (
     Row(
         "card",
         "the card cannot lie",
-        "each edited number, with all digests made right, fails `card --check`",
+        "each edited number of the card, the report and their data, with all digests made right, fails `card --check`",
         card,
     ),
 )

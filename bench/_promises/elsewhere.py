@@ -6,13 +6,18 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
+
+from safetykit.bench.skeleton import read_results
 
 from .row import Figure, Place, Row, Tally
 
 ROOT = Path(__file__).parents[2]
-BAD = 20  # seeded bad exports, at least
-_PARITY = "tests/unit/export/test_parity.py"
+BAD, ATTACKS = 20, 20  # seeded bad exports, and attacks on signatures, at least
+MUTANTS, KILLS, POINTS = 10_000, 200, 10  # of each kind of artifact; of each command; sizes of a full disk
+_MEMORY = 512  # MiB
+_PARITY, _SIGNING = "tests/unit/export/test_parity.py", "tests/unit/export/test_signing.py"
 
 
 def tests(place: Place, name: str, words: Sequence[str]) -> Tally:
@@ -30,6 +35,61 @@ def tests(place: Place, name: str, words: Sequence[str]) -> Tally:
     return tally
 
 
+def bench(place: Place, name: str, words: Sequence[object]) -> Any:
+    """What a benchmark wrote into a folder of its own, where it goes on after an interruption."""
+    out = place.folder / (f"{name}-quick" if place.quick else name)
+    typed = [sys.executable, str(ROOT / "bench" / f"{name}.py"), "-o", str(out), *map(str, words)]
+    done = subprocess.run(typed, cwd=ROOT, capture_output=True, text=True)
+    if (found := read_results(out / f"{name}.json")) == {}:
+        raise RuntimeError(f"bench/{name}.py ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+    return found
+
+
+def fuzzed(place: Place) -> Figure:
+    """Mutants of every kind of artifact, sealed again, loaded under an audit hook."""
+    found = bench(place, "fuzz", ["--mutants", place.some(MUTANTS, 20)])
+    wrong = ("untyped", "late", "ended", "events")
+    counts = {key: sum(kind[key] for kind in found.values()) for key in ("mutants", *wrong)}
+    peak = max(kind["peak_mb"] for kind in found.values())
+    failures = [f"{name}: {kind[key]} {key}" for name, kind in found.items() for key in wrong if kind[key]]
+    said = (
+        f"{counts['mutants']:,} mutants of {', '.join(found)}: {counts['untyped']} untyped errors, {counts['late']} over "
+        f"5 s, {counts['ended']} ended processes, {counts['events']} forbidden events, {peak:.0f} MiB at most"
+    )
+    least = min(kind["mutants"] for kind in found.values())
+    held = not failures and peak < _MEMORY and least >= place.some(MUTANTS, 20)
+    return Figure(said, held, tuple(failures), {**counts, "peak_mb": peak})
+
+
+def killed(place: Place) -> Figure:
+    """Commands killed at random times, and disks that are full."""
+    found = bench(place, "kills", ["--rounds", KILLS, "--points", POINTS] if not place.quick else ["--quick"])
+    rounds = [(what, one) for what, all_ in found["kills"].items() for one in all_]
+    points = [(what, one) for what, all_ in found.get("full", {}).items() for one in all_]
+    bad = {
+        "partial": [what for what, one in (*rounds, *points) if one["state"] == "partial"],
+        "orphans": [what for what, one in (*rounds, *points) if one["orphans"]],
+        "other bytes": [what for what, one in (*rounds, *points) if not one["same"]],
+        "former lost": [what for what, one in rounds if one["replaces"] and one["state"] == "absent"],
+        "untyped": [what for what, one in points if not one["typed"]],
+    }
+    failures = [f"{name}: {what}" for name, all_ in bad.items() for what in all_]
+    least = min(map(len, found["kills"].values()))
+    said = (
+        f"{len(rounds):,} kills (at least {least} of each of {', '.join(found['kills'])}), {len(points)} full disks: "
+    )
+    said += ", ".join(f"{len(all_)} {name}" for name, all_ in bad.items())
+    held = not failures and least >= place.some(KILLS, 1)
+    return Figure(said, held, tuple(failures), {name: len(all_) for name, all_ in bad.items()})
+
+
+def signed(place: Place) -> Figure:
+    """Attacks on signatures, folders spoilt after they were signed, policies that say nothing."""
+    tally = tests(place, "signing", [_SIGNING, "-k", "attack or other_files or lets_nothing or every_command"])
+    found = tally.figure("attacks, spoilt folders, bad policies and commands refused")
+    return Figure(found.measured, found.held and tally.total >= ATTACKS, found.failures, found.counts)
+
+
 def teeth(place: Place) -> Figure:
     """Seeded bad exports, and random good ones."""
     caught = tests(place, "caught", [_PARITY, "-k", "caught or stale"])
@@ -41,4 +101,19 @@ def teeth(place: Place) -> Figure:
     return Figure(said, held, tuple(caught.failures + good.failures), counts)
 
 
-ROWS = (Row("teeth", "the parity suite has teeth", "20 seeded bad exports caught; 100 good ones: no alarm", teeth),)
+ROWS = (
+    Row(
+        "fuzz",
+        "loading never runs code, unpickles or connects; malformed input gives one typed error",
+        f"{MUTANTS:,} mutants of each kind: 0 forbidden events, 0 untyped, 0 over 5 s, under {_MEMORY} MiB",
+        fuzzed,
+    ),
+    Row(
+        "kills",
+        "atomic and resumable",
+        f"{KILLS} kills of each command, full disks: 0 partial artifacts load, resumed results identical, no orphans",
+        killed,
+    ),
+    Row("signatures", "a signature means something", f"{ATTACKS} attacks and more: all refused", signed),
+    Row("teeth", "the parity suite has teeth", f"{BAD} seeded bad exports caught; 100 good ones: no alarm", teeth),
+)

@@ -77,8 +77,9 @@ def exports(place: Place) -> Figure:
     tally = Tally()
     with place.scratch("exports") as work:
         words = ["export", place.model, "--adapter", place.guard, "--data", "reference", "--limit", 8]
+        words += ["--base-onnx", place.base] if place.quick else []
         for at in range(2):
-            called([*words, "-o", work / str(at)], seed=at + 1)
+            called([*words, "-o", work / str(at) / "export"], seed=at + 1)  # the card names the folder
         first, second = ({path.name: path for path in sorted((work / str(at)).rglob("*"))} for at in range(2))
         tally.true(f"other files: {sorted(first.keys() ^ second.keys())}", first.keys() == second.keys())
         for name in first.keys() & second.keys():
