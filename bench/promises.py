@@ -16,12 +16,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetykit.bench._promises import answers, bases, documents, elsewhere, files, limits, sameness, weakness
+from safetykit.bench._promises import answers, bases, documents, elsewhere, files, limits, sameness, serving, weakness
 from safetykit.bench._promises.row import Figure, Place, Row
 from safetykit.bench.skeleton import arguments, one_thread, read_results, run, say, write_results, write_table
 
-_MODULES = (files, bases, sameness, weakness, documents, answers, limits, elsewhere)
-ROWS: Mapping[str, Row] = {row.name: row for module in _MODULES for row in module.ROWS}
+_MODULES = (files, bases, sameness, weakness, documents, answers, limits, serving, elsewhere)
+_ORDER = (
+    *("fuzz", "corruption", "names", "bases", "signatures", "fits", "kills", "no-op", "parity", "teeth", "decisions"),
+    *("card", "planted", "silent", "apart", "text", "limits", "drift", "launched", "exports"),
+)
+_FOUND = {row.name: row for module in _MODULES for row in module.ROWS}
+ROWS: Mapping[str, Row] = {name: _FOUND[name] for name in _ORDER}
 
 
 def measured(row: Row, place: Place) -> dict[str, Any]:

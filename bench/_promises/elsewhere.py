@@ -53,8 +53,8 @@ def fuzzed(place: Place) -> Figure:
     peak = max(kind["peak_mb"] for kind in found.values())
     failures = [f"{name}: {kind[key]} {key}" for name, kind in found.items() for key in wrong if kind[key]]
     said = (
-        f"{counts['mutants']:,} mutants of {', '.join(found)}: {counts['untyped']} untyped errors, {counts['late']} over "
-        f"5 s, {counts['ended']} ended processes, {counts['events']} forbidden events, {peak:.0f} MiB at most"
+        f"{counts['mutants']:,} mutants of {', '.join(found)}: {counts['untyped']} untyped errors, {counts['late']} "
+        f"over 5 s, {counts['ended']} ended processes, {counts['events']} forbidden events, {peak:.0f} MiB at most"
     )
     least = min(kind["mutants"] for kind in found.values())
     held = not failures and peak < _MEMORY and least >= place.some(MUTANTS, 20)

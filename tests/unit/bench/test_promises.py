@@ -1,15 +1,20 @@
 """The table of promises says what was measured, and what was not."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+import safetykit
 from safetykit.adapters.errors import InvalidArtifact, UsageError
 from safetykit.bench import promises
 from safetykit.bench._promises.attempts import CASES
 from safetykit.bench._promises.documents import edited, numbers
 from safetykit.bench._promises.files import BAD_NAMES, PLANTED, opened_below
 from safetykit.bench._promises.row import Figure, Place, Row, Tally
+
+ROOT = Path(safetykit.__file__).parent
 
 
 def refuse(kind=InvalidArtifact):
@@ -66,6 +71,10 @@ def test_there_are_as_many_cases_as_the_targets_say():
     assert len(set(BAD_NAMES)) == 40 and len(set(PLANTED)) == 20 and len(CASES) == 19
 
 
+def test_every_row_is_in_the_table():
+    assert promises.ROWS.keys() == promises._FOUND.keys()
+
+
 def test_every_number_is_found_and_edited():
     value = {"a": [1, 0.5, True, "3"], "b": {"c": 0, "d": None}}
     assert list(numbers(value)) == [("a", 0), ("a", 1), ("b", "c")]
@@ -84,6 +93,13 @@ def test_what_is_opened_in_a_folder_is_seen(tmp_path, read):
     assert names == ({"file"} if read else set())
 
 
+def test_the_threat_model_names_every_row_and_no_other():
+    page = (ROOT / "docs" / "threat-model.md").read_text()
+    cells = [line.split("|")[-2] for line in page.splitlines() if line.startswith("|")]
+    named = {name for cell in cells for name in re.findall(r"`([\w-]+)`", cell)}
+    assert named <= promises.ROWS.keys() and [name for name in promises.ROWS if f"`{name}`" not in page] == []
+
+
 def test_the_committed_table_has_every_row():
-    text = (promises.Path(promises.__file__).parent / "results" / "promises.md").read_text()
+    text = (ROOT / "bench" / "results" / "promises.md").read_text()
     assert [name for name in promises.ROWS if f"(`{name}`)" not in text] == []
