@@ -12,6 +12,7 @@ from typing import Any
 
 from safetykit.adapters.errors import SafetykitError
 from safetykit.bench import soak, zoo
+from safetykit.bench.clients import FAILURES
 from safetykit.bench.skeleton import read_results
 from safetykit.export.layouts.prepare import PROGRAM
 from safetykit.export.manifest import LAYOUT
@@ -126,7 +127,7 @@ def apart(place: Place) -> Figure:
         soak.main([*words, "--limit", "60"] if place.quick else words)
         found = read_results(out / "soak.json")
     tally = found["tally"]
-    wrong = {name: tally[name] for name in soak.FAILURES if tally.get(name)}
+    wrong = {name: tally[name] for name in FAILURES if tally.get(name)}
     said = ", ".join(f"{count} × {name}" for name, count in wrong.items()) or "0 leaks, all as when asked alone"
     return Figure(
         f"{tally['answers']:,} answers in batches of 1 to {found['rows']} from {found['threads']} threads, "

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 from bench_case import BenchCase
 
-from safetykit.bench.soak import Question
+from safetykit.bench.clients import Question
 from safetykit.toolkit.model.requests import Generation
 
 HELD = {"measured": "5 of 5", "held": True, "failures": [], "counts": {}, "seconds": 1.0, "quick": True}

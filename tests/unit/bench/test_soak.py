@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from safetykit.adapters.errors import UsageError
-from safetykit.bench.soak import Client, Question, slope, soak
+from safetykit.bench.clients import Client, Question
+from safetykit.bench.soak import slope, soak
 from safetykit.toolkit.model.requests import Generation
 
 
