@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -35,9 +35,11 @@ def tests(place: Place, name: str, words: Sequence[str]) -> Tally:
     return tally
 
 
-def bench(place: Place, name: str, words: Sequence[object]) -> Any:
-    """What a benchmark wrote into a folder of its own, where it goes on after an interruption."""
+def bench(place: Place, name: str, words: Sequence[object], enough: Callable[[Any], bool]) -> Any:
+    """What a benchmark wrote into a folder of its own; it is run unless ``enough`` lies there."""
     out = place.folder / (f"{name}-quick" if place.quick else name)
+    if (found := read_results(out / f"{name}.json")) and enough(found):
+        return found
     typed = [sys.executable, str(ROOT / "bench" / f"{name}.py"), "-o", str(out), *map(str, words)]
     done = subprocess.run(typed, cwd=ROOT, capture_output=True, text=True)
     if (found := read_results(out / f"{name}.json")) == {}:
@@ -47,7 +49,8 @@ def bench(place: Place, name: str, words: Sequence[object]) -> Any:
 
 def fuzzed(place: Place) -> Figure:
     """Mutants of every kind of artifact, sealed again, loaded under an audit hook."""
-    found = bench(place, "fuzz", ["--mutants", place.some(MUTANTS, 20)])
+    wanted = place.some(MUTANTS, 20)
+    found = bench(place, "fuzz", ["--mutants", wanted], lambda kinds: _least(kinds, "mutants") >= wanted)
     wrong = ("untyped", "late", "ended", "events")
     counts = {key: sum(kind[key] for kind in found.values()) for key in ("mutants", *wrong)}
     peak = max(kind["peak_mb"] for kind in found.values())
@@ -56,14 +59,19 @@ def fuzzed(place: Place) -> Figure:
         f"{counts['mutants']:,} mutants of {', '.join(found)}: {counts['untyped']} untyped errors, {counts['late']} "
         f"over 5 s, {counts['ended']} ended processes, {counts['events']} forbidden events, {peak:.0f} MiB at most"
     )
-    least = min(kind["mutants"] for kind in found.values())
-    held = not failures and peak < _MEMORY and least >= place.some(MUTANTS, 20)
+    held = not failures and peak < _MEMORY and _least(found, "mutants") >= wanted
     return Figure(said, held, tuple(failures), {**counts, "peak_mb": peak})
+
+
+def _least(kinds: Mapping[str, Mapping[str, int]], key: str) -> int:
+    return min(kind[key] for kind in kinds.values())
 
 
 def killed(place: Place) -> Figure:
     """Commands killed at random times, and disks that are full."""
-    found = bench(place, "kills", ["--rounds", KILLS, "--points", POINTS] if not place.quick else ["--quick"])
+    wanted = place.some(KILLS, 2)
+    words = ["--quick"] if place.quick else ["--rounds", wanted, "--points", POINTS]
+    found = bench(place, "kills", words, lambda all_: min(map(len, all_["kills"].values())) >= wanted)
     rounds = [(what, one) for what, all_ in found["kills"].items() for one in all_]
     points = [(what, one) for what, all_ in found.get("full", {}).items() for one in all_]
     bad = {
@@ -79,7 +87,7 @@ def killed(place: Place) -> Figure:
         f"{len(rounds):,} kills (at least {least} of each of {', '.join(found['kills'])}), {len(points)} full disks: "
     )
     said += ", ".join(f"{len(all_)} {name}" for name, all_ in bad.items())
-    held = not failures and least >= place.some(KILLS, 1)
+    held = not failures and least >= wanted
     return Figure(said, held, tuple(failures), {name: len(all_) for name, all_ in bad.items()})
 
 
