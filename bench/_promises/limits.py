@@ -16,7 +16,7 @@ from .attempts import CASES
 from .row import Figure, Place, Row, Tally
 
 MEMORY, SECONDS = 512, 10  # MiB of the whole process; seconds of the attempt, imports aside
-_WAIT = 60  # seconds after which an attempt is ended
+_WAIT = 180  # seconds after which an attempt is ended, imports included
 
 
 def limits(place: Place) -> Figure:
