@@ -127,8 +127,8 @@ def record_canary(model: Export, request: Request, logits: tuple[float, float], 
     image = as_url(request.pictures[0]) if request.pictures else None
     made = Canary(prompt=request.prompt, image=image)
     if seen.risk is not None:
-        within = risk[0] + risk[1] * max(1.0, abs(seen.risk))
-        made = made.model_copy(update={"risk": seen.risk, "risk_within": within})
+        risk_within = risk[0] + risk[1] * max(1.0, abs(seen.risk))
+        made = made.model_copy(update={"risk": seen.risk, "risk_within": risk_within})
         if _refused(model, seen):
             return made.model_copy(update={"refused": True})
     within = [logits[0] + logits[1] * float(np.abs(row).max()) for row in seen.logits]
