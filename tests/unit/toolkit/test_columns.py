@@ -180,7 +180,7 @@ def test_bad_rows_are_left_out_and_counted(tmp_path):
         (bad,) = (
             record for record in load_records(in_parquet(tmp_path / "b.parquet", rows[1:])) if record.id == "r101"
         )
-        with pytest.raises(UsageError, match=r"Record r101 \(.*b.parquet, row 21\): 4 bytes cannot be read"):
+        with pytest.raises(UsageError, match=r"Record r101 \(.*b.parquet, row 21\): A file of 4 bytes cannot be read"):
             bad.picture()
 
 
