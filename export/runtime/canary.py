@@ -127,16 +127,16 @@ def record_canary(model: Export, request: Request, logits: tuple[float, float], 
     image = as_url(request.pictures[0]) if request.pictures else None
     made = Canary(prompt=request.prompt, image=image)
     if seen.risk is not None:
-        risk_within = risk[0] + risk[1] * max(1.0, abs(seen.risk))
-        made = made.model_copy(update={"risk": seen.risk, "risk_within": risk_within})
+        near = risk[0] + risk[1] * max(1.0, abs(seen.risk))
+        made = made.model_copy(update={"risk": seen.risk, "risk_within": near})
         if _refused(model, seen):
             return made.model_copy(update={"refused": True})
     within = [logits[0] + logits[1] * float(np.abs(row).max()) for row in seen.logits]
     order = np.argsort(-seen.logits[0], kind="stable")[:_BEST]
     tokens = []
-    for row, near in zip(seen.logits, within, strict=True):
+    for row, allowed in zip(seen.logits, within, strict=True):
         second, best = np.sort(row)[-2:]
-        if not best - second > 2 * near:
+        if not best - second > 2 * allowed:
             break
         tokens.append(int(row.argmax()))
     best_tokens = tuple((int(at), float(seen.logits[0][at])) for at in order)
