@@ -35,7 +35,7 @@ from safetykit.bench._fuzz.mutants import mutate
 from safetykit.bench.skeleton import arguments, read_results, run, say, write_results, write_table
 
 EACH = 1000  # mutants a process
-LATE, KILLED = 5.0, 60.0  # seconds
+LATE, KILLED, STARTED = 5.0, 60.0, 600.0  # seconds
 _OWN_PROGRAMS = ("template_worker.py",)  # which renders chat templates apart
 
 
@@ -72,6 +72,10 @@ def fuzz(name: str, out: Path, count: int, seed: int) -> dict[str, Any]:
         process = context.Process(target=_loads, args=(name, pristine, out, start, stop, seed, sender))
         process.start()
         sender.close()
+        if not receiver.poll(STARTED):
+            process.kill()
+            raise SystemExit(f"{name}: a process does not start within {STARTED:.0f} s")
+        receiver.recv()
         at = start
         while True:
             try:
@@ -126,6 +130,7 @@ def _loads(name: str, pristine: Path, out: Path, start: int, stop: int, seed: in
     shutil.copytree(pristine, work)
     for _ in range(2):  # what is imported and made once belongs to no mutant
         kind.load(work)
+    sender.send(None)
     guard = Guard(work.resolve(), _OWN_PROGRAMS)
     for at in range(start, stop):
         made = changes(name, pristine, at, seed)

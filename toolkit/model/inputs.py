@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +25,8 @@ R = TypeVar("R")
 
 _OTHER_BACKEND = "TorchvisionBackend"
 _LETTERS = 64  # of a prompt for each token that it may have: more are not even tokenised
+_SIZES, _COUNTS = ("size", "crop_size"), ("num_", "image_seq")  # settings of processors
+_MOST_PIXELS, _MOST_TOKENS = 2**14, 2**16  # along an edge, and of one picture
 _PER_TOKEN = "token_type_ids"  # how the processors' outputs about tokens are called; the others are about pictures
 
 
@@ -61,13 +63,19 @@ class InputProcessor:
                 "they would see other pixels.",
                 'Load the processor with AutoProcessor.from_pretrained(..., backend="pil").',
             )
+        _require_sizes(processor)
         self.processor = processor
         self.config, self.family = config, family_or_any(config)
         self.tokenizer = processor.tokenizer
         self.tokenizer.padding_side = "left"
         self.image_token_id: int = image_token
         ends = self.tokenizer.eos_token_id if eos_token_ids is None else eos_token_ids
-        self.eos_token_ids = (ends,) if isinstance(ends, int) else tuple(ends)
+        self.eos_token_ids: tuple[int, ...] = (ends,) if isinstance(ends, int) else tuple(ends or ())
+        if not self.eos_token_ids or any(type(one) is not int or one < 0 for one in self.eos_token_ids):
+            raise InvalidArtifact(
+                f"What ends an answer is no token: {ends!r}.",
+                "Give eos_token_id in generation_config.json, or an eos_token in tokenizer_config.json.",
+            )
         pad = self.tokenizer.pad_token_id
         self.pad_token_id: int = self.eos_token_ids[0] if pad is None else pad
         self.plain_text = PlainText(processor)
@@ -178,7 +186,12 @@ class InputProcessor:
         letters = len(request.said)
         if self.max_prompt_tokens is not None and letters > _LETTERS * self.max_prompt_tokens:
             raise self._too_long(f"{letters:,} characters")
-        return self._guarded(request)
+        try:
+            return self._guarded(request)
+        except SafetykitError:
+            raise
+        except Exception as error:  # of the tokenizer, whose file may be anything
+            raise _faulty(error) from error
 
     def _require_short(self, tokens: int) -> None:
         if self.max_prompt_tokens is not None and tokens > self.max_prompt_tokens:
@@ -205,6 +218,10 @@ class InputProcessor:
                 f"The model's processor refuses these requests: {str(error).strip().rstrip('.')}.",
                 "Pass pictures of another size or shape.",
             ) from None
+        except SafetykitError:
+            raise
+        except Exception as error:  # with settings that are not as they should be, it may raise anything
+            raise _faulty(error) from error
         found = {name: _plain(value) for name, value in batch.items()}
         input_ids, attention_mask = found.pop("input_ids"), found.pop("attention_mask")
         tokens = {name: found.pop(name) for name in list(found) if name.endswith(_PER_TOKEN)}
@@ -232,6 +249,37 @@ class InputProcessor:
         if refusal is not None and scores["risk"] > 0:
             return Generation(refusal, self.tokens_of(refusal), scores, refused=True)
         return Generation(self.decode(token_ids), tuple(token_ids), scores)
+
+
+def _faulty(error: Exception) -> InvalidArtifact:
+    return InvalidArtifact(
+        f"The model's processor fails: {reason_of(error)}.",
+        "Its settings or its tokenizer are damaged; get the checkpoint or export again from its source.",
+    )
+
+
+def _require_sizes(processor: Any) -> None:
+    """Refuse a processor that would make a picture of gigabytes, or as many tokens.
+
+    Raises:
+        InvalidArtifact: naming the setting.
+    """
+    pictures = processor.image_processor
+    found = {f"{name} {key}": one for name in _SIZES for key, one in _items(getattr(pictures, name, None))}
+    counts = {name: one for name, one in vars(processor).items() if name.startswith(_COUNTS)}
+    limits = {**dict.fromkeys(found, _MOST_PIXELS), **dict.fromkeys(counts, _MOST_TOKENS)}
+    for name, value in {**found, **counts}.items():
+        if isinstance(value, (int, float)) and not -1 <= value <= limits[name]:
+            raise InvalidArtifact(
+                f"The model's processor has {name} {value:.6g}, which no model reads.",
+                "Get the checkpoint or export again from its source.",
+            )
+
+
+def _items(size: Any) -> list[tuple[str, Any]]:
+    """Edges in pixels; an area stands beside a shortest edge as ``longest_edge``."""
+    edges = dict(size) if isinstance(size, Mapping) else {}
+    return [(key, edges[key]) for key in ("height", "width", "shortest_edge") if edges.get(key) is not None]
 
 
 def _each(items: Sequence[T], make: Callable[[T], R], request: Callable[[T], Any] = lambda one: one) -> list[R]:

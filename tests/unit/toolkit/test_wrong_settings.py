@@ -1,0 +1,61 @@
+"""A checkpoint whose JSON files hold other types than they should ends in one readable error."""
+
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+from safetykit.adapters.errors import SafetykitError
+from safetykit.toolkit.model.inputs import InputProcessor
+from safetykit.toolkit.model.requests import Request
+from safetykit.toolkit.reference import reference_path
+
+PICTURE = Image.new("RGB", (64, 64))
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """The files of the reference VLM without its weights."""
+    folder = tmp_path_factory.mktemp("settings") / "mild"
+    return shutil.copytree(reference_path("mild"), folder, ignore=shutil.ignore_patterns("*.safetensors"))
+
+
+# Each raised an error of another library, or took gigabytes.
+CORPUS = [
+    ("config.json", (), 7),
+    ("config.json", ("text_config",), "x"),
+    ("config.json", ("model_type",), ["llava"]),
+    ("tokenizer_config.json", (), []),
+    ("tokenizer_config.json", ("added_tokens_decoder",), 7),
+    ("processor_config.json", (), None),
+    ("processor_config.json", ("num_additional_image_tokens",), None),
+    ("processor_config.json", ("num_additional_image_tokens",), 2**70),
+    ("processor_config.json", ("num_additional_image_tokens",), 2**31),
+    ("processor_config.json", ("image_processor", "rescale_factor"), "x"),
+    ("processor_config.json", ("image_processor", "size"), {"height": 10**9, "width": 10**9}),
+    ("processor_config.json", ("image_processor", "size"), 7.5),
+    ("generation_config.json", (), "x"),
+    ("generation_config.json", ("eos_token_id",), {"a": 1}),
+    ("tokenizer.json", (), {}),
+    ("tokenizer.json", ("model", "vocab"), {}),
+    ("tokenizer.json", ("added_tokens",), 7),
+]
+
+
+@pytest.mark.parametrize(("name", "path", "value"), CORPUS, ids=lambda one: str(one)[:40])
+def test_settings_of_wrong_types_end_in_one_error(settings, name, path, value):
+    whole = (settings / name).read_bytes()
+    body = json.loads(whole)
+    owner = body
+    for key in path[:-1]:
+        owner = owner[key]
+    if path:
+        owner[path[-1]] = value
+    (settings / name).write_text(json.dumps(body if path else value))
+    try:
+        with pytest.raises(SafetykitError) as caught:
+            InputProcessor.from_pretrained(settings).prepare([Request("what is <pad> this ?", PICTURE)])
+        assert caught.value.message and caught.value.next_step
+    finally:
+        (settings / name).write_bytes(whole)
