@@ -57,7 +57,7 @@ def _text_digest(path: Path, data: bytes) -> str:
     if path.suffix == ".json":
         try:
             value = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InvalidArtifact(f"{path} is not JSON.", "Get the checkpoint again.") from None
         # The configurations of parts remember where those came from; a vocabulary may hold any word.
         data = json.dumps(_lasting(value, nested=path.name == "config.json"), sort_keys=True).encode()

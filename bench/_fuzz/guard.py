@@ -8,7 +8,15 @@ from typing import Any
 
 _NEVER = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "pty.spawn", "ctypes.dlopen")
 _NETWORK = ("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request")
-_MAKERS = ("dataclasses.py", "collections/__init__.py", "jinja2/environment.py", "enum.py", "typing.py", "_make.py")
+_MAKERS = (
+    "dataclasses.py",
+    "collections/__init__.py",
+    "jinja2/environment.py",
+    "jinja2/debug.py",
+    "enum.py",
+    "typing.py",
+    "_make.py",
+)
 
 
 class Guard:

@@ -6,7 +6,8 @@ import shutil
 import pytest
 from PIL import Image
 
-from safetykit.adapters.errors import SafetykitError
+from safetykit.adapters.artifact.fingerprint import fingerprint
+from safetykit.adapters.errors import InvalidArtifact, SafetykitError
 from safetykit.toolkit.model.inputs import InputProcessor
 from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.reference import reference_path
@@ -41,6 +42,15 @@ CORPUS = [
     ("tokenizer.json", ("model", "vocab"), {}),
     ("tokenizer.json", ("added_tokens",), 7),
 ]
+
+
+def test_json_that_is_nested_too_deeply_has_no_fingerprint(settings, tmp_path):
+    folder = shutil.copytree(settings, tmp_path / "deep")
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    assert len(fingerprint(folder)) == 64
+    (folder / "generation_config.json").write_bytes(b"[" * 100_000 + b"]" * 100_000)
+    with pytest.raises(InvalidArtifact, match="generation_config.json is not JSON"):
+        fingerprint(folder)
 
 
 @pytest.mark.parametrize(("name", "path", "value"), CORPUS, ids=lambda one: str(one)[:40])
