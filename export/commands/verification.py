@@ -130,13 +130,15 @@ def sign_folder(folder: Path, key: Path, certificate: Path | None = None, chain:
         key, certificate, chain: see :func:`~safetykit.adapters.artifact.signature.sign_manifest`.
 
     Raises:
-        UsageError: a chain without a certificate, or the key cannot sign.
+        UsageError: a chain without a certificate, the folder is an index, or the key cannot sign.
         InvalidArtifact: the folder is not what its manifest says.
     """
     if chain and certificate is None:
         raise UsageError("--chain does nothing without --certificate.", "Leave it out, or pass the certificate.")
     with own_work():  # whoever signs need not have accepted it before
         found = verify_folder(folder)
+    if found["kind"] == "index":
+        raise UsageError("An index is not signed: adapters and exports name theirs by its digest.", "Sign those.")
     place = located(folder)
     signature = sign_manifest(place, LAYOUT.manifest if is_export(place) else MANIFEST, key, certificate, chain)
     return {**{one: found[one] for one in ("folder", "kind", "files")}, "signature": str(signature)}
