@@ -30,6 +30,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetykit.adapters.artifact.files import sha256_file
 from safetykit.adapters.artifact.held import remove
 from safetykit.adapters.errors import OutputFailed, UsageError
 from safetykit.bench.processes import MODEL, copied, digest
@@ -121,7 +122,12 @@ def made(words: Sequence[str], out: Path, log: Path) -> tuple[str, float]:
     began = time.monotonic()
     if code := finished([*words, "-o", str(out)], log):
         raise UsageError(f"{' '.join(words)} ended with {code}: {log.read_text()[-800:]}", "Mend that first.")
-    return digest(out), time.monotonic() - began
+    return content(out), time.monotonic() - began
+
+
+def content(out: Path) -> str:
+    """The digest of an output, whatever it is called."""
+    return digest(out) if out.is_dir() else sha256_file(out)
 
 
 def lying_beside(out: Path) -> list[str]:
@@ -133,7 +139,7 @@ def state_of(out: Path, former: str, expected: str) -> str:
     """What an output is, by its digest."""
     if not out.exists():
         return "absent"
-    return {former: "former", expected: "new"}.get(digest(out), "partial")
+    return {former: "former", expected: "new"}.get(content(out), "partial")
 
 
 class Lab:
@@ -200,7 +206,7 @@ class Lab:
             "left": [name for name in left if not name.endswith(_RESUMABLE)],
             "kept": [name for name in left if name.endswith(_RESUMABLE)],
             "again": again,
-            "same": (again == 0 or taken) and digest(out) == alone["digest"],
+            "same": (again == 0 or taken) and content(out) == alone["digest"],
             "orphans": lying_beside(out),
         }
 
@@ -225,7 +231,7 @@ class Lab:
                 "typed": code in (0, OutputFailed.exit_code) and "Traceback" not in said,
                 "state": state,
                 "left": left,
-                "same": again == 0 and digest(out) == alone["digest"],
+                "same": again == 0 and content(out) == alone["digest"],
                 "orphans": lying_beside(out),
             }
         finally:
