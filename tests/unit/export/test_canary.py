@@ -32,6 +32,11 @@ def folder(exported, tmp_path):
     return shutil.copytree(exported, tmp_path / "export")
 
 
+def asked(folder):
+    """The canaries alone: `verify` finds sooner that a folder was sealed again, by its provenance."""
+    return OnnxVLM.from_pretrained(folder).check_canaries()
+
+
 def sealed(folder):
     write_manifest(read_manifest(folder, verify=False), folder)
 
@@ -76,18 +81,18 @@ def test_adapters_that_do_not_act_are_noticed(folder):
 def test_whatever_differs_is_named(folder, change, said):
     changed(folder, lambda canaries: change(canaries[0]))
     with pytest.raises(ParityFailed, match=f"1 of 6 .*{said}") as failed:
-        verify_folder(folder, canary=True)
+        asked(folder)
     assert failed.value.exit_code == 5
 
 
 def test_damaged_canaries_are_refused(folder):
     changed(folder, lambda canaries: canaries.clear())
     with pytest.raises(InvalidArtifact, match="canary.json is not valid"):
-        verify_folder(folder, canary=True)
+        asked(folder)
     (folder / LAYOUT.canary).write_text("[")
     sealed(folder)
     with pytest.raises(InvalidArtifact, match="canary.json is not valid: it is not JSON"):
-        verify_folder(folder, canary=True)
+        asked(folder)
 
 
 def test_without_canaries_there_is_nothing_to_ask(folder, base_folder):
@@ -95,7 +100,7 @@ def test_without_canaries_there_is_nothing_to_ask(folder, base_folder):
     sealed(folder)
     for one in (folder, base_folder):
         with pytest.raises(UsageError, match="holds no canaries"):
-            verify_folder(one, canary=True)
+            asked(one)
 
 
 def test_not_a_number_is_no_risk(exported):
