@@ -15,7 +15,7 @@ from safetykit.adapters.errors import SafetykitError
 from .attempts import CASES
 from .row import Figure, Place, Row, Tally
 
-MEMORY, SECONDS = 512, 10  # MiB of the whole process; seconds of the attempt, imports aside
+MEMORY, SECONDS = 512, 15  # MiB of the whole process; seconds of processor of the attempt, imports aside
 _WAIT = 180  # seconds after which an attempt is ended, imports included
 
 
@@ -38,7 +38,7 @@ def limits(place: Place) -> Figure:
         tally.true(f"{name}: {found.get('error') or 'accepted'}, {spent}", bool(good))
     largest = max((found.get("mb", 0) for found in counts.values()), default=0)
     return tally.figure(
-        f"refused with a typed error, under {MEMORY} MiB and {SECONDS} s; most: {largest:,.0f} MiB", counts
+        f"refused with a typed error, under {MEMORY} MiB and {SECONDS} s of processor; most: {largest:,.0f} MiB", counts
     )
 
 
@@ -59,7 +59,7 @@ ROWS = (
     Row(
         "limits",
         "limits before work",
-        f"{len(CASES)} things too large: typed errors, each under {MEMORY} MiB and {SECONDS} s",
+        f"{len(CASES)} things too large: typed errors, each under {MEMORY} MiB and {SECONDS} s of processor",
         limits,
     ),
 )

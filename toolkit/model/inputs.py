@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from threading import RLock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..families import family_or_any
 from .plain_text import BREAK, PlainText
 from .reasons import reason_of
 from .requests import Generation, Inputs, Request
+from .turns import in_turn
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -38,6 +40,7 @@ class InputProcessor:
         family: what is special about its inputs.
         most_tokens: the model's own maximum of a prompt's tokens, those of pictures included; None if it names none.
         max_prompt_tokens: the longest prompt that is accepted, in tokens; :attr:`most_tokens` at first.
+        turn: what asks the tokenizer holds it, so that many threads may share a processor.
     """
 
     def __init__(self, processor: Any, config: Any, eos_token_ids: int | Sequence[int] | None = None) -> None:
@@ -51,6 +54,7 @@ class InputProcessor:
         Raises:
             UsageError: this is no processor for pictures and text, or it does not prepare pictures by Pillow.
         """
+        self.turn = RLock()
         image_token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
         if image_token is None or not hasattr(processor, "tokenizer"):
             raise UsageError(
@@ -123,10 +127,12 @@ class InputProcessor:
                 "It needs config.json, a tokenizer and a processor in the files that transformers reads.",
             ) from error
 
+    @in_turn
     def render(self, request: Request) -> str:
         """The request in the model's chat template, up to where the answer begins or as far as it is given."""
         return self._rendered(self._guarded(request)).replace(BREAK, "")
 
+    @in_turn
     def rendered_ids(self, request: Request) -> list[int]:
         """Tokens of :meth:`render`; those of pictures not yet repeated."""
         guarded = self._guarded(request)
@@ -160,6 +166,7 @@ class InputProcessor:
             )
         return prompt
 
+    @in_turn
     def prepare(self, requests: Sequence[Request]) -> Inputs:
         """Tokenise, insert picture placeholders, pad on the left. Special tokens in what users write are text.
 
@@ -231,6 +238,7 @@ class InputProcessor:
         """Text of generated tokens, without special tokens."""
         return self.tokenizer.decode(list(token_ids), skip_special_tokens=True).strip()
 
+    @in_turn
     def tokens_of(self, text: str) -> tuple[int, ...]:
         """Token ids of a text that stands alone, without special tokens."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
