@@ -29,7 +29,7 @@ BAD_NAMES = (
     *("..", ".", "", " ", "../x", "../../x", "a/../../x", "./x", "/etc/passwd", "//server/share", "a//b", "a/"),
     *("..\\x", "\\x", "a\\b", "C:\\x", "C:x", "c:/x", "\\\\server\\share", "file:///etc/passwd", "~/x", "~root"),
     *("a\0b", "a\nb", "a\rb", "a\tb", "a b", "-rf", "$HOME", "%2e%2e%2fx", ".hidden", "a.", "x" * 300),
-    *("con", "NUL", "aux.json", "COM1.txt", "README.MD", "Adapter.safetensors", "ａ.json"),
+    *("con", "NUL", "aux.json", "COM1.txt", "README.MD", "readme.md", "ａ.json"),
 )
 PLANTED = (
     *("chat_template.json", "added_tokens.json", "vocab.json", "merges.txt", "special_tokens_map.json"),

@@ -151,7 +151,7 @@ class Place:
     @contextlib.contextmanager
     def scratch(self, name: str) -> Iterator[Path]:
         """An empty folder, gone after the block."""
-        folder = self.folder / name
+        folder = self.folder / "scratch" / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         try:
