@@ -96,7 +96,7 @@ class Client:
                 self._send(rest)
             return
         except Exception as error:  # what a server would answer with "internal error"
-            self.counts.add("untyped", f"{[one.name for one in chosen]}: {error!r}")
+            self.counts.add("untyped", f"{error!r}, of {len(chosen)} requests: {', '.join(one.name for one in chosen)}")
             return
         self.counts.slowest = max(self.counts.slowest, time.monotonic() - began)
         self.counts.tally["batches"] += 1

@@ -54,8 +54,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         if (found := results.get(name)) is None:
             lines.append(f"| {row.promise} (`{name}`) | {row.target} | not measured | – |")
             continue
-        quick = " (quick: too few to count)" if found["quick"] else ""
-        held = "yes" if found["held"] else "**no**"
+        quick = " (`--quick`)" if found["quick"] else ""
+        held = ("as far as tried" if found["quick"] else "yes") if found["held"] else "**no**"
         lines.append(f"| {row.promise} (`{name}`) | {row.target} | {_cell(found['measured'])}{quick} | {held} |")
     broken = {name: found for name, found in results.items() if name in ROWS and not found["held"]}
     if broken:
