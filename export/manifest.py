@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from ..adapters.artifact.files import (
     EXPORT_MANIFEST,
@@ -33,6 +33,7 @@ from ..adapters.artifact.manifest import (
     dump_sealed,
     load_sealed,
 )
+from ..adapters.artifact.names import apart, portable
 from ..adapters.artifact.signature import require_accepted
 from ..adapters.artifact.sites import Gating
 from ..adapters.errors import InvalidArtifact, UsageError
@@ -49,7 +50,7 @@ CHECKPOINT = "the checkpoint"
 
 # Plain names as in FileName, with folders between them; nothing leads out of the export.
 _NAME = r"[a-zA-Z0-9_][a-zA-Z0-9_-]*(\.[a-zA-Z0-9_-]+)*"
-FilePath = Annotated[str, StringConstraints(pattern=rf"^{_NAME}(/{_NAME})*$", max_length=240)]
+FilePath = Annotated[str, StringConstraints(pattern=rf"^{_NAME}(/{_NAME})*$", max_length=240), AfterValidator(portable)]
 
 _MANIFEST_LIMIT = 16 * 2**20
 
@@ -280,7 +281,7 @@ class ExportManifest(Strict):
     int4: RoundingInfo | None = None
     foreign: ForeignInfo | None = None
     versions: dict[str, str]
-    files: dict[FilePath, Sha256] = Field(default_factory=dict)
+    files: Annotated[dict[FilePath, Sha256], AfterValidator(apart)] = Field(default_factory=dict)
 
     def graph_file(self, name: Graph) -> str:
         """Where a graph lies in the folder."""

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
 
 from ..errors import InvalidArtifact
 from .examples import Example
+from .names import apart, portable
 from .sites import Gating, Phase, Scope
 
 SCHEMA_VERSION: Final = 1
@@ -24,7 +25,12 @@ M = TypeVar("M", bound=BaseModel)
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # Plain names only: no separators, no drive letters, no leading dot, nothing a shell could read twice.
-FileName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9A-Z_][a-zA-Z0-9_-]*(\.[a-zA-Z0-9_-]+)*$", max_length=80)]
+FileName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z0-9A-Z_][a-zA-Z0-9_-]*(\.[a-zA-Z0-9_-]+)*$", max_length=80),
+    AfterValidator(portable),
+]
+Files = Annotated[dict[FileName, Sha256], AfterValidator(apart)]  # digests by names that all file systems tell apart
 
 
 class Strict(BaseModel):
@@ -188,7 +194,7 @@ class AdapterManifest(Strict):
     branch: BranchSpec | None = None
     detector: DetectorInfo | None = None
     updates: tuple[UpdateSpec, ...] = ()
-    files: dict[FileName, Sha256]
+    files: Files
 
 
 def canonical_json(value: Any) -> bytes:

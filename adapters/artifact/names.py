@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from ..errors import UsageError
 
@@ -13,6 +14,7 @@ from ..errors import UsageError
 _DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
     f"{port}{at}" for port in ("com", "lpt") for at in "0123456789¹²³"
 }
+V = TypeVar("V")
 LONGEST = 255  # bytes of a name, on nearly all file systems
 _SPARE = 32  # of them for what stands beside an output while it is made
 
@@ -35,6 +37,30 @@ def fault_of(name: str) -> str | None:
 def twin_of(name: str, others: Iterable[str]) -> str | None:
     """One of ``others`` that differs from ``name`` in case only: many file systems can hold just one of the two."""
     return next((other for other in others if other != name and other.casefold() == name.casefold()), None)
+
+
+def portable(name: str) -> str:
+    """``name``, of a file in a folder, with ``/`` between folders.
+
+    Raises:
+        ValueError: some file system cannot hold it.
+    """
+    for part in name.split("/"):
+        if (fault := fault_of(part)) is not None:
+            raise ValueError(f"the name {part!r} {fault}")
+    return name
+
+
+def apart(named: dict[str, V]) -> dict[str, V]:
+    """``named``, by names of files.
+
+    Raises:
+        ValueError: two of them are one file on systems that do not tell A from a.
+    """
+    if len({name.casefold() for name in named}) < len(named):
+        twins = next((name, twin) for name in named if (twin := twin_of(name, named)))
+        raise ValueError(f"{twins[0]} and {twins[1]} are one file where A is a")
+    return named
 
 
 def located(target: Path) -> Path:

@@ -30,7 +30,7 @@ from pydantic import JsonValue
 
 from ...adapters.artifact.files import read_inside
 from ...adapters.artifact.hub import located
-from ...adapters.artifact.manifest import BaseInfo, DataInfo, FileName, Sha256, Strict, dump_sealed, load_sealed
+from ...adapters.artifact.manifest import BaseInfo, DataInfo, Files, Strict, dump_sealed, load_sealed
 from ...adapters.artifact.output import atomic_folder
 from ...adapters.errors import InvalidArtifact, UsageError, WrongBase
 from .intervals import Estimate
@@ -140,7 +140,7 @@ class ChannelMapInfo(Strict):
     chance: float
     rise: tuple[Curve, ...]
     layers: FoundLayers
-    files: dict[FileName, Sha256]
+    files: Files
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from ...adapters.artifact.files import read_inside, require_hashes
 from ...adapters.artifact.hub import located, plain_file
-from ...adapters.artifact.manifest import FileName, Sha256, Strict, load_sealed
+from ...adapters.artifact.manifest import Files, Sha256, Strict, load_sealed
 from ...adapters.errors import InvalidArtifact, UsageError
 from .embedding import Embedder, EmbedderInfo
 from .faiss_search import FaissSearch
@@ -54,7 +54,7 @@ class IndexManifest(Strict):
     duplicates: int = Field(ge=0)
     batch_size: int = Field(ge=1)
     versions: dict[str, str]
-    files: dict[FileName, Sha256]
+    files: Files
 
 
 class CaptionIndex(Sequence[str]):

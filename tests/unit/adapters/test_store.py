@@ -88,6 +88,7 @@ def reseal(folder, name, data):
 
 
 PATHS = ["../x", "/etc/passwd", "a/b", "a\\b", "..", ".", ".hidden", "C:x", "a\0b", "", "a b", "~root", "x" * 90]
+PATHS += ["con", "NUL", "aux.json", "com1.txt", "README.MD", "Adapter.safetensors"]  # not everywhere a file of its own
 
 
 @pytest.mark.parametrize("name", PATHS)
