@@ -32,10 +32,11 @@ def limits(place: Place) -> Figure:
             with contextlib.suppress(SafetykitError):  # sealing again may be refused by what was made too large
                 CASES[name].prepare(folder)
             found = _alone(name, folder)
+            found["error"] = (found.get("error") or "accepted").replace(str(folder), folder.name)
         counts[name] = found
         spent = f"{found.get('mb', 0):.0f} MiB, {found.get('seconds', _WAIT):.1f} s"
         good = found.get("typed") and found["mb"] < MEMORY and found["seconds"] < SECONDS
-        tally.true(f"{name}: {found.get('error') or 'accepted'}, {spent}", bool(good))
+        tally.true(f"{name}: {found['error']}, {spent}", bool(good))
     largest = max((found.get("mb", 0) for found in counts.values()), default=0)
     return tally.figure(
         f"refused with a typed error, under {MEMORY} MiB and {SECONDS} s of processor; most: {largest:,.0f} MiB", counts

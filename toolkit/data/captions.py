@@ -18,6 +18,7 @@ from ...adapters.artifact.manifest import DataInfo
 from ...adapters.errors import InvalidArtifact, UsageError
 from ..reference.captions import captions_file
 from .pictures import open_picture
+from .shards import lines_of
 from .sources import PREFIX
 
 _LABELS = ("label", "labels", "harmful", "unsafe", "category")
@@ -110,9 +111,9 @@ def load_captions(path: Path | str, *, with_pictures: bool = True) -> list[Capti
     if not path.is_file():
         raise UsageError(f"There are no captions at {path}.", "Pass a JSONL file, one caption a line.")
     found: dict[str, CaptionedPicture] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, line in lines_of(path):
+        if isinstance(line, str):
+            raise InvalidArtifact(f"{path}:{number} is no caption: {line}.", "A caption is a sentence or a few.")
         item = _parse(line, f"{path}:{number}")
         if with_pictures and item.image is None:
             raise InvalidArtifact(f"{path}:{number} has no image.", "Training needs a picture on every line.")

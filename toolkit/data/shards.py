@@ -8,9 +8,24 @@ from typing import Any
 
 REQUIRED = ("id", "prompt", "label", "split")
 IMAGE = "image"
+LONGEST = 16 * 2**20  # bytes of a line
 FIELDS = (*REQUIRED, IMAGE, "response", "category", "carrier", "pair", "tags")
 
 Content = bytes | Mapping[str, Any] | str  # a line of JSON, a row of columns, or why it cannot be read
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, bytes | str]]:
+    """Lines that are not blank with their numbers, from 1; of one that is too long, which is not held, why."""
+    with open(path, "rb") as file:
+        number = 1
+        while line := file.readline(LONGEST + 1):
+            if len(line) > LONGEST:
+                yield number, f"it is longer than {LONGEST:,} bytes"
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(LONGEST)
+            elif line.strip():
+                yield number, line
+            number += 1
 
 
 class Shard:
@@ -47,10 +62,7 @@ class JsonLines(Shard):
     """A file with a JSON object a line; pictures are files beside it."""
 
     def rows(self) -> Iterator[tuple[int, Content]]:
-        with open(self.path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line
+        return lines_of(self.path)
 
     def place(self, number: int) -> str:
         return f"{self.path}:{number}"

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from safetykit.adapters.errors import InvalidArtifact, UsageError
+from safetykit.toolkit.data import shards
 from safetykit.toolkit.data.captions import CaptionedPicture, captions_path, describe_captions, load_captions
 from safetykit.toolkit.data.records import load_records
 from safetykit.toolkit.data.sources import data_path
@@ -56,6 +57,7 @@ def test_a_safety_label_is_refused_in_python_too():
         ({**LINE, "response": "x"}, "is not a caption: response"),
         ({**LINE, "turns": [{"instruction": "what?"}]}, "is not a caption: turns.0.answer"),
         ({"id": "b", "caption": "x"}, "has no image"),
+        ({**LINE, "caption": "x" * shards.LONGEST}, "is no caption: it is longer than 16,777,216 bytes"),
     ],
 )
 def test_a_bad_line_is_named(write, line, words):

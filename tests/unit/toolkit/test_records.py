@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from safetykit.adapters import InvalidArtifact, UsageError
+from safetykit.toolkit.data import shards
 from safetykit.toolkit.data.records import load_records, subset
 
 BASE = {"id": "a", "prompt": "what is this?", "label": "harmless", "split": "fit"}
@@ -56,6 +57,23 @@ def test_a_bad_picture_is_named(tmp_path, image, message):
 def test_a_bad_line_is_named(tmp_path, row, message):
     with pytest.raises(InvalidArtifact, match=message):
         load_records(write(tmp_path / "r.jsonl", BASE, row))
+
+
+def test_a_line_that_is_too_long_is_not_held(tmp_path, monkeypatch):
+    """The next line is the next line, whether a long one ends where the limit does or beyond it."""
+    monkeypatch.setattr(shards, "LONGEST", 200)
+    good = {**BASE, "prompt": "short"}
+    for extra in (1, 60, 150, 400):
+        long = {
+            **BASE,
+            "id": "long",
+            "prompt": "x" * (200 - len(json.dumps({**BASE, "id": "long", "prompt": ""})) + extra),
+        }
+        path = write(tmp_path / "r.jsonl", good, long, {**good, "id": "b"})
+        with pytest.raises(InvalidArtifact, match=r"r.jsonl:2 is not a record: it is longer than 200 bytes"):
+            load_records(path)
+        kept = load_records(path, skip_bad_rows=True)
+        assert [record.id for record in kept] == ["a", "b"]
 
 
 def test_an_empty_split_is_named(tmp_path):
