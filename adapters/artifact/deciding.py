@@ -8,12 +8,13 @@ export, unless the fit was told to accept it, which the manifest then says (:dat
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import InvalidArtifact, SafetykitError, UsageError
-from ..ops.gating import GatedOp
-from .intervention import Intervention
 from .manifest import AdapterInfo, DetectorInfo
+
+if TYPE_CHECKING:
+    from .intervention import Intervention
 
 ALLOWED = "allow_constant_gate"  # the setting, and the hyperparameter that records it
 _REACH = 1e4  # times the size of a gate's mean state: further off no state lies
@@ -39,6 +40,8 @@ def gate_at(site: object) -> str:
 
 def constant_decisions(adapter: Calibrated) -> list[str]:
     """What of an adapter decides the same whatever it is shown, in words."""
+    from ..ops.gating import GatedOp  # needs torch
+
     found = []
     seen = {str(row.get("what")): row.get("scores") for row in _rows(adapter)}
     for item in adapter.interventions:

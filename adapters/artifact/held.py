@@ -193,10 +193,12 @@ def _locked(output: Held, *, wait: bool) -> Iterator[None]:
 
 def _acquired(output: Held, *, wait: bool) -> FileLock:
     folder = output.folder
-    for _ in range(_TRIES):
+    for left in reversed(range(_TRIES)):
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
-        except FileNotFoundError:  # its parent, by a writer that just ended
+        except FileNotFoundError as error:  # its parent, by a writer that just ended
+            if not left:  # or where nothing can be made, as in /proc
+                raise _unwritable(folder.parent, error) from None
             _make_parent(output.target)
             continue
         except OSError as error:

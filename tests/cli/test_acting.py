@@ -1,6 +1,7 @@
 """An option that cannot act in the given combination is refused by name; none is accepted and ignored."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -202,6 +203,7 @@ def test_a_refusal_is_told_whoever_refused(call, monkeypatch, tmp_path, text, de
 
     class Model:
         detector = retriever = None
+        inputs = SimpleNamespace(limit=lambda tokens: None)
 
         def generate(self, requests, *_, **__):
             return [Generation(text, (1,), {}, refused=refused) for refused in [detector] * len(requests)]

@@ -52,7 +52,7 @@ def made(installed, data, random_checkpoint, random_base, tmp_path_factory):
     adapter, export = folder / "adapter", folder / "export"
     mistaken = ("fit", "scaling", "nowhere", "--data", "nothing", "-o", folder / "x")
     fit = ("fit", "scaling", random_checkpoint, "--data", data, "-o", adapter, "--strength", "0.5", "--layer", "3")
-    options = ("--adapter", adapter, "--data", data, "--base-onnx", random_base)
+    options = ("--adapter", adapter, "--data", data, "--base-onnx", random_base, "--parity-rows", "4")
     bake = ("export", random_checkpoint, *options, "-o", export)
     commands = (
         *("fit", "--help", "++", "fit", "scaling", "--help", "++"),

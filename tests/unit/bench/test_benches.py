@@ -12,7 +12,7 @@ from safetykit.bench import skeleton, summary
 
 BENCH = Path(skeleton.__file__).parent
 # Parts that benchmarks import, and one that runs where safetykit is not installed.
-PARTS = {"skeleton", "random_decoder", "runtimes", "optimum_loader"}
+PARTS = {"skeleton", "random_decoder", "runtimes", "optimum_loader", "arm", "clients"}
 NAMES = sorted(path.stem for path in BENCH.glob("*.py") if path.stem not in PARTS)
 
 
@@ -80,7 +80,7 @@ def test_the_committed_table_says_what_the_committed_results_say():
 
 
 def test_committed_results_are_tables_rather_than_megabytes():
-    assert sum(path.stat().st_size for path in summary.RESULTS.iterdir()) < 150_000
+    assert sum(path.stat().st_size for path in summary.RESULTS.iterdir()) < 200_000
 
 
 def test_without_cuda_the_gpu_benchmark_says_so_and_measures_nothing(tmp_path, capsys):
