@@ -97,7 +97,9 @@ class InputProcessor:
         if max_prompt_tokens < 1 or (self.most_tokens is not None and max_prompt_tokens > self.most_tokens):
             raise UsageError(
                 f"Prompts cannot have up to {max_prompt_tokens} tokens.",
-                f"This model takes 1 to {self.most_tokens} (max_position_embeddings).",
+                "Pass 1 or more."
+                if self.most_tokens is None
+                else f"This model takes 1 to {self.most_tokens} (max_position_embeddings).",
             )
         self.max_prompt_tokens = max_prompt_tokens
 
@@ -205,10 +207,11 @@ class InputProcessor:
             raise self._too_long(f"{tokens:,} tokens")
 
     def _too_long(self, length: str) -> UsageError:
-        own = self.max_prompt_tokens == self.most_tokens
-        said = "as many as the model takes" if own else f"of the {self.most_tokens:,} that the model takes"
+        own, said = self.max_prompt_tokens == self.most_tokens, ""
+        if self.most_tokens is not None:
+            said = f" ({'as many as' if own else f'of the {self.most_tokens:,} that'} the model takes)"
         return UsageError(
-            f"The prompt has {length}, more than the {self.max_prompt_tokens:,} tokens that are accepted ({said}).",
+            f"The prompt has {length}, more than the {self.max_prompt_tokens:,} tokens that are accepted{said}.",
             "Shorten it." if own else "Shorten it, or accept more with --max-prompt-tokens.",
         )
 

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import BloomConfig
 
 from safetykit import VLM, Request, UsageError
 from safetykit.adapters.errors import BatchRefused, RequestRefused
@@ -80,6 +81,18 @@ def test_a_prompt_that_is_too_long_is_refused_by_name():
     for wrong in (0, 257):
         with pytest.raises(UsageError, match="1 to 256"):
             inputs.limit(wrong)
+
+
+def test_a_model_that_names_no_maximum_takes_any_limit(monkeypatch):
+    read = InputProcessor.from_pretrained("reference:mild")
+    monkeypatch.setattr(type(read.config), "get_text_config", lambda self: BloomConfig())
+    inputs = InputProcessor(read.processor, read.config)
+    assert inputs.most_tokens is None
+    with pytest.raises(UsageError, match="up to 0 tokens. Pass 1 or more"):
+        inputs.limit(0)
+    inputs.limit(8)
+    with pytest.raises(UsageError, match="more than the 8 tokens that are accepted. .*--max-prompt-tokens"):
+        inputs.prepare([Request("what is this in the picture ?")])
 
 
 @pytest.fixture(scope="module")
