@@ -151,7 +151,7 @@ class InputProcessor:
 
     def _reader(self, requests: Sequence[Request]) -> Any:
         """The processor, or if a request holds breaks the one that drops them."""
-        return self.plain_text.reader() if any(BREAK in one.said for one in requests) else self.processor
+        return self.plain_text.reader if any(BREAK in one.said for one in requests) else self.processor
 
     def _prompt(self, request: Request) -> str:
         turns = request.messages()

@@ -15,7 +15,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from threading import Lock
+from functools import cached_property
 from typing import Any
 
 from ...adapters.errors import UsageError
@@ -43,7 +43,7 @@ class PlainText:
         self._ids = {*added, *tokenizer.all_special_ids} - {tokenizer.unk_token_id}  # a broken word may be unknown
         self._media = tuple(sorted(media))
         self._ends = {end for one in self.special for end in (one[0], one[-1])} | {BREAK}
-        self._processor, self._lock, self._reader = processor, Lock(), None
+        self._processor = processor
 
     def guarded(self, request: Request, render: Render) -> Request:
         """The request with special tokens in its texts broken; itself if it holds none.
@@ -67,7 +67,7 @@ class PlainText:
             return request
         for way in (self.broken, _scattered):
             made = _changed(request, way)
-            if self._count(self.reader(), render(made)) == wanted:
+            if self._count(self.reader, render(made)) == wanted:
                 return made
         raise UsageError(
             "The chat template makes special tokens of what this request says.", "Ask in other words, without tags."
@@ -80,16 +80,14 @@ class PlainText:
             text = text.replace(token, f"{token[0]}{BREAK}{token[1:]}")
         return text
 
+    @cached_property
     def reader(self) -> Any:
         """The processor with a tokenizer that drops breaks; a copy, made when it is first needed.
 
         Raises:
             UsageError: the tokenizer is not one of the library ``tokenizers``.
         """
-        with self._lock:
-            if self._reader is None:
-                self._reader = _reader(self._processor)
-            return self._reader
+        return _reader(self._processor)
 
     def _count(self, processor: Any, prompt: str) -> Counter[int | str]:
         ids = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
