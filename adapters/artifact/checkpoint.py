@@ -6,11 +6,12 @@ what the fingerprint covers is what is loaded, and a folder that would have some
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 from ..errors import InvalidArtifact, UsageError
-from .configuration import is_there, json_object
+from .configuration import json_object
 from .hub import plain_file
 from .tensors import StoredTensor, stored_tensors
 
@@ -40,14 +41,14 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
             f"{folder / 'config.json'} names another file of weights ({_REDIRECTING}).",
             f"Remove the key; weights are read from {WEIGHTS}, or from the files of {INDEX}.",
         )
-    names = [WEIGHTS] if is_there(folder / WEIGHTS) else _indexed(folder)
+    names = [WEIGHTS] if os.path.lexists(folder / WEIGHTS) else _indexed(folder)
     for name in names:
         plain_file(folder, name)
     return tuple(folder / name for name in names)
 
 
 def _indexed(folder: Path) -> list[str]:
-    if not is_there(folder / INDEX):
+    if not os.path.lexists(folder / INDEX):
         raise UsageError(
             f"{folder} holds neither {WEIGHTS} nor {INDEX}.",
             "Pass a checkpoint folder; convert pickled weights with transformers' save_pretrained first.",
@@ -59,7 +60,7 @@ def _indexed(folder: Path) -> list[str]:
         )
     names = sorted(set(named.values()))
     for name in names:
-        if not _NAME.fullmatch(name) or not is_there(folder / name):
+        if not _NAME.fullmatch(name) or not os.path.lexists(folder / name):
             raise InvalidArtifact(
                 f"The index of weights in {folder} names {name!r}, which is no file beside it.",
                 "Get the checkpoint again, or save the model again with save_pretrained.",

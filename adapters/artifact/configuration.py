@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -43,7 +44,7 @@ def configuration(folder: Path, names: Collection[str] = CONFIGURATION_FILES) ->
     sealed = _sealed(folder)
     found = {}
     for name in names:
-        if name in sealed if sealed is not None else is_there(folder / name):
+        if name in sealed if sealed is not None else os.path.lexists(folder / name):
             found[name] = read_inside(folder, name, _LIMIT)
             if sealed is not None and hashlib.sha256(found[name]).hexdigest() != sealed[name]:
                 raise InvalidArtifact(
@@ -83,21 +84,16 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
 
 def _sealed(folder: Path) -> dict[str, str] | None:
     """What an export's manifest names, with digests; None for another folder."""
-    if not is_there(folder / EXPORT_MANIFEST):
+    if not os.path.lexists(folder / EXPORT_MANIFEST):
         return None
     where = str(folder / EXPORT_MANIFEST)
     return load_sealed(_Sealed, read_inside(folder, EXPORT_MANIFEST, _LIMIT), where).files
 
 
-def is_there(path: Path) -> bool:
-    """Whether there is anything of this name, a broken link included."""
-    return path.exists() or path.is_symlink()
-
-
 def json_object(folder: Path, name: str) -> dict[str, Any]:
     """A JSON object; empty where there is none, which whoever needs it will say."""
     try:
-        found = json.loads(read_inside(folder, name, _LIMIT)) if is_there(folder / name) else {}
+        found = json.loads(read_inside(folder, name, _LIMIT)) if os.path.lexists(folder / name) else {}
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

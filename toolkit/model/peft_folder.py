@@ -21,7 +21,7 @@ from torch import nn
 
 from ...adapters.artifact.checkpoint import INDEX, weight_files
 from ...adapters.artifact.checkpoint import WEIGHTS as SINGLE
-from ...adapters.artifact.configuration import configuration, is_there
+from ...adapters.artifact.configuration import configuration
 from ...adapters.artifact.files import CONFIGURATION_FILES, read_inside, sha256_file
 from ...adapters.artifact.held import held
 from ...adapters.artifact.hub import located, name_of, plain_file
@@ -63,7 +63,7 @@ def checkpoint_path(text: Path | str, base: Path | str | None = None) -> Path:
         below = folder
     else:
         raise UsageError(f"--base does nothing: {text} holds the weights of its base itself.", "Leave it out.")
-    if not is_there(folder / WEIGHTS):
+    if not os.path.lexists(folder / WEIGHTS):
         raise InvalidArtifact(f"{folder} holds {CONFIG} and no {WEIGHTS}.", "Save the adapter with safetensors.")
     plain_file(folder, WEIGHTS)
     target = _cache() / _digest(folder, below) / name_of(folder)

@@ -6,13 +6,15 @@ those that the fingerprint covers: see :mod:`safetykit.adapters.artifact.checkpo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ...adapters.artifact.configuration import configuration, is_there, require_no_code
+from ...adapters.artifact.configuration import configuration, require_no_code
+from ...adapters.artifact.files import CONFIGURATION_FILES
 from ...adapters.errors import InvalidArtifact, SafetykitError
 
 OFFLINE = {"local_files_only": True, "trust_remote_code": False}
@@ -27,7 +29,7 @@ def readable_copy(folder: Path, *names: str) -> Iterator[Path]:
         InvalidArtifact: see :func:`~safetykit.adapters.artifact.configuration.configuration`.
         OSError: what transformers raises in the block, with the name of ``folder``.
     """
-    found = configuration(folder, names) if names else configuration(folder)
+    found = configuration(folder, names or CONFIGURATION_FILES)
     with TemporaryDirectory(prefix="safetykit-") as place:
         for name, data in found.items():
             (Path(place) / name).write_bytes(data)
@@ -87,7 +89,7 @@ def model_of(kind: Any, folder: Path, **options: Any) -> Any:
 
     require_no_code(folder)
     weight_files(folder)
-    if is_there(folder / _ADAPTER):
+    if os.path.lexists(folder / _ADAPTER):
         raise InvalidArtifact(
             f"{folder} holds {_ADAPTER}, whose adapter would be loaded on top of its weights.",
             "Merge it, or remove it.",
