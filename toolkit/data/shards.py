@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,11 @@ def lines_of(path: Path) -> Iterator[tuple[int, bytes | str]]:
             number += 1
 
 
+@dataclass(frozen=True)
 class Shard:
     """One file of records; two of the same kind and path are equal."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and isinstance(other, Shard) and other.path == self.path
-
-    def __hash__(self) -> int:
-        return hash(self.path)
+    path: Path
 
     @property
     def packed(self) -> bool:

@@ -22,6 +22,7 @@ from ..model.batching import fitting
 from ..model.capture import Reached
 from ..model.completeness import CHECKED, require_complete
 from ..model.pretrained import model_of, tokenizer_of
+from ..model.reasons import reason_of
 
 if TYPE_CHECKING:
     from ..model.vlm import VLM
@@ -165,9 +166,9 @@ def _load(kind: Any, folder: Path) -> tuple[Any, Any]:
         model, said = model_of(kind, folder, dtype=torch.float32, **CHECKED)
         tokenizer = tokenizer_of(folder)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
-            f"{folder} cannot be loaded as a text encoder: {reason}", "It needs safetensors weights and a tokenizer."
+            f"{folder} cannot be loaded as a text encoder: {reason_of(error)}",
+            "It needs safetensors weights and a tokenizer.",
         ) from None
     require_complete(folder, said, unused=_UNUSED)
     return model.eval(), tokenizer
