@@ -121,11 +121,6 @@ class Workbench:
             raise UsageError("Retrieval needs an index.", "Make one with `safetykit index build` and name it.")
         return Pictures(self.model, self._index, self.captions, self._embedder, self._progress)
 
-    def finish(self) -> None:
-        """Remove what an interrupted fit would have gone on from."""
-        if "_aligner" in self.__dict__:
-            self._aligner.finish()
-
 
 def harmful_outcomes(vlm: VLM, records: Sequence[Record], max_new_tokens: int = _LONGEST) -> dict[str, str]:
     """What the model, as it runs, does with the harmful records of the fit split, by id."""

@@ -136,7 +136,7 @@ class Aligner:
         return {layer: torch.cat(rows) for layer, rows in found.items()}
 
     def finish(self) -> None:
-        """The adapter is saved: remove the work folder."""
+        """Remove the work folder, from which an interrupted run would go on."""
         if self._work is not None and is_first():
             shutil.rmtree(self._work, ignore_errors=True)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,11 +78,6 @@ class Checkpoint:
         except (OSError, ValueError, SafetensorError):
             return None
         return (state, tensors) if state.get("identity") == self._identity else None
-
-    def finish(self) -> None:
-        """The run is complete and its result stored elsewhere: remove the checkpoint."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _moments(tensors: Mapping[str, Tensor], name: str, item: Tensor) -> dict[str, Tensor]:

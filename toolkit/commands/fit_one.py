@@ -166,7 +166,6 @@ def _fit_there(
     adapter = replace(adapter, info=adapter.info.model_copy(update={"data": records.described(adapter.info.data)}))
     if is_first():
         adapter.save(out, overwrite=overwrite)
-        bench.finish()
     return {
         "adapter": str(out),
         **adapter.info.model_dump(mode="json"),
