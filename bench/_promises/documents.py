@@ -62,6 +62,8 @@ def card(place: Place) -> Figure:
                 _reseal(folder)
                 tally.refused(f"{name}: {match[0]} at {match.start()}", lambda: check_card(folder), InvalidArtifact)
             (folder / name).write_text(text)
+            _reseal(folder)
+        tally.accepted("card and report as they were", lambda: check_card(folder))
         data = [folder / name for name in document_names(read_manifest(folder)) if (folder / name).is_file()]
         for path in data:
             whole, value = path.read_bytes(), json.loads(path.read_bytes())
@@ -75,6 +77,7 @@ def card(place: Place) -> Figure:
                 rendered["refused"] += _refused_when_rendered_again(folder, work / "forged")
             path.write_bytes(whole)
             _reseal(folder)
+        tally.accepted("its data as they were", lambda: check_card(folder))
     words = (
         f"edits refused; {rendered['refused']} of {rendered['tried']} of the data when the card was rendered again too"
     )

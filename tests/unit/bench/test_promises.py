@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from export_folder import documents, write_folder
 
 import safetykit
 from safetykit.adapters.errors import InvalidArtifact, UsageError
@@ -13,6 +14,8 @@ from safetykit.bench._promises.attempts import CASES
 from safetykit.bench._promises.documents import edited, numbers
 from safetykit.bench._promises.files import BAD_NAMES, PLANTED, opened_below
 from safetykit.bench._promises.row import Figure, Place, Row, Tally
+from safetykit.export.document.card import write_card
+from safetykit.export.document.provenance import OPTIONS, Built
 
 ROOT = Path(safetykit.__file__).parent
 
@@ -80,6 +83,23 @@ def test_every_number_is_found_and_edited():
     assert list(numbers(value)) == [("a", 0), ("a", 1), ("b", "c")]
     assert edited(value, ("a", 1))["a"] == [1, 0.0, True, "3"] and edited(value, ("b", "c"))["b"]["c"] == 1
     assert value["a"][1] == 0.5
+
+
+class Stand(Place):
+    """A place whose export is made without a model, and of whose cases one is tried."""
+
+    export = None
+
+    def some(self, many, few):
+        return 1
+
+
+def test_the_row_of_the_card_refuses_edits_and_accepts_an_honest_folder(tmp_path):
+    place = Stand(tmp_path / "place")
+    place.export = write_folder(tmp_path / "export", {**documents(), OPTIONS: {"precision": "fp32", "mode": "bake"}})
+    write_card(place.export, Built(adapters=("ef" * 32,), packages={"safetykit": "0.1.0"}))
+    found = promises.ROWS["card"].measure(place)
+    assert found.held and not found.failures, found
 
 
 @pytest.mark.parametrize("read", [True, False])
