@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from safetykit.bench._fuzz.artifacts import KINDS
+from safetykit.bench.kills import COMMANDS
 from safetykit.bench.skeleton import read_results
 
 from .row import Figure, Place, Row, Tally
@@ -50,7 +52,7 @@ def bench(place: Place, name: str, words: Sequence[object], enough: Callable[[An
 def fuzzed(place: Place) -> Figure:
     """Mutants of every kind of artifact, sealed again, loaded under an audit hook."""
     wanted = place.some(MUTANTS, 20)
-    found = bench(place, "fuzz", ["--mutants", wanted], lambda kinds: _least(kinds, "mutants") >= wanted)
+    found = bench(place, "fuzz", ["--mutants", wanted], lambda kinds: _fewest(kinds) >= wanted)
     wrong = ("untyped", "late", "ended", "events")
     counts = {key: sum(kind[key] for kind in found.values()) for key in ("mutants", *wrong)}
     peak = max(kind["peak_mb"] for kind in found.values())
@@ -59,19 +61,24 @@ def fuzzed(place: Place) -> Figure:
         f"{counts['mutants']:,} mutants of {', '.join(found)}: {counts['untyped']} untyped errors, {counts['late']} "
         f"over 5 s, {counts['ended']} ended processes, {counts['events']} forbidden events, {peak:.0f} MiB at most"
     )
-    held = not failures and peak < _MEMORY and _least(found, "mutants") >= wanted
+    held = not failures and peak < _MEMORY and _fewest(found) >= wanted
     return Figure(said, held, tuple(failures), {**counts, "peak_mb": peak})
 
 
-def _least(kinds: Mapping[str, Mapping[str, int]], key: str) -> int:
-    return min(kind[key] for kind in kinds.values())
+def _fewest(kinds: Mapping[str, Mapping[str, int]]) -> int:
+    """Mutants of the kind that has fewest; none where an interrupted run has not come to one yet."""
+    return min(kinds.get(name, {"mutants": 0})["mutants"] for name in KINDS)
 
 
 def killed(place: Place) -> Figure:
     """Commands killed at random times, and disks that are full."""
-    wanted = place.some(KILLS, 2)
-    words = ["--quick"] if place.quick else ["--rounds", wanted, "--points", POINTS]
-    found = bench(place, "kills", words, lambda all_: min(map(len, all_["kills"].values())) >= wanted)
+    wanted, sizes = place.some((KILLS, POINTS), (2, 0))
+    words = ["--quick"] if place.quick else ["--rounds", wanted, "--points", sizes]
+
+    def enough(found: Mapping[str, Any]) -> bool:
+        return _rounds(place, found, "kills") >= wanted and _rounds(place, found, "full") >= sizes
+
+    found = bench(place, "kills", words, enough)
     rounds = [(what, one) for what, all_ in found["kills"].items() for one in all_]
     points = [(what, one) for what, all_ in found.get("full", {}).items() for one in all_]
     bad = {
@@ -82,13 +89,18 @@ def killed(place: Place) -> Figure:
         "untyped": [what for what, one in points if not one["typed"]],
     }
     failures = [f"{name}: {what}" for name, all_ in bad.items() for what in all_]
-    least = min(map(len, found["kills"].values()))
+    least = _rounds(place, found, "kills")
     said = (
         f"{len(rounds):,} kills (at least {least} of each of {', '.join(found['kills'])}), {len(points)} full disks: "
     )
     said += ", ".join(f"{len(all_)} {name}" for name, all_ in bad.items())
-    held = not failures and least >= wanted
+    held = not failures and enough(found)
     return Figure(said, held, tuple(failures), {name: len(all_) for name, all_ in bad.items()})
+
+
+def _rounds(place: Place, found: Mapping[str, Any], part: str) -> int:
+    """Rounds of the command that has fewest."""
+    return min(len(found.get(part, {}).get(what, ())) for what in COMMANDS[: place.some(len(COMMANDS), 1)])
 
 
 def signed(place: Place) -> Figure:

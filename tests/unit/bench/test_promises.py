@@ -10,10 +10,13 @@ from export_folder import documents, write_folder
 import safetykit
 from safetykit.adapters.errors import InvalidArtifact, UsageError
 from safetykit.bench import promises
+from safetykit.bench._fuzz.artifacts import KINDS
+from safetykit.bench._promises import elsewhere
 from safetykit.bench._promises.attempts import CASES
 from safetykit.bench._promises.documents import edited, numbers
 from safetykit.bench._promises.files import BAD_NAMES, PLANTED, opened_below
 from safetykit.bench._promises.row import Figure, Place, Row, Tally
+from safetykit.bench.kills import COMMANDS
 from safetykit.export.document.card import write_card
 from safetykit.export.document.provenance import OPTIONS, Built
 
@@ -111,6 +114,35 @@ def test_what_is_opened_in_a_folder_is_seen(tmp_path, read):
         if read:
             (tmp_path / "in" / "file").read_text()
     assert names == ({"file"} if read else set())
+
+
+def whole(row):
+    """What the benchmark of a row writes when it is done."""
+    if row == "fuzz":
+        counts = dict.fromkeys(("untyped", "late", "ended", "events"), 0)
+        return {name: {"mutants": elsewhere.MUTANTS, "peak_mb": 1.0, **counts} for name in KINDS}
+    one = {"state": "new", "orphans": [], "same": True, "replaces": False, "typed": True}
+    rounds = {"kills": elsewhere.KILLS, "full": elsewhere.POINTS}
+    return {part: {what: [one] * count for what in COMMANDS} for part, count in rounds.items()}
+
+
+@pytest.mark.parametrize(
+    ("row", "missing"),
+    [("fuzz", ()), ("kills", ()), ("fuzz", ("index",)), ("kills", ("kills", "eval")), ("kills", ("full",))],
+)
+def test_what_was_interrupted_goes_on_and_does_not_hold(tmp_path, monkeypatch, row, missing):
+    found, asked = whole(row), []
+    if missing:
+        *owners, last = missing
+        (found[owners[0]] if owners else found).pop(last)
+
+    def bench(place, name, words, enough):
+        asked.append(enough(found))
+        return found
+
+    monkeypatch.setattr(elsewhere, "bench", bench)
+    assert promises.ROWS[row].measure(Place(tmp_path)).held is not bool(missing)
+    assert asked == [not missing]
 
 
 def test_the_threat_model_names_every_row_and_no_other():
