@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from safetykit.adapters.errors import SafetykitError
+from safetykit.adapters.errors import ParityFailed
 from safetykit.export.manifest import LAYOUT, read_manifest, write_manifest
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 
@@ -46,7 +46,7 @@ def drift(place: Place) -> Figure:
             change(folder)
             write_manifest(read_manifest(folder, verify=False), folder)
             act = lambda folder=folder: OnnxVLM.from_pretrained(folder).check_canaries()  # noqa: E731
-            tally.refused(name, act, SafetykitError)
+            tally.refused(name, act, ParityFailed)
     return tally.figure("noticed, and the export as it was passes")
 
 
