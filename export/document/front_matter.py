@@ -30,7 +30,7 @@ def front_matter(figures: Figures) -> str:
     """
     facts, manifest = figures.facts, figures.manifest
     # The Hub takes letters, digits, dots and dashes; of a path, the last part names the model.
-    name = facts.base_model if facts else re.sub(r"[^\w.]+", "-", figures.base_name.rstrip("/").split("/")[-1])
+    name = facts.base_model if facts else _word(figures.base_name.rstrip("/").split("/")[-1])
     methods = sorted({_word(item.method) for item in manifest.adapters})
     data = ModelCardData(
         base_model=name,
