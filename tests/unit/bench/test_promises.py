@@ -97,6 +97,7 @@ class Stand(Place):
         return 1
 
 
+@pytest.mark.slow
 def test_the_row_of_the_card_refuses_edits_and_accepts_an_honest_folder(tmp_path):
     place = Stand(tmp_path / "place")
     place.export = write_folder(tmp_path / "export", {**documents(), OPTIONS: {"precision": "fp32", "mode": "bake"}})
