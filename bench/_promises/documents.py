@@ -79,7 +79,8 @@ def card(place: Place) -> Figure:
             _reseal(folder)
         tally.accepted("its data as they were", lambda: check_card(folder))
     words = (
-        f"edits refused; {rendered['refused']} of {rendered['tried']} of the data when the card was rendered again too"
+        f"edits refused or honest folders accepted; {rendered['refused']} of {rendered['tried']} edits of the data "
+        "refused when the card was rendered again, too"
     )
     return tally.figure(words, dict(rendered))
 
