@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import InvalidArtifact, UsageError
-from .files import EXPORT_MANIFEST, MANIFEST, flush, read_inside
+from .files import EXPORT_MANIFEST, MANIFEST, flush, read_inside, unnamed_files
 from .held import Held, held
 from .manifest import canonical_json, is_sealed, sealed
 
@@ -156,6 +156,23 @@ def _require_free(target: Path, overwrite: bool, inputs: Iterable[Path | str | N
             f"{target} was not written by safetykit: it holds {some}.",
             "Choose another folder; --overwrite replaces adapters, exports, indexes and maps only.",
         )
+    if strange := _strangers(target):
+        raise UsageError(
+            f"{target} also holds what safetykit did not write: {', '.join(strange)}.",
+            "Move it out of the folder, or choose another one.",
+        )
+
+
+def _strangers(folder: Path) -> list[str]:
+    """Files of an adapter, an export or an index that its manifest does not name."""
+    for name in (MANIFEST, EXPORT_MANIFEST):
+        try:
+            files = json.loads(read_inside(folder, name, _MARK_LIMIT))["files"]
+        except (InvalidArtifact, OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+        if isinstance(files, dict):
+            return unnamed_files(folder, {name, *files})
+    return []
 
 
 def _require_free_file(target: Path, overwrite: bool, keys: Collection[str]) -> None:

@@ -1,7 +1,7 @@
 """What the exporter's own optimiser does to the graphs exported here: fold constants, and apply rules that match.
 
-``ONNXProgram.optimize`` tries every rule on every node. Left out are those that never match here, above all the one that
-looks for both halves of a tensor sliced apart, which takes longer than all others.
+``ONNXProgram.optimize`` tries every rule on every node. Left out are those that never match here, above all the one
+that looks for both halves of a tensor sliced apart, which takes longer than all others.
 """
 
 from __future__ import annotations

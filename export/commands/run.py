@@ -58,10 +58,10 @@ def run(
             progress=say,
         )
     console.emit(result, as_json=as_json, human=_view)
-    if failed := [item["error"] for item in result if "error" in item]:
-        for told in failed:
-            console.complain(told["message"], told["next_step"])
-        raise typer.Exit(max(told["exit_code"] for told in failed))
+    if failed := {number: item["error"] for number, item in enumerate(result, 1) if "error" in item}:
+        for number, told in failed.items():
+            console.complain(f"Prompt {number}: {told['message']}", told["next_step"])
+        raise typer.Exit(max(told["exit_code"] for told in failed.values()))
 
 
 def _view(console: Console, value: list[dict[str, Any]]) -> None:

@@ -192,6 +192,7 @@ if __name__ == "__main__":
     add("--base", action="store_true", help="the unmodified model"), add("--provider", default="CPUExecutionProvider")
     add("--skip-hashes", action="store_true", help="trust graphs and weights, which are read twice otherwise")
     given, failed = parser.parse_args(), 0
+    Path(given.requests or __file__).is_file() or parser.error(f"there are no requests at {given.requests}")
     lines = Path(given.requests).read_bytes().splitlines() if given.requests else [json.dumps(vars(given))]
     model = Model(Path(__file__).absolute().parent, given.provider, given.base, given.skip_hashes)
     for number, line in enumerate(lines, 1):  # one that cannot be answered leaves the others alone
@@ -201,5 +202,4 @@ if __name__ == "__main__":
         except Exception as error:  # decoders raise whatever the bytes lead them to
             found, failed = {"request": number, "error": f"{type(error).__name__}: {error}"}, 2
         print(json.dumps(found, ensure_ascii=False), flush=True)
-    if failed:
-        raise SystemExit(failed)
+    failed and sys.exit(failed)

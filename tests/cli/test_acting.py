@@ -239,3 +239,22 @@ def test_options_of_loading_come_from_a_file(call, random_checkpoint, records, t
     code, out, err = call("eval", random_checkpoint, "--data", records, "--config", tmp_path / "run.yaml", "--json")
     assert code == 0, err
     assert json.loads(out)["ran"] == {"device": "cpu", "dtype": "bfloat16", "spread": False}
+
+
+def test_a_prompt_that_cannot_be_answered_is_named_by_its_place(call, monkeypatch, tmp_path):
+    from safetykit.adapters.errors import BatchRefused, RequestRefused, UsageError
+    from safetykit.export.runtime import answer
+    from safetykit.toolkit.model.inputs import Generation
+
+    class Model:
+        detector = retriever = None
+        inputs = SimpleNamespace(limit=lambda tokens: None)
+
+        def generate(self, requests, *_, **__):
+            refused = RequestRefused(1, 2, requests[1].prompt, UsageError("It is too long.", "Shorten it."))
+            raise BatchRefused({1: refused}, [Generation("a banana .", (1,), {}), None])
+
+    monkeypatch.setattr(answer.OnnxVLM, "from_pretrained", lambda *_, **__: Model())
+    code, out, err = call("run", tmp_path, "--prompt", "hello", "--prompt", "hello again")
+    assert code == 2 and out == "a banana .\n"
+    assert "error: Prompt 2: It is too long.\nnext:  Shorten it.\n" in err

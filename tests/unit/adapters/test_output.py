@@ -12,6 +12,7 @@ import pytest
 
 from safetykit.adapters.artifact import exchange, held
 from safetykit.adapters.artifact.files import write_atomic
+from safetykit.adapters.artifact.manifest import sealed
 from safetykit.adapters.artifact.output import (
     atomic_folder,
     claimed,
@@ -49,6 +50,19 @@ def swapping(request, monkeypatch):
     if request.param == "two renames":
         monkeypatch.setattr(exchange, "_call", lambda: None)
     return request.param
+
+
+def test_a_folder_of_ours_with_somebody_s_file_is_not_replaced(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "manifest.json").write_bytes(sealed({"files": {"tensors": "00"}}))
+    (out / "tensors").write_text("ours")
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="also holds what safetykit did not write: notes.txt"):
+        require_free(out, overwrite=True)
+    assert names(out) == ["manifest.json", "notes.txt", "tensors"]
+    (out / "notes.txt").unlink()
+    require_free(out, overwrite=True)
 
 
 def test_an_output_is_replaced_and_nothing_else_stays(tmp_path, swapping):

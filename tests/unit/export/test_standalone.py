@@ -195,6 +195,12 @@ def test_a_request_that_cannot_be_answered_leaves_the_others_alone(described, tm
     assert failed["request"] == 2 and words in failed["error"]
 
 
+def test_requests_that_are_not_there_are_said_so(tmp_path):
+    done = subprocess.run([sys.executable, SOURCE, "--requests", tmp_path / "no"], capture_output=True, text=True)
+    assert done.returncode == 2 and "error: there are no requests at" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_processor_that_prepares_otherwise_gets_no_program(vlm, base_folder, tmp_path):
     from safetykit.export.layouts.describe import interface_of
 
