@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from ...adapters.artifact.hub import plain_file
 from ...adapters.errors import InvalidArtifact
+from ...toolkit.model.reasons import reason_of
 from ..base.own import save_graph
 from ..base.reading import follow_links, holders
 from ..base.tracing import strip_metadata
@@ -32,8 +33,9 @@ def load_graph(path: Path) -> ir.Model:
     try:
         model = ir.load(path)
     except Exception as error:  # protobuf, onnx and onnx-ir have no common base class
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InvalidArtifact(f"{path} is no ONNX graph: {reason}", "Get the file again from its source.") from None
+        raise InvalidArtifact(
+            f"{path} is no ONNX graph: {reason_of(error)}", "Get the file again from its source."
+        ) from None
     for tensor in _external(model):
         name = str(tensor.location)
         steps = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)

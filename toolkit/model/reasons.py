@@ -6,6 +6,8 @@ _MOST = 300  # characters
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of what an error says, or what it is called."""
-    said = str(error).strip()
-    return said.splitlines()[0][:_MOST] if said else type(error).__name__
+    """The first line of what an error says, with the next where it ends with a colon, or what the error is called."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:_MOST]
