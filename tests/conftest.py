@@ -54,6 +54,7 @@ def _quick_exports(tmp_path_factory):
     """What exports of small models spend their time on is shared or done in small; the demo's are as a user's."""
     import onnxscript  # noqa: F401
     from drawing import sketch_figures
+    from quick import draw_once, leave_garbage
     from tracing import compare_fewer_steps, share_bases, share_translations
 
     gc.collect()
@@ -64,6 +65,8 @@ def _quick_exports(tmp_path_factory):
         share_translations(patch)
         compare_fewer_steps(patch)
         sketch_figures(patch)
+        draw_once(patch)
+        leave_garbage(patch)
         yield
 
 

@@ -81,11 +81,11 @@ def commands(text):
     """The commands of a block: a ``safetykit`` line as its words, to run in this process; others as a shell's text."""
     for line in re.sub(r"\\\n\s*", " ", text).splitlines():
         if words := shlex.split(line, comments=True):
-            yield words[1:] if words[0] == "safetykit" and not set("|&;<>$`*") & set(line) else line
+            yield words[1:] if words[0] == "safetykit" and not set("|&;<>$`*") & set("".join(words)) else line
 
 
 def test_a_block_s_commands_are_told_apart():
-    text = "safetykit fit a \\\n  --b 'c d'  # why\n\n# a comment\nsafetykit doctor | head\nls\n"
+    text = "safetykit fit a \\\n  --b 'c d'  # why; how\n\n# a comment\nsafetykit doctor | head\nls\n"
     assert list(commands(text)) == [["fit", "a", "--b", "c d"], "safetykit doctor | head", "ls"]
 
 

@@ -81,9 +81,10 @@ def exported(test):
     """For tests that need a family's base graphs, which take their time to write.
 
     In CI not of ``llava``, which most other tests export, nor of those that another has all of: ``smolvlm`` is
-    ``idefics3``, ``paligemma2`` attends like ``paligemma`` and more, ``qwen2_5_vl`` sees like ``qwen2_vl`` and more.
+    ``idefics3``, ``paligemma2`` attends like ``paligemma`` and more, ``qwen2_5_vl`` sees like ``qwen2_vl`` and more,
+    ``llava_onevision`` cuts tiles like ``llava_next`` and pools them.
     """
-    families = some_of(NAMES, {*NAMES} - {"llava", "smolvlm", "paligemma", "qwen2_vl"})
+    families = some_of(NAMES, {*NAMES} - {"llava", "llava_next", "smolvlm", "paligemma", "qwen2_vl"})
     return pytest.mark.slow(pytest.mark.parametrize("vlm", families, indirect=True)(test))
 
 

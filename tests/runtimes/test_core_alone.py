@@ -1,6 +1,7 @@
 """The core alone, without what the extra ``fit`` brings, runs, checks and evaluates an export."""
 
 import json
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -103,6 +104,8 @@ def test_a_fresh_environment_of_the_core_alone_runs_an_export(export, tmp_path):
     venv.create(tmp_path / "core")
     python = tmp_path / "core/bin/python"
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile"]
+    if shutil.which("uv"):  # in a fifth of the time
+        pip = ["uv", "pip", "install", "--quiet", "--python", python]
     subprocess.run([*pip, "-c", ROOT / "constraints.txt", f"{ROOT}[cpu]"], check=True)
     assert subprocess.run([python, "-c", "import torch"], capture_output=True, check=False).returncode
     for command in commands(export):

@@ -36,7 +36,7 @@ def is_the_map(done: Outcome) -> bool:
 
 
 EXPORTS = [
-    Case("export {model} --out {out} --onnx --json", lambda done, made: (done.path / "decoder.onnx").is_file()),
+    Case("export {tiny} --out {out} --onnx --json", lambda done, made: (done.path / "decoder.onnx").is_file()),
     Case(
         f"{EXPORT} --adapter {{guard}} --mode bake --precision fp32"
         f" --layout onnx --canaries 2 --data {{records}} --split calibration --limit 6 "
@@ -74,7 +74,7 @@ EXPORTS = [
     ),
     *(
         Case(
-            f"export {{model}} -o {{out}} --json --precision int4 --rounding {rounding}",
+            f"export {{tiny}} -o {{out}} --json --precision int4 --rounding {rounding}",
             lambda done, made, rounding=rounding: manifest(done)["int4"]["rounding"] == rounding,
         )
         for rounding in ("symmetric", "asymmetric")

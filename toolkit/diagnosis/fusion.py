@@ -62,10 +62,10 @@ def _curve(
     seed: int,
 ) -> Curve:
     estimates = []
+    parts = list(GroupKFold(FOLDS, shuffle=True, random_state=seed).split(categories, groups=images))
     for layer in range(1, states.shape[1]):
         probe = make_pipeline(StandardScaler(), RidgeClassifier(alpha=states.shape[2]))
-        folds = GroupKFold(FOLDS, shuffle=True, random_state=seed)
-        read = cross_val_predict(probe, states[:, layer], categories, cv=folds, groups=images)
+        read = cross_val_predict(probe, states[:, layer], categories, cv=parts)
         estimates.append(estimate_mean(read == categories, seed))
     return Curve.of("readability", place, estimates)
 

@@ -7,6 +7,7 @@ resamples of any number of curves.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -30,8 +31,11 @@ class Estimate(Strict):
         return self.low > 0 or self.high < 0
 
 
-def _weights(n: int, rng: np.random.Generator) -> Float[np.ndarray, "resamples n"]:
-    return rng.multinomial(n, np.full(n, 1 / n), size=_RESAMPLES) / n
+@lru_cache(maxsize=4)  # of 1000 values 16 MB each
+def _weights(seed: int, *counts: int) -> tuple[Float[np.ndarray, "resamples n"], ...]:
+    """For each of the samples, of ``counts`` values, its resamples; drawn one after the other."""
+    rng = np.random.default_rng(seed)
+    return tuple(rng.multinomial(n, np.full(n, 1 / n), size=_RESAMPLES) / n for n in counts)
 
 
 def mean_intervals(
@@ -39,7 +43,8 @@ def mean_intervals(
 ) -> tuple[Float[np.ndarray, "*curves"], Float[np.ndarray, "*curves"]]:
     """Lower and upper bounds of the means over the last axis; all curves share the resamples."""
     values = np.asarray(values, dtype=np.float64)
-    means = values @ _weights(values.shape[-1], np.random.default_rng(seed)).T
+    (weights,) = _weights(seed, values.shape[-1])
+    means = values @ weights.T
     low, high = np.percentile(means, _BOUNDS, axis=-1)
     return low, high
 
@@ -54,8 +59,8 @@ def estimate_mean(values: Sequence[float] | np.ndarray, seed: int) -> Estimate:
 def estimate_difference(first: np.ndarray, second: np.ndarray, seed: int) -> Estimate:
     """Mean of ``first`` minus mean of ``second``, each resampled by itself."""
     first, second = (np.asarray(values, dtype=np.float64) for values in (first, second))
-    rng = np.random.default_rng(seed)
-    means = _weights(len(first), rng) @ first - _weights(len(second), rng) @ second
+    of_first, of_second = _weights(seed, len(first), len(second))
+    means = of_first @ first - of_second @ second
     low, high = np.percentile(means, _BOUNDS)
     return Estimate(value=float(first.mean() - second.mean()), low=float(low), high=float(high))
 
@@ -64,7 +69,7 @@ def estimate_auroc(scores: Float[np.ndarray, " n"], positive: Bool[np.ndarray, "
     """Area under the ROC curve, resampled within each class; ties count half."""
     above, below = scores[positive], scores[~positive]
     wins = (above[:, None] > below) + 0.5 * (above[:, None] == below)
-    rng = np.random.default_rng(seed)
-    drawn = ((_weights(len(above), rng) @ wins) * _weights(len(below), rng)).sum(1)
+    of_above, of_below = _weights(seed, len(above), len(below))
+    drawn = ((of_above @ wins) * of_below).sum(1)
     low, high = np.percentile(drawn, _BOUNDS)
     return Estimate(value=float(wins.mean()), low=float(low), high=float(high))

@@ -30,7 +30,8 @@ from jaxtyping import Float
 from ...adapters.artifact.sites import Site
 from ..evaluation.refusal import RefusalTokens
 from .pairs import PairBatch
-from .patching import margins, swapped
+from .patching import swapped
+from .resuming import Resumed
 from .terms import KINDS, Modality, Positions
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def mediate(
     positions: tuple[Positions, ...],
     tick: Callable[[], None] = lambda: None,
 ) -> Effects:
-    """Effects of every site on a batch: one forward pass per site and kind of position.
+    """Effects of every site on a batch: one forward pass, from its layer on, per site and kind of position.
 
     The pass runs both halves with their activations exchanged, so it gives NIE and NDE together.
 
@@ -83,15 +84,16 @@ def mediate(
         tick: called after each forward pass.
     """
     size, depth = len(batch.pairs), len(vlm.parts.layers)
-    plain = margins(vlm, batch, refusal).numpy()
+    passes = Resumed(vlm, batch, refusal)
+    plain = passes.plain.numpy()
     tick()
     shape = (len(positions), len(KINDS), depth, size)
     nie, nde = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    for at, where in enumerate(positions):
-        for column, kind in enumerate(KINDS):
-            for layer in range(depth):
+    for layer in range(depth):
+        for at, where in enumerate(positions):
+            for column, kind in enumerate(KINDS):
                 with swapped(vlm, batch, Site(kind, layer), where):
-                    found = margins(vlm, batch, refusal).numpy()
+                    found = passes.margins(layer).numpy()
                 nie[at, column, layer] = found[:size] - plain[:size]
                 nde[at, column, layer] = found[size:] - plain[:size]
                 tick()

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from ..evaluation.refusal import RefusalTokens
 from .pairs import PairBatch
-from .patching import last_logits, margins, mlp_output, neuron_swapped
+from .patching import last_logits, mlp_output, neuron_swapped
+from .resuming import Resumed
 from .terms import Positions
 
 if TYPE_CHECKING:
@@ -98,16 +99,17 @@ def verify(
     positions: Positions,
     tick: Callable[[], None] = lambda: None,
 ) -> Float[np.ndarray, "neurons pairs"]:
-    """Exact NIE of each neuron on a batch, in nats: one forward pass per neuron and one without a patch."""
+    """Exact NIE of each neuron on a batch, in nats: a forward pass from its layer on, and one without a patch."""
     size = len(batch.pairs)
-    plain = margins(vlm, batch, refusal)
+    passes = Resumed(vlm, batch, refusal)
     tick()
-    found = []
-    for layer, neuron in neurons:
+    found = np.empty((len(neurons), size), np.float32)
+    for at in sorted(range(len(neurons)), key=lambda at: neurons[at]):
+        layer, neuron = neurons[at]
         with neuron_swapped(vlm, batch, layer, neuron, positions):
-            found.append((margins(vlm, batch, refusal) - plain)[:size])
+            found[at] = (passes.margins(layer) - passes.plain)[:size].numpy()
         tick()
-    return torch.stack(found).numpy()
+    return found
 
 
 @contextmanager

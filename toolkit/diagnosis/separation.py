@@ -72,13 +72,14 @@ def separation(states: LayerStates, seed: int) -> list[Curve]:
 def _measures(task: _Task, seed: int) -> list[Curve]:
     depth = task.states.last.shape[1] - 1
     silhouettes, ratios, distances, areas = [], [], [], []
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    parts = list(folds.split(task.harmful, task.harmful, task.groups))  # the same in all layers
     for layer in range(depth):
         x = task.states.last[:, layer + 1].astype(np.float64)
         silhouettes.append(estimate_mean(silhouette_samples(x, task.harmful), seed))
         ratios.append(class_separation(x, task.harmful))
         distances.append(mahalanobis(x, task.harmful))
-        folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-        scores = cross_val_predict(_probe(), x, task.harmful, cv=folds, groups=task.groups, method="decision_function")
+        scores = cross_val_predict(_probe(), x, task.harmful, cv=parts, method="decision_function")
         areas.append(estimate_auroc(scores, task.harmful, seed))
     return [
         Curve.of("silhouette", task.name, silhouettes),
