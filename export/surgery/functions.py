@@ -22,6 +22,8 @@ from ...adapters.ops.branch import Branch, BranchOp, get_branch_op
 from ...adapters.ops.forcing import ForcedRefusal
 from ...adapters.ops.gating import GatedOp, HeldGate
 from ...adapters.ops.op import Detector, ScopeMask, get_op
+from ..base.operators import to_onnx
+from ..base.optimise import optimise
 from ..base.tracing import quiet_export
 from ..names import DOMAIN
 
@@ -214,16 +216,9 @@ def _hidden_and_scope(dtype: torch.dtype, width: int) -> tuple[_Arguments, _Argu
 def _trace(module: nn.Module, arguments: _Arguments, name: str, opset: int) -> OpFunction:
     examples, axes = zip(*arguments.values(), strict=True)
     with quiet_export():
-        program = torch.onnx.export(
-            _ByName(module, tuple(arguments)).eval(),
-            examples,
-            dynamo=True,
-            opset_version=opset,
-            dynamic_shapes=(axes,),
-            verbose=False,
-        )
-    assert program is not None
-    model = program.model
+        named = _ByName(module, tuple(arguments)).eval()
+        model = to_onnx(named, examples, opset_version=opset, dynamic_shapes=(axes,)).model
+        optimise(model)
     graph = model.graph
     _inline_initializers(graph)
     kept = {}

@@ -67,6 +67,9 @@ GUARD = f"fit vlm-guard {{model}} {FIT} --layers 4"
 CARE = f"fit care {{model}} {FIT} --layers 3-4"
 SASA = f"fit sasa {{model}} {FIT}"
 PROBE = f"fit one-pass {{model}} {FIT}"
+TINY_SASA = f"fit sasa {{tiny}} {FIT} --safety-layer 0 --fused-layer 1"
+TINY_PROBE = f"fit one-pass {{tiny}} {FIT} --fused-layer 1"
+REFUSAL = "--refusal 'sorry .'"
 TGA = "fit tga {model} --data {captions} -o {out} --json"
 RETRIEVAL = "fit retrieval {model} --data {captions} --index {index} -o {out} --json"
 
@@ -197,12 +200,11 @@ FITS = [
     Case(f"{CARE} --contrast carrier {UNPACKED}".replace("{records}", "{unpacked}"), left_out),
     # SASA and the one-pass probe
     Case(
-        f"{SASA} --variant published --safety-layer 3 --fused-layer 4"
-        " --false-positive-rate 0.1 --space hidden --fraction 0.9 --seed 3",
-        chosen(safety_layer=3, fused_layer=4, false_positive_rate=0.1, space="hidden", fraction=0.9, seed=3),
+        f"{TINY_SASA} {REFUSAL} --variant published --false-positive-rate 0.1 --space hidden --fraction 0.9 --seed 3",
+        chosen(safety_layer=0, fused_layer=1, false_positive_rate=0.1, space="hidden", fraction=0.9, seed=3),
     ),
     Case(
-        f"{SASA} --variant unprojected --space logits --refusal 'sorry .'",
+        f"fit sasa {{tiny}} {FIT} --variant unprojected --space logits {REFUSAL}",
         lambda done, made: (
             done.value["variant"] == "unprojected"
             and chosen(space="logits")(done, made) is None
@@ -214,11 +216,11 @@ FITS = [
         lambda done, made: done.value["hyperparameters"]["corrected_by"],
     ),
     Case(
-        f"{SASA} --safety-layer 3 --fused-layer 4 --device cpu --dtype bfloat16 --batch-size 16",
+        f"{TINY_SASA} {REFUSAL} --device cpu --dtype bfloat16 --batch-size 16",
         ran("bfloat16"),
     ),
-    Case(f"{SASA} --safety-layer 3 --fused-layer 4 {SPREAD}", ran()),
-    Case(f"{SASA} --safety-layer 3 --fused-layer 4 {UNPACKED}".replace("{records}", "{unpacked}"), left_out),
+    Case(f"{TINY_SASA} {REFUSAL} {SPREAD}", ran()),
+    Case(f"{TINY_SASA} {REFUSAL} {UNPACKED}".replace("{records}", "{unpacked}"), left_out),
     Case(f"{SASA} --map {{map}}", lambda done, made: done.value["hyperparameters"]["safety_layer"] is not None),
     Case(
         "fit sasa {model} --data {records} -o {taken} --safety-layer 3 --fused-layer 4 --on {int4_base} --overwrite"
@@ -226,18 +228,18 @@ FITS = [
         lambda done, made: [chosen(fused_layer=4)(done, made) is None, on_the_base(done, made)],
     ),
     Case(
-        f"{PROBE} --fused-layer 4 --false-positive-rate 0.1 --space hidden --fraction 0.9 --seed 3",
-        chosen(fused_layer=4, false_positive_rate=0.1, space="hidden", fraction=0.9, seed=3),
+        f"{TINY_PROBE} {REFUSAL} --false-positive-rate 0.1 --space hidden --fraction 0.9 --seed 3",
+        chosen(fused_layer=1, false_positive_rate=0.1, space="hidden", fraction=0.9, seed=3),
     ),
     Case(
-        f"{PROBE} --fused-layer 4 --space logits --refusal 'sorry .'",
+        f"{TINY_PROBE} --space logits {REFUSAL}",
         lambda done, made: (
             chosen(space="logits")(done, made) is None and recorded(done)["detector"]["refusal"] == "sorry ."
         ),
     ),
-    Case(f"{PROBE} --fused-layer 4 --device cpu --dtype bfloat16 --batch-size 16", ran("bfloat16")),
-    Case(f"{PROBE} --fused-layer 4 {SPREAD}", ran()),
-    Case(f"{PROBE} --fused-layer 4 {UNPACKED}".replace("{records}", "{unpacked}"), left_out),
+    Case(f"{TINY_PROBE} {REFUSAL} --device cpu --dtype bfloat16 --batch-size 16", ran("bfloat16")),
+    Case(f"{TINY_PROBE} {REFUSAL} {SPREAD}", ran()),
+    Case(f"{TINY_PROBE} {REFUSAL} {UNPACKED}".replace("{records}", "{unpacked}"), left_out),
     Case(f"{PROBE} --fused-layer 4 --with {{guard}}", lambda done, made: done.value["hyperparameters"]["corrected_by"]),
     Case(
         "fit one-pass {model} --data {records} -o {taken} --fused-layer 4 --on {int4_base} --overwrite --json",
