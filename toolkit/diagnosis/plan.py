@@ -59,6 +59,20 @@ class Plan:
         return total
 
     @property
+    def patched_work(self) -> float:
+        """What :attr:`patched_passes` cost, in whole passes, at most: a pass begins at the layer of its patch.
+
+        A batch is run twice more, as far as the last layer (:class:`.resuming.Resumed`).
+        """
+        total = 0.0
+        for modality in self.pairs:
+            each = 3 + len(POSITIONS[modality]) * len(KINDS) * (self.depth + 1) / 2
+            if self.neurons:
+                each += 4 + self.neurons + self.drawn
+            total += self.batches(modality) * each
+        return total
+
+    @property
     def state_passes(self) -> int:
         return math.ceil(self.states / self.rows)
 

@@ -193,7 +193,8 @@ def _cost(
         asking: seconds per answer.
         count: of the records of the split.
     """
-    passes = (plan.forward_passes + plan.backward_passes) * plan.rows / count
+    whole = plan.forward_passes - plan.patched_passes + plan.patched_work + plan.backward_passes
+    passes = whole * plan.rows / count
     seconds = asking * plan.blocked * len(windows(plan.depth))
     for modality, pairs in chosen.items():
         batch = PairBatch.prepare(vlm, chunks(pairs, plan.batch_size)[0])
@@ -201,7 +202,7 @@ def _cost(
         start = time.perf_counter()
         margins(vlm, batch, refusal)
         alone = replace(plan, pairs={modality: len(pairs)})
-        seconds += (time.perf_counter() - start) * (alone.patched_passes + 2 * alone.backward_passes)
+        seconds += (time.perf_counter() - start) * (alone.patched_work + 2 * alone.backward_passes)
     text = (
         f"{plan.describe()}, as much as {passes:.1f} passes over the {count} records; about {max(1, round(seconds))} s"
     )
