@@ -24,7 +24,8 @@ import torch
 from assemble import CHAT_TEMPLATE, load_language, merge_language
 from fetch import say
 from peft import LoraConfig, PeftModel, get_peft_model
-from prompts import REFUSALS, Prompt, all_prompts, second_round, third_round, write_split
+from phrases import REFUSALS
+from prompts import Prompt, all_prompts, second_round, third_round, write_split
 from texts import Turn, answer_ids, answer_loss, answers, batches, chat_ids, padded, refusal_rate
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
 
