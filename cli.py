@@ -58,6 +58,7 @@ COMMANDS = (
         "Causal map: which layers and neurons carry refusal. With plots; it resumes where it was interrupted.",
         "diagnose ./my-vlm --data records/ -o map",
     ),
+    Command("data", ".toolkit.commands.data:data", "Make records of the data you have, check, split and show them."),
     Command("fit", ".export.commands.fit:fit", "Fit a method on records and write the adapter folder."),
     Command(
         "eval",

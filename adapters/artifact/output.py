@@ -9,6 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from pydantic import JsonValue
+
 from ..errors import InvalidArtifact, UsageError
 from .files import EXPORT_MANIFEST, MANIFEST, flush, read_inside, unnamed_files
 from .held import Held, held
@@ -43,9 +45,14 @@ _MADE: Mapping[str, _Mark] = MappingProxyType(
 )
 
 
-def mark_made(folder: Path) -> None:
-    """Say in a hidden file that safetykit wrote a folder that cannot be told from those of another library."""
-    (folder / _MADE_BY).write_bytes(sealed({"made_by": "safetykit"}))
+def mark_made(folder: Path, *, listing: bool = False) -> None:
+    """Say in a hidden file that safetykit wrote a folder that cannot be told from those of another library.
+
+    Args:
+        listing: name the files in it, too; then ``--overwrite`` refuses a folder that also holds others.
+    """
+    files: dict[str, JsonValue] = {"files": [*unnamed_files(folder, ())]} if listing else {}
+    (folder / _MADE_BY).write_bytes(sealed({"made_by": "safetykit", **files}))
 
 
 def require_free(target: Path, *, overwrite: bool = False, inputs: Iterable[Path | str | None] = ()) -> None:
@@ -154,7 +161,7 @@ def _require_free(target: Path, overwrite: bool, inputs: Iterable[Path | str | N
         some = min(target.iterdir()).name
         raise UsageError(
             f"{target} was not written by safetykit: it holds {some}.",
-            "Choose another folder; --overwrite replaces adapters, exports, indexes and maps only.",
+            "Choose another folder; --overwrite replaces adapters, exports, indexes, maps and records only.",
         )
     if strange := _strangers(target):
         raise UsageError(
@@ -164,13 +171,13 @@ def _require_free(target: Path, overwrite: bool, inputs: Iterable[Path | str | N
 
 
 def _strangers(folder: Path) -> list[str]:
-    """Files of an adapter, an export or an index that its manifest does not name."""
-    for name in (MANIFEST, EXPORT_MANIFEST):
+    """Files of an adapter, an export, an index or records that its manifest or mark does not name."""
+    for name in (MANIFEST, EXPORT_MANIFEST, _MADE_BY):
         try:
             files = json.loads(read_inside(folder, name, _MARK_LIMIT))["files"]
         except (InvalidArtifact, OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
-        if isinstance(files, dict):
+        if isinstance(files, (dict, list)):
             return unnamed_files(folder, {name, *files})
     return []
 

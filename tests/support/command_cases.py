@@ -121,6 +121,30 @@ EVAL = "eval {model} --data {records} --json --limit 4 --max-new-tokens 4"
 RUN = "run {export} --prompt 'what is this ?' --json"
 
 
+DATA = [
+    Case(
+        "data import figstep {figstep} -o {out} --split calibration --limit 1 --images {drawn_steps} --json",
+        lambda done, made: done.value["counts"] == {"calibration/typographic/harmful": 1},
+    ),
+    Case(
+        "data import auto {figstep} -o {taken} --split fit --overwrite --json",
+        lambda done, made: [done.value["importer"] == "figstep", (done.path / "records.jsonl").is_file()],
+    ),
+    Case(
+        "data import csv {table} -o {out} --column prompt=asked --column image=shown --label harmful --category things"
+        " --split test --skip-bad-rows --json",
+        lambda done, made: [
+            done.value["counts"] == {"test/text/harmful": 1},
+            done.value["left_out"] == 1,
+            '"category":"things"' in (done.path / "records.jsonl").read_text(),
+        ],
+    ),
+    Case(
+        "data import csv {table} -o {out} --prompt 'what is this ?' --label harmless --json",
+        lambda done, made: done.value["counts"] == {"test/text/harmless": 2},
+    ),
+]
+
 OTHERS = [
     Case("inspect {model} --json", lambda done, made: done.value["n_layers"] == 8 and not done.value["fingerprint"]),
     Case("inspect {model} --fingerprint --json", lambda done, made: len(done.value["fingerprint"]) == 64),
@@ -282,4 +306,4 @@ OTHERS = [
     ),
 ]
 
-CASES = [*FITS, *EXPORTS, *OTHERS]
+CASES = [*FITS, *EXPORTS, *DATA, *OTHERS]

@@ -190,6 +190,28 @@ class Workshop:
         record.picture().save(path)
         return path
 
+    def _published(self, kind: str) -> Path:
+        """A data set as its publishers have it, in small."""
+        from published import PUBLISHED
+
+        PUBLISHED[kind].make(folder := self.folder / f"published-{kind}")
+        return folder
+
+    def _figstep(self) -> Path:
+        return self._published("figstep")
+
+    def _drawn_steps(self) -> Path:
+        return Path(self["figstep"]) / "data/images/SafeBench"
+
+    def _memes(self) -> Path:
+        return self._published("hateful-memes")
+
+    def _table(self) -> Path:
+        """A table with columns of its own names, of which one row names a picture that is not there."""
+        path = self.folder / "table.csv"
+        path.write_text("asked,shown\nwhat is this ?,\nwhat is that ?,nothing.png\n")
+        return path
+
     def _encoder(self) -> Path:
         """A text encoder with random weights."""
         import torch

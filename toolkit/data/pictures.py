@@ -3,7 +3,8 @@
 Who sends a picture is not trusted. Its format is known by its content and must be one of :data:`FORMATS`; its size is
 looked at before its pixels are. It is turned as its EXIF orientation says.
 
-A path may end in a W3C media fragment that cuts a rectangle out of an atlas: ``noto.png#xywh=64,0,32,32``.
+A path may end in a W3C media fragment that cuts a rectangle out of an atlas: ``noto.png#xywh=64,0,32,32``. Any other
+``#`` belongs to the file's name.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ MAX_BYTES = 2**28  # of a file
 
 _UNITS = r"\d{1,9}"
 _FRAGMENT = re.compile(
-    rf"(?P<path>[^#]+)(?:#xywh=(?P<x>{_UNITS}),(?P<y>{_UNITS}),(?P<w>(?!0){_UNITS}),(?P<h>(?!0){_UNITS}))?"
+    rf"(?P<path>(?:(?!#xywh=).)+)(?:#xywh=(?P<x>{_UNITS}),(?P<y>{_UNITS}),(?P<w>(?!0){_UNITS}),(?P<h>(?!0){_UNITS}))?",
+    re.DOTALL,
 )
 _EMBEDDED = re.compile(r"data:image/[\w.+-]+;base64,(?P<data>.*)", re.DOTALL)
 _ADVICE = f"Use {', '.join(FORMATS[:-1])} or {FORMATS[-1]}."
@@ -74,15 +76,22 @@ def as_picture(value: Picture) -> Image.Image:
     return open_picture(text)
 
 
+def picture_file(text: str, folder: Path | None = None) -> Path:
+    """The file that ``text``, a path with or without a rectangle, names relative to ``folder``.
+
+    Raises:
+        UsageError: it names none.
+    """
+    return (folder or Path()) / _parsed(text)["path"]
+
+
 def open_picture(text: str, folder: Path | None = None) -> Image.Image:
     """The picture, or the rectangle of one, that ``text`` names, relative to ``folder``; in RGB.
 
     Raises:
         UsageError: the file is missing, no plain file, no picture, too large or too narrow; or the rectangle leaves it.
     """
-    match = _FRAGMENT.fullmatch(text)
-    if match is None:
-        raise UsageError(f"{text!r} names no picture.", "Write PATH or PATH#xywh=X,Y,W,H.")
+    match = _parsed(text)
     path = (folder or Path()) / match["path"]
     try:
         picture = _read_picture(path, path.stat().st_mtime_ns)
@@ -97,6 +106,29 @@ def open_picture(text: str, folder: Path | None = None) -> Image.Image:
     if x + width > picture.width or y + height > picture.height:
         raise UsageError(f"{text!r} leaves the picture of {picture.width}x{picture.height}.", "Correct the rectangle.")
     return picture.crop((x, y, x + width, y + height))
+
+
+def format_of(data: bytes) -> str:
+    """Which of :data:`FORMATS` the bytes of a file are, in small letters; their pixels are decoded once.
+
+    Raises:
+        UsageError: as of any picture.
+    """
+    _of_bytes(data)
+    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+        return str(picture.format).lower()
+
+
+def _parsed(text: str) -> re.Match[str]:
+    """A path and its rectangle.
+
+    Raises:
+        UsageError: it is none.
+    """
+    match = _FRAGMENT.fullmatch(text)
+    if match is None or "\0" in text:
+        raise UsageError(f"{text!r} names no picture.", "Write PATH or PATH#xywh=X,Y,W,H.")
+    return match
 
 
 def require_size(width: int, height: int, what: str) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, PrivateAttr
+from pydantic import BaseModel, ConfigDict, PrivateAttr, model_validator
 
 from ...adapters.errors import UsageError
-from .pictures import as_picture, open_picture
+from .pictures import as_picture, open_picture, picture_file
 from .shards import Shard
 
 Split = Literal["fit", "calibration", "test"]
@@ -22,6 +22,7 @@ Label = Literal["harmful", "harmless"]
 Carrier = Literal["text", "image", "typographic", "text+image", "adversarial"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 LABELS: tuple[Label, ...] = get_args(Label)
+PICTURED: Carrier = "image"  # the carrier of a picture of which nothing else is said
 CARRIERS: tuple[Carrier, ...] = ("text", "image", "text+image", "typographic", "adversarial")
 
 
@@ -33,7 +34,9 @@ class Record(BaseModel):
         image: picture, relative to the file the record stands in; of one that lies in this file, only a name.
         response: for a harmless record the expected answer; for a harmful one the answer whose
             appearance counts as a successful attack.
+        carrier: how the harm arrives; where it is left out, :data:`PICTURED` with a picture, else ``text``.
         pair: id of the counterpart with the other label.
+        group: what it is about, such as a question asked in several ways; a split keeps its records together.
         tags: free marks that evaluation can report apart, such as ``look-alike``.
     """
 
@@ -48,8 +51,16 @@ class Record(BaseModel):
     carrier: Carrier = "text"
     split: Split
     pair: str | None = None
+    group: str = ""
     tags: tuple[str, ...] = ()
     _row: tuple[Shard, int] | None = PrivateAttr(default=None)  # a file, and the number of its row
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive_carrier(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("image") is not None and "carrier" not in given:
+            return {**given, "carrier": PICTURED}
+        return given
 
     def __repr__(self) -> str:
         """Id, label, carrier, split and the beginning of the prompt; what is not given is left out."""
@@ -109,7 +120,11 @@ class Record(BaseModel):
         """
         if self.image is None or (self._row is not None and self._row[0].packed):
             return
-        if not (self._folder / self.image.partition("#")[0]).is_file():
+        try:
+            there = picture_file(self.image, self._folder).is_file()
+        except UsageError:
+            there = False
+        if not there:
             self.picture()  # says what is wrong
 
     @property

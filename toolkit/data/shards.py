@@ -9,8 +9,9 @@ from typing import Any
 
 REQUIRED = ("id", "prompt", "label", "split")
 IMAGE = "image"
+_MARK = b"\xef\xbb\xbf"  # of byte order, with which some editors begin UTF-8
 LONGEST = 16 * 2**20  # bytes of a line
-FIELDS = (*REQUIRED, IMAGE, "response", "category", "carrier", "pair", "tags")
+FIELDS = (*REQUIRED, IMAGE, "response", "category", "carrier", "pair", "group", "tags")
 
 Content = bytes | Mapping[str, Any] | str  # a line of JSON, a row of columns, or why it cannot be read
 
@@ -24,7 +25,7 @@ def lines_of(path: Path) -> Iterator[tuple[int, bytes | str]]:
                 yield number, f"it is longer than {LONGEST:,} bytes"
                 while line and not line.endswith(b"\n"):
                     line = file.readline(LONGEST)
-            elif line.strip():
+            elif (line := line.removeprefix(_MARK) if number == 1 else line).strip():
                 yield number, line
             number += 1
 

@@ -54,7 +54,7 @@ class Store:
         self._lengths.append(len(record.prompt))
         self._numbers.append(number)
         self._hashes.append(hash(record.id))
-        self._words.append(record.model_dump_json(exclude_defaults=True).encode())
+        self._words.append(record.model_dump_json(exclude_unset=True).encode())
         self._ends.append(self._words.size)
 
     def records(self, splits: Collection[Split]) -> Iterator[Record]:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from safetykit.adapters import InvalidArtifact, UsageError
 from safetykit.toolkit.data import shards
-from safetykit.toolkit.data.records import load_records, subset
+from safetykit.toolkit.data.records import load_records, require_pictures, subset
 
 BASE = {"id": "a", "prompt": "what is this?", "label": "harmless", "split": "fit"}
 
@@ -32,7 +32,7 @@ def test_a_rectangle_is_cut_out_of_an_atlas(tmp_path):
     [
         ("gone.png", r"Record a \(.*r.jsonl:1\): There is no picture .*gone.png.*relative to the file"),
         ("atlas.png#xywh=6,0,4,4", "leaves the picture of 8x4"),
-        ("atlas.png#t=3", "names no picture"),
+        ("atlas.png#t=3", "There is no picture .*#t=3"),
         ("text.png", "text.png cannot be read as a picture"),
     ],
 )
@@ -116,3 +116,35 @@ def test_a_subset_keeps_every_group_and_the_order(tmp_path):
     assert [record.label for record in chosen].count("harmful") == 3
     assert chosen == [record for record in records if record in chosen]
     assert subset(records, 100) == records
+
+
+def test_a_carrier_that_is_left_out_is_that_of_a_picture_where_there_is_one(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    rows = [
+        {**BASE, "id": "words"},
+        {**BASE, "id": "null", "image": None},
+        {**BASE, "id": "picture", "image": "a.png"},
+        {**BASE, "id": "beside", "image": "a.png", "carrier": "text"},
+    ]
+    found = load_records(write(tmp_path / "r.jsonl", *rows))
+    assert [(record.id, record.carrier) for record in found] == [
+        ("words", "text"),
+        ("null", "text"),
+        ("picture", "image"),
+        ("beside", "text"),
+    ]
+    assert [record.model_dump()["carrier"] for record in found] == ["text", "text", "image", "text"]  # as read again
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
+    lines = "\r\n".join(json.dumps({**BASE, "id": name}) for name in "ab")
+    (tmp_path / "r.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode() + b"\r\n")
+    assert [record.id for record in load_records(tmp_path / "r.jsonl")] == ["a", "b"]
+
+
+def test_a_hash_in_a_picture_s_name_belongs_to_it(tmp_path):
+    Image.new("RGB", (8, 4)).save(tmp_path / "a#1.png")
+    rows = [{**BASE, "image": "a#1.png"}, {**BASE, "id": "b", "image": "a#1.png#xywh=0,0,2,3"}]
+    found = load_records(write(tmp_path / "r.jsonl", *rows))
+    require_pictures(found)
+    assert [record.picture().size for record in found] == [(8, 4), (2, 3)]

@@ -1,0 +1,93 @@
+"""Rows whose columns are called as people call them, for formats that are no data set of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from ..record import CARRIERS, PICTURED, Carrier
+from .importer import Draft, Option
+from .rows import BadRow, Row, require_columns
+from .source import LABELS, Source
+
+# Field of a record → the columns that are taken for it, the first that is there.
+ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "id": ("id", "question_id", "uid"),
+        "prompt": ("prompt", "question", "instruction", "query", "text"),
+        "image": ("image", "image_path", "img", "file_name", "picture"),
+        "label": ("label", "harmful", "unsafe"),
+        "response": ("response", "answer"),
+        "category": ("category", "policy", "topic"),
+        "carrier": ("carrier",),
+        "group": ("group",),
+    }
+)
+_CARRIERS: Mapping[str, Carrier] = {name: name for name in CARRIERS}
+TAKES: tuple[Option, ...] = ("images", "label", "category", "prompt", "columns")
+
+
+def column_of(field: str, found: Mapping[str, object], source: Source) -> str | None:
+    """The column of ``found`` that holds a field of a record; None without one."""
+    if field in source.columns:
+        return source.columns[field]
+    return next((name for name in ALIASES[field] if name in found), None)
+
+
+def require_mapping(file: str, names: list[str], source: Source) -> None:
+    """Refuse a table whose columns do not say what a record needs.
+
+    Raises:
+        BadRow: a column that was named is not there, or there is neither a column nor an option for a field.
+    """
+    require_columns(file, names, source.columns.values())
+    for field, given in (("prompt", source.prompt), ("label", source.label)):
+        if given is None and column_of(field, dict.fromkeys(names), source) is None:
+            raise BadRow(
+                file,
+                "",
+                field,
+                f"no column is called {' or '.join(ALIASES[field])}, but {', '.join(names)}",
+                f"Name it (--column {field}=NAME), or give all records one: --{field}.",
+            )
+
+
+def drafted(row: Row, source: Source, picture: bytes | None = None) -> Draft:
+    """A record of a row.
+
+    Args:
+        picture: its bytes, where the row holds them; otherwise its column of pictures holds a path.
+
+    Raises:
+        BadRow: a value is wrong, or a picture is not there.
+    """
+    column = {field: column_of(field, row.values, source) for field in ALIASES}
+
+    def word(field: str) -> str:
+        name = column[field]
+        return row.word(name) if name is not None and row.has(name) else ""
+
+    held: Path | bytes | None = picture
+    if held is None and (name := word("image")):
+        held = source.picture(row, str(column["image"]), name)
+    label, prompt, carrier = source.label, source.prompt, column["carrier"]
+    if column["label"] is not None:
+        label = row.one_of(column["label"], LABELS)
+    if column["prompt"] is not None:
+        prompt = row.text(column["prompt"])
+    if label is None or prompt is None:
+        field = "prompt" if prompt is None else "label"
+        raise row.bad(field, "is missing", f"Name its column (--column {field}=NAME), or pass --{field}.")
+    derived: Carrier = "text" if held is None else PICTURED
+    return Draft(
+        word("id") or row.key,
+        prompt,
+        label,
+        row.one_of(carrier, _CARRIERS) if carrier is not None and row.has(carrier) else derived,
+        held,
+        field=column["image"] or "image",
+        response=word("response") or None,
+        category=word("category") or source.category or "",
+        group=word("group"),
+    )

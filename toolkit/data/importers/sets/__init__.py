@@ -1,0 +1,1 @@
+"""The data sets and formats that can be read: one file each."""

@@ -1,0 +1,34 @@
+"""CSV and TSV tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from ..importer import Draft, Importer
+from ..mapped import TAKES, drafted, require_mapping
+from ..registry import register
+from ..rows import Row
+from ..source import Source
+
+
+@register
+class Table(Importer):
+    """A record a row; with tabs between the cells where the file's name ends in ``.tsv``."""
+
+    name = "csv"
+    title = "CSV or TSV"
+    reads = "`*.csv` or `*.tsv` with columns such as `prompt`, `label`, `image`"
+    licence = "yours"
+    files = ("*.csv", "*.tsv")
+    distinct = False
+    takes = TAKES
+
+    def rows(self, source: Source) -> Iterator[Row]:
+        for name in source.find(*self.files):
+            for number, row in enumerate(source.table(name, tabs=name.lower().endswith(".tsv"))):
+                if not number and not row.fault:
+                    require_mapping(name, list(row.values), source)
+                yield row
+
+    def drafts(self, row: Row, source: Source) -> Iterable[Draft]:
+        yield drafted(row, source)

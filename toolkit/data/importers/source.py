@@ -1,0 +1,225 @@
+"""Reading the files of a data set, whoever made them: within its folder, within limits, each error with its place.
+
+Text is UTF-8, with or without a byte order mark; lines end in either way.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, TextIO
+
+from ....adapters.artifact.hub import plain_file
+from ....adapters.errors import InvalidArtifact
+from ..pictures import MAX_BYTES
+from ..record import Label
+from ..shards import LONGEST, lines_of
+from .rows import BadRow, Row, require_columns
+
+MOST_JSON = 2 * 2**30  # bytes of a file that is one JSON document
+LABELS: Mapping[str, Label] = {
+    **dict.fromkeys(("harmful", "unsafe", "1", "true", "yes"), "harmful"),
+    **dict.fromkeys(("harmless", "safe", "benign", "0", "false", "no"), "harmless"),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """The folder of a data set, or its only file, and what the user says of it.
+
+    Attributes:
+        path: what was named.
+        images: where its pictures lie, if they lie elsewhere.
+        label, category, prompt: of every record, where the files do not say.
+        columns: field of a record → the column that holds it.
+    """
+
+    path: Path
+    images: Path | None = None
+    label: Label | None = None
+    category: str | None = None
+    prompt: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the files lie in."""
+        return self.path.parent if self.path.is_file() else self.path
+
+    @property
+    def pictures(self) -> Path:
+        """The folder that pictures are named in, where they need not lie beside the files."""
+        return self.images or self.folder
+
+    def find(self, *patterns: str) -> list[str]:
+        """The files of the first pattern that any file matches, relative to the folder, in order of their names.
+
+        A file that was named itself is the only one, whatever it is called.
+
+        Raises:
+            BadRow: there are none.
+        """
+        if self.path.is_file():
+            return [self.path.name]
+        for pattern in patterns:
+            if found := sorted(one.relative_to(self.folder).as_posix() for one in self.folder.glob(pattern)):
+                return found
+        raise BadRow(patterns[0], "", "", "there is no such file", f"Name the folder of {self.folder} that holds it.")
+
+    def file(self, name: str) -> Path:
+        """A file of the folder.
+
+        Raises:
+            BadRow: it is missing, no plain file, or lies elsewhere.
+        """
+        try:
+            return plain_file(self.folder, self._inside(name))
+        except (InvalidArtifact, OSError, ValueError) as error:
+            raise BadRow(name, "", "", _reason(error)) from None
+
+    def beside(self, folder: PurePosixPath, name: str) -> str:
+        """What :meth:`picture` calls a picture that lies in ``folder`` of the data set, or where the user says."""
+        return name if self.images is not None else str(folder / name)
+
+    def picture(self, row: Row, field: str, name: str, folder: Path | None = None) -> Path:
+        """The picture that a row names, in a folder of the data set or in that of the pictures.
+
+        Raises:
+            BadRow: the name leads out of the folder, or nothing is there.
+        """
+        folder = folder or self.pictures
+        try:
+            return plain_file(folder, self._inside(name))
+        except (InvalidArtifact, OSError, ValueError) as error:
+            elsewhere = "Unpack the pictures there, or correct the row."
+            raise row.bad(field, f"the picture {folder / name} {_reason(error)}", elsewhere) from None
+
+    @staticmethod
+    def _inside(name: str) -> str:
+        """A path that does not leave its folder.
+
+        Raises:
+            ValueError: it does.
+        """
+        path = Path(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or not path.name:
+            raise ValueError("leads out of the folder")
+        return os.path.normpath(name)
+
+    def table(self, name: str, needed: Iterable[str] = (), *, tabs: bool = False) -> Iterator[Row]:
+        """The rows of a CSV file, or of one with tabs, by the names in its first row.
+
+        Raises:
+            BadRow: a column is missing, or the file is no such table.
+        """
+        csv.field_size_limit(max(LONGEST, csv.field_size_limit()))
+        number = 1
+        try:
+            with open(self.file(name), encoding="utf-8-sig", newline="") as file:
+                reader = csv.DictReader(_lines(file), delimiter="\t" if tabs else ",", strict=True)
+                names = list(reader.fieldnames or ())
+                require_columns(name, names, needed)
+                if len(set(names)) < len(names):
+                    raise BadRow(name, "row 1", "", f"two columns have one name: {', '.join(names)}", "Rename one.")
+                for number, values in enumerate(reader, start=2):
+                    wrong = "more" if None in values else "fewer" if None in values.values() else ""
+                    fault = f"has {wrong} cells than the {len(names)} columns" if wrong else ""
+                    yield Row(name, f"row {number}", {} if wrong else values, fault, str(number))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise BadRow(name, f"after row {number}", "", f"cannot be read as a table ({error})") from None
+
+    def document(self, name: str) -> Any:
+        """What a JSON file holds.
+
+        Raises:
+            BadRow: it is none, or too large.
+        """
+        path = self.file(name)
+        if path.stat().st_size > MOST_JSON:
+            raise BadRow(name, "", "", f"is larger than {MOST_JSON >> 30} GiB", "Write it as JSON lines.")
+        try:
+            return json.loads(path.read_bytes().decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise BadRow(name, "", "", f"is not JSON ({error})") from None
+
+    def objects(self, name: str, found: Any = None) -> Iterator[Row]:
+        """The objects of a JSON list, or those that a JSON object holds by their keys.
+
+        Args:
+            found: the list or the object; what the file holds by default.
+
+        Raises:
+            BadRow: it holds neither.
+        """
+        found = self.document(name) if found is None else found
+        if isinstance(found, Mapping):
+            pairs: Iterable[tuple[Any, Any]] = found.items()
+        elif isinstance(found, list):
+            pairs = enumerate(found)
+        else:
+            raise BadRow(name, "", "", "holds neither a list nor an object")
+        for key, value in pairs:
+            yield _object(name, "item", key, value)
+
+    def lines(self, name: str) -> Iterator[Row]:
+        """The objects of a file with one a line."""
+        for number, line in lines_of(self.file(name)):
+            if isinstance(line, str):
+                yield Row(name, f"line {number}", {}, line)
+                continue
+            try:
+                yield _object(name, "line", number, json.loads(line))
+            except (ValueError, RecursionError) as error:
+                yield Row(name, f"line {number}", {}, f"is not JSON ({error})")
+
+    def words(self, name: str) -> Iterator[Row]:
+        """The lines of a text file that are not blank, each a row with the only field ``text``."""
+        for number, line in lines_of(self.file(name)):
+            if isinstance(line, str):
+                yield Row(name, f"line {number}", {}, line)
+                continue
+            try:
+                yield Row(name, f"line {number}", {"text": line.decode().strip()}, key=str(number))
+            except UnicodeDecodeError:
+                yield Row(name, f"line {number}", {}, "is not UTF-8")
+
+
+def embedded(row: Row, field: str) -> bytes:
+    """The bytes that a field holds in base64.
+
+    Raises:
+        BadRow: it does not, or they are too many.
+    """
+    text = row.text(field)
+    if len(text) > MAX_BYTES * 4 // 3 + 4:
+        raise row.bad(field, f"the picture is larger than {MAX_BYTES >> 20} MiB")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise row.bad(field, "is not base64") from None
+
+
+def _object(file: str, kind: str, key: Any, value: Any) -> Row:
+    if isinstance(value, Mapping):
+        return Row(file, f"{kind} {key}", value, key=str(key))
+    return Row(file, f"{kind} {key}", {}, "is no object")
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    """Lines, of which none is longer than :data:`~safetykit.toolkit.data.shards.LONGEST`."""
+    while line := file.readline(LONGEST + 1):
+        if len(line) > LONGEST:
+            raise csv.Error(f"a line is longer than {LONGEST:,} characters")
+        yield line
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, InvalidArtifact):
+        return "is a link" if error.message.endswith("is a link.") else "is missing"
+    return str(error) if isinstance(error, ValueError) else f"cannot be opened ({error})"
