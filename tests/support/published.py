@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ class Published:
         picture: one of its pictures, relative to the folder; empty without any.
         field: a column or key that every row must have.
         names: the field with the path of a picture, if rows hold one.
+        pictures_only: there is no table, and a picture that is not there is none that is missing.
     """
 
     make: Callable[[Path], None]
@@ -37,6 +40,7 @@ class Published:
     picture: str = ""
     field: str = ""
     names: str = ""
+    pictures_only: bool = False
 
 
 def draw(path: Path, colour: int = 0) -> None:
@@ -241,6 +245,150 @@ def _csv(folder: Path) -> None:
         draw(folder / f"pictures/{at}#1.png", at)
 
 
+def _bytes(colour: int) -> bytes:
+    Image.new("RGB", (8, 8), (colour, 40, 90)).save(held := io.BytesIO(), "PNG")
+    return held.getvalue()
+
+
+def _mm_vet(folder: Path) -> None:
+    found = {}
+    for at in range(2):
+        found[f"v1_{at}"] = {
+            "imagename": f"v1_{at}.png",
+            "question": f"a question {at}",
+            "answer": "a thing <OR> another",
+            "imagesource": "drawn",
+            "capability": ["ocr", "math"],
+        }
+        draw(folder / f"images/v1_{at}.png", at)
+    write_json(folder / "mm-vet.json", found)
+
+
+def _mme(folder: Path) -> None:
+    questions = "Is it a thing? Please answer yes or no.\tYes\nIs it another? Please answer yes or no.\tNo\n"
+    for table, picture in (
+        ("artwork/questions_answers_YN/1.txt", "artwork/images/1.jpg"),
+        ("color/2.txt", "color/2.png"),
+    ):
+        draw(folder / picture, len(table))
+        (folder / table).parent.mkdir(parents=True, exist_ok=True)
+        (folder / table).write_text(questions)
+
+
+def _pope(folder: Path) -> None:
+    for part in ("random", "popular", "adversarial"):
+        rows = [
+            {"question_id": at, "image": "COCO_val2014_1.jpg", "text": f"Is there a thing {at}?", "label": answer}
+            for at, answer in enumerate(("yes", "no"), start=1)
+        ]
+        write_lines(folder / f"output/coco/coco_pope_{part}.json", rows)
+    draw(folder / "val2014/COCO_val2014_1.jpg", 3)
+
+
+def _scienceqa(folder: Path) -> None:
+    about = {"question": "Which one?", "choices": ["this", "that"], "answer": 1, "subject": "natural science"}
+    found = {
+        "1": {**about, "hint": "a hint", "image": None, "split": "test"},
+        "2": {**about, "hint": "", "image": "image.png", "split": "train"},
+        "3": {**about, "hint": "", "image": "image.png", "split": "test"},
+    }
+    write_json(folder / "data/scienceqa/problems.json", found)
+    draw(folder / "data/scienceqa/images/test/3/image.png", 3)
+
+
+def _mmbench(folder: Path) -> None:
+    rows = []
+    for index, letters in ((1, "AB"), (1_000_001, "BA")):
+        options = dict(zip(letters, ("this", "that"), strict=True))
+        rows.append(
+            {
+                "index": index,
+                "question": "Which one?",
+                "hint": "nan",
+                "A": options["A"],
+                "B": options["B"],
+                "C": "",
+                "D": "",
+                "answer": letters[0],
+                "category": "colour",
+                "image": base64.b64encode(_bytes(5)).decode(),
+            }
+        )
+    write_table(folder / "MMBench_DEV_EN.tsv", rows, "\t")
+
+
+def _textvqa(folder: Path) -> None:
+    rows = [
+        {"question_id": at, "question": "What does it say?", "image_id": f"0{at}", "answers": ["a", "b", "b"]}
+        for at in range(2)
+    ]
+    write_json(folder / "TextVQA_0.5.1_val.json", {"dataset_type": "val", "data": rows})
+    for row in rows:
+        draw(folder / f"train_images/{row['image_id']}.jpg", row["question_id"])
+
+
+def _llava(folder: Path) -> None:
+    turns = [
+        {"from": "human", "value": "<image>\nWhat is this?"},
+        {"from": "gpt", "value": "A thing."},
+        {"from": "human", "value": "And that?"},
+        {"from": "gpt", "value": "Another."},
+    ]
+    rows = [{"id": "a", "conversations": turns[2:]}, {"id": "b", "image": "coco/b.jpg", "conversations": turns}]
+    write_json(folder / "mine.json", rows)
+    draw(folder / "coco/b.jpg", 1)
+
+
+def _json(folder: Path) -> None:
+    rows = [
+        {"question": "a request", "unsafe": False, "image": "a.webp"},
+        {"question": "a harmful request", "unsafe": True, "image": "b.webp", "carrier": "typographic"},
+    ]
+    write_lines(folder / "mine.jsonl", rows)
+    for at, row in enumerate(rows):
+        draw(folder / row["image"], at)
+
+
+def _columns() -> list[dict[str, Any]]:
+    rows = [{"question": f"a request {at}", "label": at, "image": None} for at in range(3)]
+    for row in rows:
+        row["label"] %= 2
+    rows[1]["image"] = {"bytes": _bytes(1), "path": "a.png"}
+    rows[2]["image"] = {"bytes": None, "path": "pictures/b.png"}
+    return rows
+
+
+def _parquet(folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    (folder / "data").mkdir(parents=True)
+    parquet.write_table(pa.Table.from_pylist(_columns()), folder / "data/train-00000-of-00001.parquet")
+    draw(folder / "pictures/b.png", 2)
+
+
+def _datasets(folder: Path) -> None:
+    """As ``datasets`` saves it; the number of a class is its name's place."""
+    import pyarrow as pa
+
+    features = {"label": {"names": ["safe", "unsafe"], "_type": "ClassLabel"}}
+    table = pa.Table.from_pylist(_columns())
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    (folder / "test").mkdir(parents=True)
+    name = "data-00000-of-00001.arrow"
+    with pa.OSFile(str(folder / "test" / name), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    write_json(folder / "test/state.json", {"_data_files": [{"filename": name}]})
+    write_json(folder / "dataset_dict.json", {"splits": ["test"]})
+    draw(folder / "pictures/b.png", 2)
+
+
+def _images(folder: Path) -> None:
+    for at, name in enumerate(("harmful/weapons/1.png", "safe/2.jpg")):
+        draw(folder / name, at)
+    (folder / "harmful/notes.txt").write_text("words")
+
+
 def _only(count: int, label: str, carrier: str) -> dict[str, Any]:
     return {"records": count, "labels": {label: count}, "carriers": {carrier: count}}
 
@@ -335,6 +483,88 @@ PUBLISHED: dict[str, Published] = {
         field="forbidden_prompt",
     ),
     "malicious-instruct": Published(_malicious_instruct, "data/MaliciousInstruct.txt", **_only(2, "harmful", "text")),
+    "mm-vet": Published(
+        _mm_vet,
+        "mm-vet.json",
+        **_only(2, "harmless", "image"),
+        picture="images/v1_1.png",
+        field="question",
+        names="imagename",
+    ),
+    "mme": Published(_mme, "color/2.txt", **_only(4, "harmless", "image"), picture="color/2.png"),
+    "pope": Published(
+        _pope,
+        "output/coco/coco_pope_random.json",
+        **_only(6, "harmless", "image"),
+        picture="val2014/COCO_val2014_1.jpg",
+        field="text",
+        names="image",
+    ),
+    "scienceqa": Published(
+        _scienceqa,
+        "data/scienceqa/problems.json",
+        2,
+        {"harmless": 2},
+        {"text": 1, "image": 1},
+        picture="data/scienceqa/images/test/3/image.png",
+        field="choices",
+        names="image",
+    ),
+    "mmbench": Published(_mmbench, "MMBench_DEV_EN.tsv", **_only(2, "harmless", "image"), field="question"),
+    "textvqa": Published(
+        _textvqa,
+        "TextVQA_0.5.1_val.json",
+        **_only(2, "harmless", "image"),
+        picture="train_images/01.jpg",
+        field="question",
+        names="image_id",
+    ),
+    "llava": Published(
+        _llava,
+        "mine.json",
+        2,
+        {"harmless": 2},
+        {"text": 1, "image": 1},
+        picture="coco/b.jpg",
+        field="conversations",
+        names="image",
+    ),
+    "json": Published(
+        _json,
+        "mine.jsonl",
+        2,
+        {"harmful": 1, "harmless": 1},
+        {"image": 1, "typographic": 1},
+        picture="b.webp",
+        field="question",
+        names="image",
+    ),
+    "parquet": Published(
+        _parquet,
+        "data/train-00000-of-00001.parquet",
+        3,
+        {"harmful": 1, "harmless": 2},
+        {"text": 1, "image": 2},
+        picture="pictures/b.png",
+    ),
+    "datasets": Published(
+        _datasets,
+        "test/data-00000-of-00001.arrow",
+        3,
+        {"harmful": 1, "harmless": 2},
+        {"text": 1, "image": 2},
+        picture="pictures/b.png",
+    ),
+    "images": Published(
+        _images,
+        "harmful/weapons/1.png",
+        2,
+        {"harmful": 1, "harmless": 1},
+        {"image": 2},
+        options=("prompt=What is this?",),
+        picture="safe/2.jpg",
+        pictures_only=True,
+    ),
     "csv": Published(
         _csv,
         "mine.csv",

@@ -86,13 +86,7 @@ class _Columns(Shard):
     @cached_property
     def _names(self) -> dict[str, list[str]]:
         """Names of the classes by column, where ``datasets`` stored their numbers."""
-        stored = (self._checked.metadata or {}).get(b"huggingface")
-        try:
-            features = json.loads(stored)["info"]["features"] if stored else {}
-        except (ValueError, KeyError, TypeError):
-            features = {}
-        kinds = {name: kind for name, kind in features.items() if isinstance(kind, dict)}
-        return {name: kind["names"] for name, kind in kinds.items() if kind.get("_type") == "ClassLabel"}
+        return class_names(self._checked)
 
     def _contents(self, batch: Any, first: int) -> Iterator[tuple[int, Content]]:
         """Rows of a batch that has all columns but the pictures, numbered from ``first``."""
@@ -276,6 +270,17 @@ class ArrowShard(_Columns):
             return opened.read_all()
         except (OSError, ValueError) as error:
             raise InvalidArtifact(f"{self.path} cannot be read as Arrow ({error}).", "Write the file again.") from None
+
+
+def class_names(schema: Any) -> dict[str, list[str]]:
+    """Names of the classes by column, where ``datasets`` stored their numbers."""
+    stored = (schema.metadata or {}).get(b"huggingface")
+    try:
+        features = json.loads(stored)["info"]["features"] if stored else {}
+        kinds = {name: kind for name, kind in features.items() if isinstance(kind, dict)}
+        return {name: [*kind["names"]] for name, kind in kinds.items() if kind.get("_type") == "ClassLabel"}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 def _is_binary(kind: Any) -> bool:

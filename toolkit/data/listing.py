@@ -28,15 +28,9 @@ def shards_of(path: Path) -> list[Shard]:
     """
     if path.is_file():
         return [_shard(path)]
-    if (path / _DATASETS).is_file():
-        names = _listed(path / _DATASETS, "splits")
-        return [
-            _shard(file, {"split": name} if name in _SPLITS else None)
-            for name in names
-            for file in _files(path / _inside(path, name))
-        ]
-    if (path / _DATASET).is_file():
-        return [_shard(file) for file in _files(path)]
+    if saved := dataset_files(path):
+        named = (path / _DATASETS).is_file()
+        return [_shard(file, {"split": split} if named and split in _SPLITS else None) for file, split in saved.items()]
     files = sorted(file for file in path.glob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
         raise UsageError(
@@ -51,6 +45,18 @@ def _shard(path: Path, given: dict[str, Any] | None = None) -> Shard:
     if suffix in (".parquet", ".arrow"):
         return (ParquetShard if suffix == ".parquet" else ArrowShard)(path, given)
     return JsonLines(path)
+
+
+def dataset_files(path: Path) -> dict[Path, str]:
+    """The data files of a folder that ``datasets`` saved, each with the name of the folder it lies in; else none.
+
+    Raises:
+        InvalidArtifact: it names files that are not in it.
+    """
+    if (path / _DATASETS).is_file():
+        names = [_inside(path, name) for name in _listed(path / _DATASETS, "splits")]
+        return {file: name for name in names for file in _files(path / name)}
+    return dict.fromkeys(_files(path), path.name) if (path / _DATASET).is_file() else {}
 
 
 def _files(folder: Path) -> list[Path]:

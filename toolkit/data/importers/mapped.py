@@ -53,11 +53,8 @@ def require_mapping(file: str, names: list[str], source: Source) -> None:
             )
 
 
-def drafted(row: Row, source: Source, picture: bytes | None = None) -> Draft:
-    """A record of a row.
-
-    Args:
-        picture: its bytes, where the row holds them; otherwise its column of pictures holds a path.
+def drafted(row: Row, source: Source) -> Draft:
+    """A record of a row, whose picture is a path, the bytes of a file, or a mapping of ``bytes`` and ``path``.
 
     Raises:
         BadRow: a value is wrong, or a picture is not there.
@@ -68,9 +65,7 @@ def drafted(row: Row, source: Source, picture: bytes | None = None) -> Draft:
         name = column[field]
         return row.word(name) if name is not None and row.has(name) else ""
 
-    held: Path | bytes | None = picture
-    if held is None and (name := word("image")):
-        held = source.picture(row, str(column["image"]), name)
+    held = _picture(row, column["image"], source)
     label, prompt, carrier = source.label, source.prompt, column["carrier"]
     if column["label"] is not None:
         label = row.one_of(column["label"], LABELS)
@@ -79,7 +74,7 @@ def drafted(row: Row, source: Source, picture: bytes | None = None) -> Draft:
     if label is None or prompt is None:
         field = "prompt" if prompt is None else "label"
         raise row.bad(field, "is missing", f"Name its column (--column {field}=NAME), or pass --{field}.")
-    derived: Carrier = "text" if held is None else PICTURED
+    derived = "text" if held is None else PICTURED
     return Draft(
         word("id") or row.key,
         prompt,
@@ -91,3 +86,15 @@ def drafted(row: Row, source: Source, picture: bytes | None = None) -> Draft:
         category=word("category") or source.category or "",
         group=word("group"),
     )
+
+
+def _picture(row: Row, column: str | None, source: Source) -> Path | bytes | None:
+    """What the column of pictures holds; None where it is empty."""
+    found = None if column is None else row.values.get(column)
+    if isinstance(found, Mapping):
+        found = found.get("bytes") or found.get("path")
+    if column is None or not found or isinstance(found, bytes):
+        return found or None
+    if not isinstance(found, str):
+        raise row.bad(column, f"is {type(found).__name__}, and no picture", "It holds paths or the bytes of files.")
+    return source.picture(row, column, found)

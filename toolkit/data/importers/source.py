@@ -72,6 +72,18 @@ class Source:
                 return found
         raise BadRow(patterns[0], "", "", "there is no such file", f"Name the folder of {self.folder} that holds it.")
 
+    def every(self, *patterns: str) -> list[str]:
+        """The files that match any of the patterns, as :meth:`find` names them.
+
+        Raises:
+            BadRow: there are none.
+        """
+        found = {name for pattern in patterns if self._matches(pattern) for name in self.find(pattern)}
+        return sorted(found) if found else self.find(*patterns)
+
+    def _matches(self, pattern: str) -> bool:
+        return self.path.is_file() or next(iter(self.folder.glob(pattern)), None) is not None
+
     def file(self, name: str) -> Path:
         """A file of the folder.
 

@@ -1,0 +1,195 @@
+"""What an import leaves: all of it or nothing, each picture once, bad rows counted, bombs refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import struct
+import zlib
+from collections import Counter
+
+import pytest
+from published import PUBLISHED, draw, write_lines, write_table
+
+from safetykit.adapters.errors import InvalidArtifact, UsageError
+from safetykit.toolkit.data.importers import Source, arrow, get_importer, recognised, source
+from safetykit.toolkit.data.importing import import_records
+from safetykit.toolkit.data.records import load_records
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (path := tmp_path / "published").mkdir()
+    return path
+
+
+def read(kind, path, out, said=None, **options):
+    return import_records(get_importer(kind), Source(path, **(said or {})), out, **options)
+
+
+def bomb(path, side=10_000):
+    """A PNG whose head says it has a hundred million pixels."""
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b"")]
+    body = b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    return path.read_bytes()
+
+
+def test_a_limit_takes_evenly(folder, tmp_path):
+    rows = [
+        {"prompt": f"a request {at}", "label": "safe" if at < 90 else "unsafe", "category": "ab"[at % 2]}
+        for at in range(100)
+    ]
+    write_table(folder / "mine.csv", rows)
+    read("csv", folder, tmp_path / "out", limit=9)
+    found = load_records(tmp_path / "out")
+    assert len(found) == 9
+    assert Counter((one.label, one.category) for one in found) == {
+        ("harmless", "a"): 3,
+        ("harmless", "b"): 2,
+        ("harmful", "a"): 2,
+        ("harmful", "b"): 2,
+    }
+
+
+def test_a_limit_beyond_the_records_takes_all(folder, tmp_path):
+    PUBLISHED["xstest"].make(folder)
+    assert read("xstest", folder, tmp_path / "out", limit=50).counts.total() == 2
+
+
+def test_bad_rows_are_left_out_and_counted(folder, tmp_path):
+    rows = [{"prompt": f"a request {at}", "label": "safe", "image": f"{at}.png"} for at in range(9)]
+    rows[3]["label"] = "perhaps"
+    rows[5]["image"] = "../5.png"
+    write_table(folder / "mine.csv", rows)
+    for at in (0, 1, 2, 3, 4, 6, 7):
+        draw(folder / f"{at}.png", at)
+    (folder / "8.png").write_text("words")
+    with pytest.raises(InvalidArtifact) as refused:
+        read("csv", folder, tmp_path / "out")
+    told = refused.value.message
+    assert told.startswith("3 rows are not as CSV or TSV has them.")
+    assert "mine.csv, row 5, label: cannot be 'perhaps'" in told
+    assert "mine.csv, row 7, image: the picture" in told and "leads out of the folder" in told
+    assert "mine.csv, row 10, image: A file of 5 bytes cannot be read as a picture" in told
+    assert not (tmp_path / "out").exists()
+    made = read("csv", folder, tmp_path / "out", skip_bad_rows=True)
+    assert made.left_out == 3 and made.counts == {"test/image/harmless": 6}
+    assert json.loads((tmp_path / "out/source.json").read_text())["left_out"] == 3
+
+
+def test_a_picture_that_many_rows_name_is_kept_once(folder, tmp_path):
+    PUBLISHED["pope"].make(folder)
+    assert read("pope", folder, tmp_path / "out").pictures == 1
+    assert len(list((tmp_path / "out/pictures").iterdir())) == 1
+
+
+def test_an_id_that_comes_twice_is_told(folder, tmp_path):
+    write_lines(folder / "mine.jsonl", [{"id": "a", "prompt": "a request", "label": 0}] * 2)
+    with pytest.raises(InvalidArtifact, match=r"mine.jsonl, line 2: a record before it has the same id, 'a'"):
+        read("json", folder, tmp_path / "out")
+
+
+def test_turned_pictures_and_those_called_otherwise_keep_their_bytes(folder, tmp_path):
+    """A picture with EXIF orientation is upright when it is read; its file's name need not say its format."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 4)).save(folder / "a.png.jpg", "JPEG", exif=exif)
+    (folder / "a.png.jpg").rename(folder / "a#1.png")
+    write_table(folder / "mine.csv", [{"prompt": "a request", "label": "safe", "image": "a#1.png"}])
+    read("csv", folder, tmp_path / "out")
+    (record,) = load_records(tmp_path / "out")
+    assert record.image.endswith(".jpeg") and record.picture().size == (4, 8)
+    assert (tmp_path / "out" / record.image).read_bytes() == (folder / "a#1.png").read_bytes()
+
+
+def test_byte_order_marks_line_ends_and_line_breaks_in_cells_are_read(folder, tmp_path):
+    text = '\ufeffprompt,label\r\n"a request,\r\nof two lines",safe\r\nanother,unsafe\r\n'
+    (folder / "mine.csv").write_bytes(text.encode())
+    read("csv", folder, tmp_path / "out")
+    assert [one.prompt for one in load_records(tmp_path / "out")] == ["a request,\r\nof two lines", "another"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("prompt,label\na request\n", "row 2: has fewer cells than the 2 columns"),
+        ("prompt,label\na request,safe,more\n", "row 2: has more cells than the 2 columns"),
+        ('prompt,label\n"a request,safe\n', "after row 1: cannot be read as a table"),
+        ("prompt,prompt\na,b\n", "two columns have one name"),
+        ("", "no column is called|holds no record"),
+        (
+            "asked,label\na,safe\n",
+            "mine.csv, prompt: no column is called prompt or question .* but asked, label.*--column",
+        ),
+        ("prompt,kind\na,safe\n", "mine.csv, label: no column is called label .*--label"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(text, said, folder, tmp_path):
+    (folder / "mine.csv").write_text(text)
+    with pytest.raises((InvalidArtifact, UsageError), match=said):
+        read("csv", folder, tmp_path / "out")
+
+
+def test_a_line_without_an_end_is_not_held(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "LONGEST", 1000)
+    monkeypatch.setattr(csv, "field_size_limit", lambda *given: 1000)
+    (folder / "mine.csv").write_text("prompt,label\n" + "a" * 5000)
+    with pytest.raises(InvalidArtifact, match="a line is longer than 1,000 characters"):
+        read("csv", folder, tmp_path / "out")
+
+
+def test_bombs_are_refused(folder, tmp_path, monkeypatch):
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    held = bomb(folder / "bomb.png")
+    rows = [{"prompt": "a request", "label": "safe", "image": {"bytes": held, "path": None}}]
+    parquet.write_table(pa.Table.from_pylist(rows), folder / "mine.parquet")
+    with pytest.raises(InvalidArtifact, match="row 1, image: .*10000x10000 pixels, and at most"):
+        read("parquet", folder, tmp_path / "out")
+    write_table(folder / "mine.csv", [{"prompt": "a request", "label": "safe", "image": "bomb.png"}])
+    with pytest.raises(InvalidArtifact, match="row 2, image: .*10000x10000 pixels, and at most"):
+        read("csv", folder, tmp_path / "out")
+    monkeypatch.setattr(arrow, "MOST_GROUP", 10)
+    with pytest.raises(InvalidArtifact, match="mine.parquet: rows unpack to over 0 GiB a group"):
+        read("parquet", folder, tmp_path / "out")
+
+
+def test_nested_json_is_refused(folder, tmp_path):
+    (folder / "mine.json").write_text("[" * 200_000)
+    with pytest.raises(InvalidArtifact, match="mine.json: is not JSON"):
+        read("llava", folder, tmp_path / "out")
+
+
+def test_records_are_replaced_and_files_of_others_are_not(folder, tmp_path):
+    PUBLISHED["xstest"].make(folder)
+    read("xstest", folder, tmp_path / "out")
+    with pytest.raises(UsageError, match="already exists"):
+        read("xstest", folder, tmp_path / "out")
+    read("xstest", folder, tmp_path / "out", overwrite=True)
+    (tmp_path / "out/notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"did not write: notes.txt"):
+        read("xstest", folder, tmp_path / "out", overwrite=True)
+
+
+def test_a_misspelt_kind_and_an_unknown_folder_are_told(folder):
+    with pytest.raises(UsageError, match="no importer 'figstpe'. Did you mean 'figstep'"):
+        get_importer("figstpe")
+    with pytest.raises(UsageError, match="not known what .* holds"):
+        recognised(folder)
+
+
+def test_a_link_of_the_hub_s_cache_is_followed(tmp_path):
+    """There a snapshot's files are links into blobs; no other link is followed."""
+    snapshot = tmp_path / "datasets--org--name/snapshots/abc"
+    PUBLISHED["xstest"].make(snapshot)
+    (blobs := tmp_path / "datasets--org--name/blobs").mkdir()
+    (snapshot / "xstest_prompts.csv").rename(blobs / "123")
+    (snapshot / "xstest_prompts.csv").symlink_to("../../blobs/123")
+    assert read("xstest", snapshot, tmp_path / "out").counts.total() == 2

@@ -1,0 +1,35 @@
+"""Folders that `datasets` saved on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from ...listing import dataset_files
+from ..arrow import arrow_names, arrow_rows
+from ..importer import Draft, Importer
+from ..mapped import TAKES, drafted, require_mapping
+from ..registry import register
+from ..rows import Row
+from ..source import Source
+
+
+@register
+class DatasetsFolder(Importer):
+    """Of a ``DatasetDict``, all its data sets."""
+
+    name = "datasets"
+    title = "`datasets` on disk"
+    reads = "what `save_to_disk` wrote, with columns such as `prompt`, `label`, `image`"
+    licence = "yours"
+    files = ("dataset_dict.json", "state.json")
+    takes = TAKES
+
+    def rows(self, source: Source) -> Iterator[Row]:
+        source.find(*self.files)
+        for path in dataset_files(source.folder):
+            name = path.relative_to(source.folder).as_posix()
+            require_mapping(name, arrow_names(source.file(name), name), source)
+            yield from arrow_rows(source.file(name), name)
+
+    def drafts(self, row: Row, source: Source) -> Iterable[Draft]:
+        yield drafted(row, source)
