@@ -93,12 +93,18 @@ def claimed(
 
 @contextmanager
 def claimed_file(
-    target: Path, *, overwrite: bool = False, keys: Collection[str] = (), spent: Iterable[Path] = ()
+    target: Path,
+    *,
+    overwrite: bool = False,
+    keys: Collection[str] = (),
+    begins: bytes = b"",
+    spent: Iterable[Path] = (),
 ) -> Iterator[Held]:
     """Hold an output file for work that ends with :func:`write_output` within the block.
 
     Args:
         keys: of the JSON object by which a file that may be overwritten is known.
+        begins: by which it is known instead, where it is no JSON.
 
     Raises:
         UsageError: ``target`` is a folder, or there and ``overwrite`` is off, or nothing that safetykit wrote; or
@@ -106,7 +112,7 @@ def claimed_file(
         OutputFailed: the system would not write.
     """
     with held(target, spent=spent) as output:
-        _require_free_file(target, overwrite, keys)
+        _require_free_file(target, overwrite, keys, begins)
         yield output
 
 
@@ -182,7 +188,7 @@ def _strangers(folder: Path) -> list[str]:
     return []
 
 
-def _require_free_file(target: Path, overwrite: bool, keys: Collection[str]) -> None:
+def _require_free_file(target: Path, overwrite: bool, keys: Collection[str], begins: bytes) -> None:
     if not target.exists():
         return
     if target.is_dir():
@@ -190,10 +196,12 @@ def _require_free_file(target: Path, overwrite: bool, keys: Collection[str]) -> 
     if not overwrite:
         raise UsageError(f"{target} already exists.", "Choose another file or pass --overwrite.")
     try:
-        body = json.loads(target.read_bytes())
+        data = target.read_bytes()
+        body = None if begins else json.loads(data)
     except (OSError, ValueError, RecursionError):
-        body = None
-    if not isinstance(body, dict) or not body.keys() >= set(keys):
+        data, body = b"", None
+    known = isinstance(body, dict) and body.keys() >= set(keys)
+    if not (data.startswith(begins) if begins else known):
         raise UsageError(
             f"{target} was not written by this command.", "Choose another file; --overwrite replaces its results only."
         )

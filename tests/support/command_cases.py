@@ -143,6 +143,18 @@ DATA = [
         "data import csv {table} -o {out} --prompt 'what is this ?' --label harmless --json",
         lambda done, made: done.value["counts"] == {"test/text/harmless": 2},
     ),
+    Case("data check {records} --json", lambda done, made: not done.value["faults"]),
+    Case(
+        "data split {begun} -o {taken} --by group --shares 50,25,25 --seed 3 --overwrite --json",
+        lambda done, made: [done.value["seed"] == 3, sum(done.value["counts"].values()) == 24],
+    ),
+    *(
+        Case(f"data split {{begun}} -o {{out}} --by {by} --shares 100,0,0 --json", lambda done, made: done.value["by"])
+        for by in ("category", "pair")
+    ),
+    Case("data show {begun} -o {out} --limit 5 --json", lambda done, made: done.value["shown"] == 5),
+    Case("data show {begun} -o {drawn_sheet} --overwrite --json", lambda done, made: done.value["shown"] == 24),
+    Case("data init {taken} --overwrite --json", lambda done, made: done.value["count"] == 24),
 ]
 
 OTHERS = [

@@ -203,8 +203,14 @@ class Workshop:
     def _drawn_steps(self) -> Path:
         return Path(self["figstep"]) / "data/images/SafeBench"
 
-    def _memes(self) -> Path:
-        return self._published("hateful-memes")
+    def _begun(self) -> Path:
+        """What ``data init`` writes."""
+        done = safetykit("data", "init", folder := self.folder / "begun")
+        assert done.code == 0, done.err
+        return folder
+
+    def _drawn_sheet(self) -> Path:
+        return self._run("sheet.html", "data", "show", self["begun"])
 
     def _table(self) -> Path:
         """A table with columns of its own names, of which one row names a picture that is not there."""
@@ -341,5 +347,6 @@ def _line(item: Any) -> str:
     """A record or a caption for another folder: its picture's path is absolute."""
     value = item.model_dump(mode="json", exclude_none=True)
     if item.image:
-        value["image"] = str(item._folder.resolve() / item.image)
+        folder = getattr(item, "folder", None) or item._folder
+        value["image"] = str(folder.resolve() / item.image)
     return json.dumps(value)

@@ -1,140 +1,19 @@
-"""`safetykit data import`."""
+"""`safetykit data`: records from the data that people have."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
-
 import typer
 
-from .options import Json, Overwrite
-
-if TYPE_CHECKING:
-    from ..data.importers import Importer
+from .data_check import check
+from .data_import import import_
+from .data_records import init, show, split
 
 data = typer.Typer(no_args_is_help=True)
-
-Records = Annotated[Path, typer.Option("-o", "--out", help="Folder of records to write.")]
-_OPTIONS = {"images": "--images", "label": "--label", "category": "--category", "prompt": "--prompt"}
-_OPTIONS["columns"] = "--column"
-
-
-@data.command("import", epilog="Example: safetykit data import mm-safetybench ./MM-SafetyBench -o records")
-def import_(
-    kind: Annotated[str, typer.Argument(help="Data set or format, or auto: by the files in the folder.")],
-    path: Annotated[Path, typer.Argument(help="Its folder as it was published, or a file of it.")],
-    out: Records,
-    split: Annotated[str, typer.Option(metavar="fit|calibration|test", help="Split of the records.")] = "test",
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many, evenly over carriers, labels and categories.")
-    ] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of its pictures, if they lie elsewhere.")] = None,
-    label: Annotated[
-        str | None, typer.Option(metavar="harmful|harmless", help="Label of all records, if no column says it.")
-    ] = None,
-    category: Annotated[str | None, typer.Option(help="Category of records that have none.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Request that goes with all pictures, if none is there.")] = None,
-    column: Annotated[
-        list[str] | None, typer.Option(metavar="FIELD=NAME", help="Column of a field of records; repeatable.")
-    ] = None,
-    skip_bad_rows: Annotated[
-        bool, typer.Option("--skip-bad-rows", help="Leave out rows that are not as the data set says, and count them.")
-    ] = False,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Make records of a published data set or of a common format.
-
-    Pictures are decoded once, within the limits of all pictures, and copied beside the records.
-    """
-    from ...adapters.artifact.output import claimed
-    from ...adapters.errors import UsageError
-    from ...adapters.settings import require_choice
-    from ..data.importers import Source, get_importer, recognised
-    from ..data.importing import import_records
-    from ..data.record import LABELS, Split
-    from . import console
-
-    require_choice("--split", split, get_args(Split))
-    if label is not None:
-        require_choice("--label", label, LABELS)
-    columns = _columns(column or [])
-    importer = None if kind == "auto" else get_importer(kind)
-    for place, what in ((path, "data set"), (images, "folder of pictures")):
-        if place is not None and not place.exists():
-            raise UsageError(f"There is no {what} at {place}.", "Correct the path; nothing is downloaded.")
-    importer = importer or recognised(path)
-    given: dict[str, Any] = {
-        "images": images,
-        "label": label,
-        "category": category,
-        "prompt": prompt,
-        "columns": columns,
-    }
-    _require_taken(importer, given)
-    source = Source(path, **given)
-    with claimed(out, overwrite=overwrite, inputs=[path, images]), console.steps("importing"):
-        made = import_records(
-            importer,
-            source,
-            out,
-            split=split,  # type: ignore[arg-type]
-            limit=limit,
-            skip_bad_rows=skip_bad_rows,
-            overwrite=overwrite,
-        )
-    if made.left_out:
-        console.warn(f"bad rows left out: {made.left_out}. {' '.join(made.reasons)}")
-    value = {
-        "records": str(out),
-        "importer": importer.name,
-        "licence": importer.licence,
-        "metric": importer.metric,
-        "counts": dict(made.counts),
-        "pictures": made.pictures,
-        "left_out": made.left_out,
-    }
-    console.emit(value, as_json=as_json, human=_show_import, then=console.command_line("data", "check", out))
-
-
-def _columns(given: list[str]) -> dict[str, str]:
-    """Fields with the columns that hold them.
-
-    Raises:
-        UsageError: one is not written as a pair, or no field of records.
-    """
-    from ...adapters.errors import UsageError
-    from ...adapters.settings import require_choice
-    from ..data.importers.mapped import ALIASES
-
-    found = {}
-    for text in given:
-        field, _, name = text.partition("=")
-        if not name:
-            raise UsageError(f"--column {text!r} names no column.", "Write FIELD=NAME, such as prompt=question.")
-        require_choice("--column", field, list(ALIASES))
-        found[field] = name
-    return found
-
-
-def _require_taken(importer: Importer, given: dict[str, Any]) -> None:
-    """Refuse an option that the importer does not use.
-
-    Raises:
-        UsageError: naming those that it does.
-    """
-    from ...adapters.errors import UsageError
-
-    for name, value in given.items():
-        if value and name not in importer.takes:
-            takes = ", ".join(_OPTIONS[one] for one in importer.takes) or "no option of its own"
-            raise UsageError(f"{_OPTIONS[name]} does nothing with {importer.name}.", f"Leave it out; it takes {takes}.")
-
-
-def _show_import(console: Any, value: dict[str, Any]) -> None:
-    from .views import facts
-
-    rows = [(name, str(count)) for name, count in sorted(value["counts"].items())]
-    rows += [("pictures", str(value["pictures"])), ("licence", value["licence"])]
-    rows += [("counted by its publishers as", value["metric"])] if value["metric"] else []
-    facts(console, f"{value['importer']} → {value['records']}", rows)
+for name, command, example in (
+    ("import", import_, "import mm-safetybench ./MM-SafetyBench -o records"),
+    ("check", check, "check records"),
+    ("split", split, "split records -o split-records"),
+    ("show", show, "show records -o records.html"),
+    ("init", init, "init my-records"),
+):
+    data.command(name, epilog=f"Example: safetykit data {example}")(command)

@@ -1,27 +1,25 @@
 """From somebody else's data set to a folder of records.
 
-Records lie in ``records.jsonl``, each picture once in ``pictures/`` under its own digest, as its file was, after it was
-decoded; ``source.json`` says what they were made from.
+Beside the records, ``source.json`` says what they were made from.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import JsonValue
 
 from ...adapters.artifact.manifest import sealed
-from ...adapters.artifact.output import atomic_folder, mark_made
 from ...adapters.errors import InvalidArtifact, UsageError
 from .importers import BadRow, Draft, Importer, Row, Source
-from .pictures import MAX_BYTES, format_of
-from .record import Record, Split
+from .record import Split
+from .writing import RecordsFolder, bytes_of, writing
 
-RECORDS, PICTURES, SOURCE = "records.jsonl", "pictures", "source.json"
+SOURCE = "source.json"
 _TOLD = 5  # bad rows that are told
 
 
@@ -69,27 +67,23 @@ def import_records(
     """
     chosen = None if limit is None else _spread(importer, source, limit)
     made, seen = Imported(), set[str]()
-    with atomic_folder(out, overwrite=overwrite) as folder, open(folder / RECORDS, "xb") as file:
-        kept = _Pictures(folder / PICTURES)
+    with writing(out, overwrite=overwrite) as folder:
         for number, (row, draft) in enumerate(_drafts(importer, source, made.leave_out)):
             if chosen is not None and number not in chosen:
                 continue
             try:
                 if draft.id in seen:
                     raise row.bad("", f"a record before it has the same id, {draft.id!r}")
-                image = None if draft.picture is None else kept.keep(row, draft)
+                image = _kept(folder, row, draft)
             except BadRow as error:
                 made.leave_out(error)
                 continue
             seen.add(draft.id)
-            record = _record(importer, draft, split, image)
-            made.counts[f"{split}/{record.carrier}/{record.label}"] += 1
-            if skip_bad_rows or not made.left_out:
-                file.write(record.model_dump_json(exclude_unset=True).encode() + b"\n")
-        made.pictures = len(kept)
+            made.counts[f"{split}/{draft.carrier}/{draft.label}"] += 1
+            folder.add(_fields(importer, draft, split, image))
+        made.pictures = folder.pictures
         _require_good(importer, source, made, skip_bad_rows)
-        (folder / SOURCE).write_bytes(sealed(_about(importer, split, made)))
-        mark_made(folder, listing=True)
+        (folder.folder / SOURCE).write_bytes(sealed(_about(importer, split, made)))
     return made
 
 
@@ -120,46 +114,25 @@ def _spread(importer: Importer, source: Source, limit: int) -> set[int]:
     return {members[at * len(members) // shares[key]] for key, members in groups.items() for at in range(shares[key])}
 
 
-class _Pictures:
-    """The pictures of the records, each under its digest."""
+def _kept(folder: RecordsFolder, row: Row, draft: Draft) -> str | None:
+    """Where the picture is kept; None without one.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._names: dict[str, str] = {}
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def keep(self, row: Row, draft: Draft) -> str:
-        """The name of a picture, relative to the records.
-
-        Raises:
-            BadRow: it is none that may be read.
-        """
-        try:
-            data = draft.picture if isinstance(draft.picture, bytes) else _bytes_of(draft.picture)
-            digest = hashlib.sha256(data).hexdigest()[:32]
-            if digest not in self._names:
-                self._names[digest] = f"{digest}.{format_of(data)}"
-                self._folder.mkdir(exist_ok=True)
-                (self._folder / self._names[digest]).write_bytes(data)
-        except UsageError as error:
-            raise row.bad(draft.field, error.message.rstrip("."), error.next_step) from None
-        return f"{PICTURES}/{self._names[digest]}"
+    Raises:
+        BadRow: it is none that may be read.
+    """
+    if draft.picture is None:
+        return None
+    try:
+        return folder.keep(draft.picture if isinstance(draft.picture, bytes) else bytes_of(draft.picture))
+    except UsageError as error:
+        raise row.bad(draft.field, error.message.rstrip("."), error.next_step) from None
 
 
-def _bytes_of(path: Path | None) -> bytes:
-    assert path is not None  # records without a picture keep none
-    if path.stat().st_size > MAX_BYTES:
-        raise UsageError(f"{path} is larger than {MAX_BYTES >> 20} MiB.", "Save the picture compressed, or smaller.")
-    return path.read_bytes()
-
-
-def _record(importer: Importer, draft: Draft, split: Split, image: str | None) -> Record:
+def _fields(importer: Importer, draft: Draft, split: Split, image: str | None) -> dict[str, Any]:
     def named(name: str | None) -> str | None:
         return f"{importer.name}/{name}" if name else None
 
-    found = {
+    return {
         "id": named(draft.id),
         "prompt": draft.prompt,
         "image": image,
@@ -172,7 +145,6 @@ def _record(importer: Importer, draft: Draft, split: Split, image: str | None) -
         "group": named(draft.group),
         "tags": draft.tags,
     }
-    return Record.model_validate({name: value for name, value in found.items() if value not in (None, "", ())})
 
 
 def _require_good(importer: Importer, source: Source, made: Imported, skip_bad_rows: bool) -> None:

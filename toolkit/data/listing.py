@@ -28,16 +28,33 @@ def shards_of(path: Path) -> list[Shard]:
     """
     if path.is_file():
         return [_shard(path)]
-    if saved := dataset_files(path):
+    if is_saved(path):
         named = (path / _DATASETS).is_file()
-        return [_shard(file, {"split": split} if named and split in _SPLITS else None) for file, split in saved.items()]
+        saved = dataset_files(path).items()
+        return [_shard(file, {"split": split} if named and split in _SPLITS else None) for file, split in saved]
+    return [_shard(file) for file in files_of(path)]
+
+
+def is_saved(path: Path) -> bool:
+    """Whether this is a folder that ``datasets`` saved."""
+    return (path / _DATASETS).is_file() or (path / _DATASET).is_file()
+
+
+def files_of(path: Path) -> list[Path]:
+    """What :func:`shards_of` reads one by one: files, or the folder itself where ``datasets`` saved it.
+
+    Raises:
+        UsageError: there are none.
+    """
+    if path.is_file() or is_saved(path):
+        return [path]
     files = sorted(file for file in path.glob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
         raise UsageError(
             f"There are no records at {path}.",
             f"Pass a file or a folder of files that end in {', '.join(SUFFIXES)}, or a folder that `datasets` saved.",
         )
-    return [_shard(file) for file in files]
+    return files
 
 
 def _shard(path: Path, given: dict[str, Any] | None = None) -> Shard:

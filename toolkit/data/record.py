@@ -107,8 +107,8 @@ class Record(BaseModel):
         if self.image is None:
             return None
         try:
-            held = self._held()
-            return open_picture(self.image, self._folder) if held is None else as_picture(held)
+            held = self.held()
+            return open_picture(self.image, self.folder) if held is None else as_picture(held)
         except UsageError as error:
             raise UsageError(f"{self.place}: {error.message}", error.next_step) from None
 
@@ -121,18 +121,23 @@ class Record(BaseModel):
         if self.image is None or (self._row is not None and self._row[0].packed):
             return
         try:
-            there = picture_file(self.image, self._folder).is_file()
+            there = picture_file(self.image, self.folder).is_file()
         except UsageError:
             there = False
         if not there:
             self.picture()  # says what is wrong
 
     @property
-    def _folder(self) -> Path:
+    def folder(self) -> Path:
+        """What the paths of its pictures are relative to."""
         return Path() if self._row is None else self._row[0].path.parent
 
-    def _held(self) -> bytes | None:
-        """The bytes of the picture, if they lie in the record's file."""
+    def held(self) -> bytes | None:
+        """The bytes of the picture, if they lie in the record's file.
+
+        Raises:
+            UsageError: they cannot be read.
+        """
         if self._row is None:
             return None
         shard, number = self._row

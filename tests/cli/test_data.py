@@ -1,0 +1,108 @@
+"""`safetykit data` from the first folder to a sheet: what it writes can be read, and what it refuses is told."""
+
+import json
+
+import pytest
+from published import PUBLISHED
+
+from safetykit.toolkit.data.records import load_records
+
+
+@pytest.fixture
+def records(call, tmp_path):
+    assert call("data", "init", tmp_path / "mine")[0] == 0
+    return tmp_path / "mine"
+
+
+def test_what_init_writes_passes_the_check(call, records):
+    code, out, _ = call("data", "check", records, "--json")
+    found = json.loads(out)
+    assert code == 0 and not found["faults"] and not found["warnings"]
+    assert set(found["methods"].values()) == {""} and "few records" in found["few"]
+    code, out, err = call("data", "check", records)
+    assert "could be fitted" in out and "No fault." in out and "data show" in err
+
+
+def test_a_check_with_faults_ends_with_the_code_of_invalid_data(call, records):
+    with open(records / "records.jsonl", "a") as file:
+        file.write('{"id": "x", "promt": "[bold]a[/bold]"}\n')
+    code, out, err = call("data", "check", records)
+    assert code == 3 and "records.jsonl:25:promt: is no field of records. Did you mean 'prompt'?" in out.replace(
+        "\n", ""
+    )
+    assert "next:" not in err
+    code, out, _ = call("data", "check", records, "--json")
+    assert code == 3 and len(json.loads(out)["faults"]) == 4
+
+
+def test_a_split_carries_the_pictures_along(call, records, tmp_path):
+    """Also those that are a rectangle of an atlas, or have a hash in their name."""
+    lines = [json.loads(line) for line in (records / "records.jsonl").read_text().splitlines()]
+    pictured = [line for line in lines if "image" in line]
+    pictured[0]["image"] += "#xywh=0,0,48,96"
+    (records / pictured[1]["image"]).rename(records / "pictures/a#b.png")
+    pictured[1]["image"] = "pictures/a#b.png"
+    (records / "records.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    code, out, _ = call("data", "split", records, "-o", tmp_path / "out", "--shares", "50,25,25", "--json")
+    assert code == 0 and sum(json.loads(out)["counts"].values()) == 24
+    before, after = load_records(records), load_records(tmp_path / "out")
+    assert [one.id for one in before] == [one.id for one in after]
+    for old, new in zip(before, after, strict=True):
+        assert (old.picture() is None) == (new.picture() is None)
+        assert old.picture() is None or old.picture().tobytes() == new.picture().tobytes()
+    assert {one.split for one in after} == {"fit", "calibration", "test"}
+
+
+@pytest.mark.parametrize("shares", ["60,20", "a,b,c", "60,30,20", "-10,60,50"])
+def test_shares_that_are_none_are_refused(call, records, tmp_path, shares):
+    code, _, err = call("data", "split", records, "-o", tmp_path / "out", "--shares", shares)
+    assert code == 2 and "add up to 100" in err
+
+
+def test_a_sheet_loads_nothing_and_folds_what_is_harmful(call, records, tmp_path):
+    with open(records / "records.jsonl", "a") as file:
+        row = {"id": "<b>", "prompt": "<script>alert(1)</script>", "label": "harmful", "split": "test"}
+        file.write(json.dumps({**row, "image": "gone.png"}) + "\n")
+    sheet = tmp_path / "sheet.html"
+    code, _, err = call("data", "show", records, "-o", sheet)
+    assert code == 0, err
+    text = sheet.read_text()
+    assert "<script" not in text and "&lt;script&gt;" in text and "There is no picture" in text
+    assert "default-src 'none'" in text and "http://" not in text and "https://" not in text
+    for card in text.split("<article")[1:]:
+        if 'class="harmful"' in card:
+            folded = card.partition("<details>")[2].partition("</details>")[0]
+            assert "<p>" in folded and "<p>" not in card.replace(folded, "") and "<img" not in card.replace(folded, "")
+        else:
+            assert "<details>" not in card
+    assert call("data", "show", records, "-o", sheet)[0] == 2
+    assert call("data", "show", records, "-o", sheet, "--overwrite")[0] == 0
+    sheet.write_text("<html>mine")
+    code, _, err = call("data", "show", records, "-o", sheet, "--overwrite")
+    assert code == 2 and "was not written by this command" in err and sheet.read_text() == "<html>mine"
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["figstpe", "."], "no importer 'figstpe'"),
+        (["figstep", "nowhere"], "no data set at nowhere"),
+        (["figstep", ".", "--prompt", "a"], "--prompt does nothing with figstep"),
+        (["xstest", ".", "--images", "."], "it takes no option of its own"),
+        (["csv", ".", "--column", "prompt"], "names no column"),
+        (["csv", ".", "--column", "promt=a"], "Did you mean 'prompt'"),
+        (["csv", ".", "--label", "harmles"], "--label cannot be 'harmles'"),
+        (["csv", ".", "--split", "train"], "--split cannot be 'train'"),
+        (["figstep", "."], "there is no such file"),
+    ],
+)
+def test_an_import_that_cannot_be_is_refused_at_once(call, tmp_path, monkeypatch, typed, said):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call("data", "import", *typed, "-o", "out")
+    assert code in (2, 3) and said in err and not (tmp_path / "out").exists()
+
+
+def test_an_import_does_not_write_into_its_own_source(call, tmp_path):
+    PUBLISHED["xstest"].make(tmp_path / "set")
+    code, _, err = call("data", "import", "xstest", tmp_path / "set", "-o", tmp_path / "set", "--overwrite")
+    assert code == 2 and "which is read to make it" in err and (tmp_path / "set/xstest_prompts.csv").is_file()

@@ -1,0 +1,96 @@
+"""Folders of records: a record a line in ``records.jsonl``, and each picture once, in ``pictures/``, by its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from ...adapters.artifact.output import atomic_folder, mark_made
+from ...adapters.errors import UsageError
+from .pictures import MAX_BYTES, format_of, picture_file
+from .record import Record
+
+RECORDS, PICTURES = "records.jsonl", "pictures"
+
+
+class RecordsFolder:
+    """A folder that is being written, see :func:`writing`.
+
+    Attributes:
+        folder: where other files may be put.
+        pictures: how many files of pictures there are.
+    """
+
+    def __init__(self, folder: Path, file: IO[bytes]) -> None:
+        self.folder, self._file = folder, file
+        self._names: dict[str, str] = {}
+
+    @property
+    def pictures(self) -> int:
+        return len(self._names)
+
+    def keep(self, data: bytes) -> str:
+        """Keep a picture as its file was, once it was decoded; its path relative to the records.
+
+        Raises:
+            UsageError: it is none that may be read.
+        """
+        if (digest := hashlib.sha256(data).hexdigest()[:32]) not in self._names:
+            self._names[digest] = name = f"{digest}.{format_of(data)}"
+            (self.folder / PICTURES).mkdir(exist_ok=True)
+            (self.folder / PICTURES / name).write_bytes(data)
+        return f"{PICTURES}/{self._names[digest]}"
+
+    def add(self, fields: Mapping[str, Any]) -> Record:
+        """Write a record; fields that are empty are left out."""
+        record = Record.model_validate({name: value for name, value in fields.items() if value not in (None, "", ())})
+        self._file.write(record.model_dump_json(exclude_unset=True).encode() + b"\n")
+        return record
+
+
+@contextmanager
+def writing(out: Path, *, overwrite: bool = False) -> Iterator[RecordsFolder]:
+    """A folder of records that appears whole, or not at all.
+
+    Raises:
+        UsageError: ``out`` is taken.
+    """
+    with atomic_folder(out, overwrite=overwrite) as folder:
+        with open(folder / RECORDS, "xb") as file:
+            yield RecordsFolder(folder, file)
+        mark_made(folder, listing=True)
+
+
+def bytes_of(path: Path) -> bytes:
+    """A picture's file.
+
+    Raises:
+        UsageError: it is larger than any picture may be.
+    """
+    if path.stat().st_size > MAX_BYTES:
+        raise UsageError(f"{path} is larger than {MAX_BYTES >> 20} MiB.", "Save the picture compressed, or smaller.")
+    return path.read_bytes()
+
+
+def picture_bytes(record: Record) -> bytes | None:
+    """The file of a record's picture, or a PNG of the rectangle that it names; None without a picture.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    if record.image is None:
+        return None
+    if (held := record.held()) is not None:
+        return held
+    record.require_picture()
+    file = picture_file(record.image, record.folder)
+    if file == record.folder / record.image:
+        return bytes_of(file)
+    picture = record.picture()
+    assert picture is not None  # it has an image
+    picture.save(found := io.BytesIO(), "PNG")
+    return found.getvalue()
