@@ -1,8 +1,9 @@
 """What the site says by enumerating the code: the command line, the methods' options, public names, tables of benches.
 
-MkDocs calls :func:`on_files` and :func:`on_page_markdown`. In pages four comments stand for generated text:
+MkDocs calls :func:`on_files` and :func:`on_page_markdown`. In pages five comments stand for generated text:
 ``<!-- include: PATH -->`` for a Markdown file of the repository, ``<!-- source: PATH -->`` for one as a block of code,
-``<!-- options: METHOD -->`` for a method's settings, ``<!-- families: all -->`` for the table of families.
+``<!-- options: METHOD -->`` for a method's settings, ``<!-- families: all -->`` and ``<!-- importers: all -->`` for the
+tables of families and of data sets.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 ROOT = Path(__file__).parents[1]
 _TYPES = {Path: "path", str: "text", int: "integer", float: "number", bool: "on or off"}
-_MARK = re.compile(r"<!-- (include|options|source|families): (\S+) -->")
+_MARK = re.compile(r"<!-- (include|options|source|families|importers): (\S+) -->")
 _ROLE = re.compile(r":(?:func|mod|class|meth|data|attr):\s*<code>~?([\w.]+)</code>")
 
 
@@ -32,7 +33,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Put generated text in the place of its marks."""
-    makers = {"include": include, "options": options, "source": source, "families": families}
+    makers = {"include": include, "options": options, "source": source, "families": families, "importers": importers}
     return _MARK.sub(lambda found: makers[found[1]](found[2]), markdown)
 
 
@@ -89,6 +90,21 @@ def families(_: str = "all") -> str:
         fit = [one for one, layout in layouts().items() if not layout.some_families or name in layout.made_for()]
         called = ", ".join([family.title or name, *family.relatives.values()])
         rows.append(f"| {called} | `{name}` | {', '.join(f'`{one}`' for one in fit)} |")
+    return "\n".join(rows)
+
+
+def importers(_: str = "all") -> str:
+    """A table of the data sets and formats that can be imported."""
+    from safetykit.toolkit.data.importers import importers as known
+
+    rows = [
+        "| KIND | data | what is read | carriers | licence | its publishers count |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, one in known().items():
+        carriers = ", ".join(f"`{carrier}`" for carrier in one.carriers) or "as the file says"
+        cells = (one.title, one.reads, carriers, one.licence, one.metric or "–")
+        rows.append(f"| `{name}` | {' | '.join(_cell(cell) for cell in cells)} |")
     return "\n".join(rows)
 
 
