@@ -2,11 +2,18 @@
 
     python bench/kills.py -o OUT [--what fit sweep export eval index] [--rounds 200] [--points 10]
 
-Kills: each command runs on the small reference VLM, in a process that is forked from one in which all libraries are
-loaded, so that it is killed in its work and not in its imports. In every other round its output is there already (made
-with other settings) and is replaced with ``--overwrite``. At a random time the process gets SIGKILL, SIGTERM or SIGHUP.
-The output must then be absent or whole (the former one or the new one, by SHA-256). The same command runs again: its
-output must be, byte for byte, that of a run that was left alone, and beside it nothing else may lie (an orphan).
+The model is a LLaVA of two layers with random weights (`bench/zoo`), the records are a few of the reference VLM's: each
+command goes through all of its stages in about a second. It runs in a process that is forked from one in which all
+libraries are loaded, so that it is killed in its work and not in its imports; it has handlers of its own, and leads a
+group of processes.
+
+Kills: of every four rounds, two find an output (made with other settings) and replace it with ``--overwrite``. Two are
+killed at a share of the processor time that the command takes when it is left alone, the shares spread evenly over it;
+two as the command touches a file near its output for the N-th time, N spread evenly over all times in one round of
+three, and over the last sixteen, where the output appears, in the others. The signal is SIGKILL, SIGTERM or SIGHUP, to
+the process or to its group. The output must then be absent or whole (the former one or the new one, by SHA-256), and no
+process of the group may live. The same command runs again: its output must be, byte for byte, that of a run that was
+left alone, and beside it nothing else may lie (an orphan).
 
 Full disks: the output lies on a file system in memory (``unshare -rm``, ``mount -t tmpfs``) of sizes up to a third more
 than the output takes. The command must end well or with exit code 8, whole or without output; then there is room, and
@@ -19,7 +26,6 @@ from __future__ import annotations
 
 import os
 import random
-import shlex
 import shutil
 import signal
 import subprocess
@@ -33,96 +39,31 @@ from typing import Any
 from safetykit.adapters.artifact.files import sha256_file
 from safetykit.adapters.artifact.held import remove
 from safetykit.adapters.errors import OutputFailed, UsageError
-from safetykit.bench.processes import MODEL, copied, digest
+from safetykit.bench._kills.commands import COMMANDS, Words, load_libraries, make_inputs, words_of
+from safetykit.bench._kills.victims import Moment, finished, forked, killed, note_of, waited
+from safetykit.bench.processes import copied, digest
 from safetykit.bench.skeleton import arguments, one_thread, read_results, run, say, write_results, write_table
-from safetykit.cli import main as command_line
 from safetykit.toolkit.commands.exit_codes import of_signal
 
-COMMANDS = ("fit", "sweep", "export", "eval", "index")
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGHUP")
+LAST = 16  # touches of files, at the end of a command, that most rounds by touches are spread over
+_SPREAD = 200  # rounds over which moments are spread evenly
 _RESUMABLE = (".fitting", ".sweep.jsonl", ".partial.jsonl", ".building")  # what an interrupted command goes on from
-_WAIT = 600.0  # seconds after which a command counts as hanging
 _INSIDE = "SAFETYKIT_BENCH_MOUNTS"  # set in the process that may mount
 
-Words = list[str]
 
-
-def words_of(what: str, folder: Path, data: Path, *, other: bool = False) -> Words:
-    """A command without its output; ``other``: with settings that give another output."""
-    rows, adapter, base = (shlex.quote(str(path)) for path in (data, folder / "guard", folder / "base"))
-    rank = 1 if other else 2
-    guard = f"fit vlm-guard {MODEL} --data {rows}"
-    found = {
-        "fit": f"{guard} --layers {5 if other else 4}",
-        "sweep": f"{guard} --layers 4 --gate paper --direction svd --rank {rank} --sweep",
-        "export": f"export {MODEL} --adapter {adapter} --base-onnx {base} --parity-rows {rank}",
-        "eval": f"eval {MODEL} --data {rows} --batch-size 4 --max-new-tokens {rank + 2}",
-        "index": f"index build reference --model {MODEL} --keys {'float16' if other else 'float32'}",
-    }
-    return [*shlex.split(found[what]), "--quiet"]
-
-
-def load_libraries() -> None:
-    """What the commands import, once."""
-    from safetykit import VLM
-    from safetykit.export.commands import eval as _eval  # noqa: F401
-    from safetykit.export.commands import export as _export  # noqa: F401
-    from safetykit.export.commands import fit as _fit  # noqa: F401
-    from safetykit.toolkit.commands import index as _index  # noqa: F401
-    from safetykit.toolkit.data.sources import model_path
-
-    VLM.from_pretrained(model_path(MODEL))
-
-
-def forked(words: Sequence[str], log: Path) -> int:
-    """Start a command in a child; returns its number."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        there = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        os.dup2(there, 1)
-        os.dup2(there, 2)
-        command_line(list(words))
-    except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def waited(child: int) -> int:
-    """How a child ended: its exit code, or the negative number of the signal."""
-    until = time.monotonic() + _WAIT
-    while True:
-        number, status = os.waitpid(child, os.WNOHANG)
-        if number:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > until:
-            os.kill(child, signal.SIGKILL)
-        time.sleep(0.002)
-
-
-def finished(words: Sequence[str], log: Path) -> int:
-    """The exit code of a command that is left alone."""
-    return waited(forked(words, log))
-
-
-def made(words: Sequence[str], out: Path, log: Path) -> tuple[str, float]:
-    """The digest of what a command writes, and the seconds it took.
+def made(words: Sequence[str], out: Path, log: Path) -> tuple[str, float, float]:
+    """The digest of what a command writes, the seconds it took, and those of processor.
 
     Raises:
         UsageError: it failed.
     """
     remove(out)
     began = time.monotonic()
-    if code := finished([*words, "-o", str(out)], log):
+    code, taken = waited(forked([*words, "-o", str(out)], log))
+    if code:
         raise UsageError(f"{' '.join(words)} ended with {code}: {log.read_text()[-800:]}", "Mend that first.")
-    return content(out), time.monotonic() - began
+    return content(out), time.monotonic() - began, taken
 
 
 def content(out: Path) -> str:
@@ -142,6 +83,23 @@ def state_of(out: Path, former: str, expected: str) -> str:
     return {former: "former", expected: "new"}.get(content(out), "partial")
 
 
+def moment_of(number: int, order: random.Random, seconds: float, touches: int) -> Moment:
+    """When which signal comes in a round.
+
+    Args:
+        number: of the round; neighbours of the same kind are given neighbouring parts of a span.
+        seconds: of processor, that the command takes.
+        touches: how often it touches files near its output.
+    """
+    sent, group, place = signal.Signals[order.choice(SIGNALS)], order.random() < 0.5, number // 4
+    kinds = _SPREAD // 4
+    share = (place % kinds * 19 % kinds + order.random()) / kinds  # 19: early rounds, too, lie all over the span
+    if number // 2 % 2 == 0:
+        return Moment(sent, group, seconds=share * seconds)
+    first = 0 if place % 3 == 0 else max(0, touches - LAST)
+    return Moment(sent, group, event=first + 1 + int(share * (touches - first)))
+
+
 class Lab:
     """The commands' inputs, and what they write when they are left alone."""
 
@@ -158,49 +116,62 @@ class Lab:
         return found
 
     def _alone(self, what: str) -> dict[str, Any]:
-        if what == "export":  # which starts from graphs without an adapter, so that it takes seconds
-            made(words_of("fit", self.folder, self.data), self.folder / "guard", self.log)
-            made(["export", MODEL, "--quiet"], self.folder / "base", self.log)
         out = self.folder / "alone" / "out"
         out.parent.mkdir(exist_ok=True)
         words = words_of(what, self.folder, self.data)
-        first, seconds = made(words, out, self.log)
-        again, _ = made(words, out, self.log)
+        first, _, once = made(words, out, self.log)
+        again, seconds, twice = made(words, out, self.log)
         size = sum(path.stat().st_size for path in out.rglob("*")) if out.is_dir() else out.stat().st_size
         other = self.folder / f"former-{what}"
-        former, _ = made(words_of(what, self.folder, self.data, other=True), other, self.log)
-        return {"digest": first, "twice": first == again, "former": former, "seconds": seconds, "bytes": size}
+        former, _, _ = made(words_of(what, self.folder, self.data, other=True), other, self.log)
+        touched = {}
+        for replaces in (False, True):
+            place, command = self._placed(what, replaces)
+            note = self.folder / "note"
+            if code := finished(command, self.log, near=place.parent, note=note):
+                raise UsageError(f"{' '.join(command)} ended with {code}.", "Mend that first.")
+            touched[str(replaces)] = note_of(note)["touched"]
+        return {
+            "digest": first,
+            "twice": first == again,
+            "former": former,
+            "seconds": seconds,
+            "processor": min(once, twice),
+            "bytes": size,
+            "touched": touched,
+        }
 
-    def killed(self, what: str, number: int) -> dict[str, Any]:
-        """One round."""
-        order, alone = random.Random(f"{what} {number}"), self.alone(what)
+    def _placed(self, what: str, replaces: bool) -> tuple[Path, Words]:
+        """Where a command writes in a folder that holds nothing but, perhaps, the former output; and the command."""
         place = self.folder / "killed"
         remove(place)
         place.mkdir()
-        out, words, replaces = place / "out", words_of(what, self.folder, self.data), number % 2 == 1
+        out = place / "out"
         if replaces:
             former = self.folder / f"former-{what}"
             shutil.copytree(former, out) if former.is_dir() else shutil.copyfile(former, out)
-        command = [*words, "-o", str(out), *(["--overwrite"] if replaces else [])]
-        sent = signal.Signals[order.choice(SIGNALS)]
-        delay = order.uniform(0.0, 1.05) * alone["seconds"]
-        child = forked(command, self.log)
-        time.sleep(delay)
-        try:
-            os.kill(child, sent)
-        finally:
-            began = time.monotonic()
-            code = waited(child)
-        took, left, state = time.monotonic() - began, lying_beside(out), state_of(out, alone["former"], alone["digest"])
+        words = words_of(what, self.folder, self.data)
+        return out, [*words, "-o", str(out), *(["--overwrite"] if replaces else [])]
+
+    def killed(self, what: str, number: int) -> dict[str, Any]:
+        """One round."""
+        order, alone, replaces = random.Random(f"{what} {number}"), self.alone(what), number % 2 == 1
+        out, command = self._placed(what, replaces)
+        moment = moment_of(number, order, alone["processor"], alone["touched"][str(replaces)])
+        ended = killed(command, self.log, out.parent, moment)
+        said = self.log.read_text(errors="replace")
+        left, state = lying_beside(out), state_of(out, alone["former"], alone["digest"])
         again = finished(command, self.log)
         taken = again == 2 and state == "new" and not replaces  # it had been ready
+        said += self.log.read_text(errors="replace")
         return {
-            "signal": sent.name,
+            "signal": moment.sent.name,
+            "group": moment.group,
             "replaces": replaces,
-            "after": round(delay, 3),
-            "ended_in": round(took, 3),
-            "code": code,
-            "coded": code in (0, -sent, of_signal(sent)),
+            "at": round(moment.seconds, 3) if moment.event is None else f"touch {moment.event}",
+            **ended,
+            "coded": ended["code"] in (0, -moment.sent, of_signal(moment.sent)),
+            "typed": "Traceback" not in said and "bug in safetykit" not in said,
             "state": state,
             "whole": state == "new" or state == ("former" if replaces else "absent"),
             "left": [name for name in left if not name.endswith(_RESUMABLE)],
@@ -259,31 +230,36 @@ def able_to_mount() -> None:
 def table(results: dict[str, Any]) -> str:
     """Markdown."""
     lines = [
-        "| killed | kills (KILL, TERM, HUP) | output partial | former output lost | other exit codes "
-        "| orphans after TERM, HUP | orphans after the next run | the next run's bytes differ |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| killed | kills (KILL, TERM, HUP) | of these while files are exchanged | output partial | former output lost "
+        "| other exit codes | untyped | processes left | orphans after TERM, HUP | orphans after the next run "
+        "| the next run's bytes differ |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for what, rounds in results.get("kills", {}).items():
         by = Counter(one["signal"] for one in rounds)
         counts = ", ".join(str(by[name]) for name in SIGNALS)
         cells = [
+            sum(isinstance(one["at"], str) for one in rounds),
             sum(one["state"] == "partial" for one in rounds),
             sum(one["replaces"] and one["state"] == "absent" for one in rounds),
             sum(not one["coded"] for one in rounds),
+            sum(not one["typed"] for one in rounds),
+            sum(bool(one["processes"]) for one in rounds),
             sum(bool(one["left"]) and one["signal"] != "SIGKILL" and one["code"] > 0 for one in rounds),
             sum(bool(one["orphans"]) for one in rounds),
             sum(not one["same"] for one in rounds),
         ]
         lines.append(f"| {what} | {len(rounds)} ({counts}) | {' | '.join(map(str, cells))} |")
     for what, rounds in results.get("kills", {}).items():
-        ready = sum(one["state"] == "new" for one in rounds)
-        slowest = max((one["ended_in"] for one in rounds if one["signal"] != "SIGKILL"), default=0.0)
+        ready, resumed = (sum(check(one) for one in rounds) for check in (_was_ready, lambda one: bool(one["kept"])))
+        slowest = max((one["ended_in"] or 0.0 for one in rounds if one["signal"] != "SIGKILL"), default=0.0)
         alone = results["alone"][what]
         twice = "the same bytes twice" if alone["twice"] else "OTHER BYTES the second time"
         lines += [
             "",
-            f"`{what}`: {alone['seconds']:.1f} s when left alone, {twice}; in {ready} of {len(rounds)} rounds it was "
-            f"done before the signal; after SIGTERM and SIGHUP it ended in {slowest:.1f} s at most.",
+            f"`{what}`: {alone['processor']:.1f} s of processor when left alone, {twice}; in {ready} of {len(rounds)} "
+            f"rounds the new output was there already, in {resumed} the next run could go on from what was kept; after "
+            f"SIGTERM and SIGHUP it ended in {slowest:.1f} s at most.",
         ]
     if full := results.get("full"):
         lines += [
@@ -305,13 +281,17 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
+def _was_ready(one: dict[str, Any]) -> bool:
+    return bool(one["state"] == "new")
+
+
 def main(given: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__, quick={"what": ["fit"], "rounds": 2, "points": 0, "limit": 8})
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for results; what is there is kept")
     parser.add_argument("--what", nargs="*", choices=COMMANDS, default=list(COMMANDS), help="commands")
     parser.add_argument("--rounds", type=int, default=200, help="kills of each command")
     parser.add_argument("--points", type=int, default=10, help="sizes of a disk that is full, for each command")
-    parser.add_argument("--limit", type=int, default=24, help="records of each split")
+    parser.add_argument("--limit", type=int, default=8, help="records of each split")
     options = parser.parse_args(given)
     folder = options.out.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -319,10 +299,12 @@ def main(given: Sequence[str] | None = None) -> None:
         able_to_mount()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads would not live in a child
     one_thread()
-    load_libraries()
+    data = copied(folder, "reference", 1, options.limit)
+    make_inputs(folder, data, folder / "log.txt")
+    load_libraries(folder, data, folder / "log.txt", tuple(options.what))
     path = folder / "kills.json"
     results = read_results(path)
-    lab = Lab(folder, copied(folder, "reference", 1, options.limit), results)
+    lab = Lab(folder, data, results)
     for what in options.what:
         lab.alone(what)
     parts: list[tuple[str, int, Callable[[str, int], dict[str, Any]]]] = [

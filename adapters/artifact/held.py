@@ -177,21 +177,33 @@ def _unwritable(folder: Path, error: OSError) -> UsageError:
 @contextmanager
 def _locked(output: Held, *, wait: bool) -> Iterator[None]:
     folder = output.folder
-    lock = _acquired(output, wait=wait)
+    lock = FileLock(folder / _LOCK, thread_local=False)
     try:
+        _acquire(lock, output, wait=wait)
         with typed(output.target):
             _take_over(output)
             (folder / _OWNER).write_text(json.dumps(_me()))
             yield
+    except KeyboardInterrupt:  # before we had the lock in the folder that we had made, perhaps
+        if folder.is_dir() and not lock.is_locked:
+            with suppress(Timeout, OSError):
+                lock.acquire(timeout=0)
+        raise
     finally:
-        try:
-            output.clear()
-            (folder / _OWNER).unlink(missing_ok=True)
-        finally:
-            _release(lock, folder)
+        if lock.is_locked:
+            try:
+                _leave(output, lock)
+            except KeyboardInterrupt:  # no reason to leave anything behind
+                if (folder / _LOCK).exists():
+                    _leave(output, lock)
+                with suppress(OSError):
+                    folder.rmdir()
+                raise
+            finally:
+                lock.release()
 
 
-def _acquired(output: Held, *, wait: bool) -> FileLock:
+def _acquire(lock: FileLock, output: Held, *, wait: bool) -> None:
     folder = output.folder
     for left in reversed(range(_TRIES)):
         try:
@@ -203,7 +215,6 @@ def _acquired(output: Held, *, wait: bool) -> FileLock:
             continue
         except OSError as error:
             raise _unwritable(folder.parent, error) from None
-        lock = FileLock(folder / _LOCK, thread_local=False)
         try:
             lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
@@ -214,18 +225,19 @@ def _acquired(output: Held, *, wait: bool) -> FileLock:
         except OSError as error:
             raise _unwritable(folder, error) from None
         else:
-            return lock
+            return
     raise _busy(output)
 
 
-def _release(lock: FileLock, folder: Path) -> None:
-    """Remove lock and folder while nobody else can hold the lock, then let it go; Windows needs the other order."""
+def _leave(output: Held, lock: FileLock) -> None:
+    """Remove the folder with all in it while nobody else can hold the lock; Windows must let go of that first."""
+    output.clear()
+    (output.folder / _OWNER).unlink(missing_ok=True)
     if os.name == "nt":
         lock.release()
     with suppress(OSError):
-        (folder / _LOCK).unlink()
-        folder.rmdir()
-    lock.release()
+        (output.folder / _LOCK).unlink()
+        output.folder.rmdir()
 
 
 def _take_over(output: Held) -> None:

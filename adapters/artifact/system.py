@@ -15,6 +15,7 @@ from ..errors import OutputFailed, SafetykitError
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WRITING = (*_FULL, errno.EROFS, errno.ETXTBSY, errno.EBUSY, errno.ENOTEMPTY)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EIO, errno.EXDEV, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)
+_CUT = re.compile(r"\d+ requested and \d+ written")  # how NumPy says that not all went into a file; it tells no number
 _IN_TEXT = re.compile(r"\(os error (\d+)\)")  # how Rust, and so safetensors, says it
 
 
@@ -35,6 +36,8 @@ def write_fault(error: BaseException) -> int | None:
 def _full(error: BaseException) -> int | None:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno if error.errno in _FULL else None
+    if isinstance(error, OSError) and _CUT.search(str(error)):
+        return errno.ENOSPC
     if said := _IN_TEXT.search(str(error)):
         return int(said[1]) if int(said[1]) in _FULL else None
     full = any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))  # as C++ libraries say it

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,32 @@ def test_an_error_between_two_renames_puts_the_former_output_back(tmp_path, monk
     assert text_of(out) == "old" and names(tmp_path) == ["out"]
 
 
+def test_a_wish_to_end_at_any_point_leaves_the_former_output_or_the_new_one_and_nothing_else(tmp_path, monkeypatch):
+    folder(out := tmp_path / "out")
+    touched, ends_at = [0], 0
+
+    def asked(act):
+        def acting(*given, **named):
+            touched[0] += 1
+            if touched[0] == ends_at:
+                raise KeyboardInterrupt
+            return act(*given, **named)
+
+        return acting
+
+    for name in ("open", "mkdir", "rmdir", "replace", "unlink", "scandir", "stat"):
+        monkeypatch.setattr(os, name, asked(getattr(os, name)))
+    seen = 0
+    while seen >= ends_at:  # until a writer touches less often than that
+        ends_at, touched[0] = ends_at + 1, 0
+        with suppress(KeyboardInterrupt), atomic_folder(out, overwrite=True) as work:
+            mark_made(work)
+            (work / "anything.json").write_text(json.dumps({"ours": f"new {ends_at}"}))
+        seen, touched[0] = touched[0], ends_at  # what looks is not disturbed
+        assert names(tmp_path) == ["out"] and text_of(out) in {"old", *(f"new {at}" for at in range(ends_at + 1))}
+    assert ends_at > 30 and text_of(out) == f"new {ends_at}"
+
+
 def test_a_second_writer_is_told_of_the_first(tmp_path):
     code = (
         "import pathlib, sys\n"
@@ -263,8 +290,9 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         OSError(errno.EROFS, os.strerror(errno.EROFS)),
         RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
         RuntimeError("onnxruntime: write failed: No space left on device"),
+        OSError("25008 requested and 7136 written"),
     ],
-    ids=["full", "read-only", "rust", "c++"],
+    ids=["full", "read-only", "rust", "c++", "numpy"],
 )
 def test_what_the_system_refuses_is_typed(tmp_path, error):
     with pytest.raises(OutputFailed, match="out could not be written") as caught, atomic_folder(tmp_path / "out"):
