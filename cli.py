@@ -85,7 +85,7 @@ COMMANDS = (
     Command(
         "sign",
         ".export.commands.sign:sign",
-        "Sign an adapter or export. Servers then accept it by their policy.",
+        "Sign an adapter, index or export. Servers then accept it by their policy.",
         "sign export --key signing.pem",
     ),
     Command(

@@ -121,6 +121,10 @@ class LeftBehind(UserWarning):
     """What a process that was killed had left of an output was cleared, or put back."""
 
 
+class Unread(UserWarning):
+    """A file that one would think is read is not."""
+
+
 def told(error: SafetykitError) -> dict[str, Any]:
     """An error as JSON tells it."""
     return {

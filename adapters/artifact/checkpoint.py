@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from pathlib import Path
 
-from ..errors import InvalidArtifact, UsageError
+from ..errors import InvalidArtifact, Unread, UsageError
 from .configuration import json_object
 from .hub import plain_file
 from .tensors import StoredTensor, stored_tensors
@@ -41,7 +42,10 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
             f"{folder / 'config.json'} names another file of weights ({_REDIRECTING}).",
             f"Remove the key; weights are read from {WEIGHTS}, or from the files of {INDEX}.",
         )
-    names = [WEIGHTS] if os.path.lexists(folder / WEIGHTS) else _indexed(folder)
+    whole = os.path.lexists(folder / WEIGHTS)
+    if whole and os.path.lexists(folder / INDEX):
+        warnings.warn(f"{folder / INDEX} is not read: the weights are those of {WEIGHTS} beside it.", Unread, 2)
+    names = [WEIGHTS] if whole else _indexed(folder)
     for name in names:
         plain_file(folder, name)
     return tuple(folder / name for name in names)

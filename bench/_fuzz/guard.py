@@ -12,7 +12,6 @@ _MAKERS = (
     "dataclasses.py",
     "collections/__init__.py",
     "jinja2/environment.py",
-    "jinja2/debug.py",
     "enum.py",
     "typing.py",
     "_make.py",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def sign(
-    folder: Annotated[Path, typer.Argument(help="Adapter or export folder.")],
+    folder: Annotated[Path, typer.Argument(help="Adapter, index or export folder.")],
     key: Annotated[Path, typer.Option("--key", help="Elliptic-curve private key, in PEM.")],
     certificate: Annotated[
         Path | None, typer.Option("--certificate", help="Certificate of the key, in PEM; without, the key itself.")

@@ -15,7 +15,7 @@ from ...adapters.artifact.files import MANIFEST, read_inside, require_hashes, re
 from ...adapters.artifact.hub import located
 from ...adapters.artifact.policy import in_force, own_work
 from ...adapters.artifact.signature import is_signed, sign_manifest
-from ...adapters.errors import UsageError
+from ...adapters.errors import InvalidArtifact, UsageError
 from ...adapters.extras import missing
 from ...toolkit.data.sources import is_export
 from ...toolkit.model.options import PlaceOptions
@@ -102,7 +102,11 @@ def _checked_adapter(folder: Path) -> int:
     from ...adapters.artifact.store import load_adapter
     from ...adapters.artifact.store import read_manifest as read_adapter_manifest
 
-    load_adapter(folder)
+    if load_adapter(folder).empty:
+        raise InvalidArtifact(
+            f"The adapter in {folder} changes nothing and detects nothing: it holds no interventions.",
+            "Fit it again, or get it again from its source.",
+        )
     named = read_adapter_manifest(folder).files
     require_named(folder, {MANIFEST, *named})
     return len(named)
@@ -124,21 +128,19 @@ def _signature(folder: Path) -> str | None:
 
 
 def sign_folder(folder: Path, key: Path, certificate: Path | None = None, chain: Sequence[Path] = ()) -> dict[str, Any]:
-    """Sign an adapter or export folder, once it is what its manifest says.
+    """Sign an adapter, index or export folder, once it is what its manifest says.
 
     Args:
         key, certificate, chain: see :func:`~safetykit.adapters.artifact.signature.sign_manifest`.
 
     Raises:
-        UsageError: a chain without a certificate, the folder is an index, or the key cannot sign.
+        UsageError: a chain without a certificate, or the key cannot sign.
         InvalidArtifact: the folder is not what its manifest says.
     """
     if chain and certificate is None:
         raise UsageError("--chain does nothing without --certificate.", "Leave it out, or pass the certificate.")
     with own_work():  # whoever signs need not have accepted it before
         found = verify_folder(folder)
-    if found["kind"] == "index":
-        raise UsageError("An index is not signed: adapters and exports name theirs by its digest.", "Sign those.")
     place = located(folder)
     signature = sign_manifest(place, LAYOUT.manifest if is_export(place) else MANIFEST, key, certificate, chain)
     return {**{one: found[one] for one in ("folder", "kind", "files")}, "signature": str(signature)}

@@ -2,7 +2,7 @@
 
 python run_ort.py --prompt "What is this?" --image picture.png, or --requests FILE, {"prompt": ..., "image": ...} a line
 prints an object a line: text, tokens, whether the detector refused; of a request that cannot be answered its number and
-the error, and the program ends with 2. On a GPU: --provider CUDAExecutionProvider.
+why, and ends with 2. --canary asks what the folder recorded, and ends with 5 where this runtime gives something else.
 """
 
 import sys
@@ -11,7 +11,9 @@ if __name__ == "__main__" and not sys.flags.safe_path:
     del sys.path[0]  # this folder: no module is taken from it
 
 import argparse
+import base64
 import hashlib
+import io
 import json
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from onnxruntime import InferenceSession, OrtValue
 from PIL import Image, ImageOps
 from tokenizers import Tokenizer, pre_tokenizers
 
-STAYING = "present."  # what begins so stays on the device, to be fed again
+PAST, PRESENT = "past_key_values.", "present."  # what is present stays on the device, and is fed again as past
 BREAK = "\ufdd0"  # stands in special tokens that users write, which are text, and is dropped where words are split
 LETTERS = 64  # of a prompt for each token that it may have: more are not even tokenised
 FORMATS, MAX_PIXELS, MAX_RATIO = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"), 50_000_000, 100
@@ -28,7 +30,7 @@ FORMATS, MAX_PIXELS, MAX_RATIO = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "
 
 def opened(path):
     """A picture in RGB, upright; of a usual format, and small enough, which is seen before it is decoded."""
-    if not Path(path).resolve(strict=True).is_file():
+    if not isinstance(path, io.BytesIO) and not Path(path).resolve(strict=True).is_file():
         raise OSError(f"{path} is a folder, a pipe or a device")
     less, more = sorted((picture := Image.open(path, formats=FORMATS)).size)
     if not 0 < more <= less * MAX_RATIO or less * more > MAX_PIXELS:
@@ -41,50 +43,49 @@ def require_whole(folder, files, names):
     for name in names:
         with open(folder / name, "rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != files.get(name):
-                raise SystemExit(
-                    f"{name} is not the file that safetykit.json names. Get the folder from its source again."
-                )
+                raise SystemExit(f"{name} is not the file that safetykit.json names. Get the folder from its source.")
 
 
-class Graph:
-    def __init__(self, path, provider):
-        self.session = InferenceSession(str(path), providers=[provider])
-        if self.session.get_providers()[0] != provider:  # ONNX Runtime falls back without a word
-            raise SystemExit(f"ONNX Runtime does not give {provider} here. Install onnxruntime-gpu and its libraries.")
-        self.device = "cuda" if provider.startswith("CUDA") else "cpu"
-        self.outputs = [value.name for value in self.session.get_outputs()]
+def graph(path, provider):
+    """A graph as a function of what it is fed, by name."""
+    session, place = InferenceSession(str(path), providers=[provider]), "cuda" if provider[:4] == "CUDA" else "cpu"
+    if session.get_providers()[0] != provider:  # ONNX Runtime falls back without a word
+        raise SystemExit(f"ONNX Runtime does not give {provider} here. Install onnxruntime-gpu and its libraries.")
+    names = [value.name for value in session.get_outputs()]
 
-    def __call__(self, feeds):
-        binding = self.session.io_binding()
+    def run(feeds):
+        binding = session.io_binding()
         arrays = {name: np.array(value, order="C") for name, value in feeds.items() if isinstance(value, np.ndarray)}
         for name, value in feeds.items():  # not by bind_cpu_input, which does not know optional inputs
             binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(arrays[name]) if name in arrays else value)
-        for name in self.outputs:
-            binding.bind_output(name, self.device if name.startswith(STAYING) else "cpu")
-        self.session.run_with_iobinding(binding)
-        results = zip(self.outputs, binding.get_outputs(), strict=True)
-        return {name: value if name.startswith(STAYING) else value.numpy() for name, value in results}
+        for name in names:
+            binding.bind_output(name, place if name.startswith(PRESENT) else "cpu")
+        session.run_with_iobinding(binding)
+        results = zip(names, binding.get_outputs(), strict=True)
+        return {name: value if name.startswith(PRESENT) else value.numpy() for name, value in results}
+
+    return run
 
 
 class Requests:
     """How prompts and pictures are prepared, and what follows for the decoder."""
 
-    def __init__(self, folder, io, base=False):
-        self.io, self.graphs = io, {**io["graphs"], **(io["base_graphs"] if base else {})}
+    def __init__(self, folder, said, base=False):
+        self.io, self.graphs = said, {**said["graphs"], **(said["base_graphs"] if base else {})}
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding(), self.tokenizer.no_truncation()
         drop, words = pre_tokenizers.Split(BREAK, "removed"), self.tokenizer.pre_tokenizer
         self.tokenizer.pre_tokenizer = pre_tokenizers.Sequence([drop, words]) if words else drop
         added = {at: one.content for at, one in self.tokenizer.get_added_tokens_decoder().items() if one.special}
-        token = io["prompt"] and io["prompt"]["picture"]["token"]
-        self.special = sorted({one for one in (*added.values(), token or "") if len(one) > 1}, key=len, reverse=True)
+        tokens = {*added.values(), said["prompt"]["picture"]["token"] if said["prompt"] else ""}
+        self.special = sorted((one for one in tokens if len(one) > 1), key=len, reverse=True)
         unknown = getattr(self.tokenizer.model, "unk_token", None)  # as which words may be read
         self.special_ids = [at for at, content in added.items() if content != unknown]
 
     def tokens(self, prompt, pictured):
         """A prompt in the chat template [1, n]; ValueError if it is too long."""
         form, shown = self.io["prompt"], self.io["prompt"]["picture"]
-        if (most := form["most_tokens"]) and len(prompt) > LETTERS * most:
+        if (most := form["most_tokens"] or np.inf) * LETTERS < len(prompt):
             raise ValueError(f"The prompt has {len(prompt)} characters; {most} tokens are accepted.")
         shown = shown["opening"] + shown["token"] * shown["count"] + shown["closing"]
         text = form["with_picture"].replace("{picture}", shown) if pictured else form["text"]
@@ -92,14 +93,12 @@ class Requests:
         for token in self.special:
             prompt = prompt.replace(token, token[0] + BREAK + token[1:])
         made = [text.replace("{prompt}", said) for said in (prompt, "x" if prompt.strip() else prompt)]
-        ids, plain = (
-            np.array([self.tokenizer.encode(one, add_special_tokens=form["special_tokens"]).ids]) for one in made
-        )
+        ids, plain = (self.tokenizer.encode(one, add_special_tokens=form["special_tokens"]).ids for one in made)
         if np.isin(ids, self.special_ids).sum() != np.isin(plain, self.special_ids).sum():
             raise ValueError("The prompt makes special tokens. Ask in other words, without tags.")
-        if most and ids.shape[1] > most:
-            raise ValueError(f"The prompt has {ids.shape[1]} tokens; {most} are accepted.")
-        return ids.astype(np.int64)
+        if len(ids) > most:
+            raise ValueError(f"The prompt has {len(ids)} tokens; {most} are accepted.")
+        return np.array([ids], np.int64)
 
     def pixels(self, picture):
         """A picture [1, 3, height, width] as the checkpoint's processor makes it."""
@@ -134,18 +133,18 @@ class Model(Requests):
     """An export folder; ``base`` runs the unmodified model, whose graphs share the weights."""
 
     def __init__(self, folder, provider="CPUExecutionProvider", base=False, skip_hashes=False):
-        files = json.loads((folder / "safetykit.json").read_text("utf-8"))["files"]
-        require_whole(folder, files, ["io.json", "tokenizer.json"])
+        self.folder, self.files = folder, json.loads((folder / "safetykit.json").read_text("utf-8"))["files"]
+        require_whole(folder, self.files, ["io.json", "tokenizer.json"])
         super().__init__(folder, json.loads((folder / "io.json").read_text("utf-8")), base)
         if self.io["program"] is None:
             raise SystemExit(f"This program cannot run the folder: {self.io['no_program']}. Use `safetykit run`.")
         read = [name for info in self.graphs.values() for name in (info["file"], *info["weights"])]
         texts = [self.io["retrieval"]["texts"]] if self.io["retrieval"] else []
-        require_whole(folder, files, [*texts, *([] if skip_hashes else read)])
-        sessions = {name: Graph(folder / info["file"], provider) for name, info in self.graphs.items()}
-        self.vision, self.embed, self.decoder = (sessions[n] for n in ("vision_encoder", "embed_tokens", "decoder"))
-        self.detector, self.retrieval = (None, None) if base else (self.io["detector"], self.io["retrieval"])
-        self.held, self.reference = ({}, {}) if base else (self.io["gates"]["held"], self.io["gates"]["reference"])
+        require_whole(folder, self.files, [*texts, *([] if skip_hashes else read)])
+        opens = {name: graph(folder / info["file"], provider) for name, info in self.graphs.items()}
+        self.vision, self.embed, self.decoder = (opens[name] for name in ("vision_encoder", "embed_tokens", "decoder"))
+        acts = {"detector": None, "retrieval": None, "gates": {"held": {}, "reference": {}}} if base else self.io
+        self.detector, self.retrieval, self.gates = acts["detector"], acts["retrieval"], acts["gates"]
         self.texts = (folder / self.retrieval["texts"]).read_bytes().splitlines() if self.retrieval else []
 
     def prefill(self, ids, seen, feeds):
@@ -153,53 +152,106 @@ class Model(Requests):
         embeds, pictures = self.embed({"input_ids": ids})["inputs_embeds"], ids == self.io["features"]["token"]
         features = seen["image_features"].reshape(-1, embeds.shape[-1]) if seen else embeds[:0, 0]
         if pictures.sum() != len(features):
-            raise SystemExit(f"The prompt holds {pictures.sum()} image tokens, its picture gives {len(features)}.")
+            raise ValueError(f"The prompt holds {pictures.sum()} image tokens, its picture gives {len(features)}.")
         embeds[pictures] = features
-        blank = {}
         for one in self.graphs["decoder"]["inputs"]:
-            if one["role"] in ("cache", "gate", "reference"):  # one row, nothing before it
+            if one["role"] in ("cache", "gate", "reference") and one["name"] not in feeds:  # one row, nothing before it
                 shape = [n if isinstance(n, int) else int(axis == 0) for axis, n in enumerate(one["shape"])]
-                blank[one["name"]] = np.zeros(shape, one["dtype"])
-        return self.decoder({"inputs_embeds": embeds, **self.feeds(ids, 0), **blank, **feeds})
+                feeds = {**feeds, one["name"]: np.zeros(shape, one["dtype"])}
+        return self.decoder({"inputs_embeds": embeds, **self.feeds(ids, 0), **feeds})
 
-    def answer(self, prompt, picture=None, max_new_tokens=64):
-        """One answer to a prompt, with a picture of Pillow or without."""
+    def follow(self, prompt, picture, count):
+        """The detector's risk, the logits after the prompt, and at most `count` tokens; none of what is refused."""
         seen, gates = picture and self.vision({"pixel_values": self.pixels(picture.convert("RGB"))}), {}
-        if self.reference:  # what the same prompt would give without its picture and with the ops off
-            first = self.prefill(self.tokens(prompt, False), None, {self.io["gates"]["off"]: np.zeros((), np.float32)})
-            gates = {name: first[source] for name, source in self.reference.items()}
+        if self.gates["reference"]:  # what the same prompt would give without its picture and with the ops off
+            first = self.prefill(self.tokens(prompt, False), None, {self.gates["off"]: np.zeros((), np.float32)})
+            gates = {name: first[source] for name, source in self.gates["reference"].items()}
         if seen and self.retrieval:
             found = " ".join(json.loads(self.texts[at])["caption"] for at in seen["retrieved_ids"][0])
             prompt = f"{self.retrieval['before']}{found}{self.retrieval['after']}{prompt}"
-        ids = self.tokens(prompt, bool(seen))
-        out, tokens = self.prefill(ids, seen, gates), []
-        risk = self.detector and float(out["risk_score"][0])
+        ids, tokens = self.tokens(prompt, bool(seen)), []
+        first = out = self.prefill(ids, seen, gates)
+        risk = float(out["risk_score"][0]) if self.detector else None
         if self.detector and not risk <= np.float32(self.detector["threshold"]):  # nor is what is no number answered
-            return {"text": self.detector["refusal"], "tokens": 0, "refused_by_detector": True, "risk": risk}
-        after = {name: out[source] for name, source in self.held.items()} | {n: np.zeros_like(gates[n]) for n in gates}
-        while len(tokens) < max_new_tokens and (token := int(out["logits"][0, -1].argmax())) not in self.io["end"]:
-            step, past = np.array([[token]]), ids.shape[1] + len(tokens)
-            tokens.append(token)
-            cache = {name.replace(STAYING, "past_key_values."): out[name] for name in out if name.startswith(STAYING)}
+            return risk, None, []
+        after = {name: first[source] for name, source in self.gates["held"].items()}
+        after |= {name: np.zeros_like(gate) for name, gate in gates.items()}
+        for past in range(ids.shape[1], ids.shape[1] + count):
+            tokens.append(int(out["logits"][0, -1].argmax()))
+            if tokens[-1] in self.io["end"] or len(tokens) == count:
+                break
+            cache = {name.replace(PRESENT, PAST): out[name] for name in out if name.startswith(PRESENT)}
+            step = np.array([tokens[-1:]])
             out = self.decoder({**self.embed({"input_ids": step}), **self.feeds(step, past), **cache, **after})
-        return {"text": self.text(tokens), "tokens": len(tokens), "refused_by_detector": False, "risk": risk}
+        return risk, first["logits"][0, -1], tokens
+
+    def answer(self, prompt, picture=None, max_new_tokens=64):
+        """One answer to a prompt, with a picture of Pillow or without."""
+        risk, logits, tokens = self.follow(prompt, picture, max_new_tokens)
+        kept, refused = [one for one in tokens if one not in self.io["end"]], logits is None
+        text = self.detector["refusal"] if refused else self.text(kept)
+        return {"text": text, "tokens": len(kept), "refused_by_detector": refused, "risk": risk}
+
+    def canaries(self):
+        """What was asked when the folder was made, with what it gave."""
+        if "canary.json" not in self.files:
+            raise ValueError("it holds no canaries; export the model again with an adapter")
+        require_whole(self.folder, self.files, ["canary.json"])
+        return json.loads((self.folder / "canary.json").read_text("utf-8"))["canaries"]
+
+    def differs(self, one):
+        """What a canary gives otherwise than it did when the folder was made; nothing if it is the same."""
+        picture = one["image"] and opened(io.BytesIO(base64.b64decode(one["image"].partition(",")[2])))
+        risk, logits, tokens = self.follow(one["prompt"], picture, max(1, len(one["tokens"])))
+        if one["risk"] is not None and not (risk is not None and abs(risk - one["risk"]) <= one["risk_within"]):
+            return f"the risk is {risk}, not {one['risk']}"
+        if (logits is None) != one["refused"]:
+            return "it is refused" if logits is None else "it is not refused"
+        for token, was in one["best"] if logits is not None else ():
+            if not (token < len(logits) and abs(logits[token] - was) <= one["within"]):
+                return f"the logit of token {token} is not {was:.4g}"
+        same = tokens[: len(one["tokens"])] == one["tokens"]
+        return None if same else f"the answer begins {tokens}, not {one['tokens']}"
+
+
+def said(error):
+    """What went wrong, in words for users."""
+    return f"{error.filename}: {error.strerror}" if getattr(error, "strerror", None) else str(error) or "it fails"
+
+
+def asked(line):
+    """Prompt and picture of a line of requests."""
+    try:
+        prompt, image = (one := json.loads(line))["prompt"], one.get("image") or ""
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        prompt = image = None
+    if not isinstance(prompt, str) or not isinstance(image, str):
+        raise ValueError('A request is a line of JSON: {"prompt": "What is this?", "image": "picture.png"}.')
+    return prompt, opened(image) if image else None
 
 
 if __name__ == "__main__":
     add = (parser := argparse.ArgumentParser(description=__doc__)).add_argument
     add("--prompt", default="What is this?"), add("--image"), add("--max-new-tokens", type=int, default=64)
     add("--requests", help="JSONL instead of --prompt and --image")
+    add("--canary", action="store_true", help="ask the recorded requests: does everything act here as it did?")
     add("--base", action="store_true", help="the unmodified model"), add("--provider", default="CPUExecutionProvider")
     add("--skip-hashes", action="store_true", help="trust graphs and weights, which are read twice otherwise")
-    given, failed = parser.parse_args(), 0
+    given, here, failed = parser.parse_args(), Path(__file__).absolute().parent, 0
+    given.max_new_tokens > 0 or parser.error("--max-new-tokens is 1 at least")
     Path(given.requests or __file__).is_file() or parser.error(f"there are no requests at {given.requests}")
     lines = Path(given.requests).read_bytes().splitlines() if given.requests else [json.dumps(vars(given))]
-    model = Model(Path(__file__).absolute().parent, given.provider, given.base, given.skip_hashes)
-    for number, line in enumerate(lines, 1):  # one that cannot be answered leaves the others alone
+    try:
+        model = Model(here, given.provider, given.base, given.skip_hashes)
+        canaries = model.canaries() if given.canary else None
+    except Exception as error:  # whatever the runtime raises
+        sys.exit(f"The folder cannot be opened: {said(error)}.")
+    for number, one in enumerate(canaries or lines, 1):  # one that cannot be answered leaves the others alone
         try:
-            prompt, picture = "" + (one := json.loads(line))["prompt"], one.get("image")  # other than text is an error
-            found = model.answer(prompt, picture and opened(picture), given.max_new_tokens)
+            found = {"canary": number, "differs": model.differs(one)} if canaries else None
+            found = found or model.answer(*asked(one), given.max_new_tokens)
         except Exception as error:  # decoders raise whatever the bytes lead them to
-            found, failed = {"request": number, "error": f"{type(error).__name__}: {error}"}, 2
+            found = {"request": number, "error": said(error)}
+        failed |= bool(found.get("error") or found.get("differs"))
         print(json.dumps(found, ensure_ascii=False), flush=True)
-    failed and sys.exit(failed)
+    failed and sys.exit(5 if canaries else 2)

@@ -24,6 +24,10 @@ SPENT = {"seconds": 2.0, "peak_gb": 1.5, "anonymous_gb": 0.5}
 
 KILLED = {
     "signal": "SIGKILL",
+    "at": "touch 3",
+    "processes": 0,
+    "typed": True,
+    "kept": [],
     "replaces": True,
     "ended_in": 0.5,
     "code": -9,
@@ -38,8 +42,9 @@ FORKED = {
     "load_libraries": None,
     "able_to_mount": None,
     "one_thread": None,
-    "made": ("a" * 64, 1.0),
-    "Lab._alone": {"twice": True, "seconds": 1.0},
+    "make_inputs": None,
+    "made": ("a" * 64, 1.0, 0.5),
+    "Lab._alone": {"twice": True, "seconds": 1.0, "processor": 0.5},
 }
 
 LATENCY = [
@@ -254,7 +259,7 @@ SIZES = [
             == [(what, at) for at in (0, 1) for what in ("eval", "index")],
             [tuple(call) for call in ran.calls["Lab.full"]] == [("eval", 0, 1), ("index", 0, 1)],
             len((ran.path / "records-4-1" / "records.jsonl").read_text().splitlines()) == 12,
-            "| eval | 2 (2, 0, 0) | 0 | 2 | 0 | 0 | 2 | 0 |" in (ran.path / "kills.md").read_text(),
+            "| eval | 2 (2, 0, 0) | 2 | 0 | 2 | 0 | 0 | 0 | 0 | 2 | 0 |" in (ran.path / "kills.md").read_text(),
             "| index | 1 | 1 | 0 | 0 | 0 | 0 |" in (ran.path / "kills.md").read_text(),
         ],
         {**FORKED, "Lab.killed": KILLED, "Lab.full": FULL},

@@ -1,6 +1,6 @@
 """What every command takes: ``--config``, ``--quiet`` and ``--verbose``, put on where the command line is assembled.
 
-Commands that open adapters or exports also take ``--policy`` and ``--require-signature``.
+Commands that open adapters, indexes or exports also take ``--policy`` and ``--require-signature``.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _TRUST = {
     "policy": (
         Annotated[
             Path | None,
-            typer.Option("--policy", help="Whose signed adapters and exports are accepted; SAFETYKIT_POLICY for all."),
+            typer.Option("--policy", help="Whose signed folders are accepted; SAFETYKIT_POLICY for all."),
         ],
         None,
     ),

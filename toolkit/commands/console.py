@@ -18,9 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...adapters.errors import LeftBehind, SafetykitError
+from ...adapters.errors import LeftBehind, SafetykitError, Unread
 from ...adapters.extras import explained
 from .progress import LiveWork, PlainWork, Work
+
+_OWN = (LeftBehind, Unread)  # warnings in the words of this command line
 
 INTERNAL, INTERRUPTED = 1, 130
 
@@ -116,13 +118,14 @@ def warnings_told() -> Iterator[None]:
         show = warnings.showwarning
 
         def told(message: Any, category: type[Warning], *given: Any, **named: Any) -> None:
-            if issubclass(category, LeftBehind):
+            if issubclass(category, _OWN):
                 warn(str(message))
             else:
                 show(message, category, *given, **named)
 
         warnings.showwarning = told
         warnings.simplefilter("always", LeftBehind)
+        warnings.simplefilter("once", Unread)
         yield
 
 

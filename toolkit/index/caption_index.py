@@ -20,9 +20,10 @@ import numpy as np
 from jaxtyping import Float, Int
 from pydantic import Field
 
-from ...adapters.artifact.files import read_inside, require_hashes
+from ...adapters.artifact.files import read_inside, require_hashes, require_named
 from ...adapters.artifact.hub import located, plain_file
 from ...adapters.artifact.manifest import Files, Sha256, Strict, load_sealed
+from ...adapters.artifact.signature import require_accepted
 from ...adapters.errors import InvalidArtifact, UsageError
 from .embedding import Embedder, EmbedderInfo
 from .faiss_search import FaissSearch
@@ -84,12 +85,16 @@ class CaptionIndex(Sequence[str]):
         Raises:
             UsageError: there is no such folder.
             InvalidArtifact: a file is missing, damaged or was changed; it is named.
+            SignatureFailed: the policy in force refuses the folder.
         """
         folder = located(folder)
         if not folder.is_dir():
             raise UsageError(f"There is no index folder at {folder}.", "Make one with `safetykit index build`.")
         where = str(folder / MANIFEST)
-        manifest = load_sealed(IndexManifest, read_inside(folder, MANIFEST, _MANIFEST_LIMIT), where)
+        data = read_inside(folder, MANIFEST, _MANIFEST_LIMIT)
+        if require_accepted(folder, MANIFEST, data) is not None:
+            require_named(folder, {MANIFEST, DATA})
+        manifest = load_sealed(IndexManifest, data, where)
         if set(manifest.files) != {DATA}:
             raise InvalidArtifact(f"{where} does not name {DATA} alone.", "Build the index again.")
         require_hashes(folder, dict(manifest.files) if verify else {})

@@ -25,6 +25,7 @@ from ...adapters.artifact.held import beside
 from ...adapters.artifact.manifest import canonical_json, dump_sealed, library_versions
 from ...adapters.artifact.names import located
 from ...adapters.artifact.output import atomic_folder, claimed
+from ...adapters.artifact.policy import own_work
 from ...adapters.errors import UsageError
 from ..distributed.dealing import dealt
 from ..distributed.output import by_first
@@ -112,7 +113,8 @@ def build_index(
     work = beside(located(out), BUILDING)
     with by_first(claimed(out, overwrite=overwrite, spent=[work])):
         _build(texts, embedder, out, work, batch_size, dtype, overwrite, progress)
-    return CaptionIndex.load(out, verify=False)
+    with own_work():
+        return CaptionIndex.load(out, verify=False)
 
 
 def _build(

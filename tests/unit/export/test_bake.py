@@ -8,7 +8,8 @@ from fusing import fused
 from safetykit.adapters.artifact.adapter import Adapter
 from safetykit.adapters.artifact.intervention import Intervention
 from safetykit.adapters.artifact.sites import Site
-from safetykit.adapters.errors import UnsupportedGraph, UsageError
+from safetykit.adapters.errors import InvalidArtifact, UnsupportedGraph, UsageError
+from safetykit.export.commands.verification import verify_folder
 from safetykit.export.manifest import read_manifest
 from safetykit.export.parity.compare import compare_logits, parity_requests
 from safetykit.export.parity.exposed import require_movement
@@ -164,6 +165,12 @@ def test_a_gated_op_that_pushes_nowhere_is_refused(baked, make_adapter):
     adapter = make_adapter(("GatedSteering", "decoder.layers.1", "last", "prefill"))
     with pytest.raises(UsageError, match="Intervention 0 .*changes nothing"):
         baked(with_tensors(adapter, threshold=1e9, alpha=0.0))
+
+
+def test_an_empty_adapter_is_refused_by_verify(make_adapter, tmp_path):
+    empty = make_adapter().save(tmp_path / "empty")
+    with pytest.raises(InvalidArtifact, match="changes nothing and detects nothing"):
+        verify_folder(empty)
 
 
 def test_an_empty_adapter_is_refused(baked, make_adapter):

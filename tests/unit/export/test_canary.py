@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from shared import once
 
 from safetykit import InvalidArtifact, OnnxVLM, ParityFailed, UsageError, export_onnx
 from safetykit.export.commands.verification import verify_folder
+from safetykit.export.layouts.prepare import PROGRAM, program
 from safetykit.export.manifest import LAYOUT, read_manifest, write_manifest
 from safetykit.export.runtime.canary import Canaries, read_canaries
 
@@ -65,6 +68,20 @@ def test_adapters_that_do_not_act_are_noticed(folder):
     decoder.run = lambda outputs, feeds: run(outputs, {**feeds, "safetykit.enabled": np.array(0, np.float32)})
     with pytest.raises(ParityFailed, match="of 6 canaries of .* differ under CPUExecutionProvider"):
         switched.check_canaries()
+
+
+def test_the_program_of_a_folder_asks_them_without_safetykit(folder):
+    command = [sys.executable, folder / PROGRAM, "--canary"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["differs"] for line in done.stdout.splitlines()] == [None] * 6
+    alone = program().Model(folder)
+    decoder = alone.decoder
+    alone.decoder = lambda feeds: decoder({**feeds, "safetykit.enabled": np.array(0, np.float32)})
+    assert all(alone.differs(one) for one in alone.canaries())
+    changed(folder, lambda canaries: canaries[1].update(refused=not canaries[1]["refused"]))
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 5 and "it is" in json.loads(done.stdout.splitlines()[1])["differs"]
 
 
 @pytest.mark.parametrize(

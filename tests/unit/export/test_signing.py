@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from export_folder import documents, write_folder
 from identities import Signer, by_certificate, by_key, policy
+from planted_captions import planted_index
 from workshop import safetykit
 
 from safetykit import InvalidArtifact, OnnxVLM, SignatureFailed, UsageError, trusting
@@ -16,6 +17,7 @@ from safetykit.adapters.artifact.policy import POLICY, REQUIRE
 from safetykit.adapters.artifact.signature import sign_manifest
 from safetykit.export.commands.verification import sign_folder
 from safetykit.export.manifest import read_manifest, write_manifest
+from safetykit.toolkit.index.caption_index import CaptionIndex
 
 MANIFEST = "safetykit.json"
 
@@ -323,6 +325,29 @@ def test_signed_by_a_command_and_accepted_by_another(place):
     assert done.value["signature"] == str(signature_of(place))
     with trusting(place.by_certificate):
         assert read_manifest(place.mine)
+
+
+def test_an_index_is_signed_and_opened_like_the_others(place, tmp_path):
+    planted_index(index := tmp_path / "index", ["a kite", "a club"])
+    with trusting(place.policy), pytest.raises(SignatureFailed, match="is not signed"):
+        CaptionIndex.load(index)
+    with trusting(place.policy):  # what one has just made is one's own
+        planted_index(tmp_path / "another", ["a kite"])
+    assert sign_folder(index, place.release.key)["kind"] == "index"
+    done = safetykit("verify", index, "--policy", place.policy, "--json")
+    assert done.code == 0 and done.value["signature"] == "accepted", done.err
+    shutil.copyfile(index / SIGNATURE, place.mine / SIGNATURE)  # of another manifest
+    with trusting(place.policy):
+        assert len(CaptionIndex.load(index)) == 2
+        (index / "notes.txt").write_text("x")
+        with pytest.raises(InvalidArtifact, match=r"notes\.txt"):
+            CaptionIndex.load(index)
+        (index / "notes.txt").unlink()
+        with pytest.raises(SignatureFailed, match="is refused"):
+            read_manifest(place.mine)
+    sign_manifest(index, "manifest.json", place.stranger.key)
+    done = safetykit("index", "search", index, "--model", "reference:mild", "--text", "kite", "--policy", place.policy)
+    assert done.code == 6 and "is refused" in done.err
 
 
 def test_without_the_library_nothing_passes(place, monkeypatch):

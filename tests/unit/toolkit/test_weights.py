@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_llava import vlm  # noqa: F401
+from workshop import safetykit
 
 from safetykit.adapters.artifact.tensors import stored_tensors
-from safetykit.adapters.errors import InvalidArtifact, UsageError
+from safetykit.adapters.errors import InvalidArtifact, Unread, UsageError
 from safetykit.bench.zoo.hub_cache import in_cache
 from safetykit.toolkit.model.vlm import VLM
 from safetykit.toolkit.model.weights import chunks
@@ -146,6 +147,14 @@ def test_an_index_cannot_name_files_elsewhere(folder, name):
     (folder / INDEX).write_text(json.dumps({"weight_map": {HEAD: name}}))
     with pytest.raises(InvalidArtifact, match="names .*, which is no file beside it"):
         VLM.without_weights(folder)
+
+
+def test_an_index_that_is_not_read_is_said_so(folder):
+    (folder / INDEX).write_text(json.dumps({"weight_map": {HEAD: "../other.safetensors"}}))
+    with pytest.warns(Unread, match=f"{INDEX} is not read: the weights are those of {FILE}"):
+        VLM.without_weights(folder)
+    done = safetykit("inspect", folder, "--json")
+    assert done.code == 0 and done.err.count("is not read") == 1, done.err
 
 
 def test_a_folder_without_weights_or_with_a_broken_index_is_refused(folder):
