@@ -5,11 +5,13 @@
 One small artifact of each kind is made (adapter, index, export, checkpoint). Of each mutant one file differs, sometimes
 two: a value in a JSON tree or in the header of a safetensors file, or bytes. Its manifest then names the new digests
 and carries its own, as somebody would who attacks. What is loaded is also used a little. Counted are loads that end in
-an error that is none of safetykit's (untyped), that take longer than five seconds, the most memory that a process
-takes, processes that end, and events that no load may cause: programs, connections, unpickling, code that a library
-did not bring. Loads run in processes of their own, a thousand in each.
+an error that is none of safetykit's (untyped), that take longer than five seconds of processor, the most memory that a
+process takes, processes that end, and events that no load may cause: programs, connections, unpickling, code that a
+library did not bring. Loads run in processes of their own, some hundreds in each, which are forked from one that has
+imported everything; one that does not come back in a minute is ended.
 
 The mutant N of a seed is always the same. Failures are kept in FOLDER/failures, by kind, with the files that differ.
+What is counted in FOLDER/fuzz.json is not loaded again: an interrupted run goes on from there.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +37,9 @@ from safetykit.bench._fuzz.guard import Guard
 from safetykit.bench._fuzz.mutants import mutate
 from safetykit.bench.skeleton import arguments, read_results, run, say, write_results, write_table
 
-EACH = 1000  # mutants a process
+EACH = 250  # mutants a process
 LATE, KILLED, STARTED = 5.0, 60.0, 600.0  # seconds
+COUNTED = ("accepted", "refused", "untyped", "late", "ended", "events")
 _OWN_PROGRAMS = ("template_worker.py",)  # which renders chat templates apart
 
 
@@ -49,23 +53,32 @@ def main(given: Sequence[str] | None = None) -> int:
     options = parser.parse_args(given)
     results = read_results(options.out / "fuzz.json")
     for name in options.kind or KINDS:
-        results[name] = fuzz(name, options.out, options.mutants, options.seed)
-        write_results(options.out / "fuzz.json", results)
+        for figures in fuzz(name, options.out, options.mutants, options.seed, results.get(name)):
+            results[name] = figures
+            write_results(options.out / "fuzz.json", results)
     write_table(options.out / "fuzz.md", table(results))
     return int(any(row["untyped"] or row["late"] or row["ended"] or row["events"] for row in results.values()))
 
 
-def fuzz(name: str, out: Path, count: int, seed: int) -> dict[str, Any]:
-    """The figures of a kind."""
+def fuzz(
+    name: str, out: Path, count: int, seed: int, known: Mapping[str, Any] | None = None
+) -> Iterator[dict[str, Any]]:
+    """The figures of a kind, again and again as they grow.
+
+    Args:
+        known: those of an interrupted run, which count where the seed is the same.
+    """
     pristine = out / "artifacts" / name
     if not pristine.exists():
         model = out / "artifacts" / "model"
         if not model.exists():
             make_checkpoint(model, model)
         KINDS[name].make(pristine, model)
-    context = multiprocessing.get_context("spawn")
-    total: Counter[str] = Counter()
-    peak, slowest, start = 0.0, 0.0, 0
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__ if __name__ != "__main__" else "safetykit.bench.fuzz"])
+    known = known if known and known["seed"] == seed else {}
+    total = Counter({key: known.get(key, 0) for key in COUNTED})
+    peak, slowest, start = known.get("peak_mb", 0.0), known.get("slowest", 0.0), known.get("mutants", 0)
     while start < count:
         stop = min(start + EACH, count)
         receiver, sender = context.Pipe(duplex=False)
@@ -85,28 +98,33 @@ def fuzz(name: str, out: Path, count: int, seed: int) -> dict[str, Any]:
             except EOFError:
                 break
             at = one.pop("at") + 1
-            peak, slowest = max(peak, one.pop("peak_mb")), max(slowest, one["seconds"])
-            total.update({key: int(value) for key, value in one.items() if key != "seconds"})
+            peak, slowest = max(peak, one.pop("peak_mb")), max(slowest, one.pop("seconds"))
+            total.update({key: int(value) for key, value in one.items()})
         process.join()
         if at < stop:  # it ended, or was ended, within a load
             keep(out, name, pristine, at, seed, f"the process ended with {process.exitcode}")
             total["ended"] += 1
             at += 1
         start = at
-        say(f"{name}: {start:,} of {count:,}, {dict(total)}, {peak:.0f} MiB")
-    found = {key: total[key] for key in ("accepted", "refused", "untyped", "late", "ended", "events")}
-    return {"mutants": count, "seed": seed, **found, "peak_mb": peak, "slowest": slowest}
+        say(f"{name}: {start:,} of {count:,}, {dict(total)}, {peak:.0f} MiB, {slowest:.1f} s")
+        yield {"mutants": start, "seed": seed, **total, "peak_mb": peak, "slowest": slowest}
+
+
+@cache
+def contents(pristine: Path) -> dict[str, bytes]:
+    """The files of an artifact, by name."""
+    found = sorted(path for path in pristine.rglob("*") if path.is_file())
+    return {path.relative_to(pristine).as_posix(): path.read_bytes() for path in found}
 
 
 def changes(name: str, pristine: Path, at: int, seed: int) -> dict[str, bytes]:
     """The files of a mutant that differ from the artifact's, the manifest sealed again among them."""
-    drawn, kind = random.Random(f"{seed} {name} {at}"), KINDS[name]
-    files = sorted(path.relative_to(pristine).as_posix() for path in pristine.rglob("*") if path.is_file())
-    small = [one for one in files if (pristine / one).stat().st_size < 2**20]
+    drawn, kind, whole = random.Random(f"{seed} {name} {at}"), KINDS[name], contents(pristine)
+    small = [one for one, data in whole.items() if len(data) < 2**20]
     chosen = {drawn.choice(small) for _ in range(drawn.choice((1, 1, 1, 2)))}
-    made = {one: mutate(one, (pristine / one).read_bytes(), drawn) for one in sorted(chosen)}
+    made = {one: mutate(one, whole[one], drawn) for one in sorted(chosen)}
     if kind.manifest:
-        manifest = made.get(kind.manifest, (pristine / kind.manifest).read_bytes())
+        manifest = made.get(kind.manifest, whole[kind.manifest])
         made[kind.manifest] = seal(manifest, {one: data for one, data in made.items() if one != kind.manifest})
     return made
 
@@ -138,7 +156,7 @@ def _loads(name: str, pristine: Path, out: Path, start: int, stop: int, seed: in
             (work / one).write_bytes(data)
         found = {"accepted": False, "refused": False, "untyped": False}
         guard.found.clear()
-        why, began, guard.watching = "", time.perf_counter(), True
+        why, began, guard.watching = "", time.process_time(), True
         try:
             kind.load(work)
             found["accepted"] = True
@@ -147,19 +165,29 @@ def _loads(name: str, pristine: Path, out: Path, start: int, stop: int, seed: in
         except BaseException:
             found["untyped"], why = True, traceback.format_exc()
         guard.watching = False
-        seconds = time.perf_counter() - began
+        seconds = time.process_time() - began
         found |= {"late": seconds > LATE, "events": bool(guard.found)}
         if why or seconds > LATE or guard.found:
             keep(out, name, pristine, at, seed, "\n".join([why, *guard.found, f"{seconds:.1f} s"]))
         for one in made:
-            (work / one).write_bytes((pristine / one).read_bytes())
+            (work / one).write_bytes(contents(pristine)[one])
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         sender.send({"at": at, **found, "seconds": seconds, "peak_mb": peak})
 
 
 def table(results: Mapping[str, Any]) -> str:
     """One row a kind."""
-    head = ("kind", "mutants", "refused", "accepted", "untyped", "over 5 s", "processes ended", "forbidden", "memory")
+    head = (
+        "kind",
+        "mutants",
+        "refused",
+        "accepted",
+        "untyped",
+        "over 5 s of processor",
+        "processes ended",
+        "forbidden",
+        "memory",
+    )
     rows = [head, ("---", *["---:"] * (len(head) - 1))]
     for name, row in results.items():
         counts = (f"{row[key]:,}" for key in ("mutants", "refused", "accepted", "untyped", "late", "ended", "events"))
