@@ -42,7 +42,8 @@ class VLGuard(Importer):
             yield from source.objects(name)
 
     def drafts(self, row: Row, source: Source) -> Iterable[Draft]:
-        named, safe = row.word("id"), row.one_of("safe", _FLAGS)
+        named = f"{row.key}/{row.word('id')}"  # in the training set an id comes twice
+        safe = row.one_of("safe", _FLAGS)
         path = source.beside(PurePosixPath(row.file).with_suffix(""), row.text("image"))
         picture = source.picture(row, "image", path)
         category = "" if safe else row.text("harmful_category")
