@@ -192,6 +192,12 @@ class TestConfig:
         assert code == 2
         assert "no reference VLM 'wild'" in err
 
+    def test_data_is_an_option_or_a_section(self, call, write):
+        """Both are called so: the records of a fit, and the commands that make them."""
+        assert "no model folder at nowhere" in call("eval", "nowhere", "--config", write("data: reference"))[2]
+        section = write("data: {show: {records: nowhere, out: sheet.html}}")
+        assert "no records at nowhere" in call("data", "show", "--config", section)[2]
+
     def test_what_is_given_wins(self, call, write):
         assert "'odd'" in call("demo", "--config", write("checkpoint: wild"), "--checkpoint", "odd")[2]
 

@@ -65,13 +65,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _sections(given: Mapping[str, Any], group: Any, commands: list[str], where: str) -> Iterator[dict[str, Any]]:
-    """The flat keys of every level down to the command; a later one overrides an earlier one."""
-    names = set(getattr(group, "commands", {}))
-    for name in given.keys() & names:
-        if not isinstance(given[name], dict):
-            raise UsageError(f"{name} in {where} is no section of options.", f"Indent the options below `{name}:`.")
+    """The flat keys of every level down to the command; a later one overrides an earlier one.
+
+    ``data`` is a section where options are indented below it, and else an option.
+    """
+    names = {name for name in getattr(group, "commands", {}) if isinstance(given.get(name), dict)}
     yield {key: value for key, value in given.items() if key not in names}
-    if commands and commands[0] in given and commands[0] in names:
+    if commands and commands[0] in names:
         yield from _sections(given[commands[0]], group.commands[commands[0]], commands[1:], where)
 
 
@@ -79,6 +79,8 @@ def _parameter(key: str, context: Any, where: str) -> Any:
     known = {spelling(one): one for one in context.command.params if spelling(one) not in NOT_FROM_A_FILE}
     if key not in known:
         commands = list(getattr(context.find_root().command, "commands", {}))
+        if key in commands:
+            raise UsageError(f"{key} in {where} is no section of options.", f"Indent the options below `{key}:`.")
         hint = did_you_mean(key, [*known, *commands])
         what = f"`{context.command_path} --help` lists its options; other commands' belong in sections of theirs."
         raise UsageError(f"{key!r} in {where} is no option of {context.command_path}.", f"{hint} {what}".strip())
