@@ -74,13 +74,15 @@ def import_records(
             try:
                 if draft.id in seen:
                     raise row.bad("", f"a record before it has the same id, {draft.id!r}")
-                image = _kept(folder, row, draft)
+                folder.add(_fields(importer, draft, split, _kept(folder, row, draft)))
             except BadRow as error:
                 made.leave_out(error)
                 continue
+            except UsageError as error:
+                made.leave_out(row.bad("", error.message.rstrip("."), error.next_step))
+                continue
             seen.add(draft.id)
             made.counts[f"{split}/{draft.carrier}/{draft.label}"] += 1
-            folder.add(_fields(importer, draft, split, image))
         made.pictures = folder.pictures
         _require_good(importer, source, made, skip_bad_rows)
         (folder.folder / SOURCE).write_bytes(sealed(_about(importer, split, made)))

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from pydantic_core import PydanticSerializationError
+
 from ...adapters.artifact.output import atomic_folder, mark_made
 from ...adapters.errors import UsageError
 from .pictures import MAX_BYTES, format_of, picture_file
@@ -46,9 +48,17 @@ class RecordsFolder:
         return f"{PICTURES}/{self._names[digest]}"
 
     def add(self, fields: Mapping[str, Any]) -> Record:
-        """Write a record; fields that are empty are left out."""
+        """Write a record; fields that are empty are left out.
+
+        Raises:
+            UsageError: it holds half of a pair of UTF-16, which UTF-8 cannot hold.
+        """
         record = Record.model_validate({name: value for name, value in fields.items() if value not in (None, "", ())})
-        self._file.write(record.model_dump_json(exclude_unset=True).encode() + b"\n")
+        try:
+            line = record.model_dump_json(exclude_unset=True).encode()
+        except PydanticSerializationError:
+            raise UsageError("The record is not valid Unicode.", "Write it as UTF-8.") from None
+        self._file.write(line + b"\n")
         return record
 
 

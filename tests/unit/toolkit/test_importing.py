@@ -161,6 +161,31 @@ def test_bombs_are_refused(folder, tmp_path, monkeypatch):
         read("parquet", folder, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("question", "\ud800", "question: is not valid Unicode"),
+        ("question", 5, "question: is 5, not a text"),
+        ("question", ["a"], r"question: is \['a'\], not a text"),
+        ("imagename", "a\0.png", "imagename: the picture .* leads out of the folder"),
+        ("imagename", "..", "imagename: the picture .* leads out of the folder"),
+        ("imagename", ".", "imagename: the picture .*"),
+        ("capability", ["\ud800"], "item v1_1: The record is not valid Unicode"),
+        ("capability", [], "capability: is no list of texts"),
+        ("capability", {"a": 1}, "capability: is no list of texts"),
+    ],
+)
+def test_values_of_other_kinds_are_told(field, value, said, folder, tmp_path):
+    PUBLISHED["mm-vet"].make(folder)
+    found = json.loads((folder / "mm-vet.json").read_text())
+    found["v1_1"][field] = value
+    (folder / "mm-vet.json").write_text(json.dumps(found))
+    with pytest.raises(InvalidArtifact, match=said):
+        read("mm-vet", folder, tmp_path / "out")
+    made = read("mm-vet", folder, tmp_path / "out", skip_bad_rows=True)
+    assert made.counts.total() == 1 and made.left_out == 1
+
+
 def test_nested_json_is_refused(folder, tmp_path):
     (folder / "mine.json").write_text("[" * 200_000)
     with pytest.raises(InvalidArtifact, match="mine.json: is not JSON"):

@@ -91,9 +91,12 @@ class Source:
             BadRow: it is missing, no plain file, or lies elsewhere.
         """
         try:
-            return plain_file(self.folder, self._inside(name))
+            path = plain_file(self.folder, self._inside(name))
         except (InvalidArtifact, OSError, ValueError) as error:
             raise BadRow(name, "", "", _reason(error)) from None
+        if not os.access(path, os.R_OK):
+            raise BadRow(name, "", "", "may not be read", "Change its permissions.")
+        return path
 
     def beside(self, folder: PurePosixPath, name: str) -> str:
         """What :meth:`picture` calls a picture that lies in ``folder`` of the data set, or where the user says."""
