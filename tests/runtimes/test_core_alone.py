@@ -91,6 +91,17 @@ def test_what_needs_an_extra_names_its_command(export, arguments, message):
     assert "Traceback" not in done.stderr
 
 
+def test_records_are_made_checked_split_and_shown_without_an_extra(tmp_path):
+    from published import PUBLISHED
+
+    PUBLISHED["figstep"].make(tmp_path / "set")
+    lines = ("import figstep set -o made", "init mine", "check mine", "split mine -o parts", "show parts -o sheet.html")
+    words = " ++ ".join(f"data {line}" for line in lines).split()
+    done = without(tmp_path, HIDDEN, *words)
+    assert done.returncode == 0, done.stderr
+    assert "needs PyTorch, which is not installed" in done.stdout and "No fault." in done.stdout
+
+
 def test_the_core_lists_nothing_of_an_extra():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     core = {line.split(">")[0] for line in project["dependencies"]}

@@ -42,14 +42,13 @@ def check(records: Records, as_json: Json = False) -> None:
 
 
 def _lacks(records: Sequence[Record]) -> dict[str, str]:
-    """What a fit of each method on labelled records would say against them; empty where it would run.
+    """What a fit of each method on labelled records would lack; empty where it would run.
 
     The methods are asked themselves, with the settings that they usually have.
     """
     from ...adapters.errors import SafetykitError
+    from ...adapters.extras import explained
     from ...adapters.registry import methods
-    from ..model.shape import Shape
-    from .fit_plan import require_fit
 
     used = [record for record in records if record.split in ("fit", "calibration")]
     found = {}
@@ -57,10 +56,13 @@ def _lacks(records: Sequence[Record]) -> dict[str, str]:
         if method.data != "records":
             continue
         try:
+            from ..model.shape import Shape
+            from .fit_plan import require_fit
+
             require_fit(method, {}, Shape(*_SHAPE), used, sweep=False)
             found[name] = ""
-        except SafetykitError as error:
-            found[name] = str(error)
+        except (SafetykitError, ImportError) as error:  # what is lacking may be a package that fits need
+            found[name] = str(explained(error))
     return found
 
 

@@ -27,8 +27,8 @@ def read(kind, path, out, said=None, **options):
     return import_records(get_importer(kind), Source(path, **(said or {})), out, **options)
 
 
-def bomb(path, side=10_000):
-    """A PNG whose head says it has a hundred million pixels."""
+def bomb(path, side=9_000):
+    """A PNG whose head says it has 81 million pixels."""
     head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b"")]
     body = b"".join(
@@ -151,10 +151,10 @@ def test_bombs_are_refused(folder, tmp_path, monkeypatch):
     held = bomb(folder / "bomb.png")
     rows = [{"prompt": "a request", "label": "safe", "image": {"bytes": held, "path": None}}]
     parquet.write_table(pa.Table.from_pylist(rows), folder / "mine.parquet")
-    with pytest.raises(InvalidArtifact, match="row 1, image: .*10000x10000 pixels, and at most"):
+    with pytest.raises(InvalidArtifact, match="row 1, image: .*9000x9000 pixels, and at most"):
         read("parquet", folder, tmp_path / "out")
     write_table(folder / "mine.csv", [{"prompt": "a request", "label": "safe", "image": "bomb.png"}])
-    with pytest.raises(InvalidArtifact, match="row 2, image: .*10000x10000 pixels, and at most"):
+    with pytest.raises(InvalidArtifact, match="row 2, image: .*9000x9000 pixels, and at most"):
         read("csv", folder, tmp_path / "out")
     monkeypatch.setattr(arrow, "MOST_GROUP", 10)
     with pytest.raises(InvalidArtifact, match="mine.parquet: rows unpack to over 0 GiB a group"):
@@ -184,6 +184,43 @@ def test_values_of_other_kinds_are_told(field, value, said, folder, tmp_path):
         read("mm-vet", folder, tmp_path / "out")
     made = read("mm-vet", folder, tmp_path / "out", skip_bad_rows=True)
     assert made.counts.total() == 1 and made.left_out == 1
+
+
+@pytest.mark.parametrize("fault", [None, "column", "picture", "bytes"])
+def test_mm_safetybench_of_the_hub_gives_the_same_records(fault, folder, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    PUBLISHED["mm-safetybench"].make(folder)
+    (hub := tmp_path / "hub").mkdir()
+    for scenario in ("01-Illegal_Activitiy", "02-HateSpeech"):
+        asked = json.loads((folder / f"data/processed_questions/{scenario}.json").read_text())
+        (place := hub / "data" / scenario[3:]).mkdir(parents=True)
+        for kind in ("Text_only", "SD", "SD_TYPO", "TYPO"):
+            field = {"Text_only": "Question", "SD": "Rephrased Question(SD)"}.get(kind, "Rephrased Question")
+            rows = []
+            for key, one in asked.items():
+                drawn = folder / f"data/imgs/{scenario}/{kind}/{key}.jpg"
+                image = None if kind == "Text_only" else {"bytes": drawn.read_bytes(), "path": drawn.name}
+                rows.append({"id": key, "question": one[field], "image": image})
+            if kind == "SD" and fault == "column":
+                rows = [{"id": one["id"], "query": one["question"], "image": one["image"]} for one in rows]
+            if kind == "SD" and fault in ("picture", "bytes"):
+                rows[1]["image"] = {"bytes": b"words"} if fault == "picture" else {"bytes": None, "path": "a.jpg"}
+            parquet.write_table(pa.Table.from_pylist(rows), place / f"{kind}-00000-of-00001.parquet")
+    assert recognised(hub).name == "mm-safetybench"
+    if fault:
+        said = {
+            "column": "SD-.*, question: there is no such column",
+            "picture": "SD-.*, row 2, image: A file of 5 bytes",
+        }
+        with pytest.raises(InvalidArtifact, match=said.get(fault, "SD-.*, row 2, image: holds no bytes")):
+            read("mm-safetybench", hub, tmp_path / "b")
+        return
+    read("mm-safetybench", folder, tmp_path / "a")
+    read("mm-safetybench", hub, tmp_path / "b")
+    first, second = (sorted((tmp_path / one / "records.jsonl").read_text().splitlines()) for one in "ab")
+    assert first == second and len(first) == 16
 
 
 def test_nested_json_is_refused(folder, tmp_path):

@@ -131,6 +131,18 @@ class Row:
             raise self.bad(field, f"is no list of {_KINDS[kind]}")
         return found
 
+    def packed(self, field: str) -> bytes:
+        """A picture that lies in the row: the bytes of a file, alone or beside its name.
+
+        Raises:
+            BadRow: there are none.
+        """
+        found = self.value(field)
+        held = found.get("bytes") if isinstance(found, Mapping) else found
+        if not isinstance(held, bytes) or not held:
+            raise self.bad(field, "holds no bytes of a picture")
+        return held
+
     def at(self, name: str, values: Any) -> Row:
         """A part of this row as a row.
 
