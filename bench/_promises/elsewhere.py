@@ -86,7 +86,8 @@ def killed(place: Place) -> Figure:
         "orphans": [what for what, one in (*rounds, *points) if one["orphans"]],
         "other bytes": [what for what, one in (*rounds, *points) if not one["same"]],
         "former lost": [what for what, one in rounds if one["replaces"] and one["state"] == "absent"],
-        "untyped": [what for what, one in points if not one["typed"]],
+        "untyped": [what for what, one in (*rounds, *points) if not one["typed"]],
+        "processes left": [what for what, one in rounds if one["processes"]],
     }
     failures = [f"{name}: {what}" for name, all_ in bad.items() for what in all_]
     least = _rounds(place, found, "kills")

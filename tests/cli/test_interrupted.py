@@ -86,6 +86,21 @@ def test_a_terminal_that_says_it_twice_means_it_once_and_nohup_is_left_alone():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGTERM to send")
+def test_a_wish_that_meets_a_destructor_is_heard_once_more(capsys):
+    class Asking:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            sum(range(10))  # here Python hears it, and drops what is raised
+
+    before = sys.unraisablehook
+    with pytest.raises(KeyboardInterrupt), signals.heard():
+        Asking()
+        time.sleep(5)
+    assert signals.asked.number == signal.SIGTERM and sys.unraisablehook is before
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_in_a_thread_a_command_runs_without_hearing_them(call):
     with ThreadPoolExecutor(1) as thread:
         assert thread.submit(call, "--version").result()[0] == 0

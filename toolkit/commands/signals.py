@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from .exit_codes import of_signal
 
 # Where the system has them: a terminal that is closed, and a scheduler, a container or a service that is stopped.
 _ASKING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_SOON = 0.05  # seconds after which a wish that Python has dropped is heard again
 _ONE_WISH = 1.0  # seconds in which several are one wish: a terminal sends SIGHUP, and its shell another
 
 
@@ -50,7 +52,7 @@ def heard() -> Iterator[None]:
         yield
         return
     before = {number: signal.getsignal(number) for number in _ASKING}
-    with _watched() if os.name == "posix" else nullcontext():
+    with _kept(asked), _watched() if os.name == "posix" else nullcontext():
         for number, handler in before.items():
             if handler not in (signal.SIG_IGN, None):
                 signal.signal(number, asked)
@@ -60,6 +62,30 @@ def heard() -> Iterator[None]:
             for number, handler in before.items():
                 if handler is not None:
                     signal.signal(number, handler)
+
+
+@contextmanager
+def _kept(asked: Asked) -> Iterator[None]:
+    """Send a signal once more whose KeyboardInterrupt met code in which Python drops errors, such as a destructor."""
+    before, ended = sys.unraisablehook, threading.Event()
+
+    def again(number: int) -> None:
+        if not ended.wait(_SOON):
+            asked.number = 0
+            os.kill(os.getpid(), number)
+
+    def dropped(error: sys.UnraisableHookArgs) -> None:
+        if isinstance(error.exc_value, KeyboardInterrupt) and asked.number:
+            threading.Thread(target=again, args=(asked.number,), daemon=True).start()
+        else:
+            before(error)
+
+    sys.unraisablehook = dropped
+    try:
+        yield
+    finally:
+        ended.set()
+        sys.unraisablehook = before
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from safetykit.adapters.errors import InvalidArtifact
 from safetykit.bench._fuzz.artifacts import seal
 from safetykit.bench._fuzz.guard import Guard
 from safetykit.bench._fuzz.mutants import changed_json, mutate
+from safetykit.bench.fuzz import COUNTED, fuzz
+from safetykit.bench.kills import moment_of
 
 TREE = {"a": [1, 2.5, "x", None, {"b": True}], "files": {"f.json": "0" * 64}, "schema_version": 1}
 BODY = json.dumps(TREE).encode()
@@ -60,3 +62,23 @@ def test_the_guard_sees_programs_pickles_and_code_of_the_folder(tmp_path):
     json.loads(BODY)
     guard.watching = False
     assert len(guard.found) == 3 and "evil.py" in guard.found[0] and "no such program" in guard.found[2]
+
+
+def test_an_interrupted_run_counts_what_is_known_of_the_same_seed(tmp_path):
+    known = {"mutants": 9, "seed": 3, **dict.fromkeys(COUNTED, 1), "peak_mb": 1.0, "slowest": 0.5}
+    (tmp_path / "artifacts" / "index").mkdir(parents=True)
+    assert list(fuzz("index", tmp_path, 9, 3, known)) == []  # nothing is loaded again
+
+
+@pytest.mark.parametrize(("number", "event"), [(0, False), (1, False), (2, True), (3, True), (6, True), (199, True)])
+def test_moments_are_spread_over_a_command(number, event):
+    moment = moment_of(number, random.Random(1), 2.0, 40)
+    assert (moment.event is not None) == event
+    assert 0 <= moment.seconds < 2 and (not event or 1 <= moment.event <= 40)
+
+
+def test_moments_by_time_reach_all_parts_and_most_by_touches_the_last():
+    moments = [moment_of(number, random.Random(number), 1.0, 100) for number in range(200)]
+    tenths = {int(one.seconds * 10) for one in moments if one.event is None}
+    touches = [one.event for one in moments if one.event is not None]
+    assert tenths == set(range(10)) and sum(at > 84 for at in touches) > 60 and min(touches) < 10
