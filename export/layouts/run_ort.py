@@ -18,7 +18,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from onnxruntime import InferenceSession, OrtValue, get_available_providers
+from onnxruntime import InferenceSession, OrtValue, get_available_providers, set_default_logger_severity
 from PIL import Image, ImageOps
 from tokenizers import Tokenizer, pre_tokenizers
 
@@ -48,9 +48,9 @@ def require_whole(folder, files, names):
 
 def graph(path, provider):
     """A graph as a function of what it is fed, by name."""
-    known = provider in get_available_providers()
+    set_default_logger_severity(3)
+    known, place = provider in get_available_providers(), "cuda" if provider.startswith("CUDA") else "cpu"
     session = InferenceSession(str(path), providers=[provider]) if known else None
-    place = "cuda" if provider[:4] == "CUDA" else "cpu"
     if not session or session.get_providers()[0] != provider:  # ONNX Runtime falls back without a word
         raise SystemExit(f"ONNX Runtime does not give {provider} here. Install onnxruntime-gpu and its libraries.")
     names = [value.name for value in session.get_outputs()]
