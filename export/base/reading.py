@@ -12,15 +12,32 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ...adapters.artifact.hub import plain_file, snapshot_of
+from ...adapters.errors import InvalidArtifact
+from ...toolkit.model.reasons import reason_of
+
+
+def loaded(path: Path) -> ir.Model:
+    """A graph file as it is.
+
+    Raises:
+        InvalidArtifact: it is no ONNX graph.
+    """
+    try:
+        return ir.load(path)
+    except Exception as error:  # protobuf, onnx and onnx-ir have no common base class
+        raise InvalidArtifact(
+            f"{path} is no ONNX graph: {reason_of(error)}", "Get the file again from its source."
+        ) from None
 
 
 def read_graph(path: Path) -> ir.Model:
     """A graph file with its weights where they really lie.
 
     Raises:
-        InvalidArtifact: weights of a graph in a snapshot are missing, or a link that leads out of the repository.
+        InvalidArtifact: it is no graph; or weights of one in a snapshot are missing, or a link that leads out of the
+            repository.
     """
-    model = ir.load(path)
+    model = loaded(path)
     if snapshot_of(path.parent) is not None:
         follow_links(model, path.parent)
     return model

@@ -191,13 +191,12 @@ def captured(folder: Path, manifest: ExportManifest) -> dict[str, list[str]]:
     """For each graph file what would break the capture of a CUDA graph; nothing, if nothing does."""
     if find_spec("onnx_ir") is None:
         raise missing("onnx_ir", "Reading the graphs")
-    import onnx_ir as ir
-
+    from ..base.reading import loaded
     from ..surgery.capture import capture_obstacles
 
     names = [manifest.graph_file(graph) for graph in GRAPHS]
     names += [LAYOUT.answering] if LAYOUT.answering in manifest.files else []
-    return {name: list(capture_obstacles(ir.load(folder / name))) for name in names}
+    return {name: list(capture_obstacles(loaded(folder / name))) for name in names}
 
 
 def card_of(folder: Path, *, check: bool) -> dict[str, Any]:

@@ -15,9 +15,8 @@ import onnx_ir as ir
 
 from ...adapters.artifact.hub import plain_file
 from ...adapters.errors import InvalidArtifact
-from ...toolkit.model.reasons import reason_of
 from ..base.own import save_graph
-from ..base.reading import follow_links, holders
+from ..base.reading import follow_links, holders, loaded
 from ..base.tracing import strip_metadata
 from ..manifest import LAYOUT, Graph
 
@@ -30,12 +29,7 @@ def load_graph(path: Path) -> ir.Model:
     Raises:
         InvalidArtifact: it is no ONNX graph, or its weights lie outside its folder (and not in the same cache).
     """
-    try:
-        model = ir.load(path)
-    except Exception as error:  # protobuf, onnx and onnx-ir have no common base class
-        raise InvalidArtifact(
-            f"{path} is no ONNX graph: {reason_of(error)}", "Get the file again from its source."
-        ) from None
+    model = loaded(path)
     for tensor in _external(model):
         name = str(tensor.location)
         steps = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)

@@ -12,6 +12,7 @@ from ...adapters.artifact.adapter import Adapter
 from ...adapters.errors import UsageError
 from ...toolkit.families import families
 from ..base.own import graph_info
+from ..base.reading import loaded
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph, write_manifest
 from ..names import TOKEN_TYPES, VISION_MASK
 from .carry import require_carried
@@ -51,7 +52,7 @@ def arrange(folder: Path, manifest: ExportManifest, layout: str) -> ExportManife
     if layout == "onnx":
         return manifest
     chosen = get_layout(layout)
-    models = {name: ir.load(folder / LAYOUT.graph(name)) for name in GRAPHS}
+    models = {name: loaded(folder / LAYOUT.graph(name)) for name in GRAPHS}
     mask_channel = False
     if chosen.embeddings_only:
         family = families().get(manifest.family or "")

@@ -16,6 +16,7 @@ from ...adapters.artifact.manifest import canonical_json
 from ...adapters.errors import InvalidArtifact
 from ...toolkit.model.inputs import InputProcessor
 from ...toolkit.model.requests import RETRIEVED
+from ..base.reading import loaded
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph
 from ..names import (
     ATTENTION_MASK,
@@ -118,7 +119,7 @@ def interface_of(folder: Path, manifest: ExportManifest, inputs: InputProcessor)
 
 
 def _graph(folder: Path, manifest: ExportManifest, inputs: InputProcessor, name: Graph, file: str) -> GraphIO:
-    model = ir.load(folder / file)
+    model = loaded(folder / file)
     graph = model.graph
     tensors = [value.const_value for value in graph.initializers.values()]
     weights = {str(one.location) for one in tensors if isinstance(one, ir.ExternalTensor)}

@@ -18,6 +18,7 @@ from ...adapters.artifact.manifest import RetrievalInfo
 from ...adapters.errors import UsageError
 from ...adapters.retrieval.retrieval import retrieval_of
 from ..base.own import graph_info
+from ..base.reading import loaded
 from ..manifest import (
     GRAPHS,
     LAYOUT,
@@ -97,7 +98,7 @@ def adapt(
         updated = [layer for layer in values if layer.graph == name]
         if not (mine or decides or updated or any(term.layer.graph == name for term in terms)):
             continue
-        model = ir.load(folder / LAYOUT.graph(name))
+        model = loaded(folder / LAYOUT.graph(name))
         if not swappable:
             updated, terms = _keep_apart(model, updated, adapters)
         update_graph(model, name, updated)

@@ -12,7 +12,7 @@ from PIL import Image
 from planted_captions import planted_index
 
 from safetykit.adapters import Adapter, InvalidArtifact
-from safetykit.export.commands.verification import verify_folder
+from safetykit.export.commands.verification import captured, verify_folder
 from safetykit.export.layouts.describe import write_interface
 from safetykit.export.layouts.interface import read_interface
 from safetykit.export.layouts.prepare import PROGRAM, SOURCE, program
@@ -140,6 +140,17 @@ def test_every_input_and_output_has_a_meaning_and_edits_are_found(described, mak
     write_manifest(model.manifest, model.path)  # somebody who also writes the digests anew
     with pytest.raises(InvalidArtifact, match="detector"):
         verify_folder(model.path)
+
+
+@pytest.mark.parametrize("data", [b"no graph", b"\x08\xff\xff", b"[" * 1000])
+def test_a_file_that_is_no_graph_is_refused_by_name_also_where_the_manifest_names_it(described, data):
+    model = described()
+    (model.path / LAYOUT.graph("embed_tokens")).write_bytes(data)
+    write_manifest(model.manifest, model.path)
+    with pytest.raises(InvalidArtifact, match="embed_tokens"):
+        verify_folder(model.path)
+    with pytest.raises(InvalidArtifact, match="embed_tokens"):
+        captured(model.path, model.manifest)
 
 
 def test_the_program_is_short_and_loads_nothing_else(described, tmp_path):
