@@ -98,7 +98,7 @@ def use_index(folder: Path) -> None:
 
 
 def use_export(folder: Path) -> None:
-    """Run it also where ``verify`` refuses it: its provenance, which is worked out again, betrays almost every change."""
+    """Run it also where ``verify`` refuses it: its provenance, worked out again, betrays almost every change."""
     refused = None
     try:
         verify_folder(folder)
