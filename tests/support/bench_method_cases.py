@@ -9,6 +9,30 @@ from bench_case import NO_MODEL, SEEN, BenchCase
 
 METHODS = [
     BenchCase(
+        "effects",
+        "--out {out} --checkpoint mild --arm 'Guard: vlm-guard alpha=4' --arm 'nullsteer sweep layers=4-6 + one-pass'",
+        lambda ran: [
+            [call[0].title for call in ran.calls["measure"]] == ["Guard", "nullsteer sweep layers=4-6 + one-pass"],
+            [(part.method.name, part.settings, part.sweep) for call in ran.calls["measure"] for part in call[0].parts]
+            == [
+                ("vlm-guard", {"alpha": "4"}, False),
+                ("nullsteer", {"layers": "4-6"}, True),
+                ("one-pass", {}, False),
+            ],
+            list(ran.read("effects.json")["mild"]["arms"])
+            == ["Guard", "nullsteer sweep layers=4-6 + one-pass", "undefended"],
+        ],
+        {
+            **NO_MODEL,
+            "export_base": None,
+            "OnnxVLM.from_pretrained": None,
+            "decide": [],
+            "figures": {},
+            "measure": {"rows": {}},
+            "table": "| |",
+        },
+    ),
+    BenchCase(
         "vlm_guard",
         "--out {out} --checkpoint mild",
         lambda ran: ran.only("table")[0] == {"mild": {}} and (ran.path / "vlm_guard.md").read_text() == "| |",

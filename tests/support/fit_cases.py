@@ -71,6 +71,7 @@ TINY_SASA = f"fit sasa {{tiny}} {FIT} --safety-layer 0 --fused-layer 1"
 TINY_PROBE = f"fit one-pass {{tiny}} {FIT} --fused-layer 1"
 REFUSAL = "--refusal 'sorry .'"
 TGA = "fit tga {model} --data {captions} -o {out} --json"
+NULL = f"fit nullsteer {{model}} {FIT} --layers 4"
 RETRIEVAL = "fit retrieval {model} --data {captions} --index {index} -o {out} --json"
 
 FITS = [
@@ -198,6 +199,39 @@ FITS = [
         chosen(layers=[3]),
     ),
     Case(f"{CARE} --contrast carrier {UNPACKED}".replace("{records}", "{unpacked}"), left_out),
+    # NullSteer
+    Case(
+        f"{NULL} --sweep --variant low-rank --rank 2 --harmful text --towards harmful --site block --strength 0.5"
+        " --decode-strength 1.5 --dropped 4 --ridge 0.5",
+        lambda done, made: [
+            len(done.value["sweep"]["trials"]) == 1,
+            chosen(
+                variant="low-rank",
+                rank=2,
+                harmful="text",
+                towards="harmful",
+                site="block",
+                strength=0.5,
+                decode_strength=1.5,
+                dropped=4,
+                ridge=0.5,
+            )(done, made)
+            is None,
+        ],
+    ),
+    Case(
+        f"{NULL} --variant rank-one --harmful both --site mlp --variance 0.5 --towards harmful --on {{int4_base}}"
+        f" {SPREAD}",
+        lambda done, made: [
+            chosen(variant="rank-one", harmful="both", site="mlp", variance=0.5)(done, made) is None,
+            on_the_base(done, made),
+        ],
+    ),
+    Case(
+        "fit nullsteer {model} --data {unpacked} -o {taken} --overwrite --json --layers 4 --site attn --towards refused"
+        f" --device cpu --dtype bfloat16 --batch-size 8 {UNPACKED}",
+        lambda done, made: [chosen(site="attn", towards="refused")(done, made) is None, left_out(done, made)],
+    ),
     # SASA and the one-pass probe
     Case(
         f"{TINY_SASA} {REFUSAL} --variant published --false-positive-rate 0.1 --space hidden --fraction 0.9 --seed 3",

@@ -9,6 +9,7 @@ from ranks import Ranks
 
 from safetykit.adapters.artifact.output import claimed
 from safetykit.adapters.care.settings import CARE
+from safetykit.adapters.nullsteer.settings import NullSteer
 from safetykit.adapters.protocols import Refusal
 from safetykit.adapters.registry import methods
 from safetykit.adapters.sasa.settings import SASA
@@ -34,6 +35,7 @@ FITS = {
     "vlm-guard": lambda vlm, records: VLMGuard(gate="whitened").fit(vlm, records),
     "care": lambda vlm, records: CARE(contrast="carrier").fit(vlm, records),
     "care by kernel": lambda vlm, records: CARE(contrast="carrier", selection="kernel").fit(vlm, records),
+    "nullsteer": lambda vlm, records: NullSteer(towards="harmful", variant="low-rank").fit(vlm, records),
     "sasa": lambda vlm, records: SASA(safety_layer=2).fit(SecondPass(vlm), records, REFUSAL),
 }
 
