@@ -6,21 +6,27 @@ harmless ones into nothing, so that it needs no gate::
 
     h' = h + λ ΔP h,   ‖ΔP H_m − R‖² + a‖ΔP‖² least,   P H_b ≈ 0
 
-H_b, H_m hold harmless and harmful last-position states as columns, R the refusal direction r of each harmful one.
+H_b, H_m hold harmless and harmful states as columns, R the refusal direction r of each harmful one.
 
-Null space: P = I − V Vᵀ, V the strongest eigenvectors of H_b H_bᵀ: ``dropped`` of them, or as many as hold the share
-``variance`` of its trace.
+Constraint: ``projection``  P = I − V Vᵀ, V the strongest eigenvectors of H_b H_bᵀ: ``dropped`` of them, or as many as
+                            hold the share ``variance`` of its trace (the papers)
+            ``penalty``     P = I, and γ‖Δ H_b‖²/n_b is added to what is least (ours): no direction is forbidden, and
+                            none is free
 
-Solution, with M = H_m H_mᵀ/n the second moment of harmful states and m their mean::
+Solution, with M = H_m H_mᵀ/n the second moment of harmful states, m their mean and B that of harmless ones::
 
-    ``rank-one``  R repeats one r:      Δ P = r wᵀ,    w = P (P M P + aI)⁻¹ P m
-    ``low-rank``  r_c by category c:    Δ P = U Wᵀ,    W = P (P M P + aI)⁻¹ P Σ_c (n_c/n) m_c (Uᵀ r_c)ᵀ,
+    K = P (P M P + aI)⁻¹ P   or   K = (M + γB + aI)⁻¹
+    ``rank-one``  R repeats one r:      Δ P = r wᵀ,    w = K m
+    ``low-rank``  r_c by category c:    Δ P = U Wᵀ,    W = K Σ_c (n_c/n) m_c (Uᵀ r_c)ᵀ,
 
 U the first left singular vectors of the r_c weighted by √(n_c/n). With one category and rank 1 the second is the
-first. Both move harmful states by about λr: wᵀm = s/(1 + s), s = mᵀP(P C P + aI)⁻¹P m with their covariance C.
+first. wᵀh is near 1 for harmful states and near 0 for harmless ones.
 
 r is read at the *block's* output, also where the change is made in a branch that is added to it: the mean of
 harmful text that the model refuses (``towards``), less the mean of harmless text.
+
+Harmless states: of the ``tokens`` of prompts and responses (ours), because the map acts on them all, or of the prompts'
+``last`` positions (the papers).
 
 Deviations: a is a share of the mean squared component, so that it means the same at every layer and width (ours).
 λ is set for prefill and for decoding apart: most of the effect is in decoding, where a refusal begins (ours). The
@@ -42,11 +48,11 @@ from ..artifact.intervention import Intervention
 from ..artifact.manifest import AdapterInfo, describe_data, library_versions
 from ..artifact.sites import Phase, Site
 from ..errors import UsageError
-from ..protocols import Example, StateSource, Workbench
+from ..protocols import Example, Workbench
 from ..settings import spell
 from ..statistics.threads import one_thread
 from .settings import NullSteer
-from .statistics import NullStatistics, collect, require_labels, targets
+from .statistics import NullStatistics, Source, collect, require_labels, targets
 
 SIGN = "r points from harmless text to refused text, so that a positive product with w moves towards refusal"
 
@@ -68,7 +74,7 @@ class NullSpace:
 
 def fit(
     settings: NullSteer,
-    model: StateSource,
+    model: Source,
     records: Iterable[Example],
     *,
     outcomes: Mapping[str, str] | None = None,
@@ -76,7 +82,7 @@ def fit(
     """See :meth:`NullSteer.fit`."""
     used = require_labels(list(records), settings.harmful)
     sites = sites_of(settings, model.base.n_layers)
-    statistics = collect(model, used, sites, targets(used, settings.towards, outcomes))
+    statistics = collect(model, used, sites, targets(used, settings.towards, outcomes), settings.harmless)
     return solve(settings, model, statistics, used)
 
 
@@ -132,26 +138,26 @@ def require_categories(settings: NullSteer, found: int) -> None:
 
 
 def sites_of(settings: NullSteer, depth: int) -> tuple[Site, ...]:
-    """Where the adapter acts in a decoder of ``depth`` blocks: of eight blocks 4 to 6, if nothing is said.
+    """Where the adapter acts in a decoder of ``depth`` blocks: the middle one, if nothing is said.
 
     Raises:
         UsageError: a layer does not exist.
     """
-    layers = settings.layers if settings.layers is not None else range(depth // 2, max(depth // 2 + 1, depth * 7 // 8))
+    layers = settings.layers if settings.layers is not None else (depth // 2,)
     sites = tuple(Site(settings.site, layer) for layer in sorted(set(layers)))
     for site in sites:
         site.require_within(depth)
     return sites
 
 
-def solve(settings: NullSteer, model: StateSource, statistics: NullStatistics, records: Sequence[Example]) -> Adapter:
+def solve(settings: NullSteer, model: Source, statistics: NullStatistics, records: Sequence[Example]) -> Adapter:
     """See :meth:`NullSteer.solve`.
 
     The attachment ``nullsteer`` holds ``{"layers": {str(layer): entry}}`` with an entry per layer::
 
         {"site": str, "dropped": directions of harmless states that are left alone, "kept": share of their second
-         moment that is not, "rank": of the map, "refusal": ‖r‖, "harmful": mean of rᵀΔPh/‖r‖² over the harmful
-         records that must move, "harmless": its root mean square over harmless records}
+         moment that is not (both absent with a penalty), "rank": of the map, "refusal": ‖r‖, "harmful": mean of
+         rᵀΔPh/‖r‖² over the harmful states that must move, "harmless": its root mean square over harmless states}
     """
     require_width(settings, model.base.d_model)
     interventions: list[Intervention] = []
@@ -193,23 +199,25 @@ def null_space(
 @one_thread(blas=False)
 def solution(
     settings: NullSteer, statistics: NullStatistics, site: Site
-) -> tuple[Float[Tensor, "d_model rank"], Float[Tensor, "d_model rank"], NullSpace]:
-    """U and W of ΔP = U Wᵀ at a site, and the null space that it acts in."""
+) -> tuple[Float[Tensor, "d_model rank"], Float[Tensor, "d_model rank"], NullSpace | None]:
+    """U and W of ΔP = U Wᵀ at a site, and the null space that it acts in, if it does."""
     assert site.layer is not None
-    moved = statistics.moved(site, settings.harmful)
-    width = len(moved.mean)
-    dropped = width // 16 if settings.dropped is None else settings.dropped
-    space = null_space(statistics.harmless[site].second_moment(), dropped, settings.variance)
-    p = space.projector
-    inside = p @ (moved.second_moment() / moved.count) @ p
-    a = settings.ridge * inside.trace() / width
-    eye = torch.eye(width, dtype=inside.dtype)
+    moved, harmless = statistics.moved(site, settings.harmful), statistics.harmless[site]
     if settings.variant == "rank-one":
         up, sources = statistics.refusal(site.layer)[:, None], moved.mean[:, None]
     else:
         up, sources = _by_category(settings, statistics, site)
-    down = p @ torch.linalg.solve(inside + a * eye, p @ sources)
-    return up, down, space
+    width = len(moved.mean)
+    eye = torch.eye(width, dtype=sources.dtype)
+    second = moved.second_moment() / moved.count
+    if settings.constraint == "penalty":
+        held = second + settings.penalty * harmless.second_moment() / harmless.count
+        return up, torch.linalg.solve(held + settings.ridge * second.trace() / width * eye, sources), None
+    dropped = width // 16 if settings.dropped is None else settings.dropped
+    space = null_space(harmless.second_moment(), dropped, settings.variance)
+    inside = space.projector @ second @ space.projector
+    a = settings.ridge * inside.trace() / width
+    return up, space.projector @ torch.linalg.solve(inside + a * eye, space.projector @ sources), space
 
 
 def _by_category(
@@ -244,7 +252,7 @@ def _interventions(
 
 
 def _describe(
-    settings: NullSteer, statistics: NullStatistics, site: Site, up: Tensor, down: Tensor, space: NullSpace
+    settings: NullSteer, statistics: NullStatistics, site: Site, up: Tensor, down: Tensor, space: NullSpace | None
 ) -> dict[str, Any]:
     assert site.layer is not None
     refusal = statistics.refusal(site.layer)
@@ -253,8 +261,7 @@ def _describe(
     square = reading @ harmless.second_moment() @ reading / harmless.count
     return {
         "site": str(site),
-        "dropped": space.dropped,
-        "kept": space.kept,
+        **({} if space is None else {"dropped": space.dropped, "kept": space.kept}),
         "rank": up.shape[1],
         "refusal": float(refusal.norm()),
         "harmful": float(moved.mean @ reading),

@@ -13,8 +13,8 @@ class Layer(Strict):
     """One adapted layer."""
 
     site: str
-    dropped: int
-    kept: float
+    dropped: int | None = None
+    kept: float | None = None
     rank: int
     refusal: float
     harmful: float

@@ -14,12 +14,14 @@ from ..settings import Settings, setting, spell
 
 if TYPE_CHECKING:
     from ..artifact.adapter import Adapter
-    from ..protocols import Example, StateSource
-    from .statistics import NullStatistics
+    from ..protocols import Example
+    from .statistics import NullStatistics, Source
 
 Variant = Literal["rank-one", "low-rank"]
 Harmful = Literal["text", "both"]
+Harmless = Literal["tokens", "last"]
 Towards = Literal["refused", "harmful"]
+Constraint = Literal["penalty", "projection"]
 Where = Literal["block", "mlp", "attn"]
 
 _CODE = "safetykit.adapters.nullsteer.nullsteer"
@@ -32,23 +34,37 @@ class NullSteer(Settings):
         "rank-one", "One refusal direction for all, or one a category within the best subspace of some rank (low-rank)."
     )
     rank: int = setting(2, "Dimension of that subspace.", acts={"variant": "low-rank"}, ge=1)
-    harmful: Harmful = setting("both", "Harmful records that must move: text only, or those with a picture too (both).")
+    harmful: Harmful = setting("text", "Harmful records that must move: text only, or those with a picture too (both).")
+    harmless: Harmless = setting(
+        "tokens", "Harmless states that must stay: of the tokens of prompts and responses, or the prompts' last ones."
+    )
     towards: Towards = setting(
         "refused", "Whose mean text state is moved to: of harmful requests that the model refused, or of all harmful."
     )
     layers: Layers | None = setting(
-        None, "Decoder layers that are changed, from 0, such as 3-5 or 2,4.", shown="the third quarter"
+        None, "Decoder layers that are changed, from 0, such as 3-5 or 2,4.", shown="the middle one"
     )
     site: Where = setting("block", "Output that is changed; at mlp and attn it can fold into weights.")
     strength: float = setting(1.0, "λ while the prompt is read.", ge=0)
     decode_strength: float | None = setting(
-        None, "λ while the answer is written.", shown="twice the strength; at mlp and attn the same", ge=0
+        None, "λ while the answer is written.", shown="3 × the strength; at mlp and attn the same", ge=0
     )
+    constraint: Constraint = setting(
+        "penalty", "How harmless states are held: by a penalty on moving them, or by projection to their null space."
+    )
+    penalty: float = setting(3.0, "γ, what moving a harmless state counts.", acts={"constraint": "penalty"}, gt=0)
     dropped: int | None = setting(
-        None, "Directions of harmless states, strongest first, that are left alone.", shown="a sixteenth of the width"
+        None,
+        "Directions of harmless states, strongest first, that are left alone.",
+        acts={"constraint": "projection"},
+        shown="a sixteenth of the width",
     )
     variance: float | None = setting(
-        None, "Leave alone as many directions as hold this share of harmless states, instead of a number.", gt=0, lt=1
+        None,
+        "Leave alone as many directions as hold this share of harmless states, instead of a number.",
+        acts={"constraint": "projection"},
+        gt=0,
+        lt=1,
     )
     ridge: float = setting(0.1, "a, as a share of the mean squared component of harmful states.", gt=0)
 
@@ -71,12 +87,10 @@ class NullSteer(Settings):
     @property
     def strengths(self) -> tuple[float, float]:
         """λ at prefill and in decoding; the same where that lets the change fold into weights."""
-        factor = 2.0 if self.site == "block" else 1.0
+        factor = 3.0 if self.site == "block" else 1.0
         return self.strength, factor * self.strength if self.decode_strength is None else self.decode_strength
 
-    def fit(
-        self, model: StateSource, records: Iterable[Example], *, outcomes: Mapping[str, str] | None = None
-    ) -> Adapter:
+    def fit(self, model: Source, records: Iterable[Example], *, outcomes: Mapping[str, str] | None = None) -> Adapter:
         """Fit on the ``fit`` split.
 
         Args:
@@ -88,7 +102,7 @@ class NullSteer(Settings):
         adapter: Adapter = load(f"{_CODE}:fit")(self, model, records, outcomes=outcomes)
         return adapter
 
-    def solve(self, model: StateSource, statistics: NullStatistics, records: Sequence[Example]) -> Adapter:
+    def solve(self, model: Source, statistics: NullStatistics, records: Sequence[Example]) -> Adapter:
         """Turn collected statistics into an adapter (no model is run)."""
         adapter: Adapter = load(f"{_CODE}:solve")(self, model, statistics, records)
         return adapter

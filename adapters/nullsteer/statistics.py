@@ -1,9 +1,15 @@
-"""What NullSteer learns from: second moments of harmless and harmful last-position states, and means of refusals."""
+"""What NullSteer learns from: second moments of harmless and harmful states, and means of refusals.
+
+Harmful states are those of prompts' last positions. Harmless ones are too, as in the papers, or of ``tokens``: up to 64
+positions of each record, of its prompt and of its response, since the map acts on all of them.
+"""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -12,28 +18,15 @@ from torch import Tensor
 from ..artifact.sites import Site
 from ..errors import UsageError
 from ..protocols import Example, StateSource
-from ..statistics.moments import Moments
-from ..statistics.threads import one_thread
-from .settings import Harmful, Towards
+from ..statistics.moments import Mean, Moments
+from ..statistics.tokens import TokenBatch, TokenSource, pick
+from .settings import Harmful, Harmless, Towards
+
+_TOKENS = 64  # harmless positions of a record that are kept, at most
 
 
-@dataclass
-class Mean:
-    """Count and sum of a stream of vectors, in float64."""
-
-    total: Float[Tensor, " d_model"]
-    count: int = 0
-
-    @one_thread(blas=False)
-    def update(self, states: Float[Tensor, "batch d_model"]) -> None:
-        """Add a batch of vectors."""
-        self.total = self.total + states.to("cpu", torch.float64).sum(0)
-        self.count += len(states)
-
-    @property
-    def value(self) -> Float[Tensor, " d_model"]:
-        """The mean; some vector must have been seen."""
-        return self.total / self.count
+class Source(StateSource, TokenSource, Protocol):
+    """A model whose hidden states can be streamed, of last positions and of all."""
 
 
 @dataclass
@@ -41,7 +34,7 @@ class NullStatistics:
     """What one pass over the fit split leaves behind.
 
     Attributes:
-        harmless: per site, moments of harmless records of all carriers.
+        harmless: per site, moments of harmless states, of records of all carriers.
         harmful: per site and carrier kind (``text``, ``picture``), moments of harmful records.
         kinds: per site, category and carrier kind, the mean of harmful records.
         calm: per layer, the mean of harmless text at the block's output.
@@ -66,16 +59,17 @@ class NullStatistics:
         found = [mean for (at, name), mean in self.refused.items() if at == layer and category in (None, name)]
         if not found:
             return self.refusal(layer)
-        total = torch.stack([mean.total for mean in found]).sum(0)
-        return total / sum(mean.count for mean in found) - self.calm[layer].value
+        together = Mean(len(found[0].total))
+        for mean in found:
+            together.merge(mean)
+        return together.value - self.calm[layer].value
 
     def categories(self, site: Site, harmful: Harmful) -> dict[str, Mean]:
         """Count and sum of the harmful records that must move, by category."""
         found: dict[str, Mean] = {}
         for (at, category, kind), mean in sorted(self.kinds.items(), key=lambda item: item[0][1:]):
             if at == site and kind in kinds_of(harmful):
-                known = found.setdefault(category, Mean(torch.zeros_like(mean.total)))
-                known.total, known.count = known.total + mean.total, known.count + mean.count
+                found.setdefault(category, Mean(len(mean.total))).merge(mean)
         return found
 
 
@@ -129,27 +123,27 @@ def require_labels(records: Sequence[Example], harmful: Harmful) -> list[Example
 
 
 def collect(
-    model: StateSource, records: Sequence[Example], sites: Sequence[Site], moved_to: set[str]
+    model: Source, records: Sequence[Example], sites: Sequence[Site], moved_to: set[str], harmless: Harmless = "last"
 ) -> NullStatistics:
     """Stream the statistics of all ``sites`` and of their blocks; memory does not grow with the number of records.
 
     Args:
         records: of the fit split.
         moved_to: ids of the harmful texts whose mean state is moved to.
+        harmless: which harmless states must stay.
     """
     width, layers = model.base.d_model, sorted({site.layer for site in sites if site.layer is not None})
     found = NullStatistics()
-    zeros = torch.zeros(width, dtype=torch.float64)
     for site in sites:
         found.harmless[site] = Moments(width)
         for kind in kinds_of("both"):
             found.harmful[site, kind] = Moments(width)
     for layer in layers:
-        found.calm[layer] = Mean(zeros)
+        found.calm[layer] = Mean(width)
     read = list(dict.fromkeys([*sites, *map(Site.block, layers)]))
     for batch, states in model.states([(record,) for record in records], read):
-        harmless = torch.tensor([record.label == "harmless" for record in batch])
-        calm = harmless & torch.tensor([record.carrier == "text" for record in batch])
+        calm = [row for row, record in enumerate(batch) if (record.label, record.carrier) == ("harmless", "text")]
+        still = [row for row, record in enumerate(batch) if record.label == "harmless" and harmless == "last"]
         groups: dict[tuple[str, str], list[int]] = {}
         refused: dict[str, list[int]] = {}
         for row, record in enumerate(batch):
@@ -158,15 +152,32 @@ def collect(
             if record.id in moved_to:
                 refused.setdefault(record.category, []).append(row)
         for site in sites:
-            found.harmless[site].update(states[site][harmless])
+            found.harmless[site].update(states[site][still])
             for kind in kinds_of("both"):
                 rows = sorted(row for (_, other), some in groups.items() if other == kind for row in some)
                 found.harmful[site, kind].update(states[site][rows])
             for (category, kind), rows in groups.items():
-                found.kinds.setdefault((site, category, kind), Mean(zeros)).update(states[site][rows])
+                found.kinds.setdefault((site, category, kind), Mean(width)).update(states[site][rows])
         for layer in layers:
             block = states[Site.block(layer)]
             found.calm[layer].update(block[calm])
             for category, rows in refused.items():
-                found.refused.setdefault((layer, category), Mean(zeros)).update(block[rows])
+                found.refused.setdefault((layer, category), Mean(width)).update(block[rows])
+    if harmless == "tokens":
+        _add_tokens(found, model, [record for record in records if record.label == "harmless"], sites)
     return found
+
+
+def _add_tokens(found: NullStatistics, model: Source, records: Sequence[Example], sites: Sequence[Site]) -> None:
+    def some(batch: TokenBatch) -> dict[Site, Float[Tensor, "picked d_model"]]:
+        ids = "\0".join(record.id for record in batch.records)  # the draws depend on the batch alone
+        generator = torch.Generator().manual_seed(zlib.crc32(ids.encode()))
+        start, kept = generator.get_state(), {}
+        for site in sites:  # the same tokens at every site
+            generator.set_state(start)
+            kept[site] = pick(batch.states[site], batch.visual | batch.textual, _TOKENS, generator)
+        return kept
+
+    for states in model.token_states(records, sites, some, with_response=True):
+        for site in sites:
+            found.harmless[site].update(states[site])

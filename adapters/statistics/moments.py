@@ -11,6 +11,34 @@ from .choices import Shrinkage
 from .threads import one_thread
 
 
+class Mean:
+    """Count and sum of a stream of vectors, in float64: O(d) memory.
+
+    Attributes:
+        count: number of vectors seen.
+        total: [d_model].
+    """
+
+    def __init__(self, d_model: int) -> None:
+        self.count = 0
+        self.total = torch.zeros(d_model, dtype=torch.float64)
+
+    @one_thread(blas=False)
+    def update(self, states: Float[Tensor, "batch d_model"]) -> None:
+        """Add a batch of vectors."""
+        self.total = self.total + states.to("cpu", torch.float64).sum(0)
+        self.count += len(states)
+
+    def merge(self, other: Mean) -> None:
+        """Add what another stream has seen."""
+        self.total, self.count = self.total + other.total, self.count + other.count
+
+    @property
+    def value(self) -> Float[Tensor, " d_model"]:
+        """The mean; some vector must have been seen."""
+        return self.total / self.count
+
+
 class Moments:
     """Count, mean, scatter and two contracted higher moments of a stream of vectors, in float64.
 

@@ -202,7 +202,7 @@ FITS = [
     # NullSteer
     Case(
         f"{NULL} --sweep --variant low-rank --rank 2 --harmful text --towards harmful --site block --strength 0.5"
-        " --decode-strength 1.5 --dropped 4 --ridge 0.5",
+        " --decode-strength 1.5 --constraint projection --dropped 4 --ridge 0.5 --harmless last",
         lambda done, made: [
             len(done.value["sweep"]["trials"]) == 1,
             chosen(
@@ -213,15 +213,17 @@ FITS = [
                 site="block",
                 strength=0.5,
                 decode_strength=1.5,
+                constraint="projection",
                 dropped=4,
+                harmless="last",
                 ridge=0.5,
             )(done, made)
             is None,
         ],
     ),
     Case(
-        f"{NULL} --variant rank-one --harmful both --site mlp --variance 0.5 --towards harmful --on {{int4_base}}"
-        f" {SPREAD}",
+        f"{NULL} --variant rank-one --harmful both --site mlp --constraint projection --variance 0.5 --harmless tokens"
+        f" --towards harmful --on {{int4_base}} {SPREAD}",
         lambda done, made: [
             chosen(variant="rank-one", harmful="both", site="mlp", variance=0.5)(done, made) is None,
             on_the_base(done, made),
@@ -229,8 +231,27 @@ FITS = [
     ),
     Case(
         "fit nullsteer {model} --data {unpacked} -o {taken} --overwrite --json --layers 4 --site attn --towards refused"
+        " --constraint penalty --penalty 2"
         f" --device cpu --dtype bfloat16 --batch-size 8 {UNPACKED}",
-        lambda done, made: [chosen(site="attn", towards="refused")(done, made) is None, left_out(done, made)],
+        lambda done, made: [
+            chosen(site="attn", towards="refused", penalty=2)(done, made) is None,
+            left_out(done, made),
+        ],
+    ),
+    # Refusal direction
+    Case(
+        "fit refusal-direction {model} --data {records} -o {taken} --overwrite --json --sweep --variant addition"
+        " --layer 4 --strength 0.5 --device cpu --dtype bfloat16 --batch-size 8",
+        lambda done, made: [
+            chosen(variant="addition", layer=4, strength=0.5)(done, made) is None,
+            len(done.value["sweep"]["trials"]) == 1,
+            ran("bfloat16")(done, made),
+        ],
+    ),
+    Case(
+        "fit refusal-direction {model} --data {unpacked} -o {out} --json --variant ablation --on {int4_base}"
+        f" {SPREAD} {UNPACKED}",
+        lambda done, made: [chosen(variant="ablation", layer=4)(done, made) is None, left_out(done, made)],
     ),
     # SASA and the one-pass probe
     Case(

@@ -11,6 +11,7 @@ from safetykit.adapters.artifact.manifest import BaseInfo
 from safetykit.adapters.nullsteer import nullsteer
 from safetykit.adapters.nullsteer.settings import NullSteer
 from safetykit.adapters.nullsteer.statistics import collect, require_labels, targets
+from safetykit.adapters.statistics.tokens import TokenBatch, whole
 
 WIDTH, DEPTH, BENIGN, LAYER = 24, 4, 5, 2
 KINDS = {"arms": 0, "fraud": 1}
@@ -31,25 +32,36 @@ class Example:
 
 
 class PlantedNull:
-    """Harmless states lie in a space of 5 dimensions; harm of each category is a step along its own axis outside it."""
+    """Harmless states lie in a space of 5 dimensions; harm of each category is a step along its own axis outside it.
+
+    Harmful last states hold a part of a further axis, along which harmless tokens that are not the last ones vary.
+    """
 
     base = BaseInfo(fingerprint="0" * 64, architecture="Planted", n_layers=DEPTH, d_model=WIDTH)
 
     def __init__(self) -> None:
         axes = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(5)))[0]
-        self.benign, self.harm = axes[:, :BENIGN], axes[:, BENIGN : BENIGN + 2]
+        self.benign, self.harm, self.inner = axes[:, :BENIGN], axes[:, BENIGN : BENIGN + 2], axes[:, BENIGN + 2]
 
     def state(self, record, site):
         seed = int(record.digest()[:8], 16) + 7 * site.layer
         generator = torch.Generator().manual_seed(seed)
         state = self.benign @ (2 + torch.randn(BENIGN, generator=generator))
         state = state + 1e-4 * torch.randn(WIDTH, generator=generator)
-        return state + (4 * self.harm[:, KINDS[record.category]] if record.label == "harmful" else 0)
+        return state + (4 * self.harm[:, KINDS[record.category]] + self.inner if record.label == "harmful" else 0)
 
     def states(self, units, sites, pool="last"):
         for start in range(0, len(units), 16):
             batch = [record for unit in units[start : start + 16] for record in unit]
             yield batch, {site: torch.stack([self.state(record, site) for record in batch]) for site in sites}
+
+    def token_states(self, records, sites, keep=whole, *, with_response=False):
+        assert with_response
+        sizes = torch.tensor([-6.0, 6.0, 0.0])
+        for batch, states in self.states([(record,) for record in records], sites):
+            tokens = {site: found[:, None] + sizes[:, None] * self.inner for site, found in states.items()}
+            mask = torch.ones(len(batch), len(sizes), dtype=torch.bool)
+            yield keep(TokenBatch(batch, tokens, ~mask, mask))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +86,8 @@ def refused(records, share=1.0):
 
 
 def fit(model, records, **given):
-    settings = NullSteer(**{"layers": (LAYER,), "dropped": BENIGN, "ridge": 1e-6, **given})
+    held = {"dropped": BENIGN, "constraint": "projection", "harmless": "last"}
+    settings = NullSteer(**{"layers": (LAYER,), "ridge": 1e-6, **({} if "constraint" in given else held), **given})
     return settings.fit(model, records, outcomes=refused(records))
 
 
@@ -87,12 +100,21 @@ def moved(adapter, model, label, category="arms", phase="prefill"):
     return (item.make_op()(states, torch.ones(64, 1, 1), **item.tensors)[0] - states)[:, 0]
 
 
+HELD = [
+    {"constraint": "projection", "dropped": BENIGN, "harmless": "last"},
+    {"constraint": "projection", "dropped": BENIGN + 1, "harmless": "tokens"},
+    {"constraint": "penalty", "penalty": 100.0, "harmless": "last"},
+    {"constraint": "penalty", "penalty": 100.0, "harmless": "tokens"},
+]
+
+
+@pytest.mark.parametrize("held", HELD)
 @pytest.mark.parametrize("harmful", ["text", "both"])
 @pytest.mark.parametrize(("strength", "decode"), [(1.0, 2.0), (0.5, 0.5)])
 def test_harm_is_moved_by_the_strength_times_the_refusal_and_the_rest_is_left_alone(
-    model, records, harmful, strength, decode
+    model, records, harmful, strength, decode, held
 ):
-    adapter = fit(model, records, harmful=harmful, strength=strength, decode_strength=decode)
+    adapter = fit(model, records, harmful=harmful, strength=strength, decode_strength=decode, **held)
     states = {
         label: [model.state(r, Site.block(LAYER)) for r in records if (r.label, r.carrier) == (label, "text")]
         for label in ("harmful", "harmless")
@@ -103,8 +125,15 @@ def test_harm_is_moved_by_the_strength_times_the_refusal_and_the_rest_is_left_al
         assert torch.allclose(
             moved(adapter, model, "harmful", phase=phase), wanted * refusal, atol=0.15 * refusal.norm()
         )
-        assert moved(adapter, model, "harmless", phase=phase).norm(dim=1).max() < 1e-3 * refusal.norm()
+        assert moved(adapter, model, "harmless", phase=phase).norm(dim=1).max() < 1e-2 * refusal.norm()
     assert len(adapter.interventions) == (1 if strength == decode else 2)
+
+
+@pytest.mark.parametrize("held", HELD)
+def test_tokens_inside_an_answer_are_left_alone_where_they_were_looked_at(model, records, held):
+    (item, _) = fit(model, records, **held).interventions
+    reading = (item.tensors["down"][:, 0] @ model.inner).abs()
+    assert reading < 0.01 if held["harmless"] == "tokens" else reading > 0.03
 
 
 def test_each_category_gets_its_own_refusal_where_the_rank_holds_them(model, records):
@@ -198,10 +227,16 @@ def test_the_card_says_how_far_states_are_moved(model, records):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"dropped": 3, "variance": 0.5}, "dropped and variance both say what is left alone"),
+        (
+            {"dropped": 3, "variance": 0.5, "constraint": "projection"},
+            "dropped and variance both say what is left alone",
+        ),
         ({"strength": 0}, "strength of 0 in both phases"),
         ({"strength": 0.0, "decode_strength": 0.0}, "strength of 0 in both phases"),
-        ({"variance": 1}, "variance cannot be 1. It is below 1"),
+        ({"dropped": 3}, "dropped does nothing with constraint penalty"),
+        ({"penalty": 3, "constraint": "projection"}, "penalty does nothing with constraint projection"),
+        ({"penalty": 0}, "penalty cannot be 0. It is above 0"),
+        ({"variance": 1, "constraint": "projection"}, "variance cannot be 1. It is below 1"),
         ({"ridge": 0}, "ridge cannot be 0. It is above 0"),
         ({"rank": 2}, "rank does nothing with variant rank-one"),
         ({"harmful": "texts"}, "Did you mean 'text'"),
@@ -216,9 +251,17 @@ def test_settings_that_cannot_be_are_refused(given, message):
 @pytest.mark.parametrize(
     ("given", "keep", "message"),
     [
-        ({"dropped": WIDTH}, lambda r: True, "dropped cannot be 24: states have 24 dimensions"),
-        ({"dropped": -1}, lambda r: True, "dropped cannot be -1"),
-        ({"variant": "low-rank", "rank": 3}, lambda r: True, "rank cannot be 3.*are of 2 categories"),
+        (
+            {"dropped": WIDTH, "constraint": "projection"},
+            lambda r: True,
+            "dropped cannot be 24: states have 24 dimensions",
+        ),
+        ({"dropped": -1, "constraint": "projection"}, lambda r: True, "dropped cannot be -1"),
+        (
+            {"variant": "low-rank", "rank": 3, "harmful": "both"},
+            lambda r: True,
+            "rank cannot be 3.*are of 2 categories",
+        ),
         (
             {"variant": "low-rank", "rank": 2, "harmful": "text"},
             lambda r: r.carrier == "image" or r.category == "arms",
@@ -226,7 +269,7 @@ def test_settings_that_cannot_be_are_refused(given, message):
         ),
         ({}, lambda r: r.label == "harmless", "holds no harmful text record"),
         ({}, lambda r: r.label == "harmful", "holds no harmless text record"),
-        ({}, lambda r: r.carrier == "text", "no harmful record with a picture.*harmful text"),
+        ({"harmful": "both"}, lambda r: r.carrier == "text", "no harmful record with a picture.*harmful text"),
     ],
 )
 def test_records_that_teach_nothing_are_refused_before_a_model_is_loaded(records, given, keep, message):
@@ -235,8 +278,8 @@ def test_records_that_teach_nothing_are_refused_before_a_model_is_loaded(records
 
 
 def test_layers_and_strengths_that_are_not_given():
-    assert [site.layer for site in nullsteer.sites_of(NullSteer(), 8)] == [4, 5, 6]
+    assert [site.layer for site in nullsteer.sites_of(NullSteer(), 8)] == [4]
     assert [site.layer for site in nullsteer.sites_of(NullSteer(), 1)] == [0]
-    assert NullSteer(strength=1.5).strengths == (1.5, 3.0) and NullSteer(site="mlp").strengths == (1.0, 1.0)
+    assert NullSteer(strength=1.5).strengths == (1.5, 4.5) and NullSteer(site="mlp").strengths == (1.0, 1.0)
     with pytest.raises(UsageError, match="decoder has 4 layers"):
         nullsteer.sites_of(NullSteer(layers=(4,)), 4)

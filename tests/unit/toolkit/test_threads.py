@@ -14,7 +14,7 @@ from safetykit.toolkit.model.vlm import VLM
 from safetykit.toolkit.workbench import Workbench
 
 GIVEN = {"vlm-guard": {"gate": "whitened"}, "care": {}, "sasa": {"safety_layer": 2, "fused_layer": 5}, "one-pass": {}}
-GIVEN |= {"nullsteer": {"towards": "harmful", "variant": "low-rank"}}
+GIVEN |= {"nullsteer": {"towards": "harmful", "variant": "low-rank"}, "refusal-direction": {}}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,120 @@
+"""The refusal direction (Arditi et al., "Refusal in Language Models Is Mediated by a Single Direction",
+arXiv:2406.11717): a baseline, and a control.
+
+    r = mean state of harmful text − mean state of harmless text, at the last prompt position of one layer
+
+``addition``  h + αr at that layer, at every token: the model refuses more, harmless requests included. What a gate or
+              a null space is worth shows against this.
+``ablation``  h − r̂ r̂ᵀh at every layer and token, r̂ = r/‖r‖: nothing stays along it, so the model refuses *less*. It is
+              no defence; it shows whether this direction is what the model refuses by.
+
+Deviations: the paper chooses layer and position by their effect on held-out prompts; ``--sweep`` chooses the layer and
+α on calibration records, always at the last position. Ablation is applied to the outputs of blocks, of which those of
+attention and MLP are the parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..artifact.adapter import Adapter
+from ..artifact.intervention import Intervention
+from ..artifact.manifest import AdapterInfo, describe_data, library_versions
+from ..artifact.sites import Site
+from ..errors import UsageError
+from ..protocols import Example, StateSource, Workbench
+from ..statistics.moments import Mean
+from .settings import RefusalDirection
+
+SIGN = "r points from harmless to harmful text, which an aligned model refuses"
+
+
+@dataclass(frozen=True)
+class Means:
+    """Means of last-position states of text, by layer."""
+
+    harmful: dict[int, Mean]
+    harmless: dict[int, Mean]
+
+
+def fit(settings: RefusalDirection, model: StateSource, records: Iterable[Example]) -> Adapter:
+    """See :meth:`RefusalDirection.fit`."""
+    texts = texts_of(list(records))
+    layer = layer_of(settings, model.base.n_layers)
+    return solve(settings, model, collect(model, texts, [layer]), texts)
+
+
+def fit_on(settings: RefusalDirection, bench: Workbench) -> Adapter:
+    """Fit with what a workbench has."""
+    return fit(settings, bench.model, bench.records)
+
+
+def require_records(settings: RefusalDirection, records: Sequence[Example], d_model: int) -> None:
+    """Refuse records that lack a label; no model is needed."""
+    texts_of(records)
+
+
+def texts_of(records: Sequence[Example]) -> list[Example]:
+    """The text records of the fit split.
+
+    Raises:
+        UsageError: there are none of a label.
+    """
+    texts = [record for record in records if record.split == "fit" and record.carrier == "text"]
+    for label in ("harmful", "harmless"):
+        if not any(record.label == label for record in texts):
+            raise UsageError(
+                f"The fit split holds no {label} text record.", "The direction leads from harmless to harmful text."
+            )
+    return texts
+
+
+def layer_of(settings: RefusalDirection, depth: int) -> int:
+    """The layer that is read.
+
+    Raises:
+        UsageError: it does not exist.
+    """
+    layer = depth // 2 if settings.layer is None else settings.layer
+    Site.block(layer).require_within(depth)
+    return layer
+
+
+def collect(model: StateSource, texts: Sequence[Example], layers: Sequence[int]) -> Means:
+    """Means of the states of all ``layers``."""
+    width = model.base.d_model
+    found = Means(*({layer: Mean(width) for layer in layers} for _ in range(2)))
+    for batch, states in model.states([(record,) for record in texts], [Site.block(layer) for layer in layers]):
+        harmful = torch.tensor([record.label == "harmful" for record in batch])
+        for layer in layers:
+            found.harmful[layer].update(states[Site.block(layer)][harmful])
+            found.harmless[layer].update(states[Site.block(layer)][~harmful])
+    return found
+
+
+def solve(settings: RefusalDirection, model: StateSource, means: Means, records: Sequence[Example]) -> Adapter:
+    """See :meth:`RefusalDirection.solve`."""
+    depth = model.base.n_layers
+    layer = layer_of(settings, depth)
+    r = means.harmful[layer].value - means.harmless[layer].value
+    if settings.variant == "addition":
+        tensors = {"direction": r, "strength": torch.tensor(settings.strength)}
+        op, sites = "DirectionAddition", [Site.block(layer)]
+    else:
+        tensors = {"basis": (r / r.norm())[:, None], "mean": torch.zeros_like(r), "beta": torch.tensor(1.0)}
+        op, sites = "SubspaceProjection", [Site.block(at) for at in range(depth)]
+    stored = {name: tensor.to(torch.float32).contiguous() for name, tensor in tensors.items()}
+    info = AdapterInfo(
+        method="refusal-direction",
+        variant=settings.variant,
+        sign_convention=SIGN,
+        hyperparameters={**settings.values(), "layer": layer},
+        seed=None,
+        base=model.base,
+        data=describe_data(records),
+        versions=library_versions(),
+    )
+    return Adapter(info, tuple(Intervention(op, site, "all", "both", stored) for site in sites), {})

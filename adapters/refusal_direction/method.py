@@ -1,0 +1,19 @@
+"""The refusal direction as a method."""
+
+from __future__ import annotations
+
+from ..method import Method
+from .settings import RefusalDirection
+
+METHOD = Method(
+    name="refusal-direction",
+    title="refusal direction",
+    summary="Refusal direction: one vector added to every state, or taken out of it; a baseline and a control.",
+    settings=RefusalDirection,
+    fit="safetykit.adapters.refusal_direction.direction:fit_on",
+    require="safetykit.adapters.refusal_direction.direction:require_records",
+    example="--layer 4 --strength 0.5",
+    takes=("on",),
+    sweep="safetykit.adapters.refusal_direction.sweep:PLAN",
+    ops=("safetykit.adapters.refusal_direction.ops", "safetykit.adapters.ops.projection"),
+)
