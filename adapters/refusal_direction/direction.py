@@ -106,7 +106,10 @@ def solve(settings: RefusalDirection, model: StateSource, means: Means, records:
     else:
         tensors = {"basis": (r / r.norm())[:, None], "mean": torch.zeros_like(r), "beta": torch.tensor(1.0)}
         op, sites = "SubspaceProjection", [Site.block(at) for at in range(depth)]
-    stored = {name: tensor.to(torch.float32).contiguous() for name, tensor in tensors.items()}
+    interventions = tuple(
+        Intervention(op, site, "all", "both", {name: tensor.float().clone() for name, tensor in tensors.items()})
+        for site in sites  # a file holds no tensor twice
+    )
     info = AdapterInfo(
         method="refusal-direction",
         variant=settings.variant,
@@ -117,4 +120,4 @@ def solve(settings: RefusalDirection, model: StateSource, means: Means, records:
         data=describe_data(records),
         versions=library_versions(),
     )
-    return Adapter(info, tuple(Intervention(op, site, "all", "both", stored) for site in sites), {})
+    return Adapter(info, interventions, {})

@@ -232,7 +232,7 @@ FITS = [
     Case(
         "fit nullsteer {model} --data {unpacked} -o {taken} --overwrite --json --layers 4 --site attn --towards refused"
         " --constraint penalty --penalty 2"
-        f" --device cpu --dtype bfloat16 --batch-size 8 {UNPACKED}",
+        f" --device cpu --dtype float32 --batch-size 32 {UNPACKED}",
         lambda done, made: [
             chosen(site="attn", towards="refused", penalty=2)(done, made) is None,
             left_out(done, made),
@@ -241,11 +241,10 @@ FITS = [
     # Refusal direction
     Case(
         "fit refusal-direction {model} --data {records} -o {taken} --overwrite --json --sweep --variant addition"
-        " --layer 4 --strength 0.5 --device cpu --dtype bfloat16 --batch-size 8",
+        " --layer 4 --strength 0.5 --device cpu --dtype float32 --batch-size 32",
         lambda done, made: [
             chosen(variant="addition", layer=4, strength=0.5)(done, made) is None,
             len(done.value["sweep"]["trials"]) == 1,
-            ran("bfloat16")(done, made),
         ],
     ),
     Case(
@@ -299,6 +298,20 @@ FITS = [
     Case(
         "fit one-pass {model} --data {records} -o {taken} --fused-layer 4 --on {int4_base} --overwrite --json",
         lambda done, made: [chosen(fused_layer=4)(done, made) is None, on_the_base(done, made)],
+    ),
+    Case(
+        "fit hidden-detect {model} --data {unpacked} -o {taken} --overwrite --json --layer 6 --false-positive-rate 0.1"
+        f" --refusal 'sorry .' --with {{guard}} --device cpu --dtype float32 --batch-size 16 {UNPACKED}",
+        lambda done, made: [
+            chosen(layer=6, false_positive_rate=0.1)(done, made) is None,
+            recorded(done)["detector"]["refusal"] == "sorry .",
+            done.value["hyperparameters"]["corrected_by"],
+            left_out(done, made),
+        ],
+    ),
+    Case(
+        f"fit hidden-detect {{model}} {FIT} --on {{int4_base}} {SPREAD}",
+        lambda done, made: [chosen(layer=7)(done, made) is None, on_the_base(done, made)],
     ),
     # TGA and retrieval
     Case(

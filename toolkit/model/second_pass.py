@@ -83,6 +83,24 @@ class SecondPass:
         return self.vlm.weights.of(head.weight).whole(), None if bias is None else self.vlm.weights.of(bias).whole()
 
     @torch.inference_mode()
+    def gain(self) -> Float[Tensor, " d_model"]:
+        """What the final norm multiplies each component by, beside the scale of the whole state.
+
+        Raises:
+            UsageError: the norm centres states or adds a bias, so that this does not say all that it does.
+        """
+        norm = self.vlm.parts.final_norm
+        ones = torch.ones(1, 1, self.base.d_model, dtype=self.vlm.dtype, device=self.vlm.device)
+        found: Tensor = norm(ones).float().cpu().flatten()
+        other: Tensor = norm(-2 * ones).float().cpu().flatten()
+        if not torch.allclose(found, -other, rtol=1e-2, atol=1e-3) or found.abs().max() < 1e-3:
+            raise UsageError(
+                f"The final norm of {type(self.vlm.model).__name__} does more than scale states.",
+                "Take another detector, such as one-pass.",
+            )
+        return found
+
+    @torch.inference_mode()
     def branch_states(
         self, records: Sequence[Record], places: Sequence[Place]
     ) -> Iterator[tuple[list[Record], dict[Place, Float[Tensor, "batch d_model"]]]]:

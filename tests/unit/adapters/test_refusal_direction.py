@@ -4,7 +4,7 @@ import pytest
 import torch
 from planted import planted_records
 
-from safetykit.adapters import Site, UsageError
+from safetykit.adapters import Adapter, Site, UsageError
 from safetykit.adapters.refusal_direction import direction
 from safetykit.adapters.refusal_direction.settings import RefusalDirection
 from safetykit.adapters.refusal_direction.sweep import coarse, refined
@@ -29,8 +29,9 @@ def test_addition_pushes_every_token_by_the_planted_step(planted, records, hidde
     assert torch.equal(op(hidden, 0 * scope, **item.tensors)[0], hidden)
 
 
-def test_ablation_leaves_nothing_of_it_at_any_layer(planted, records, hidden):
+def test_ablation_leaves_nothing_of_it_at_any_layer(planted, records, hidden, tmp_path):
     adapter = RefusalDirection(variant="ablation", layer=2).fit(planted, records)
+    adapter = Adapter.load(adapter.save(tmp_path / "a"))
     assert [item.site for item in adapter.interventions] == [Site.block(layer) for layer in range(4)]
     item = adapter.interventions[0]
     (out,) = item.make_op()(hidden, torch.ones(2, 5, 1), **item.tensors)

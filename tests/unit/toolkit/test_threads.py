@@ -14,7 +14,7 @@ from safetykit.toolkit.model.vlm import VLM
 from safetykit.toolkit.workbench import Workbench
 
 GIVEN = {"vlm-guard": {"gate": "whitened"}, "care": {}, "sasa": {"safety_layer": 2, "fused_layer": 5}, "one-pass": {}}
-GIVEN |= {"nullsteer": {"towards": "harmful", "variant": "low-rank"}, "refusal-direction": {}}
+GIVEN |= {"nullsteer": {"towards": "harmful", "variant": "low-rank"}, "refusal-direction": {}, "hidden-detect": {}}
 
 
 @pytest.fixture(scope="module")
