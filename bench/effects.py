@@ -41,7 +41,19 @@ from safetykit.toolkit.model.vlm import VLM
 from safetykit.toolkit.sweep.run import fit_by_sweep
 from safetykit.toolkit.workbench import Workbench
 
-ARMS = ("VLM-Guard: vlm-guard", "one-pass probe: one-pass")
+ARMS = (
+    "VLM-Guard: vlm-guard",
+    "one-pass probe: one-pass",
+    "HiddenDetect: hidden-detect",
+    "NullSteer: nullsteer",
+    "NullSteer, γ = 3, λ = 1 and 3: nullsteer penalty=3 decode_strength=3",
+    "NullSteer, γ = 3, λ = 1 and 3, text and picture: nullsteer penalty=3 decode_strength=3 harmful=both",
+    "NullSteer at mlp, γ = 3: nullsteer site=mlp penalty=3",
+    "NullSteer, projection: nullsteer constraint=projection dropped=16 ridge=1",
+    "NullSteer, projection, last positions: nullsteer constraint=projection harmless=last ridge=1",
+    "refusal direction, added: refusal-direction sweep",
+    "refusal direction, ablated (control): refusal-direction variant=ablation",
+)
 UNDEFENDED = "undefended"
 ATTACKS = ("text", "image", "text+image", "typographic", "image/rendering-unseen")
 HARMLESS = ("over_refusal", "exact")
@@ -215,7 +227,8 @@ def main(given: Sequence[str] | None = None) -> None:
             work = options.out / f"{checkpoint}-work"
             found["arms"][arm.title] = measure(arm, vlm, base, test, set(found["own"]), work)
             skeleton.write_results(path, results)
-    titles = list(dict.fromkeys(title for found in results.values() for title in found["arms"]))
+    kept = (title for found in results.values() for title in found["arms"])
+    titles = list(dict.fromkeys([*(parse_arm(text).title for text in ARMS), *(arm.title for arm in arms), *kept]))
     skeleton.write_table(options.out / "effects.md", table(results, [one for one in titles if one != UNDEFENDED]))
 
 

@@ -47,12 +47,12 @@ class NullSteer(Settings):
     site: Where = setting("block", "Output that is changed; at mlp and attn it can fold into weights.")
     strength: float = setting(1.0, "λ while the prompt is read.", ge=0)
     decode_strength: float | None = setting(
-        None, "λ while the answer is written.", shown="3 × the strength; at mlp and attn the same", ge=0
+        None, "λ while the answer is written.", shown="twice the strength; at mlp and attn the same", ge=0
     )
     constraint: Constraint = setting(
         "penalty", "How harmless states are held: by a penalty on moving them, or by projection to their null space."
     )
-    penalty: float = setting(3.0, "γ, what moving a harmless state counts.", acts={"constraint": "penalty"}, gt=0)
+    penalty: float = setting(1.0, "γ, what moving a harmless state counts.", acts={"constraint": "penalty"}, gt=0)
     dropped: int | None = setting(
         None,
         "Directions of harmless states, strongest first, that are left alone.",
@@ -87,7 +87,7 @@ class NullSteer(Settings):
     @property
     def strengths(self) -> tuple[float, float]:
         """λ at prefill and in decoding; the same where that lets the change fold into weights."""
-        factor = 3.0 if self.site == "block" else 1.0
+        factor = 2.0 if self.site == "block" else 1.0
         return self.strength, factor * self.strength if self.decode_strength is None else self.decode_strength
 
     def fit(self, model: Source, records: Iterable[Example], *, outcomes: Mapping[str, str] | None = None) -> Adapter:

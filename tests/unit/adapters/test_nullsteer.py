@@ -280,6 +280,6 @@ def test_records_that_teach_nothing_are_refused_before_a_model_is_loaded(records
 def test_layers_and_strengths_that_are_not_given():
     assert [site.layer for site in nullsteer.sites_of(NullSteer(), 8)] == [4]
     assert [site.layer for site in nullsteer.sites_of(NullSteer(), 1)] == [0]
-    assert NullSteer(strength=1.5).strengths == (1.5, 4.5) and NullSteer(site="mlp").strengths == (1.0, 1.0)
+    assert NullSteer(strength=1.5).strengths == (1.5, 3.0) and NullSteer(site="mlp").strengths == (1.0, 1.0)
     with pytest.raises(UsageError, match="decoder has 4 layers"):
         nullsteer.sites_of(NullSteer(layers=(4,)), 4)
