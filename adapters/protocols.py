@@ -23,7 +23,17 @@ Pool = Literal["last", "mean", "vision", "text"]
 # (s, f): the final-norm state of the second pass between these blocks; a site: its state in the normal pass.
 Place = Site | tuple[int, int]
 
-__all__ = ["BranchSource", "ChannelLayers", "Example", "Place", "Pool", "Refusal", "StateSource", "Workbench"]
+__all__ = [
+    "BranchSource",
+    "ChannelLayers",
+    "Example",
+    "HeadSource",
+    "Place",
+    "Pool",
+    "Refusal",
+    "StateSource",
+    "Workbench",
+]
 
 
 class StateSource(Protocol):
@@ -63,6 +73,14 @@ class BranchSource(Protocol):
 
     def head(self) -> tuple[Float[Tensor, "vocab d_model"], Float[Tensor, " vocab"] | None]:
         """Weight and bias of the LM head."""
+        ...
+
+
+class HeadSource(BranchSource, Protocol):
+    """A model that also shows how it reads states as words (``toolkit.second_pass.SecondPass``)."""
+
+    def gain(self) -> Float[Tensor, " d_model"]:
+        """What the final norm multiplies each component by, beside the scale of the whole state."""
         ...
 
 

@@ -18,7 +18,6 @@ calibration records. The threshold is set on calibration records. The risk is a 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ from ..artifact.intervention import Intervention
 from ..artifact.manifest import AdapterInfo, DetectorInfo, describe_data, library_versions
 from ..artifact.sites import Site
 from ..errors import UsageError
-from ..protocols import BranchSource, Example, Refusal, Workbench
+from ..protocols import Example, HeadSource, Refusal, Workbench
 from ..statistics.detector import Features
 from ..statistics.probe import auroc, threshold_at
 from ..statistics.threads import one_thread
@@ -39,14 +38,6 @@ from .ops import RefusalCosine
 from .settings import HiddenDetect
 
 SIGN = "risk is a cosine with the refusal: the more positive, the nearer the model is to refusing"
-
-
-class HeadSource(BranchSource, Protocol):
-    """A model that shows how it reads states as words."""
-
-    def gain(self) -> Float[Tensor, " d_model"]:
-        """What the final norm multiplies each component by, beside the scale of the whole state."""
-        ...
 
 
 def fit(

@@ -13,8 +13,7 @@ from ..settings import Settings, setting
 
 if TYPE_CHECKING:
     from ..artifact.adapter import Adapter
-    from ..protocols import Example, Refusal
-    from .detect import HeadSource
+    from ..protocols import Example, HeadSource, Refusal
 
 _CODE = "safetykit.adapters.hidden_detect.detect"
 

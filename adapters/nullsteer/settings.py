@@ -11,6 +11,7 @@ from ..errors import UsageError
 from ..layers import Layers
 from ..method import load
 from ..settings import Settings, setting, spell
+from .choices import Harmful, Harmless, Towards
 
 if TYPE_CHECKING:
     from ..artifact.adapter import Adapter
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from .statistics import NullStatistics, Source
 
 Variant = Literal["rank-one", "low-rank"]
-Harmful = Literal["text", "both"]
-Harmless = Literal["tokens", "last"]
-Towards = Literal["refused", "harmful"]
 Constraint = Literal["penalty", "projection"]
 Where = Literal["block", "mlp", "attn"]
 

@@ -20,7 +20,7 @@ from ..errors import UsageError
 from ..protocols import Example, StateSource
 from ..statistics.moments import Mean, Moments
 from ..statistics.tokens import TokenBatch, TokenSource, pick
-from .settings import Harmful, Harmless, Towards
+from .choices import Harmful, Harmless, Towards
 
 _TOKENS = 64  # harmless positions of a record that are kept, at most
 

@@ -13,7 +13,8 @@ from ..artifact.adapter import Adapter
 from ..artifact.sites import Site
 from ..protocols import Workbench
 from ..sweeping import Plan, fixed
-from .settings import Harmful, NullSteer
+from .choices import Harmful
+from .settings import NullSteer
 from .statistics import NullStatistics, collect, require_labels, targets
 
 STRENGTHS = ((1.0, 2.0), (1.0, 3.0))  # at prefill and in decoding

@@ -16,7 +16,6 @@ attention and MLP are the parts.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -24,20 +23,11 @@ from ..artifact.adapter import Adapter
 from ..artifact.intervention import Intervention
 from ..artifact.manifest import AdapterInfo, describe_data, library_versions
 from ..artifact.sites import Site
-from ..errors import UsageError
 from ..protocols import Example, StateSource, Workbench
-from ..statistics.moments import Mean
 from .settings import RefusalDirection
+from .statistics import Means, collect, texts_of
 
 SIGN = "r points from harmless to harmful text, which an aligned model refuses"
-
-
-@dataclass(frozen=True)
-class Means:
-    """Means of last-position states of text, by layer."""
-
-    harmful: dict[int, Mean]
-    harmless: dict[int, Mean]
 
 
 def fit(settings: RefusalDirection, model: StateSource, records: Iterable[Example]) -> Adapter:
@@ -57,21 +47,6 @@ def require_records(settings: RefusalDirection, records: Sequence[Example], d_mo
     texts_of(records)
 
 
-def texts_of(records: Sequence[Example]) -> list[Example]:
-    """The text records of the fit split.
-
-    Raises:
-        UsageError: there are none of a label.
-    """
-    texts = [record for record in records if record.split == "fit" and record.carrier == "text"]
-    for label in ("harmful", "harmless"):
-        if not any(record.label == label for record in texts):
-            raise UsageError(
-                f"The fit split holds no {label} text record.", "The direction leads from harmless to harmful text."
-            )
-    return texts
-
-
 def layer_of(settings: RefusalDirection, depth: int) -> int:
     """The layer that is read.
 
@@ -81,18 +56,6 @@ def layer_of(settings: RefusalDirection, depth: int) -> int:
     layer = depth // 2 if settings.layer is None else settings.layer
     Site.block(layer).require_within(depth)
     return layer
-
-
-def collect(model: StateSource, texts: Sequence[Example], layers: Sequence[int]) -> Means:
-    """Means of the states of all ``layers``."""
-    width = model.base.d_model
-    found = Means(*({layer: Mean(width) for layer in layers} for _ in range(2)))
-    for batch, states in model.states([(record,) for record in texts], [Site.block(layer) for layer in layers]):
-        harmful = torch.tensor([record.label == "harmful" for record in batch])
-        for layer in layers:
-            found.harmful[layer].update(states[Site.block(layer)][harmful])
-            found.harmless[layer].update(states[Site.block(layer)][~harmful])
-    return found
 
 
 def solve(settings: RefusalDirection, model: StateSource, means: Means, records: Sequence[Example]) -> Adapter:

@@ -12,7 +12,7 @@ from ..settings import Settings, setting
 if TYPE_CHECKING:
     from ..artifact.adapter import Adapter
     from ..protocols import Example, StateSource
-    from .direction import Means
+    from .statistics import Means
 
 Variant = Literal["addition", "ablation"]
 

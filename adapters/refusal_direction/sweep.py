@@ -8,8 +8,8 @@ from typing import Any
 from ..artifact.adapter import Adapter
 from ..protocols import Workbench
 from ..sweeping import Plan, fixed
-from .direction import collect, texts_of
 from .settings import RefusalDirection
+from .statistics import collect, texts_of
 
 
 def coarse(depth: int, width: int, given: Mapping[str, Any]) -> list[RefusalDirection]:
