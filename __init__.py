@@ -23,6 +23,7 @@ _HOME = {
     "CARE": ".adapters",
     "SASA": ".adapters",
     "OnePassProbe": ".adapters",
+    "StreamingGuard": ".adapters",
     "TGA": ".adapters",
     "Adapter": ".adapters",
     "Intervention": ".adapters",

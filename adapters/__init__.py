@@ -40,6 +40,7 @@ _HOME = {
     "save_adapter": ".artifact.store",
     "SASA": ".sasa.settings",
     "OnePassProbe": ".one_pass.settings",
+    "StreamingGuard": ".streaming_guard.settings",
     "TGA": ".tga.settings",
     "VLMGuard": ".vlm_guard.settings",
 }

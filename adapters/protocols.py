@@ -12,7 +12,7 @@ from .artifact.examples import Example
 from .artifact.sites import Site
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from torch import Tensor
 
     from .artifact.manifest import BaseInfo
@@ -20,10 +20,29 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 Pool = Literal["last", "mean", "vision", "text"]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Outputs of several blocks in the normal pass, beside each other.
+
+    Attributes:
+        layers: two or more, ascending.
+    """
+
+    layers: tuple[int, ...]
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The blocks' outputs."""
+        return tuple(map(Site.block, self.layers))
+
+
 # (s, f): the final-norm state of the second pass between these blocks; a site: its state in the normal pass.
-Place = Site | tuple[int, int]
+Place = Site | Blocks | tuple[int, int]
 
 __all__ = [
+    "Blocks",
     "BranchSource",
     "ChannelLayers",
     "Example",
@@ -32,6 +51,8 @@ __all__ = [
     "Pool",
     "Refusal",
     "StateSource",
+    "Trajectories",
+    "TrajectorySource",
     "Workbench",
 ]
 
@@ -49,6 +70,41 @@ class StateSource(Protocol):
 
         Records of one unit (a pair) always arrive in the same batch.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """States of the last position while a batch is answered greedily.
+
+    Attributes:
+        states: those of several sites beside each other, in float32; the first call is that of the prompt, and each
+            later one has read one more token of the answer.
+        lengths: calls of each row. Unless the answer was cut off, its last one has read the whole answer and ends it.
+        texts: the answers.
+    """
+
+    states: Float[Tensor, "batch calls width"]
+    lengths: Int[Tensor, " batch"]
+    texts: tuple[str, ...]
+
+
+class TrajectorySource(Protocol):
+    """A model whose answers can be followed state by state (``toolkit.model.vlm.VLM``)."""
+
+    @property
+    def base(self) -> BaseInfo: ...
+
+    def states(
+        self, units: Sequence[Sequence[Example]], sites: Sequence[Site], pool: Pool = "last"
+    ) -> Iterator[tuple[list[Example], dict[Site, Float[Tensor, "batch d_model"]]]]:
+        """See :class:`StateSource`."""
+        ...
+
+    def trajectories(
+        self, records: Sequence[Example], sites: Sequence[Site], tokens: int
+    ) -> Iterator[tuple[list[Example], Trajectories]]:
+        """Answer the records, with at most ``tokens`` calls each, and yield what was seen batch by batch."""
         ...
 
 
@@ -140,6 +196,10 @@ class Workbench(Protocol):
 
     def second_pass(self) -> BranchSource:
         """Last-position states of normal and second passes."""
+        ...
+
+    def refuses(self, text: str) -> bool:
+        """Whether an answer is a refusal."""
         ...
 
     def refusal(self) -> Refusal:

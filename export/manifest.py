@@ -119,8 +119,14 @@ class InterventionInfo(Strict):
     phase: str
     graph: Graph
     gate: Gating = "per-token"
+    reads: tuple[str, ...] = ()
     extras: tuple[str, ...] = ()
     runtime_inputs: tuple[str, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        """Whether a decision of the gate reaches later calls."""
+        return self.gate != "per-token"
 
 
 class ParameterInfo(Strict):

@@ -14,6 +14,7 @@ from ..adapters.protocols import Refusal
 from .data.captions import CaptionedPicture
 from .data.records import Record
 from .evaluation.evaluate import decide
+from .evaluation.judge import is_refusal
 from .evaluation.refusal import RefusalTokens
 from .model.second_pass import SecondPass
 from .progress import Progress
@@ -83,6 +84,10 @@ class Workbench:
     def second_pass(self) -> SecondPass:
         """Last-position states of normal and second passes."""
         return SecondPass(self.model, progress=self._progress)
+
+    def refuses(self, text: str) -> bool:
+        """See :func:`~safetykit.toolkit.evaluation.judge.is_refusal`."""
+        return is_refusal(text)
 
     def refusal(self) -> Refusal:
         """See :func:`refusal_of`."""

@@ -116,6 +116,7 @@ def files_of(adapter: Storable) -> dict[str, bytes]:
             scope=item.scope,
             phase=item.phase,
             gate=item.gate,
+            reads=tuple(map(str, item.reads)),
             tensors=keep(str(index), item.tensors),
         )
         for index, item in enumerate(adapter.interventions)
@@ -212,7 +213,15 @@ def read_folder(folder: Path) -> Stored:
         return Stored(
             info=manifest.info,
             interventions=tuple(
-                Intervention(spec.op, Site.parse(spec.site), spec.scope, spec.phase, named(spec.tensors), spec.gate)
+                Intervention(
+                    spec.op,
+                    Site.parse(spec.site),
+                    spec.scope,
+                    spec.phase,
+                    named(spec.tensors),
+                    spec.gate,
+                    tuple(map(Site.parse, spec.reads)),
+                )
                 for spec in manifest.interventions
             ),
             attachments=attachments,

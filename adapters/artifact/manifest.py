@@ -56,6 +56,7 @@ class InterventionSpec(Strict):
     scope: Scope
     phase: Phase
     gate: Gating = "per-token"
+    reads: tuple[str, ...] = ()
     tensors: dict[str, TensorSpec]
 
 

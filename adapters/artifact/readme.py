@@ -27,8 +27,9 @@ def adapter_card(
 ) -> str:
     """What an adapter is, for which base, from which data."""
     rows = "\n".join(
-        f"| {index} | `{_text(item.site)}` | `{_text(item.op)}` | {item.scope} | {item.phase}"
-        f"{', gate held' if item.gate == 'held' else ''} | "
+        f"| {index} | {', '.join(f'`{_text(site)}`' for site in (*item.reads, item.site))} | "
+        f"`{_text(item.op)}` | {item.scope} | {item.phase}"
+        f"{f', gate {item.gate}' if item.holds else ''} | "
         + ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in sorted(item.tensors.items()))
         + " |"
         for index, item in enumerate(interventions)

@@ -27,7 +27,7 @@ Kind = Literal["block", "attn", "mlp", "final_norm", "logits", "vision", "projec
 
 Scope = Literal["all", "vision", "text", "last"]  # which tokens
 Phase = Literal["prefill", "decode", "both"]
-Gating = Literal["per-token", "held"]  # for how long a gate's decision stands; see gating.py
+Gating = Literal["per-token", "held", "once"]  # for how long a gate's decision stands; see gating.py
 
 _LAYER = re.compile(r"decoder\.layers\.(0|[1-9]\d{0,4})(?:\.(attn|mlp))?")
 _PLAIN = ("final_norm", "logits", "vision", "projector")

@@ -36,6 +36,21 @@ def corrects(adapter: Adapter) -> bool:
     return acts or bool(adapter.updates) or _prefixes(adapter)
 
 
+def require_reading(adapters: Sequence[Adapter]) -> None:
+    """Refuse ops that read several blocks beside a branch, which runs some of these blocks a second time.
+
+    Raises:
+        UsageError: naming the op.
+    """
+    if not any(adapter.branch for adapter in adapters):
+        return
+    for item in (item for adapter in adapters for item in adapter.interventions if item.reads):
+        raise UsageError(
+            f"{item.op} at {item.site} reads several blocks, and the detector's branch runs blocks a second time.",
+            "Stack it with a detector without a branch, such as one-pass.",
+        )
+
+
 def _prefixes(adapter: Adapter) -> bool:
     info = adapter.attachments.get("retrieval")
     return info is not None and RetrievalInfo.model_validate(info).prefix

@@ -8,8 +8,11 @@
                what was decided. So the last chunk of a prompt decides, unless it is a single token, which leaves
                the decision to the chunk before.
 
+``once``       The gate opens at the first call whose last position says so, and is closed for the rest of the answer.
+               What is handed on is the largest margin so far; a call that decides begins anew.
+
 With no past, a prompt of one token decides as any other. Drafting several tokens per call (speculative decoding)
-would decide anew at each draft: a held gate then follows the draft, not the prompt.
+would decide anew at each draft: such a gate then follows the draft, not the prompt.
 """
 
 from __future__ import annotations
@@ -29,9 +32,13 @@ class GatedOp(Corrector):
 
     ``score`` [batch] is the gate's margin: open where it is positive. All methods take the parameters by name; those of
     the gate leave the others out of account.
+
+    Class attributes:
+        holdable: what it does depends on whether its gate is open, not on the margin's size.
     """
 
     extras: ClassVar[tuple[str, ...]] = ("score",)
+    holdable: ClassVar[bool] = True
 
     @abstractmethod
     def margin(self, hidden: Hidden, **tensors: Tensor) -> Float[Tensor, " batch"]:
@@ -68,17 +75,32 @@ def decides(past_length: int, new_tokens: int) -> bool:
 
 
 class HeldGate(nn.Module):
-    """A gated op whose gate is decided by the prompt; ``held`` is the margin that was decided before."""
+    """A gated op whose decision reaches later calls; ``held`` is the margin that the call before handed on.
 
-    def __init__(self, op: GatedOp) -> None:
+    Args:
+        once: the gate opens once, see above.
+    """
+
+    def __init__(self, op: GatedOp, *, once: bool = False) -> None:
         super().__init__()
-        self.op = op
+        self.op, self.once = op, once
 
     def margin(
         self, hidden: Hidden, *, decides: Bool[Tensor, ""], held: Float[Tensor, " batch"], **tensors: Tensor
     ) -> Float[Tensor, " batch"]:
-        """The margin that holds for this call."""
-        return torch.where(decides, self.op.margin(hidden, **tensors), held)
+        """The margin by which this call acts."""
+        return self._margins(hidden, decides=decides, held=held, **tensors)[0]
+
+    def _margins(
+        self, hidden: Hidden, *, decides: Bool[Tensor, ""], held: Float[Tensor, " batch"], **tensors: Tensor
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """That by which this call acts, and that which is handed on."""
+        margin = self.op.margin(hidden, **tensors).to(held.dtype)
+        if not self.once:
+            holds = torch.where(decides, margin, held)
+            return holds, holds
+        spent = ~decides & (held > 0)
+        return torch.where(spent, -held, margin), torch.where(decides, margin, torch.maximum(held, margin))
 
     def forward(
         self,
@@ -89,5 +111,8 @@ class HeldGate(nn.Module):
         held: Float[Tensor, " batch"],
         **tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        """As the op's; its ``score`` is the margin that holds, to be handed to the next call."""
-        return self.op.act(hidden, scope, self.margin(hidden, decides=decides, held=held, **tensors), **tensors)
+        """As the op's; its ``score`` is the margin to be handed to the next call."""
+        acting, handed_on = self._margins(hidden, decides=decides, held=held, **tensors)
+        results = list(self.op.act(hidden, scope, acting, **tensors))
+        results[1 + self.op.extras.index("score")] = handed_on
+        return tuple(results)

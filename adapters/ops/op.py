@@ -38,6 +38,8 @@ class Op(nn.Module, ABC):
         outputs: further results with names of their own, so that a model holds one op with these: [batch] or
             [batch, any width], of floats or int64.
         ranked: parameters [d_model, rank] whose rank may differ between adapters for one graph.
+        reads_earlier: ``forward`` takes ``earlier`` [batch, k·d_model] in float32 as well, where an intervention names
+            k further sites to read: the states of their last positions, beside each other.
     """
 
     name: ClassVar[str]
@@ -46,6 +48,7 @@ class Op(nn.Module, ABC):
     extras: ClassVar[tuple[str, ...]] = ()
     outputs: ClassVar[tuple[str, ...]] = ()
     ranked: ClassVar[tuple[str, ...]] = ()
+    reads_earlier: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
@@ -140,6 +143,13 @@ class ScopeMask(nn.Module):
         elif self.phase == "decode":
             mask = mask * (past_length > 0).to(torch.float32)
         return mask
+
+
+def last_state(hidden: Hidden, earlier: Float[Tensor, "batch earlier"] | None) -> Float[Tensor, "batch width"]:
+    """The last position of ``hidden`` behind those of earlier sites, in float32 (float64 stays)."""
+    last = hidden[:, -1]
+    last = last if last.dtype == torch.float64 else last.float()
+    return last if earlier is None else torch.cat([earlier, last], dim=1)
 
 
 def project(states: Float[Tensor, "... d_model"], basis: Float[Tensor, "d_model rank"]) -> Float[Tensor, "... d_model"]:

@@ -66,5 +66,5 @@ class SASA(ProbeSettings):
     def kind(self) -> str:
         return self.variant
 
-    def layers(self, chosen: Place) -> dict[str, JsonValue]:
-        return {"safety_layer": chosen[0], "fused_layer": chosen[1]} if isinstance(chosen, tuple) else {}
+    def chosen(self, place: Place) -> dict[str, JsonValue]:
+        return {"safety_layer": place[0], "fused_layer": place[1]} if isinstance(place, tuple) else {}

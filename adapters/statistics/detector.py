@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import UsageError
-from ..protocols import BranchSource, Example, Place
+from ..protocols import Blocks, BranchSource, Example, Place
 from .rows import Rows, mapped
 
 _CATEGORIES = 3  # of each label, at least, so that folds can hold out whole ones
@@ -28,7 +28,7 @@ class Features:
 
     Attributes:
         records: what the rows belong to.
-        states: place → [all, d_model], float32.
+        states: place → [all, d_model], float32; of several blocks as many widths.
         index: the rows of the states that belong to the records, in their order; None where all do.
     """
 
@@ -45,7 +45,7 @@ class Features:
         """
         ordered = tuple(sorted(records, key=lambda record: record.id))
         row = {record.id: at for at, record in enumerate(ordered)}
-        states = {place: mapped(len(ordered), source.base.d_model) for place in places}
+        states = {place: mapped(len(ordered), _blocks(place) * source.base.d_model) for place in places}
         for batch, found in source.branch_states(ordered, list(places)):
             at = [row[record.id] for record in batch]
             for place in places:
@@ -113,6 +113,12 @@ def drawn(records: Sequence[Example], fraction: float, seed: int) -> Int[np.ndar
     return np.sort(np.concatenate(chosen))
 
 
+def _blocks(place: Place) -> int:
+    return len(place.layers) if isinstance(place, Blocks) else 1
+
+
 def name_of(place: Place) -> str:
     """A place as people read it."""
+    if isinstance(place, Blocks):
+        return ", ".join(map(str, place.sites))
     return f"the second pass {place[0]} ← {place[1]}" if isinstance(place, tuple) else str(place)

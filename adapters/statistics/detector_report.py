@@ -1,9 +1,10 @@
 """Choosing, fitting and describing a detector on cached states; no model is run.
 
 The attachment ``detector`` (JSON). Places are written ``{"safety": s, "fused": f}`` for a second pass,
-``{"safety": null, "fused": f}`` for the normal pass after block f, and with both null for the final norm of the normal
-pass. All figures are of calibration records unless said otherwise; recall is the share of harmful records refused at
-a threshold set for ``false_positive_rate`` on harmless ones. A figure is null where a label is missing::
+``{"safety": null, "fused": f}`` for the normal pass after block f, with ``"beside": [earlier blocks]`` where several
+are read, and with all null for the final norm of the normal pass. All figures are of calibration records unless said
+otherwise; recall is the share of harmful records refused at a threshold set for ``false_positive_rate`` on harmless
+ones. A figure is null where a label is missing::
 
     false_positive_rate, threshold: numbers (threshold in log-odds)
     place: the chosen one
@@ -18,8 +19,8 @@ a threshold set for ``false_positive_rate`` on harmless ones. A figure is null w
     left_out: [{kind: "category" | "carrier", name, harmful, harmless (counts), auroc, recall, false_positive_rate}]
         fitted and thresholded without the category or carrier, measured on it: a category's harmful records against
         all harmless ones, a carrier's records against each other; false positives are those of the left-out kind
-    comparison: [{detector: "projected" | "unprojected" | "one-pass", safety, fused, loss, auroc (out of fold),
-        calibration_auroc, recall}]
+    comparison: [{detector: "projected" | "unprojected" | "one-pass" | "multi-layer", safety, fused, loss,
+        auroc (out of fold), calibration_auroc, recall}]
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from jaxtyping import Float
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
 from ..artifact.sites import Site
-from ..protocols import Place
+from ..protocols import Blocks, Place
 from .detector import Features
 from .probe import Metric, Probe, auroc, fit_probe, standard_error, threshold_at
 
@@ -126,8 +127,10 @@ def row_of(item: Fitted, calibration: Features) -> dict[str, Any]:
     }
 
 
-def place_json(place: Place) -> dict[str, int | None]:
+def place_json(place: Place) -> dict[str, Any]:
     """A place as the module's docstring writes it."""
+    if isinstance(place, Blocks):
+        return {"safety": None, "fused": place.layers[-1], "beside": list(place.layers[:-1])}
     if isinstance(place, tuple):
         return {"safety": place[0], "fused": place[1]}
     return {"safety": None, "fused": place.layer}
@@ -250,6 +253,8 @@ def comparison(detector: Detector, chosen: Fitted, fit: Features, calibration: F
     others: list[tuple[str, Place]] = [("unprojected", Site("final_norm"))]
     if isinstance(chosen.place, tuple):
         others.append(("one-pass", Site.block(chosen.place[1])))
+    if isinstance(chosen.place, Blocks):
+        others += [("one-pass", site) for site in chosen.place.sites]
     rows = [{"detector": kind_of(chosen.place), **row_of(chosen, calibration)}]
     for name, place in others:
         if place in fit.states and place != chosen.place:
@@ -261,6 +266,8 @@ def kind_of(place: Place) -> str:
     """What a detector at this place is called in a comparison."""
     if isinstance(place, tuple):
         return "projected"
+    if isinstance(place, Blocks):
+        return "multi-layer"
     return "one-pass" if place.kind == "block" else "unprojected"
 
 

@@ -12,7 +12,7 @@ from ..artifact.intervention import Intervention
 from ..artifact.manifest import AdapterInfo, BaseInfo, DetectorInfo, describe_data, library_versions
 from ..artifact.sites import Site
 from ..ops.branch import Branch
-from ..protocols import BranchSource, Example, Place, Refusal, Workbench
+from ..protocols import Blocks, BranchSource, Example, Place, Refusal, Workbench
 from .detector import Features, drawn
 from .detector_report import Detector, describe, row_of
 from .probe import Metric
@@ -98,7 +98,7 @@ def _solved(
         sign_convention=SIGN,
         hyperparameters={
             **probe.values(),
-            **probe.layers(chosen),
+            **probe.chosen(chosen),
             "regularisation": fitted.probe.strength,
             "corrected_by": [dict(item) for item in corrected_by],
         },
@@ -114,6 +114,9 @@ def _solved(
     interventions: tuple[Intervention, ...] = ()
     if isinstance(chosen, tuple):
         branch = Branch("FusedProjection", Site.block(chosen[0]), Site.block(chosen[1]), tensors)
+    elif isinstance(chosen, Blocks):
+        *earlier, site = chosen.sites
+        interventions = (Intervention("LinearProbe", site, "last", "prefill", tensors, reads=tuple(earlier)),)
     elif chosen.kind == "final_norm":
         last = Site.block(base.n_layers - 1)
         branch = Branch("FusedProjection", last, last, tensors)

@@ -10,7 +10,7 @@ from pydantic import JsonValue
 from ..artifact.sites import Site
 from ..errors import UsageError
 from ..method import load
-from ..protocols import BranchSource, Example, Place, Refusal
+from ..protocols import Blocks, BranchSource, Example, Place, Refusal
 from ..settings import Settings, setting
 from .choices import Space
 
@@ -45,15 +45,15 @@ class ProbeSettings(Settings):
         """
         raise NotImplementedError
 
-    def layers(self, chosen: Place) -> dict[str, JsonValue]:
+    def chosen(self, place: Place) -> dict[str, JsonValue]:
         """The chosen layers, for the manifest."""
         raise NotImplementedError
 
     def compared(self, places: Sequence[Place]) -> list[Place]:
         """What detectors at these places are compared with: the fused layers' own states, and the last ones."""
-        blocks = {place[1] if isinstance(place, tuple) else place.layer for place in places}
+        blocks = {layer for place in places for layer in _read_by(place)}
         return [
-            *(Site.block(layer) for layer in sorted(layer for layer in blocks if layer is not None)),
+            *(Site.block(layer) for layer in sorted(blocks)),
             Site("final_norm"),
         ]
 
@@ -77,6 +77,14 @@ class ProbeSettings(Settings):
         """
         adapter: Adapter = load(f"{_CODE}:fit")(self, model, records, refusal, corrected_by=corrected_by)
         return adapter
+
+
+def _read_by(place: Place) -> tuple[int, ...]:
+    """Blocks whose own states are compared with a detector."""
+    if isinstance(place, Blocks):
+        return place.layers
+    layer = place[1] if isinstance(place, tuple) else place.layer
+    return () if layer is None else (layer,)
 
 
 def require_labels(records: Sequence[Example]) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ..artifact.sites import Site
 from ..protocols import BranchSource, Example, Place
 from .detector import Features, drawn
 from .detector_report import Detector, Fitted, preferred, row_of
@@ -164,5 +165,6 @@ def layers_of(place: Place) -> tuple[int, ...]:
     """The layers in a place's name."""
     if isinstance(place, tuple):
         return place
+    assert isinstance(place, Site)  # several blocks are given, not chosen
     assert place.layer is not None  # a place without a layer is the only one, and nothing is chosen
     return (place.layer,)

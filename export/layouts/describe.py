@@ -181,7 +181,7 @@ def _role(name: str, inputs: InputProcessor, parameters: set[str]) -> Role:
 
 def _gates(manifest: ExportManifest) -> GatesIO:
     decoder = [one for one in manifest.interventions if one.graph == "decoder"]
-    held = [one.index for one in decoder if one.gate == "held" and manifest.gate_state == "inputs"]
+    held = [one.index for one in decoder if one.holds and manifest.gate_state == "inputs"]
     reference = [one.index for one in decoder if REFERENCE in one.runtime_inputs]
     return GatesIO(
         held={intervention(index, HELD): intervention(index, SCORE) for index in held},

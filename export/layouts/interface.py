@@ -51,7 +51,7 @@ MEANINGS: dict[Role, str] = {
     "pictures": "1 at image tokens",
     "phase": "0 at tokens of the prompt, 1 at those of the answer",
     "cache": "keys or values of a layer: empty for a prompt, then what the call before gave",
-    "gate": "a decision that holds through the answer, see gates.held; 0 with a prompt",
+    "gate": "what the gate decided before, see gates.held; 0 with a prompt",
     "reference": "the state of the same prompt without its picture, see gates.reference; 0 after the prompt",
     "switch": "optional: 0 turns the ops off for this call",
     "kept": "optional: of how many last positions logits are wanted, 0 for all; 1 if it is not fed",
@@ -144,7 +144,7 @@ class GatesIO(Strict):
     """What a caller hands from call to call beside the cache.
 
     Attributes:
-        held: decoder input ← output of the prompt's call; fed on every call of the answer.
+        held: decoder input ← output of the call before; fed on every call of the answer.
         reference: input of the prompt's call ← output of a call on the same prompt without its picture, with ``off``
             fed 0.
     """

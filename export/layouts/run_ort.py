@@ -176,13 +176,13 @@ class Model(Requests):
         risk = float(out["risk_score"][0]) if self.detector else None
         if self.detector and not risk <= np.float32(self.detector["threshold"]):  # nor is what is no number answered
             return risk, None, []
-        after = {name: first[source] for name, source in self.gates["held"].items()}
-        after |= {name: np.zeros_like(gate) for name, gate in gates.items()}
+        after = {name: np.zeros_like(gate) for name, gate in gates.items()}
         for past in range(ids.shape[1], ids.shape[1] + count):
             tokens.append(int(out["logits"][0, -1].argmax()))
             if tokens[-1] in self.io["end"] or len(tokens) == count:
                 break
             cache = {name.replace(PRESENT, PAST): out[name] for name in out if name.startswith(PRESENT)}
+            after |= {name: out[source] for name, source in self.gates["held"].items()}
             step = np.array([tokens[-1:]])
             out = self.decoder({**self.embed({"input_ids": step}), **self.feeds(step, past), **cache, **after})
         return risk, first["logits"][0, -1], tokens

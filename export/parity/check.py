@@ -6,7 +6,8 @@ Compared are, between PyTorch with hooks and ONNX Runtime:
    tokens; single requests and padded batches, with pictures and without;
 2. the same with the adapter off, between the bare PyTorch model and the base graphs; and, where adapters were
    folded into weights, with the adapters as hooks;
-3. scores the ops give at prefill;
+3. scores the ops give at prefill, and at every step whether gates that act in the answer are open: a gate whose margin
+   is within what passes for a score may differ, every other one that does counts;
 4. each op inside the graph against its PyTorch code, on its own inputs at several magnitudes, and
    the op's invariant where it has one (this also holds for quantised bases);
 5. a detector's risk, the log-odds of harm, end to end; and what the graph states and enforces: threshold, refusal,
@@ -196,6 +197,9 @@ class _Comparison:
                     yield judged("risk", case, risk.at_least(1), table.risk)
                 for name, found in gap.scores.items():
                     yield judged("scores", f"{case}, {name}", found, table.scores)
+                for name, (ours, theirs) in gap.gates.items():
+                    unsure = table.scores.limit(recorded.scores.sizes.get(name, 1.0))
+                    yield judged("gates", f"{case}, {name}", _other_gates(ours, theirs, unsure), EXACT)
             for case, recorded in recording.unfolded.items():
                 self.say(f"parity, not folded: {case}")
                 found = compare_recorded(recorded, export, recording.requests[case]).logits
@@ -279,6 +283,12 @@ class _Comparison:
             else flip
             for flip in flips
         ]
+
+
+def _other_gates(ours: np.ndarray, theirs: np.ndarray, unsure: float) -> Gap:
+    """How many gates are open in one and closed in the other, among those whose margin is not within ``unsure``."""
+    other = (np.abs(ours) > unsure) & ((ours > 0) != (theirs > 0)) | np.isnan(theirs)
+    return Gap(float(other.sum()), 1.0, ours.size)
 
 
 def _warnings(table: Tolerances, *, compared: bool) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,11 +42,13 @@ class LogitsGap:
         scores: by name, see :func:`compare_scores`; none without adapters.
         forced: of the last prompt position of rows whose refusal PyTorch enforces; None without such rows. Its
             logits are constants, far larger than real ones: they have no part in ``logits``.
+        gates: margins at the prompt and at each step, PyTorch's and the graph's, of gates that act in the answer.
     """
 
     logits: Gap
     scores: dict[str, Gap]
     forced: Gap | None = None
+    gates: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
 
 def parity_requests(
@@ -151,12 +153,17 @@ def compare_recorded(recorded: Recorded, onnx_vlm: OnnxVLM, requests: Sequence[R
     gap = Gap(0.0, 0.0, 0)
     for one, other, mask in zip(recorded.prompt, state.logits, real, strict=True):
         gap = gap.join(Gap.between(one[-len(mask) :][mask], other[mask]))
-    before = recorded.prompt[:, -1]
+    before, seen = recorded.prompt[:, -1], [state.scores]
     for after in recorded.steps:
         state = onnx_vlm.step(state, before.argmax(-1))
         gap = gap.join(Gap.between(after, state.logits[:, -1]))
         before = after
-    return LogitsGap(gap, scores, forced)
+        seen.append(state.scores)
+    missing = np.full(len(before), np.nan, np.float32)
+    gates = {
+        name: (margins, np.stack([one.get(name, missing) for one in seen])) for name, margins in recorded.gates.items()
+    }
+    return LogitsGap(gap, scores, forced, gates)
 
 
 def compare_scores(scores: Scores, other: Mapping[str, np.ndarray]) -> dict[str, Gap]:

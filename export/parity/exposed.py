@@ -17,7 +17,7 @@ import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ...adapters.errors import UsageError
-from ...adapters.ops.gating import GatedOp, HeldGate
+from ...adapters.ops.gating import HeldGate
 from ...adapters.ops.op import Corrector, Detector, Observer
 from ...toolkit.families import family_or_any
 from ...toolkit.model.pretrained import config_of
@@ -42,7 +42,8 @@ class Seen:
     Attributes:
         before, after: hidden state [batch, sequence, d] in the graph's dtype; after a detector its risk [batch].
         scope: [batch, sequence, 1]; 1 where the op applies. For a detector the past length.
-        runtime: the op's per-call tensors by name; for a held gate ``decides`` and ``held`` as well.
+        runtime: the op's per-call tensors by name; for a held gate ``decides`` and ``held`` as well, and ``earlier``
+            where it reads further sites.
     """
 
     before: np.ndarray
@@ -80,7 +81,7 @@ class ExposedGraph:
             if (node := nodes.get(one.name(OP))) is None:
                 continue  # not in the graph: `run` then says nothing about it
             wanted = [node.inputs[0], node.outputs[0], node.inputs[1]]
-            wanted += node.inputs[2:4] if one.item.gate == "held" else []
+            wanted += node.inputs[2 : 2 + len(_given(one))]
             values = [value for value in wanted if value is not None]
             for value in values:
                 if value.name not in present and not value.is_graph_input():
@@ -124,11 +125,17 @@ class ExposedGraph:
         seen = {}
         for index, names in self._names.items():
             one = self.by_index[index]
-            before, after, scope, *gate = (values[name] for name in names)
-            runtime = dict(zip(("decides", "held"), gate, strict=False))
+            before, after, scope, *given = (values[name] for name in names)
+            runtime = dict(zip(_given(one), given, strict=True))
             runtime |= {name: values[one.name(name)] for name in one.item.make_op().runtime_inputs}
             seen[index] = Seen(before, after, scope, runtime)
         return seen
+
+
+def _given(one: Placed) -> tuple[str, ...]:
+    """What a node takes between its mask and its per-call tensors."""
+    gate = ("decides", "held") if one.item.holds else ()
+    return (*gate, "earlier") if one.item.reads else gate
 
 
 def _without_answers(model: ir.Model, wanted: Collection[str]) -> None:
@@ -259,15 +266,17 @@ def check_ops(
 
 def _judge(one: Placed, seen: Seen) -> tuple[Gap, Gap | None]:
     op = one.item.make_op()
+    runtime = {name: torch.from_numpy(array) for name, array in seen.runtime.items()}
     if isinstance(op, Detector):
         if seen.scope > 0:  # past the prefill
             return Gap(0.0 if np.isnan(seen.after).all() else float("nan"), 0.0, 0), None
-        return Gap.between(op(torch.from_numpy(seen.before), **one.item.tensors).numpy(), seen.after), None
+        expected = op(torch.from_numpy(seen.before), **runtime, **one.item.tensors)
+        return Gap.between(expected.numpy(), seen.after), None
     assert isinstance(op, Corrector)
     before, after, scope = (torch.from_numpy(array) for array in (seen.before, seen.after, seen.scope))
-    given = {name: torch.from_numpy(array) for name, array in seen.runtime.items()} | dict(one.item.tensors)
-    if one.item.gate == "held" and isinstance(op, GatedOp):
-        held = HeldGate(op)
+    given = runtime | dict(one.item.tensors)
+    held = one.item.gated_op()
+    if isinstance(held, HeldGate):
         margin = held.margin(before, **given)
         expected, *_ = held(before, scope, **given)
         error = op.kept(before, after, scope, margin, **one.item.tensors)

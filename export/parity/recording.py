@@ -79,6 +79,7 @@ class Recorded:
         steps: logits at each cached step.
         scores: at prefill; none without adapters.
         forced: rows whose refusal is forced at the last position; None where nothing is enforced.
+        gates: margins of gates that act in the answer, by name, at the prompt and at each step.
     """
 
     real: Bool[np.ndarray, "batch seq"]
@@ -86,6 +87,7 @@ class Recorded:
     steps: Float[np.ndarray, "steps batch vocab"]
     scores: Scores
     forced: Bool[np.ndarray, " batch"] | None = None
+    gates: Mapping[str, Float[np.ndarray, "calls batch"]] = field(default_factory=dict)
 
 
 def record(
@@ -102,9 +104,16 @@ def record(
     prompt = store.keep(next(found))
     forced = hooks.forced_rows() if hooks is not None else np.zeros(0, dtype=bool)
     scores = Scores() if hooks is None else Scores.of(hooks)
-    after = [logits[:, -1] for logits in found]
+    gates = {name: [margin.float().cpu().numpy()] for name, margin in (hooks.scores if hooks else {}).items()}
+    after = []
+    for logits in found:
+        after.append(logits[:, -1])
+        for name, margins in gates.items():
+            assert hooks is not None
+            margins.append(hooks.scores[name].float().cpu().numpy())
     stacked = np.stack(after) if after else np.zeros((0, len(prompt), prompt.shape[-1]), np.float32)
-    return Recorded(real, prompt, store.keep(stacked), scores, forced if forced.any() else None)
+    opened = {name: np.stack(margins) for name, margins in gates.items()}
+    return Recorded(real, prompt, store.keep(stacked), scores, forced if forced.any() else None, opened)
 
 
 def record_scores(vlm: VLM, requests: Sequence[Request], hooks: AppliedAdapters) -> Scores:

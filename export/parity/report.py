@@ -29,7 +29,8 @@ class Check(Strict):
         case: what was compared, for a reader.
         count: numbers, probes or records compared.
         error: largest absolute error; for ``op`` and ``invariant`` a share of the hidden state's size; for
-            ``decisions`` the number of records that flipped.
+            ``decisions`` the number of records that flipped, for ``gates`` that of gates open in one and closed in the
+            other.
         scale: largest magnitude of the reference.
         limit: largest error that would have passed.
         furthest: what the error is worked out from: two numbers, and what their difference is a share of.
@@ -39,6 +40,7 @@ class Check(Strict):
         "logits",
         "adapter-off",
         "scores",
+        "gates",
         "op",
         "invariant",
         "risk",
@@ -196,6 +198,7 @@ class ParityReport(Strict):
             "adapter-off": (EXACT, table.logits),
             "risk": (EXACT, table.risk),
             "scores": (table.scores,),
+            "gates": (EXACT,),
             "retrieval": (table.scores,),
             "op": (table.op,),
             "invariant": (table.invariant,),

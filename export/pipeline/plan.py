@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from ...adapters.artifact.adapter import Adapter, the_detector
 from ...adapters.artifact.hub import name_of
 from ...adapters.artifact.output import require_free
-from ...adapters.artifact.stack import require_fitted_stack
+from ...adapters.artifact.stack import require_fitted_stack, require_reading
 from ...adapters.errors import UsageError
 from ...toolkit.data.sources import PREFIX
 from ...toolkit.families import family_of
@@ -87,6 +87,7 @@ def plan_export(source: Source, out: Path, options: ExportOptions, *, named: boo
     if the_detector(adapters) is None and options.enforce:
         raise UsageError("There is no detector whose refusal could be enforced.", "Give one, or leave out --enforce.")
     requirements.require_sites(adapters, config)
+    require_reading(adapters)
     requirements.require_one_base(source, options)
     together = require_fitted_stack(
         adapters,

@@ -61,7 +61,7 @@ def require_use(
     options.require_use(("allow_uncorrected_detector",), the_detector(adapters) is not None, "a detector")
     based = bool(adapters) or options.base_onnx is not None
     options.require_use(("allow_wrong_base",), based, "an adapter or base graphs")
-    held = any(item.gate == "held" for adapter in adapters for item in adapter.interventions)
+    held = any(item.holds for adapter in adapters for item in adapter.interventions)
     options.require_use(("gate_state",), held, "a gate that is held through the answer")
     external = retrieval_of(adapters)
     searches = external is not None and external[0].external
@@ -80,7 +80,8 @@ def require_sites(adapters: Sequence[Adapter], config: Any) -> None:
     layers = config.get_text_config().num_hidden_layers
     for adapter in adapters:
         branch = [adapter.branch.safety, adapter.branch.fused] if adapter.branch else []
-        for site in [*(item.site for item in adapter.interventions), *branch]:
+        read = [site for item in adapter.interventions for site in (*item.reads, item.site)]
+        for site in [*read, *branch]:
             site.require_within(layers)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -58,6 +58,7 @@ class Decoding:
         swaps: how many adapters had been swapped in when the prompt was read.
         extras: ``{k}.{name}`` → output of intervention k's op at prefill; ``risk`` → a detector's log-odds of harm;
             what was retrieved for the pictures, see :class:`Seeing`.
+        scores: the outputs of ops in the last call, by the same names.
     """
 
     logits: Float[np.ndarray, "batch seq vocab"]
@@ -66,6 +67,7 @@ class Decoding:
     further: dict[str, np.ndarray]
     extras: dict[str, np.ndarray]
     swaps: int = 0
+    scores: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class Graphs:
         self._swaps, self._parameters = 0, dict[str, np.ndarray]()
         self._graphs = dict(graphs or {})
         held = manifest.interventions if manifest.gate_state == "inputs" else ()
-        self._held = [item.index for item in held if item.gate == "held"]
+        self._held = [item.index for item in held if item.holds]
         self._references = [
             item.index
             for item in manifest.interventions
@@ -243,9 +245,9 @@ class Graphs:
         embeds, vision_mask = self._embedded(ids), ids == self.inputs.image_token_id
         family, config = self.inputs.family, self.inputs.config
         further = family.step(config, state.further, mask) | self._scattered(embeds, vision_mask, None)
-        held = {intervention(index, HELD): state.extras[f"{index}.{SCORE}"] for index in self._held}
+        held = {intervention(index, HELD): state.scores[f"{index}.{SCORE}"] for index in self._held}
         after = self._run(embeds, mask, further, state.past, vision_mask, held)
-        return replace(after, extras=state.extras)
+        return replace(after, extras=state.extras, scores=after.extras)
 
     def see(self, pictures: Mapping[str, np.ndarray]) -> Seeing:
         """Run the vision encoder on what the processor made of pictures, see :class:`Inputs`."""
@@ -284,7 +286,7 @@ class Graphs:
         batch, heads, width = len(embeds), self.manifest.n_kv_heads, self.manifest.head_dim
         past = {name: np.zeros((batch, heads, 0, width), self._float) for name in self._past_names}
         state = self._run(embeds, inputs.attention_mask, further, past, inputs.vision_mask, feeds)
-        return replace(state, extras={**state.extras, **extras})
+        return replace(state, extras={**state.extras, **extras}, scores=state.extras)
 
     def _embedded(self, ids: Int[np.ndarray, "batch seq"]) -> Float[np.ndarray, "batch seq d_model"]:
         return self._embed.run(None, {INPUT_IDS: ids})[0]

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from ...adapters.artifact.policy import in_force
 from ...adapters.errors import InvalidArtifact, SignatureFailed, UsageError, WrongBase
 from ..base.fitted_on import require_graph_weights
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, read_manifest
-from ..surgery.adapter_file import base_version, signature, signature_version
+from ..surgery.adapter_file import base_version, described, signature, signature_version
 
 if TYPE_CHECKING:
     from ...adapters.artifact.adapter import Adapter
@@ -192,7 +193,7 @@ def swap_of(adapters: Sequence[Adapter], manifest: ExportManifest) -> Swap:
         tensors |= {f"update.{name}.down": down, f"update.{name}.up": up}
     tensors |= _values([update for update in updates if update.parameter not in terms])
     theirs = {
-        "interventions": [[one.op, str(one.site), one.scope, one.phase, one.gate] for one in items],
+        "interventions": [described(one) for one in items],
         "updates": sorted(name for name in tensors if name.startswith("update.")),
         "branch": [branch.op, str(branch.safety), str(branch.fused)] if branch else None,
         "detector": detector is not None,
@@ -228,8 +229,8 @@ def _difference(ours: Any, theirs: Any) -> str | None:
     if len(left) != len(right):
         return f"it has {len(right)} interventions, the export {len(left)}"
     for index, (mine, other) in enumerate(zip(left, right, strict=True)):
-        names = ("op", "site", "scope", "phase", "gate")
-        for name, before, after in zip(names, mine, other, strict=True):
+        names = ("op", "site", "scope", "phase", "gate", "further sites read")
+        for name, before, after in zip_longest(names, mine, other, fillvalue="none"):
             if before != after:
                 return f"the {name} of intervention {index} is {after}, the export's is {before}"
     if ours["updates"] != theirs["updates"]:

@@ -123,7 +123,7 @@ def adapt(
         "adapters": tuple(adapter.info for adapter in adapters),
         "interventions": tuple(_describe(one, adapters) for one in placed),
         "parameters": tuple(parameters),
-        "gate_state": gate_state if any(one.item.gate == "held" for one in placed) else None,
+        "gate_state": gate_state if any(one.item.holds for one in placed) else None,
         "updates": tuple(f"{layer.layer}.{leaf}" for layer in layers for leaf in layer.new),
         "branch": _describe_branch(adapters, base.base.n_layers),
         "detector": detector,
@@ -193,6 +193,7 @@ def _describe(one: Placed, adapters: Sequence[Adapter]) -> InterventionInfo:
         phase=one.item.phase,
         graph=graph_of(one.item.site),
         gate=one.item.gate,
+        reads=tuple(map(str, one.item.reads)),
         extras=(*op.extras, *op.outputs),
         runtime_inputs=op.runtime_inputs,
     )

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...adapters.artifact.files import appearing
 from ...adapters.artifact.manifest import canonical_json
-from ..manifest import ExportManifest
+from ..manifest import ExportManifest, InterventionInfo
+
+if TYPE_CHECKING:
+    from ...adapters.artifact.intervention import Intervention
 
 _BITS = 0x7FFFFFFF
 
@@ -20,12 +23,18 @@ def signature(manifest: ExportManifest) -> Any:
     """What adapters must have in common to be swapped, JSON-able."""
     branch = manifest.branch
     return {
-        "interventions": [[one.op, one.site, one.scope, one.phase, one.gate] for one in manifest.interventions],
+        "interventions": [described(one) for one in manifest.interventions],
         "updates": sorted(one.source for one in manifest.parameters if one.source.startswith("update.")),
         "branch": [branch.op, branch.safety, branch.fused] if branch else None,
         "detector": manifest.detector is not None,
         "enforce": manifest.enforce,
     }
+
+
+def described(one: InterventionInfo | Intervention) -> list[Any]:
+    """What two interventions must have in common for one's parameters to take the place of the other's."""
+    found = [one.op, str(one.site), one.scope, one.phase, one.gate]
+    return [*found, list(map(str, one.reads))] if one.reads else found
 
 
 def write_adapter_file(path: Path, arrays: Mapping[str, np.ndarray], manifest: ExportManifest) -> None:

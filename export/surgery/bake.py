@@ -100,14 +100,15 @@ class BakePass(GraphPass):
         if self.graph_name == "decoder":
             self._stream = find_residual_stream(model)
             for one in self.placed:
-                one.item.site.require_within(self._stream.n_layers)
+                for site in (*one.item.reads, one.item.site):
+                    site.require_within(self._stream.n_layers)
         self.note_checker(model)
 
     def change(self, model: ir.Model) -> None:
         if any(one.item.site.kind == "logits" for one in self.placed):
             give_all_logits(model)  # a scope's mask is over all positions
         builder = _Builder(model, self._stream, self.placed, swappable=self._swappable, gate_state=self._gate_state)
-        groups: dict[Site, list[Placed]] = {}
+        groups: dict[Site, list[Placed]] = {site: [] for one in self.placed for site in one.item.reads}
         for one in self.placed:
             groups.setdefault(one.item.site, []).append(one)
         for site in sorted(groups, key=lambda site: (site.layer is None, site.layer or 0, _ORDER[site.kind])):
@@ -117,6 +118,7 @@ class BakePass(GraphPass):
                 value = builder.apply(one, value)
             if value is not tap.value:
                 tap.replace(value)
+            builder.reached[site] = value
         if builder.gates:
             builder.gates.close()
 
@@ -170,11 +172,13 @@ class _Builder(GraphBuilder):
     ) -> None:
         super().__init__(model)
         self.stream, self.swappable = stream, swappable
-        held = [one.index for one in placed if one.item.gate == "held"]
+        held = [one.index for one in placed if one.item.holds]
         self.gates = HeldGates(self, gate_state, held, stream.n_layers) if stream and held else None
         self.switched = any(one.item.make_op().runtime_inputs for one in placed)
         self.masks: dict[tuple[str, ...], ir.Value] = {}
         self.functions: dict[tuple[object, ...], OpFunction] = {}
+        self.last: ir.Value | None = None
+        self.reached: dict[Site, ir.Value] = {}  # states as the ops there leave them, in the order of the model
 
     def tap(self, site: Site) -> Tap:
         if self.stream is None:
@@ -183,7 +187,7 @@ class _Builder(GraphBuilder):
 
     def apply(self, one: Placed, hidden: ir.Value) -> ir.Value:
         """Call the op of ``one`` on ``hidden``; returns the new hidden state."""
-        op, held = one.item.make_op(), one.item.gate == "held"
+        op, held = one.item.make_op(), one.item.holds
         assert hidden.shape is not None
         arguments = {"hidden": hidden}
         if isinstance(op, Detector):
@@ -192,12 +196,14 @@ class _Builder(GraphBuilder):
             arguments["scope"] = self.mask(one.item, hidden)
         if self.gates and held:
             arguments |= {"decides": self.gates.decides(), "held": self.gates.held(one.index)}
+        if one.item.reads:
+            arguments["earlier"] = self.earlier(one)
         for name in op.runtime_inputs:
             arguments[name] = self.input(one.name(name), ir.DataType.FLOAT, ["batch", hidden.shape[2]])
         for name in op.params:
             arguments[name] = self.constant(one.name(name), one.item.tensors[name].numpy(force=True))
         shapes = (tuple(one.item.tensors[name].shape) for name in op.params)
-        key = (op.name, one.item.gate, hidden.dtype, hidden.shape[2], *shapes)
+        key = (op.name, one.item.gate, len(one.item.reads), hidden.dtype, hidden.shape[2], *shapes)
         if key not in self.functions:
             made = op_function(one.item, hidden, self.opset, swappable=self.swappable)
             self.functions[key] = self.register(made)
@@ -220,6 +226,21 @@ class _Builder(GraphBuilder):
             return hidden
         changed.name, changed.shape = one.name("hidden"), hidden.shape
         return changed
+
+    def earlier(self, one: Placed) -> ir.Value:
+        """The last positions of the sites that an op reads beside its own, [batch, k·d] float32."""
+        if self.last is None:
+            self.last = self.constant(own("last"), np.array(-1, np.int64))
+        parts, width = [], 0
+        for site in one.item.reads:
+            hidden = self.reached[site]
+            assert hidden.shape is not None
+            rows, size = hidden.shape[0], hidden.shape[2]
+            last = self.node("Gather", [hidden, self.last], hidden.dtype, [rows, size], {"axis": 1})
+            to = {"to": int(ir.DataType.FLOAT)}
+            parts.append(self.node("Cast", [last], ir.DataType.FLOAT, [rows, size], to))
+            width += int(size)
+        return self.node("Concat", parts, ir.DataType.FLOAT, [rows, width], {"axis": 1})
 
     def mask(self, item: Intervention, hidden: ir.Value) -> ir.Value:
         """The scope mask [batch, sequence, 1] of an intervention, shared by all with its scope and phase whose sites

@@ -54,7 +54,7 @@ def detector_state(adapters: Sequence[Adapter]) -> DetectorState | None:
         if branch := adapter.branch:
             return _state((branch.safety, branch.fused), branch.tensors)
         item = next(item for item in adapter.interventions if isinstance(item.make_op(), Detector))
-        return _state((item.site,), item.tensors)
+        return _state((*item.reads, item.site), item.tensors)
     return None
 
 

@@ -62,13 +62,15 @@ def op_function(item: Intervention, hidden: ir.Value, opset: int, *, swappable: 
     Arguments in order: ``hidden``, ``scope``, runtime inputs [batch, d] float32, stored parameters. A detector takes
     ``past_length`` (int64 scalar) instead of the mask, and gives its risk: NaN past the prefill. An op whose gate is
     held takes, after the mask, ``decides``, whether this call does (bool scalar), and ``held``, the margins [batch].
+    An op that reads k further sites takes ``earlier`` [batch, k·d] float32 before its parameters.
 
     Args:
         swappable: leave the ranks of parameters open.
     """
     dtype, width = _describe(hidden)
     params = _described_params(item.make_op().params, item.tensors)
-    return _trace_op(item.op, dtype, width, params, _require_opset(opset), item.gate, swappable).copy()
+    reads = len(item.reads)
+    return _trace_op(item.op, dtype, width, params, _require_opset(opset), item.gate, reads, swappable).copy()
 
 
 def branch_functions(branch: Branch, hidden: ir.Value, opset: int) -> tuple[OpFunction, OpFunction]:
@@ -119,6 +121,7 @@ def _trace_op(
     params: _Params,
     opset: int,
     gate: Gating,
+    reads: int,
     swappable: bool,
 ) -> OpFunction:
     op = get_op(name)
@@ -128,12 +131,15 @@ def _trace_op(
         example = torch.zeros((shape[0], _RANK + 4 * at) if open_rank else shape, dtype=param_dtype)
         stored[param] = (example, {1: f"{param}_rank"} if open_rank else {})
     hidden, scope = _hidden_and_scope(dtype, width)
+    if reads:
+        stored = {"earlier": (torch.zeros(_BATCH, reads * width), {0: "batch"}), **stored}
     if isinstance(op, Detector):
         return _trace(_Risk(op), {**hidden, "past_length": (torch.tensor(0), {}), **stored}, name, opset)
-    if gate == "held":
+    if gate != "per-token":
         assert isinstance(op, GatedOp)
+        made = HeldGate(op, once=gate == "once")
         state: _Arguments = {"decides": (torch.tensor(True), {}), "held": (torch.zeros(_BATCH), {0: "batch"})}
-        return _trace(HeldGate(op), {**hidden, **scope, **state, **stored}, f"{name}_held", opset)
+        return _trace(made, {**hidden, **scope, **state, **stored}, f"{name}_{gate}", opset)
     runtime: _Arguments = {one: (torch.zeros(_BATCH, width), {0: "batch"}) for one in op.runtime_inputs}
     return _trace(op, {**hidden, **scope, **runtime, **stored}, name, opset)
 

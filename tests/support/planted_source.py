@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from safetykit.adapters.artifact.manifest import BaseInfo
-from safetykit.adapters.protocols import Refusal
+from safetykit.adapters.protocols import Blocks, Refusal
 from safetykit.adapters.statistics.detector import Features
 
 WIDTH, DEPTH, VOCABULARY = 16, 4, 50
@@ -55,6 +55,8 @@ class PlantedSource:
         return self.weight, None
 
     def state(self, record: Example, place) -> torch.Tensor:
+        if isinstance(place, Blocks):
+            return torch.cat([self.state(record, site) for site in place.sites])
         digest = hashlib.sha256(f"{record.id}{place}".encode()).hexdigest()
         noise = torch.randn(WIDTH, generator=torch.Generator().manual_seed(int(digest[:8], 16)))
         strength = {(1, 2): 4.0}.get(place, 2.0)

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from ...adapters.artifact.adapter import Adapter, the_branch, the_detector
 from ...adapters.artifact.intervention import Intervention
+from ...adapters.artifact.sites import Site
+from ...adapters.artifact.stack import require_reading
 from ...adapters.errors import UsageError
 from ...adapters.ops.forcing import ForcedRefusal
-from ...adapters.ops.gating import GatedOp, HeldGate, decides
+from ...adapters.ops.gating import GatedOp, decides
 from ...adapters.ops.op import Detector, Observer, ScopeMask
 from .branching import BranchRun
 from .parts import Parts
@@ -33,6 +35,7 @@ class AppliedAdapters:
         extras: ``{k}.{name}`` → tensor, from the last prefill; k counts the interventions. A detector's log-odds of
             harm [batch] are called ``risk``.
         magnitudes: size of what each gate's ``score`` in ``extras`` adds up, see :meth:`GatedOp.magnitude`.
+        scores: ``{k}.score`` → margins [batch] of the last call, of gates that act in the answer as well.
         detector: when to refuse; None without a detector.
         references: per-call inputs of ops that need them, by intervention index.
         enabled: False runs the model untouched while still recording ``extras``.
@@ -53,14 +56,17 @@ class AppliedAdapters:
             UsageError: ``enforce`` without a detector, two detectors, or a branch's site does not exist.
         """
         self.detector = the_detector(adapters)
+        require_reading(adapters)
         if enforce and self.detector is None:
             raise UsageError("There is no detector whose refusal could be enforced.", "Give one, or leave out enforce.")
         self.interventions: list[Intervention] = [item for adapter in adapters for item in adapter.interventions]
         self.extras: dict[str, Tensor] = {}
         self.magnitudes: dict[str, Tensor] = {}
+        self.scores: dict[str, Tensor] = {}
         self.references: dict[int, Tensor] = {}
         self.enabled = True
         self._held: dict[int, Tensor] = {}  # margins of held gates, by intervention index
+        self._read: dict[Site, Tensor] = {}  # last positions of sites that ops elsewhere read
         self._model, self._parts, self._image_token_id = model, parts, image_token_id
         self._past_length = torch.tensor(0)
         self._new_tokens = 0
@@ -109,6 +115,8 @@ class AppliedAdapters:
                 else:
                     handle = module.register_forward_hook(lambda _, __, output, run=run: replace_hidden(output, run))
                 stack.callback(handle.remove)
+            for site in {site for item in self.interventions for site in item.reads}:
+                stack.callback(self._parts.module(site).register_forward_hook(self._reader(site)).remove)
             if self._branch:
                 self._branch.watch(stack, self._detecting)
             if self.detector:
@@ -157,9 +165,15 @@ class AppliedAdapters:
             )
         return {"decides": torch.tensor(deciding, device=hidden.device), "held": held.to(hidden.device)}
 
+    def _reader(self, site: Site) -> Callable[[nn.Module, Any, Any], None]:
+        def read(module: nn.Module, args: Any, output: Any) -> None:
+            self._read[site] = (output if isinstance(output, Tensor) else output[0])[:, -1].float()
+
+        return read
+
     def _runner(self, index: int, item: Intervention):
         op, mask_of = item.make_op(), ScopeMask(item.scope, item.phase)
-        run_op: nn.Module = HeldGate(op) if item.gate == "held" and isinstance(op, GatedOp) else op
+        run_op = item.gated_op()
         tensors = dict(item.tensors)
 
         def run(hidden: Tensor) -> Tensor:
@@ -180,12 +194,15 @@ class AppliedAdapters:
             scope = mask_of(hidden, past.to(device), vision)
             if not self.enabled:
                 scope = torch.zeros_like(scope)
+            given: dict[str, Tensor] = {}
+            if item.reads:
+                given["earlier"] = torch.cat([self._read[site].to(device) for site in item.reads], dim=1)
             if isinstance(op, Detector):
-                results = (hidden, op(hidden, **tensors))
+                results = (hidden, op(hidden, **given, **tensors))
             elif isinstance(op, Observer):
                 results = (hidden, *op(hidden, scope, **tensors))
             else:
-                given = self._gate(index, hidden, int(past)) if item.gate == "held" else {}
+                given |= self._gate(index, hidden, int(past)) if item.holds else {}
                 blank = torch.zeros(hidden.shape[0], hidden.shape[-1], device=device)
                 for name in op.runtime_inputs:
                     given[name] = self.references.get(index, blank).to(device) if past == 0 else blank
@@ -193,13 +210,16 @@ class AppliedAdapters:
             changed, *found = results
             if self._branch and self._branch.running:
                 return changed
-            if item.gate == "held":
+            if item.holds:
                 self._held[index] = found[op.extras.index("score")]
+            if isinstance(op, GatedOp) and item.phase != "prefill":
+                self.scores[f"{index}.score"] = found[op.extras.index("score")]
             if past == 0:
                 names = [*(f"{index}.{name}" for name in op.extras), *op.outputs]
                 self.extras |= dict(zip(names, found, strict=True))
                 if isinstance(op, GatedOp):
-                    self.magnitudes[f"{index}.score"] = op.magnitude(hidden, **tensors)
+                    read = {"earlier": given["earlier"]} if item.reads else {}
+                    self.magnitudes[f"{index}.score"] = op.magnitude(hidden, **read, **tensors)
             return changed
 
         return run

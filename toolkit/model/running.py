@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from .inputs import InputProcessor
 from .parts import Parts
 from .requests import Inputs, Request
 
@@ -55,4 +58,24 @@ class Running(Protocol):
 
     def arguments(self, inputs: Inputs, *, cached_features: bool = True) -> dict[str, Any]:
         """A batch as keyword arguments of the model's ``forward``; ``cached_features`` off runs the tower."""
+        ...
+
+
+class Stepping(Running, Protocol):
+    """A VLM whose answers are followed token by token (``toolkit.VLM``).
+
+    Attributes:
+        inputs: turns requests into model inputs.
+    """
+
+    inputs: InputProcessor
+
+    def prefill(
+        self, requests: Sequence[Request], cache: Any = None
+    ) -> tuple[Float[Tensor, "batch seq vocab"], Inputs]:
+        """Logits at all positions of the prompts."""
+        ...
+
+    def step(self, token_ids: Tensor, mask: Tensor, cache: Any) -> Float[Tensor, "batch 1 vocab"]:
+        """Logits after one more token a row."""
         ...

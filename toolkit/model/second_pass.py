@@ -22,7 +22,7 @@ from ...adapters.artifact.sites import Site
 from ...adapters.errors import UsageError
 from ...adapters.ops.branch import BranchOp, get_branch_op
 from ...adapters.ops.op import Hidden
-from ...adapters.protocols import Place
+from ...adapters.protocols import Blocks, Place
 from ..data.ahead import PicturesAhead
 from ..data.records import Record
 from ..distributed.dealing import dealt
@@ -108,7 +108,7 @@ class SecondPass:
 
         Args:
             places: a pair (s, f) stands for the final-norm state of its second pass, a site (a block's output or
-                ``final_norm``) for that of the normal pass.
+                ``final_norm``) for that of the normal pass, and several blocks for theirs beside each other.
 
         Raises:
             UsageError: a place does not exist, s lies after f, there are no records, or the decoder changes states
@@ -131,10 +131,13 @@ class SecondPass:
             found: dict[Place, Tensor] = {}
             for place in places:
                 if isinstance(place, tuple):
-                    state = self._branch(op, first, *place)
+                    states = [self._branch(op, first, *place)]
+                elif isinstance(place, Blocks):
+                    states = [first.hidden[layer] for layer in place.layers]
                 else:
-                    state = first.normed if place.kind == "final_norm" else first.hidden[place.layer]
-                found[place] = state[:, -1].float().cpu().clone()  # not a view, which would be sent whole
+                    states = [first.normed if place.kind == "final_norm" else first.hidden[place.layer]]
+                # a new tensor, not a view, which would be sent whole
+                found[place] = torch.cat([state[:, -1].float().cpu() for state in states], dim=1)
             return found
 
         for batch, found in streamed(ordered, self.size, USUAL, run):
@@ -192,6 +195,10 @@ def _require(place: Place, depth: int) -> None:
             raise UsageError(f"A detector cannot read {place}.", "It reads a block's output or final_norm.")
         place.require_within(depth)
         return
+    if isinstance(place, Blocks):
+        for site in place.sites:
+            site.require_within(depth)
+        return
     safety, fused = place
     Site.block(safety).require_within(depth)
     Site.block(fused).require_within(depth)
@@ -205,6 +212,7 @@ def _require(place: Place, depth: int) -> None:
 def _blocks(places: Sequence[Place]) -> set[int]:
     """Blocks whose outputs the places need."""
     blocks = {layer for place in places if isinstance(place, tuple) for layer in place}
+    blocks |= {layer for place in places if isinstance(place, Blocks) for layer in place.layers}
     return blocks | {place.layer for place in places if isinstance(place, Site) and place.layer is not None}
 
 

@@ -20,7 +20,7 @@ from ...adapters.artifact.manifest import BaseInfo, GraphWeights
 from ...adapters.artifact.sites import Site
 from ...adapters.artifact.store import require_base, require_weights
 from ...adapters.errors import UsageError
-from ...adapters.protocols import Pool
+from ...adapters.protocols import Pool, Trajectories
 from ...adapters.statistics.tokens import TokenBatch, whole
 from ..data.records import Record
 from ..index.caption_index import CaptionIndex
@@ -42,6 +42,7 @@ from .requests import Generation, Inputs, Request
 from .retriever import Retriever, retriever_of
 from .streaming import Streamer
 from .token_states import stream_tokens
+from .trajectories import stream_trajectories
 from .updates import updated
 from .weights import Weights
 
@@ -165,6 +166,12 @@ class VLM(Loadable, Feeding, Generating):
     ) -> Iterator[Any]:
         """Stream states of all positions; see :func:`safetykit.toolkit.model.token_states.stream_tokens`."""
         yield from stream_tokens(self, records, sites, self._rows(batch_size), keep, with_response=with_response)
+
+    def trajectories(
+        self, records: Sequence[Record], sites: Sequence[Site], tokens: int
+    ) -> Iterator[tuple[list[Record], Trajectories]]:
+        """Stream states of greedy answers; see :func:`safetykit.toolkit.model.trajectories.stream_trajectories`."""
+        yield from stream_trajectories(self, records, sites, self.batch_size, tokens)
 
     def _rows(self, asked: int | None) -> BatchSize:
         return self.batch_size if asked is None else BatchSize(asked)

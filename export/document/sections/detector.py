@@ -23,12 +23,15 @@ class Place(Strict):
 
     safety: int | None
     fused: int | None
+    beside: tuple[int, ...] = ()
 
     @property
     def words(self) -> str:
         """For people."""
         if self.safety is not None:
             return f"s = {self.safety}, f = {self.fused}"
+        if self.beside:
+            return f"blocks {', '.join(map(str, [*self.beside, self.fused]))}"
         return "final norm" if self.fused is None else f"block {self.fused}"
 
 

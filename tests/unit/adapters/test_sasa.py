@@ -193,7 +193,7 @@ def test_the_one_pass_probe_is_an_intervention_and_not_a_branch(source):
     adapter = OnePassProbe(fused_layer=2).fit(source, examples(), REFUSAL)
     (item,) = adapter.interventions
     assert (item.op, item.site, item.scope, item.phase) == ("LinearProbe", Site.block(2), "last", "prefill")
-    assert adapter.branch is None and adapter.info.method == "one-pass"
+    assert adapter.branch is None and adapter.info.method == "one-pass" and item.reads == ()
 
 
 @pytest.mark.slow
