@@ -70,6 +70,8 @@ PROBE = f"fit one-pass {{model}} {FIT}"
 TINY_SASA = f"fit sasa {{tiny}} {FIT} --safety-layer 0 --fused-layer 1"
 TINY_PROBE = f"fit one-pass {{tiny}} {FIT} --fused-layer 1"
 REFUSAL = "--refusal 'sorry .'"
+GUARDED = f"fit streaming-guard {{tiny}} {FIT}"
+QUICKLY = "--tokens 2 --rounds 1 --allow-constant-gate"
 TGA = "fit tga {model} --data {captions} -o {out} --json"
 NULL = f"fit nullsteer {{model}} {FIT} --layers 4"
 RETRIEVAL = "fit retrieval {model} --data {captions} --index {index} -o {out} --json"
@@ -312,6 +314,52 @@ FITS = [
     Case(
         f"fit hidden-detect {{model}} {FIT} --on {{int4_base}} {SPREAD}",
         lambda done, made: [chosen(layer=7)(done, made) is None, on_the_base(done, made)],
+    ),
+    Case(
+        f"fit one-pass {{tiny}} {FIT} --layers 0-1 {REFUSAL}",
+        lambda done, made: [
+            chosen(layers=[0, 1], fused_layer=None)(done, made) is None,
+            recorded(done)["interventions"][0]["reads"] == ["decoder.layers.0"],
+        ],
+    ),
+    # the streaming guard
+    Case(
+        f"{GUARDED} --action ramp --layers 0,1 --alpha 3 --rounds 1 --hardest 2 --tokens 4 --false-positive-rate 0.1"
+        f" --seed 3 --allow-constant-gate {SPREAD}",
+        lambda done, made: [
+            chosen(
+                action="ramp",
+                layers=[0, 1],
+                alpha=3,
+                rounds=1,
+                hardest=2,
+                tokens=4,
+                false_positive_rate=0.1,
+                seed=3,
+                allow_constant_gate=True,
+            )(done, made)
+            is None,
+            ran()(done, made),
+        ],
+    ),
+    Case(
+        f"{GUARDED} --action once --device cpu --dtype bfloat16 --batch-size 16 {QUICKLY} {UNPACKED}".replace(
+            "{records}", "{unpacked}"
+        ),
+        lambda done, made: [
+            ran("bfloat16")(done, made),
+            recorded(done)["interventions"][0]["gate"] == "once",
+            left_out(done, made),
+        ],
+    ),
+    Case(
+        f"fit streaming-guard {{model}} {FIT} --with {{guard}} {QUICKLY}",
+        lambda done, made: done.value["hyperparameters"]["corrected_by"],
+    ),
+    Case(
+        f"fit streaming-guard {{model}} --data {{records}} -o {{taken}} --on {{int4_base}} --overwrite --json"
+        f" {QUICKLY}",
+        on_the_base,
     ),
     # TGA and retrieval
     Case(
