@@ -95,12 +95,6 @@ class TrajectorySource(Protocol):
     @property
     def base(self) -> BaseInfo: ...
 
-    def states(
-        self, units: Sequence[Sequence[Example]], sites: Sequence[Site], pool: Pool = "last"
-    ) -> Iterator[tuple[list[Example], dict[Site, Float[Tensor, "batch d_model"]]]]:
-        """See :class:`StateSource`."""
-        ...
-
     def trajectories(
         self, records: Sequence[Example], sites: Sequence[Site], tokens: int
     ) -> Iterator[tuple[list[Example], Trajectories]]:

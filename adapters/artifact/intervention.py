@@ -91,6 +91,9 @@ class Intervention:
         blocks = all(site.kind == "block" for site in (*self.reads, self.site))
         if not blocks or layers != sorted(set(layers)):  # type: ignore[type-var]
             return "they are not outputs of blocks before its site, in order"
+        weight = self.tensors.get("weight")
+        if weight is None or weight.ndim != 1 or len(weight) % len(layers):
+            return f"its weight is not one of {len(layers)} equal parts"
         return None
 
     def make_op(self) -> Op:

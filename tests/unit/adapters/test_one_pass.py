@@ -52,6 +52,12 @@ def test_a_probe_that_reads_what_is_not_before_its_site_is_damaged(source, reads
         dataclasses.replace(item, site=Site.block(site), reads=tuple(map(Site.block, reads)))
 
 
+def test_a_weight_that_does_not_part_among_the_sites_is_damaged(source):
+    (item,) = OnePassProbe(fused_layer=3).fit(source, examples(20), REFUSAL).interventions
+    with pytest.raises(InvalidArtifact, match="not one of 3 equal parts"):
+        dataclasses.replace(item, reads=(Site.block(0), Site.block(1)))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
