@@ -279,7 +279,7 @@ def _judge(one: Placed, seen: Seen) -> tuple[Gap, Gap | None]:
     if isinstance(held, HeldGate):
         margin = held.margin(before, **given)
         expected, *_ = held(before, scope, **given)
-        error = op.kept(before, after, scope, margin, **one.item.tensors)
+        error = held.op.kept(before, after, scope, margin, **one.item.tensors)
     else:
         expected, *_ = op(before, scope, **given)
         error = op.invariant(before, after, scope, **given)

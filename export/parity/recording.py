@@ -105,7 +105,7 @@ def record(
     forced = hooks.forced_rows() if hooks is not None else np.zeros(0, dtype=bool)
     scores = Scores() if hooks is None else Scores.of(hooks)
     gates = {name: [margin.float().cpu().numpy()] for name, margin in (hooks.scores if hooks else {}).items()}
-    after = []
+    after: list[np.ndarray] = []
     for logits in found:
         after.append(logits[:, -1])
         for name, margins in gates.items():

@@ -231,16 +231,14 @@ class _Builder(GraphBuilder):
         """The last positions of the sites that an op reads beside its own, [batch, k·d] float32."""
         if self.last is None:
             self.last = self.constant(own("last"), np.array(-1, np.int64))
-        parts, width = [], 0
+        parts: list[ir.Value] = []
         for site in one.item.reads:
             hidden = self.reached[site]
             assert hidden.shape is not None
-            rows, size = hidden.shape[0], hidden.shape[2]
-            last = self.node("Gather", [hidden, self.last], hidden.dtype, [rows, size], {"axis": 1})
-            to = {"to": int(ir.DataType.FLOAT)}
-            parts.append(self.node("Cast", [last], ir.DataType.FLOAT, [rows, size], to))
-            width += int(size)
-        return self.node("Concat", parts, ir.DataType.FLOAT, [rows, width], {"axis": 1})
+            shape = ir.Shape([hidden.shape[0], hidden.shape[2]])
+            last = self.node("Gather", [hidden, self.last], hidden.dtype, shape, {"axis": 1})
+            parts.append(self.node("Cast", [last], ir.DataType.FLOAT, shape, {"to": int(ir.DataType.FLOAT)}))
+        return self.node("Concat", parts, ir.DataType.FLOAT, None, {"axis": 1})
 
     def mask(self, item: Intervention, hidden: ir.Value) -> ir.Value:
         """The scope mask [batch, sequence, 1] of an intervention, shared by all with its scope and phase whose sites

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import takewhile
 from typing import Any
@@ -70,7 +70,7 @@ def stream_trajectories(
         yield from counted(streamed(ordered, size, USUAL, run), len(ordered), vlm.told)
 
 
-def _reader(seen: list[Tensor], at: int):
+def _reader(seen: list[Tensor], at: int) -> Callable[[nn.Module, Any, Any], None]:
     def read(module: nn.Module, args: Any, output: Any) -> None:
         hidden = output if isinstance(output, Tensor) else output[0]
         seen[at] = hidden[:, -1].float().cpu()
