@@ -13,6 +13,7 @@ from transformers import DynamicCache
 
 from ...adapters.artifact.sites import Site
 from ...adapters.protocols import Trajectories
+from ...adapters.statistics.threads import one_thread
 from ..data.ahead import PicturesAhead
 from ..data.records import Record
 from .batching import BatchSize, counted, own_share, streamed
@@ -60,7 +61,8 @@ def stream_trajectories(
                 if not going.any() or len(states) == tokens:
                     break
                 mask = torch.cat([mask, torch.ones_like(chosen)], dim=1)
-                logits = vlm.step(chosen, mask, cache)
+                with one_thread(blas=False):  # products of one row are split among threads otherwise
+                    logits = vlm.step(chosen, mask, cache)
         answers = torch.stack(said, dim=1).tolist()
         spoken = [list(takewhile(lambda token: token not in vlm.inputs.eos_token_ids, row)) for row in answers]
         texts = tuple(vlm.inputs.generation(row, {}).text for row in spoken)
