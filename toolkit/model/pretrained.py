@@ -19,6 +19,11 @@ from ...adapters.errors import InvalidArtifact, SafetykitError
 
 OFFLINE = {"local_files_only": True, "trust_remote_code": False}
 _CONFIG, _GENERATION, _ADAPTER = "config.json", "generation_config.json", "adapter_config.json"
+# What transformers reads of a file without asking whether it is of its type, and what that is.
+_GENERATING: tuple[tuple[tuple[str, ...], tuple[type, ...], str], ...] = (
+    (("output_hidden_states", "output_attentions", "output_scores", "use_cache"), (bool,), "switch"),
+    (("bos_token_id", "decoder_start_token_id"), (int,), "token"),
+)
 
 
 @contextmanager
@@ -61,7 +66,17 @@ def generation_config_of(folder: Path) -> Any:
     from transformers import GenerationConfig
 
     with readable_copy(folder, _GENERATION) as copy:
-        return GenerationConfig.from_pretrained(copy, local_files_only=True) if (copy / _GENERATION).is_file() else None
+        if not (copy / _GENERATION).is_file():
+            return None
+        found = GenerationConfig.from_pretrained(copy, local_files_only=True)
+    for names, kinds, wanted in _GENERATING:
+        for name in names:
+            if not isinstance(getattr(found, name, None), (*kinds, type(None))):
+                raise InvalidArtifact(
+                    f"{folder / _GENERATION} says {name} is {getattr(found, name)!r:.40}, which is no {wanted}.",
+                    "Remove the key, or get the file from its source.",
+                )
+    return found
 
 
 def tokenizer_of(folder: Path) -> Any:
