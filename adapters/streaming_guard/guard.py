@@ -42,6 +42,7 @@ from ..artifact.sites import Gating, Site
 from ..errors import UsageError
 from ..protocols import Example, TrajectorySource, Workbench
 from ..statistics.probe_settings import require_labels
+from ..statistics.threads import one_thread
 from .evidence import Answers, Evidence, learn, measured
 from .settings import StreamingGuard
 
@@ -147,6 +148,7 @@ def solve(
     return Adapter(info, (intervention,), _attachments(guard, found, answers, site))
 
 
+@one_thread(blas=False)
 def direction(answers: Answers) -> Float[Tensor, " d_model"]:
     """r: mean state of harmful less that of harmless text prompts, at the site that is pushed."""
     width = answers.values.shape[1] // len(answers.sites)
