@@ -235,7 +235,17 @@ class InputProcessor:
         found = {name: _plain(value) for name, value in batch.items()}
         input_ids, attention_mask = found.pop("input_ids"), found.pop("attention_mask")
         tokens = {name: found.pop(name) for name in list(found) if name.endswith(_PER_TOKEN)}
+        self._require_known(input_ids)
         return Inputs(input_ids, attention_mask, input_ids == self.image_token_id, found, tokens)
+
+    def _require_known(self, token_ids: np.ndarray) -> None:
+        known = getattr(self.config.get_text_config(), "vocab_size", None)
+        strange = token_ids[(token_ids >= known) & (token_ids != self.image_token_id)] if known else ()
+        if len(strange):
+            raise InvalidArtifact(
+                f"The tokenizer gives token {int(strange[0])}, and the model knows {known}.",
+                "The tokenizer is another model's, or damaged; get the checkpoint or export again from its source.",
+            )
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of generated tokens, without special tokens."""
