@@ -45,7 +45,8 @@ def _parquet(folder: Path) -> None:
     import pyarrow.parquet as parquet
 
     (folder / "data").mkdir(parents=True)
-    parquet.write_table(pa.Table.from_pylist(_columns()), folder / "data/train-00000-of-00001.parquet")
+    rows = [{**row, "label": ("safe", "unsafe")[row["label"]]} for row in _columns()]
+    parquet.write_table(pa.Table.from_pylist(rows), folder / "data/train-00000-of-00001.parquet")
     draw(folder / "pictures/b.png", 2)
 
 
@@ -74,7 +75,7 @@ def _images(folder: Path) -> None:
 def _csv(folder: Path) -> None:
     rows = [
         {"prompt": f"a request {at}", "label": label, "image": f"pictures/{at}#1.png" if at else ""}
-        for at, label in enumerate(("harmful", "safe", "1"))
+        for at, label in enumerate(("harmful", "safe", "malicious"))
     ]
     write_table(folder / "mine.csv", rows)
     for at in (1, 2):

@@ -32,7 +32,10 @@ def import_(
     category: Annotated[str | None, typer.Option(help="Category of records that have none.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Request that goes with all pictures, if none is there.")] = None,
     column: Annotated[
-        list[str] | None, typer.Option(metavar="FIELD=NAME", help="Column of a field of records; repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=NAME", help="Column of a field of records, or of a yes to harmful or harmless; repeatable."
+        ),
     ] = None,
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave out rows that are not as the data set says, and count them.")
@@ -102,14 +105,14 @@ def _columns(given: list[str]) -> dict[str, str]:
     """
     from ...adapters.errors import UsageError
     from ...adapters.settings import require_choice
-    from ..data.importers.mapped import ALIASES
+    from ..data.importers.mapped import NAMED
 
     found = {}
     for text in given:
         field, _, name = text.partition("=")
         if not name:
             raise UsageError(f"--column {text!r} names no column.", "Write FIELD=NAME, such as prompt=question.")
-        require_choice("--column", field, list(ALIASES))
+        require_choice("--column", field, list(NAMED))
         found[field] = name
     return found
 

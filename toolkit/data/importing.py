@@ -32,16 +32,19 @@ class Imported:
         pictures: files.
         left_out: rows that are not as the data set says.
         reasons: what was wrong with the first of them.
+        fix: what mends the first.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     pictures: int = 0
     left_out: int = 0
     reasons: list[str] = field(default_factory=list)
+    fix: str = ""
 
     def leave_out(self, error: BadRow) -> None:
         """Count a row that cannot be read."""
         self.left_out += 1
+        self.fix = self.fix or error.next_step
         self.reasons += [error.message] if len(self.reasons) < _TOLD else []
 
 
@@ -155,7 +158,7 @@ def _require_good(importer: Importer, source: Source, made: Imported, skip_bad_r
         what = "A row is" if made.left_out == 1 else f"{made.left_out} rows are"
         raise InvalidArtifact(
             f"{what} not as {importer.title} has them. {' '.join(made.reasons)}{more}",
-            "Correct them, or leave them out and count them: --skip-bad-rows.",
+            f"{made.fix} Or leave such rows out and count them: --skip-bad-rows.",
         )
     if not made.counts:
         raise UsageError(f"{source.path} holds no record of {importer.title}.", f"It reads {importer.reads}.")

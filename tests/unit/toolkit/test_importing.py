@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import struct
 import zlib
 from collections import Counter
@@ -88,7 +89,7 @@ def test_a_picture_that_many_rows_name_is_kept_once(folder, tmp_path):
 
 
 def test_an_id_that_comes_twice_is_told(folder, tmp_path):
-    write_lines(folder / "mine.jsonl", [{"id": "a", "prompt": "a request", "label": 0}] * 2)
+    write_lines(folder / "mine.jsonl", [{"id": "a", "prompt": "a request", "label": "safe"}] * 2)
     with pytest.raises(InvalidArtifact, match=r"mine.jsonl, line 2: a record before it has the same id, 'a'"):
         read("json", folder, tmp_path / "out")
 
@@ -255,3 +256,52 @@ def test_a_link_of_the_hub_s_cache_is_followed(tmp_path):
     (snapshot / "xstest_prompts.csv").rename(blobs / "123")
     (snapshot / "xstest_prompts.csv").symlink_to("../../blobs/123")
     assert read("xstest", snapshot, tmp_path / "out").counts.total() == 2
+
+
+@pytest.mark.parametrize(
+    ("column", "columns", "values", "said"),
+    [
+        ("label", {}, ("Harmful", "unsafe", "malicious", "harmless", "safe", "benign"), "+++---"),
+        *((name, {}, (True, "1", "1.0", "no", "0.0"), "+++--") for name in ("harmful", "is_harmful", "unsafe")),
+        *((name, {}, (True, "1", "1.0", "no", "0.0"), "---++") for name in ("safe", "is_safe", "benign", "harmless")),
+        ("safe", {"label": "safe"}, ("true", "false"), "-+"),
+        ("label", {"harmful": "label"}, (1, 0, 1.0, 0.0), "+-+-"),
+        ("toxic", {"harmful": "toxic"}, ("yes", "no"), "+-"),
+        ("ok", {"harmless": "ok"}, ("yes", "no"), "-+"),
+        *(("label", {}, (value,), f"label: cannot be .*{value}.*--column harmful=label") for value in ("true", 1, 0.0)),
+        ("answer", {"label": "answer"}, ("yes",), "answer: cannot be 'yes'.*--column harmful=answer"),
+        ("harmful", {}, ("perhaps",), "harmful: cannot be 'perhaps'"),
+    ],
+)
+def test_a_label_is_what_the_file_says_and_never_guessed(column, columns, values, said, folder, tmp_path):
+    write_lines(folder / "mine.jsonl", [{"prompt": f"a request {at}", column: one} for at, one in enumerate(values)])
+    if set(said) - {"+", "-"}:
+        with pytest.raises(InvalidArtifact) as refused:
+            read("json", folder, tmp_path / "out", {"columns": columns})
+        assert re.search(said, str(refused.value) + refused.value.next_step)
+        return
+    read("json", folder, tmp_path / "out", {"columns": columns})
+    found = ["+" if one.label == "harmful" else "-" for one in load_records(tmp_path / "out")]
+    assert "".join(found) == said
+
+
+def test_ids_of_several_files_say_which(folder, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    rows = [{"prompt": "a request", "label": "safe"}]
+    for name in ("a", "b"):
+        write_table(folder / f"{name}.csv", rows)
+        write_lines(folder / f"{name}.jsonl", rows)
+        (folder / name).mkdir()
+        parquet.write_table(pa.Table.from_pylist(rows), folder / name / "part.parquet")
+    for kind, ids in (("csv", "a/2 b/2"), ("json", "a/1 b/1"), ("parquet", "a/part/1 b/part/1")):
+        read(kind, folder, tmp_path / kind)
+        assert [one.id for one in load_records(tmp_path / kind)] == [f"{kind}/{one}" for one in ids.split()]
+
+
+def test_the_second_version_of_xstest_is_read(folder, tmp_path):
+    row = {"id_v1": "", "id_v2": "7", "type": "contrast_homonyms", "prompt": "a request", "focus": "", "note": ""}
+    write_table(folder / "xstest_v2_prompts.csv", [row])
+    read("xstest", folder, tmp_path / "out")
+    assert [(one.id, one.label) for one in load_records(tmp_path / "out")] == [("xstest/7", "harmful")]

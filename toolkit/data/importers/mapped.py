@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
-from ..record import CARRIERS, PICTURED, Carrier
+from ..record import CARRIERS, PICTURED, Carrier, Label
+from ..record import LABELS as SAID
 from .importer import Draft, Option
 from .rows import BadRow, Row, require_columns
 from .source import LABELS, Source
+
+# Column → the label that a yes in it says; a no says the other.
+_YES: Mapping[str, Label] = MappingProxyType(
+    {
+        **dict.fromkeys(("harmful", "is_harmful", "unsafe", "is_unsafe"), "harmful"),
+        **dict.fromkeys(("harmless", "is_harmless", "safe", "is_safe", "benign", "is_benign"), "harmless"),
+    }
+)
+_ANSWERS: Mapping[str, bool] = MappingProxyType(
+    {
+        **dict.fromkeys(("true", "yes", "1", "1.0"), True),
+        **dict.fromkeys(("false", "no", "0", "0.0"), False),
+    }
+)
 
 # Field of a record → the columns that are taken for it, the first that is there.
 ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -17,7 +33,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "id": ("id", "question_id", "uid"),
         "prompt": ("prompt", "question", "instruction", "query", "text"),
         "image": ("image", "image_path", "img", "file_name", "picture"),
-        "label": ("label", "harmful", "unsafe"),
+        "label": ("label", *_YES),
         "response": ("response", "answer"),
         "category": ("category", "policy", "topic"),
         "carrier": ("carrier",),
@@ -25,6 +41,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 _CARRIERS: Mapping[str, Carrier] = {name: name for name in CARRIERS}
+NAMED = (*ALIASES, *SAID)  # what a column may be named for
 TAKES: tuple[Option, ...] = ("images", "label", "category", "prompt", "columns")
 
 
@@ -32,6 +49,8 @@ def column_of(field: str, found: Mapping[str, object], source: Source) -> str | 
     """The column of ``found`` that holds a field of a record; None without one."""
     if field in source.columns:
         return source.columns[field]
+    if field == "label" and (stated := [source.columns[one] for one in SAID if one in source.columns]):
+        return stated[0]
     return next((name for name in ALIASES[field] if name in found), None)
 
 
@@ -68,7 +87,7 @@ def drafted(row: Row, source: Source) -> Draft:
     held = _picture(row, column["image"], source)
     label, prompt, carrier = source.label, source.prompt, column["carrier"]
     if column["label"] is not None:
-        label = row.one_of(column["label"], LABELS)
+        label = _labelled(row, column["label"], source)
     if column["prompt"] is not None:
         prompt = row.text(column["prompt"])
     if label is None or prompt is None:
@@ -86,6 +105,38 @@ def drafted(row: Row, source: Source) -> Draft:
         category=word("category") or source.category or "",
         group=word("group"),
     )
+
+
+def _labelled(row: Row, column: str, source: Source) -> Label:
+    """The label that a column says: in words, or with a yes where the column's name or the user says what that means.
+
+    Raises:
+        BadRow: it says neither.
+    """
+    stated = [one for one in SAID if source.columns.get(one) == column]
+    yes = stated[0] if stated else _YES.get(column.casefold())
+    known = {name: label for name, label in LABELS.items() if not stated}
+    if yes is not None:
+        (no,) = (one for one in SAID if one != yes)
+        known |= {name: yes if answer else no for name, answer in _ANSWERS.items()}
+    try:
+        return row.one_of(column, known)  # type: ignore[no-any-return]
+    except BadRow as error:
+        fix = error.next_step
+        if yes is None and error.reason != "is missing":
+            fix += f" Or state what a yes means: --column harmful={column} or --column harmless={column}."
+        raise row.bad(column, error.reason, fix) from None
+
+
+def keyed(rows: Iterable[Row], name: str, files: Sequence[str]) -> Iterator[Row]:
+    """Rows of one of several ``files``, whose keys say which."""
+    if len(files) < 2:
+        yield from rows
+        return
+    path = PurePosixPath(name)
+    for row in rows:
+        within = path.parent if row.key.startswith(f"{path.stem}/") else path.with_suffix("")
+        yield replace(row, key=str(within / row.key))
 
 
 def _picture(row: Row, column: str | None, source: Source) -> Path | bytes | None:

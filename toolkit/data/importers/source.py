@@ -24,8 +24,8 @@ from .rows import BadRow, Row, require_columns
 
 MOST_JSON = 2 * 2**30  # bytes of a file that is one JSON document
 LABELS: Mapping[str, Label] = {
-    **dict.fromkeys(("harmful", "unsafe", "1", "true", "yes"), "harmful"),
-    **dict.fromkeys(("harmless", "safe", "benign", "0", "false", "no"), "harmless"),
+    **dict.fromkeys(("harmful", "unsafe", "malicious"), "harmful"),
+    **dict.fromkeys(("harmless", "safe", "benign"), "harmless"),
 }
 
 
@@ -37,7 +37,7 @@ class Source:
         path: what was named.
         images: where its pictures lie, if they lie elsewhere.
         label, category, prompt: of every record, where the files do not say.
-        columns: field of a record → the column that holds it.
+        columns: field of a record → the column that holds it; of a label, the column whose yes says so.
     """
 
     path: Path

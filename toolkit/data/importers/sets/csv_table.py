@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from ..importer import Draft, Importer
-from ..mapped import TAKES, drafted, require_mapping
+from ..mapped import TAKES, drafted, keyed, require_mapping
 from ..registry import register
 from ..rows import Row
 from ..source import Source
@@ -24,8 +24,9 @@ class Table(Importer):
     takes = TAKES
 
     def rows(self, source: Source) -> Iterator[Row]:
-        for name in source.find(*self.files):
-            for number, row in enumerate(source.table(name, tabs=name.lower().endswith(".tsv"))):
+        for name in (files := source.find(*self.files)):
+            table = source.table(name, tabs=name.lower().endswith(".tsv"))
+            for number, row in enumerate(keyed(table, name, files)):
                 if not number and not row.fault:
                     require_mapping(name, list(row.values), source)
                 yield row

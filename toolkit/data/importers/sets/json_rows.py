@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from ..importer import Draft, Importer
-from ..mapped import TAKES, drafted
+from ..mapped import TAKES, drafted, keyed
 from ..registry import register
 from ..rows import Row
 from ..source import Source
@@ -24,8 +24,9 @@ class JsonRows(Importer):
     takes = TAKES
 
     def rows(self, source: Source) -> Iterator[Row]:
-        for name in source.find(*self.files):
-            yield from source.lines(name) if name.lower().endswith(".jsonl") else source.objects(name)
+        for name in (files := source.find(*self.files)):
+            rows = source.lines(name) if name.lower().endswith(".jsonl") else source.objects(name)
+            yield from keyed(rows, name, files)
 
     def drafts(self, row: Row, source: Source) -> Iterable[Draft]:
         yield drafted(row, source)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from ..arrow import arrow_names, arrow_rows
 from ..importer import Draft, Importer
-from ..mapped import TAKES, drafted, require_mapping
+from ..mapped import TAKES, drafted, keyed, require_mapping
 from ..registry import register
 from ..rows import Row
 from ..source import Source
@@ -25,9 +25,9 @@ class Parquet(Importer):
     takes = TAKES
 
     def rows(self, source: Source) -> Iterator[Row]:
-        for name in source.find(*self.files):
+        for name in (files := source.find(*self.files)):
             require_mapping(name, arrow_names(source.file(name), name), source)
-            yield from arrow_rows(source.file(name), name)
+            yield from keyed(arrow_rows(source.file(name), name), name, files)
 
     def drafts(self, row: Row, source: Source) -> Iterable[Draft]:
         yield drafted(row, source)

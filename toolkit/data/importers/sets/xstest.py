@@ -14,7 +14,7 @@ _CONTRAST = "contrast_"  # before the types of harmful requests
 
 @register
 class XSTest(Importer):
-    """Its first version has no labels, which its types tell."""
+    """A version without labels tells them by its types; the second calls its ids ``id_v2``."""
 
     name = "xstest"
     title = "XSTest"
@@ -26,7 +26,7 @@ class XSTest(Importer):
 
     def rows(self, source: Source) -> Iterator[Row]:
         for name in source.find(*self.files):
-            yield from source.table(name, ("id", "prompt", "type"))
+            yield from source.table(name, ("prompt", "type"))
 
     def drafts(self, row: Row, source: Source) -> Iterable[Draft]:
         kind = row.text("type")
@@ -34,7 +34,7 @@ class XSTest(Importer):
         if row.has("label"):
             label = row.one_of("label", {name: LABELS[name] for name in ("safe", "unsafe")})
         yield Draft(
-            row.word("id"),
+            row.word("id_v2" if "id_v2" in row.values else "id"),
             row.text("prompt"),
             label,
             "text",
