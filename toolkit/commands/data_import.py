@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -51,7 +52,7 @@ def import_(
     from ...adapters.errors import UsageError
     from ...adapters.settings import require_choice
     from ..data.importers import Source, get_importer, recognised
-    from ..data.importing import import_records
+    from ..data.importing import TOLD, import_records
     from ..data.record import LABELS, Split
     from . import console
 
@@ -81,6 +82,7 @@ def import_(
             split=split,  # type: ignore[arg-type]
             limit=limit,
             skip_bad_rows=skip_bad_rows,
+            told=sys.maxsize if console.running.verbose else TOLD,
             overwrite=overwrite,
         )
     if made.left_out:

@@ -6,8 +6,9 @@ Beside the records, ``source.json`` says what they were made from.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from pydantic import JsonValue
 from ...adapters.artifact.manifest import sealed
 from ...adapters.errors import InvalidArtifact, UsageError
 from .importers import BadRow, Draft, Importer, Row, Source
+from .pictures import format_of
 from .record import Split
-from .writing import RecordsFolder, bytes_of, writing
+from .writing import RecordsFolder, bytes_of, line_of, writing
 
 SOURCE = "source.json"
-_TOLD = 5  # bad rows that are told
+TOLD = 5  # bad rows that are told
 
 
 @dataclass
@@ -33,6 +35,7 @@ class Imported:
         left_out: rows that are not as the data set says.
         reasons: what was wrong with the first of them.
         fix: what mends the first.
+        told: how many of them there are at most.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -40,12 +43,13 @@ class Imported:
     left_out: int = 0
     reasons: list[str] = field(default_factory=list)
     fix: str = ""
+    told: int = TOLD
 
     def leave_out(self, error: BadRow) -> None:
         """Count a row that cannot be read."""
         self.left_out += 1
         self.fix = self.fix or error.next_step
-        self.reasons += [error.message] if len(self.reasons) < _TOLD else []
+        self.reasons += [error.message] if len(self.reasons) < self.told else []
 
 
 def import_records(
@@ -56,6 +60,7 @@ def import_records(
     split: Split = "test",
     limit: int | None = None,
     skip_bad_rows: bool = False,
+    told: int = TOLD,
     overwrite: bool = False,
 ) -> Imported:
     """Write the records of a data set.
@@ -63,26 +68,25 @@ def import_records(
     Args:
         limit: at most so many, spread evenly over carriers, labels and categories.
         skip_bad_rows: leave out and count rows that are not as the data set says, and pictures that cannot be read.
+        told: bad rows that are told.
 
     Raises:
-        InvalidArtifact: rows are not as the data set says; the first are told, each with file, row and field.
-        UsageError: there is no record, or ``out`` is taken.
+        InvalidArtifact: rows are not as the data set says, the first of which are told, each with file, row and field;
+            or there is no record.
+        UsageError: ``out`` is taken.
     """
-    chosen = None if limit is None else _spread(importer, source, limit)
-    made, seen = Imported(), set[str]()
+    made, seen = Imported(told=told), set[str]()
     with writing(out, overwrite=overwrite) as folder:
+        chosen = None if limit is None else _spread(importer, source, limit, split, skip_bad_rows)
         for number, (row, draft) in enumerate(_drafts(importer, source, made.leave_out)):
             if chosen is not None and number not in chosen:
                 continue
             try:
                 if draft.id in seen:
                     raise row.bad("", f"a record before it has the same id, {draft.id!r}")
-                folder.add(_fields(importer, draft, split, _kept(folder, row, draft)))
+                _add(importer, row, draft, split, folder)
             except BadRow as error:
                 made.leave_out(error)
-                continue
-            except UsageError as error:
-                made.leave_out(row.bad("", error.message.rstrip("."), error.next_step))
                 continue
             seen.add(draft.id)
             made.counts[f"{split}/{draft.carrier}/{draft.label}"] += 1
@@ -105,32 +109,64 @@ def _drafts(importer: Importer, source: Source, refused: Callable[[BadRow], None
             yield row, draft
 
 
-def _spread(importer: Importer, source: Source, limit: int) -> set[int]:
-    """Places of at most ``limit`` records, evenly over carriers, labels and categories."""
-    groups: dict[tuple[str, str, str], list[int]] = {}
+Kind = tuple[str, str, str]  # carrier, label and category
+
+
+def _spread(importer: Importer, source: Source, limit: int, split: Split, skip_bad_rows: bool) -> set[int]:
+    """Places of at most ``limit`` records, evenly over carriers, labels and categories.
+
+    Where bad rows are skipped, others take their places as far as there are; theirs are among the places, to be told.
+    """
+    groups: dict[Kind, list[int]] = {}
     for number, (_, draft) in enumerate(_drafts(importer, source, lambda error: None)):
         groups.setdefault((draft.carrier, draft.label, draft.category), []).append(number)
-    shares = Counter[tuple[str, str, str]]()
-    left = limit
-    while left and (open_ := [key for key, members in groups.items() if shares[key] < len(members)]):
-        for key in open_[:left]:
-            shares[key] += 1
-        left -= min(left, len(open_))
-    return {members[at * len(members) // shares[key]] for key, members in groups.items() for at in range(shares[key])}
+    good, chosen, ids = Counter[Kind](), set[int](), set[str]()
+    while fresh := _dealt(groups, limit - good.total(), good):
+        chosen |= fresh
+        if not skip_bad_rows:
+            break
+        for number, (row, draft) in enumerate(_drafts(importer, source, lambda error: None)):
+            if number not in fresh or draft.id in ids:
+                continue
+            try:
+                _add(importer, row, draft, split)
+            except BadRow:
+                continue
+            ids.add(draft.id)
+            good[draft.carrier, draft.label, draft.category] += 1
+        groups = {key: [one for one in members if one not in fresh] for key, members in groups.items()}
+    return chosen
 
 
-def _kept(folder: RecordsFolder, row: Row, draft: Draft) -> str | None:
-    """Where the picture is kept; None without one.
+def _dealt(groups: Mapping[Kind, list[int]], count: int, taken: Mapping[Kind, int]) -> set[int]:
+    """At most ``count`` members, of the groups of which the fewest are ``taken``, evenly over each."""
+    shares = Counter[Kind]()
+    waiting = [(taken.get(key, 0), at, key) for at, (key, members) in enumerate(groups.items()) if members]
+    heapify(waiting)
+    while waiting and shares.total() < count:
+        held, at, key = heappop(waiting)
+        shares[key] += 1
+        if shares[key] < len(groups[key]):
+            heappush(waiting, (held + 1, at, key))
+    return {groups[key][at * len(groups[key]) // share] for key, share in shares.items() for at in range(share)}
+
+
+def _add(importer: Importer, row: Row, draft: Draft, split: Split, folder: RecordsFolder | None = None) -> None:
+    """Write a record into a folder; without one, only try whether it could be written.
 
     Raises:
-        BadRow: it is none that may be read.
+        BadRow: it is none that could be read again, or its picture is none.
     """
-    if draft.picture is None:
-        return None
+    field, image = draft.field, None
     try:
-        return folder.keep(draft.picture if isinstance(draft.picture, bytes) else bytes_of(draft.picture))
+        if draft.picture is not None:
+            held = draft.picture if isinstance(draft.picture, bytes) else bytes_of(draft.picture)
+            image = format_of(held) if folder is None else folder.keep(held)
+        field = ""
+        fields = _fields(importer, draft, split, image)
+        line_of(fields) if folder is None else folder.add(fields)
     except UsageError as error:
-        raise row.bad(draft.field, error.message.rstrip("."), error.next_step) from None
+        raise row.bad(field, error.message.rstrip("."), error.next_step) from None
 
 
 def _fields(importer: Importer, draft: Draft, split: Split, image: str | None) -> dict[str, Any]:
@@ -153,15 +189,17 @@ def _fields(importer: Importer, draft: Draft, split: Split, image: str | None) -
 
 
 def _require_good(importer: Importer, source: Source, made: Imported, skip_bad_rows: bool) -> None:
+    more = f" (and {made.left_out - len(made.reasons)} more)" if made.left_out > len(made.reasons) else ""
     if made.left_out and not skip_bad_rows:
-        more = f" (and {made.left_out - len(made.reasons)} more)" if made.left_out > len(made.reasons) else ""
         what = "A row is" if made.left_out == 1 else f"{made.left_out} rows are"
         raise InvalidArtifact(
             f"{what} not as {importer.title} has them. {' '.join(made.reasons)}{more}",
             f"{made.fix} Or leave such rows out and count them: --skip-bad-rows.",
         )
     if not made.counts:
-        raise UsageError(f"{source.path} holds no record of {importer.title}.", f"It reads {importer.reads}.")
+        bad = f" {made.left_out} bad rows were left out. {' '.join(made.reasons)}{more}" if made.left_out else ""
+        fix = made.fix or f"It reads {importer.reads}."
+        raise InvalidArtifact(f"{source.path} holds no record of {importer.title}.{bad}", fix)
 
 
 def _about(importer: Importer, split: Split, made: Imported) -> dict[str, JsonValue]:

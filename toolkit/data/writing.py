@@ -15,6 +15,7 @@ from ...adapters.artifact.output import atomic_folder, mark_made
 from ...adapters.errors import UsageError
 from .pictures import MAX_BYTES, format_of, picture_file
 from .record import Record
+from .shards import LONGEST
 
 RECORDS, PICTURES = "records.jsonl", "pictures"
 
@@ -51,15 +52,27 @@ class RecordsFolder:
         """Write a record; fields that are empty are left out.
 
         Raises:
-            UsageError: it holds half of a pair of UTF-16, which UTF-8 cannot hold.
+            UsageError: it could not be read again.
         """
-        record = Record.model_validate({name: value for name, value in fields.items() if value not in (None, "", ())})
-        try:
-            line = record.model_dump_json(exclude_unset=True).encode()
-        except PydanticSerializationError:
-            raise UsageError("The record is not valid Unicode.", "Write it as UTF-8.") from None
-        self._file.write(line + b"\n")
+        record, line = line_of(fields)
+        self._file.write(line)
         return record
+
+
+def line_of(fields: Mapping[str, Any]) -> tuple[Record, bytes]:
+    """A record and its line of JSON; fields that are empty are left out.
+
+    Raises:
+        UsageError: it holds half of a pair of UTF-16, which UTF-8 cannot hold, or its line is longer than any may be.
+    """
+    record = Record.model_validate({name: value for name, value in fields.items() if value not in (None, "", ())})
+    try:
+        line = record.model_dump_json(exclude_unset=True).encode() + b"\n"
+    except PydanticSerializationError:
+        raise UsageError("The record is not valid Unicode.", "Write it as UTF-8.") from None
+    if len(line) > LONGEST:
+        raise UsageError(f"The record is a line of more than {LONGEST:,} bytes.", "Shorten its texts.")
+    return record, line
 
 
 @contextmanager

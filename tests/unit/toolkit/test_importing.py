@@ -305,3 +305,47 @@ def test_the_second_version_of_xstest_is_read(folder, tmp_path):
     write_table(folder / "xstest_v2_prompts.csv", [row])
     read("xstest", folder, tmp_path / "out")
     assert [(one.id, one.label) for one in load_records(tmp_path / "out")] == [("xstest/7", "harmful")]
+
+
+def test_good_rows_fill_the_limit_where_bad_ones_are_skipped(folder, tmp_path):
+    rows = [{"id": f"{at}", "prompt": "a request", "label": "safe", "image": f"{at}.png"} for at in range(8)]
+    rows += [{"id": "0", "prompt": "a request", "label": "unsafe", "image": ""}] * 3
+    write_table(folder / "mine.csv", rows)
+    for at in range(8):
+        draw(folder / f"{at}.png", at) if at % 2 else (folder / f"{at}.png").write_text("words")
+    made = read("csv", folder, tmp_path / "out", limit=4, skip_bad_rows=True)
+    assert made.counts == {"test/image/harmless": 3, "test/text/harmful": 1} and made.left_out
+    made = read("csv", folder, tmp_path / "all", limit=9, skip_bad_rows=True)
+    assert made.counts == {"test/image/harmless": 4, "test/text/harmful": 1} and made.left_out == 6
+
+
+def test_no_record_that_cannot_be_read_again_is_written(folder, tmp_path, monkeypatch):
+    from safetykit.toolkit.data import writing
+
+    monkeypatch.setattr(writing, "LONGEST", 200)
+    rows = [{"prompt": "\x1b" * 40, "label": "safe"}, {"prompt": "a request", "label": "safe"}]
+    write_lines(folder / "mine.jsonl", rows)
+    with pytest.raises(InvalidArtifact, match="line 1: The record is a line of more than 200 bytes"):
+        read("json", folder, tmp_path / "out")
+    assert read("json", folder, tmp_path / "out", skip_bad_rows=True).counts.total() == 1
+
+
+@pytest.mark.parametrize("field", ["image", "label", "carrier"])
+def test_values_in_errors_are_short_and_plain(field, folder, tmp_path):
+    row = {"prompt": "a request", "label": "safe", field: "\x1b[31m" + "a" * 800_000}
+    write_lines(folder / "mine.jsonl", [row])
+    with pytest.raises(InvalidArtifact) as refused:
+        read("json", folder, tmp_path / "out")
+    assert len(str(refused.value)) < 1500 and "\x1b" not in str(refused.value) + refused.value.next_step
+
+
+@pytest.mark.parametrize("rows", [[], [{"prompt": "a request", "label": "perhaps"}] * 7])
+def test_nothing_that_could_be_read_is_refused_with_its_reasons(rows, folder, tmp_path):
+    write_lines(folder / "mine.jsonl", rows)
+    with pytest.raises(InvalidArtifact, match="holds no record") as refused:
+        read("json", folder, tmp_path / "out", skip_bad_rows=True)
+    assert not rows or ("7 bad rows were left out" in str(refused.value) and "(and 2 more)" in str(refused.value))
+    if rows:
+        with pytest.raises(InvalidArtifact) as refused:
+            read("json", folder, tmp_path / "out", told=100)
+        assert str(refused.value).count("cannot be 'perhaps'") == 7

@@ -12,6 +12,14 @@ from ....adapters.near import did_you_mean
 from ....adapters.settings import listed
 
 _SHOWN = 40  # characters of a value in an error
+_NAME, _REASON = 200, 600  # of a name, and of what is wrong or mends it
+
+
+def plain(text: str, most: int) -> str:
+    """Text for an error, with control characters escaped and no more than ``most`` characters, the middle left out."""
+    half = most // 2
+    short = text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in short)
 
 
 class BadRow(InvalidArtifact):
@@ -25,8 +33,9 @@ class BadRow(InvalidArtifact):
     """
 
     def __init__(self, file: str, row: str, field: str, reason: str, fix: str = "Correct it, or take it out.") -> None:
-        place = ", ".join(part for part in (file, row, field) if part)
-        super().__init__(f"{place}: {reason}.", fix)
+        place = ", ".join(plain(part, _NAME) for part in (file, row, field) if part)
+        reason = plain(reason, _REASON)
+        super().__init__(f"{place}: {reason}.", plain(fix, _REASON))
         self.file, self.row, self.field, self.reason = file, row, field, reason
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from ...record import PICTURED
 from ..importer import Draft, Importer
+from ..mapped import keyed
 from ..registry import register
 from ..rows import Row
 from ..source import Source
@@ -27,8 +28,8 @@ class LLaVA(Importer):
     takes = ("images", "label", "category")
 
     def rows(self, source: Source) -> Iterator[Row]:
-        for name in source.find(*self.files):
-            yield from source.objects(name)
+        for name in (files := source.find(*self.files)):
+            yield from keyed(source.objects(name), name, files)
 
     def drafts(self, row: Row, source: Source) -> Iterable[Draft]:
         said = {"human": "", "gpt": ""}
