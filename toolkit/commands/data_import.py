@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Records = Annotated[Path, typer.Option("-o", "--out", help="Folder of records to write.")]
 _OPTIONS = {"images": "--images", "label": "--label", "category": "--category", "prompt": "--prompt"}
+_NAMED = 10  # columns or files of which nothing was made that are told
 _OPTIONS["columns"] = "--column"
 
 
@@ -87,6 +88,8 @@ def import_(
         )
     if made.left_out:
         console.warn(f"bad rows left out: {made.left_out}. {' '.join(made.reasons)}")
+    if any(made.unused.values()):
+        console.warn(f"not used: {_unused(made.unused)}")
     value = {
         "records": str(out),
         "importer": importer.name,
@@ -95,8 +98,22 @@ def import_(
         "counts": dict(made.counts),
         "pictures": made.pictures,
         "left_out": made.left_out,
+        "unused": made.unused,
     }
     console.emit(value, as_json=as_json, human=_show_import, then=console.command_line("data", "check", out))
+
+
+def _unused(found: dict[str, list[str]]) -> str:
+    """What was not used in a line, of each kind the first."""
+    from ..data.importers.rows import plain
+
+    return "; ".join(
+        plain(
+            f"{kind} {', '.join(names[:_NAMED])}{f' and {more} more' if (more := len(names) - _NAMED) > 0 else ''}", 600
+        )
+        for kind, names in found.items()
+        if names
+    )
 
 
 def _columns(given: list[str]) -> dict[str, str]:

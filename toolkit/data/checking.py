@@ -16,7 +16,7 @@ from ...adapters.errors import SafetykitError
 from ...adapters.near import did_you_mean
 from ...adapters.settings import listed
 from .listing import files_of, shards_of
-from .record import Record
+from .record import SEEN, Record
 from .shards import FIELDS, REQUIRED, Content, Shard
 from .sources import data_path
 
@@ -147,6 +147,9 @@ def _checked(shard: Shard, number: int, content: Content, found: Checked) -> Rec
         return None
     if not record.prompt.strip():
         found.add(Fault(*said, "prompt", "is empty", "Write what a user asks."))
+        return None
+    if record.image is None and record.carrier in SEEN:
+        found.add(Fault(*said, "image", f"there is no picture, but the carrier is {record.carrier}", "Name one."))
         return None
     try:
         record.picture()

@@ -36,6 +36,7 @@ class Imported:
         reasons: what was wrong with the first of them.
         fix: what mends the first.
         told: how many of them there are at most.
+        unused: columns and files of which nothing was made.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -44,6 +45,7 @@ class Imported:
     reasons: list[str] = field(default_factory=list)
     fix: str = ""
     told: int = TOLD
+    unused: dict[str, list[str]] = field(default_factory=dict)
 
     def leave_out(self, error: BadRow) -> None:
         """Count a row that cannot be read."""
@@ -78,7 +80,9 @@ def import_records(
     made, seen = Imported(told=told), set[str]()
     with writing(out, overwrite=overwrite) as folder:
         chosen = None if limit is None else _spread(importer, source, limit, split, skip_bad_rows)
+        columns: dict[str, None] = {}
         for number, (row, draft) in enumerate(_drafts(importer, source, made.leave_out)):
+            columns |= dict.fromkeys(importer.unused(row, source))
             if chosen is not None and number not in chosen:
                 continue
             try:
@@ -91,6 +95,7 @@ def import_records(
             seen.add(draft.id)
             made.counts[f"{split}/{draft.carrier}/{draft.label}"] += 1
         made.pictures = folder.pictures
+        made.unused = {"columns": list(columns), "files": list(importer.unread(source))}
         _require_good(importer, source, made, skip_bad_rows)
         (folder.folder / SOURCE).write_bytes(sealed(_about(importer, split, made)))
     return made

@@ -23,6 +23,7 @@ Carrier = Literal["text", "image", "typographic", "text+image", "adversarial"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 LABELS: tuple[Label, ...] = get_args(Label)
 PICTURED: Carrier = "image"  # the carrier of a picture of which nothing else is said
+SEEN: tuple[Carrier, ...] = ("image", "text+image", "typographic")  # carriers of which a picture is a part
 CARRIERS: tuple[Carrier, ...] = ("text", "image", "text+image", "typographic", "adversarial")
 
 

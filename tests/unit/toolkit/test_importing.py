@@ -349,3 +349,31 @@ def test_nothing_that_could_be_read_is_refused_with_its_reasons(rows, folder, tm
         with pytest.raises(InvalidArtifact) as refused:
             read("json", folder, tmp_path / "out", told=100)
         assert str(refused.value).count("cannot be 'perhaps'") == 7
+
+
+def test_what_is_not_used_is_told(folder, tmp_path):
+    row = {"prompt": "a request", "label": "safe", "split": "fit", "pair": "b", "tags": "c", "images": "a.png"}
+    write_table(folder / "mine.csv", [row])
+    for name in ("deep/more.csv", "more.tsv", "more.JSONL", "a.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    made = read("csv", folder, tmp_path / "out")
+    assert made.unused["columns"] == ["split", "pair", "tags", "images"]
+    assert made.unused["files"] == ["deep/more.csv", "more.JSONL", "more.tsv"]
+    assert not any(read("csv", folder / "mine.csv", tmp_path / "one").unused["files"])
+
+
+def test_a_carrier_without_its_picture_is_refused(folder, tmp_path):
+    write_lines(folder / "mine.jsonl", [{"prompt": "a request", "label": "safe", "carrier": "typographic"}])
+    with pytest.raises(InvalidArtifact, match="line 1, image: there is no picture, but the carrier is typographic"):
+        read("json", folder, tmp_path / "out")
+
+
+def test_two_columns_of_one_name_are_refused_in_parquet(folder, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    texts = pa.array(["a request"])
+    parquet.write_table(pa.Table.from_arrays([texts] * 3, ["prompt", "label", "prompt"]), folder / "mine.parquet")
+    with pytest.raises(InvalidArtifact, match="two columns have one name: prompt, label, prompt"):
+        read("parquet", folder, tmp_path / "out")

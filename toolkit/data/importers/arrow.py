@@ -62,14 +62,21 @@ def _opened(path: Path, name: str) -> tuple[Any, Iterator[Any]]:
             for group in range(file.metadata.num_row_groups):
                 if file.metadata.row_group(group).total_byte_size > MOST_GROUP:
                     raise BadRow(name, "", "", f"rows unpack to over {MOST_GROUP >> 30} GiB a group", _SMALLER)
-            return file.schema_arrow, file.iter_batches(1)
+            return _distinct(file.schema_arrow, name), file.iter_batches(1)
         mapped = pa.memory_map(str(path))
         head = mapped.read(6)
         mapped.seek(0)
         opened = pa.ipc.open_file(mapped) if head == b"ARROW1" else pa.ipc.open_stream(mapped)
-        return opened.schema, iter(opened.read_all().to_batches())
+        return _distinct(opened.schema, name), iter(opened.read_all().to_batches())
     except (OSError, ValueError) as error:
         raise BadRow(name, "", "", f"is neither Parquet nor Arrow ({error})", "Write the file again.") from None
+
+
+def _distinct(schema: Any, name: str) -> Any:
+    """The schema, whose columns have names of their own."""
+    if len(set(schema.names)) < len(schema.names):
+        raise BadRow(name, "", "", f"two columns have one name: {', '.join(schema.names)}", "Rename one.")
+    return schema
 
 
 _SMALLER = "Write it in smaller groups (row_group_size)."

@@ -66,6 +66,14 @@ class Importer:
     distinct: ClassVar[bool] = True
     takes: ClassVar[tuple[Option, ...]] = ()
 
+    def unused(self, row: Row, source: Source) -> Iterable[str]:
+        """Columns of a row that nothing is made of, where people may believe otherwise; none of published data sets."""
+        return ()
+
+    def unread(self, source: Source) -> Iterable[str]:
+        """Files beside its own that are not read, where people may believe otherwise; none of published data sets."""
+        return ()
+
     def rows(self, source: Source) -> Iterator[Row]:
         """The rows of its files, in order; none is held.
 

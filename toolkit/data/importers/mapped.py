@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
+from typing import ClassVar
 
-from ..record import CARRIERS, PICTURED, Carrier, Label
+from ..record import CARRIERS, PICTURED, SEEN, Carrier, Label
 from ..record import LABELS as SAID
-from .importer import Draft, Option
+from .importer import Draft, Importer, Option
 from .rows import BadRow, Row, require_columns
 from .source import LABELS, Source
 
@@ -42,7 +43,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 _CARRIERS: Mapping[str, Carrier] = {name: name for name in CARRIERS}
 NAMED = (*ALIASES, *SAID)  # what a column may be named for
-TAKES: tuple[Option, ...] = ("images", "label", "category", "prompt", "columns")
+_TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".txt", ".xls", ".xlsx", ".gz", ".zip")
 
 
 def column_of(field: str, found: Mapping[str, object], source: Source) -> str | None:
@@ -93,12 +94,16 @@ def drafted(row: Row, source: Source) -> Draft:
     if label is None or prompt is None:
         field = "prompt" if prompt is None else "label"
         raise row.bad(field, "is missing", f"Name its column (--column {field}=NAME), or pass --{field}.")
-    derived = "text" if held is None else PICTURED
+    found: Carrier = "text" if held is None else PICTURED
+    if carrier is not None and row.has(carrier):
+        found = row.one_of(carrier, _CARRIERS)
+    if held is None and found in SEEN:
+        raise row.bad(column["image"] or "image", f"there is no picture, but the carrier is {found}")
     return Draft(
         word("id") or row.key,
         prompt,
         label,
-        row.one_of(carrier, _CARRIERS) if carrier is not None and row.has(carrier) else derived,
+        found,
         held,
         field=column["image"] or "image",
         response=word("response") or None,
@@ -149,3 +154,32 @@ def _picture(row: Row, column: str | None, source: Source) -> Path | bytes | Non
     if not isinstance(found, str):
         raise row.bad(column, f"is {type(found).__name__}, and no picture", "It holds paths or the bytes of files.")
     return source.picture(row, column, found)
+
+
+class MappedImporter(Importer):
+    """Reads a format of rows whose columns are called as people call them.
+
+    Attributes:
+        alone: the folder holds nothing else that could be meant.
+    """
+
+    takes: ClassVar[tuple[Option, ...]] = ("images", "label", "category", "prompt", "columns")
+    alone: ClassVar[bool] = False
+
+    def drafts(self, row: Row, source: Source) -> Iterable[Draft]:
+        """One record of each row."""
+        yield drafted(row, source)
+
+    def unused(self, row: Row, source: Source) -> Iterable[str]:
+        """All columns that no field of a record is taken from."""
+        used = {column_of(field, row.values, source) for field in ALIASES}
+        return [name for name in row.values if name not in used]
+
+    def unread(self, source: Source) -> Iterable[str]:
+        """Files that may hold rows in another form, or lie deeper."""
+        if self.alone or source.path.is_file():
+            return ()
+        read = set(source.find(*self.files))
+        found = sorted(path for pattern in ("*.*", "*/*.*") for path in source.folder.glob(pattern) if path.is_file())
+        names = [path.relative_to(source.folder).as_posix() for path in found if path.suffix.lower() in _TABLES]
+        return [name for name in names if name not in read]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from ..importer import Draft, Importer
-from ..mapped import TAKES, drafted, keyed, require_mapping
+from ..mapped import MappedImporter, keyed, require_mapping
 from ..registry import register
 from ..rows import Row
 from ..source import Source
 
 
 @register
-class Table(Importer):
+class Table(MappedImporter):
     """A record a row; with tabs between the cells where the file's name ends in ``.tsv``."""
 
     name = "csv"
@@ -21,7 +20,6 @@ class Table(Importer):
     licence = "yours"
     files = ("*.csv", "*.tsv")
     distinct = False
-    takes = TAKES
 
     def rows(self, source: Source) -> Iterator[Row]:
         for name in (files := source.find(*self.files)):
@@ -30,6 +28,3 @@ class Table(Importer):
                 if not number and not row.fault:
                     require_mapping(name, list(row.values), source)
                 yield row
-
-    def drafts(self, row: Row, source: Source) -> Iterable[Draft]:
-        yield drafted(row, source)

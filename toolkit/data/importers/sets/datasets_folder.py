@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from ...listing import dataset_files
 from ..arrow import arrow_names, arrow_rows
-from ..importer import Draft, Importer
-from ..mapped import TAKES, drafted, require_mapping
+from ..mapped import MappedImporter, require_mapping
 from ..registry import register
 from ..rows import Row
 from ..source import Source
 
 
 @register
-class DatasetsFolder(Importer):
+class DatasetsFolder(MappedImporter):
     """Of a ``DatasetDict``, all its data sets."""
 
     name = "datasets"
@@ -22,7 +21,7 @@ class DatasetsFolder(Importer):
     reads = "what `save_to_disk` wrote, with columns such as `prompt`, `label`, `image`"
     licence = "yours"
     files = ("dataset_dict.json", "state.json")
-    takes = TAKES
+    alone = True
 
     def rows(self, source: Source) -> Iterator[Row]:
         source.find(*self.files)
@@ -30,6 +29,3 @@ class DatasetsFolder(Importer):
             name = path.relative_to(source.folder).as_posix()
             require_mapping(name, arrow_names(source.file(name), name), source)
             yield from arrow_rows(source.file(name), name)
-
-    def drafts(self, row: Row, source: Source) -> Iterable[Draft]:
-        yield drafted(row, source)

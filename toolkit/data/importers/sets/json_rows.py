@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from ..importer import Draft, Importer
-from ..mapped import TAKES, drafted, keyed
+from ..mapped import MappedImporter, keyed
 from ..registry import register
 from ..rows import Row
 from ..source import Source
 
 
 @register
-class JsonRows(Importer):
+class JsonRows(MappedImporter):
     """A record an object."""
 
     name = "json"
@@ -21,12 +20,8 @@ class JsonRows(Importer):
     licence = "yours"
     files = ("*.jsonl", "*.json")
     distinct = False
-    takes = TAKES
 
     def rows(self, source: Source) -> Iterator[Row]:
         for name in (files := source.find(*self.files)):
             rows = source.lines(name) if name.lower().endswith(".jsonl") else source.objects(name)
             yield from keyed(rows, name, files)
-
-    def drafts(self, row: Row, source: Source) -> Iterable[Draft]:
-        yield drafted(row, source)

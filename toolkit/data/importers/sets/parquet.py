@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from ..arrow import arrow_names, arrow_rows
-from ..importer import Draft, Importer
-from ..mapped import TAKES, drafted, keyed, require_mapping
+from ..mapped import MappedImporter, keyed, require_mapping
 from ..registry import register
 from ..rows import Row
 from ..source import Source
 
 
 @register
-class Parquet(Importer):
+class Parquet(MappedImporter):
     """A record a row; a picture is the bytes of a file, a struct of bytes and path, or a path."""
 
     name = "parquet"
@@ -22,12 +21,8 @@ class Parquet(Importer):
     licence = "yours"
     files = ("*.parquet", "data/*.parquet", "*/*.parquet")
     distinct = False
-    takes = TAKES
 
     def rows(self, source: Source) -> Iterator[Row]:
         for name in (files := source.find(*self.files)):
             require_mapping(name, arrow_names(source.file(name), name), source)
             yield from keyed(arrow_rows(source.file(name), name), name, files)
-
-    def drafts(self, row: Row, source: Source) -> Iterable[Draft]:
-        yield drafted(row, source)
