@@ -106,3 +106,11 @@ def test_an_import_does_not_write_into_its_own_source(call, tmp_path):
     PUBLISHED["xstest"].make(tmp_path / "set")
     code, _, err = call("data", "import", "xstest", tmp_path / "set", "-o", tmp_path / "set", "--overwrite")
     assert code == 2 and "which is read to make it" in err and (tmp_path / "set/xstest_prompts.csv").is_file()
+
+
+def test_a_split_keeps_its_source_and_tells_a_label_that_a_split_lacks(call, tmp_path):
+    PUBLISHED["xstest"].make(tmp_path / "set")
+    assert call("data", "import", "xstest", tmp_path / "set", "-o", tmp_path / "mine")[0] == 0
+    code, _, err = call("data", "split", tmp_path / "mine", "-o", tmp_path / "out", "--shares", "50,0,50")
+    assert code == 0 and "fit has no harm" in err and "calibration has no" not in err
+    assert (tmp_path / "out/source.json").read_bytes() == (tmp_path / "mine/source.json").read_bytes()

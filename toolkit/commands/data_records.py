@@ -19,7 +19,7 @@ def split(
     out: RecordsOut,
     by: Annotated[
         str,
-        typer.Option(metavar="group|category|pair", help="What stays together; pairs and, but for pair, groups do."),
+        typer.Option(metavar="group|category|pair", help="What stays together; pairs and equal requests do."),
     ] = "group",
     shares: Annotated[str, typer.Option(help="Percent of fit, calibration and test.")] = _SHARES,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw.")] = 0,
@@ -28,12 +28,16 @@ def split(
 ) -> None:
     """Split records anew, pictures copied.
 
-    A pair is never parted. Each split gets its share of every carrier and label, as far as what stays together allows.
+    A pair and equal requests are never parted, and equal pictures only by pair. Each split gets its share of every
+    carrier and label, as far as what stays together allows.
     """
+    import hashlib
     from collections import Counter
 
     from ...adapters.artifact.output import claimed
     from ...adapters.settings import require_choice
+    from ..data.importing import SOURCE
+    from ..data.record import LABELS
     from ..data.records import load_records
     from ..data.sources import data_path
     from ..data.splitting import By, split_records
@@ -44,7 +48,9 @@ def split(
     parts = _shares(shares)
     with claimed(out, overwrite=overwrite, inputs=[data_path(records)]), console.steps("splitting"):
         found = load_records(records)
-        drawn = split_records(found, parts, by=by, seed=seed)  # type: ignore[arg-type]
+        bytes_ = (picture_bytes(record) for record in found)
+        pictures = [None if held is None else hashlib.sha256(held).hexdigest() for held in bytes_]
+        drawn = split_records(found, parts, by=by, seed=seed, pictures=pictures)  # type: ignore[arg-type]
         counts = Counter[str]()
         with writing(out, overwrite=overwrite) as folder:
             for record, part in zip(found, drawn, strict=True):
@@ -52,6 +58,13 @@ def split(
                 image = None if held is None else folder.keep(held)
                 written = folder.add({**record.model_dump(exclude_unset=True), "split": part, "image": image})
                 counts[f"{part}/{written.carrier}/{written.label}"] += 1
+            if (about := data_path(records) / SOURCE).is_file():
+                (folder.folder / SOURCE).write_bytes(about.read_bytes())
+    held_by = {(name.partition("/")[0], name.rpartition("/")[2]) for name in counts}
+    present = [label for label in LABELS if any(label == one for _, one in held_by)]
+    wanted = [(part, label) for part, share in parts.items() if share for label in present]
+    if lacking := [f"{part} has no {label} record" for part, label in wanted if (part, label) not in held_by]:
+        console.warn(f"{'; '.join(lacking)}. Split by another thing (--by), or give more records.")
     value = {"records": str(out), "by": by, "seed": seed, "counts": dict(counts)}
     console.emit(value, as_json=as_json, human=_show_counts, then=console.command_line("data", "check", out))
 

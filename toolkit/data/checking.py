@@ -177,16 +177,24 @@ def _explained(error: Any) -> tuple[str, str, str]:
 
 
 def _compare(record: Record, said: tuple[str, int], seen: dict[str, tuple[str, str]], found: Checked) -> None:
-    """Warn of a request that is made with the same picture in another split, or is labelled otherwise there."""
-    digest = hashlib.sha256(record.prompt.encode() + b"\0")
+    """Warn of a request or a picture that is in another split, too, and of a request that is labelled otherwise."""
+    digest, shown = hashlib.sha256(record.prompt.encode() + b"\0"), ""
     if (picture := record.picture()) is not None:
-        digest.update(f"{picture.size}".encode() + picture.tobytes())
+        shown = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
+        digest.update(shown.encode())
     split, label = seen.setdefault(digest.hexdigest(), (record.split, record.label))
     if label != record.label:
         found.warn(Fault(*said, "label", f"the same request is {label} in another record", "Decide for one of them."))
     elif split != record.split:
         fix = "Take one of them out: a method may know it by heart."
         found.warn(Fault(*said, "split", f"the same request is in the split {split}, too", fix))
+    if not shown:
+        return
+    split, told = seen.setdefault(f"picture {shown}", (record.split, ""))
+    if split not in (record.split, told):  # of each picture once
+        seen[f"picture {shown}"] = split, split
+        fix = "Split again: `safetykit data split` keeps equal pictures together."
+        found.warn(Fault(*said, "image", f"the same picture is in the split {split}, too", fix))
 
 
 def _check_pairs(known: dict[str, _Known], found: Checked) -> None:

@@ -14,22 +14,31 @@ By = Literal["group", "category", "pair"]
 
 
 def split_records(
-    records: Sequence[Record], shares: Mapping[Split, float], *, by: By = "group", seed: int = 0
+    records: Sequence[Record],
+    shares: Mapping[Split, float],
+    *,
+    by: By = "group",
+    seed: int = 0,
+    pictures: Sequence[str | None] | None = None,
 ) -> list[Split]:
     """The split of each record.
 
-    Pairs are never torn. Units are dealt out from the largest to the smallest, those of one size in an order that the
+    Pairs and equal requests are never torn.
+
+    Units are dealt out from the largest to the smallest, those of one size in an order that the
     seed draws, each to the split that most lacks its kinds of records (carrier and label), as iterative stratification
     does (Sechidis et al., 2011, https://doi.org/10.1007/978-3-642-23808-6_10) with units in the place of rows.
 
     Args:
         shares: of the records, by split; they add up to 1.
-        by: what stays together besides pairs: groups, or categories (with groups), or nothing.
+        by: what else stays together: groups and equal pictures, or categories too, or nothing. A record without a
+            group or a category is alone.
+        pictures: what tells the picture of each record from others; by default its path.
 
     Raises:
         UsageError: there are fewer units than splits.
     """
-    units = _units(records, by)
+    units = _units(records, by, [one.image for one in records] if pictures is None else pictures)
     wanted = {split: share for split, share in shares.items() if share > 0}
     if len(units) < len(wanted):
         raise UsageError(
@@ -63,7 +72,7 @@ def _kind(record: Record) -> str:
     return f"{record.carrier}/{record.label}"
 
 
-def _units(records: Sequence[Record], by: By) -> list[list[int]]:
+def _units(records: Sequence[Record], by: By, pictures: Sequence[str | None]) -> list[list[int]]:
     """Rows that stay together, in the order of their first ones (union by the names that they share)."""
     parent = list(range(len(records)))
 
@@ -73,11 +82,13 @@ def _units(records: Sequence[Record], by: By) -> list[list[int]]:
             row = parent[row]
         return row
 
-    first: dict[tuple[str, str], int] = {}
-    for row, record in enumerate(records):
-        names = [("id", record.id), ("id", record.pair or record.id)]
+    first: dict[tuple[str, ...], int] = {}
+    for row, (record, picture) in enumerate(zip(records, pictures, strict=True)):
+        names: list[tuple[str, ...]] = [("id", record.id), ("id", record.pair or record.id)]
+        names.append(("request", record.prompt, picture or ""))
+        names += [("picture", picture)] * (by != "pair") if picture else []
         names += [("group", record.group)] * (by != "pair" and bool(record.group))
-        names += [("category", record.category)] * (by == "category")
+        names += [("category", record.category)] * (by == "category" and bool(record.category))
         for name in names:
             one, other = root(first.setdefault(name, row)), root(row)
             parent[max(one, other)] = min(one, other)

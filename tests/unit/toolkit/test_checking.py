@@ -38,6 +38,7 @@ def test_every_fault_is_told_with_its_place_and_its_fix(tmp_path):
         row("f", prompt=" "),
         row("g", tags="look-alike"),
         row("h", split="training"),
+        row("k", carrier="image"),
     ]
     path = str(write(tmp_path / "r.jsonl", *rows))
     write(tmp_path / "s.jsonl", row("i"), {**row("j"), "lable": "x"})
@@ -55,6 +56,7 @@ def test_every_fault_is_told_with_its_place_and_its_fix(tmp_path):
         ("r.jsonl", 8, "prompt"),
         ("r.jsonl", 9, "tags"),
         ("r.jsonl", 10, "split"),
+        ("r.jsonl", 11, "image"),
         ("s.jsonl", 2, "lable"),
     ]
     assert told["r.jsonl", 2, ""].reason == "is not JSON"
@@ -123,3 +125,13 @@ def test_each_method_says_itself_what_it_lacks(tmp_path):
 def test_nothing_is_refused(tmp_path):
     with pytest.raises(UsageError, match="no records at"):
         check_records(tmp_path / "nothing")
+
+
+def test_a_picture_in_two_splits_is_warned_of_once(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "b.bmp")
+    rows = [row("a", image="a.png"), row("b", image="b.bmp", split="test"), row("c", image="b.bmp", split="test")]
+    found = check_records(write(tmp_path / "r.jsonl", *rows))
+    assert [(one.row, one.field, one.reason) for one in found.warnings] == [
+        (2, "image", "the same picture is in the split fit, too")
+    ]

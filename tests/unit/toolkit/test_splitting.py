@@ -87,3 +87,30 @@ def test_too_few_units_are_refused():
     records = [record.model_copy(update={"category": "one"}) for record in some(pairs=4)]
     with pytest.raises(UsageError, match="records are 1 units by category, which cannot be 3 splits"):
         split_records(records, SHARES, by="category")
+
+
+def lone(at, **changes):
+    given = {"id": f"{at}", "prompt": f"a request {at}", "label": ("harmful", "harmless")[at % 2], "split": "test"}
+    return Record(**{**given, **changes})
+
+
+@pytest.mark.parametrize(
+    ("made", "by", "joined"),
+    [
+        (lambda at: {"prompt": f"a request {at % 9}"}, "pair", lambda one: one.prompt),
+        (lambda at: {"image": f"{at % 9}.png"}, "group", lambda one: one.image),
+        (lambda at: {"image": f"{at % 9}.png", "prompt": f"a {at % 2}"}, "pair", lambda one: (one.image, one.prompt)),
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_equal_requests_and_equal_pictures_stay_together(made, by, joined, seed):
+    records = [lone(at, **made(at)) for at in range(90)]
+    drawn = split_records(records, SHARES, by=by, seed=seed)
+    assert all(len(splits) == 1 for splits in parts(records, drawn, joined).values()) and len(set(drawn)) == 3
+
+
+def test_one_prompt_for_all_pictures_and_records_without_a_category_join_nothing():
+    records = [lone(at, image=f"{at}.png", prompt="what is this?") for at in range(10)]
+    assert Counter(split_records(records, SHARES, by="category")) == {"fit": 6, "calibration": 2, "test": 2}
+    with pytest.raises(UsageError, match="are 1 units"):
+        split_records(records, SHARES, pictures=["one"] * 10)
