@@ -1,10 +1,13 @@
 """`safetykit data` from the first folder to a sheet: what it writes can be read, and what it refuses is told."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from published import PUBLISHED
 
+from safetykit.toolkit.data.importers import importers
 from safetykit.toolkit.data.records import load_records
 
 
@@ -114,3 +117,12 @@ def test_a_split_keeps_its_source_and_tells_a_label_that_a_split_lacks(call, tmp
     code, _, err = call("data", "split", tmp_path / "mine", "-o", tmp_path / "out", "--shares", "50,0,50")
     assert code == 0 and "fit has no harm" in err and "calibration has no" not in err
     assert (tmp_path / "out/source.json").read_bytes() == (tmp_path / "mine/source.json").read_bytes()
+
+
+def test_the_kinds_are_named_by_the_help_and_the_page(call):
+    code, out, _ = call("data", "import", "--help")
+    page = (Path(__file__).parents[2] / "docs/howto/data.md").read_text()
+    told, listed = "".join(out.split()), page.partition("<!-- importers")[0].rpartition("KIND is")[2]
+    assert code == 0
+    for kind in importers():
+        assert f"{kind}," in told.partition("KIND:")[2] and f"`{kind}`" in listed

@@ -79,8 +79,9 @@ def missing_picture(case, folder):
 
 def linked_picture(case, folder):
     path = folder / case.picture
-    path.rename(path.with_name("elsewhere.bin"))
-    path.symlink_to(path.with_name("elsewhere.bin"))
+    elsewhere = folder.parent / "elsewhere.bin"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
     return "is a link"
 
 

@@ -377,3 +377,13 @@ def test_two_columns_of_one_name_are_refused_in_parquet(folder, tmp_path):
     parquet.write_table(pa.Table.from_arrays([texts] * 3, ["prompt", "label", "prompt"]), folder / "mine.parquet")
     with pytest.raises(InvalidArtifact, match="two columns have one name: prompt, label, prompt"):
         read("parquet", folder, tmp_path / "out")
+
+
+def test_links_within_the_folder_are_followed(folder, tmp_path):
+    draw(folder / "pictures/a.png", 1)
+    (folder / "link.png").symlink_to("pictures/a.png")
+    (folder / "more").symlink_to("pictures")
+    rows = [{"prompt": "a request", "label": "safe", "image": name} for name in ("link.png", "more/a.png")]
+    write_table(folder / "rows.table", rows)
+    (folder / "mine.csv").symlink_to("rows.table")
+    assert read("csv", folder, tmp_path / "out").pictures == 1

@@ -91,7 +91,7 @@ class Source:
             BadRow: it is missing, no plain file, or lies elsewhere.
         """
         try:
-            path = plain_file(self.folder, self._inside(name))
+            path = _plain(self.folder, self._inside(name))
         except (InvalidArtifact, OSError, ValueError) as error:
             raise BadRow(name, "", "", _reason(error)) from None
         if not os.access(path, os.R_OK):
@@ -110,7 +110,7 @@ class Source:
         """
         folder = folder or self.pictures
         try:
-            return plain_file(folder, self._inside(name))
+            return _plain(folder, self._inside(name))
         except (InvalidArtifact, OSError, ValueError) as error:
             elsewhere = "Unpack the pictures there, or correct the row."
             raise row.bad(field, f"the picture {folder / name} {_reason(error)}", elsewhere) from None
@@ -226,6 +226,16 @@ def _object(file: str, kind: str, key: Any, value: Any) -> Row:
     return Row(file, f"{kind} {key}", {}, "is no object")
 
 
+def _plain(folder: Path, name: str) -> Path:
+    """A file of a folder; a link must lead to one in it, or in the blobs of the folder's own repository.
+
+    Raises:
+        InvalidArtifact: it is missing, or leads elsewhere.
+    """
+    path = (folder / name).resolve()
+    return path if path.is_file() and path.is_relative_to(folder.resolve()) else plain_file(folder, name)
+
+
 def _lines(file: TextIO) -> Iterator[str]:
     """Lines, of which none is longer than :data:`~safetykit.toolkit.data.shards.LONGEST`."""
     while line := file.readline(LONGEST + 1):
@@ -236,5 +246,5 @@ def _lines(file: TextIO) -> Iterator[str]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, InvalidArtifact):
-        return "is a link" if error.message.endswith("is a link.") else "is missing"
+        return "is a link that leads out of the folder" if error.message.endswith("is a link.") else "is missing"
     return str(error) if isinstance(error, ValueError) else f"cannot be opened ({error})"
