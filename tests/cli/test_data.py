@@ -1,7 +1,6 @@
 """`safetykit data` from the first folder to a sheet: what it writes can be read, and what it refuses is told."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest

@@ -77,6 +77,7 @@ def import_records(
             or there is no record.
         UsageError: ``out`` is taken.
     """
+    source = source.rooted(importer.files) if importer.metric else source
     made, seen = Imported(told=told), set[str]()
     with writing(out, overwrite=overwrite) as folder:
         chosen = None if limit is None else _spread(importer, source, limit, split, skip_bad_rows)

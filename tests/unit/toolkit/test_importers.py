@@ -47,6 +47,17 @@ def test_it_reads_the_layout_of_its_publishers(kind, folder, tmp_path):
     assert about["importer"] == kind and about["licence"] and about["records"] == case.records
 
 
+@pytest.mark.parametrize("kind", [kind for kind in PUBLISHED if get_importer(kind).metric])
+def test_a_file_may_be_named_instead_of_its_folder(kind, folder, tmp_path):
+    case = PUBLISHED[kind]
+    case.make(folder)
+    options = dict(one.split("=") for one in case.options)
+    imported(kind, folder, tmp_path / "all", **options)
+    imported(kind, folder / case.table, tmp_path / "out", **options)
+    lines = (tmp_path / "out/records.jsonl").read_text().splitlines()
+    assert lines and set(lines) <= set((tmp_path / "all/records.jsonl").read_text().splitlines())
+
+
 @pytest.mark.parametrize("kind", [kind for kind in PUBLISHED if get_importer(kind).distinct])
 def test_it_is_known_by_its_files(kind, folder):
     PUBLISHED[kind].make(folder)

@@ -8,6 +8,7 @@ import re
 import struct
 import zlib
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from published import PUBLISHED, draw, write_lines, write_table
@@ -387,3 +388,12 @@ def test_links_within_the_folder_are_followed(folder, tmp_path):
     write_table(folder / "rows.table", rows)
     (folder / "mine.csv").symlink_to("rows.table")
     assert read("csv", folder, tmp_path / "out").pictures == 1
+
+
+def test_the_smaller_figstep_is_read_where_its_file_is_named(folder, tmp_path, monkeypatch):
+    PUBLISHED["figstep"].make(folder)
+    tiny = (folder / "data/question/safebench.csv").rename(folder / "data/question/SafeBench-Tiny.csv")
+    (folder / "data/images/SafeBench").rename(folder / "data/images/SafeBench-Tiny")
+    monkeypatch.chdir(tiny.parent)
+    read("figstep", Path(tiny.name), tmp_path / "out")
+    assert [one.id for one in load_records(tmp_path / "out")] == ["figstep/1_1", "figstep/2_1"]

@@ -11,7 +11,8 @@ import csv
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
@@ -37,6 +38,7 @@ class Source:
         path: what was named.
         images: where its pictures lie, if they lie elsewhere.
         label, category, prompt: of every record, where the files do not say.
+        root: the folder of the data set, of which ``path`` is a file.
         columns: field of a record → the column that holds it; of a label, the column whose yes says so.
     """
 
@@ -46,11 +48,25 @@ class Source:
     category: str | None = None
     prompt: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    root: Path | None = None
 
     @property
     def folder(self) -> Path:
         """The folder that the files lie in."""
-        return self.path.parent if self.path.is_file() else self.path
+        return self.root or (self.path.parent if self.path.is_file() else self.path)
+
+    def rooted(self, patterns: Iterable[str]) -> Source:
+        """The same, its folder so many levels above a file that was named as a data set's ``patterns`` have it.
+
+        The pattern with the most levels counts whose folders are called like those above the file.
+        """
+        path = self.path.absolute()
+        for folders in sorted((PurePosixPath(one).parts[:-1] for one in patterns), key=len, reverse=True):
+            above = path.parent.parts[-len(folders) :] if folders else ()
+            named = len(above) == len(folders) and all(map(fnmatchcase, above, folders))
+            if self.path.is_file() and folders and named and path.anchor not in above:
+                return replace(self, root=path.parents[len(folders)])
+        return self
 
     @property
     def pictures(self) -> Path:
@@ -66,7 +82,7 @@ class Source:
             BadRow: there are none.
         """
         if self.path.is_file():
-            return [self.path.name]
+            return [self.path.absolute().relative_to(self.folder.absolute()).as_posix()]
         for pattern in patterns:
             if found := sorted(one.relative_to(self.folder).as_posix() for one in self.folder.glob(pattern)):
                 return found
