@@ -129,7 +129,7 @@ def copied(folder: Path, data: str, copies: int, limit: int | None = None) -> Pa
     for record in [record for split in splits for record in subset(split, limit or len(split))]:
         value = record.model_dump(mode="json", exclude_none=True)
         if record.image:
-            value["image"] = str(record._folder.resolve() / record.image)
+            value["image"] = str(record.folder.resolve() / record.image)
         for copy in range(copies):
             names = {name: f"{copy}:{value[name]}" for name in ("id", "pair") if name in value}
             lines.append(json.dumps({**value, **names}))
