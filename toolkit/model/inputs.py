@@ -240,8 +240,10 @@ class InputProcessor:
 
     def _require_known(self, token_ids: np.ndarray) -> None:
         known = getattr(self.config.get_text_config(), "vocab_size", None)
-        strange = token_ids[(token_ids >= known) & (token_ids != self.image_token_id)] if known else ()
-        if len(strange):
+        if known is None:
+            return
+        strange = token_ids[(token_ids >= known) & (token_ids != self.image_token_id)]
+        if strange.size:
             raise InvalidArtifact(
                 f"The tokenizer gives token {int(strange[0])}, and the model knows {known}.",
                 "The tokenizer is another model's, or damaged; get the checkpoint or export again from its source.",
