@@ -17,14 +17,16 @@ import re
 import stat
 from functools import lru_cache
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, TypeAlias
 
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ...adapters.errors import UsageError
 
-Picture = Image.Image | np.ndarray | bytes | str | os.PathLike[str]
+if TYPE_CHECKING:
+    import numpy as np
+
+Picture: TypeAlias = "Image.Image | np.ndarray | bytes | str | os.PathLike[str]"
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # as Pillow calls them
 MAX_PIXELS = 50_000_000  # of a picture, which take 400 MB while they are converted
@@ -52,6 +54,8 @@ def as_picture(value: Picture) -> Image.Image:
     Raises:
         UsageError: it is none of these, cannot be read, or is too large or too narrow; nothing is downloaded.
     """
+    import numpy as np
+
     if isinstance(value, Image.Image):
         require_size(*value.size, "A picture")
         value = ImageOps.exif_transpose(value) if value.getexif() else value
@@ -203,6 +207,8 @@ def _decoded(file: IO[bytes], what: str) -> Image.Image:
 
 
 def _of_array(array: np.ndarray) -> Image.Image:
+    import numpy as np
+
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))) or 0 in array.shape:
         raise UsageError(f"An array of shape {list(array.shape)} is no picture.", _CHANNELS)
     require_size(array.shape[1], array.shape[0], "A picture")
