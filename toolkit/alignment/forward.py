@@ -24,6 +24,7 @@ from ...adapters.artifact.files import appearing
 from ...adapters.errors import UsageError
 from ..data.captions import CaptionedPicture
 from ..distributed.dealing import dealt
+from ..model.outputs import hidden_of
 from ..model.requests import Inputs, Request
 from .batches import caption_mask
 from .loss import pooled
@@ -184,7 +185,7 @@ def run(
 
 def _keeper(states: dict[int, Tensor], layer: int):
     def keep(module: nn.Module, args: Any, output: Any) -> None:
-        states[layer] = output if isinstance(output, Tensor) else output[0]
+        states[layer] = hidden_of(output)
 
     return keep
 

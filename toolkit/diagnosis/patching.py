@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...adapters.artifact.sites import Site
 from ...adapters.errors import UsageError
 from ..evaluation.refusal import RefusalTokens
-from ..model.hooks import replace_hidden
+from ..model.outputs import replace_hidden
 from .pairs import PairBatch
 from .terms import Positions
 

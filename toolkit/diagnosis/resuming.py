@@ -8,7 +8,7 @@ join the stream between layers, the head) is the model's own forward: the logits
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..evaluation.refusal import RefusalTokens
+from ..model.capture import Reached
+from ..model.outputs import replace_hidden
 from .pairs import PairBatch
 from .patching import margins
 
@@ -70,14 +72,18 @@ class Resumed:
         before = self._layers[layer - 1]
         forward = before.forward
 
-        def keep(*args: Any, **kwargs: Any) -> Any:
-            raise _Reached(forward(*args, **kwargs))
+        kept: list[Any] = []
 
-        try:
-            with self._begun(), _forward(before, keep):
-                margins(self._vlm, self._batch, self._refusal)
-        except _Reached as reached:
-            self._start, self._kept = layer, reached.output
+        def keep(*args: Any, **kwargs: Any) -> Any:
+            kept.append(forward(*args, **kwargs))
+            raise Reached
+
+        with suppress(Reached), self._begun(), _forward(before, keep):
+            margins(self._vlm, self._batch, self._refusal)
+        self._start, (self._kept,) = layer, kept
+
+    def _give(self, *_: Any, **__: Any) -> Any:
+        return replace_hidden(self._kept, torch.clone)  # what comes after may write into it
 
     @contextmanager
     def _begun(self) -> Iterator[None]:
@@ -86,27 +92,12 @@ class Resumed:
             for layer in self._layers[: max(self._start - 1, 0)]:
                 stack.enter_context(_forward(layer, _pass_on))
             if self._start:
-                stack.enter_context(_forward(self._layers[self._start - 1], lambda *_, **__: _copied(self._kept)))
+                stack.enter_context(_forward(self._layers[self._start - 1], self._give))
             yield
-
-
-class _Reached(Exception):
-    """Ends a pass, with what its last layer gave."""
-
-    def __init__(self, output: Any) -> None:
-        super().__init__()
-        self.output = output
 
 
 def _pass_on(*args: Any, **kwargs: Any) -> Any:
     return args[0] if args else kwargs["hidden_states"]
-
-
-def _copied(output: Any) -> Any:
-    """What comes after may write into it."""
-    if isinstance(output, Tensor):
-        return output.clone()
-    return (output[0].clone(), *output[1:])
 
 
 @contextmanager

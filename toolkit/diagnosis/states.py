@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..data.records import Record
 from ..distributed.dealing import dealt
+from ..model.outputs import hidden_of
 from ..model.requests import Inputs, Request
 from .patching import last_logits
 
@@ -83,7 +84,7 @@ def _watch(vlm: VLM, seen: list[Tensor], stack: ExitStack) -> None:
         seen.append(args[0] if args else kwargs["hidden_states"])
 
     def after(module: nn.Module, args: tuple, output: Any) -> None:
-        seen.append(output if isinstance(output, Tensor) else output[0])
+        seen.append(hidden_of(output))
 
     stack.callback(vlm.parts.layers[0].register_forward_pre_hook(before, with_kwargs=True).remove)
     for layer in vlm.parts.layers:

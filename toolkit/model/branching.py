@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...adapters.ops.branch import Branch
+from .outputs import hidden_of
 from .parts import Parts
 
 _CACHES = ("past_key_values", "past_key_value")
@@ -47,7 +48,7 @@ class BranchRun:
         def keep_state(layer: int | None) -> Callable[..., None]:
             def keep(module: nn.Module, args: Any, output: Any) -> None:
                 if wanted() and not self.running:
-                    self._states[layer] = _hidden(output)
+                    self._states[layer] = hidden_of(output)
 
             return keep
 
@@ -58,7 +59,7 @@ class BranchRun:
         before: list[Tensor] = []  # the output of the block before
 
         def keep_output(module: nn.Module, args: Any, output: Any) -> None:
-            before[:] = [_hidden(output)]
+            before[:] = [hidden_of(output)]
 
         def keep_joining(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if wanted() and not self.running:
@@ -85,7 +86,7 @@ class BranchRun:
             for block in self._blocks:
                 args, kwargs = self._calls[block]
                 options = {name: value for name, value in kwargs.items() if name not in ("hidden_states", "use_cache")}
-                hidden = _hidden(block(self._joined(block, hidden), *args, **options))
+                hidden = hidden_of(block(self._joined(block, hidden), *args, **options))
             normed = self._norm(self._joined(self._norm, hidden))
             return self._op.risk(normed, **{name: tensor.to(normed.device) for name, tensor in self._tensors.items()})
         finally:
@@ -96,8 +97,3 @@ class BranchRun:
 
     def _joined(self, module: nn.Module, hidden: Tensor) -> Tensor:
         return hidden + self._joining[module].to(hidden.device) if self._features_join else hidden
-
-
-def _hidden(output: Any) -> Tensor:
-    """Blocks return a tensor, or a tuple that starts with it."""
-    return output if isinstance(output, Tensor) else output[0]

@@ -27,6 +27,7 @@ from ...adapters.artifact.updates import WeightUpdate
 from ...adapters.errors import UsageError
 from ...adapters.ops.affine import AffineMap
 from ...adapters.ops.op import Corrector, Op
+from .outputs import hidden_of
 from .updates import applied_updates
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def find_writers(vlm: VLM, sites: Sequence[Site]) -> dict[Site, str]:
         made.append((names[module], module, output))
 
     def note_end(site: Site, _module: nn.Module, _args: Any, output: Any) -> None:
-        ends[site] = output if isinstance(output, Tensor) else output[0]
+        ends[site] = hidden_of(output)
 
     with ExitStack() as stack:
         for site, branch in branches.items():

@@ -23,6 +23,7 @@ from ...adapters.ops.forcing import ForcedRefusal
 from ...adapters.ops.gating import GatedOp, decides
 from ...adapters.ops.op import Detector, Observer, ScopeMask
 from .branching import BranchRun
+from .outputs import hidden_of, replace_hidden
 from .parts import Parts
 
 _VISION_SITES = ("vision", "projector")
@@ -167,7 +168,7 @@ class AppliedAdapters:
 
     def _reader(self, site: Site) -> Callable[[nn.Module, Any, Any], None]:
         def read(module: nn.Module, args: Any, output: Any) -> None:
-            self._read[site] = (output if isinstance(output, Tensor) else output[0])[:, -1].float()
+            self._read[site] = hidden_of(output)[:, -1].float()
 
         return read
 
@@ -228,10 +229,3 @@ class AppliedAdapters:
 def _as_one_row(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """Towers for pictures of any size give all their tokens in one row [tokens, d], without a batch."""
     return lambda hidden: run(hidden[None])[0] if hidden.ndim == 2 else run(hidden)
-
-
-def replace_hidden(output: Any, run) -> Any:
-    """Change the hidden states in a module's output: blocks return a tensor or a tuple that starts with it."""
-    if isinstance(output, Tensor):
-        return run(output)
-    return (run(output[0]), *output[1:])

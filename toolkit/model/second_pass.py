@@ -28,7 +28,8 @@ from ..data.records import Record
 from ..distributed.dealing import dealt
 from ..progress import Progress
 from .batching import BatchSize, own_share, streamed
-from .capture import USUAL
+from .capture import USUAL, Reached
+from .outputs import hidden_of
 from .requests import Request
 from .vlm import VLM
 
@@ -36,10 +37,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 OP = "FusedProjection"
-
-
-class _Reached(Exception):
-    """The final norm has been seen; logits are not needed."""
 
 
 @dataclass
@@ -156,7 +153,7 @@ class SecondPass:
         hidden = op.start(start, first.hidden[fused].to(start.device))
         for index in range(safety + 1, len(self.vlm.parts.layers)):
             args, kwargs = first.calls[index]
-            hidden = _hidden(self.vlm.parts.layers[index](first.joined(index, hidden), *args, **kwargs))
+            hidden = hidden_of(self.vlm.parts.layers[index](first.joined(index, hidden), *args, **kwargs))
         return self.vlm.parts.final_norm(first.joined(len(self.vlm.parts.layers), hidden))
 
 
@@ -178,7 +175,7 @@ def published_states(
         late = _normal_pass(vlm, arguments, keep={fused}).hidden[fused]
 
         def replace(module: nn.Module, args: tuple, output: Any, late: Tensor = late) -> Any:
-            changed = op.start(_hidden(output), late.to(_hidden(output).device))
+            changed = op.start(hidden_of(output), late.to(hidden_of(output).device))
             return changed if isinstance(output, Tensor) else (changed, *output[1:])
 
         handle = vlm.parts.layers[safety].register_forward_hook(replace)
@@ -260,7 +257,7 @@ def _normal_pass(vlm: VLM, arguments: Mapping[str, Any], keep: set[int], from_bl
 
     def note_output(index: int):
         def note(module: nn.Module, args: tuple, output: Any) -> None:
-            hidden = _hidden(output)
+            hidden = hidden_of(output)
             handed[:] = [hidden]
             if index in keep:
                 seen.hidden[index] = hidden
@@ -269,7 +266,7 @@ def _normal_pass(vlm: VLM, arguments: Mapping[str, Any], keep: set[int], from_bl
 
     def note_normed(module: nn.Module, args: tuple, output: Tensor) -> None:
         seen.normed = output
-        raise _Reached
+        raise Reached
 
     with ExitStack() as stack:
         for index, layer in enumerate(vlm.parts.layers):
@@ -282,11 +279,6 @@ def _normal_pass(vlm: VLM, arguments: Mapping[str, Any], keep: set[int], from_bl
         if first < depth:
             stack.callback(norm.register_forward_pre_hook(note_joining(depth), with_kwargs=True).remove)
         stack.callback(norm.register_forward_hook(note_normed).remove)
-        with suppress(_Reached):
+        with suppress(Reached):
             vlm.model(**arguments, use_cache=False)
     return seen
-
-
-def _hidden(output: Any) -> Tensor:
-    """The hidden states in a block's output: a tensor or a tuple that starts with it."""
-    return output if isinstance(output, Tensor) else output[0]

@@ -16,6 +16,7 @@ from ..data.ahead import PicturesAhead
 from ..data.records import Record
 from .batching import BatchSize, counted, own_share, streamed
 from .capture import USUAL, Reached, by_length
+from .outputs import hidden_of
 from .requests import Request
 from .running import Running
 
@@ -80,7 +81,7 @@ def stream_tokens(
 
 def _reader(site: Site, seen: dict[Site, Tensor], stop: bool):
     def read(module: nn.Module, args: Any, output: Any) -> None:
-        seen[site] = (output if isinstance(output, Tensor) else output[0]).float().cpu()
+        seen[site] = hidden_of(output).float().cpu()
         if stop:
             raise Reached
 

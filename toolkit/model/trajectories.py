@@ -18,6 +18,7 @@ from ..data.ahead import PicturesAhead
 from ..data.records import Record
 from .batching import BatchSize, counted, own_share, streamed
 from .capture import USUAL, by_length
+from .outputs import hidden_of
 from .requests import Request
 from .running import Stepping
 
@@ -74,7 +75,6 @@ def stream_trajectories(
 
 def _reader(seen: list[Tensor], at: int) -> Callable[[nn.Module, Any, Any], None]:
     def read(module: nn.Module, args: Any, output: Any) -> None:
-        hidden = output if isinstance(output, Tensor) else output[0]
-        seen[at] = hidden[:, -1].float().cpu()
+        seen[at] = hidden_of(output)[:, -1].float().cpu()
 
     return read

@@ -21,6 +21,7 @@ from ..index.embedding import EmbedderInfo
 from ..model.batching import fitting
 from ..model.capture import Reached
 from ..model.completeness import CHECKED, require_complete
+from ..model.outputs import hidden_of
 from ..model.pretrained import model_of, tokenizer_of
 from ..model.reasons import reason_of
 
@@ -66,7 +67,7 @@ class VLMEmbedder:
         seen: list[Tensor] = []
 
         def read(module: Any, args: Any, output: Any) -> None:
-            seen.append(output if isinstance(output, Tensor) else output[0])
+            seen.append(hidden_of(output))
             raise Reached
 
         handle = self._module.register_forward_hook(read)
