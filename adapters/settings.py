@@ -312,7 +312,9 @@ def _refusal(kind: type[Settings], error: ValidationError) -> UsageError:
             return refused
     if first["type"] in _LIMITS:
         key, words = _LIMITS[first["type"]]
-        return UsageError(f"{spelled} cannot be {value!r}.", f"It is {words} {context[key]:g}.")
+        limit = context[key]
+        shown = f"{limit:g}" if limit % 1 else str(int(limit))
+        return UsageError(f"{spelled} cannot be {value!r}.", f"It is {words} {shown}.")
     if "advice" in context:  # of a type that knows what would be right
         return UsageError(f"{spelled} {value!r} {first['msg']}.", context["advice"])
     if first["type"] == "missing":

@@ -14,7 +14,7 @@ from ..adapters.protocols import Refusal
 from .data.captions import CaptionedPicture
 from .data.records import Record
 from .evaluation.evaluate import decide
-from .evaluation.judge import is_refusal
+from .evaluation.judge import is_refusal, require_refusal
 from .evaluation.refusal import RefusalTokens
 from .model.second_pass import SecondPass
 from .progress import Progress
@@ -146,6 +146,5 @@ def refusal_of(vlm: VLM, records: Sequence[Record], text: str | None = None) -> 
         own = RefusalTokens.find(vlm, records)
         return Refusal(own.text, own.first)
     tokens = vlm.inputs.tokenizer(text, add_special_tokens=False)["input_ids"]
-    if not text.strip() or not tokens:
-        raise UsageError("The refusal is empty.", "Write what a refused user reads, or leave --refusal out.")
+    require_refusal(text if tokens else "")
     return Refusal(text, int(tokens[0]))

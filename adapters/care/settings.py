@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from ..artifact.sites import Phase, Scope, Site
 from ..layers import Layers
 from ..method import load
+from ..ranges import Strength
 from ..settings import Settings, setting
 from ..statistics.choices import Centre, Contrast, Selection, Shrinkage, SubspaceVariant, TokenChoice
 
@@ -47,7 +48,7 @@ class CARE(Settings):
     rank: int = setting(
         8, "k, the dimension of each subspace.", option="k", shown="an eighth of the model's width", ge=1
     )
-    alpha: float = setting(1.0, "α, the strength; 1 removes, more reflects.", acts={"fusion": _PROJECTING})
+    alpha: Strength = setting(1.0, "α, the strength; 1 removes, more reflects.", acts={"fusion": _PROJECTING})
     beta: float = setting(1.0, "β: how much of the benign mean is put in.", acts={"fusion": "injection"})
     floor: float = setting(0.0, "Leave out directions with λ at or below this; the first always stays.")
     contrast: Contrast = setting(

@@ -11,6 +11,7 @@ from ..artifact.sites import Site
 from ..errors import UsageError
 from ..method import load
 from ..protocols import Blocks, BranchSource, Example, Place, Refusal
+from ..ranges import seed_setting
 from ..settings import Settings, setting
 from .choices import Space
 
@@ -30,7 +31,7 @@ class ProbeSettings(Settings):
     fraction: float = setting(
         1.0, "Share of the fit records to use, drawn within carrier and label, such as 0.05.", gt=0, le=1
     )
-    seed: int = setting(0, "Of that draw and of the cross-validation's folds.")
+    seed: int = seed_setting("Of that draw and of the cross-validation's folds.")
 
     @property
     def kind(self) -> str:

@@ -9,6 +9,7 @@ from pydantic import JsonValue
 
 from ..layers import Layers
 from ..method import load
+from ..ranges import seed_setting
 from ..settings import Settings, setting
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class StreamingGuard(Settings):
     false_positive_rate: float = setting(
         0.02, "Share of harmless calibration records whose gate may open anywhere in the answer.", ge=0, lt=1
     )
-    seed: int = setting(0, "Of the cross-validation's folds.")
+    seed: int = seed_setting("Of the cross-validation's folds.")
     allow_constant_gate: bool = setting(
         False, "Accept a gate that is open, or closed, on all that the fit has seen; manifest and card say so."
     )

@@ -12,6 +12,7 @@ from ..artifact.sites import Site
 from ..errors import UsageError
 from ..layers import Layers
 from ..method import load
+from ..ranges import seed_setting
 from ..settings import POSITIVE, Settings, setting
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class TGA(Settings):
     ridge: float | None = setting(
         None, "λ of the closed form.", acts={"variant": "closed-form"}, shown="by cross-validation", ge=0
     )
-    seed: int = setting(0, "Of rows and initial values.", acts={"variant": _TRAINED})
+    seed: int = seed_setting("Of rows and initial values.", acts={"variant": _TRAINED})
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:

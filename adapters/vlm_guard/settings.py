@@ -11,6 +11,7 @@ from ..artifact.sites import Phase, Scope
 from ..errors import UsageError
 from ..layers import Layers
 from ..method import load
+from ..ranges import Strength
 from ..settings import Settings, setting, spell
 from ..statistics.choices import Direction
 
@@ -46,7 +47,7 @@ class VLMGuard(Settings):
         "block", "Output that is changed; at mlp and attn it folds into weights.", acts={"variant": "orthogonal"}
     )
     rank: int = setting(2, "m, the dimension of the subspace.", ge=1)
-    alpha: float = setting(2.0, "α, the strength.", acts={"variant": _GATED})
+    alpha: Strength = setting(2.0, "α, the strength.", acts={"variant": _GATED})
     false_positive_rate: float = setting(
         0.02,
         "Share of harmless calibration records whose gate may open, per layer.",

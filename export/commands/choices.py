@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...adapters.ranges import seed_setting
 from ...adapters.settings import POSITIVE, setting
 from ...toolkit.data.options import RECORDS, ReadOptions
 from ...toolkit.evaluation.options import PromptOptions, RecordOptions
@@ -19,7 +20,12 @@ class EvalOptions(RecordOptions, PromptOptions, SwapOptions, LoadOptions):
 
 
 class DiagnoseOptions(ReadOptions, LoadOptions):
-    """How a model that is diagnosed is loaded, and how records are read."""
+    """How much is measured, how the model is loaded, and how records are read."""
+
+    budget: int | None = setting(None, "Most forward passes; less is measured then.", ge=1, shown="none")
+    pairs: int = setting(128, "Pairs per modality, at most.", ge=8)
+    neurons: int = setting(32, "Neurons verified by patching, per modality; 0 for none.", ge=0)
+    seed: int = seed_setting("Of intervals, folds and neurons drawn for comparison.")
 
 
 class RunOptions(PromptOptions, SwapOptions):
@@ -28,7 +34,7 @@ class RunOptions(PromptOptions, SwapOptions):
     max_new_tokens: int = setting(64, "Longest answer, in tokens.", ge=1)
     temperature: float = setting(0.0, "Of sampling; 0 is greedy.", ge=0)
     top_p: float = setting(1.0, "Share of probability to sample from.", acts={"temperature": POSITIVE}, gt=0, le=1)
-    seed: int = setting(0, "Of sampling.", acts={"temperature": POSITIVE})
+    seed: int = seed_setting("Of sampling.", acts={"temperature": POSITIVE})
     system: str = setting("", "A system prompt before every request.", shown="none")
 
 

@@ -170,6 +170,31 @@ def test_greedy_answers_draw_nothing(call, tmp_path, option, value):
     assert f"{option} does nothing with --temperature 0.0" in err
 
 
+@pytest.mark.parametrize(
+    ("typed", "limit"),
+    [
+        (("run", "nowhere", "--prompt", "hello", "--temperature", 1, "--seed", -1), "at least 0"),
+        (("diagnose", "reference:mild", "--data", "reference", "-o", "map", "--seed", 2**32), "at most 4294967295"),
+        (("diagnose", "reference:mild", "--data", "reference", "-o", "map", "--pairs", 7), "at least 8"),
+    ],
+)
+def test_numbers_that_no_run_takes_are_refused_before_it(call, tmp_path, monkeypatch, typed, limit):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(*typed)
+    assert code == 2
+    assert f"{typed[-2]} cannot be {typed[-1]}.\nnext:  It is {limit}." in err and "loading" not in err
+
+
+def test_a_seed_that_no_generator_takes_is_refused_in_python(random_vlm):
+    from safetykit.adapters.errors import UsageError
+    from safetykit.toolkit.diagnosis import diagnose
+
+    with pytest.raises(UsageError, match="seed cannot be -1"):
+        random_vlm.generate("hello", do_sample=True, seed=-1)
+    with pytest.raises(UsageError, match="seed cannot be -1"):
+        diagnose(random_vlm, [], seed=-1)
+
+
 def test_a_detector_is_evaluated_beside_its_own_correctors_only(
     call, random_checkpoint, records, make_adapter, make_detector, tmp_path
 ):

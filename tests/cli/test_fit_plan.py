@@ -64,6 +64,25 @@ def test_a_layer_that_the_decoder_lacks_is_refused_in_the_plan(fit, method, opti
 
 
 @pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        *((name, ["--seed", "-1"], "--seed cannot be -1. It is at least 0.") for name in ("one-pass", "sasa", "tga")),
+        ("streaming-guard", ["--seed", 2**32], "--seed cannot be 4294967296. It is at most 4294967295."),
+        *(
+            (name, ["--alpha", "0"], "--alpha 0.0 changes nothing. Give another number.")
+            for name in ("care", "vlm-guard")
+        ),
+        ("one-pass", ["--refusal", " "], "The refusal is empty."),
+    ],
+)
+def test_numbers_and_texts_that_could_only_fail_later_are_refused_in_the_plan(fit, method, options, message):
+    code, _, err = fit(method, [*both(), *both(carrier="image")], *options)
+    assert code == 2
+    assert message in err.replace("\nnext: ", "")
+    assert "loading" not in err
+
+
+@pytest.mark.parametrize(
     ("method", "counts", "options", "message"),
     [
         ("vlm-guard", harmless(), [], "The fit split holds no harmful text record"),

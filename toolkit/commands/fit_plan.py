@@ -11,6 +11,7 @@ from ...adapters.method import Method, load
 from ...adapters.settings import Settings
 from ...adapters.sweeping import require_some
 from ..data.records import Record
+from ..evaluation.judge import require_refusal
 from ..model.shape import Shape
 from ..sweep.run import plan_of
 
@@ -26,6 +27,8 @@ def require_options(method: Method, given: Mapping[str, Any], inputs: Mapping[st
     Raises:
         UsageError: a value is wrong, or an option cannot act.
     """
+    if (refusal := inputs.get("refusal")) is not None:
+        require_refusal(refusal)
     if sweep:
         if idle := [name for name in ("text_model",) if name in inputs]:
             raise UsageError(

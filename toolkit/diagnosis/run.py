@@ -12,6 +12,7 @@ import numpy as np
 
 from ...adapters.artifact.manifest import describe_data, library_versions
 from ...adapters.errors import UsageError
+from ...adapters.ranges import require_seed
 from ..data.journal import Journal
 from ..data.records import Record, load_records
 from ..distributed.dealing import dealt
@@ -68,8 +69,9 @@ def diagnose(
         say: told the cost before it is paid.
 
     Raises:
-        UsageError: there are too few pairs, the model refuses nothing, or the budget is too small.
+        UsageError: the seed is none, there are too few pairs, the model refuses nothing, or the budget is too small.
     """
+    require_seed(seed)
     if isinstance(vlm, (str, Path)):
         vlm = VLM.from_pretrained(vlm)
     if isinstance(records, (str, Path)):

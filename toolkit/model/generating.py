@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import overload
 
 from ...adapters.errors import BatchRefused, RequestRefused, SafetykitError, UsageError
+from ...adapters.ranges import require_seed
 from .chat import Prompt, as_requests, is_one
 from .inputs import InputProcessor
 from .requests import Generation, Request
@@ -25,7 +26,7 @@ class Sampling:
         seed: of the random generator.
 
     Raises:
-        UsageError: temperature or top-p out of range, or no number.
+        UsageError: temperature, top-p or seed out of range, or no number.
     """
 
     do_sample: bool = False
@@ -39,6 +40,7 @@ class Sampling:
                 f"Temperature {self.temperature} or top-p {self.top_p} is out of range.",
                 "Temperature is a number above 0 and top-p in (0, 1]; leave out sampling for the greedy answer.",
             )
+        require_seed(self.seed)
 
 
 class Generating:
