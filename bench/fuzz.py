@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from safetykit.adapters.errors import SafetykitError
-from safetykit.bench._fuzz.artifacts import KINDS, make_checkpoint, seal
+from safetykit.bench._fuzz.artifacts import KINDS, make_checkpoint, remember_drawings, seal
 from safetykit.bench._fuzz.guard import Guard
 from safetykit.bench._fuzz.mutants import mutate
 from safetykit.bench.skeleton import arguments, read_results, run, say, write_results, write_table
@@ -143,6 +143,7 @@ def _loads(name: str, pristine: Path, out: Path, start: int, stop: int, seed: in
     warnings.simplefilter("ignore")
     logging.disable()
     sys.stdout = sys.stderr = open("/dev/null", "w")  # noqa: SIM115  until the process ends
+    remember_drawings()
     work, kind = out / "work" / name, KINDS[name]
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(pristine, work)
