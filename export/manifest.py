@@ -266,8 +266,8 @@ class ExportManifest(Strict):
     paths: dict[Graph, FilePath] = Field(default_factory=dict)
     mask_channel: bool = False
     opset: int
-    n_kv_heads: int
-    head_dim: int
+    n_kv_heads: Annotated[int, Field(gt=0)]
+    head_dim: Annotated[int, Field(gt=0)]
     image_token_id: int
     family: str | None = None
     graphs: dict[Graph, GraphInfo]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+from safetensors import SafetensorError, safe_open
 
 from ..errors import InvalidArtifact
 from .files import CONFIGURATION_FILES, EXPORT_MANIFEST, read_inside
@@ -22,6 +23,10 @@ from .manifest import Sha256, load_sealed
 
 _LIMIT = 2**27  # bytes of a file
 _CODE = "auto_map"  # a key: which class of which module of the folder, or of another repository, is to be imported
+_CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
+_DEPTHS = frozenset(("num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth"))
+_FEW, _LAYERS = 256, 4096  # layers that are not asked about, and more than any model has
+_TOKENS = 2**24  # more than any vocabulary has
 _KERNEL = re.compile(r"_?(attn|experts)_implementation\w*")  # keys whose value may be a repository of compiled code
 
 
@@ -51,6 +56,8 @@ def configuration(folder: Path, names: Collection[str] = CONFIGURATION_FILES) ->
                     f"{folder / name} was changed or truncated.", "Get the folder again from its source."
                 )
     require_no_code(folder)
+    if _TOKENIZER in found:
+        require_small_vocabulary(folder)
     return found
 
 
@@ -68,6 +75,59 @@ def require_no_code(folder: Path) -> None:
                     "Nothing here runs it: pass a checkpoint of an architecture that transformers has (often published "
                     "with the ending -hf), or remove the key if transformers has this one.",
                 )
+
+
+def require_sane_depth(folder: Path) -> None:
+    """Refuse a configuration whose number of layers no weights can have: libraries make lists of that length.
+
+    Raises:
+        InvalidArtifact: naming the key; more than 4096, or than the tensors of the weights that lie beside it.
+    """
+    keys = [(key, value) for key, value in _items(json_object(folder, _CONFIG)) if key in _DEPTHS]
+    deep = [(key, value) for key, value in keys if isinstance(value, int) and value > _FEW]
+    if not deep:
+        return
+    most = min(_LAYERS, _tensors_beside(folder))
+    for key, value in deep:
+        if value > most:
+            raise InvalidArtifact(
+                f"{folder / _CONFIG} says {key} is {str(value)[:24]}; at most {most} can be.",
+                "Get the file again from its source.",
+            )
+
+
+def _tensors_beside(folder: Path) -> int:
+    """Tensors of the folder's weights as their files' headers say; no limit where none can be read."""
+    count = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                count += len(file.keys())
+        except (SafetensorError, OSError):  # which whoever reads the weights will say
+            return _LAYERS
+    return count or _LAYERS
+
+
+def require_small_vocabulary(folder: Path) -> None:
+    """Refuse a tokenizer one of whose numbers of tokens is so large that a table of all takes gigabytes.
+
+    Raises:
+        InvalidArtifact: naming the token.
+    """
+    body = json_object(folder, _TOKENIZER)
+    model = body.get("model")
+    words = model.get("vocab") if isinstance(model, dict) else None
+    added = body.get("added_tokens")
+    pairs: list[tuple[Any, Any]] = list(words.items()) if isinstance(words, dict) else []
+    for one in added if isinstance(added, list) else ():
+        pairs += [(one.get("content"), one.get("id"))] if isinstance(one, dict) else []
+    for word, number in pairs:
+        if isinstance(number, int) and number >= _TOKENS:
+            raise InvalidArtifact(
+                f"{folder / _TOKENIZER} gives {word!r:.40} the number {str(number)[:24]}; tokens have numbers below "
+                f"{_TOKENS}.",
+                "Get the file again from its source.",
+            )
 
 
 def _items(value: Any) -> Iterator[tuple[str, Any]]:

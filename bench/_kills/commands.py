@@ -49,6 +49,7 @@ def make_inputs(folder: Path, data: Path, log: Path) -> None:
         RuntimeError: a command failed.
     """
     tqdm.monitor_interval = 0  # no thread
+    tqdm.set_lock(threading.RLock())  # its own is shared by forked processes, and stays taken by one that is killed
     if not (folder / "model").is_dir():
         build("llava", folder / "model")
     guard, base = _made(folder)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from ...adapters.artifact.files import read_inside
 from ...adapters.artifact.manifest import Strict
@@ -115,6 +115,9 @@ class PromptIO(Strict):
     most_tokens: int | None = None
 
 
+Edge = Annotated[int, Field(gt=0, le=4096)]  # pixels
+
+
 class PictureIO(Strict):
     """How a picture in RGB becomes pixel values: resized, cropped at its centre, scaled, normalised, channels first.
 
@@ -125,10 +128,10 @@ class PictureIO(Strict):
         crop: width and height.
     """
 
-    shortest_edge: int | None
-    size: tuple[int, int] | None
-    resample: int
-    crop: tuple[int, int] | None
+    shortest_edge: Edge | None
+    size: tuple[Edge, Edge] | None
+    resample: Annotated[int, Field(ge=0, le=5)]
+    crop: tuple[Edge, Edge] | None
     scale: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -231,7 +234,7 @@ def read_interface(folder: Path) -> Interface | None:
         return None
     try:
         return Interface.model_validate(json.loads(read_inside(folder, LAYOUT.interface, _LIMIT)))
-    except (ValueError, ValidationError) as error:
+    except (ValueError, RecursionError, ValidationError) as error:
         raise InvalidArtifact(
             f"{path} is not valid: {str(error).splitlines()[0]}.", "Export the model again."
         ) from None

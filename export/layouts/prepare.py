@@ -70,7 +70,13 @@ def _prompt(inputs: InputProcessor) -> PromptIO:
 
 
 def _picture(processor: Any) -> PictureIO:
-    how = processor.to_dict()
+    try:
+        return _picture_of(processor.to_dict())
+    except (LookupError, TypeError, ValueError, OverflowError) as error:  # transformers compares no types
+        raise _Unsaid(f"its picture settings have no words here ({str(error).splitlines()[0]})") from None
+
+
+def _picture_of(how: Mapping[str, Any]) -> PictureIO:
     size = {name: value for name, value in (how.get("size") or {}).items() if value}
     crop = how["crop_size"] if how.get("do_center_crop") else None
     if how["do_resize"] and size.keys() not in ({"shortest_edge"}, {"height", "width"}):

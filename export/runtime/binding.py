@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...adapters.errors import InvalidArtifact
 from ..names import PRESENT
 from .sessions import DEVICES
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     Carried = np.ndarray | onnxruntime.OrtValue
 
 _STAYING = PRESENT
+_NO_MEMORY = "Failed to allocate memory"  # as ONNX Runtime says it, whatever the provider
 
 
 class Session:
@@ -43,8 +45,25 @@ class Session:
         self._overrides = {name: self._placed(array) for name, array in arrays.items()}
 
     def run(self, outputs: Sequence[str] | None, feeds: Mapping[str, Carried]) -> list[Carried]:
-        """Like ``InferenceSession.run``; bound outputs that stay on the device are ``OrtValue``."""
-        feeds = {**self._overrides, **feeds}
+        """Like ``InferenceSession.run``; bound outputs that stay on the device are ``OrtValue``.
+
+        Raises:
+            InvalidArtifact: ONNX Runtime cannot run the graph.
+            MemoryError: it has not memory enough for these feeds.
+        """
+        try:
+            return self._run(outputs, {**self._overrides, **feeds})
+        except Exception as error:  # ONNX Runtime's exceptions have no public base class
+            if not type(error).__module__.startswith("onnxruntime."):
+                raise
+            if _NO_MEMORY in str(error):
+                raise MemoryError(str(error)) from None
+            raise InvalidArtifact(
+                f"ONNX Runtime cannot run the graph: {error}",
+                "It is damaged, or does not suit this provider; run `safetykit verify` on the export.",
+            ) from None
+
+    def _run(self, outputs: Sequence[str] | None, feeds: Mapping[str, Carried]) -> list[Carried]:
         if self.device is None:
             return self._session.run(outputs, feeds)
         names = list(outputs or (value.name for value in self.get_outputs()))

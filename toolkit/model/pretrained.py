@@ -13,7 +13,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ...adapters.artifact.configuration import configuration, require_no_code
+from ...adapters.artifact.configuration import (
+    configuration,
+    require_no_code,
+    require_sane_depth,
+    require_small_vocabulary,
+)
 from ...adapters.artifact.files import CONFIGURATION_FILES
 from ...adapters.errors import InvalidArtifact, SafetykitError
 
@@ -55,6 +60,7 @@ def config_of(folder: Path) -> Any:
     """
     from transformers import AutoConfig
 
+    require_sane_depth(folder)
     with readable_copy(folder, _CONFIG) as copy:
         config = AutoConfig.from_pretrained(copy, **OFFLINE)
     config._name_or_path = str(folder)
@@ -76,6 +82,13 @@ def generation_config_of(folder: Path) -> Any:
                     f"{folder / _GENERATION} says {name} is {getattr(found, name)!r:.40}, which is no {wanted}.",
                     "Remove the key, or get the file from its source.",
                 )
+    for name, value in found.to_dict().items():
+        numbers = value if isinstance(value, list) else [value]
+        if name.endswith("_token_id") and any(isinstance(one, int) and abs(one) >= 2**31 for one in numbers):
+            raise InvalidArtifact(
+                f"{folder / _GENERATION} says {name} is {value!r:.40}, which is no token.",
+                "Remove the key, or get the file from its source.",
+            )
     return found
 
 
@@ -89,6 +102,7 @@ def tokenizer_of(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     require_no_code(folder)
+    require_small_vocabulary(folder)
     return AutoTokenizer.from_pretrained(folder, **OFFLINE)
 
 
@@ -103,6 +117,7 @@ def model_of(kind: Any, folder: Path, **options: Any) -> Any:
     from ...adapters.artifact.checkpoint import weight_files
 
     require_no_code(folder)
+    require_sane_depth(folder)
     weight_files(folder)
     if os.path.lexists(folder / _ADAPTER):
         raise InvalidArtifact(

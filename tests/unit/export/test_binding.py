@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from safetykit.adapters.errors import UsageError
+from safetykit.adapters.errors import InvalidArtifact, UsageError
 from safetykit.export.commands.doctor import examine
 from safetykit.export.manifest import read_manifest
 from safetykit.export.parity.compare import compare_logits, parity_requests
@@ -163,3 +163,32 @@ def test_the_doctor_tells_what_computes():
     assert found["CPUExecutionProvider"] is True
     assert found.get(IDLE, False) is False
     json.dumps(found)
+
+
+def test_a_graph_that_fails_in_a_run_is_a_damaged_one():
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["x", "shape"], ["y"])],
+        "reshaped",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [helper.make_tensor("shape", TensorProto.INT64, [2], [2, 3])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    session = Session(open_session(model.SerializeToString(), ["CPUExecutionProvider"]))
+    assert session.run(None, {"x": np.zeros(6, np.float32)})[0].shape == (2, 3)
+    with pytest.raises(InvalidArtifact, match="cannot run the graph"):
+        session.run(None, {"x": np.zeros(7, np.float32)})
+
+
+def test_memory_that_a_session_lacks_is_told_as_such(monkeypatch):
+    class RuntimeException(Exception):
+        __module__ = "onnxruntime.capi.onnxruntime_pybind11_state"
+
+    class Full:
+        get_inputs = get_outputs = get_overridable_initializers = get_modelmeta = get_providers = lambda self: ["none"]
+
+        def run(self, outputs, feeds):
+            raise RuntimeException("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer of size 8")
+
+    with pytest.raises(MemoryError, match="of size 8"):
+        Session(Full()).run(None, {})

@@ -15,7 +15,7 @@ from safetykit.adapters import Adapter, InvalidArtifact
 from safetykit.export.commands.verification import captured, verify_folder
 from safetykit.export.layouts.describe import write_interface
 from safetykit.export.layouts.interface import read_interface
-from safetykit.export.layouts.prepare import PROGRAM, SOURCE, program
+from safetykit.export.layouts.prepare import PROGRAM, SOURCE, prepared, program
 from safetykit.export.manifest import LAYOUT, read_manifest, write_manifest
 from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
@@ -239,3 +239,28 @@ def test_a_processor_that_prepares_otherwise_gets_no_program(vlm, base_folder, t
         (tmp_path / LAYOUT.graph(name)).write_bytes((base_folder / LAYOUT.graph(name)).read_bytes())
     found = interface_of(tmp_path, read_manifest(base_folder), vlm.inputs)
     assert found.program is None and "other tokens" in found.no_program
+
+
+def test_a_description_that_is_nested_too_deeply_is_a_damaged_one(tmp_path):
+    (tmp_path / "io.json").write_bytes(b"[" * 100_000 + b"]" * 100_000)
+    with pytest.raises(InvalidArtifact, match="io.json is not valid"):
+        read_interface(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("image_mean", 0.5),
+        ("image_std", [0.5, None, 0.5]),
+        ("resample", [[]]),
+        ("crop_size", {"height": -16, "width": 16}),
+        ("crop_size", {"height": 16, "width": 0.5}),
+        ("crop_size", {"height": 16, "width": 10**9}),
+        ("crop_size", -(2**64)),
+    ],
+)
+def test_picture_settings_that_have_no_words_leave_the_program_out(vlm, monkeypatch, name, value):
+    settings = vlm.inputs.processor.image_processor.to_dict() | {"do_center_crop": True, name: value}
+    monkeypatch.setattr(vlm.inputs.processor.image_processor, "to_dict", lambda: settings)
+    prompt, picture, why = prepared(vlm.inputs)
+    assert (prompt, picture) == (None, None) and "picture settings have no words" in why

@@ -10,6 +10,7 @@ from safetykit.adapters.artifact.fingerprint import fingerprint
 from safetykit.adapters.errors import InvalidArtifact, SafetykitError
 from safetykit.toolkit.model.inputs import InputProcessor
 from safetykit.toolkit.model.requests import Request
+from safetykit.toolkit.model.vlm import VLM
 from safetykit.toolkit.reference import reference_path
 
 PICTURE = Image.new("RGB", (64, 64))
@@ -41,6 +42,12 @@ CORPUS = [
     ("generation_config.json", ("bos_token_id",), "/"),
     ("generation_config.json", ("output_hidden_states",), [None]),
     ("generation_config.json", ("output_attentions",), "/"),
+    ("generation_config.json", ("bos_token_id",), -(2**64)),
+    ("generation_config.json", ("eos_token_id",), [3, 2**70]),
+    ("config.json", ("text_config", "num_hidden_layers"), 10**40),
+    ("config.json", ("vision_config", "num_hidden_layers"), 5000),
+    ("tokenizer.json", ("model", "vocab", "dolphin"), 2**31),
+    ("tokenizer.json", ("added_tokens", 0, "id"), 2**31),
     ("tokenizer.json", (), {}),
     ("tokenizer.json", ("model", "vocab"), {}),
     ("tokenizer.json", ("added_tokens",), 7),
@@ -54,6 +61,16 @@ def test_json_that_is_nested_too_deeply_has_no_fingerprint(settings, tmp_path):
     (folder / "generation_config.json").write_bytes(b"[" * 100_000 + b"]" * 100_000)
     with pytest.raises(InvalidArtifact, match="generation_config.json is not JSON"):
         fingerprint(folder)
+
+
+def test_a_configuration_with_more_layers_than_tensors_builds_no_model(tmp_path):
+    folder = shutil.copytree(reference_path("mild"), tmp_path / "deep")
+    body = json.loads((folder / "config.json").read_text())
+    body["text_config"]["num_hidden_layers"] = 2000
+    (folder / "config.json").write_text(json.dumps(body))
+    for load in (VLM.from_pretrained, VLM.without_weights):
+        with pytest.raises(SafetykitError, match="num_hidden_layers is 2000; at most"):
+            load(folder)
 
 
 @pytest.mark.parametrize(("name", "path", "value"), CORPUS, ids=lambda one: str(one)[:40])
