@@ -8,7 +8,7 @@ among them, so there runs are bound instead (ONNX Runtime's ``IOBinding``): ``pr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from .sessions import DEVICES
 if TYPE_CHECKING:
     import onnxruntime
 
-    Carried = np.ndarray | onnxruntime.OrtValue
+    Carried: TypeAlias = np.ndarray | onnxruntime.OrtValue
 
 _STAYING = PRESENT
 _NO_MEMORY = "Failed to allocate memory"  # as ONNX Runtime says it, whatever the provider
