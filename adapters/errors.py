@@ -122,7 +122,7 @@ class LeftBehind(UserWarning):
 
 
 class Unread(UserWarning):
-    """A file that one would think is read is not."""
+    """A file, or a part of one, that one would think is read is not."""
 
 
 def told(error: SafetykitError) -> dict[str, Any]:

@@ -35,7 +35,18 @@ def opened(path):
     less, more = sorted((picture := Image.open(path, formats=FORMATS)).size)
     if not 0 < more <= less * MAX_RATIO or less * more > MAX_PIXELS:
         raise ValueError(f"{path} is too large, too narrow or empty: {picture.width}x{picture.height} pixels")
-    return ImageOps.exif_transpose(picture).convert("RGB")
+    return in_rgb(ImageOps.exif_transpose(picture))
+
+
+def in_rgb(picture):
+    """A picture in RGB, over white where it is transparent, of 16 bits the upper 8."""
+    if picture.mode in ("I", "F"):
+        raise ValueError("The picture does not say which of its grey values is white.")
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if "transparency" in picture.info or "A" in picture.getbands():
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
+    return picture.convert("RGB")
 
 
 def require_whole(folder, files, names):
@@ -229,6 +240,8 @@ def asked(line):
         prompt = image = None
     if not isinstance(prompt, str) or not isinstance(image, str):
         raise ValueError('A request is a line of JSON: {"prompt": "What is this?", "image": "picture.png"}.')
+    if strange := one.keys() & {"answer", "images", "messages", "retrieved", "system"}:
+        raise ValueError(f"This program reads prompt and image of a request, and no {min(strange)}.")
     return prompt, opened(image) if image else None
 
 

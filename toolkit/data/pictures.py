@@ -1,7 +1,8 @@
 """Pictures in every usual form, as RGB: the one place where a picture's bytes are decoded.
 
 Who sends a picture is not trusted. Its format is known by its content and must be one of :data:`FORMATS`; its size is
-looked at before its pixels are. It is turned as its EXIF orientation says.
+looked at before its pixels are. It is turned as its EXIF orientation says, what is transparent is laid over white (as
+transformers' ``convert_to_rgb`` does), and grey values of 16 bits become their upper 8 (as Pillow does with colours).
 
 A path may end in a W3C media fragment that cuts a rectangle out of an atlas: ``noto.png#xywh=64,0,32,32``. Any other
 ``#`` belongs to the file's name.
@@ -15,13 +16,14 @@ import io
 import os
 import re
 import stat
+import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeAlias
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ...adapters.errors import UsageError
+from ...adapters.errors import Unread, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +61,7 @@ def as_picture(value: Picture) -> Image.Image:
     if isinstance(value, Image.Image):
         require_size(*value.size, "A picture")
         value = ImageOps.exif_transpose(value) if value.getexif() else value
-        return value if value.mode == "RGB" else value.convert("RGB")
+        return value if _is_rgb(value) else in_rgb(value, "A picture")
     if isinstance(value, np.ndarray):
         return _of_array(value)
     if isinstance(value, (bytes, bytearray)):
@@ -197,13 +199,52 @@ def _decoded(file: IO[bytes], what: str) -> Image.Image:
     try:
         with Image.open(file, formats=FORMATS) as picture:
             require_size(*picture.size, what)
+            # A JPEG may hold further views of the same scene (MPO), as many phones write them.
+            if (frames := getattr(picture, "n_frames", 1)) > 1 and picture.format != "MPO":
+                warnings.warn(f"{what} has {frames} frames or pages, of which only the first is read.", Unread, 2)
+                picture.seek(0)
             ImageOps.exif_transpose(picture, in_place=True)
-            return picture.convert("RGB")
+            return in_rgb(picture, what)
     except UsageError:
         raise
     except Exception as error:  # decoders raise whatever the bytes lead them to
-        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+        reason = str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            file.seek(0)
+            reason = "a video: pass its frames as pictures" if _is_video(file.read(16)) else "unknown format"
         raise UsageError(f"{what} cannot be read as a picture ({reason}).", _ADVICE) from None
+
+
+def _is_video(head: bytes) -> bool:
+    """Whether the first bytes of a file are those of MP4 or QuickTime, Matroska or WebM, or AVI."""
+    return head[4:8] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3" or (head[:4] == b"RIFF" and head[8:11] == b"AVI")
+
+
+def _is_rgb(picture: Image.Image) -> bool:
+    return picture.mode == "RGB" and "transparency" not in picture.info
+
+
+def in_rgb(picture: Image.Image, what: str) -> Image.Image:
+    """A picture of any of Pillow's modes in RGB; ``what`` names it.
+
+    Raises:
+        UsageError: its numbers do not say what is white.
+    """
+    import numpy as np
+
+    if picture.mode in ("I", "F"):
+        raise UsageError(
+            f"{what} holds grey values of {'floats' if picture.mode == 'F' else '32 bits'}, and not what is white.",
+            "Save it with 8 or 16 bits, or pass an array of floats from 0 to 1.",
+        )
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode == "La":  # which Pillow makes no colours of
+        picture = picture.convert("LA")
+    if "transparency" in picture.info or {"A", "a"} & set(picture.getbands()):
+        paper = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(paper, picture.convert("RGBA"))
+    return picture.convert("RGB")
 
 
 def _of_array(array: np.ndarray) -> Image.Image:
@@ -218,4 +259,4 @@ def _of_array(array: np.ndarray) -> Image.Image:
         array = np.rint(array * 255).astype(np.uint8)
     if array.dtype != np.uint8:
         raise UsageError(f"An array of {array.dtype} is no picture.", "Use uint8, or floats from 0 to 1.")
-    return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
+    return in_rgb(Image.fromarray(np.ascontiguousarray(array)), "An array")

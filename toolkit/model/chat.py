@@ -95,6 +95,8 @@ def _part(part: Any) -> str | Image.Image:
         if isinstance(part.get("base64"), str):
             return as_picture(f"data:image/any;base64,{part['base64']}")
         raise UsageError("A part of a message names no picture.", _PARTS)
+    if str(kind).startswith("video"):
+        raise UsageError("A part of a message is a video, and videos are not read.", "Pass its frames as pictures.")
     raise UsageError(f"A part of a message is {kind or type(part).__name__!r}.", _PARTS)
 
 

@@ -82,6 +82,8 @@ class InputProcessor:
             )
         pad = self.tokenizer.pad_token_id
         self.pad_token_id: int = self.eos_token_ids[0] if pad is None else pad
+        if pad is None:  # rows of other lengths are filled with what ends an answer, and masked
+            self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(self.pad_token_id)
         self.plain_text = PlainText(processor)
         self.most_tokens: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
         self.max_prompt_tokens = self.most_tokens
@@ -161,9 +163,10 @@ class InputProcessor:
             raise UsageError(
                 "This model's chat template has no place for a system turn.", "Put the text before the prompt instead."
             )
-        if lost := next((turn for turn in request.turns if turn.text.strip() not in prompt), None):
+        texts = ((turn.role, part) for turn in request.turns for part in turn.content if isinstance(part, str))
+        if lost := next(((role, text) for role, text in texts if text.strip() not in prompt), None):
             raise UsageError(
-                f"This model's chat template drops what the {lost.role} said before: {lost.text[:60]!r}.",
+                f"This model's chat template drops what the {lost[0]} said before: {lost[1][:60]!r}.",
                 "Ask with a single prompt.",
             )
         return prompt

@@ -11,6 +11,8 @@ import safetykit
 from safetykit import VLM, Generation, Request, UsageError, load_records
 from safetykit.toolkit.data.pictures import as_picture
 from safetykit.toolkit.model.chat import as_request, as_requests, is_one
+from safetykit.toolkit.model.inputs import InputProcessor
+from safetykit.toolkit.model.processors import load_processor
 from safetykit.toolkit.model.requests import Turn
 
 PICTURE = Image.effect_noise((40, 32), 60).convert("RGB")
@@ -195,7 +197,7 @@ def test_retrieved_texts_stand_before_the_last_turn():
         ([{"role": "tool", "content": "x"}], "role 'tool'"),
         ([{"content": "x"}], "role None"),
         ([user(None)], "content is a NoneType"),
-        ([user([{"type": "video", "video": "x.mp4"}])], "'video'"),
+        ([user([{"type": "video", "video": "x.mp4"}])], "a video"),
         ([user([{"type": "image"}])], "names no picture"),
         ([user([{"type": "text"}])], "'text'"),
         ([{"role": "system", "content": [image()]}, user("x")], "system turn shows a picture"),
@@ -254,6 +256,33 @@ def test_a_template_that_drops_turns_is_refused(random_vlm, monkeypatch):
     monkeypatch.setattr(random_vlm.inputs.processor, "chat_template", LAST)
     with pytest.raises(UsageError, match="drops what the user said before: 'what is this"):
         random_vlm.inputs.render(as_request(TALK))
+
+
+def test_text_between_pictures_stays_between_them(random_vlm, monkeypatch):
+    monkeypatch.setattr(random_vlm.inputs.processor, "chat_template", KNOWS)
+    pictures = [Image.new("RGB", (20, 20), one) for one in ("red", "blue")]
+    shown = [{"type": "image", "image": one} for one in pictures]
+    asked = as_request([user([shown[0], text("what is this"), shown[1], text("and this ?")])])
+    assert random_vlm.inputs.render(asked) == "user: <image> what is this <image> and this ? | assistant:"
+    assert asked.pictures == tuple(pictures)
+
+
+def test_a_video_is_refused_by_name():
+    for part in ({"type": "video", "video": "a.mp4"}, {"type": "video_url", "video_url": {"url": "a.mp4"}}):
+        with pytest.raises(UsageError, match="a video, and videos are not read"):
+            as_request([user([part, text("what is this ?")])])
+
+
+def test_rows_are_padded_with_what_ends_an_answer_where_nothing_else_is_for_it(random_vlm):
+    processor = load_processor(random_vlm.path, random_vlm.inputs.config)
+    processor.tokenizer.pad_token = None
+    inputs = InputProcessor(processor, random_vlm.inputs.config)
+    assert inputs.pad_token_id == inputs.eos_token_ids[0]
+    asked = [Request("what ?"), Request("what is this thing ?")]
+    ours, theirs = inputs.prepare(asked), random_vlm.inputs.prepare(asked)
+    assert np.array_equal(ours.attention_mask, theirs.attention_mask)
+    assert np.array_equal(ours.input_ids[ours.attention_mask == 1], theirs.input_ids[theirs.attention_mask == 1])
+    assert (ours.input_ids[ours.attention_mask == 0] == inputs.pad_token_id).all() and (ours.attention_mask == 0).any()
 
 
 # --- answers
