@@ -9,10 +9,12 @@ A detector's risk comes with the prefill. Rows above its threshold get its refus
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
 from PIL import Image
 
 from ...adapters.artifact.hub import located
@@ -27,6 +29,7 @@ from ...toolkit.model.streaming import AnswerStream, Streamer, require_one
 from ..manifest import ExportManifest, Graph, read_manifest
 from ..names import ENABLED, REFERENCE, STATE, intervention
 from ..surgery.retrieval import open_retriever
+from .batches import joined, kept, tokens_first
 from .canary import Canaries, require_canaries
 from .graphs import Decoding, Graphs, Seeing
 from .hotswap import Swap, read_swap
@@ -124,12 +127,8 @@ class OnnxVLM(Graphs, Generating):
         if streamer is not None:
             require_one(requests)
         state, inputs = self._read(requests)
-        scores = {name: value for name, value in state.extras.items() if value.ndim == 1}
-        detector = self.detector
-        finished = np.zeros(len(requests), dtype=bool)
-        if detector:
-            scores["risk"] = scores["risk"] - np.float32(detector.threshold)
-            finished = scores["risk"] > 0
+        scores, detector = self.scores_of(state), self.detector
+        finished = scores["risk"] > 0 if detector else np.zeros(len(requests), dtype=bool)
         eos = np.array(self.inputs.eos_token_ids)
         stream = streamer and AnswerStream(
             streamer,
@@ -160,6 +159,35 @@ class OnnxVLM(Graphs, Generating):
             for at, row in enumerate(tokens)
         ]
 
+    def scores_of(self, state: Decoding) -> dict[str, Float[np.ndarray, " batch"]]:
+        """What the ops said of each prompt, see :attr:`Generation.scores`; ``risk`` is above 0 where it is refused."""
+        scores = {name: value for name, value in state.extras.items() if value.ndim == 1}
+        if self.detector:
+            scores["risk"] = scores["risk"] - np.float32(self.detector.threshold)
+        return scores
+
+    def join(self, states: Sequence[Decoding]) -> Decoding:
+        """One batch of the rows of several, to be decoded together; see :mod:`.batches`.
+
+        Raises:
+            UsageError: the adapter was swapped since one of the prompts was read.
+        """
+        for state in states:
+            self._require_unswapped(state.swaps)
+        return joined(states, self._axes, first=self._tokens_first) if len(states) > 1 else states[0]
+
+    def keep(self, state: Decoding, rows: Sequence[int]) -> Decoding:
+        """The batch with these of its rows only, whose ``extras`` are left out."""
+        return kept(state, rows, self._axes, first=self._tokens_first)
+
+    @cached_property
+    def _axes(self) -> dict[str, tuple[int | str, ...]]:
+        return {one.name: one.shape for one in self.inputs.family.decoder_inputs(self.inputs.config)}
+
+    @cached_property
+    def _tokens_first(self) -> bool:
+        return tokens_first(lambda inputs: self.prefill(inputs, inputs))
+
     def swap(self, *adapters: Path | str | Adapter, allow_uncorrected_detector: bool = False) -> None:
         """Run with other adapters from now on; answers that are being generated cannot go on.
 
@@ -174,11 +202,11 @@ class OnnxVLM(Graphs, Generating):
             InvalidArtifact: a parameter is missing, unknown or misshaped, or a file is damaged.
             WrongBase: an adapter was fitted on another base. In every case the adapter before stays.
         """
-        self._install(read_swap(adapters, self.manifest, allow_uncorrected_detector=allow_uncorrected_detector))
+        self.install(read_swap(adapters, self.manifest, allow_uncorrected_detector=allow_uncorrected_detector))
 
     def reset(self) -> None:
         """Run with the export's own adapters again."""
-        self._install(None)
+        self.install(None)
 
     def check_canaries(self) -> Canaries:
         """Ask the requests that were recorded with the export, for a server to do at its start.
@@ -192,7 +220,8 @@ class OnnxVLM(Graphs, Generating):
         """
         return require_canaries(self)
 
-    def _install(self, swap: Swap | None) -> None:
+    def install(self, swap: Swap | None) -> None:
+        """Run with what :func:`~.hotswap.read_swap` has read for this export; None for the export's own adapters."""
         self._override(swap.arrays if swap else {})
         self.swapped, self.detector = swap, swap.detector if swap else self.manifest.detector
 
@@ -261,5 +290,5 @@ class OnnxVLM(Graphs, Generating):
         """The same export with another decoder graph that shares the weights; it is opened when it is first run."""
         graphs = {**self._graphs, "decoder": data}
         made = OnnxVLM(self.path, self.manifest, self.inputs, self.providers, graphs, index=index, opened=False)
-        made._install(self.swapped)
+        made.install(self.swapped)
         return made

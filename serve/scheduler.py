@@ -1,0 +1,331 @@
+"""Which rows decode together: a bounded queue, and a batch that rows join and leave while it decodes.
+
+One thread owns the model. Each turn it lets go of the rows that were cancelled or are out of time, reads the prompts of
+waiting rows as far as the batch has room, and then decodes one token for every row. Clients take turns: a client that
+sends many requests waits behind its own, not in front of others'. Rows of another variant (another adapter) wait until
+the batch is empty, and nothing overtakes them meanwhile.
+
+A prompt or a step that fails is tried again row by row, so that only the row fails whose fault it is.
+
+No HTTP and no model is known here.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..adapters.errors import SafetykitError
+
+_PACE = 0.2  # weight of the newest row in the mean time of a row
+_MOST_WAIT = 60  # seconds that a refused client is told to wait at most
+
+
+class Busy(SafetykitError):
+    """The queue is full.
+
+    Attributes:
+        retry_after: seconds after which there may be room.
+    """
+
+    def __init__(self, waiting: int, retry_after: int) -> None:
+        super().__init__(f"{waiting} requests are waiting, and no more are accepted.", f"Try again in {retry_after} s.")
+        self.retry_after = retry_after
+
+
+class Draining(SafetykitError):
+    """The server is about to end and takes nothing new."""
+
+    def __init__(self) -> None:
+        super().__init__("The server is shutting down.", "Ask another one, or try again later.")
+
+
+class TimedOut(SafetykitError):
+    """A row was not answered in its time."""
+
+    def __init__(self) -> None:
+        super().__init__("The request was not answered in time.", "Ask for a shorter answer, or try again later.")
+
+
+class Engine(Protocol):
+    """A model whose batches can be joined and split; called by one thread. A state is the engine's own."""
+
+    def use(self, variant: Any) -> None:
+        """Read prompts with this variant from now on; no batch is there."""
+
+    def begin(self, rows: Sequence[Any]) -> Any:
+        """The state of these rows after their prompts."""
+
+    def step(self, state: Any, tokens: Sequence[int]) -> Any:
+        """The state after one more token of each row."""
+
+    def join(self, states: Sequence[Any]) -> Any:
+        """One state of the rows of several, in their order."""
+
+    def keep(self, state: Any, places: Sequence[int]) -> Any:
+        """The state of some of its rows."""
+
+
+class Row:
+    """One answer in the making; a subclass says how, called by the scheduler's thread only.
+
+    Attributes:
+        client: whose it is; clients take turns.
+        variant: which of the engine's variants answers.
+        deadline: by the scheduler's clock; None for no limit.
+    """
+
+    client: Hashable = None
+    variant: Hashable = None
+    deadline: float | None = None
+    cancelled = False
+
+    def advance(self, state: Any, at: int) -> int | None:
+        """Choose the next token of row ``at`` of ``state``; None where the answer is complete."""
+        raise NotImplementedError
+
+    def failed(self, error: BaseException) -> None:
+        """There will be no (further) answer."""
+
+    def cancel(self) -> None:
+        """Nobody waits for the answer any more; from any thread."""
+        self.cancelled = True
+
+
+@dataclass
+class _Batch:
+    """Rows that decode together, and the tokens that were chosen for them and not yet fed."""
+
+    state: Any
+    rows: list[Row]
+    tokens: list[int]
+
+
+class Scheduler:
+    """Answers rows with an engine, in a thread of its own.
+
+    Args:
+        engine: what answers.
+        max_batch: most rows that decode together.
+        max_queue: most rows that wait.
+        clock: seconds, for deadlines.
+    """
+
+    def __init__(
+        self, engine: Engine, *, max_batch: int, max_queue: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._engine, self._clock = engine, clock
+        self.max_batch, self.max_queue = max_batch, max_queue
+        self._changed = threading.Condition()
+        self._waiting: deque[tuple[Hashable, deque[tuple[Row, float]]]] = deque()  # by client, in the order of turns
+        self._since: dict[Row, float] = {}  # when a row that is answered was submitted
+        self._variant: Hashable = None
+        self._draining = self._closed = False
+        self._pace = 0.0
+        self._thread = threading.Thread(target=self._work, name="safetykit-scheduler", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Rows that wait."""
+        with self._changed:
+            return self._count()
+
+    @property
+    def running(self) -> int:
+        """Rows that are answered now."""
+        return len(self._since)
+
+    @property
+    def ready(self) -> bool:
+        """Whether rows are accepted."""
+        return not self._draining and self._thread.is_alive()
+
+    def submit(self, rows: Sequence[Row]) -> None:
+        """Queue rows, all of them or none.
+
+        Raises:
+            Busy: there is no room for them.
+            Draining: nothing new is accepted.
+        """
+        with self._changed:
+            if not self.ready:
+                raise Draining
+            if (waiting := self._count()) + len(rows) > self.max_queue:
+                turns = math.ceil((waiting + len(self._since)) / self.max_batch)
+                raise Busy(waiting, min(max(1, math.ceil(turns * self._pace)), _MOST_WAIT))
+            now = self._clock()
+            for row in rows:
+                own = next((queue for client, queue in self._waiting if client == row.client), None)
+                if own is None:
+                    self._waiting.append((row.client, own := deque()))
+                own.append((row, now))
+            self._changed.notify_all()
+
+    def drain(self, seconds: float | None = None) -> bool:
+        """Accept nothing new and wait for what was accepted.
+
+        Returns:
+            Whether all of it was answered within ``seconds``.
+        """
+        with self._changed:
+            self._draining = True
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: not self._waiting and not self._since, seconds)
+
+    def close(self) -> None:
+        """End the thread; rows that are still there fail."""
+        with self._changed:
+            self._draining = self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    # --- the thread ---------------------------------------------------------------------------------------------
+
+    def _count(self) -> int:
+        return sum(len(queue) for _, queue in self._waiting)
+
+    def _work(self) -> None:
+        batch: _Batch | None = None
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: batch or self._waiting or self._closed)
+                if self._closed:
+                    break
+                new, gone = self._admitted(batch)
+            for row, error in gone:
+                self._fail(row, error)
+            batch = self._without_gone(batch)
+            if new:
+                if batch is None and new[0].variant != self._variant:
+                    new = self._used(new)
+                begun = [*([batch] if batch else []), *self._begun(new)]
+                batch = self._joined(begun)
+            if batch:
+                batch = self._stepped(batch)
+        rows = [*(batch.rows if batch else ()), *(row for _, queue in self._waiting for row, _ in queue)]
+        self._waiting.clear()
+        for row in rows:
+            self._fail(row, Draining())
+
+    def _admitted(self, batch: _Batch | None) -> tuple[list[Row], list[tuple[Row, BaseException | None]]]:
+        """Waiting rows whose prompts are read now, and those that nobody waits for or that waited too long."""
+        gone: list[tuple[Row, BaseException | None]] = []
+        for _, queue in self._waiting:
+            for one in [one for one in queue if self._is_over(one[0])]:
+                queue.remove(one)
+                gone.append((one[0], None if one[0].cancelled else TimedOut()))
+        self._waiting = deque((client, queue) for client, queue in self._waiting if queue)
+        rows: list[Row] = []
+        variant = batch.rows[0].variant if batch else None
+        while self._waiting and len(rows) < self.max_batch - (len(batch.rows) if batch else 0):
+            client, queue = self._waiting[0]
+            if not rows and batch is None:
+                variant = queue[0][0].variant
+            if queue[0][0].variant != variant:
+                break  # the batch runs empty first
+            row, since = queue.popleft()
+            self._waiting.popleft()
+            if queue:
+                self._waiting.append((client, queue))  # the next turn is another client's
+            rows.append(row)
+            self._since[row] = since
+        return rows, gone
+
+    def _is_over(self, row: Row) -> bool:
+        return row.cancelled or (row.deadline is not None and self._clock() > row.deadline)
+
+    def _without_gone(self, batch: _Batch | None) -> _Batch | None:
+        if batch is None:
+            return None
+        over = [row for row in batch.rows if self._is_over(row)]
+        for row in over:
+            self._fail(row, None if row.cancelled else TimedOut())
+        return self._kept(batch, [at for at, row in enumerate(batch.rows) if row not in over])
+
+    def _kept(self, batch: _Batch, places: Sequence[int]) -> _Batch | None:
+        if len(places) == len(batch.rows):
+            return batch
+        if not places:
+            return None
+        state = self._engine.keep(batch.state, places)
+        return _Batch(state, [batch.rows[at] for at in places], [batch.tokens[at] for at in places])
+
+    def _used(self, rows: list[Row]) -> list[Row]:
+        try:
+            self._engine.use(rows[0].variant)
+        except Exception as error:
+            for row in rows:
+                self._fail(row, error)
+            return []
+        self._variant = rows[0].variant
+        return rows
+
+    def _begun(self, rows: list[Row]) -> list[_Batch]:
+        """The rows after their prompts; those whose prompt cannot be read fail."""
+        if not rows:
+            return []
+        try:
+            state = self._engine.begin(rows)
+        except Exception as error:
+            if len(rows) == 1:
+                self._fail(rows[0], error)
+                return []
+            return [batch for row in rows for batch in self._begun([row])]
+        found = self._advanced(_Batch(state, rows, [0] * len(rows)))
+        return [found] if found else []
+
+    def _joined(self, batches: Sequence[_Batch]) -> _Batch | None:
+        if len(batches) < 2:
+            return batches[0] if batches else None
+        rows, tokens = ([one for batch in batches for one in part] for part in _parts(batches))
+        return _Batch(self._engine.join([batch.state for batch in batches]), rows, tokens)
+
+    def _stepped(self, batch: _Batch) -> _Batch | None:
+        try:
+            state = self._engine.step(batch.state, batch.tokens)
+        except Exception as error:
+            if len(batch.rows) == 1:
+                self._fail(batch.rows[0], error)
+                return None
+            alone = [self._kept(batch, [at]) for at in range(len(batch.rows))]
+            return self._joined([one for part in alone if part and (one := self._stepped(part))])
+        return self._advanced(_Batch(state, batch.rows, batch.tokens))
+
+    def _advanced(self, batch: _Batch) -> _Batch | None:
+        """Every row's next token; rows that are complete or fail leave."""
+        staying = []
+        for at, row in enumerate(batch.rows):
+            try:
+                token = row.advance(batch.state, at)
+            except Exception as error:
+                self._fail(row, error)
+                continue
+            if token is None:
+                self._ended(row)
+            else:
+                batch.tokens[at] = token
+                staying.append(at)
+        return self._kept(batch, staying)
+
+    def _fail(self, row: Row, error: BaseException | None) -> None:
+        if error is not None:
+            row.failed(error)
+        self._ended(row)
+
+    def _ended(self, row: Row) -> None:
+        with self._changed:
+            if (since := self._since.pop(row, None)) is not None:
+                spent = self._clock() - since
+                self._pace += (_PACE if self._pace else 1.0) * (spent - self._pace)
+            self._changed.notify_all()
+
+
+def _parts(batches: Sequence[_Batch]) -> tuple[list[list[Any]], list[list[Any]]]:
+    """Rows and tokens of each."""
+    return [list(batch.rows) for batch in batches], [list(batch.tokens) for batch in batches]

@@ -1,0 +1,83 @@
+"""Rows that join and leave while others decode get the tokens that they get alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from safetykit.adapters import Adapter, Intervention, Site
+from safetykit.export.manifest import read_manifest
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.export.surgery.adapt import adapt, copy_base
+
+STEPS = 6
+
+
+def held(make_adapter):
+    """A corrector whose gate decides at the prompt and holds."""
+    info = make_adapter().info
+    width, random = info.base.d_model, torch.Generator().manual_seed(7)
+    tensors = {
+        "weight": torch.randn(3 * width, generator=random) * 0.3,
+        "bias": torch.tensor(0.1),
+        "threshold": torch.tensor(0.0),
+        "direction": torch.randn(width, generator=random),
+        "alpha": torch.tensor(1.5),
+    }
+    site, *reads = map(Site.block, (2, 0, 1))
+    return Adapter(info, (Intervention("ProbedPush", site, "last", "both", tensors, "once", tuple(reads)),))
+
+
+@pytest.fixture(scope="module", params=["open", "held"])
+def model(request, vlm, base_folder, make_adapter, make_probe, tmp_path_factory):
+    """With a corrector and a detector."""
+    folder = tmp_path_factory.mktemp(request.param)
+    base = read_manifest(base_folder)
+    copy_base(base_folder, folder, base)
+    steering = make_adapter(("SupervisedSteering", "decoder.layers.0", "all", "both"))
+    corrector = held(make_adapter) if request.param == "held" else steering
+    manifest = adapt(folder, base, [corrector, make_probe(threshold=100)])
+    assert bool(manifest.gate_state) == (request.param == "held")
+    return OnnxVLM(folder, manifest, vlm.inputs, ["CPUExecutionProvider"])
+
+
+def greedy(state):
+    return state.logits[:, -1].argmax(-1)
+
+
+def alone(model, request):
+    state, found = model.prefill_requests([request]), []
+    for _ in range(STEPS):
+        found.append(state.logits[0, -1])
+        state = model.step(state, greedy(state))
+    return found
+
+
+def test_rows_come_and_go(model, requests):
+    expected = [alone(model, one) for one in requests]
+    found = [[] for _ in requests]
+    state, rows = None, []
+    arriving = {0: [0], 1: [1, 2], 3: [3]}
+    for turn in range(10):
+        if turn in arriving:
+            read = model.prefill_requests([requests[at] for at in arriving[turn]])
+            for at, logits in zip(arriving[turn], read.logits[:, -1], strict=True):
+                found[at].append(logits)
+            tokens = np.concatenate([*([] if state is None else [greedy(state)]), greedy(read)])
+            state = model.join([*([] if state is None else [state]), read])
+            rows += arriving[turn]
+        else:
+            tokens = greedy(state)
+        state = model.step(state, tokens)
+        for at, logits in zip(rows, state.logits[:, -1], strict=True):
+            found[at].append(logits)
+        if leaving := [place for place, at in enumerate(rows) if len(found[at]) == STEPS]:
+            staying = [place for place in range(len(rows)) if place not in leaving]
+            rows = [rows[place] for place in staying]
+            if not rows:
+                break
+            state = model.keep(state, staying)
+            assert state.attention_mask.any(axis=0)[0], "no column is padding alone"
+    assert not rows
+    for one, other in zip(expected, found, strict=True):
+        assert [int(logits.argmax()) for logits in one] == [int(logits.argmax()) for logits in other]
+        assert max(np.abs(a - b).max() for a, b in zip(one, other, strict=True)) < 1e-4
