@@ -95,6 +95,12 @@ COMMANDS = (
         'run export --prompt "What is this?" --image photo.png',
     ),
     Command(
+        "serve",
+        ".serve.command:serve",
+        "Answer OpenAI's chat completions with an export, the detector's verdict included.",
+        "serve export --port 8000",
+    ),
+    Command(
         "card",
         ".export.commands.card:card",
         "Write the model card and the HTML report again, or check them.",

@@ -26,6 +26,9 @@ _PACKAGES = {
     "faiss": ("retrieval", "FAISS"),
     "pyarrow": ("parquet", "pyarrow"),
     "model_signing": ("sign", "model-signing"),
+    "fastapi": ("serve", "FastAPI"),
+    "uvicorn": ("serve", "uvicorn"),
+    "prometheus_client": ("serve", "prometheus-client"),
     "OpenSSL": ("sign", "pyOpenSSL"),
 }
 # In a clone, before anything is installed; the file pins the versions that were tested.

@@ -122,8 +122,8 @@ class Scheduler:
         self._engine, self._clock = engine, clock
         self.max_batch, self.max_queue = max_batch, max_queue
         self._changed = threading.Condition()
-        self._waiting: deque[tuple[Hashable, deque[tuple[Row, float]]]] = deque()  # by client, in the order of turns
-        self._since: dict[Row, float] = {}  # when a row that is answered was submitted
+        self._waiting: deque[tuple[Hashable, deque[Row]]] = deque()  # by client, in the order of turns
+        self._since: dict[Row, float] = {}  # when the prompt of a row that is answered was read
         self._variant: Hashable = None
         self._draining = self._closed = False
         self._pace = 0.0
@@ -159,12 +159,11 @@ class Scheduler:
             if (waiting := self._count()) + len(rows) > self.max_queue:
                 turns = math.ceil((waiting + len(self._since)) / self.max_batch)
                 raise Busy(waiting, min(max(1, math.ceil(turns * self._pace)), _MOST_WAIT))
-            now = self._clock()
             for row in rows:
                 own = next((queue for client, queue in self._waiting if client == row.client), None)
                 if own is None:
                     self._waiting.append((row.client, own := deque()))
-                own.append((row, now))
+                own.append(row)
             self._changed.notify_all()
 
     def drain(self, seconds: float | None = None) -> bool:
@@ -194,47 +193,54 @@ class Scheduler:
         batch: _Batch | None = None
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: batch or self._waiting or self._closed)
+                while not (batch or self._waiting or self._closed):
+                    self._changed.wait()
                 if self._closed:
                     break
                 new, gone = self._admitted(batch)
             for row, error in gone:
                 self._fail(row, error)
-            batch = self._without_gone(batch)
-            if new:
-                if batch is None and new[0].variant != self._variant:
-                    new = self._used(new)
-                begun = [*([batch] if batch else []), *self._begun(new)]
-                batch = self._joined(begun)
-            if batch:
-                batch = self._stepped(batch)
-        rows = [*(batch.rows if batch else ()), *(row for _, queue in self._waiting for row, _ in queue)]
+            try:
+                batch = self._turn(batch, new)
+            except Exception as error:  # of the engine, in what concerns all rows
+                batch = None
+                for row in list(self._since):
+                    self._fail(row, error)
+        rows = [*self._since, *(row for _, queue in self._waiting for row in queue)]
         self._waiting.clear()
         for row in rows:
             self._fail(row, Draining())
+
+    def _turn(self, batch: _Batch | None, new: list[Row]) -> _Batch | None:
+        """Let go of rows, read new prompts and decode one token of each row."""
+        batch = self._without_gone(batch)
+        if new and new[0].variant != self._variant:  # so there is no batch
+            new = self._used(new)
+        batch = self._joined([*([batch] if batch else []), *self._begun(new)])
+        return self._stepped(batch) if batch else None
 
     def _admitted(self, batch: _Batch | None) -> tuple[list[Row], list[tuple[Row, BaseException | None]]]:
         """Waiting rows whose prompts are read now, and those that nobody waits for or that waited too long."""
         gone: list[tuple[Row, BaseException | None]] = []
         for _, queue in self._waiting:
-            for one in [one for one in queue if self._is_over(one[0])]:
-                queue.remove(one)
-                gone.append((one[0], None if one[0].cancelled else TimedOut()))
+            for row in [row for row in queue if self._is_over(row)]:
+                queue.remove(row)
+                gone.append((row, None if row.cancelled else TimedOut()))
         self._waiting = deque((client, queue) for client, queue in self._waiting if queue)
         rows: list[Row] = []
         variant = batch.rows[0].variant if batch else None
         while self._waiting and len(rows) < self.max_batch - (len(batch.rows) if batch else 0):
             client, queue = self._waiting[0]
             if not rows and batch is None:
-                variant = queue[0][0].variant
-            if queue[0][0].variant != variant:
+                variant = queue[0].variant
+            if queue[0].variant != variant:
                 break  # the batch runs empty first
-            row, since = queue.popleft()
+            row = queue.popleft()
             self._waiting.popleft()
             if queue:
                 self._waiting.append((client, queue))  # the next turn is another client's
             rows.append(row)
-            self._since[row] = since
+            self._since[row] = self._clock()
         return rows, gone
 
     def _is_over(self, row: Row) -> bool:
@@ -283,8 +289,11 @@ class Scheduler:
     def _joined(self, batches: Sequence[_Batch]) -> _Batch | None:
         if len(batches) < 2:
             return batches[0] if batches else None
-        rows, tokens = ([one for batch in batches for one in part] for part in _parts(batches))
-        return _Batch(self._engine.join([batch.state for batch in batches]), rows, tokens)
+        return _Batch(
+            self._engine.join([batch.state for batch in batches]),
+            [row for batch in batches for row in batch.rows],
+            [token for batch in batches for token in batch.tokens],
+        )
 
     def _stepped(self, batch: _Batch) -> _Batch | None:
         try:
@@ -324,8 +333,3 @@ class Scheduler:
                 spent = self._clock() - since
                 self._pace += (_PACE if self._pace else 1.0) * (spent - self._pace)
             self._changed.notify_all()
-
-
-def _parts(batches: Sequence[_Batch]) -> tuple[list[list[Any]], list[list[Any]]]:
-    """Rows and tokens of each."""
-    return [list(batch.rows) for batch in batches], [list(batch.tokens) for batch in batches]

@@ -1,0 +1,115 @@
+"""What a server would be, refused before anything is opened where it cannot be."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..adapters.errors import UsageError
+from ..adapters.extras import missing
+from ..adapters.settings import spell
+from ..export.manifest import ExportManifest
+from ..export.runtime.hotswap import Swap, read_swap
+from ..toolkit.data.sources import is_checkpoint, is_export
+from .access import KEYS_VARIABLE, Keys
+from .engine import OWN
+from .options import ServeOptions
+
+PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
+
+
+def require_packages() -> None:
+    """Refuse to go on without the packages of the extra.
+
+    Raises:
+        MissingExtra: naming one and the command that installs it.
+    """
+    from importlib.util import find_spec
+
+    for name in PACKAGES:
+        if find_spec(name) is None:
+            raise missing(name, "A server")
+
+
+def require_export(folder: Path) -> None:
+    """Refuse what is no export.
+
+    Raises:
+        UsageError: see above.
+    """
+    if is_export(folder):
+        return
+    if is_checkpoint(folder):
+        raise UsageError(
+            f"{folder} is a checkpoint, and exports are served.", f"Export it: safetykit export {folder} -o export."
+        )
+    raise UsageError(f"There is no export in {folder}.", "Give the folder that `safetykit export` wrote.")
+
+
+def require_keys(keys: Keys, options: ServeOptions) -> None:
+    """Refuse to answer other machines without keys, unless that was asked for.
+
+    Raises:
+        UsageError: see above; or it was asked for and cannot act.
+    """
+    if options.allow_anonymous and len(keys):
+        raise UsageError(
+            f"{spell(ServeOptions, 'allow_anonymous')} does nothing where there are API keys.", "Leave out one of them."
+        )
+    if not len(keys) and not options.allow_anonymous and not _is_loopback(options.host):
+        raise UsageError(
+            f"At {options.host} everybody who reaches this machine could ask.",
+            f"Give --api-key-file or {KEYS_VARIABLE}, or --allow-anonymous.",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket at the address.
+
+    Raises:
+        UsageError: it is in use, or none of this machine's.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        made = socket.socket(family, kind, protocol)
+        try:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind(address)
+        except OSError:
+            made.close()
+            raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(
+            f"Nothing can listen at {host}, port {port}: {reason}.", "Choose another --port or --host."
+        ) from None
+    return made
+
+
+def read_adapters(
+    named: Sequence[str], manifest: ExportManifest, *, allow_uncorrected_detector: bool
+) -> dict[str, Swap]:
+    """What requests may choose, by name.
+
+    Raises:
+        UsageError: a name is missing, given twice or taken, or the export takes no other adapters.
+        SafetykitError: as of :func:`read_swap`.
+    """
+    found: dict[str, Swap] = {}
+    for one in named:
+        name, _, folder = one.partition("=")
+        if not name or not folder or name in (OWN, "off") or name in found:
+            raise UsageError(
+                f"--adapter {one!r} names no adapter.", f"Write NAME=FOLDER, each name once; {OWN} and off are taken."
+            )
+        found[name] = read_swap([Path(folder)], manifest, allow_uncorrected_detector=allow_uncorrected_detector)
+    return found

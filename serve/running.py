@@ -1,0 +1,107 @@
+"""A server from its export folder to its end: opened, listening, drained."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from ..export.runtime.onnx_vlm import OnnxVLM
+from .access import Keys, read_keys
+from .app import application
+from .logs import Log
+from .options import ServeOptions
+from .plan import bound, read_adapters, require_keys
+from .service import Service
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Server:
+    """A service at a socket.
+
+    Attributes:
+        told: JSON-able, what is served where, and which limits hold.
+    """
+
+    def __init__(self, service: Service, keys: Keys, listening: socket.socket) -> None:
+        self._service, self._keys, self._socket = service, keys, listening
+        options, (host, port) = service.options, listening.getsockname()[:2]
+        model, limits = service.model, ("max_batch", "max_queue", "max_new_tokens", "max_pictures", "max_pixels")
+        detector = model.detector
+        self.told: dict[str, Any] = {
+            "model": service.name,
+            "url": f"http://{f'[{host}]' if ':' in host else host}:{port}",
+            "keys": len(keys),
+            "providers": list(model.providers),
+            "threshold": None if detector is None else detector.threshold,
+            "adapters": list(service.variants),
+            "shadow": options.allow_shadow,
+            "log_prompts": options.log_prompts,
+            **{name: getattr(options, name) for name in (*limits, "max_body", "timeout", "drain")},
+            "max_prompt_tokens": model.inputs.max_prompt_tokens,
+        }
+
+    def run(self) -> None:
+        """Answer until SIGTERM or Ctrl-C; what was accepted is answered first, as far as ``drain`` allows."""
+        options = self._service.options
+        config = uvicorn.Config(
+            application(self._service, self._keys),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=max(1, round(options.drain)),
+            lifespan="on",
+        )
+        self._service.log("listening", **self.told)
+        _Uvicorn(config).run([self._socket])
+        self._service.log("ended")
+
+
+class _Uvicorn(uvicorn.Server):
+    """Whose end at a signal is a success: the signal is not raised once more afterwards."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def opened(folder: Path, options: ServeOptions, *, say: Callable[[str], None] = print) -> Iterator[Server]:
+    """A server that listens and does not answer yet.
+
+    Raises:
+        SafetykitError: as of :meth:`OnnxVLM.from_pretrained`; or nothing can listen there, keys are missing or
+            cannot be read, or a canary fails.
+    """
+    keys = read_keys(options.api_key_file)
+    require_keys(keys, options)
+    options.require_use(
+        ("allow_uncorrected_detector",), bool(options.swap or options.adapters), "an adapter (--swap or --adapter)"
+    )
+    allowed = options.allow_uncorrected_detector
+    with bound(options.host, options.port) as listening:
+        model = OnnxVLM.from_pretrained(folder, options.providers, index=options.external_index)
+        model.inputs.limit(options.max_prompt_tokens)
+        if options.canary:
+            found = model.check_canaries()
+            say(f"{len(found.canaries)} canaries are answered as they were, {found.telling} of them show the adapters")
+        if options.swap:
+            model.swap(*options.swap, allow_uncorrected_detector=allowed)
+        swaps = read_adapters(options.adapters, model.manifest, allow_uncorrected_detector=allowed)
+        name = options.name or folder.resolve().name
+        service = Service(model, name, options, Log(prompts=options.log_prompts), swaps)
+        try:
+            yield Server(service, keys, listening)
+        finally:
+            service.close()

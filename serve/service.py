@@ -1,0 +1,254 @@
+"""A chat request from its body to its answer, with the export that answers, and what is counted and logged of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..export.runtime.hotswap import Swap
+from ..export.runtime.onnx_vlm import OnnxVLM
+from ..toolkit.model.generating import Sampling
+from ..toolkit.model.requests import Request
+from .answer import Answer, Begun, Ended, Event, Failed, Piece, Wanted
+from .body import ChatBody, read_body
+from .engine import OWN, ExportEngine
+from .errors import ApiError, as_api_error
+from .logs import Log
+from .messages import Limits, read_messages
+from .metrics import Metrics
+from .options import ServeOptions
+from .replies import DONE, Choice, Replies, failure
+from .scheduler import Scheduler
+
+_READERS = 2  # threads that decode pictures: each may hold a large one
+_SEEDS = 2**64
+
+
+@dataclass
+class Asked:
+    """A request that is being answered.
+
+    Attributes:
+        events: what happens to its choices, by their places.
+        began: when it came, in seconds of the monotonic clock.
+        noted: whether it is over, counted and logged.
+    """
+
+    body: ChatBody
+    request: Request
+    client: str
+    identity: str
+    began: float
+    events: asyncio.Queue[tuple[int, Event]]
+    noted: bool = False
+    answers: list[Answer] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
+
+    def cancel(self) -> None:
+        """Stop answering; what is complete already stays."""
+        for one in self.answers:
+            one.cancel()
+
+
+class Service:
+    """An export that answers chat requests.
+
+    Args:
+        model: used by one thread of the service's own from now on.
+        name: what clients call it.
+        swaps: adapters that requests may choose, by name.
+
+    Attributes:
+        variants: names of the adapters that requests may choose.
+    """
+
+    def __init__(
+        self, model: OnnxVLM, name: str, options: ServeOptions, log: Log, swaps: Mapping[str, Swap] | None = None
+    ) -> None:
+        self.model, self.name, self.options, self.log = model, name, options, log
+        self.created = int(time.time())
+        self.variants = (OWN, *(swaps or {}))
+        self.scheduler = Scheduler(ExportEngine(model, swaps), max_batch=options.max_batch, max_queue=options.max_queue)
+        self.metrics = Metrics(self.scheduler)
+        self._readers = ThreadPoolExecutor(_READERS, "safetykit-reader")
+        self._present = 0
+        files = model.manifest.files
+        self._fingerprint = (
+            "fp_" + (files.get(model.manifest.graph_file("decoder")) or model.manifest.base.fingerprint)[:12]
+        )
+
+    def close(self) -> None:
+        """End the threads; what is not answered fails."""
+        self.scheduler.close()
+        self._readers.shutdown(cancel_futures=True)
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """A request is there; so many may be that each could have a row.
+
+        Raises:
+            ApiError: there are too many, or the server ends.
+        """
+        if not self.scheduler.ready:
+            raise ApiError(503, "The server is shutting down.", code="shutting_down", retry_after=1)
+        if self._present >= self.options.max_batch + self.options.max_queue:
+            raise ApiError(429, "Too many requests are there.", code="queue_full", retry_after=1)
+        self._present += 1
+        try:
+            yield
+        finally:
+            self._present -= 1
+
+    async def ask(self, data: bytes, client: str, began: float) -> Asked:
+        """Check a body and queue its answers.
+
+        Raises:
+            ApiError: a field is wrong or not allowed, or there is no room.
+        """
+        loop = asyncio.get_running_loop()
+        body, request = await loop.run_in_executor(self._readers, self._read, data)
+        asked = Asked(body, request, client, f"chatcmpl-{secrets.token_hex(12)}", began, asyncio.Queue())
+        for at in range(body.n):
+
+            def tell(event: Event, at: int = at) -> None:
+                with contextlib.suppress(RuntimeError):  # the loop has ended
+                    loop.call_soon_threadsafe(asked.events.put_nowait, (at, event))
+
+            answer = Answer(self.model, request, self._wanted(body, at), tell)
+            answer.client, answer.variant = client, body.safetykit.adapter
+            answer.deadline = began + self.options.timeout
+            asked.answers.append(answer)
+            asked.choices.append(Choice())
+        self.scheduler.submit(asked.answers)
+        return asked
+
+    async def events(self, asked: Asked) -> AsyncIterator[tuple[int, Event]]:
+        """What happens until all choices are complete; noted in them, counted and logged.
+
+        Raises:
+            ApiError: one of them fails; the others are given up.
+        """
+        left = len(asked.choices)
+        try:
+            while left:
+                at, event = await asked.events.get()
+                choice = asked.choices[at]
+                match event:
+                    case Failed(error):
+                        raise as_api_error(error) from error
+                    case Begun():
+                        choice.begun = event
+                        if at == 0:
+                            self.metrics.note(event.verdict, event.prompt_tokens, time.monotonic() - asked.began)
+                    case Piece(text, logprobs):
+                        choice.text += text
+                        choice.logprobs += logprobs
+                    case Ended(reason, tokens):
+                        choice.reason, choice.tokens, left = reason, tokens, left - 1
+                        self.metrics.answers.labels(reason).inc()
+                        self.metrics.tokens.labels("completion").inc(tokens)
+                yield at, event
+        finally:
+            asked.cancel()
+
+    async def whole(self, asked: Asked) -> dict[str, Any]:
+        """The completion when it is complete."""
+        async for _ in self.events(asked):
+            pass
+        return self._replies(asked).whole(asked.choices)
+
+    async def pieces(self, asked: Asked) -> AsyncIterator[bytes]:
+        """The completion as server-sent events. Only what fails before the first of them is raised."""
+        replies, sent = self._replies(asked), False
+        options = asked.body.stream_options
+        with_usage = options is not None and options.include_usage
+        try:
+            async for at, event in self.events(asked):
+                match event:
+                    case Begun():
+                        yield replies.begin(at, asked.choices[at], with_usage=with_usage)
+                    case Piece():
+                        yield replies.piece(at, event, with_usage=with_usage)
+                    case Ended():
+                        yield replies.end(at, asked.choices[at], with_usage=with_usage)
+                sent = True
+        except ApiError as error:
+            if not sent:
+                raise
+            self.note(asked, error)
+            yield failure(error)
+            return
+        if with_usage:
+            yield replies.usage(asked.choices)
+        yield DONE
+        self.note(asked)
+
+    def note(self, asked: Asked | None, error: ApiError | None = None, *, client: str = "", began: float = 0) -> None:
+        """Count and log a request that is over, once."""
+        if asked is not None:
+            if asked.noted:
+                return
+            asked.noted = True
+        status = error.status if error else 200
+        self.metrics.requests.labels(str(status)).inc()
+        fields: dict[str, Any] = {"client": asked.client if asked else client, "status": status}
+        seconds = time.monotonic() - (asked.began if asked else began)
+        if error:
+            fields |= {"error": error.body["error"]["code"], "param": error.param}
+            if error.status >= 500:  # what a client is not told in full
+                fields["reason"] = f"{type(error.__cause__ or error).__name__}: {error.__cause__ or error}"
+        if asked:
+            first = asked.choices[0]
+            self.metrics.latency.observe(seconds)
+            fields |= {"id": asked.identity, "finish_reason": first.reason}
+            fields |= {"completion_tokens": sum(one.tokens for one in asked.choices), "prompt": asked.request.prompt}
+            fields["answer"] = first.text
+            if first.begun:
+                verdict = first.begun.verdict
+                fields |= {"prompt_tokens": first.begun.prompt_tokens, "risk": verdict.risk, "refused": verdict.refused}
+        self.log("request", **fields, seconds=round(seconds, 4))
+
+    def _read(self, data: bytes) -> tuple[ChatBody, Request]:
+        body, options = read_body(data), self.options
+        if body.model != self.name:
+            message = f"The model {body.model[:100]!r} does not exist; this server has {self.name!r}."
+            raise ApiError(404, message, param="model", code="model_not_found")
+        wanted = max(body.max_tokens or 0, body.max_completion_tokens or 0)
+        if wanted > options.max_new_tokens:
+            name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+            raise ApiError(400, f"{name} is at most {options.max_new_tokens}.", param=name, code="invalid_value")
+        if body.n > (most := min(options.max_batch, options.max_queue)):
+            raise ApiError(400, f"n is at most {most}.", param="n", code="invalid_value")
+        if body.safetykit.adapter not in self.variants:
+            known = ", ".join(self.variants)
+            message = f"The policy of this server allows no adapter of that name; it has {known}."
+            raise ApiError(403, message, param="safetykit.adapter", code="not_allowed")
+        if body.safetykit.shadow and not options.allow_shadow:
+            message = "The policy of this server does not allow shadow mode."
+            raise ApiError(403, message, param="safetykit.shadow", code="not_allowed")
+        return body, read_messages(body.messages, Limits(options.max_pictures, options.max_pixels))
+
+    def _wanted(self, body: ChatBody, at: int) -> Wanted:
+        seed = secrets.randbits(63) if body.seed is None else body.seed
+        most = body.max_completion_tokens or body.max_tokens or self.options.max_new_tokens
+        sampling = Sampling(body.temperature > 0, body.temperature or 1.0, body.top_p, (seed + at) % _SEEDS)
+        top = (body.top_logprobs or 0) if body.logprobs else None
+        return Wanted(most, sampling, body.stops, top, body.safetykit.shadow)
+
+    def _replies(self, asked: Asked) -> Replies:
+        body, created = asked.body, int(time.time())
+        return Replies(
+            asked.identity,
+            created,
+            self.name,
+            self._fingerprint,
+            body.safetykit.adapter,
+            lambda token: self.model.inputs.tokenizer.decode([token]),
+            logprobs=body.logprobs,
+        )

@@ -1,0 +1,464 @@
+"""The HTTP surface over a small export: the same answers as `run`'s, whatever the form; everything else by its name."""
+
+import contextlib
+import io
+import json
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from fastapi.testclient import TestClient
+
+from safetykit import OnnxVLM
+from safetykit.serve.access import Keys
+from safetykit.serve.app import application
+from safetykit.serve.body import HARMLESS, NEUTRAL
+from safetykit.serve.logs import Log
+from safetykit.serve.options import ServeOptions
+from safetykit.serve.service import Service
+
+KEY = "a-key-of-the-tests-0123456789"
+CHAT = "/v1/chat/completions"
+TOKENS = 8
+
+
+@contextlib.contextmanager
+def serving(folder, *, keys=(), swaps=None, log=None, model=None, **options):
+    model = model or OnnxVLM.from_pretrained(folder)
+    log = log or Log(io.StringIO())
+    service = Service(model, "tiny", ServeOptions(max_new_tokens=16, **options), log, swaps)
+    with TestClient(application(service, Keys(keys)), raise_server_exceptions=False) as client:
+        client.service = service
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client(served):
+    with serving(served, max_pictures=2, max_pixels=1000) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def expected(served, requests):
+    model = OnnxVLM.from_pretrained(served)
+    answers = [model.generate(one, TOKENS) for one in requests]
+    assert {one.refused for one in answers} == {True, False}
+    return answers, model.detector.threshold
+
+
+@pytest.fixture(scope="module")
+def answered(requests, expected):
+    """A request that the detector lets pass."""
+    return next(one for one, answer in zip(requests, expected[0], strict=True) if not answer.refused)
+
+
+@pytest.fixture(scope="module")
+def refused(requests, expected):
+    return next(one for one, answer in zip(requests, expected[0], strict=True) if answer.refused)
+
+
+def body(messages, **fields):
+    return {"model": "tiny", "messages": messages, "max_tokens": TOKENS, "temperature": 0, **fields}
+
+
+def events(response):
+    assert response.headers["content-type"].startswith("text/event-stream")
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
+
+
+def check(value, answer, threshold):
+    """An answer over HTTP is that of `generate`."""
+    (choice,) = value["choices"]
+    assert choice["message"] == {"role": "assistant", "content": answer.text, "refusal": None}
+    verdict = value["safetykit"]
+    assert verdict["risk"] == pytest.approx(answer.scores["risk"] + threshold, abs=1e-4)
+    assert verdict["threshold"] == threshold and verdict["refused"] == answer.refused and verdict["adapter"] == "on"
+    assert value["usage"]["completion_tokens"] == len(answer.token_ids)
+    assert value["usage"]["total_tokens"] == value["usage"]["prompt_tokens"] + len(answer.token_ids)
+    reason = "content_filter" if answer.refused else "length" if len(answer.token_ids) == TOKENS else "stop"
+    assert choice["finish_reason"] == reason
+
+
+def test_answers_are_those_of_generate_alone_together_and_streamed(client, as_messages, requests, expected):
+    answers, threshold = expected
+    bodies = [body(as_messages(one)) for one in requests]
+    for sent, answer in zip(bodies, answers, strict=True):
+        check(client.post(CHAT, json=sent).json(), answer, threshold)
+    many = 8 * bodies
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda sent: client.post(CHAT, json=sent).json(), many))
+    for value, answer in zip(found, 8 * answers, strict=True):
+        check(value, answer, threshold)
+    for sent, answer in zip(bodies, answers, strict=True):
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        first, *pieces, last, used = events(client.post(CHAT, json={**sent, **options}))
+        assert first["choices"][0]["delta"]["role"] == "assistant" and first["safetykit"] == last["safetykit"]
+        assert used["choices"] == [] and first["usage"] is None
+        text = "".join(one["choices"][0]["delta"]["content"] for one in pieces)
+        choice = {"message": {"role": "assistant", "content": text, "refusal": None}}
+        whole = {**last, "choices": [{**last["choices"][0], **choice}], "usage": used["usage"]}
+        check(whole, answer, threshold)
+
+
+def test_drawn_answers_follow_the_seed_and_several_differ(client, as_messages, answered, served):
+    fields = {"temperature": 1.5, "top_p": 0.9, "seed": 5}
+    first, again = (client.post(CHAT, json=body(as_messages(answered), **fields)).json() for _ in range(2))
+    model = OnnxVLM.from_pretrained(served)
+    alone = model.generate(answered, TOKENS, do_sample=True, temperature=1.5, top_p=0.9, seed=5)
+    assert first["choices"] == again["choices"] and first["choices"][0]["message"]["content"] == alone.text
+    three = client.post(CHAT, json=body(as_messages(answered), n=3, **fields)).json()
+    texts = [one["message"]["content"] for one in three["choices"]]
+    assert texts[0] == alone.text and len(set(texts)) > 1 and [one["index"] for one in three["choices"]] == [0, 1, 2]
+    streamed = events(client.post(CHAT, json=body(as_messages(answered), n=3, stream=True, **fields)))
+    parts = ["", "", ""]
+    for one in streamed:
+        parts[one["choices"][0]["index"]] += one["choices"][0]["delta"].get("content", "")
+    assert parts == texts
+
+
+def test_a_stop_text_ends_the_answer_before_it(client, as_messages, answered, expected, requests):
+    text = expected[0][requests.index(answered)].text
+    stop = text.split()[3]
+    for streamed in (False, True):
+        found = client.post(CHAT, json=body(as_messages(answered), stop=["never said", stop], stream=streamed))
+        if streamed:
+            said = "".join(one["choices"][0]["delta"].get("content", "") for one in events(found))
+        else:
+            said = found.json()["choices"][0]["message"]["content"]
+            assert found.json()["choices"][0]["finish_reason"] == "stop"
+        assert said == text[: text.index(stop)]
+
+
+def test_log_probabilities(client, as_messages, answered):
+    (choice,) = client.post(CHAT, json=body(as_messages(answered), logprobs=True, top_logprobs=3)).json()["choices"]
+    content = choice["logprobs"]["content"]
+    assert len(content) == TOKENS
+    for one in content:
+        assert one["logprob"] == one["top_logprobs"][0]["logprob"] <= 0, "greedy takes the most probable"
+        assert len(one["top_logprobs"]) == 3 and bytes(one["bytes"]).decode() == one["token"]
+    streamed = events(client.post(CHAT, json=body(as_messages(answered), logprobs=True, stream=True)))
+    found = [token for one in streamed if (told := one["choices"][0]["logprobs"]) for token in told["content"]]
+    assert [one["token"] for one in found] == [one["token"] for one in content]
+    assert all(one["top_logprobs"] == [] for one in found)
+
+
+def test_conversations_are_read_as_they_are(client, served):
+    model = OnnxVLM.from_pretrained(served)
+    messages = [
+        {"role": "user", "content": "what is this ?"},
+        {"role": "assistant", "content": "the thing .", "refusal": None, "tool_calls": None, "annotations": []},
+        {"role": "user", "content": [{"type": "text", "text": "how to use it ?"}]},
+    ]
+    plain = [{"role": one["role"], "content": one["content"]} for one in messages]
+    value = client.post(CHAT, json=body(messages)).json()
+    assert value["choices"][0]["message"]["content"] == model.generate(plain, TOKENS).text
+    value = client.post(CHAT, json=body([{"role": "developer", "content": "use it ."}, *messages])).json()
+    expected = model.generate([{"role": "system", "content": "use it ."}, *plain], TOKENS)
+    assert value["choices"][0]["message"]["content"] == expected.text
+
+
+PNG = "data:image/png;base64,iVBORw0KGgo="
+WRONG = {
+    "an unknown field": ({"temprature": 1}, "temprature", "unknown_parameter"),
+    "no model": ({"model": None}, "model", "missing_required_parameter"),
+    "another model": ({"model": "gpt"}, "model", "model_not_found"),
+    "no messages": ({"messages": []}, "messages", "invalid_value"),
+    "a number as text": ({"temperature": "1"}, "temperature", "invalid_value"),
+    "too hot": ({"temperature": 2.5}, "temperature", "invalid_value"),
+    "too long": ({"max_tokens": 17}, "max_tokens", "invalid_value"),
+    "too long by its other name": (
+        {"max_tokens": None, "max_completion_tokens": 17},
+        "max_completion_tokens",
+        "invalid_value",
+    ),
+    "two lengths": ({"max_completion_tokens": 3}, "max_tokens", "invalid_value"),
+    "too many": ({"n": 9}, "n", "invalid_value"),
+    "five stops": ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "invalid_value"),
+    "top without": ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
+    "stream options without": ({"stream_options": {}}, "stream_options", "invalid_value"),
+    "obfuscation": (
+        {"stream": True, "stream_options": {"include_obfuscation": True}},
+        "stream_options.include_obfuscation",
+        "invalid_value",
+    ),
+    "another adapter": ({"safetykit": {"adapter": "off"}}, "safetykit.adapter", "not_allowed"),
+    "shadow": ({"safetykit": {"shadow": True}}, "safetykit.shadow", "not_allowed"),
+    "an unknown choice": ({"safetykit": {"threshold": 9}}, "safetykit.threshold", "unknown_parameter"),
+    "half a letter": ({"messages": [{"role": "user", "content": "\ud800"}]}, None, "invalid_json"),
+}
+PARTS = {
+    "an address": (
+        {"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}},
+        "image_url.url",
+        "invalid_image_url",
+    ),
+    "a file": ({"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}, "image_url.url", "invalid_image_url"),
+    "no picture": ({"type": "image_url", "image_url": {"url": PNG}}, "image_url.url", "invalid_image"),
+    "no base64": (
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,!"}},
+        "image_url.url",
+        "invalid_base64",
+    ),
+    "in detail": (
+        {"type": "image_url", "image_url": {"url": PNG, "detail": "high"}},
+        "image_url.detail",
+        "unsupported_parameter",
+    ),
+    "sound": ({"type": "input_audio", "input_audio": {}}, "", "unsupported_parameter"),
+}
+
+
+def is_refused(response, status, param, code):
+    found = response.json()["error"]
+    assert response.status_code == status, response.text
+    assert (found["param"], found["code"]) == (param, code), found
+    assert found["message"] and found["type"].endswith("_error")
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_named(client, case):
+    fields, param, code = WRONG[case]
+    sent = json.dumps(body([{"role": "user", "content": "what is this ?"}]) | fields)
+    status = {"model_not_found": 404, "not_allowed": 403}.get(code, 400)
+    is_refused(client.post(CHAT, content=sent), status, param, code)
+
+
+@pytest.mark.parametrize("case", PARTS)
+def test_a_part_that_is_wrong_is_named(client, case):
+    part, place, code = PARTS[case]
+    response = client.post(CHAT, json=body([{"role": "user", "content": [part]}]))
+    is_refused(response, 400, f"messages.0.content.0.{place}".rstrip("."), code)
+
+
+def test_messages_that_nobody_may_send(client, as_messages, requests):
+    user = {"role": "user", "content": "what is this ?"}
+    begun = {"role": "assistant", "content": "sure ,"}
+    is_refused(client.post(CHAT, json=body([user, begun])), 400, "messages.1.role", "invalid_value")
+    system = {"role": "system", "content": "it is one ."}
+    is_refused(client.post(CHAT, json=body([user, system, user])), 400, "messages.1.role", "invalid_value")
+    named = {**user, "name": "somebody"}
+    is_refused(client.post(CHAT, json=body([named])), 400, "messages.0.name", "unsupported_parameter")
+    pictured = {**as_messages(requests[0])[0], "role": "assistant"}
+    is_refused(client.post(CHAT, json=body([user, pictured, user])), 400, "messages.1.content.0", "invalid_value")
+
+
+def test_pictures_are_counted_and_measured_before_they_are_decoded(client, as_messages, requests):
+    shown = as_messages(requests[0])[0]["content"][0]
+    many = [{"role": "user", "content": [shown, shown, shown]}]
+    place = "messages.0.content.2.image_url"
+    is_refused(client.post(CHAT, json=body(many)), 400, place, "too_many_images")
+    from PIL import Image
+
+    from safetykit.toolkit.model.requests import Request
+
+    large = as_messages(Request("what is this ?", Image.new("RGB", (40, 30))))
+    is_refused(client.post(CHAT, json=body(large)), 400, "messages.0.content.0.image_url", "image_too_large")
+
+
+def test_a_prompt_that_is_too_long_is_the_clients_fault(client):
+    long = [{"role": "user", "content": "the " * 3000}]
+    is_refused(client.post(CHAT, json=body(long)), 400, "messages", "invalid_prompt")
+    streamed = client.post(CHAT, json=body(long, stream=True))
+    is_refused(streamed, 400, "messages", "invalid_prompt")
+
+
+@pytest.mark.parametrize("name", sorted(NEUTRAL))
+def test_fields_that_are_not_supported_may_say_nothing(client, name):
+    user = [{"role": "user", "content": "what is this ?"}]
+    is_refused(client.post(CHAT, json=body(user, **{name: 0.5})), 400, name, "unsupported_parameter")
+    from safetykit.serve.body import read_body
+
+    for value in NEUTRAL[name]:
+        assert read_body(json.dumps(body(user, **{name: value})).encode()) == read_body(json.dumps(body(user)).encode())
+
+
+def test_harmless_fields_are_accepted(client, as_messages, answered):
+    plain = client.post(CHAT, json=body(as_messages(answered))).json()
+    with_them = client.post(CHAT, json=body(as_messages(answered), **dict.fromkeys(HARMLESS, "x"))).json()
+    assert with_them["choices"] == plain["choices"]
+
+
+def test_a_thousand_malformed_bodies_are_typed_refusals(client, as_messages, requests):
+    """Bytes, tokens and values of good bodies changed at random: never a server error, and no answer is lost."""
+    draw = random.Random(0)
+    whole = json.dumps(body(as_messages(requests[0]), n=1, stop=["x"], seed=1, top_p=1, safetykit={"adapter": "on"}))
+    odd = [
+        "null",
+        "[]",
+        "{}",
+        "-1",
+        "1e999",
+        "NaN",
+        '"\\ud800"',
+        "true",
+        '""',
+        "[[[[[[[[[[",
+        '{"a":',
+        "99999999999999999999",
+    ]
+    values = [None, [], {}, -1, True, "", "\x00", 1e300, [None], {"role": "user"}, [{"type": "text"}], "x" * 10]
+    statuses = {}
+    for at in range(1000):
+        kind = at % 4
+        if kind == 0:
+            data = bytearray(whole.encode())
+            for _ in range(draw.randint(1, 8)):
+                data[draw.randrange(len(data))] = draw.randrange(256)
+            data = bytes(data)
+        elif kind == 1:
+            data = whole[: draw.randrange(len(whole))].encode()
+        elif kind == 2:
+            value = json.loads(whole)
+            place = value
+            while isinstance(place, (dict, list)) and place:
+                key = draw.choice(list(place)) if isinstance(place, dict) else draw.randrange(len(place))
+                if draw.random() < 0.4 or not isinstance(place[key], (dict, list)):
+                    place[key] = draw.choice(values)
+                    break
+                place = place[key]
+            data = json.dumps(value).encode()
+        else:
+            cut = draw.randrange(len(whole))
+            data = (whole[:cut] + draw.choice(odd) + whole[cut + draw.randint(0, 5) :]).encode()
+        response = client.post(CHAT, content=data)
+        statuses[response.status_code] = statuses.get(response.status_code, 0) + 1
+        assert response.status_code < 500, (data[:300], response.text)
+        if response.status_code != 200:
+            assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    assert statuses[400] > 700, statuses
+    deep = client.post(CHAT, content=b"[" * 100_000)
+    is_refused(deep, 400, None, "invalid_json")
+
+
+def test_keys_are_asked_for_everywhere_but_by_orchestrators(served):
+    with serving(served, keys=[KEY, KEY[::-1]]) as client:
+        for path in ("/v1/models", "/v1/models/tiny", "/metrics"):
+            is_refused(client.get(path), 401, None, "missing_api_key")
+            wrong = client.get(path, headers={"Authorization": "Bearer another-key-0123456789"})
+            is_refused(wrong, 401, None, "invalid_api_key")
+            for key in (KEY, KEY[::-1]):
+                assert client.get(path, headers={"Authorization": f"Bearer {key}"}).status_code == 200
+        is_refused(client.post(CHAT, content=b"{"), 401, None, "missing_api_key")
+        assert client.get("/healthz").json() == {"status": "ok"}
+        assert client.get("/readyz").status_code == 200
+
+
+def test_what_is_not_served_is_told_in_the_same_form(client):
+    is_refused(client.get("/v1/nothing"), 404, None, "unknown_url")
+    is_refused(client.get(CHAT), 405, None, "unknown_url")
+    assert client.get("/v1/models").json()["data"][0]["id"] == "tiny"
+    is_refused(client.get("/v1/models/other"), 404, "model", "model_not_found")
+
+
+def test_a_body_beyond_the_limit_is_not_read(served):
+    with serving(served, max_body=2000) as client:
+        is_refused(client.post(CHAT, content=b"x" * 3000), 413, None, "request_too_large")
+        parts = (b"x" * 500 for _ in range(6))  # sent without its length
+        is_refused(client.post(CHAT, content=parts), 413, None, "request_too_large")
+
+
+def test_metrics_and_log_say_what_happened_and_not_what_was_said(served, as_messages, answered, refused):
+    log = io.StringIO()
+    with serving(served, log=Log(log)) as client:
+        client.post(CHAT, json=body(as_messages(answered)))
+        client.post(CHAT, json=body(as_messages(refused)))
+        client.post(CHAT, content=b"{")
+        page = client.get("/metrics").text
+    for line in (
+        'safetykit_requests_total{status="200"} 2.0',
+        'safetykit_requests_total{status="400"} 1.0',
+        'safetykit_answers_total{finish_reason="content_filter"} 1.0',
+        "safetykit_refusals_total 1.0",
+        "safetykit_risk_log_odds_count 2.0",
+        "safetykit_queue_rows 0.0",
+        "safetykit_batch_rows 0.0",
+    ):
+        assert line in page.splitlines(), page
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    assert [one["status"] for one in lines] == [200, 200, 400] and lines[1]["refused"]
+    assert answered.prompt not in log.getvalue()
+    log = io.StringIO()
+    with serving(served, log=Log(log, prompts=True)) as client:
+        client.post(CHAT, json=body(as_messages(answered)))
+    assert json.loads(log.getvalue())["prompt"] == answered.prompt
+
+
+def test_shadow_mode_tells_the_risk_and_answers(served, as_messages, refused):
+    with serving(served, allow_shadow=True) as client:
+        value = client.post(CHAT, json=body(as_messages(refused), safetykit={"shadow": True})).json()
+        acted = client.post(CHAT, json=body(as_messages(refused))).json()
+    verdict = value["safetykit"]
+    assert verdict["would_refuse"] and not verdict["refused"] and verdict["risk"] == acted["safetykit"]["risk"]
+    assert value["choices"][0]["finish_reason"] != "content_filter" == acted["choices"][0]["finish_reason"]
+    assert "would_refuse" not in acted["safetykit"]
+
+
+def test_a_request_may_choose_among_named_adapters(served, as_messages, requests, make_adapter, make_probe):
+    from safetykit.export.runtime.hotswap import read_swap
+
+    model = OnnxVLM.from_pretrained(served)
+    others = [
+        make_adapter(("SupervisedSteering", "decoder.layers.2", "all", "both"), seed=4),
+        make_probe(threshold=99.0),
+    ]
+    swap = read_swap(others, model.manifest, allow_uncorrected_detector=True)
+    answers = [model.generate(one, TOKENS) for one in requests]
+    model.install(swap)
+    swapped = [model.generate(one, TOKENS) for one in requests]
+    assert [one.text for one in answers] != [one.text for one in swapped]
+    model.reset()
+    with serving(served, swaps={"other": swap}, model=model) as client, ThreadPoolExecutor(8) as pool:
+        bodies = [
+            body(as_messages(one), safetykit={"adapter": name})
+            for _ in range(3)
+            for one in requests
+            for name in ("on", "other")
+        ]
+        found = list(pool.map(lambda sent: client.post(CHAT, json=sent).json(), bodies))
+    expected = [one for _ in range(3) for pair in zip(answers, swapped, strict=True) for one in pair]
+    for sent, value, answer in zip(bodies, found, expected, strict=True):
+        assert value["choices"][0]["message"]["content"] == answer.text
+        assert value["safetykit"]["adapter"] == sent["safetykit"]["adapter"]
+
+
+def test_an_answer_that_takes_too_long_fails_with_504(served, as_messages, answered):
+    with serving(served, timeout=1e-9) as client:
+        is_refused(client.post(CHAT, json=body(as_messages(answered))), 504, None, "timeout")
+
+
+def test_a_full_queue_is_429_with_a_time_to_wait(served, as_messages, answered, monkeypatch):
+    with serving(served, max_batch=1, max_queue=1) as client:
+        step = client.service.model.step
+        import time
+
+        def slow(*given):
+            time.sleep(0.05)
+            return step(*given)
+
+        monkeypatch.setattr(client.service.model, "step", slow)
+        with ThreadPoolExecutor(8) as pool:
+            sent = body(as_messages(answered))
+            found = list(pool.map(lambda _: client.post(CHAT, json=sent), range(8)))
+        statuses = [one.status_code for one in found]
+        assert set(statuses) == {200, 429} and statuses.count(200) >= 1
+        for one in found:
+            if one.status_code == 429:
+                is_refused(one, 429, None, "queue_full")
+                assert int(one.headers["retry-after"]) >= 1
+
+
+def test_a_fault_of_the_model_is_a_500_that_betrays_nothing(served, as_messages, answered, monkeypatch):
+    log = io.StringIO()
+    with serving(served, log=Log(log)) as client:
+
+        def broken(*given, **named):
+            raise RuntimeError("secret path /home/x")
+
+        monkeypatch.setattr(client.service.model, "prefill_requests", broken)
+        response = client.post(CHAT, json=body(as_messages(answered)))
+        is_refused(response, 500, None, "internal_error")
+        assert "secret" not in response.text and "secret path" in log.getvalue()
+        monkeypatch.undo()
+        assert client.post(CHAT, json=body(as_messages(answered))).status_code == 200
