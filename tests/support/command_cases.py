@@ -118,6 +118,7 @@ EXPORTS = [
 ]
 
 EVAL = "eval {model} --data {records} --json --limit 4 --max-new-tokens 4"
+SERVE = "serve {export} --check --json --port 0"
 RUN = "run {export} --prompt 'what is this ?' --json"
 
 
@@ -266,6 +267,45 @@ OTHERS = [
     Case(
         "run {external_export} --prompt 'what is this ?' --image {picture} --external-index {index} --json",
         lambda done, made: done.value[0]["retrieved"],
+    ),
+    Case(
+        f"{SERVE} --host 127.0.0.1 --name mine --max-batch 3 --max-queue 5 --max-new-tokens 7 --max-pictures 2"
+        " --max-pixels 90000 --max-body 70000 --timeout 9 --drain 4 --canary --log-prompts"
+        " --provider CPUExecutionProvider --max-prompt-tokens 64 --api-key-file {keys}",
+        lambda done, made: (
+            [
+                done.value[name] == value
+                for name, value in {
+                    "model": "mine",
+                    "keys": 1,
+                    "max_batch": 3,
+                    "max_queue": 5,
+                    "max_new_tokens": 7,
+                    "max_pictures": 2,
+                    "max_pixels": 90000,
+                    "max_body": 70000,
+                    "max_prompt_tokens": 64,
+                    "timeout": 9,
+                    "drain": 4,
+                    "log_prompts": True,
+                    "providers": ["CPUExecutionProvider"],
+                }.items()
+            ]
+            + [done.value["url"].startswith("http://127.0.0.1:"), "canaries are answered as they were" in done.err]
+        ),
+    ),
+    Case(
+        "serve {swappable} --check --json --port 0 --host 0.0.0.0 --allow-anonymous --allow-shadow"
+        " --adapter same={swappable} --swap {other_guard} --swap {probe} --allow-uncorrected-detector",
+        lambda done, made: [
+            done.value["adapters"] == ["on", "same"],
+            done.value["shadow"],
+            done.value["keys"] == 0 and done.value["url"].startswith("http://0.0.0.0:"),
+        ],
+    ),
+    Case(
+        "serve {external_export} --check --json --port 0 --external-index {index}",
+        lambda done, made: done.value["threshold"] is None,
     ),
     Case("card {export} --check --json", lambda done, made: done.value["checked"]),
     Case(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ class Workshop:
                 word = str(taken)
             elif word.startswith("{") and word.endswith("}"):
                 word = self[word[1:-1]]
-            words.append(word)
+            words.append(re.sub(r"(?<==)\{(\w+)\}$", lambda found: self[found[1]], word))  # NAME={folder}
         return safetykit(*words)
 
     def kept(self, name: str) -> Outcome:
@@ -313,6 +314,11 @@ class Workshop:
 
     def _export(self) -> Path:
         return self._bake("export", "--adapter", self["guard"])
+
+    def _keys(self) -> Path:
+        path = self.folder / "keys.txt"
+        path.write_text("# of a server\nkey-of-the-workshop-0123456789\n")
+        return path
 
     def _to_sign(self) -> Path:
         """A copy that is signed again and again."""
