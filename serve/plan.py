@@ -73,7 +73,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket at the address.
+    """A socket that listens at the address: who connects from now on waits until the server is up.
 
     Raises:
         UsageError: it is in use, or none of this machine's.
@@ -84,6 +84,7 @@ def bound(host: str, port: int) -> socket.socket:
         try:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             made.bind(address)
+            made.listen()
         except OSError:
             made.close()
             raise

@@ -12,6 +12,7 @@ TORCH_FREE = [
     "safetykit.export.manifest",
     "safetykit.export.runtime.answer",
     "safetykit.export.runtime.onnx_vlm",
+    "safetykit.serve.running",
     "safetykit.toolkit.data.records",
     "safetykit.toolkit.families",
 ]

@@ -14,6 +14,15 @@ ANSWER = Generation("this is a cat", (1, 2))
 ALWAYS = SimpleNamespace(generate=lambda requests, tokens: [ANSWER] * len(requests))
 ASKED = [Question("one", {"prompt": "what is this ?"}, ANSWER)]
 
+SERVED = {
+    "loop": {"p50": 0.1, "p95": 0.2, "tokens_per_second": 20.0},
+    "levels": [{"clients": 2, "p50": 0.1, "p95": 0.2, "tokens_per_second": 40.0, "tally": {"answers": 3}}],
+    "records": 1,
+    "canaries": 1,
+    "max_batch": 5,
+    "cpus": 2,
+}
+
 TRUST = [
     BenchCase(
         "promises",
@@ -38,5 +47,17 @@ TRUST = [
             "| **leak** | 0 |" in (ran.path / "soak.md").read_text(),
         ],
         {"OnnxVLM.from_pretrained": ALWAYS, "questions": ASKED},
+    ),
+    BenchCase(
+        "serve",
+        "--out {out} --export {folder} --data {records} --limit 1 --concurrency 2 --concurrency 4 --requests 3"
+        " --max-batch 5 --quick",
+        lambda ran: [
+            (ran.only("measured")[0].name, len(ran.only("measured")[1])) == ("folder", 1),
+            ran.only("measured")[-3:] == [[2, 4], 3, 5],
+            ran.read("serve.json") == SERVED,
+            "| 2 | 100 | 200 | 40 | 2.00 | 0 |" in (ran.path / "serve.md").read_text(),
+        ],
+        {"measured": SERVED},
     ),
 ]
