@@ -95,6 +95,7 @@ class Wanted:
         stop: texts that end it.
         top_logprobs: how many log-probabilities are told for each place beside the token's own; None for none at all.
         shadow: a risk above the threshold is told and not acted on.
+        pieces: the text is told as it comes, and not at the end only.
     """
 
     max_tokens: int
@@ -102,6 +103,7 @@ class Wanted:
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
     shadow: bool = False
+    pieces: bool = True
 
 
 class Answer(Row):
@@ -118,6 +120,7 @@ class Answer(Row):
         self.request, self._wanted, self._tell = request, wanted, tell
         self._model, self._sampler = model, Sampler(wanted.sampling)
         self._text = GrowingText(model.inputs.decode, wanted.stop)
+        self._logprobs: list[TokenLogprob] = []  # not told yet
         self._begun = False
         self._most = wanted.max_tokens
 
@@ -131,17 +134,16 @@ class Answer(Row):
             self._end("stop")
             return None
         self._text.add(token)
-        told: tuple[TokenLogprob, ...] = ()
         if self._wanted.top_logprobs is not None:
-            told = (_logprob(logits[0], token, self._wanted.top_logprobs),)
+            self._logprobs.append(_logprob(logits[0], token, self._wanted.top_logprobs))
         if self._text.stopped:
-            self._end("stop", told)
+            self._end("stop")
             return None
         if len(self._text.token_ids) >= self._most:
-            self._end("length", told)
+            self._end("length")
             return None
-        if (piece := self._text.piece()) or told:
-            self._tell(Piece(piece, told))
+        if self._wanted.pieces:
+            self._say(self._text.piece())
         return token
 
     def failed(self, error: BaseException) -> None:
@@ -169,9 +171,13 @@ class Answer(Row):
             self._tell(Ended("content_filter", len(made.token_ids)))
         return refused
 
-    def _end(self, reason: Reason, told: tuple[TokenLogprob, ...] = ()) -> None:
-        if (piece := self._text.piece(last=True)) or told:
-            self._tell(Piece(piece, told))
+    def _say(self, text: str) -> None:
+        if text or self._logprobs:
+            self._tell(Piece(text, tuple(self._logprobs)))
+            self._logprobs.clear()
+
+    def _end(self, reason: Reason) -> None:
+        self._say(self._text.piece(last=True))
         self._tell(Ended(reason, len(self._text.token_ids)))
 
 

@@ -1,9 +1,10 @@
 """Which rows decode together: a bounded queue, and a batch that rows join and leave while it decodes.
 
 One thread owns the model. Each turn it lets go of the rows that were cancelled or are out of time, reads the prompts of
-waiting rows as far as the batch has room, and then decodes one token for every row. Clients take turns: a client that
-sends many requests waits behind its own, not in front of others'. Rows of another variant (another adapter) wait until
-the batch is empty, and nothing overtakes them meanwhile.
+waiting rows as far as the batch has room, and then decodes one token for every row. Prompts are read several at a time,
+which is cheaper: when a quarter of the batch is free, or its rows have had some tokens since. Clients take turns: a
+client that sends many requests waits behind its own, not in front of others'. Rows of another variant (another adapter)
+wait until the batch is empty, and nothing overtakes them meanwhile.
 
 A prompt or a step that fails is tried again row by row, so that only the row fails whose fault it is.
 
@@ -22,6 +23,8 @@ from typing import Any, Protocol
 
 from ..adapters.errors import SafetykitError
 
+_ROOM = 4  # a batch that has this fraction of its places free reads prompts
+_PATIENCE = 8  # and any other after so many steps
 _PACE = 0.2  # weight of the newest row in the mean time of a row
 _MOST_WAIT = 60  # seconds that a refused client is told to wait at most
 
@@ -127,6 +130,7 @@ class Scheduler:
         self._variant: Hashable = None
         self._draining = self._closed = False
         self._pace = 0.0
+        self._steps = 0  # since prompts were read
         self._thread = threading.Thread(target=self._work, name="safetykit-scheduler", daemon=True)
         self._thread.start()
 
@@ -228,8 +232,12 @@ class Scheduler:
                 gone.append((row, None if row.cancelled else TimedOut()))
         self._waiting = deque((client, queue) for client, queue in self._waiting if queue)
         rows: list[Row] = []
+        free = self.max_batch - (len(batch.rows) if batch else 0)
+        self._steps = self._steps + 1 if batch else 0
+        if batch and free * _ROOM < self.max_batch and self._steps < _PATIENCE:
+            return rows, gone
         variant = batch.rows[0].variant if batch else None
-        while self._waiting and len(rows) < self.max_batch - (len(batch.rows) if batch else 0):
+        while self._waiting and len(rows) < free:
             client, queue = self._waiting[0]
             if not rows and batch is None:
                 variant = queue[0].variant
@@ -241,6 +249,7 @@ class Scheduler:
                 self._waiting.append((client, queue))  # the next turn is another client's
             rows.append(row)
             self._since[row] = self._clock()
+            self._steps = 0
         return rows, gone
 
     def _is_over(self, row: Row) -> bool:

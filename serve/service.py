@@ -239,7 +239,7 @@ class Service:
         most = body.max_completion_tokens or body.max_tokens or self.options.max_new_tokens
         sampling = Sampling(body.temperature > 0, body.temperature or 1.0, body.top_p, (seed + at) % _SEEDS)
         top = (body.top_logprobs or 0) if body.logprobs else None
-        return Wanted(most, sampling, body.stops, top, body.safetykit.shadow)
+        return Wanted(most, sampling, body.stops, top, body.safetykit.shadow, body.stream)
 
     def _replies(self, asked: Asked) -> Replies:
         body, created = asked.body, int(time.time())

@@ -64,10 +64,7 @@ def joined(states: Sequence[Decoding], axes: Axes, *, first: bool) -> Decoding:
     length = max(state.attention_mask.shape[1] for state in states)
     return Decoding(
         logits=np.concatenate([state.logits[:, -1:] for state in states]),
-        past={
-            name: np.concatenate([_lengthened(as_array(state.past[name]), length, first) for state in states])
-            for name in one.past
-        },
+        past={name: _stacked([as_array(state.past[name]) for state in states], length, first) for name in one.past},
         attention_mask=np.concatenate([_padded(state.attention_mask, {1: length}) for state in states]),
         further={name: _together([state.further[name] for state in states], axes[name]) for name in one.further},
         extras={},
@@ -93,12 +90,18 @@ def kept(state: Decoding, rows: Sequence[int], axes: Axes, *, first: bool) -> De
     )
 
 
-def _lengthened(cache: np.ndarray, length: int, first: bool) -> np.ndarray:
-    """A layer's cache with padding; behind the tokens it repeats the last place, where held gates are looked up."""
-    if not first:
-        return _padded(cache, {_LENGTH: length})
-    missing = length - cache.shape[_LENGTH]
-    return np.pad(cache, ((0, 0), (0, 0), (0, missing), (0, 0)), mode="edge") if missing else cache
+def _stacked(caches: Sequence[np.ndarray], length: int, first: bool) -> np.ndarray:
+    """A layer's cache of all rows, padded; behind its tokens a row's last place, where held gates are, is repeated."""
+    rows, (_, heads, _, width) = sum(len(cache) for cache in caches), caches[0].shape
+    made, at = np.zeros((rows, heads, length, width), caches[0].dtype), 0
+    for cache in caches:
+        there, filled = made[at : at + len(cache)], cache.shape[_LENGTH]
+        if first:
+            there[:, :, :filled], there[:, :, filled:] = cache, cache[:, :, -1:]
+        else:
+            there[:, :, length - filled :] = cache
+        at += len(cache)
+    return made
 
 
 def _padded(value: np.ndarray, sizes: Mapping[int, int]) -> np.ndarray:
