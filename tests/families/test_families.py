@@ -241,6 +241,23 @@ WITHOUT_PROGRAM = {
 
 
 @exported
+def test_rows_that_join_a_batch_get_what_they_get_alone(base):
+    """Whatever a family's decoder takes beside the embeddings, and wherever its cache has its padding."""
+    requests = [one for one in REQUESTS if base.inputs.family.several or len(one.pictures) < 2]
+    token = base.inputs.eos_token_ids[0]
+    alone = [base.step(base.prefill_requests([one]), [token]) for one in requests]
+    first, *others = (base.prefill_requests([one]) for one in requests)
+    batch = base.join([base.step(first, [token]), *others])
+    fed = base.step(batch, [token] * len(requests))  # the first row's second token, the others' first
+    for at, one in enumerate(alone[1:], 1):
+        assert np.abs(fed.logits[at] - one.logits[0]).max() < 1e-4
+    kept = base.keep(fed, [0, 2])
+    expected = [base.step(base.step(alone[0], [token]), [token]), base.step(alone[2], [token])]
+    for found, one in zip(base.step(kept, [token, token]).logits, expected, strict=True):
+        assert np.abs(found - one.logits[0]).max() < 1e-4
+
+
+@exported
 def test_the_program_beside_an_export_answers_the_same_or_says_why_it_cannot(vlm, base, base_folder, tmp_path):
     found = interface_of(base_folder, base.manifest, vlm.inputs)
     if reason := WITHOUT_PROGRAM.get(vlm.model.config.model_type):
