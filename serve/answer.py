@@ -14,7 +14,7 @@ from ..export.runtime.onnx_vlm import OnnxVLM
 from ..export.runtime.sampling import Sampler
 from ..toolkit.model.generating import Sampling
 from ..toolkit.model.requests import Request
-from .scheduler import Row
+from .rows import Row
 from .text import GrowingText
 
 Reason = Literal["stop", "length", "content_filter"]

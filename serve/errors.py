@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..adapters.errors import BatchRefused, RequestRefused, SafetykitError, UsageError
-from .scheduler import Busy, Draining, TimedOut
+from .rows import Busy, Draining, TimedOut
 
 _TYPES = {
     401: "authentication_error",

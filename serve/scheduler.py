@@ -19,85 +19,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from ..adapters.errors import SafetykitError
+from .rows import Busy, Draining, Engine, Row, TimedOut
 
 _ROOM = 4  # a batch that has this fraction of its places free reads prompts
 _PATIENCE = 8  # and any other after so many steps
 _PACE = 0.2  # weight of the newest row in the mean time of a row
 _MOST_WAIT = 60  # seconds that a refused client is told to wait at most
-
-
-class Busy(SafetykitError):
-    """The queue is full.
-
-    Attributes:
-        retry_after: seconds after which there may be room.
-    """
-
-    def __init__(self, waiting: int, retry_after: int) -> None:
-        super().__init__(f"{waiting} requests are waiting, and no more are accepted.", f"Try again in {retry_after} s.")
-        self.retry_after = retry_after
-
-
-class Draining(SafetykitError):
-    """The server is about to end and takes nothing new."""
-
-    def __init__(self) -> None:
-        super().__init__("The server is shutting down.", "Ask another one, or try again later.")
-
-
-class TimedOut(SafetykitError):
-    """A row was not answered in its time."""
-
-    def __init__(self) -> None:
-        super().__init__("The request was not answered in time.", "Ask for a shorter answer, or try again later.")
-
-
-class Engine(Protocol):
-    """A model whose batches can be joined and split; called by one thread. A state is the engine's own."""
-
-    def use(self, variant: Any) -> None:
-        """Read prompts with this variant from now on; no batch is there."""
-
-    def begin(self, rows: Sequence[Any]) -> Any:
-        """The state of these rows after their prompts."""
-
-    def step(self, state: Any, tokens: Sequence[int]) -> Any:
-        """The state after one more token of each row."""
-
-    def join(self, states: Sequence[Any]) -> Any:
-        """One state of the rows of several, in their order."""
-
-    def keep(self, state: Any, places: Sequence[int]) -> Any:
-        """The state of some of its rows."""
-
-
-class Row:
-    """One answer in the making; a subclass says how, called by the scheduler's thread only.
-
-    Attributes:
-        client: whose it is; clients take turns.
-        variant: which of the engine's variants answers.
-        deadline: by the scheduler's clock; None for no limit.
-    """
-
-    client: Hashable = None
-    variant: Hashable = None
-    deadline: float | None = None
-    cancelled = False
-
-    def advance(self, state: Any, at: int) -> int | None:
-        """Choose the next token of row ``at`` of ``state``; None where the answer is complete."""
-        raise NotImplementedError
-
-    def failed(self, error: BaseException) -> None:
-        """There will be no (further) answer."""
-
-    def cancel(self) -> None:
-        """Nobody waits for the answer any more; from any thread."""
-        self.cancelled = True
 
 
 @dataclass

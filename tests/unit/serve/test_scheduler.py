@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from safetykit.serve.scheduler import Busy, Draining, Row, Scheduler, TimedOut
+from safetykit.serve.rows import Busy, Draining, Row, TimedOut
+from safetykit.serve.scheduler import Scheduler
 
 
 class Counting:
