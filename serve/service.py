@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..adapters.ranges import MOST_SEED
 from ..export.runtime.hotswap import Swap
 from ..export.runtime.onnx_vlm import OnnxVLM
 from ..toolkit.model.generating import Sampling
@@ -27,7 +28,6 @@ from .replies import DONE, Choice, Replies, failure
 from .scheduler import Scheduler
 
 _READERS = 2  # threads that decode pictures: each may hold a large one
-_SEEDS = 2**64
 
 
 @dataclass
@@ -235,9 +235,9 @@ class Service:
         return body, read_messages(body.messages, Limits(options.max_pictures, options.max_pixels))
 
     def _wanted(self, body: ChatBody, at: int) -> Wanted:
-        seed = secrets.randbits(63) if body.seed is None else body.seed
+        seed = secrets.randbits(32) if body.seed is None else body.seed
         most = body.max_completion_tokens or body.max_tokens or self.options.max_new_tokens
-        sampling = Sampling(body.temperature > 0, body.temperature or 1.0, body.top_p, (seed + at) % _SEEDS)
+        sampling = Sampling(body.temperature > 0, body.temperature or 1.0, body.top_p, (seed + at) % (MOST_SEED + 1))
         top = (body.top_logprobs or 0) if body.logprobs else None
         return Wanted(most, sampling, body.stops, top, body.safetykit.shadow, body.stream)
 
