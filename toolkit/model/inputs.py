@@ -27,6 +27,7 @@ R = TypeVar("R")
 
 _OTHER_BACKEND = "TorchvisionBackend"
 _LETTERS = 64  # of a prompt for each token that it may have: more are not even tokenised
+_PIECE, _CUT = 2**14, 64  # letters whose tokens are counted at once, and tokens that a cut may add
 _SIZES, _COUNTS = ("size", "crop_size"), ("num_", "image_seq")  # settings of processors
 _MOST_PIXELS, _MOST_TOKENS = 2**14, 2**16  # along an edge, and of one picture
 _PER_TOKEN = "token_type_ids"  # how the processors' outputs about tokens are called; the others are about pictures
@@ -205,6 +206,20 @@ class InputProcessor:
         except Exception as error:  # of the tokenizer, whose file may be anything
             raise _faulty(error) from error
 
+    def _require_countable(self, text: str) -> None:
+        """Refuse a long text while its tokens are counted piece by piece: all of them at once take much memory.
+
+        Pieces can have some tokens more than the whole, where words are cut, so that a few more are let through here.
+        """
+        most, inner = self.max_prompt_tokens, getattr(self.tokenizer, "backend_tokenizer", None)
+        if most is None or inner is None or len(text) <= _PIECE:
+            return
+        count = 0
+        for number, at in enumerate(range(0, len(text), _PIECE), 1):
+            count += len(inner.encode(text[at : at + _PIECE], add_special_tokens=False))
+            if count > most + number * _CUT:
+                raise self._too_long(f"{count:,} tokens or more")
+
     def _require_short(self, tokens: int) -> None:
         if self.max_prompt_tokens is not None and tokens > self.max_prompt_tokens:
             raise self._too_long(f"{tokens:,} tokens")
@@ -220,9 +235,12 @@ class InputProcessor:
 
     def _tokenised(self, requests: Sequence[Request]) -> Inputs:
         try:
+            prompts = [self._prompt(request) for request in requests]
+            for prompt in prompts:
+                self._require_countable(prompt)
             batch = self.family.tokenised(
                 self._reader(requests),
-                [self._prompt(request) for request in requests],
+                prompts,
                 [self._answer(request) for request in requests],
                 [request.pictures for request in requests],
             )

@@ -83,6 +83,14 @@ def test_a_prompt_that_is_too_long_is_refused_by_name():
             inputs.limit(wrong)
 
 
+def test_tokens_of_a_long_prompt_are_counted_before_all_are_held(inputs, monkeypatch):
+    monkeypatch.setattr("safetykit.toolkit.model.inputs._PIECE", 2**10)
+    monkeypatch.setattr(type(inputs.family), "tokenised", lambda *given: pytest.fail("all of it was tokenised"))
+    said = "a " * (31 * inputs.most_tokens)
+    with pytest.raises(RequestRefused, match=r"tokens or more, more than the .* tokens that are accepted"):
+        inputs.prepare([Request(said)])
+
+
 def test_a_model_that_names_no_maximum_takes_any_limit(monkeypatch):
     read = InputProcessor.from_pretrained("reference:mild")
     monkeypatch.setattr(type(read.config), "get_text_config", lambda self: BloomConfig())
