@@ -1,6 +1,7 @@
 """`safetykit data` from the first folder to a sheet: what it writes can be read, and what it refuses is told."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,12 @@ def test_a_sheet_loads_nothing_and_folds_what_is_harmful(call, records, tmp_path
         (["csv", ".", "--column", "prompt"], "names no column"),
         (["csv", ".", "--column", "promt=a"], "Did you mean 'prompt'"),
         (["csv", ".", "--label", "harmles"], "--label cannot be 'harmles'"),
+        (["csv", ".", "--label", " "], "--label cannot be ' '"),
+        (["csv", ".", "--prompt", ""], "--prompt is empty"),
+        (["csv", ".", "--category", " "], "--category is empty"),
+        (["csv", ".", "--column", "prompt=a", "--column", "prompt=b"], "two columns of one field"),
+        (["csv", ".", "--column", "label=a", "--column", "harmful=b"], "two columns of one field"),
+        (["csv", ".", "--column", "harmful=a", "--column", "harmless=a"], "two columns of one field"),
         (["csv", ".", "--split", "train"], "--split cannot be 'train'"),
         (["figstep", "."], "there is no such file"),
     ],
@@ -102,6 +109,23 @@ def test_an_import_that_cannot_be_is_refused_at_once(call, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     code, _, err = call("data", "import", *typed, "-o", "out")
     assert code in (2, 3) and said in err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "why"),
+    [
+        ("--label", "harmful", "label does nothing with .*: every row says its own"),
+        ("--prompt", "describe it", "prompt does nothing with .*: every row says its own"),
+        ("--category", "mine", "category does nothing with .*: every row says its own"),
+        ("--images", ".", "images does nothing with .*: no row names a picture"),
+    ],
+)
+def test_what_every_row_says_itself_is_not_said_once_more(call, tmp_path, monkeypatch, option, given, why):
+    monkeypatch.chdir(tmp_path)
+    Path("rows.csv").write_text("prompt,label,category\nwhat is a kite ?,harmless,toys\n")
+    code, _, err = call("data", "import", "csv", "rows.csv", "-o", "out", option, given)
+    assert code == 2 and re.search(why, " ".join(err.split())) and not Path("out").exists()
+    assert call("data", "import", "csv", "rows.csv", "-o", "out")[0] == 0
 
 
 def test_an_import_does_not_write_into_its_own_source(call, tmp_path):

@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from ..data.importers import Importer
 
 Records = Annotated[Path, typer.Option("-o", "--out", help="Folder of records to write.")]
-_OPTIONS = {"images": "--images", "label": "--label", "category": "--category", "prompt": "--prompt"}
+_OF_A_LABEL = {"label", "harmful", "harmless"}  # fields of columns, of which a record has one
 _NAMED = 10  # columns or files of which nothing was made that are told
-_OPTIONS["columns"] = "--column"
 
 
 def import_(
@@ -120,7 +119,7 @@ def _columns(given: list[str]) -> dict[str, str]:
     """Fields with the columns that hold them.
 
     Raises:
-        UsageError: one is not written as a pair, or no field of records.
+        UsageError: one is not written as a pair, no field of records, or a second one of its field.
     """
     from ...adapters.errors import UsageError
     from ...adapters.settings import require_choice
@@ -132,12 +131,16 @@ def _columns(given: list[str]) -> dict[str, str]:
         if not name:
             raise UsageError(f"--column {text!r} names no column.", "Write FIELD=NAME, such as prompt=question.")
         require_choice("--column", field, list(NAMED))
+        if other := next((one for one in found if one == field or {one, field} <= _OF_A_LABEL), None):
+            raise UsageError(
+                f"--column names two columns of one field: {other}={found[other]} and {text}.", "Name one of them."
+            )
         found[field] = name
     return found
 
 
 def _require_taken(importer: Importer, given: dict[str, Any]) -> None:
-    """Refuse an option that the importer does not use.
+    """Refuse an option that is empty, or that the importer does not use.
 
     Raises:
         UsageError: naming those that it does.
@@ -145,9 +148,15 @@ def _require_taken(importer: Importer, given: dict[str, Any]) -> None:
     from ...adapters.errors import UsageError
 
     for name, value in given.items():
+        if isinstance(value, str) and not value.strip():
+            raise UsageError(f"{_option(name)} is empty.", "Leave it out, or say something.")
         if value and name not in importer.takes:
-            takes = ", ".join(_OPTIONS[one] for one in importer.takes) or "no option of its own"
-            raise UsageError(f"{_OPTIONS[name]} does nothing with {importer.name}.", f"Leave it out; it takes {takes}.")
+            takes = ", ".join(map(_option, importer.takes)) or "no option of its own"
+            raise UsageError(f"{_option(name)} does nothing with {importer.name}.", f"Leave it out; it takes {takes}.")
+
+
+def _option(name: str) -> str:
+    return f"--{name.removesuffix('s') if name == 'columns' else name}"
 
 
 def _show_import(console: Any, value: dict[str, Any]) -> None:

@@ -75,7 +75,7 @@ def import_records(
     Raises:
         InvalidArtifact: rows are not as the data set says, the first of which are told, each with file, row and field;
             or there is no record.
-        UsageError: ``out`` is taken.
+        UsageError: ``out`` is taken, or something that ``source`` says of all records is said by every row.
     """
     source = source.rooted(importer.files) if importer.metric else source
     made, seen = Imported(told=told), set[str]()
@@ -98,6 +98,7 @@ def import_records(
         made.pictures = folder.pictures
         made.unused = {"columns": list(columns), "files": list(importer.unread(source))}
         _require_good(importer, source, made, skip_bad_rows)
+        _require_acting(source)
         (folder.folder / SOURCE).write_bytes(sealed(_about(importer, split, made)))
     return made
 
@@ -206,6 +207,12 @@ def _require_good(importer: Importer, source: Source, made: Imported, skip_bad_r
         bad = f" {made.left_out} bad rows were left out. {' '.join(made.reasons)}{more}" if made.left_out else ""
         fix = made.fix or f"It reads {importer.reads}."
         raise InvalidArtifact(f"{source.path} holds no record of {importer.title}.{bad}", fix)
+
+
+def _require_acting(source: Source) -> None:
+    for name in source.idle:
+        why = "no row names a picture" if name == "images" else "every row says its own"
+        raise UsageError(f"What is given as {name} does nothing with {source.path}: {why}.", "Leave it out.")
 
 
 def _about(importer: Importer, split: Split, made: Imported) -> dict[str, JsonValue]:

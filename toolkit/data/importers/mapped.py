@@ -86,11 +86,9 @@ def drafted(row: Row, source: Source) -> Draft:
         return row.word(name) if name is not None and row.has(name) else ""
 
     held = _picture(row, column["image"], source)
-    label, prompt, carrier = source.label, source.prompt, column["carrier"]
-    if column["label"] is not None:
-        label = _labelled(row, column["label"], source)
-    if column["prompt"] is not None:
-        prompt = row.text(column["prompt"])
+    carrier = column["carrier"]
+    label = source.stated("label") if column["label"] is None else _labelled(row, column["label"], source)
+    prompt = source.stated("prompt") if column["prompt"] is None else row.text(column["prompt"])
     if label is None or prompt is None:
         field = "prompt" if prompt is None else "label"
         raise row.bad(field, "is missing", f"Name its column (--column {field}=NAME), or pass --{field}.")
@@ -107,7 +105,7 @@ def drafted(row: Row, source: Source) -> Draft:
         held,
         field=column["image"] or "image",
         response=word("response") or None,
-        category=word("category") or source.category or "",
+        category=word("category") or source.stated("category") or "",
         group=word("group"),
     )
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from ....adapters.artifact.hub import plain_file
 from ....adapters.errors import InvalidArtifact
@@ -49,6 +49,18 @@ class Source:
     prompt: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     root: Path | None = None
+    _acted: set[str] = field(default_factory=set, repr=False, compare=False)
+
+    def stated(self, name: Literal["label", "category", "prompt"]) -> Any:
+        """What the user says of a record whose row does not: ask for it only then."""
+        self._acted.add(name)
+        return getattr(self, name)
+
+    @property
+    def idle(self) -> list[str]:
+        """What the user said that no record was made of."""
+        names = ("images", "label", "category", "prompt")
+        return [name for name in names if getattr(self, name) is not None and name not in self._acted]
 
     @property
     def folder(self) -> Path:
@@ -71,6 +83,7 @@ class Source:
     @property
     def pictures(self) -> Path:
         """The folder that pictures are named in, where they need not lie beside the files."""
+        self._acted.add("images")
         return self.images or self.folder
 
     def find(self, *patterns: str) -> list[str]:

@@ -34,7 +34,7 @@ class HatefulMemes(Importer):
     def drafts(self, row: Row, source: Source) -> Iterable[Draft]:
         yield Draft(
             row.word("id"),
-            source.prompt or _PROMPT,
+            source.stated("prompt") or _PROMPT,
             row.one_of("label", _LABELS),
             "image",
             source.picture(row, "img", row.text("img")),

@@ -31,14 +31,14 @@ class ImageFolder(Importer):
             raise BadRow(source.folder.name, "", "prompt", "the pictures have no request", "Give them one: --prompt.")
         for name in source.every(*self.files):
             if PurePosixPath(name).suffix.lower() in _SUFFIXES:
-                yield Row(name, "", {"image": name, "prompt": source.prompt}, key=name)
+                yield Row(name, "", {"image": name, "prompt": source.stated("prompt")}, key=name)
 
     def drafts(self, row: Row, source: Source) -> Iterable[Draft]:
         folders = PurePosixPath(row.file).parts[:-1]
         labels = [LABELS[one.casefold()] for one in folders if one.casefold() in LABELS]
-        label = labels[0] if labels else source.label
+        label = labels[0] if labels else source.stated("label")
         if label is None:
             raise row.bad("", "its folder is neither harmful nor harmless", "Rename the folder, or pass --label.")
-        category = "/".join(one for one in folders if one.casefold() not in LABELS) or source.category or ""
+        category = "/".join(one for one in folders if one.casefold() not in LABELS) or source.stated("category") or ""
         picture = source.picture(row, "", row.file, source.folder)
         yield Draft(row.key, row.text("prompt"), label, PICTURED, picture, "", category=category)

@@ -42,7 +42,7 @@ class LLaVA(Importer):
         if isinstance(row.values.get("image"), list):
             raise row.bad("image", "names several pictures, and a record has one")
         picture = source.picture(row, "image", row.text("image")) if row.has("image") else None
-        label = source.label or "harmless"
+        label = source.stated("label") or "harmless"
         yield Draft(
             row.word("id") if row.has("id") else row.key,
             said["human"],
@@ -50,5 +50,5 @@ class LLaVA(Importer):
             PICTURED if picture else "text",
             picture,
             response=said["gpt"] or None,
-            category=source.category or "",
+            category=source.stated("category") or "",
         )
