@@ -251,6 +251,7 @@ def _interventions(
             yield Intervention("NullSpaceSteering", site, "all", phase, stored)
 
 
+@one_thread(blas=False)
 def _describe(
     settings: NullSteer, statistics: NullStatistics, site: Site, up: Tensor, down: Tensor, space: NullSpace | None
 ) -> dict[str, Any]:

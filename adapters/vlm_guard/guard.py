@@ -52,6 +52,7 @@ from ..artifact.sites import Gating, Site
 from ..errors import UsageError
 from ..protocols import Example, StateSource, Workbench
 from ..settings import spell
+from ..statistics.threads import one_thread
 from .settings import VLMGuard
 from .statistics import (
     GuardStatistics,
@@ -145,6 +146,7 @@ def solve(guard: VLMGuard, model: StateSource, statistics: GuardStatistics, reco
     return Adapter(info, interventions, attachments)
 
 
+@one_thread(blas=False)
 def _opened(item: Intervention, statistics: GuardStatistics, guard: VLMGuard) -> dict[str, Any]:
     """How often a gate opens on harmless calibration records, whose share it is to keep small, and between which scores
     records lie: these, and harmful text, of which the fit keeps moments."""
@@ -159,6 +161,7 @@ def _opened(item: Intervention, statistics: GuardStatistics, guard: VLMGuard) ->
     return {"what": gate_at(item.site), "false_positive_rate": rate, "recall": None, "scores": [low, high]}
 
 
+@one_thread(blas=False)
 def _intervention(guard: VLMGuard, site: Site, statistics: GuardStatistics) -> Intervention:
     basis, _ = statistics.directions(site, guard.rank, guard.direction)
     mean = statistics.centre(site)

@@ -194,5 +194,6 @@ def collect(
     for _, states in model.states([(record,) for record in benign], list(sites)):
         for site in sites:
             for reading in readings:
-                statistics.scores[reading][site] += (states[site].double() @ gates[reading, site]).tolist()
+                with one_thread(blas=False):
+                    statistics.scores[reading][site] += (states[site].double() @ gates[reading, site]).tolist()
     return statistics

@@ -281,7 +281,7 @@ def test_a_changed_figure_moves_in_the_card(tmp_path, name, path, old, new):
 )
 def test_a_sweep_is_told_as_the_fit_chose(tmp_path, rows, said):
     undefended = Figures(1.0, 0.0, 0.96)
-    trials = [Trial(VLMGuard(alpha=float(at)), Figures(*row)) for at, row in enumerate(rows)]
+    trials = [Trial(VLMGuard(alpha=float(at + 1)), Figures(*row)) for at, row in enumerate(rows)]
     swept = Sweep.over(undefended, trials)
     table = SweepTable.model_validate(json.loads(json.dumps(swept.table())))
     wanted = sorted(swept.trials, key=lambda trial: preference(trial, undefended))

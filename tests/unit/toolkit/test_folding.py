@@ -37,7 +37,7 @@ def assert_same_as_hooks(vlm, adapter, folded):
     with updated(vlm, folded.updates):
         ours = logits(vlm)
     scale = hooked.abs().max()
-    assert (ours - hooked).abs().max() <= 1e-6 * scale
+    assert (ours - hooked).abs().max() <= 3e-6 * scale
     assert (bare - hooked).abs().max() > 1e-2 * scale, "the adapter should matter here"
     assert torch.equal(logits(vlm), bare)
 
@@ -97,7 +97,7 @@ def test_updates_of_the_adapter_come_before_its_interventions(random_vlm):
     with updated(random_vlm, [own]), random_vlm.applied(plain):
         hooked = logits(random_vlm)
     with updated(random_vlm, folded.updates):
-        assert (logits(random_vlm) - hooked).abs().max() <= 1e-6 * hooked.abs().max()
+        assert (logits(random_vlm) - hooked).abs().max() <= 3e-6 * hooked.abs().max()
 
 
 def test_the_result_is_low_rank_and_holds_no_op(random_vlm):
@@ -201,7 +201,7 @@ def test_stacked_adapters_fold_to_what_they_do_together(random_vlm):
     with updated(random_vlm, [own]), random_vlm.applied(first, replace(second, updates=())):
         hooked = logits(random_vlm)
     with updated(random_vlm, [update for one in folded for update in one.updates]):
-        assert (logits(random_vlm) - hooked).abs().max() <= 1e-6 * hooked.abs().max()
+        assert (logits(random_vlm) - hooked).abs().max() <= 3e-6 * hooked.abs().max()
 
 
 def test_a_new_value_after_a_fold_is_refused(random_vlm):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from ...record import PICTURED
+from ...record import PICTURED, Label
 from ..importer import Draft, Importer
 from ..mapped import keyed
 from ..registry import register
@@ -42,7 +42,7 @@ class LLaVA(Importer):
         if isinstance(row.values.get("image"), list):
             raise row.bad("image", "names several pictures, and a record has one")
         picture = source.picture(row, "image", row.text("image")) if row.has("image") else None
-        label = source.stated("label") or "harmless"
+        label: Label = source.stated("label") or "harmless"
         yield Draft(
             row.word("id") if row.has("id") else row.key,
             said["human"],
