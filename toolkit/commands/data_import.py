@@ -125,7 +125,7 @@ def _columns(given: list[str]) -> dict[str, str]:
     from ...adapters.settings import require_choice
     from ..data.importers.mapped import NAMED
 
-    found = {}
+    found: dict[str, str] = {}
     for text in given:
         field, _, name = text.partition("=")
         if not name:
