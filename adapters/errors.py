@@ -117,6 +117,12 @@ class OutputFailed(SafetykitError):
     exit_code = 8
 
 
+class ServerFailed(SafetykitError):
+    """A server that is asked does not answer, or not as it should."""
+
+    exit_code = 9
+
+
 class LeftBehind(UserWarning):
     """What a process that was killed had left of an output was cleared, or put back."""
 

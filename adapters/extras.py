@@ -29,6 +29,7 @@ _PACKAGES = {
     "fastapi": ("serve", "FastAPI"),
     "uvicorn": ("serve", "uvicorn"),
     "prometheus_client": ("serve", "prometheus-client"),
+    "openai": ("serve", "OpenAI's client"),
     "OpenSSL": ("sign", "pyOpenSSL"),
 }
 # In a clone, before anything is installed; the file pins the versions that were tested.

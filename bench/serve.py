@@ -14,10 +14,8 @@ after the other in this process, without HTTP. Clients and server share the mach
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import http.client
-import io
 import itertools
 import json
 import subprocess
@@ -39,6 +37,7 @@ from safetykit.bench.soak import canary_of, make_export
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.toolkit.data.records import Record, load_records, subset
 from safetykit.toolkit.data.sources import data_path
+from safetykit.toolkit.model.endpoint import chat_messages
 from safetykit.toolkit.model.requests import Generation, Request
 
 LEVELS = (1, 2, 4, 8, 16, 32, 64)
@@ -77,32 +76,14 @@ def questions(model: OnnxVLM, records: Sequence[Record]) -> tuple[list[Question]
 
 def body(request: Request) -> dict[str, Any]:
     """A request as OpenAI's interface takes it, its picture in a PNG file."""
-    parts: list[dict[str, Any]] = []
-    for picture in request.pictures:
-        file = io.BytesIO()
-        picture.save(file, "PNG")
-        url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-        parts.append({"type": "image_url", "image_url": {"url": url}})
-    content = [*parts, {"type": "text", "text": request.prompt}]
-    return {"model": _MODEL, "messages": [{"role": "user", "content": content}], "max_tokens": TOKENS, "temperature": 0}
+    return {"model": _MODEL, "messages": chat_messages(request), "max_tokens": TOKENS, "temperature": 0}
 
 
 @contextlib.contextmanager
-def served(export: Path, max_batch: int, log: Path) -> Iterator[str]:
+def served(export: Path, max_batch: int, log: Path, *options: object) -> Iterator[str]:
     """The URL of `safetykit serve` in a process of its own, which writes a log and ends with the block."""
-    words = (
-        "serve",
-        export,
-        "--name",
-        _MODEL,
-        "--port",
-        0,
-        "--max-batch",
-        max_batch,
-        "--max-queue",
-        max(LEVELS),
-        "--json",
-    )
+    limits = ("--max-batch", max_batch, "--max-queue", max(LEVELS))
+    words = ("serve", export, "--name", _MODEL, "--port", 0, *limits, *options, "--json")
     command = [sys.executable, "-m", "safetykit", *map(str, words)]
     with (
         log.open("w") as written,

@@ -54,6 +54,7 @@ def application(service: Service, keys: Keys) -> FastAPI:
         return Response(service.metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
     model = {"id": service.name, "object": "model", "created": service.created, "owned_by": "safetykit"}
+    model["safetykit"] = {"system_fingerprint": service.fingerprint}
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:

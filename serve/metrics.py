@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from .answer import Verdict
+from .drift import Reference, Window, pictures_told
 from .scheduler import Scheduler
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -14,7 +17,7 @@ _LOG_ODDS = (-20, -10, -5, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 5, 10, 20)
 class Metrics:
     """Counters of one server, in a registry of their own."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, watched: Sequence[Reference] = ()) -> None:
         self._registry = registry = CollectorRegistry()
         self.requests = Counter("safetykit_requests", "Requests by HTTP status.", ["status"], registry=registry)
         self.answers = Counter("safetykit_answers", "Answers by finish_reason.", ["finish_reason"], registry=registry)
@@ -33,6 +36,14 @@ class Metrics:
         self.latency = Histogram(
             "safetykit_request_seconds", "Until the answer was complete.", buckets=_SECONDS, registry=registry
         )
+        of = ("what", "pictures")
+        distance = "Of the last window of prompts from the calibration: largest difference of the distributions."
+        self.distance = Gauge("safetykit_drift_distance", distance, of, registry=registry)
+        self.limit = Gauge("safetykit_drift_limit", "Distance that sampling explains.", of, registry=registry)
+        self.alarm = Gauge("safetykit_drift_alarm", "Whether the distance is larger.", of, registry=registry)
+        self.alarms = Counter("safetykit_drift_alarms", "Windows further off than that.", of, registry=registry)
+        for one in watched:
+            self.alarm.labels(*_of(one)).set(0)
         waiting = Gauge("safetykit_queue_rows", "Rows that wait.", registry=registry)
         waiting.set_function(lambda: scheduler.waiting)
         running = Gauge("safetykit_batch_rows", "Rows that are answered now.", registry=registry)
@@ -49,6 +60,18 @@ class Metrics:
         for name, value in verdict.gates.items():
             self.gates.labels(name, "yes" if value > 0 else "no").inc()
 
+    def compared(self, window: Window) -> None:
+        """Show how far a window of prompts lies from the calibration."""
+        labels = _of(window.reference)
+        self.distance.labels(*labels).set(window.distance)
+        self.limit.labels(*labels).set(window.limit)
+        self.alarm.labels(*labels).set(window.alarm)
+        self.alarms.labels(*labels).inc(window.alarm)
+
     def page(self) -> bytes:
         """The text that Prometheus reads."""
         return generate_latest(self._registry)
+
+
+def _of(reference: Reference) -> tuple[str, str]:
+    return reference.what, pictures_told(reference.pictured)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..adapters.settings import setting
+from ..adapters.settings import POSITIVE, setting
 from ..export.options import SwapOptions
 from ..toolkit.evaluation.options import PromptOptions
 
@@ -32,4 +32,14 @@ class ServeOptions(PromptOptions, SwapOptions):
     )
     allow_shadow: bool = setting(False, "Let requests ask for the risk alone: it is told, and nothing is refused.")
     canary: bool = setting(False, "Ask the requests recorded with the export first; serve only if all is as it was.")
+    drift_window: int = setting(
+        500, "Prompts of a window that is compared with the calibration; 0 compares nothing.", ge=0
+    )
+    drift_false_alarms: float = setting(
+        0.01,
+        "Probability of any false alarm of drift while the server runs.",
+        acts={"drift_window": POSITIVE},
+        gt=0,
+        lt=1,
+    )
     log_prompts: bool = setting(False, "Write prompts and answers to the log.")

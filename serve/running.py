@@ -14,6 +14,7 @@ import uvicorn
 from ..export.runtime.onnx_vlm import OnnxVLM
 from .access import Keys, read_keys
 from .app import application
+from .drift import references_of
 from .logs import Log
 from .options import ServeOptions
 from .plan import bound, read_adapters, require_keys
@@ -33,6 +34,7 @@ class Server:
         self._service, self._keys, self._socket = service, keys, listening
         options, (host, port) = service.options, listening.getsockname()[:2]
         model, limits = service.model, ("max_batch", "max_queue", "max_new_tokens", "max_pictures", "max_pixels")
+        drift = ("drift_window", "drift_false_alarms")
         detector = model.detector
         self.told: dict[str, Any] = {
             "model": service.name,
@@ -42,8 +44,9 @@ class Server:
             "threshold": None if detector is None else detector.threshold,
             "adapters": list(service.variants),
             "shadow": options.allow_shadow,
+            "watched": [one.told() for one in service.watched],
             "log_prompts": options.log_prompts,
-            **{name: getattr(options, name) for name in (*limits, "max_body", "timeout", "drain")},
+            **{name: getattr(options, name) for name in (*limits, "max_body", "timeout", "drain", *drift)},
             "max_prompt_tokens": model.inputs.max_prompt_tokens,
         }
 
@@ -100,7 +103,11 @@ def opened(folder: Path, options: ServeOptions, *, say: Callable[[str], None] = 
             model.swap(*options.swap, allow_uncorrected_detector=allowed)
         swaps = read_adapters(options.adapters, model.manifest, allow_uncorrected_detector=allowed)
         name = options.name or folder.resolve().name
-        service = Service(model, name, options, Log(prompts=options.log_prompts), swaps)
+        watched = () if options.swap or not options.drift_window else references_of(model.path, model.manifest)
+        options.require_use(
+            ("drift_window", "drift_false_alarms"), bool(watched), "an export with own adapters that were calibrated"
+        )
+        service = Service(model, name, options, Log(prompts=options.log_prompts), swaps, watched)
         try:
             yield Server(service, keys, listening)
         finally:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +16,9 @@ from ..export.runtime.hotswap import Swap
 from ..export.runtime.onnx_vlm import OnnxVLM
 from ..toolkit.model.generating import Sampling
 from ..toolkit.model.requests import Request
-from .answer import Answer, Begun, Ended, Event, Failed, Piece, Wanted
+from .answer import Answer, Begun, Ended, Event, Failed, Piece, Verdict, Wanted
 from .body import ChatBody, read_body
+from .drift import RISK, Drift, Reference
 from .engine import OWN, ExportEngine
 from .errors import ApiError, as_api_error
 from .logs import Log
@@ -63,23 +64,33 @@ class Service:
         model: used by one thread of the service's own from now on.
         name: what clients call it.
         swaps: adapters that requests may choose, by name.
+        watched: what the export's own adapters said in their calibration.
 
     Attributes:
         variants: names of the adapters that requests may choose.
+        watched: see above.
+        fingerprint: of the graph that answers.
     """
 
     def __init__(
-        self, model: OnnxVLM, name: str, options: ServeOptions, log: Log, swaps: Mapping[str, Swap] | None = None
+        self,
+        model: OnnxVLM,
+        name: str,
+        options: ServeOptions,
+        log: Log,
+        swaps: Mapping[str, Swap] | None = None,
+        watched: Sequence[Reference] = (),
     ) -> None:
         self.model, self.name, self.options, self.log = model, name, options, log
         self.created = int(time.time())
-        self.variants = (OWN, *(swaps or {}))
+        self.variants, self.watched = (OWN, *(swaps or {})), tuple(watched)
         self.scheduler = Scheduler(ExportEngine(model, swaps), max_batch=options.max_batch, max_queue=options.max_queue)
-        self.metrics = Metrics(self.scheduler)
+        self.metrics = Metrics(self.scheduler, watched)
+        self._drift = Drift(watched, window=options.drift_window, false_alarms=options.drift_false_alarms)
         self._readers = ThreadPoolExecutor(_READERS, "safetykit-reader")
         self._present = 0
         files = model.manifest.files
-        self._fingerprint = (
+        self.fingerprint = (
             "fp_" + (files.get(model.manifest.graph_file("decoder")) or model.manifest.base.fingerprint)[:12]
         )
 
@@ -146,6 +157,7 @@ class Service:
                         choice.begun = event
                         if at == 0:
                             self.metrics.note(event.verdict, event.prompt_tokens, time.monotonic() - asked.began)
+                            self._compare(asked, event.verdict)
                     case Piece(text, logprobs):
                         choice.text += text
                         choice.logprobs += logprobs
@@ -214,6 +226,18 @@ class Service:
                 fields |= {"prompt_tokens": first.begun.prompt_tokens, "risk": verdict.risk, "refused": verdict.refused}
         self.log("request", **fields, seconds=round(seconds, 4))
 
+    def _compare(self, asked: Asked, verdict: Verdict) -> None:
+        """Whether prompts are still what the adapters were calibrated on; told once when that changes."""
+        if asked.body.safetykit.adapter != OWN:
+            return  # which says other things than what was calibrated
+        scores = verdict.gates if verdict.risk is None else {**verdict.gates, RISK: verdict.risk}
+        for window in self._drift.note(scores, pictured=bool(asked.request.pictures)):
+            self.metrics.compared(window)
+            if window.changed:
+                figures = {"distance": round(window.distance, 4), "limit": round(window.limit, 4)}
+                event = "drift" if window.alarm else "drift is over"
+                self.log(event, **window.reference.told(), window=self.options.drift_window, **figures)
+
     def _read(self, data: bytes) -> tuple[ChatBody, Request]:
         body, options = read_body(data), self.options
         if body.model != self.name:
@@ -247,7 +271,7 @@ class Service:
             asked.identity,
             created,
             self.name,
-            self._fingerprint,
+            self.fingerprint,
             body.safetykit.adapter,
             lambda token: self.model.inputs.tokenizer.decode([token]),
             logprobs=body.logprobs,

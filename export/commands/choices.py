@@ -15,6 +15,7 @@ class EvalOptions(RecordOptions, PromptOptions, SwapOptions, LoadOptions):
 
     data: str = setting(..., RECORDS)
     system: str = setting("", "A system prompt before every request.", shown="none")
+    served_model: str | None = setting(None, "Which model of a server answers.", shown="its only one")
     allow_wrong_base: bool = setting(False, "Accept an adapter fitted on another model.")
     overwrite: bool = setting(False, "Replace the file of --out if it exists.")
 
@@ -42,4 +43,10 @@ class VerifyOptions(ParityOptions, SwapOptions, PlaceOptions):
     """How parity is run again, and what else is looked at."""
 
     canary: bool = setting(False, "Ask the requests that were recorded with the export, on this runtime and provider.")
+    server: str | None = setting(
+        None, "Address of a server, which is asked instead.", shown="none", acts={"canary": True}
+    )
+    served_model: str | None = setting(
+        None, "Which model of the server is asked.", shown="its only one", acts={"canary": True}
+    )
     capturable: bool = setting(False, "Say for each graph what would break the capture of a CUDA graph.")

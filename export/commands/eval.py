@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 @takes(EvalOptions)
 def evaluate(
     model: Annotated[
-        str, typer.Argument(help="Checkpoint (folder or id), reference:mild / reference:severe, or export folder.")
+        str,
+        typer.Argument(
+            help="Checkpoint (folder or id), reference:mild / reference:severe, export folder, or address of a server."
+        ),
     ],
     options: EvalOptions,
     adapter: Adapters = None,
@@ -54,8 +57,10 @@ def evaluate(
 def _next(model: str, adapters: list[Path], options: EvalOptions) -> str:
     """What usually follows: an adapter for a bare model, an export for adapters, a check for an export."""
     from ...toolkit.commands.console import command_line
-    from ...toolkit.data.sources import is_export
+    from ...toolkit.data.sources import is_address, is_export
 
+    if is_address(model):
+        return command_line("verify", "export", "--canary", "--server", model)
     data = options.data
     if is_export(Path(model)):
         return command_line("verify", model)

@@ -1,4 +1,5 @@
-"""`safetykit eval`: records answered by a checkpoint, with or without adapters, or, without torch, by an export."""
+"""`safetykit eval`: records answered by a checkpoint, with or without adapters, or, without torch, by an export or a
+server."""
 
 from __future__ import annotations
 
@@ -16,13 +17,14 @@ from ...adapters.artifact.output import claimed_file, write_output
 from ...adapters.errors import UsageError
 from ...toolkit.data.journal import Journal
 from ...toolkit.data.records import Record, require_pictures
-from ...toolkit.data.sources import is_export
+from ...toolkit.data.sources import is_address, is_export
 from ...toolkit.distributed.output import by_first
 from ...toolkit.distributed.world import is_first
-from ...toolkit.evaluation.evaluate import Evaluation, evaluate
-from ...toolkit.model.generating import Generating
+from ...toolkit.evaluation.evaluate import Evaluation, Generator, evaluate
+from ...toolkit.model.endpoint import Endpoint
 from ...toolkit.model.options import LoadOptions
 from ...toolkit.progress import Progress
+from ..options import SwapOptions
 from ..runtime.onnx_vlm import OnnxVLM
 from .choices import EvalOptions
 
@@ -33,7 +35,7 @@ _BATCH = 32  # records at once
 class _Asked:
     """What answers, and everything its answers depend on beside the records."""
 
-    model: Generating
+    model: Generator
     identity: list[Any]
 
 
@@ -47,13 +49,13 @@ def evaluate_model(
     say: Callable[[str], None] | None = None,
     **given: Any,
 ) -> Evaluation:
-    """Evaluate a checkpoint, with or without adapters, or an export folder.
+    """Evaluate a checkpoint, with or without adapters, an export folder, or a server.
 
     With ``out``, finished batches are kept beside it until the end, so that an interrupted
     evaluation goes on where it was.
 
     Args:
-        model: folder or name of a checkpoint, or folder of an export.
+        model: folder or name of a checkpoint, folder of an export, or address of a server, ``http://…/v1``.
         options: see :class:`EvalOptions`; its fields can be given as keywords too, which win.
         out: a file to write.
         progress: told how many records are answered; ``say``: each step as it begins.
@@ -86,7 +88,6 @@ def _evaluated(
     require_pictures(records)
     say = say or (lambda _: None)
     with _opened(model, adapters, options, say) as asked:
-        asked.model.inputs.limit(options.max_prompt_tokens)
         what = [*asked.identity, _digest(records), options.max_new_tokens, options.system]
         journal = Journal(journal_path, what) if journal_path else None
         say("answering")
@@ -115,12 +116,17 @@ def _digest(records: Sequence[Record]) -> str:
 
 @contextmanager
 def _opened(model: str, adapters: Sequence[Path], options: EvalOptions, say: Callable[[str], None]) -> Iterator[_Asked]:
+    if is_address(model):
+        yield _served(model, adapters, options, say)
+        return
+    options.require_use(("served_model",), False, "the address of a server")
     if is_export(Path(model)):
         yield _export(Path(model), adapters, options, say)
         return
     from .checkpoint import opened_checkpoint  # needs torch
 
     with opened_checkpoint(model, adapters, options, say) as (vlm, identity):
+        vlm.inputs.limit(options.max_prompt_tokens)
         yield _Asked(vlm, identity)
 
 
@@ -134,9 +140,22 @@ def _export(folder: Path, adapters: Sequence[Path], options: EvalOptions, say: C
     options.require_use(("allow_uncorrected_detector",), bool(options.swap), decided)
     say("loading")
     onnx_vlm = OnnxVLM.from_pretrained(folder, options.providers, index=options.external_index)
+    onnx_vlm.inputs.limit(options.max_prompt_tokens)
     identity: list[Any] = [onnx_vlm.manifest.model_dump(mode="json")]
     if options.swap:
         onnx_vlm.swap(*options.swap, allow_uncorrected_detector=options.allow_uncorrected_detector)
         assert onnx_vlm.swapped is not None
         identity.append(onnx_vlm.swapped.digest())
     return _Asked(onnx_vlm, identity)
+
+
+def _served(url: str, adapters: Sequence[Path], options: EvalOptions, say: Callable[[str], None]) -> _Asked:
+    if adapters:
+        raise UsageError("A server has its adapters already.", "Leave out --adapter, or evaluate the checkpoint.")
+    here = ("allow_wrong_base", "max_prompt_tokens", *SwapOptions.model_fields)
+    options.require_use(here, False, "a model that runs here: a server decides by itself")
+    placed = tuple(name for name in LoadOptions.model_fields if name != "batch_size")
+    options.require_use(placed, False, "a checkpoint: a server runs elsewhere")
+    say("asking which models there are")
+    endpoint = Endpoint(url, options.served_model)
+    return _Asked(endpoint, [endpoint.url, endpoint.model, endpoint.fingerprint])

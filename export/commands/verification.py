@@ -65,6 +65,9 @@ def verify_folder(
         _require_plain(options, None, adapters, "the checkpoint (--model), with which parity is run again", runs)
     swaps = "an adapter to swap in (--swap)"
     options.require_use(("allow_uncorrected_detector",), bool(options.swap), swaps)
+    options.require_use(("served_model",), options.server is not None, "a server (--server)")
+    if options.server is not None and model is None:
+        options.require_use(_RUNS, False, "graphs that run here: the server chose its own")
     manifest = read_manifest(folder, verify=False)
     require_hashes(folder, dict(manifest.files))
     require_named(folder, {LAYOUT.manifest, *manifest.files})
@@ -182,6 +185,13 @@ def _canaries(folder: Path, manifest: ExportManifest, options: VerifyOptions, pr
 
     if progress:
         progress("asking the canaries")
+    if options.server is not None:
+        from ...toolkit.model.endpoint import Endpoint
+        from ..runtime.served_canary import require_served_canaries
+
+        endpoint = Endpoint(options.server, options.served_model)
+        asked = require_served_canaries(folder, manifest.files, endpoint)
+        return {"asked": len(asked.canaries), "telling": asked.telling, "providers": [endpoint.url]}
     inputs = InputProcessor.from_pretrained(folder)
     found = OnnxVLM(folder, manifest, inputs, options.providers, index=options.external_index).check_canaries()
     return {"asked": len(found.canaries), "telling": found.telling, "providers": list(options.providers)}

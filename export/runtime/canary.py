@@ -11,8 +11,6 @@ precisions: providers are free to multiply with fewer bits than a float has.
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +19,12 @@ from typing import Annotated, Literal, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
-from PIL import Image
 from pydantic import Field, ValidationError
 
 from ...adapters.artifact.files import read_inside
 from ...adapters.artifact.manifest import DetectorInfo, Strict
 from ...adapters.errors import InvalidArtifact, ParityFailed, UsageError
-from ...toolkit.data.pictures import as_picture
+from ...toolkit.data.pictures import as_picture, as_url
 from ...toolkit.model.inputs import InputProcessor
 from ...toolkit.model.requests import Request
 from ..manifest import LAYOUT, ExportManifest
@@ -35,7 +32,6 @@ from .graphs import Decoding
 
 TOKENS, _BEST = 8, 4
 _LIMIT = 128 * 2**20
-_URL = "data:image/png;base64,"
 
 
 class Export(Protocol):
@@ -90,12 +86,6 @@ class Canaries(Strict):
     schema_version: Literal[1] = 1
     telling: int
     canaries: Annotated[tuple[Canary, ...], Field(min_length=1, max_length=64)]
-
-
-def as_url(picture: Image.Image) -> str:
-    """A picture as it stands in a canary."""
-    picture.save(held := io.BytesIO(), "PNG")
-    return _URL + base64.b64encode(held.getvalue()).decode()
 
 
 @dataclass(frozen=True)

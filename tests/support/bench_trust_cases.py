@@ -23,7 +23,26 @@ SERVED = {
     "cpus": 2,
 }
 
+DRIFTED = {
+    "references": [{"what": "risk", "pictures": "none", "records": 100}],
+    "window": 5,
+    "streams": 200,
+    "false_alarms": 0.01,
+    "rows": {"calibration": {"1": 0, "20": 2}, "harmful": {"1": 100, "20": 200}},
+    "served": ["drift: risk"],
+}
+
 TRUST = [
+    BenchCase(
+        "drift",
+        "--out {out} --export {folder} --data {records} --window 5 --windows 20 --streams 200 --quick",
+        lambda ran: [
+            (ran.only("measured")[0].name, ran.only("measured")[2:5]) == ("folder", [5, 20, 200]),
+            ran.read("drift.json") == DRIFTED,
+            "| harmful | 50.0 % | 100.0 % |" in (ran.path / "drift.md").read_text(),
+        ],
+        {"measured": DRIFTED},
+    ),
     BenchCase(
         "promises",
         "--out {out} --only planted names --again --quick",

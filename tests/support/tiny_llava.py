@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from safetykit import export_onnx
 from safetykit.adapters import Adapter, Intervention, Site
 from safetykit.adapters.artifact.manifest import AdapterInfo, DataInfo, DetectorInfo
 from safetykit.adapters.ops.branch import Branch
@@ -253,3 +254,15 @@ def split_risks(vlm: VLM):
         return dataclasses.replace(adapter, detector=changed), [risk > threshold for risk in risks]
 
     return split
+
+
+@pytest.fixture(scope="session")
+def canary_export(vlm, base_folder, make_adapter, make_probe, tmp_path_factory):
+    """A corrector and a detector, and the bare graphs beside them."""
+
+    def make(folder):
+        adapters = [make_adapter(("SupervisedSteering", "decoder.layers.0", "all", "both")), make_probe(threshold=0.3)]
+        options = {"base_onnx": base_folder, "allow_uncorrected_detector": True, "parity_rows": 1}
+        export_onnx(vlm, adapters, folder, **options)
+
+    return once(tmp_path_factory, "canary-export", make)

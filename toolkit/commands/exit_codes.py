@@ -15,6 +15,7 @@ EXIT_CODES = {
     6: "signature failed",
     7: "another process of the job gone",
     8: "output not written (disk full, read-only)",
+    9: "a server does not answer",
     129: "hung up (SIGHUP)",
     130: "interrupted (Ctrl-C)",
     143: "stopped (SIGTERM)",

@@ -82,6 +82,12 @@ def as_picture(value: Picture) -> Image.Image:
     return open_picture(text)
 
 
+def as_url(picture: Image.Image) -> str:
+    """A picture as a PNG in a data URL, which :func:`as_picture` reads again to the pixel."""
+    picture.save(held := io.BytesIO(), "PNG")
+    return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
+
+
 def picture_file(text: str, folder: Path | None = None) -> Path:
     """The file that ``text``, a path with or without a rectangle, names relative to ``folder``.
 

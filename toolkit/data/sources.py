@@ -44,6 +44,11 @@ def is_export(folder: Path) -> bool:
     return (located(folder) / EXPORT_MANIFEST).is_file()
 
 
+def is_address(text: Path | str) -> bool:
+    """Whether this is the address of a server."""
+    return str(text).startswith(("http://", "https://"))
+
+
 def data_path(text: Path | str) -> Path:
     """A JSONL file or folder of records, or ``reference`` for the bundled ones.
 

@@ -7,32 +7,17 @@ import sys
 
 import numpy as np
 import pytest
-from shared import once
 
-from safetykit import InvalidArtifact, OnnxVLM, ParityFailed, UsageError, export_onnx
+from safetykit import InvalidArtifact, OnnxVLM, ParityFailed, UsageError
 from safetykit.export.commands.verification import verify_folder
 from safetykit.export.layouts.prepare import PROGRAM, program
 from safetykit.export.manifest import LAYOUT, read_manifest, write_manifest
 from safetykit.export.runtime.canary import Canaries, read_canaries
 
-SITE = "decoder.layers.0"
-
-
-@pytest.fixture(scope="session")
-def exported(vlm, base_folder, make_adapter, make_probe, tmp_path_factory):
-    """A corrector and a detector, and the bare graphs beside them."""
-
-    def make(folder):
-        adapters = [make_adapter(("SupervisedSteering", SITE, "all", "both")), make_probe(threshold=0.3)]
-        options = {"base_onnx": base_folder, "allow_uncorrected_detector": True, "parity_rows": 1}
-        export_onnx(vlm, adapters, folder, **options)
-
-    return once(tmp_path_factory, "canary-export", make)
-
 
 @pytest.fixture
-def folder(exported, tmp_path):
-    return shutil.copytree(exported, tmp_path / "export")
+def folder(canary_export, tmp_path):
+    return shutil.copytree(canary_export, tmp_path / "export")
 
 
 def asked(folder):
@@ -52,10 +37,10 @@ def changed(folder, change):
     sealed(folder)
 
 
-def test_an_export_gives_what_it_gave(exported):
-    found = verify_folder(exported, canary=True)["canary"]
+def test_an_export_gives_what_it_gave(canary_export):
+    found = verify_folder(canary_export, canary=True)["canary"]
     assert found == {"asked": 6, "telling": 6, "providers": ["CPUExecutionProvider"]}
-    kept = read_canaries(exported, read_manifest(exported).files)
+    kept = read_canaries(canary_export, read_manifest(canary_export).files)
     assert {bool(one.image) for one in kept.canaries} == {True, False}
     assert all(one.risk is not None and (one.refused or one.best) for one in kept.canaries)
 
@@ -121,9 +106,9 @@ def test_without_canaries_there_is_nothing_to_ask(folder, base_folder):
             asked(one)
 
 
-def test_not_a_number_is_no_risk(exported):
+def test_not_a_number_is_no_risk(canary_export):
     """A runtime whose states overflow gives NaN: that is no risk within the tolerance."""
-    model = OnnxVLM.from_pretrained(exported)
+    model = OnnxVLM.from_pretrained(canary_export)
     decoder = model._decoder
     run, names = decoder.run, [value.name for value in decoder.get_outputs()]
 

@@ -6,6 +6,7 @@ import io
 import pytest
 from shared import once
 from tiny_llava import (  # noqa: F401
+    canary_export,
     make_adapter,
     make_probe,
     picture,

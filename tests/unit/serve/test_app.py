@@ -1,35 +1,16 @@
 """The HTTP surface over a small export: the same answers as `run`'s, whatever the form; everything else by its name."""
 
-import contextlib
 import io
 import json
 import random
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from fastapi.testclient import TestClient
+from serving import CHAT, KEY, TOKENS, body, serving
 
 from safetykit import OnnxVLM
-from safetykit.serve.access import Keys
-from safetykit.serve.app import application
 from safetykit.serve.body import HARMLESS, NEUTRAL
 from safetykit.serve.logs import Log
-from safetykit.serve.options import ServeOptions
-from safetykit.serve.service import Service
-
-KEY = "a-key-of-the-tests-0123456789"
-CHAT = "/v1/chat/completions"
-TOKENS = 8
-
-
-@contextlib.contextmanager
-def serving(folder, *, keys=(), swaps=None, log=None, model=None, **options):
-    model = model or OnnxVLM.from_pretrained(folder)
-    log = log or Log(io.StringIO())
-    service = Service(model, "tiny", ServeOptions(max_new_tokens=16, **options), log, swaps)
-    with TestClient(application(service, Keys(keys)), raise_server_exceptions=False) as client:
-        client.service = service
-        yield client
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +36,6 @@ def answered(requests, expected):
 @pytest.fixture(scope="module")
 def refused(requests, expected):
     return next(one for one, answer in zip(requests, expected[0], strict=True) if answer.refused)
-
-
-def body(messages, **fields):
-    return {"model": "tiny", "messages": messages, "max_tokens": TOKENS, "temperature": 0, **fields}
 
 
 def events(response):

@@ -1,0 +1,31 @@
+"""A server over an export, in this process."""
+
+import contextlib
+import io
+
+from fastapi.testclient import TestClient
+
+from safetykit import OnnxVLM
+from safetykit.serve.access import Keys
+from safetykit.serve.app import application
+from safetykit.serve.logs import Log
+from safetykit.serve.options import ServeOptions
+from safetykit.serve.service import Service
+
+KEY = "a-key-of-the-tests-0123456789"
+CHAT = "/v1/chat/completions"
+TOKENS = 8
+
+
+@contextlib.contextmanager
+def serving(folder, *, keys=(), swaps=None, log=None, model=None, watched=(), **options):
+    model = model or OnnxVLM.from_pretrained(folder)
+    log = log or Log(io.StringIO())
+    service = Service(model, "tiny", ServeOptions(max_new_tokens=16, **options), log, swaps, watched)
+    with TestClient(application(service, Keys(keys)), raise_server_exceptions=False) as client:
+        client.service = service
+        yield client
+
+
+def body(messages, **fields):
+    return {"model": "tiny", "messages": messages, "max_tokens": TOKENS, "temperature": 0, **fields}

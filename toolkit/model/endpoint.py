@@ -1,0 +1,198 @@
+"""A server that speaks OpenAI's chat completions, asked as a model is. No torch is imported here.
+
+What `safetykit serve` adds is read where it is there: the detector's verdict and the scores of gates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from ...adapters.errors import RequestRefused, SafetykitError, ServerFailed, UsageError
+from ...adapters.extras import missing
+from ...adapters.near import did_you_mean
+from ..data.pictures import as_url
+from .requests import Generation, Request
+
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletion
+
+KEY_VARIABLE = "SAFETYKIT_API_KEY"
+_RETRIES = 8  # of a request that finds the server busy or gone, a few seconds apart
+_REFUSED = (400, 413, 422)  # statuses that say that this request cannot be answered
+
+
+class Endpoint:
+    """One model of a server.
+
+    Args:
+        url: of the interface, such as ``http://127.0.0.1:8000/v1``; ``/v1`` is added where there is no path.
+        model: which one; by default the only one that it has.
+        timeout: seconds of one try.
+
+    Attributes:
+        model: its name.
+        fingerprint: of what answers, where the server says it.
+
+    Raises:
+        MissingExtra: OpenAI's client is not installed.
+        UsageError: no address, no such model, or the key of the environment is not accepted.
+        ServerFailed: nothing answers there.
+    """
+
+    def __init__(self, url: str, model: str | None = None, *, timeout: float = 120.0) -> None:
+        try:
+            import openai
+        except ModuleNotFoundError:
+            raise missing("openai", "Asking a server") from None
+        self.url = _whole(url)
+        key = os.environ.get(KEY_VARIABLE) or "none"
+        self._client = openai.OpenAI(base_url=self.url, api_key=key, timeout=timeout, max_retries=_RETRIES)
+        with self._errors():
+            served = {one.id: one.model_extra or {} for one in self._client.with_options(max_retries=1).models.list()}
+        self.model = self._chosen(list(served), model)
+        told = served[self.model].get("safetykit")
+        self.fingerprint = str(told.get("system_fingerprint", "")) if isinstance(told, Mapping) else ""
+
+    def generate(self, requests: Sequence[Request], max_new_tokens: int = 32) -> list[Generation]:
+        """Ask all at once, greedily; the order is kept.
+
+        Raises:
+            RequestRefused: the server says that a request cannot be answered.
+            ServerFailed: it does not answer, or not as it should.
+        """
+        with ThreadPoolExecutor(max(1, len(requests))) as pool:
+            asked = [pool.submit(self.ask, one, max_new_tokens) for one in requests]
+            try:
+                return [
+                    _generation(self._placed(one.result, at, len(asked), requests[at])) for at, one in enumerate(asked)
+                ]
+            finally:
+                for one in asked:
+                    one.cancel()
+
+    def ask(self, request: Request, max_new_tokens: int, **fields: Any) -> ChatCompletion:
+        """The completion of one request.
+
+        Args:
+            fields: further ones of the interface.
+
+        Raises:
+            UsageError: it cannot be answered.
+            ServerFailed: as of :meth:`generate`.
+        """
+        with self._errors():
+            found: ChatCompletion = self._client.chat.completions.create(
+                model=self.model,
+                messages=chat_messages(request),
+                max_tokens=max_new_tokens,
+                temperature=0,
+                **fields,
+            )
+        if not getattr(found, "choices", None):
+            raise ServerFailed(f"The server at {self.url} answered without an answer.", "Its log may say why.")
+        return found
+
+    def _placed(self, made: Any, at: int, count: int, request: Request) -> ChatCompletion:
+        try:
+            completion: ChatCompletion = made()
+        except UsageError as error:
+            raise RequestRefused(at, count, request.prompt, error) from None
+        return completion
+
+    def _chosen(self, served: Sequence[str], wanted: str | None) -> str:
+        if wanted is None and len(served) == 1:
+            return served[0]
+        if wanted in served:
+            return wanted
+        named = ", ".join(served[:20]) or "none"
+        if wanted is None:
+            raise UsageError(f"The server at {self.url} has several models, or none: {named}.", "Say --served-model.")
+        raise UsageError(
+            f"The server at {self.url} has no model {wanted!r}; it has {named}.",
+            f"Say --served-model. {did_you_mean(wanted, served)}".strip(),
+        )
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """OpenAI's errors in our words."""
+        import openai
+
+        try:
+            yield
+        except openai.APIStatusError as error:
+            raise self._told(error) from None
+        except openai.APIConnectionError as error:
+            why = "it takes too long" if isinstance(error, openai.APITimeoutError) else str(error.__cause__ or error)
+            raise ServerFailed(
+                f"The server at {self.url} does not answer: {why}.",
+                "See whether it runs there. What an evaluation with -o has finished is kept: run the command again.",
+            ) from None
+        except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
+            raise ServerFailed(
+                f"The server at {self.url} does not answer as OpenAI's interface does: {error}.",
+                "Give the address of such an interface, up to /v1.",
+            ) from None
+
+    def _told(self, error: Any) -> SafetykitError:
+        body = error.body if isinstance(error.body, Mapping) else {}
+        said = str(body.get("message") or error.message)[:500].rstrip(".")
+        if error.status_code in (401, 403):
+            return UsageError(f"The server at {self.url} refuses: {said}.", f"Put an API key into {KEY_VARIABLE}.")
+        if error.status_code in _REFUSED:
+            return UsageError(f"{said}.", f"So says the server at {self.url}.")
+        if error.status_code == 404:
+            return UsageError(
+                f"The server at {self.url} does not know that: {said}.",
+                "Give its address up to /v1, and a model that it has.",
+            )
+        return ServerFailed(f"The server at {self.url} failed with status {error.status_code}: {said}.", "See its log.")
+
+
+def chat_messages(request: Request) -> list[Any]:
+    """A request as OpenAI's messages; pictures are PNGs in data URLs.
+
+    Raises:
+        UsageError: the beginning of the answer is given, which a client cannot do.
+    """
+    if request.answer or request.ended:
+        raise UsageError("A server begins its answers itself.", "Leave out the beginning of the answer.")
+    pictures = iter(request.pictures)
+    messages = request.messages()
+    for message in messages:
+        if message["role"] == "system":
+            message["content"] = "".join(part["text"] for part in message["content"])
+            continue
+        message["content"] = [
+            part if part["type"] == "text" else {"type": "image_url", "image_url": {"url": as_url(next(pictures))}}
+            for part in message["content"]
+        ]
+    return messages
+
+
+def verdict_of(completion: ChatCompletion) -> Mapping[str, Any]:
+    """What `safetykit serve` adds to a completion; empty from other servers."""
+    found = (completion.model_extra or {}).get("safetykit")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _generation(completion: ChatCompletion) -> Generation:
+    choice, verdict = completion.choices[0], verdict_of(completion)
+    gates = verdict.get("gates")
+    scores = {str(name): float(value) for name, value in (gates if isinstance(gates, Mapping) else {}).items()}
+    risk, threshold = verdict.get("risk"), verdict.get("threshold")
+    if isinstance(risk, (int, float)) and isinstance(threshold, (int, float)):
+        scores["risk"] = float(risk) - float(threshold)
+    refused = bool(verdict.get("refused", choice.finish_reason == "content_filter"))
+    return Generation(choice.message.content or choice.message.refusal or "", (), scores, refused)
+
+
+def _whole(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(f"{url} is no address of a server.", "Write it as http://127.0.0.1:8000/v1.")
+    return url.rstrip("/") if parts.path.strip("/") else f"{url.rstrip('/')}/v1"
