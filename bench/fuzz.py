@@ -8,7 +8,7 @@ and carries its own, as somebody would who attacks. What is loaded is also used 
 an error that is none of safetykit's (untyped), that take longer than five seconds of processor, the most memory that a
 process takes, processes that end, and events that no load may cause: programs, connections, unpickling, code that a
 library did not bring. Loads run in processes of their own, some hundreds in each, which are forked from one that has
-imported everything; one that does not come back in a minute is ended.
+imported everything; one that does not come back within a minute of processor, or ten of the clock, is ended.
 
 The mutant N of a seed is always the same. Failures are kept in FOLDER/failures, by kind, with the files that differ.
 What is counted in FOLDER/fuzz.json is not loaded again: an interrupted run goes on from there.
@@ -31,6 +31,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from safetykit.adapters.errors import SafetykitError
 from safetykit.bench._fuzz.artifacts import KINDS, make_checkpoint, remember_drawings, seal
 from safetykit.bench._fuzz.guard import Guard
@@ -38,7 +40,8 @@ from safetykit.bench._fuzz.mutants import mutate
 from safetykit.bench.skeleton import arguments, read_results, run, say, write_results, write_table
 
 EACH = 250  # mutants a process
-LATE, KILLED, STARTED = 5.0, 60.0, 600.0  # seconds
+LATE, KILLED = 5.0, 60.0  # seconds of processor
+STARTED, SILENT = 600.0, 600.0  # seconds of the clock, which on a busy machine are many
 COUNTED = ("accepted", "refused", "untyped", "late", "ended", "events")
 _OWN_PROGRAMS = ("template_worker.py",)  # which renders chat templates apart
 
@@ -92,7 +95,7 @@ def fuzz(
         at = start
         while True:
             try:
-                if not receiver.poll(KILLED):
+                if not answers(receiver, psutil.Process(process.pid)):
                     process.kill()
                 one = receiver.recv()
             except EOFError:
@@ -108,6 +111,25 @@ def fuzz(
         start = at
         say(f"{name}: {start:,} of {count:,}, {dict(total)}, {peak:.0f} MiB, {slowest:.1f} s")
         yield {"mutants": start, "seed": seed, **total, "peak_mb": peak, "slowest": slowest}
+
+
+def answers(receiver: Any, process: psutil.Process) -> bool:
+    """Wait until a process tells of its next load; whether it does, and no load takes it too long."""
+    began = _spent(process)
+    for _ in range(int(SILENT)):
+        if receiver.poll(1.0):
+            return True
+        if _spent(process) - began > KILLED:
+            break
+    return False
+
+
+def _spent(process: psutil.Process) -> float:
+    """Seconds of processor, its children's among them."""
+    try:
+        return sum(process.cpu_times()[:4])
+    except psutil.Error:  # it has ended, which its pipe tells
+        return 0.0
 
 
 @cache

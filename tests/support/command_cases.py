@@ -307,6 +307,21 @@ OTHERS = [
         "serve {external_export} --check --json --port 0 --external-index {index}",
         lambda done, made: done.value["threshold"] is None,
     ),
+    Case(
+        f"{SERVE} --drift-window 40 --drift-false-alarms 0.05",
+        lambda done, made: [
+            [one["what"] for one in done.value["watched"]] == ["0.score"],
+            (done.value["drift_window"], done.value["drift_false_alarms"]) == (40, 0.05),
+        ],
+    ),
+    Case(
+        "verify {export} --canary --server {served} --served-model served --json",
+        lambda done, made: done.value["canary"]["providers"] == [made["served"]],
+    ),
+    Case(
+        "eval {served} --data {records} --limit 2 --max-new-tokens 2 --served-model served --json",
+        lambda done, made: done.value["model"] == made["served"],
+    ),
     Case("card {export} --check --json", lambda done, made: done.value["checked"]),
     Case(
         "lora {model} --adapter {affine} -o {taken} --overwrite --json --device cpu --dtype float32",

@@ -2,7 +2,10 @@
 
 import contextlib
 import io
+import socket
+import threading
 
+import uvicorn
 from fastapi.testclient import TestClient
 
 from safetykit import OnnxVLM
@@ -25,6 +28,24 @@ def serving(folder, *, keys=(), swaps=None, log=None, model=None, watched=(), **
     with TestClient(application(service, Keys(keys)), raise_server_exceptions=False) as client:
         client.service = service
         yield client
+
+
+@contextlib.contextmanager
+def listening(folder, *, name="tiny", keys=(), change=None):
+    """The address of a server over an export; ``change`` may spoil the model before."""
+    model = OnnxVLM.from_pretrained(folder)
+    if change:
+        change(model)
+    service = Service(model, name, ServeOptions(max_new_tokens=64), Log(io.StringIO()))
+    server = uvicorn.Server(uvicorn.Config(application(service, Keys(keys)), log_config=None))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        thread = threading.Thread(target=server.run, args=([taken],), daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        finally:
+            server.should_exit = True
+            thread.join(20)
 
 
 def body(messages, **fields):

@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,11 @@ class Workshop:
         self.folder, self.own = folder, own
         self._made: dict[str, str] = {}
         self._runs = 0
+        self._held = contextlib.ExitStack()
 
     def __getitem__(self, name: str) -> str:
+        if name == "served":
+            return self._address
         if name not in self._made:
             note = self.folder / f"{name}.made"
             with FileLock(f"{note}.lock"):
@@ -82,6 +86,13 @@ class Workshop:
                     note.write_text(str(getattr(self, f"_{name}")()))
                 self._made[name] = note.read_text()
         return self._made[name]
+
+    @cached_property
+    def _address(self) -> str:
+        """A server of ``export``, which ends with this process."""
+        from serving import listening
+
+        return self._held.enter_context(listening(self["export"], name="served"))
 
     def run(self, line: str) -> Outcome:
         """Run a command line with names in braces; ``{out}`` is a path that is free, ``{taken}`` one that is not."""

@@ -1,7 +1,5 @@
 """A server asked as a model is: `eval` and `verify --canary` at an address, and servers that are none or fail."""
 
-import contextlib
-import io
 import json
 import socket
 import threading
@@ -9,39 +7,15 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-import uvicorn
-from serving import KEY, TOKENS
+from serving import KEY, TOKENS, listening
 from workshop import safetykit
 
-from safetykit import OnnxVLM, Request
+from safetykit import Request
 from safetykit.adapters.errors import RequestRefused, ServerFailed, UsageError
-from safetykit.serve.access import Keys
-from safetykit.serve.app import application
-from safetykit.serve.logs import Log
-from safetykit.serve.options import ServeOptions
-from safetykit.serve.service import Service
 from safetykit.toolkit.model import endpoint
 from safetykit.toolkit.model.endpoint import KEY_VARIABLE, Endpoint
 
 DATA = ("--data", "reference", "--limit", 10, "--max-new-tokens", TOKENS)
-
-
-@contextlib.contextmanager
-def listening(folder, *, keys=(), change=None):
-    """The address of a server over an export; ``change`` may spoil the model before."""
-    model = OnnxVLM.from_pretrained(folder)
-    if change:
-        change(model)
-    service = Service(model, "tiny", ServeOptions(max_new_tokens=64), Log(io.StringIO()))
-    server = uvicorn.Server(uvicorn.Config(application(service, Keys(keys)), log_config=None))
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        thread = threading.Thread(target=server.run, args=([taken],), daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-        finally:
-            server.should_exit = True
-            thread.join(20)
 
 
 @pytest.fixture(scope="module")
