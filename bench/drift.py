@@ -85,13 +85,12 @@ def alarms(
 
 
 def drawn(
-    seen: Sequence[Seen], mixed: Sequence[tuple[float, list[int]]], random: np.random.Generator
+    seen: Sequence[Seen], mixed: Sequence[tuple[float, list[int]]], prompts: int, random: np.random.Generator
 ) -> Iterator[Seen]:
-    """Prompts without end."""
-    shares = [share for share, _ in mixed]
-    while True:
-        _, places = mixed[int(random.choice(len(mixed), p=shares))]
-        yield seen[places[int(random.integers(len(places)))]]
+    """So many prompts, each from one of the kinds as their shares say."""
+    each = [random.choice(places, prompts) for _, places in mixed]
+    kinds = random.choice(len(mixed), prompts, p=[share for share, _ in mixed])
+    return (seen[at] for at in np.stack(each)[kinds, np.arange(prompts)])
 
 
 def measured(export: Path, data: str, *, window: int, windows: int, streams: int, log: Path) -> dict[str, Any]:
@@ -105,7 +104,7 @@ def measured(export: Path, data: str, *, window: int, windows: int, streams: int
     for kind, mixed in kinds_of(records).items():
         counts = dict.fromkeys(times, 0)
         for stream in range(streams):
-            draws = drawn(seen, mixed, np.random.default_rng(stream))
+            draws = drawn(seen, mixed, window * windows, np.random.default_rng(stream))
             for at, rung in alarms(references, draws, window=window, windows=windows):
                 counts[at] = counts.get(at, 0) + rung
         rows[kind] = {str(at): counts[at] for at in times}
