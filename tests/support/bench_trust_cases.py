@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 from bench_case import BenchCase
@@ -32,6 +33,14 @@ DRIFTED = {
     "served": ["drift: risk"],
 }
 
+
+def a_card(name: str, folder: Path) -> Path:
+    """An export that is its card."""
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text("# A card")
+    return folder
+
+
 TRUST = [
     BenchCase(
         "drift",
@@ -53,6 +62,15 @@ TRUST = [
             "(`planted`) | 20 planted files" in (ran.path / "promises.md").read_text(),
         ],
         {"measured": HELD},
+    ),
+    BenchCase(
+        "cards",
+        "--out {out} --card reference-mild-sasa --card reference-severe-vlm-guard --into {other}",
+        lambda ran: [
+            [call[0] for call in ran.calls["make"]] == ["reference-mild-sasa", "reference-severe-vlm-guard"],
+            (ran.path.with_name("other") / "reference-mild-sasa.md").read_text() == "# A card",
+        ],
+        {"make": a_card},
     ),
     BenchCase(
         "soak",
