@@ -1,9 +1,9 @@
-"""The cards of exports of the reference VLMs, as they stand in `model_cards`, made again by the commands that users type.
+"""The cards in `model_cards` of exports of the reference VLMs, made again by the commands that users type.
 
     python bench/cards.py -o OUT [--card reference-mild-sasa …] [--into model_cards]
 
-Each card is that of an export which was checked and evaluated on the test split; those of VLM-Guard come from `safetykit
-demo`. What is finished in OUT is kept.
+Each card is that of an export which was checked and evaluated on the test split; those of VLM-Guard come from
+`safetykit demo`. What is finished in OUT is kept.
 """
 
 from __future__ import annotations

@@ -141,7 +141,12 @@ def contents(pristine: Path) -> dict[str, bytes]:
 
 def changes(name: str, pristine: Path, at: int, seed: int) -> dict[str, bytes]:
     """The files of a mutant that differ from the artifact's, the manifest sealed again among them."""
-    drawn, kind, whole = random.Random(f"{seed} {name} {at}"), KINDS[name], contents(pristine)
+    return drawn_changes(name, pristine, random.Random(f"{seed} {name} {at}"))
+
+
+def drawn_changes(name: str, pristine: Path, drawn: random.Random) -> dict[str, bytes]:
+    """The same of a mutant that ``drawn`` decides on."""
+    kind, whole = KINDS[name], contents(pristine)
     small = [one for one, data in whole.items() if len(data) < 2**20]
     chosen = {drawn.choice(small) for _ in range(drawn.choice((1, 1, 1, 2)))}
     made = {one: mutate(one, whole[one], drawn) for one in sorted(chosen)}

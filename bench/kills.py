@@ -1,6 +1,6 @@
 """Commands killed at random times, and disks that are full: what is left, and what the next run makes of it.
 
-    python bench/kills.py -o OUT [--what fit sweep export eval index] [--rounds 200] [--points 10]
+    python bench/kills.py -o OUT [--what fit sweep export eval index] [--rounds 350] [--points 50]
 
 The model is a LLaVA of two layers with random weights (`bench/zoo`), the records are a few of the reference VLM's: each
 command goes through all of its stages in about a second. It runs in a process that is forked from one in which all
@@ -10,8 +10,8 @@ group of processes.
 Kills: of every four rounds, two find an output (made with other settings) and replace it with ``--overwrite``. Two are
 killed at a share of the processor time that the command takes when it is left alone, the shares spread evenly over it;
 two as the command touches a file near its output for the N-th time, N spread evenly over all times in one round of
-three, and over the last sixteen, where the output appears, in the others. The signal is SIGKILL, SIGTERM or SIGHUP, to
-the process or to its group. The output must then be absent or whole (the former one or the new one, by SHA-256), and no
+three, and over the last sixteen, where the output appears, in the others. The signal is SIGKILL, SIGTERM or SIGHUP in the first
+200 rounds, and SIGKILL in those after them, to the process or to its group. The output must then be absent or whole (the former one or the new one, by SHA-256), and no
 process of the group may live. The same command runs again: its output must be, byte for byte, that of a run that was
 left alone, and beside it nothing else may lie (an orphan).
 
@@ -91,7 +91,8 @@ def moment_of(number: int, order: random.Random, seconds: float, touches: int) -
         seconds: of processor, that the command takes.
         touches: how often it touches files near its output.
     """
-    sent, group, place = signal.Signals[order.choice(SIGNALS)], order.random() < 0.5, number // 4
+    name, group, place = order.choice(SIGNALS), order.random() < 0.5, number // 4
+    sent = signal.Signals[name if number < _SPREAD else "SIGKILL"]
     kinds = _SPREAD // 4
     share = (place % kinds * 19 % kinds + order.random()) / kinds  # 19: early rounds, too, lie all over the span
     if number // 2 % 2 == 0:
@@ -289,7 +290,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__, quick={"what": ["fit"], "rounds": 2, "points": 0, "limit": 8})
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for results; what is there is kept")
     parser.add_argument("--what", nargs="*", choices=COMMANDS, default=list(COMMANDS), help="commands")
-    parser.add_argument("--rounds", type=int, default=200, help="kills of each command")
+    parser.add_argument("--rounds", type=int, default=350, help="kills of each command")
     parser.add_argument("--points", type=int, default=10, help="sizes of a disk that is full, for each command")
     parser.add_argument("--limit", type=int, default=8, help="records of each split")
     options = parser.parse_args(given)

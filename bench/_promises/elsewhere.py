@@ -17,7 +17,8 @@ from .row import Figure, Place, Row, Tally
 
 ROOT = Path(__file__).parents[2]
 BAD, ATTACKS = 20, 20  # seeded bad exports, and attacks on signatures, at least
-MUTANTS, KILLS, POINTS = 10_000, 200, 10  # of each kind of artifact; of each command; sizes of a full disk
+MUTANTS = 10_000  # of each kind of artifact
+KILLS, ROUNDS, POINTS = 200, 350, 50  # SIGKILLs of each command, kills of each; sizes of a full disk
 _MEMORY = 512  # MiB
 _PARITY, _SIGNING = "tests/unit/export/test_parity.py", "tests/unit/export/test_signing.py"
 
@@ -72,11 +73,13 @@ def _fewest(kinds: Mapping[str, Mapping[str, int]]) -> int:
 
 def killed(place: Place) -> Figure:
     """Commands killed at random times, and disks that are full."""
-    wanted, sizes = place.some((KILLS, POINTS), (2, 0))
+    wanted, sizes = place.some((ROUNDS, POINTS), (2, 0))
+    outright = place.some(KILLS, 0)
     words = ["--quick"] if place.quick else ["--rounds", wanted, "--points", sizes]
 
     def enough(found: Mapping[str, Any]) -> bool:
-        return _rounds(place, found, "kills") >= wanted and _rounds(place, found, "full") >= sizes
+        enough = _rounds(place, found, "kills") >= wanted and _rounds(place, found, "full") >= sizes
+        return enough and _outright(found) >= outright
 
     found = bench(place, "kills", words, enough)
     rounds = [(what, one) for what, all_ in found["kills"].items() for one in all_]
@@ -91,9 +94,7 @@ def killed(place: Place) -> Figure:
     }
     failures = [f"{name}: {what}" for name, all_ in bad.items() for what in all_]
     least = _rounds(place, found, "kills")
-    said = (
-        f"{len(rounds):,} kills (at least {least} of each of {', '.join(found['kills'])}), {len(points)} full disks: "
-    )
+    said = f"{len(rounds):,} kills (at least {least} of each of {', '.join(found['kills'])}, {_outright(found)} by SIGKILL), {len(points)} full disks: "
     said += ", ".join(f"{len(all_)} {name}" for name, all_ in bad.items())
     held = not failures and enough(found)
     return Figure(said, held, tuple(failures), {name: len(all_) for name, all_ in bad.items()})
@@ -102,6 +103,11 @@ def killed(place: Place) -> Figure:
 def _rounds(place: Place, found: Mapping[str, Any], part: str) -> int:
     """Rounds of the command that has fewest."""
     return min(len(found.get(part, {}).get(what, ())) for what in COMMANDS[: place.some(len(COMMANDS), 1)])
+
+
+def _outright(found: Mapping[str, Any]) -> int:
+    """SIGKILLs of the command that has fewest."""
+    return min((sum(one["signal"] == "SIGKILL" for one in all_) for all_ in found["kills"].values()), default=0)
 
 
 def signed(place: Place) -> Figure:
@@ -132,7 +138,7 @@ ROWS = (
     Row(
         "kills",
         "atomic and resumable",
-        f"{KILLS} kills of each command, full disks: 0 partial artifacts load, resumed results identical, no orphans",
+        f"{KILLS} SIGKILLs of each command, SIGTERM and SIGHUP, {POINTS} full disks each: 0 partial artifacts load, resumed results identical, no orphans",
         killed,
     ),
     Row("signatures", "a signature means something", f"{ATTACKS} attacks and more: all refused", signed),

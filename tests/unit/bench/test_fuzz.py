@@ -2,16 +2,19 @@
 
 import json
 import random
+import shutil
 import subprocess
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from safetykit.adapters.artifact.manifest import AdapterManifest, load_sealed
-from safetykit.adapters.errors import InvalidArtifact
-from safetykit.bench._fuzz.artifacts import seal
+from safetykit.adapters.errors import InvalidArtifact, SafetykitError
+from safetykit.bench._fuzz.artifacts import KINDS, make_checkpoint, seal
 from safetykit.bench._fuzz.guard import Guard
 from safetykit.bench._fuzz.mutants import changed_json, mutate
-from safetykit.bench.fuzz import COUNTED, fuzz
+from safetykit.bench.fuzz import COUNTED, answers, contents, drawn_changes, fuzz
 from safetykit.bench.kills import moment_of
 
 TREE = {"a": [1, 2.5, "x", None, {"b": True}], "files": {"f.json": "0" * 64}, "schema_version": 1}
@@ -82,3 +85,59 @@ def test_moments_by_time_reach_all_parts_and_most_by_touches_the_last():
     tenths = {int(one.seconds * 10) for one in moments if one.event is None}
     touches = [one.event for one in moments if one.event is not None]
     assert tenths == set(range(10)) and sum(at > 84 for at in touches) > 60 and min(touches) < 10
+
+
+def test_later_rounds_kill_outright():
+    sent = [moment_of(number, random.Random(number), 1.0, 100).sent for number in range(350)]
+    assert {one.name for one in sent[:200]} == {"SIGKILL", "SIGTERM", "SIGHUP"}
+    assert {one.name for one in sent[200:]} == {"SIGKILL"}
+
+
+class Busy:
+    """A pipe that stays empty, and a process that uses so much of the processor while it does."""
+
+    def __init__(self, each):
+        self.each, self.spent, self.asked = each, 0.0, 0
+
+    def poll(self, seconds):
+        self.asked, self.spent = self.asked + 1, self.spent + self.each
+        return False
+
+    def cpu_times(self):
+        return (self.spent, 0.0, 0.0, 0.0, 0.0)
+
+
+def test_a_load_is_given_up_by_its_processor_time_and_late_by_the_clock():
+    hanging, waiting = Busy(1.0), Busy(0.01)
+    assert not answers(hanging, hanging) and 60 <= hanging.asked <= 62
+    assert not answers(waiting, waiting) and waiting.asked == 600
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind", [pytest.param(one, marks=[] if one in ("adapter", "index") else pytest.mark.exhaustive) for one in KINDS]
+)
+def test_hypothesis_finds_no_change_that_ends_in_an_untyped_error(kind, tmp_path, request):
+    """The same changes as the benchmark's, drawn by Hypothesis, which gives the smallest that fails."""
+    make_checkpoint(model := tmp_path / "model", tmp_path)
+    KINDS[kind].make(pristine := tmp_path / "pristine", model)
+    work = shutil.copytree(pristine, tmp_path / "work")
+    whole, many = contents(pristine), request.config.getoption("exhaustive")
+
+    @settings(
+        max_examples=2000 if many else 100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
+    @given(st.randoms(use_true_random=False))
+    def load(drawn):
+        made = drawn_changes(kind, pristine, drawn)
+        for name, data in made.items():
+            (work / name).write_bytes(data)
+        try:
+            KINDS[kind].load(work)
+        except SafetykitError:
+            pass
+        finally:
+            for name in made:
+                (work / name).write_bytes(whole[name])
+
+    load()

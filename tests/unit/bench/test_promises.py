@@ -123,7 +123,8 @@ def whole(row):
         counts = dict.fromkeys(("untyped", "late", "ended", "events"), 0)
         return {name: {"mutants": elsewhere.MUTANTS, "peak_mb": 1.0, **counts} for name in KINDS}
     one = {"state": "new", "orphans": [], "same": True, "replaces": False, "typed": True, "processes": 0}
-    rounds = {"kills": elsewhere.KILLS, "full": elsewhere.POINTS}
+    one |= {"signal": "SIGKILL"}
+    rounds = {"kills": elsewhere.ROUNDS, "full": elsewhere.POINTS}
     return {part: {what: [one] * count for what in COMMANDS} for part, count in rounds.items()}
 
 
