@@ -7,13 +7,14 @@ command goes through all of its stages in about a second. It runs in a process t
 libraries are loaded, so that it is killed in its work and not in its imports; it has handlers of its own, and leads a
 group of processes.
 
-Kills: of every four rounds, two find an output (made with other settings) and replace it with ``--overwrite``. Two are
-killed at a share of the processor time that the command takes when it is left alone, the shares spread evenly over it;
-two as the command touches a file near its output for the N-th time, N spread evenly over all times in one round of
-three, and over the last sixteen, where the output appears, in the others. The signal is SIGKILL, SIGTERM or SIGHUP in
-the first 200 rounds, and SIGKILL in those after them, to the process or to its group. The output must then be absent or
-whole (the former one or the new one, by SHA-256), and no process of the group may live. The same command runs again: its output must be, byte for byte, that of a run that was
-left alone, and beside it nothing else may lie (an orphan).
+Kills: of every four rounds, two find an output (made with other settings) and replace it with ``--overwrite``. Two
+are killed at a share of the processor time that the command takes when it is left alone, the shares spread evenly
+over it; two as the command touches a file near its output for the N-th time, N spread evenly over all times in one
+round of three, and over the last sixteen, where the output appears, in the others. The signal is SIGKILL, SIGTERM or
+SIGHUP in the first 200 rounds, and SIGKILL in those after them, to the process or to its group. The output must then
+be absent or whole (the former one or the new one, by SHA-256), and no process of the group may live. The same command
+runs again: its output must be, byte for byte, that of a run that was left alone, and beside it nothing else may lie
+(an orphan).
 
 Full disks: the output lies on a file system in memory (``unshare -rm``, ``mount -t tmpfs``) of sizes up to a third more
 than the output takes. The command must end well or with exit code 8, whole or without output; then there is room, and

@@ -94,7 +94,8 @@ def killed(place: Place) -> Figure:
     }
     failures = [f"{name}: {what}" for name, all_ in bad.items() for what in all_]
     least = _rounds(place, found, "kills")
-    said = f"{len(rounds):,} kills (at least {least} of each of {', '.join(found['kills'])}, {_outright(found)} by SIGKILL), {len(points)} full disks: "
+    said = f"{len(rounds):,} kills (at least {least} of each of {', '.join(found['kills'])}, "
+    said += f"{_outright(found)} by SIGKILL), {len(points)} full disks: "
     said += ", ".join(f"{len(all_)} {name}" for name, all_ in bad.items())
     held = not failures and enough(found)
     return Figure(said, held, tuple(failures), {name: len(all_) for name, all_ in bad.items()})
@@ -138,7 +139,8 @@ ROWS = (
     Row(
         "kills",
         "atomic and resumable",
-        f"{KILLS} SIGKILLs of each command, SIGTERM and SIGHUP, {POINTS} full disks each: 0 partial artifacts load, resumed results identical, no orphans",
+        f"{KILLS} SIGKILLs of each command, SIGTERM and SIGHUP, {POINTS} full disks each: 0 partial artifacts load, "
+        "resumed results identical, no orphans",
         killed,
     ),
     Row("signatures", "a signature means something", f"{ATTACKS} attacks and more: all refused", signed),
