@@ -21,6 +21,7 @@ from ...toolkit.data.sources import is_export
 from ...toolkit.model.options import PlaceOptions
 from ..document.card import check_card, write_card
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, read_manifest
+from ..runtime.sessions import require_available
 from .choices import VerifyOptions
 
 Say = Callable[[str], None]
@@ -66,6 +67,8 @@ def verify_folder(
     swaps = "an adapter to swap in (--swap)"
     options.require_use(("allow_uncorrected_detector",), bool(options.swap), swaps)
     manifest = read_manifest(folder, verify=False)
+    if model is not None or options.canary:
+        require_available(options.providers)
     require_hashes(folder, dict(manifest.files))
     require_named(folder, {LAYOUT.manifest, *manifest.files})
     described = _described(folder, manifest)

@@ -109,11 +109,7 @@ class Graphs:
         """Open the graphs; ``graphs`` replaces graph files of ``path`` that share its weights.
 
         ``bind_to`` is the device that runs are bound to; by default that of the first provider, see :class:`Session`.
-        With ``opened`` off each graph is opened when it is first run.
-
-        Raises:
-            UsageError: a provider is not there.
-            InvalidArtifact: a graph does not load, or states another detector than the manifest.
+        With ``opened`` off each graph is opened when it is first run, or by :meth:`open`, whose errors are raised here.
         """
         self.path, self.manifest, self.inputs = path, manifest, inputs
         self.providers, self._device = tuple(providers), bind_to
@@ -128,7 +124,16 @@ class Graphs:
             if item.graph == "decoder" and "reference" in item.runtime_inputs
         ]
         if opened:
-            _ = self._vision, self._embed, self._decoder
+            self.open()
+
+    def open(self) -> None:
+        """Open the graphs that are not open.
+
+        Raises:
+            UsageError: a provider is not there.
+            InvalidArtifact: a graph does not load, or states another detector than the manifest.
+        """
+        _ = self._vision, self._embed, self._decoder
 
     @cached_property
     def _vision(self) -> Session:

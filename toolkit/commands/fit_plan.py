@@ -11,7 +11,7 @@ from ...adapters.method import Method, load
 from ...adapters.settings import Settings
 from ...adapters.sweeping import require_some
 from ..data.records import Record
-from ..evaluation.judge import require_refusal
+from ..evaluation.judge import require_harmful_texts, require_refusal
 from ..model.shape import Shape
 from ..sweep.run import plan_of
 
@@ -42,12 +42,19 @@ def require_options(method: Method, given: Mapping[str, Any], inputs: Mapping[st
 
 
 def require_fit(
-    method: Method, given: Mapping[str, Any], shape: Shape | None, records: Sequence[Record], *, sweep: bool
+    method: Method,
+    given: Mapping[str, Any],
+    shape: Shape | None,
+    records: Sequence[Record],
+    *,
+    sweep: bool,
+    asks_refusal: bool = False,
 ) -> None:
     """Refuse layers that the model does not have, and records that nothing can be learnt from.
 
     Args:
         shape: of the model's decoder, if its configuration tells; otherwise loading will.
+        asks_refusal: the model is asked how it refuses.
 
     Raises:
         UsageError: naming the setting and what is missing.
@@ -63,6 +70,8 @@ def require_fit(
             require_depth(settings, shape.n_layers)
             if method.require is not None:
                 load(method.require)(settings, records, shape.d_model)
+            if asks_refusal:
+                require_harmful_texts(records)
             return
         except UsageError as error:
             refused.append(error)
