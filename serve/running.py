@@ -98,10 +98,10 @@ def opened(folder: Path, options: ServeOptions, *, say: Callable[[str], None] = 
         if options.swap:
             own = read_swap(options.swap, model.manifest, allow_uncorrected_detector=allowed)
         swaps = read_adapters(options.adapters, model.manifest, allow_uncorrected_detector=allowed)
-        model.open()
         if options.canary:
             found = model.check_canaries()
             say(f"{len(found.canaries)} canaries are answered as they were, {found.telling} of them show the adapters")
+        model.open()
         if own is not None:
             model.install(own)
         name = options.name or folder.resolve().name

@@ -186,7 +186,8 @@ def _canaries(folder: Path, manifest: ExportManifest, options: VerifyOptions, pr
     if progress:
         progress("asking the canaries")
     inputs = InputProcessor.from_pretrained(folder)
-    found = OnnxVLM(folder, manifest, inputs, options.providers, index=options.external_index).check_canaries()
+    model = OnnxVLM(folder, manifest, inputs, options.providers, index=options.external_index, opened=False)
+    found = model.check_canaries()
     return {"asked": len(found.canaries), "telling": found.telling, "providers": list(options.providers)}
 
 

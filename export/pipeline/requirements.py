@@ -159,20 +159,21 @@ def require_weights(source: Source, options: ExportOptions) -> None:
 
 
 def require_computable(checkpoint: Path, options: PlaceOptions) -> None:
-    """Refuse to compare in float32 where PyTorch cannot compute in it: weights of 16 bits, spread over devices.
+    """Refuse a device that is not there, and to compare in float32 where PyTorch cannot: 16 bits, spread over devices.
 
     Args:
         options: how the checkpoint is loaded.
 
     Raises:
-        UsageError: it is spread, as was asked for or as no device holds it, and no type was chosen.
+        UsageError: there is no such device; or it is spread, as was asked for or as no device holds it, and no type
+            was chosen.
     """
     from ...toolkit.model.placement import Placement, own_dtype
 
-    stored = own_dtype(checkpoint)
+    stored, placed = own_dtype(checkpoint), Placement.of(LoadOptions(**options.loading()), checkpoint)
     if options.dtype != AUTO or stored not in ("bfloat16", "float16"):
         return
-    if Placement.of(LoadOptions(**options.loading()), checkpoint).device_map is not None:
+    if placed.device_map is not None:
         raise UsageError(
             f"Parity computes in float32, and a model that is spread over devices only in the type it is loaded in: "
             f"{checkpoint.name} has {stored}.",

@@ -218,3 +218,17 @@ def test_verify_refuses_a_swap_and_a_provider_before_parity(refused, base_folder
     verify = ("verify", base_folder, "--model", small)
     assert "its parameters are fixed" in refused(*verify, "--swap", adapter_folder)
     assert "does not give cuda" in refused(*verify, "--provider", "cuda")
+
+
+def test_canaries_of_an_export_that_has_none(refused, base_folder):
+    assert "holds no canaries" in refused("verify", base_folder, "--canary")
+    assert "holds no canaries" in refused("serve", base_folder, "--check", "--port", "0", "--canary")
+
+
+def test_an_export_on_a_device_that_is_not_there(refused, random_checkpoint, adapter_folder, monkeypatch):
+    from safetykit.toolkit.model import placement
+
+    monkeypatch.setattr(placement, "accelerators", list)
+    typed = ("export", random_checkpoint, "--adapter", adapter_folder, "--device", "cuda", "-o", "out")
+    said = refused(*typed)
+    assert "There is no device cuda here." in said and "exporting" not in said

@@ -28,7 +28,6 @@ from ..data.sources import data_path, model_path
 from ..diagnosis.channel_map import ChannelMap
 from ..distributed.output import by_first
 from ..distributed.world import is_first
-from ..evaluation.few import count_records, few_records
 from ..index.caption_index import CaptionIndex
 from ..model.options import AUTO, LoadOptions
 from ..model.shape import Shape, decoder_shape, require_adaptable, require_same_shape
@@ -36,7 +35,7 @@ from ..model.vlm import VLM
 from ..sweep.run import fit_by_sweep
 from ..workbench import Workbench
 from . import console, views
-from .fit_plan import require_fit, require_options
+from .fit_plan import require_fit, require_options, too_little
 
 
 class GraphBase(Protocol):
@@ -131,12 +130,14 @@ def _fit_there(
         require_pictures(records)
     corrected_by, correctors = describe_correctors(folders), [load_adapter(folder) for folder in folders]
     index = CaptionIndex.load(inputs["index"]) if "index" in inputs else None
+    if index is not None and "encoder" in inputs:
+        _require_encoder(index, captions)
     base = call.open_base(inputs["on"]) if "on" in inputs else None
     shape = decoder_shape(model_path(model))
     _require_shapes(call, shape, correctors, base, model)
     asks = "refusal" in method.takes and "refusal" not in inputs
-    require_fit(method, given, shape, records, sweep=call.sweep, asks_refusal=asks)
-    for said in (records.told(), few_records(count_records(records))):
+    settings = require_fit(method, given, shape, records, sweep=call.sweep, asks_refusal=asks)
+    for said in (records.told(), *too_little(method, settings, records)):
         if said:
             console.warn(said)
     with console.work("loading") as doing:
@@ -155,7 +156,7 @@ def _fit_there(
                 records,
                 captions=captions,
                 index=index,
-                embedder=_embedder(vlm, index, captions, inputs.get("encoder")),
+                embedder=_embedder(vlm, index, inputs.get("encoder")),
                 refusal=inputs.get("refusal"),
                 text_model=text_model,
                 corrected_by=corrected_by,
@@ -240,20 +241,24 @@ def _with_map(call: FitCall) -> tuple[ChannelMap | None, dict[str, Any]]:
     return channels, {**given, **named}
 
 
-def _embedder(vlm: VLM, index: CaptionIndex | None, captions: list[Any], encoder: Path | None) -> Any:
-    """What makes keys of captions that the index lacks: the given encoder, or the VLM if it made the index.
+def _require_encoder(index: CaptionIndex, captions: Sequence[Any]) -> None:
+    """Refuse an encoder that has nothing to encode.
 
     Raises:
-        UsageError: an encoder is given, and the index lacks no caption.
+        UsageError: the index lacks no caption.
     """
+    wanted = {item.caption for item in captions}
+    if len(index.ids_of(wanted)) == len(wanted):
+        raise UsageError("--encoder does nothing: the index holds every caption.", "Leave it out.")
+
+
+def _embedder(vlm: VLM, index: CaptionIndex | None, encoder: Path | None) -> Any:
+    """What makes keys of captions that the index lacks: the given encoder, or the VLM if it made the index."""
     from ..retrieval.embedders import EncoderEmbedder, VLMEmbedder
 
     if index is None:
         return None
     if encoder is not None:
-        wanted = {item.caption for item in captions}
-        if len(index.ids_of(wanted)) == len(wanted):
-            raise UsageError("--encoder does nothing: the index holds every caption.", "Leave it out.")
         return EncoderEmbedder(encoder)
     made_by = index.manifest.embedder
     return VLMEmbedder(vlm, Site.parse(str(made_by.site))) if made_by.sha256 == vlm.fingerprint else None
