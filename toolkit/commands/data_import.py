@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,7 +89,7 @@ def _unused(found: dict[str, list[str]]) -> str:
     )
 
 
-def _require_taken(importer: Importer, given: dict[str, Any]) -> None:
+def _require_taken(importer: Importer, given: Mapping[str, Any]) -> None:
     """Refuse an option that the importer does not use.
 
     Raises:

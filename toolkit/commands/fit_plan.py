@@ -95,8 +95,8 @@ def too_little(method: Method, settings: Settings | None, records: Sequence[Reco
     count = sum(one.split == "calibration" and one.label == "harmless" for one in records)
     if 0 < rate * count < 1 and count >= ENOUGH:
         said.append(
-            f"{option_of(method.settings, _RATE)} {rate:g} is less than one of {count} harmless calibration records: the "
-            "threshold lies at the highest of them, and how many others it refuses is not known so finely."
+            f"{option_of(method.settings, _RATE)} {rate:g} is less than one of {count} harmless calibration records: "
+            "the threshold lies at the highest of them, and how many others it refuses is not known so finely."
         )
     return [one for one in said if one]
 
