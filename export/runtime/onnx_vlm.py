@@ -31,7 +31,8 @@ from ..names import ENABLED, REFERENCE, STATE, intervention
 from ..surgery.retrieval import open_retriever
 from .batches import joined, kept, tokens_first
 from .canary import Canaries, require_canaries
-from .graphs import Decoding, Graphs, Seeing
+from .decoding import Decoding, Seeing
+from .graphs import Graphs
 from .hotswap import Swap, read_swap
 from .sampling import Sampler
 from .sessions import CPU, require_available
