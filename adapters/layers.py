@@ -56,6 +56,22 @@ def require_depth(settings: Settings, n_layers: int) -> None:
             )
 
 
+def require_text_model(text: tuple[int, int], own: tuple[int, int]) -> None:
+    """Refuse a text model whose states are not those of the VLM's decoder.
+
+    Args:
+        text, own: layers and width, of the text model and of the VLM.
+
+    Raises:
+        UsageError: they differ.
+    """
+    if text != own:
+        raise UsageError(
+            f"The text model has {text[0]} layers of width {text[1]}, the VLM {own[0]} of {own[1]}.",
+            "Use the language model the VLM was built from.",
+        )
+
+
 def _named(settings: Settings) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Every setting whose values are decoder blocks, with those that it names."""
     for name, field in type(settings).model_fields.items():

@@ -43,6 +43,7 @@ class Method:
         data: what it is fitted on: labelled ``records`` or captioned pictures (``captions``).
         require: ``(settings, records, d_model) -> None``, which refuses records that nothing can be learnt from,
             before a model is loaded.
+        used: ``(settings, records) -> records``: those that a fit with these settings looks at, if not all.
         takes: what a fit may ask for besides; ``needs``: what it cannot do without.
         acts: of what it takes, which settings it needs to have an effect.
         usual: ``(given, n_layers, d_model) -> settings``, where defaults depend on the model or on what is given.
@@ -62,6 +63,7 @@ class Method:
     example: str = ""
     data: Literal["records", "captions"] = "records"
     require: Lazy | None = None
+    used: Lazy | None = None
     takes: tuple[Input, ...] = ()
     needs: tuple[Input, ...] = ()
     acts: Mapping[Input, tuple[Condition, ...]] = field(default_factory=dict)

@@ -16,7 +16,7 @@ No file with settings imports torch: help must be fast.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -162,12 +162,17 @@ class Settings(BaseModel):
         """Names of the settings that act in this combination."""
         return {name for name in type(self).model_fields if self._acts(name)}
 
-    def require_acting(self, names: set[str] | frozenset[str], acts: Mapping[str, Sequence[Condition]] = {}) -> None:
+    def require_acting(
+        self,
+        names: Collection[str],
+        acts: Mapping[str, Sequence[Condition]] = {},
+        given: Mapping[str, Any] = {},
+    ) -> None:
         """Refuse what is given and cannot act.
 
         Args:
             names: of settings, or of what ``acts`` tells the conditions of.
-            acts: conditions of further options, by name.
+            acts: conditions of further options, by name; ``given``: their values.
 
         Raises:
             UsageError: naming the first one, and what it would need.
@@ -175,7 +180,7 @@ class Settings(BaseModel):
         for name in sorted(names):
             conditions = acts[name] if name in acts else about(type(self), name).acts
             if conditions and not any(self._meets(condition) for condition in conditions):
-                raise self._idle(name, conditions)
+                raise self._idle(name, conditions, off=given.get(name, getattr(self, name, None)) is False)
 
     def _acts(self, name: str) -> bool:
         conditions = about(type(self), name).acts
@@ -184,9 +189,15 @@ class Settings(BaseModel):
     def _meets(self, condition: Condition) -> bool:
         return all(_fits(getattr(self, other), wanted) for other, wanted in condition.items())
 
-    def _idle(self, name: str, conditions: Sequence[Condition]) -> UsageError:
+    def _idle(self, name: str, conditions: Sequence[Condition], *, off: bool) -> UsageError:
         kind = type(self)
         spelled = spell(kind, name)
+        if (
+            off
+            and spelled.startswith("--")
+            and (name not in kind.model_fields or kind.model_fields[name].default is True)
+        ):
+            spelled = f"--no-{spelled[2:]}"
         unmet = {other: wanted for other, wanted in conditions[0].items() if not _fits(getattr(self, other), wanted)}
         found = " and ".join(f"{spell(kind, other)} {_written(getattr(self, other))}" for other in unmet)
         needed = " or with ".join(

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from ..export.runtime.graphs import Decoding
+from ..export.runtime.decoding import Decoding
 from ..export.runtime.onnx_vlm import OnnxVLM
 from ..export.runtime.sampling import Sampler
 from ..toolkit.model.generating import Sampling

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..export.runtime.graphs import Decoding
+from ..export.runtime.decoding import Decoding
 from ..export.runtime.hotswap import Swap
 from ..export.runtime.onnx_vlm import OnnxVLM
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 
+from ..export.runtime.hotswap import read_swap
 from ..export.runtime.onnx_vlm import OnnxVLM
 from .access import Keys, read_keys
 from .app import application
@@ -94,14 +95,18 @@ def opened(folder: Path, options: ServeOptions, *, say: Callable[[str], None] = 
     )
     allowed = options.allow_uncorrected_detector
     with bound(options.host, options.port) as listening:
-        model = OnnxVLM.from_pretrained(folder, options.providers, index=options.external_index)
+        model = OnnxVLM.from_pretrained(folder, options.providers, index=options.external_index, opened=False)
         model.inputs.limit(options.max_prompt_tokens)
+        own = None
+        if options.swap:
+            own = read_swap(options.swap, model.manifest, allow_uncorrected_detector=allowed)
+        swaps = read_adapters(options.adapters, model.manifest, allow_uncorrected_detector=allowed)
         if options.canary:
             found = model.check_canaries()
             say(f"{len(found.canaries)} canaries are answered as they were, {found.telling} of them show the adapters")
-        if options.swap:
-            model.swap(*options.swap, allow_uncorrected_detector=allowed)
-        swaps = read_adapters(options.adapters, model.manifest, allow_uncorrected_detector=allowed)
+        model.open()
+        if own is not None:
+            model.install(own)
         name = options.name or folder.resolve().name
         watched = () if options.swap or not options.drift_window else references_of(model.path, model.manifest)
         options.require_use(

@@ -12,6 +12,7 @@ METHOD = Method(
     settings=OnePassProbe,
     fit="safetykit.adapters.statistics.probe_fit:fit_on",
     require="safetykit.adapters.statistics.probe_fit:require_records",
+    used="safetykit.adapters.statistics.probe_fit:used_records",
     example="--with GUARD --false-positive-rate 0.01",
     takes=("refusal", "with", "on"),
     ops=("safetykit.adapters.one_pass.probe", "safetykit.adapters.sasa.sasa"),

@@ -31,6 +31,7 @@ METHOD = Method(
     settings=SASA,
     fit="safetykit.adapters.statistics.probe_fit:fit_on",
     require="safetykit.adapters.statistics.probe_fit:require_records",
+    used="safetykit.adapters.statistics.probe_fit:used_records",
     example="--with GUARD --false-positive-rate 0.01",
     takes=("refusal", "map", "with", "on"),
     map=layers_of_map,

@@ -36,7 +36,7 @@ def fit(
     say = phase or (lambda _: None)
     records = [record for record in records if record.split in ("fit", "calibration")]
     require_labels(records)
-    used, depth = _used(probe, records), model.base.n_layers
+    used, depth = used_records(probe, records), model.base.n_layers
     head = model.head()[0] if probe.space == "logits" else None
     detector = Detector(Metric.of(probe.space, head), probe.false_positive_rate, probe.seed)
     places, found = probe.places(depth), None
@@ -69,7 +69,7 @@ def fit_on(probe: ProbeSettings, bench: Workbench) -> Adapter:
     return fit(probe, bench.second_pass(), bench.records, refusal, corrected_by=bench.corrected_by, phase=bench.phase)
 
 
-def _used(probe: ProbeSettings, records: Sequence[Example]) -> list[Example]:
+def used_records(probe: ProbeSettings, records: Sequence[Example]) -> list[Example]:
     """Calibration records, and the share of the fit records that was asked for."""
     ordered = sorted((record for record in records if record.split == "fit"), key=lambda record: record.id)
     if probe.fraction < 1:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..artifact.sites import Site
 from ..errors import UsageError
+from ..layers import require_text_model
 from ..protocols import Example, StateSource
 from ..statistics.choices import Direction
 from ..statistics.moments import Moments, top_directions
@@ -153,12 +154,7 @@ def collect(
         UsageError: a needed split or label is empty, or ``text_model`` has another shape.
     """
     source = text_model or model
-    if (source.base.n_layers, source.base.d_model) != (model.base.n_layers, model.base.d_model):
-        raise UsageError(
-            f"The text model has {source.base.n_layers} layers of width {source.base.d_model}, the VLM "
-            f"{model.base.n_layers} of {model.base.d_model}.",
-            "Use the language model the VLM was built from.",
-        )
+    require_text_model((source.base.n_layers, source.base.d_model), (model.base.n_layers, model.base.d_model))
     require_labels(records)
     texts = texts_of(records)
     benign = [record for record in records if record.split == "calibration" and record.label == "harmless"]

@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...adapters.artifact.stack import require_fitted_stack
+from ...adapters.artifact.adapter import the_detector
+from ...adapters.artifact.stack import require_fitted_stack, require_reading
 from ...adapters.artifact.store import load_adapter, manifest_digest
 from ...adapters.errors import UsageError
 from ...adapters.retrieval.retrieval import retrieval_of
 from ...toolkit.data.sources import model_path
 from ...toolkit.index.caption_index import CaptionIndex
+from ...toolkit.model.retriever import retriever_of
+from ...toolkit.model.shape import decoder_shape, require_adaptable, require_prompt_tokens
 from ...toolkit.model.vlm import VLM
 from .choices import EvalOptions
 
@@ -33,9 +36,16 @@ def opened_checkpoint(
         allow=options.allow_uncorrected_detector,
     )  # fmt: skip
     folder = model_path(model)
+    shape = decoder_shape(folder)
+    require_prompt_tokens(options.max_prompt_tokens, shape and shape.most_tokens)
+    require_adaptable(loaded, shape, model, allow_wrong_base=options.allow_wrong_base)
+    the_detector(loaded)
+    require_reading(loaded)
     index = CaptionIndex.load(options.external_index) if options.external_index else None
+    retriever_of(loaded, index)
     say("loading")
     vlm = VLM.from_pretrained(folder, **options.loading())
+    vlm.inputs.limit(options.max_prompt_tokens)
     vlm.index = index
     with vlm.applied(*loaded, allow_wrong_base=options.allow_wrong_base):
         yield vlm, [vlm.fingerprint, vlm.ran and vlm.ran.model_dump(), *map(manifest_digest, loaded)]

@@ -34,6 +34,7 @@ def diagnose(
     from ...toolkit.data.records import load_records, require_pictures
     from ...toolkit.data.sources import data_path, model_path
     from ...toolkit.diagnosis import diagnose as run
+    from ...toolkit.diagnosis.choosing import require_diagnosis
     from ...toolkit.distributed.output import by_first
     from ...toolkit.model.vlm import VLM
     from ..document.diagnosis_plots import diagnosis_plots
@@ -45,15 +46,15 @@ def diagnose(
         if records.skipped:
             console.warn(records.told())
         path = model_path(model)
+        asked: dict[str, Any] = {name: getattr(options, name) for name in ("budget", "pairs", "neurons")}
+        require_diagnosis(path, records, batch_size=options.rows, **asked)
         with console.work("loading") as doing:
             vlm = VLM.from_pretrained(path, **options.loading())
             doing("diagnosing")
             found = run(
                 vlm,
                 records,
-                budget=options.budget,
-                pairs=options.pairs,
-                neurons=options.neurons,
+                **asked,
                 seed=options.seed,
                 progress=doing.count,
                 journal_path=journal,

@@ -139,13 +139,14 @@ def _export(folder: Path, adapters: Sequence[Path], options: EvalOptions, say: C
     options.require_use(placed, False, "a checkpoint: an export runs in ONNX Runtime")
     options.require_use(("allow_uncorrected_detector",), bool(options.swap), decided)
     say("loading")
-    onnx_vlm = OnnxVLM.from_pretrained(folder, options.providers, index=options.external_index)
+    onnx_vlm = OnnxVLM.from_pretrained(folder, options.providers, index=options.external_index, opened=False)
     onnx_vlm.inputs.limit(options.max_prompt_tokens)
     identity: list[Any] = [onnx_vlm.manifest.model_dump(mode="json")]
     if options.swap:
         onnx_vlm.swap(*options.swap, allow_uncorrected_detector=options.allow_uncorrected_detector)
         assert onnx_vlm.swapped is not None
         identity.append(onnx_vlm.swapped.digest())
+    onnx_vlm.open()
     return _Asked(onnx_vlm, identity)
 
 

@@ -15,6 +15,7 @@ from ...toolkit.model.inputs import InputProcessor
 from ...toolkit.model.options import LoadOptions
 from ...toolkit.model.peft_folder import checkpoint_path
 from ...toolkit.model.precision import is_large
+from ...toolkit.model.shape import decoder_shape, require_same_shape
 from ...toolkit.model.vlm import VLM
 from ..manifest import ExportManifest
 from ..parity.check import check_parity
@@ -23,6 +24,7 @@ from ..parity.reference import computing_wide
 from ..parity.report import ParityReport
 from ..parity.swap_check import check_swap
 from ..pipeline.requirements import require_computable
+from ..runtime.hotswap import read_swap
 from ..runtime.onnx_vlm import OnnxVLM
 from ..runtime.sessions import sparing_memory
 from .choices import VerifyOptions
@@ -45,6 +47,11 @@ def parity_again(
     given = [load_adapter(path) for path in adapters]
     _require_adapters(folder, manifest, given)
     checkpoint = checkpoint_path(model_path(model))
+    what = f"{folder} was exported from"
+    advice = "Pass the checkpoint that it was exported from with --model."
+    require_same_shape(manifest.base, decoder_shape(checkpoint), what, model, advice)
+    if options.swap:
+        read_swap(options.swap, manifest, allow_uncorrected_detector=options.allow_uncorrected_detector)
     require_computable(checkpoint, options)
     # Of a quantised model plain weights, as they were exported.
     vlm = VLM.without_weights(checkpoint, LoadOptions(**options.loading()))

@@ -21,6 +21,7 @@ from ...toolkit.data.sources import is_export
 from ...toolkit.model.options import PlaceOptions
 from ..document.card import check_card, write_card
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, read_manifest
+from ..runtime.sessions import require_available
 from .choices import VerifyOptions
 
 Say = Callable[[str], None]
@@ -69,6 +70,8 @@ def verify_folder(
     if options.server is not None and model is None:
         options.require_use(_RUNS, False, "graphs that run here: the server chose its own")
     manifest = read_manifest(folder, verify=False)
+    if model is not None or options.canary:
+        require_available(options.providers)
     require_hashes(folder, dict(manifest.files))
     require_named(folder, {LAYOUT.manifest, *manifest.files})
     described = _described(folder, manifest)
@@ -193,7 +196,8 @@ def _canaries(folder: Path, manifest: ExportManifest, options: VerifyOptions, pr
         asked = require_served_canaries(folder, manifest.files, endpoint)
         return {"asked": len(asked.canaries), "telling": asked.telling, "providers": [endpoint.url]}
     inputs = InputProcessor.from_pretrained(folder)
-    found = OnnxVLM(folder, manifest, inputs, options.providers, index=options.external_index).check_canaries()
+    model = OnnxVLM(folder, manifest, inputs, options.providers, index=options.external_index, opened=False)
+    found = model.check_canaries()
     return {"asked": len(found.canaries), "telling": found.telling, "providers": list(options.providers)}
 
 

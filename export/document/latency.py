@@ -21,7 +21,7 @@ from ...adapters.errors import UsageError
 from ...toolkit.model.requests import Request
 
 if TYPE_CHECKING:
-    from ..runtime.graphs import Decoding
+    from ..runtime.decoding import Decoding
     from ..runtime.onnx_vlm import OnnxVLM
 
 Verdict = Literal["no cost detected", "cost detected"]

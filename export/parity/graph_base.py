@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...adapters.artifact.hub import located
-from ...adapters.artifact.manifest import GraphWeights
+from ...adapters.artifact.manifest import BaseInfo, GraphWeights
 from ...adapters.errors import UnsupportedGraph, UsageError, WrongBase
 from ..base.reading import read_graph
 from ..foreign.weights import DecoderWeights
@@ -60,6 +60,11 @@ class GraphBase:
                 "Leave it out; it is for int4 and int8.",
             )
         return cls(folder, manifest)
+
+    @property
+    def base(self) -> BaseInfo:
+        """The model that they were exported from."""
+        return self.manifest.base
 
     @property
     def weights(self) -> GraphWeights:

@@ -86,9 +86,8 @@ def plan_export(source: Source, out: Path, options: ExportOptions, *, named: boo
     requirements.require_use(options, adapters, records, calibration)
     if the_detector(adapters) is None and options.enforce:
         raise UsageError("There is no detector whose refusal could be enforced.", "Give one, or leave out --enforce.")
-    requirements.require_sites(adapters, config)
-    require_reading(adapters)
     requirements.require_one_base(source, options)
+    require_reading(adapters)
     together = require_fitted_stack(
         adapters,
         source.names or None,

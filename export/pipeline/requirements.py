@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...adapters.artifact.adapter import Adapter, the_detector
 from ...adapters.errors import SafetykitError, UsageError, WrongBase
@@ -14,6 +14,7 @@ from ...toolkit.families import family_of
 from ...toolkit.model.folding import affine_maps
 from ...toolkit.model.inputs import InputProcessor
 from ...toolkit.model.options import AUTO, LoadOptions, PlaceOptions
+from ...toolkit.model.shape import Shape, require_adaptable, require_same_shape
 from ..base.fitted_on import weights_of
 from ..base.int4 import INT4_CHOICES
 from ..base.quantise import quantiser
@@ -38,12 +39,12 @@ __all__ = [
     "require_pictures",
     "require_prompts",
     "require_providers",
-    "require_sites",
     "require_use",
     "require_weights",
 ]
 
 _ROUNDED = ("int4", "int8")
+_BASE_GRAPHS = "Export the base graphs of this model, or leave out --base-onnx."
 
 
 def require_use(
@@ -75,30 +76,13 @@ def require_use(
         require_thresholds(adapters, calibration)
 
 
-def require_sites(adapters: Sequence[Adapter], config: Any) -> None:
-    """Refuse sites in layers that the decoder does not have; what else a model may lack shows when it is loaded."""
-    layers = config.get_text_config().num_hidden_layers
-    for adapter in adapters:
-        branch = [adapter.branch.safety, adapter.branch.fused] if adapter.branch else []
-        read = [site for item in adapter.interventions for site in (*item.reads, item.site)]
-        for site in [*read, *branch]:
-            site.require_within(layers)
-
-
 def require_one_base(source: Source, options: ExportOptions) -> None:
-    """Refuse adapters of other models, as far as it shows without reading the weights."""
-    if options.allow_wrong_base:
+    """Refuse adapters of other models, as far as it shows without reading the weights, and sites that are not there."""
+    shape, allowed = Shape.of(source.config), options.allow_wrong_base
+    require_adaptable(source.adapters, shape, source.called, allow_wrong_base=allowed)
+    if allowed:
         return
-    text = source.config.get_text_config()
-    shape = (text.num_hidden_layers, text.hidden_size)
     found = {adapter.info.base.fingerprint: adapter.info for adapter in source.adapters}
-    for info in found.values():
-        if (info.base.n_layers, info.base.d_model) != shape:
-            raise WrongBase(
-                f"The adapter ({info.method}) was fitted on a model of {info.base.n_layers} layers of width "
-                f"{info.base.d_model}; {source.called} has {shape[0]} of width {shape[1]}.",
-                "Fit it on this model, or pass --allow-wrong-base; the card then shows that you did.",
-            )
     wanted = weights_of([adapter.info for adapter in source.adapters])
     if wanted is not None and wanted.precision != options.precision:
         raise WrongBase(
@@ -145,6 +129,8 @@ def require_base_graphs(source: Source, options: ExportOptions) -> None:
             family_of(source.config)  # the rest is exported from the checkpoint
         return
     manifest = read_manifest(folder, verify=False)
+    what = f"The base graphs in {folder} were exported from"
+    require_same_shape(manifest.base, Shape.of(source.config), what, source.called, _BASE_GRAPHS)
     if manifest.mode != "base":
         raise UsageError(
             f"The graphs in {folder} hold an adapter already.",
@@ -173,20 +159,21 @@ def require_weights(source: Source, options: ExportOptions) -> None:
 
 
 def require_computable(checkpoint: Path, options: PlaceOptions) -> None:
-    """Refuse to compare in float32 where PyTorch cannot compute in it: weights of 16 bits, spread over devices.
+    """Refuse a device that is not there, and to compare in float32 where PyTorch cannot: 16 bits, spread over devices.
 
     Args:
         options: how the checkpoint is loaded.
 
     Raises:
-        UsageError: it is spread, as was asked for or as no device holds it, and no type was chosen.
+        UsageError: there is no such device; or it is spread, as was asked for or as no device holds it, and no type
+            was chosen.
     """
     from ...toolkit.model.placement import Placement, own_dtype
 
-    stored = own_dtype(checkpoint)
+    stored, placed = own_dtype(checkpoint), Placement.of(LoadOptions(**options.loading()), checkpoint)
     if options.dtype != AUTO or stored not in ("bfloat16", "float16"):
         return
-    if Placement.of(LoadOptions(**options.loading()), checkpoint).device_map is not None:
+    if placed.device_map is not None:
         raise UsageError(
             f"Parity computes in float32, and a model that is spread over devices only in the type it is loaded in: "
             f"{checkpoint.name} has {stored}.",
@@ -203,7 +190,7 @@ def require_same_base(folder: Path, found: str, wanted: str, name: str) -> None:
     if found != wanted:
         raise WrongBase(
             f"The base graphs in {folder} were exported from model {found[:12]}, but {name} is {wanted[:12]}.",
-            "Export the base graphs of this model, or leave out --base-onnx.",
+            _BASE_GRAPHS,
         )
 
 

@@ -63,10 +63,11 @@ def answer(
     pictures = {at: one.pictures for at, one in enumerate(requests) if isinstance(one, Request)}
     say = progress or (lambda step: None)
     say("loading")
-    model = OnnxVLM.from_pretrained(folder, providers, index=external_index)
+    model = OnnxVLM.from_pretrained(folder, providers, index=external_index, opened=False)
     model.inputs.limit(max_prompt_tokens)
     if swap:
         model.swap(*swap, allow_uncorrected_detector=allow_uncorrected_detector)
+    model.open()
     say("answering")
     sampling = Sampling(temperature != 0, temperature or 1.0, top_p, seed)
     try:

@@ -21,7 +21,7 @@ import numpy as np
 from ...toolkit.model.requests import Inputs
 from ..names import TOKEN_TYPES
 from .binding import as_array
-from .graphs import Decoding
+from .decoding import Decoding
 
 Axes = Mapping[str, Sequence[int | str]]  # what the axes of the decoder's further inputs are called
 _LENGTH = 2  # the axis of the cache that grows

@@ -28,7 +28,7 @@ from ...toolkit.data.pictures import as_picture, as_url
 from ...toolkit.model.inputs import InputProcessor
 from ...toolkit.model.requests import Request
 from ..manifest import LAYOUT, ExportManifest
-from .graphs import Decoding
+from .decoding import Decoding
 
 TOKENS, _BEST = 8, 4
 _LIMIT = 128 * 2**20

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -39,50 +39,12 @@ from ..names import (
     own,
 )
 from .binding import Session, as_array
+from .decoding import Decoding, Seeing
 from .rows import run_rows_alone
 from .sessions import open_session
 
 _FLOATS: dict[str, type[np.floating]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _SESSIONS = ("_vision", "_embed", "_decoder")  # in the order of GRAPHS
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """A batch in the middle of decoding.
-
-    Attributes:
-        logits: float32, of the token fed last, or of all tokens fed last where that was asked for.
-        past: KV cache by input name, [batch, heads, length, head_dim]; on a device it stays there, see :mod:`.binding`.
-        attention_mask: over everything fed so far, 0 at padding.
-        further: what else the decoder was fed last, such as positions.
-        swaps: how many adapters had been swapped in when the prompt was read.
-        extras: ``{k}.{name}`` → output of intervention k's op at prefill; ``risk`` → a detector's log-odds of harm;
-            what was retrieved for the pictures, see :class:`Seeing`.
-        scores: the outputs of ops in the last call, by the same names.
-    """
-
-    logits: Float[np.ndarray, "batch seq vocab"]
-    past: dict[str, np.ndarray]
-    attention_mask: Int[np.ndarray, "batch total"]
-    further: dict[str, np.ndarray]
-    extras: dict[str, np.ndarray]
-    swaps: int = 0
-    scores: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Seeing:
-    """What the vision encoder made of pictures.
-
-    Attributes:
-        features: in the decoder's embedding space.
-        further: features for the image tokens of other inputs of the decoder, by their names.
-        extras: ``retrieved_ids`` and ``retrieved_scores`` [pictures, k], or ``retrieval_query`` [pictures, d_key].
-    """
-
-    features: Float[np.ndarray, "... d_model"]
-    further: dict[str, Float[np.ndarray, "... d_model"]]
-    extras: dict[str, np.ndarray]
 
 
 class Graphs:
@@ -109,11 +71,7 @@ class Graphs:
         """Open the graphs; ``graphs`` replaces graph files of ``path`` that share its weights.
 
         ``bind_to`` is the device that runs are bound to; by default that of the first provider, see :class:`Session`.
-        With ``opened`` off each graph is opened when it is first run.
-
-        Raises:
-            UsageError: a provider is not there.
-            InvalidArtifact: a graph does not load, or states another detector than the manifest.
+        With ``opened`` off each graph is opened when it is first run, or by :meth:`open`, whose errors are raised here.
         """
         self.path, self.manifest, self.inputs = path, manifest, inputs
         self.providers, self._device = tuple(providers), bind_to
@@ -128,7 +86,16 @@ class Graphs:
             if item.graph == "decoder" and "reference" in item.runtime_inputs
         ]
         if opened:
-            _ = self._vision, self._embed, self._decoder
+            self.open()
+
+    def open(self) -> None:
+        """Open the graphs that are not open.
+
+        Raises:
+            UsageError: a provider is not there.
+            InvalidArtifact: a graph does not load, or states another detector than the manifest.
+        """
+        _ = self._vision, self._embed, self._decoder
 
     @cached_property
     def _vision(self) -> Session:

@@ -31,10 +31,11 @@ from ..names import ENABLED, REFERENCE, STATE, intervention
 from ..surgery.retrieval import open_retriever
 from .batches import joined, kept, tokens_first
 from .canary import Canaries, require_canaries
-from .graphs import Decoding, Graphs, Seeing
+from .decoding import Decoding, Seeing
+from .graphs import Graphs
 from .hotswap import Swap, read_swap
 from .sampling import Sampler
-from .sessions import CPU
+from .sessions import CPU, require_available
 
 if TYPE_CHECKING:
     from ...adapters.artifact.adapter import Adapter
@@ -69,9 +70,9 @@ class OnnxVLM(Graphs, Generating):
         ``bind_to`` is the device that runs are bound to; by default that of the first provider, see :class:`Session`.
         With ``opened`` off each graph is opened when it is first run.
         """
-        super().__init__(path, manifest, inputs, providers, graphs, bind_to=bind_to, opened=opened)
         self.detector, self.swapped = manifest.detector, None
-        self.retriever = open_retriever(path, manifest.retrieval, index)
+        self.retriever = open_retriever(path, manifest.retrieval, index)  # refused, if at all, before graphs are opened
+        super().__init__(path, manifest, inputs, providers, graphs, bind_to=bind_to, opened=opened)
 
     @classmethod
     def from_pretrained(
@@ -82,6 +83,7 @@ class OnnxVLM(Graphs, Generating):
         verify: bool = True,
         index: CaptionIndex | Path | None = None,
         policy: Path | str | Policy | None = None,
+        opened: bool = True,
     ) -> OnnxVLM:
         """Open an export folder, or the id ``org/name`` of one in the local cache.
 
@@ -92,6 +94,7 @@ class OnnxVLM(Graphs, Generating):
             index: what an export searches whose index is not in its graph.
             policy: whose signatures are accepted, see :mod:`safetykit.adapters.artifact.policy`; by default the policy
                 in force.
+            opened: off, each graph is opened when it is first run, or by :meth:`open`.
 
         Raises:
             UsageError: no such folder, a provider is not there, the index is missing or not the right one, or a
@@ -100,6 +103,7 @@ class OnnxVLM(Graphs, Generating):
             SignatureFailed: the policy refuses the folder.
         """
         folder = located(folder)
+        require_available(providers)
         with trusting(policy):
             if not verify and in_force() is not None:
                 raise UsageError(
@@ -107,7 +111,7 @@ class OnnxVLM(Graphs, Generating):
                     "Leave out verify=False, or the policy.",
                 )
             manifest = read_manifest(folder, verify=verify)
-        return cls(folder, manifest, InputProcessor.from_pretrained(folder), providers, index=index)
+        return cls(folder, manifest, InputProcessor.from_pretrained(folder), providers, index=index, opened=opened)
 
     def __repr__(self) -> str:
         """Its folder, architecture, precision, mode, adapters and providers."""

@@ -98,7 +98,7 @@ def open_session(
         UsageError: no single ONNX Runtime package, or the session or some of its nodes fell back to other providers.
         InvalidArtifact: ONNX Runtime cannot load the graph.
     """
-    require_one_package()
+    require_available(providers)
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -119,21 +119,14 @@ def open_session(
     strict = CPU[0] not in providers
     if strict:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    missing = [name for name in providers if name not in onnxruntime.get_available_providers()]
-    if not missing:
-        try:
-            source = model if isinstance(model, bytes) else str(model)
-            session = onnxruntime.InferenceSession(source, options, providers=[_placed(name) for name in providers])
-        except Exception as error:  # ONNX Runtime's exceptions have no public base class
-            name = "the graph" if isinstance(model, bytes) else str(model)
-            raise InvalidArtifact(f"ONNX Runtime cannot load {name}: {error}", "Export the model again.") from None
-        # Asked for a provider that does not start, ONNX Runtime falls back silently.
-        missing = [name for name in providers if name not in session.get_providers()]
-    if missing:
-        raise UsageError(
-            f"ONNX Runtime does not give {', '.join(missing)} here.",
-            "Run `safetykit doctor`, or ask for a provider that it lists.",
-        )
+    try:
+        source = model if isinstance(model, bytes) else str(model)
+        session = onnxruntime.InferenceSession(source, options, providers=[_placed(name) for name in providers])
+    except Exception as error:  # ONNX Runtime's exceptions have no public base class
+        name = "the graph" if isinstance(model, bytes) else str(model)
+        raise InvalidArtifact(f"ONNX Runtime cannot load {name}: {error}", "Export the model again.") from None
+    # Asked for a provider that does not start, ONNX Runtime falls back silently.
+    _require_given(providers, session.get_providers())
     if strict and (left := Counter(op for op, provider in placement(session) if provider == CPU[0] and op in _COMPUTE)):
         what = ", ".join(f"{count} {name}" for name, count in sorted(left.items()))
         raise UsageError(
@@ -141,6 +134,26 @@ def open_session(
             f"Add --provider {CPU[0]} to accept that, or export the model for this provider or in fp16.",
         )
     return session
+
+
+def require_available(providers: Sequence[str]) -> None:
+    """Refuse providers that this ONNX Runtime does not have, before anything is opened.
+
+    Raises:
+        UsageError: naming them; or there is no single ONNX Runtime package.
+    """
+    require_one_package()
+    import onnxruntime
+
+    _require_given(providers, onnxruntime.get_available_providers())
+
+
+def _require_given(providers: Sequence[str], given: Sequence[str]) -> None:
+    if missing := [name for name in providers if name not in given]:
+        raise UsageError(
+            f"ONNX Runtime does not give {', '.join(missing)} here.",
+            "Run `safetykit doctor`, or ask for a provider that it lists.",
+        )
 
 
 def _placed(provider: str) -> str | tuple[str, dict[str, int]]:

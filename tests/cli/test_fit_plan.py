@@ -113,6 +113,27 @@ def test_few_records_are_said_to_be_few(fit):
     assert f"warning: few records: {few} is known to about ±31 points only" in err
 
 
+def test_a_share_of_the_records_that_leaves_few_is_said(fit):
+    code, _, err = fit("one-pass", both(40), "--fraction", "0.0001", "--refusal", "sorry", "--fused-layer", 3)
+    assert code == 0
+    assert "warning: few records: 1 harmful in split fit, 1 harmless in split fit." in err
+
+
+def test_a_false_positive_rate_finer_than_the_records_is_said(fit):
+    options = ("--refusal", "sorry", "--fused-layer", 3, "--false-positive-rate")
+    code, _, err = fit("one-pass", both(40), *options, "0.001")
+    assert code == 0 and "few records" not in err
+    assert "--false-positive-rate 0.001 is less than one of 40 harmless calibration records" in err
+    code, _, err = fit("one-pass", both(40), *options, "0.05", "--overwrite")
+    assert code == 0 and "less than one" not in err
+
+
+@pytest.mark.parametrize("option", ["--no-resume", "--resume"])
+def test_an_option_that_cannot_act_is_called_as_it_was_typed(fit, option):
+    code, _, err = fit("tga", [], option, "--variant", "closed-form")
+    assert code == 2 and f"{option} does nothing with --variant closed-form." in err
+
+
 def test_an_evaluation_of_few_records_says_so(call, random_checkpoint, tmp_path):
     data = tmp_path / "records.jsonl"
     data.write_text(json.dumps(record("test", "harmless", 0)))

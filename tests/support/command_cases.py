@@ -8,22 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from typing import Any
 
 from case import Case
-from fit_cases import FITS, SPREAD, UNPACKED
-from workshop import DEMO, Outcome, Workshop
-
-EXPORT = "export {model} --base-onnx {base} -o {out} --json"
-
-
-def manifest(done: Outcome) -> dict[str, Any]:
-    return json.loads((done.path / "safetykit.json").read_text())
-
-
-def arranged(layout: str) -> Callable[[Outcome, Workshop], Any]:
-    return lambda done, made: manifest(done)["layout"] == layout and done.value["parity"]["passed"]
+from data_cases import DATA
+from export_cases import EXPORTS
+from fit_cases import FITS
+from fit_checks import SPREAD, UNPACKED
+from workshop import DEMO, Outcome
 
 
 def is_the_map(done: Outcome) -> bool:
@@ -35,128 +26,9 @@ def is_the_map(done: Outcome) -> bool:
     return told and value == ChannelMap.load(done.path).info.model_dump(mode="json")
 
 
-EXPORTS = [
-    Case("export {tiny} --out {out} --onnx --json", lambda done, made: (done.path / "decoder.onnx").is_file()),
-    Case(
-        f"{EXPORT} --adapter {{guard}} --mode bake --precision fp32"
-        f" --layout onnx --canaries 2 --data {{records}} --split calibration --limit 6 "
-        "--max-new-tokens 4 --max-flips 0.5 --parity-rows 2 --provider CPUExecutionProvider"
-        " --base-model me/mine --base-license mit",
-        lambda done, made: [
-            done.value["parity"]["tolerances"]["flips"] == 0.5,
-            [one["case"] for one in done.value["parity"]["checks"] if one["kind"] == "logits"]
-            == ["2 rows padded, mixed"],
-            "on at most 2 prompts end to end" in (done.path / "README.md").read_text(),
-            done.value["comparison"]["before"]["split"] == "calibration",
-            done.value["comparison"]["before"]["max_new_tokens"] == 4,
-            "me/mine" in (done.path / "README.md").read_text(),
-            len(json.loads((done.path / "canary.json").read_text())["canaries"]) == 2,
-            "license: mit" in (done.path / "README.md").read_text(),
-        ],
-    ),
-    Case(
-        "export {tiny} -o {out} --json --precision fp16 --data {records} --split fit --limit 4 --max-new-tokens 2",
-        lambda done, made: manifest(done)["precision"] == "fp16",
-    ),
-    Case(
-        "export {model} -o {out} --json --adapter {guard} --precision int4 --data {records} --rounding k-quant"
-        " --block-size 16 --head-8bit --split test --limit 8 --max-new-tokens 8 --recalibrate --max-flips 1",
-        lambda done, made: [
-            manifest(done)["precision"] == "int4",
-            manifest(done)["int4"] == {"rounding": "k-quant", "block_size": 16, "head_8bit": True},
-            manifest(done)["recalibrated"],
-            done.value["parity"]["flipped"]["records"] == 8,
-        ],
-    ),
-    Case(
-        "export {model} --base-onnx {int4_base} -o {out} --json --adapter {rounded_guard} --precision int4",
-        lambda done, made: manifest(done)["adapters"][0]["base"]["on"] and done.value["parity"]["passed"],
-    ),
-    *(
-        Case(
-            f"export {{tiny}} -o {{out}} --json --precision int4 --rounding {rounding}",
-            lambda done, made, rounding=rounding: manifest(done)["int4"]["rounding"] == rounding,
-        )
-        for rounding in ("symmetric", "asymmetric")
-    ),
-    Case(
-        "export {model} --base-onnx {int8_base} -o {out} --json --adapter {guard} --precision int8",
-        lambda done, made: manifest(done)["precision"] == "int8",
-    ),
-    Case(
-        "export {model} -o {out} --json --adapter {affine} --mode fold",
-        lambda done, made: manifest(done)["mode"] == "fold",
-    ),
-    Case(f"{EXPORT} --adapter {{guard}} --mode hot-swap", lambda done, made: manifest(done)["mode"] == "hot-swap"),
-    Case(f"{EXPORT} --adapter {{held_guard}} --layout transformers.js", arranged("transformers.js")),
-    Case(f"{EXPORT} --adapter {{sasa}} --enforce --layout genai", arranged("genai")),
-    Case(f"{EXPORT} --adapter {{guard}} --layout triton", arranged("triton")),
-    Case(
-        f"{EXPORT} --adapter {{guard}} --device cpu --dtype bfloat16 --data {{unpacked}} --limit 4 --max-new-tokens 2"
-        f" --batch-size 2 --max-flips 1 {UNPACKED}",
-        lambda done, made: [
-            done.value["comparison"]["data"]["counts"]["bad rows left out"] == 1,
-            "records, 1 bad rows left out" in (done.path / "README.md").read_text(),
-            done.value["parity"]["reference"] == {"device": "cpu", "dtype": "bfloat16", "weights": "bfloat16"},
-            json.loads((done.path / "export_options.json").read_text())["batch_size"] == "2",
-        ],
-    ),
-    Case(f"{EXPORT} {SPREAD}", lambda done, made: done.value["parity"]["reference"]["dtype"] == "float32"),
-    Case(
-        f"{EXPORT} --adapter {{external}} --external-index {{index}}", lambda done, made: done.value["parity"]["passed"]
-    ),
-    Case(
-        "export reference:severe -o {taken} --json --adapter {guard} --allow-wrong-base --overwrite",
-        lambda done, made: manifest(done)["wrong_base_allowed"],
-    ),
-    Case(
-        f"{EXPORT} --adapter {{guard}} --adapter {{probe}} --allow-uncorrected-detector",
-        lambda done, made: (
-            "uncorrected" in json.dumps(manifest(done)) or "not fitted under" in (done.path / "README.md").read_text()
-        ),
-    ),
-]
-
 EVAL = "eval {model} --data {records} --json --limit 4 --max-new-tokens 4"
 SERVE = "serve {export} --check --json --port 0"
 RUN = "run {export} --prompt 'what is this ?' --json"
-
-
-DATA = [
-    Case(
-        "data import figstep {figstep} -o {out} --split calibration --limit 1 --images {drawn_steps} --json",
-        lambda done, made: done.value["counts"] == {"calibration/typographic/harmful": 1},
-    ),
-    Case(
-        "data import auto {figstep} -o {taken} --split fit --overwrite --json",
-        lambda done, made: [done.value["importer"] == "figstep", (done.path / "records.jsonl").is_file()],
-    ),
-    Case(
-        "data import csv {table} -o {out} --column prompt=asked --column image=shown --label harmful --category things"
-        " --split test --skip-bad-rows --json",
-        lambda done, made: [
-            done.value["counts"] == {"test/text/harmful": 1},
-            done.value["left_out"] == 1,
-            '"category":"things"' in (done.path / "records.jsonl").read_text(),
-        ],
-    ),
-    Case(
-        "data import csv {table} -o {out} --prompt 'what is this ?' --label harmless --json",
-        lambda done, made: done.value["counts"] == {"test/text/harmless": 2},
-    ),
-    Case("data check {records} --json", lambda done, made: not done.value["faults"]),
-    Case(
-        "data split {begun} -o {taken} --by group --shares 50,25,25 --seed 3 --overwrite --json",
-        lambda done, made: [done.value["seed"] == 3, sum(done.value["counts"].values()) == 24],
-    ),
-    *(
-        Case(f"data split {{begun}} -o {{out}} --by {by} --shares 100,0,0 --json", lambda done, made: done.value["by"])
-        for by in ("category", "pair")
-    ),
-    Case("data show {begun} -o {out} --limit 5 --json", lambda done, made: done.value["shown"] == 5),
-    Case("data show {begun} -o {drawn_sheet} --overwrite --json", lambda done, made: done.value["shown"] == 24),
-    Case("data init {taken} --overwrite --json", lambda done, made: done.value["count"] == 24),
-]
 
 OTHERS = [
     Case("inspect {model} --json", lambda done, made: done.value["n_layers"] == 8 and not done.value["fingerprint"]),

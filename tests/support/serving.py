@@ -1,10 +1,12 @@
-"""A server over an export, in this process."""
+"""A server of a small export, what is asked of it, and what its answers must be."""
 
 import contextlib
 import io
+import json
 import socket
 import threading
 
+import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 
@@ -50,3 +52,30 @@ def listening(folder, *, name="tiny", keys=(), change=None):
 
 def body(messages, **fields):
     return {"model": "tiny", "messages": messages, "max_tokens": TOKENS, "temperature": 0, **fields}
+
+
+def events(response):
+    assert response.headers["content-type"].startswith("text/event-stream")
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
+
+
+def check(value, answer, threshold):
+    """An answer over HTTP is that of `generate`."""
+    (choice,) = value["choices"]
+    assert choice["message"] == {"role": "assistant", "content": answer.text, "refusal": None}
+    verdict = value["safetykit"]
+    assert verdict["risk"] == pytest.approx(answer.scores["risk"] + threshold, abs=1e-4)
+    assert verdict["threshold"] == threshold and verdict["refused"] == answer.refused and verdict["adapter"] == "on"
+    assert value["usage"]["completion_tokens"] == len(answer.token_ids)
+    assert value["usage"]["total_tokens"] == value["usage"]["prompt_tokens"] + len(answer.token_ids)
+    reason = "content_filter" if answer.refused else "length" if len(answer.token_ids) == TOKENS else "stop"
+    assert choice["finish_reason"] == reason
+
+
+def is_refused(response, status, param, code):
+    found = response.json()["error"]
+    assert response.status_code == status, response.text
+    assert (found["param"], found["code"]) == (param, code), found
+    assert found["message"] and found["type"].endswith("_error")

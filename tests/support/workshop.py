@@ -16,12 +16,11 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from materials import CAPTIONS, Materials
 
 from safetykit import cli
 
 DEMO = "demo -o {out} --checkpoint mild --json"
-RECORDS = {"fit": 160, "calibration": 72, "test": 24}
-CAPTIONS = 24
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def earlier() -> bytes:
     return dump_sealed(create_model("Earlier", schema_version=(int, 1))())
 
 
-class Workshop:
+class Workshop(Materials):
     """Paths by name; each is made once a run, when it is first asked for, most of them by a command.
 
     Args:
@@ -143,115 +142,10 @@ class Workshop:
     def _bake(self, name: str, *options: Any) -> Path:
         return self._run(name, "export", "reference:mild", "--base-onnx", self["base"], *options)
 
-    def _model(self) -> str:
-        return "reference:mild"
-
-    def _tiny(self) -> Path:
-        """A checkpoint of two layers with random weights, for what takes long on eight."""
-        from safetykit.bench.zoo import build
-
-        return build("llava", self.folder / "tiny")
-
-    def _records(self) -> Path:
-        """Some of the reference records of each split, in a folder of their own."""
-        from safetykit.toolkit.data.records import load_records, subset
-        from safetykit.toolkit.data.sources import data_path
-
-        folder = self.folder / "records"
-        folder.mkdir()
-        lines = []
-        for split, count in RECORDS.items():
-            for record in subset(load_records(data_path("reference"), [split]), count):
-                lines.append(_line(record))
-        (folder / "records.jsonl").write_text("\n".join(lines) + "\n")
-        return folder
-
-    def _unpacked(self) -> Path:
-        """The same records in Parquet with their pictures, and one whose picture is none."""
-        import pyarrow as pa
-        import pyarrow.parquet as parquet
-
-        from safetykit.toolkit.data.records import load_records
-
-        rows = []
-        for record in load_records(Path(self["records"])):
-            row = record.model_dump(mode="json")
-            if (picture := record.picture()) is not None:
-                picture.save(held := io.BytesIO(), "PNG")
-                row["image"] = {"bytes": held.getvalue(), "path": None}
-            rows.append(row)
-        bad = {**rows[0], "id": "bad", "image": {"bytes": b"no picture", "path": None}}
-        path = self.folder / "unpacked.parquet"
-        parquet.write_table(pa.Table.from_pylist([*rows, bad]), path, row_group_size=32)
-        return path
-
-    def _captions(self) -> Path:
-        from safetykit.toolkit.data.captions import captions_path, load_captions
-
-        path = self.folder / "captions.jsonl"
-        some = load_captions(captions_path("reference"))[:CAPTIONS]
-        path.write_text("\n".join(_line(item) for item in some) + "\n")
-        return path
-
-    def _picture(self) -> Path:
-        from safetykit.toolkit.data.records import load_records
-        from safetykit.toolkit.data.sources import data_path
-
-        record = next(one for one in load_records(data_path("reference"), ["test"]) if one.carrier == "image")
-        path = self.folder / "picture.png"
-        record.picture().save(path)
-        return path
-
-    def _published(self, kind: str) -> Path:
-        """A data set as its publishers have it, in small."""
-        from published import PUBLISHED
-
-        PUBLISHED[kind].make(folder := self.folder / f"published-{kind}")
-        return folder
-
-    def _figstep(self) -> Path:
-        return self._published("figstep")
-
-    def _drawn_steps(self) -> Path:
-        return Path(self["figstep"]) / "data/images/SafeBench"
-
     def _begun(self) -> Path:
         """What ``data init`` writes."""
         done = safetykit("data", "init", folder := self.folder / "begun")
         assert done.code == 0, done.err
-        return folder
-
-    def _drawn_sheet(self) -> Path:
-        return self._run("sheet.html", "data", "show", self["begun"])
-
-    def _table(self) -> Path:
-        """A table with columns of its own names, of which one row names a picture that is not there."""
-        path = self.folder / "table.csv"
-        path.write_text("asked,shown\nwhat is this ?,\nwhat is that ?,nothing.png\n")
-        return path
-
-    def _encoder(self) -> Path:
-        """A text encoder with random weights."""
-        import torch
-        from transformers import BertConfig, BertModel
-
-        from safetykit.toolkit.reference.model import build_tokenizer
-
-        folder = self.folder / "encoder"
-        tokenizer = build_tokenizer()
-        torch.manual_seed(1)
-        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-        BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        kinds = {"": "Transformer", "1_Pooling": "Pooling"}
-        modules = [
-            {"idx": at, "name": str(at), "path": path, "type": f"sentence_transformers.models.{kind}"}
-            for at, (path, kind) in enumerate(kinds.items())
-        ]
-        (folder / "modules.json").write_text(json.dumps(modules))
-        (folder / "1_Pooling").mkdir()
-        pooling = {"word_embedding_dimension": 16, "pooling_mode_mean_tokens": True}
-        (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
         return folder
 
     def _base(self) -> Path:
@@ -326,30 +220,11 @@ class Workshop:
     def _export(self) -> Path:
         return self._bake("export", "--adapter", self["guard"])
 
-    def _keys(self) -> Path:
-        path = self.folder / "keys.txt"
-        path.write_text("# of a server\nkey-of-the-workshop-0123456789\n")
-        return path
-
     def _to_sign(self) -> Path:
         """A copy that is signed again and again."""
         import shutil
 
         return Path(shutil.copytree(self["guard"], self.folder / "to-sign"))
-
-    def _root(self) -> Path:
-        """A root's certificate, beside the key and certificate that it gave ``build``."""
-        from identities import Signer
-
-        root = Signer(self.folder, "root")
-        Signer(self.folder, "build", root)
-        return root.certificate
-
-    def _signing_key(self) -> Path:
-        return Path(self["root"]).with_name("build.key")
-
-    def _certificate(self) -> Path:
-        return Path(self["root"]).with_name("build.pem")
 
     def _swappable(self) -> Path:
         """A detector beside a corrector that it was not fitted under, which the export's own options accept."""
@@ -358,12 +233,3 @@ class Workshop:
 
     def _external_export(self) -> Path:
         return self._bake("external-export", "--adapter", self["external"], "--external-index", self["index"])
-
-
-def _line(item: Any) -> str:
-    """A record or a caption for another folder: its picture's path is absolute."""
-    value = item.model_dump(mode="json", exclude_none=True)
-    if item.image:
-        folder = getattr(item, "folder", None) or item._folder
-        value["image"] = str(folder.resolve() / item.image)
-    return json.dumps(value)

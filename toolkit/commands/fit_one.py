@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +12,13 @@ from ...adapters.artifact.adapter import Adapter
 from ...adapters.artifact.correctors import describe_correctors
 from ...adapters.artifact.deciding import require_deciding
 from ...adapters.artifact.held import beside
+from ...adapters.artifact.manifest import BaseInfo
 from ...adapters.artifact.names import located
 from ...adapters.artifact.output import claimed
 from ...adapters.artifact.sites import Site
 from ...adapters.artifact.store import load_adapter
 from ...adapters.errors import UsageError
+from ...adapters.layers import require_text_model
 from ...adapters.method import Method, load
 from ...adapters.settings import Settings, option_of, spelled_as_options
 from ..data.captions import captions_path, load_captions
@@ -26,19 +28,25 @@ from ..data.sources import data_path, model_path
 from ..diagnosis.channel_map import ChannelMap
 from ..distributed.output import by_first
 from ..distributed.world import is_first
-from ..evaluation.few import count_records, few_records
 from ..index.caption_index import CaptionIndex
 from ..model.options import AUTO, LoadOptions
-from ..model.shape import decoder_shape
+from ..model.shape import Shape, decoder_shape, require_adaptable, require_same_shape
 from ..model.vlm import VLM
 from ..sweep.run import fit_by_sweep
 from ..workbench import Workbench
 from . import console, views
-from .fit_plan import require_fit, require_options
+from .fit_plan import require_fit, require_options, too_little
 
 
 class GraphBase(Protocol):
-    """A base export, whose weights a model can run with."""
+    """A base export, whose weights a model can run with.
+
+    Attributes:
+        base: the model that it was exported from.
+    """
+
+    @property
+    def base(self) -> BaseInfo: ...
 
     def held(self, vlm: VLM) -> AbstractContextManager[None]:
         """Run ``vlm`` with them until the block ends."""
@@ -122,9 +130,14 @@ def _fit_there(
         require_pictures(records)
     corrected_by, correctors = describe_correctors(folders), [load_adapter(folder) for folder in folders]
     index = CaptionIndex.load(inputs["index"]) if "index" in inputs else None
+    if index is not None and "encoder" in inputs:
+        _require_encoder(index, captions)
     base = call.open_base(inputs["on"]) if "on" in inputs else None
-    require_fit(method, given, decoder_shape(model_path(model)), records, sweep=call.sweep)
-    for said in (records.told(), few_records(count_records(records))):
+    shape = decoder_shape(model_path(model))
+    _require_shapes(call, shape, correctors, base, model)
+    asks = "refusal" in method.takes and "refusal" not in inputs
+    settings = require_fit(method, given, shape, records, sweep=call.sweep, asks_refusal=asks)
+    for said in (records.told(), *too_little(method, settings, records)):
         if said:
             console.warn(said)
     with console.work("loading") as doing:
@@ -143,7 +156,7 @@ def _fit_there(
                 records,
                 captions=captions,
                 index=index,
-                embedder=_embedder(vlm, index, captions, inputs.get("encoder")),
+                embedder=_embedder(vlm, index, inputs.get("encoder")),
                 refusal=inputs.get("refusal"),
                 text_model=text_model,
                 corrected_by=corrected_by,
@@ -174,6 +187,25 @@ def _fit_there(
         "calibration": adapter.attachments.get("calibration"),
         "throughput": doing.throughput() if call.reading and not call.sweep else None,
     }
+
+
+def _require_shapes(
+    call: FitCall, shape: Shape | None, correctors: Sequence[Adapter], base: GraphBase | None, model: str
+) -> None:
+    """Refuse what was made for another model or from one, as far as layers and width show it.
+
+    Raises:
+        WrongBase: an adapter of ``--with``, or the graphs of ``--on``.
+        UsageError: the text model.
+    """
+    require_adaptable(correctors, shape, model, allow_wrong_base=None)
+    if base is not None:
+        what = f"The graphs in {call.inputs['on']} were exported from"
+        require_same_shape(base.base, shape, what, model, "Export the base graphs of this model.")
+    if "text_model" in call.inputs:
+        text = decoder_shape(model_path(call.inputs["text_model"]))
+        if text is not None and shape is not None:
+            require_text_model(text[:2], shape[:2])
 
 
 def _typed(call: FitCall) -> LoadOptions:
@@ -209,20 +241,24 @@ def _with_map(call: FitCall) -> tuple[ChannelMap | None, dict[str, Any]]:
     return channels, {**given, **named}
 
 
-def _embedder(vlm: VLM, index: CaptionIndex | None, captions: list[Any], encoder: Path | None) -> Any:
-    """What makes keys of captions that the index lacks: the given encoder, or the VLM if it made the index.
+def _require_encoder(index: CaptionIndex, captions: Sequence[Any]) -> None:
+    """Refuse an encoder that has nothing to encode.
 
     Raises:
-        UsageError: an encoder is given, and the index lacks no caption.
+        UsageError: the index lacks no caption.
     """
+    wanted = {item.caption for item in captions}
+    if len(index.ids_of(wanted)) == len(wanted):
+        raise UsageError("--encoder does nothing: the index holds every caption.", "Leave it out.")
+
+
+def _embedder(vlm: VLM, index: CaptionIndex | None, encoder: Path | None) -> Any:
+    """What makes keys of captions that the index lacks: the given encoder, or the VLM if it made the index."""
     from ..retrieval.embedders import EncoderEmbedder, VLMEmbedder
 
     if index is None:
         return None
     if encoder is not None:
-        wanted = {item.caption for item in captions}
-        if len(index.ids_of(wanted)) == len(wanted):
-            raise UsageError("--encoder does nothing: the index holds every caption.", "Leave it out.")
         return EncoderEmbedder(encoder)
     made_by = index.manifest.embedder
     return VLMEmbedder(vlm, Site.parse(str(made_by.site))) if made_by.sha256 == vlm.fingerprint else None

@@ -8,13 +8,15 @@ from typing import Any
 from ...adapters.errors import UsageError
 from ...adapters.layers import require_depth
 from ...adapters.method import Method, load
-from ...adapters.settings import Settings
+from ...adapters.settings import Settings, option_of
 from ...adapters.sweeping import require_some
 from ..data.records import Record
-from ..evaluation.judge import require_refusal
+from ..evaluation.few import ENOUGH, count_records, few_records
+from ..evaluation.judge import require_harmful_texts, require_refusal
 from ..model.shape import Shape
 from ..sweep.run import plan_of
 
+_RATE = "false_positive_rate"
 _ANY = Shape(2, 16)  # of a model whose configuration was not yet read
 
 
@@ -38,22 +40,32 @@ def require_options(method: Method, given: Mapping[str, Any], inputs: Mapping[st
         _first(method, given, Shape(_depth(method.settings.recorded(given)), _ANY.d_model))
         return
     settings = method.settle(given, _ANY.n_layers, _ANY.d_model)
-    settings.require_acting(inputs.keys() & method.acts.keys(), method.acts)
+    settings.require_acting(inputs.keys() & method.acts.keys(), method.acts, inputs)
 
 
 def require_fit(
-    method: Method, given: Mapping[str, Any], shape: Shape | None, records: Sequence[Record], *, sweep: bool
-) -> None:
+    method: Method,
+    given: Mapping[str, Any],
+    shape: Shape | None,
+    records: Sequence[Record],
+    *,
+    sweep: bool,
+    asks_refusal: bool = False,
+) -> Settings | None:
     """Refuse layers that the model does not have, and records that nothing can be learnt from.
+
+    Returns:
+        The settings of the fit, or the first of a sweep; None where the shape is not known.
 
     Args:
         shape: of the model's decoder, if its configuration tells; otherwise loading will.
+        asks_refusal: the model is asked how it refuses.
 
     Raises:
         UsageError: naming the setting and what is missing.
     """
     if shape is None:
-        return
+        return None
     if sweep:
         require_depth(method.settings.recorded(given), shape.n_layers)  # which of them act, the sweep decides
     tried = _first(method, given, shape) if sweep else [method.settle(given, shape.n_layers, shape.d_model)]
@@ -63,10 +75,30 @@ def require_fit(
             require_depth(settings, shape.n_layers)
             if method.require is not None:
                 load(method.require)(settings, records, shape.d_model)
-            return
+            if asks_refusal:
+                require_harmful_texts(records)
+            return settings
         except UsageError as error:
             refused.append(error)
     raise refused[0]
+
+
+def too_little(method: Method, settings: Settings | None, records: Sequence[Record]) -> list[str]:
+    """What to say where records are few, or settings leave few of them or ask for shares that they cannot show.
+
+    Args:
+        settings: of the fit, as far as they are known.
+    """
+    used = records if settings is None or method.used is None else load(method.used)(settings, records)
+    said = [few_records(count_records(used))]
+    rate = getattr(settings, _RATE, 0.0) if settings is not None and _RATE in settings.acting() else 0.0
+    count = sum(one.split == "calibration" and one.label == "harmless" for one in records)
+    if 0 < rate * count < 1 and count >= ENOUGH:
+        said.append(
+            f"{option_of(method.settings, _RATE)} {rate:g} is less than one of {count} harmless calibration records: "
+            "the threshold lies at the highest of them, and how many others it refuses is not known so finely."
+        )
+    return [one for one in said if one]
 
 
 def _first(method: Method, given: Mapping[str, Any], shape: Shape) -> list[Settings]:

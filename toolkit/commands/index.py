@@ -97,7 +97,9 @@ def search(
     A picture is searched for as a fitted retrieval adapter does.
     """
     from ...adapters.errors import UsageError
+    from ..data.sources import model_path
     from ..index.caption_index import CaptionIndex
+    from ..model.shape import decoder_shape
     from . import console
 
     if (text is None) == (image is None):
@@ -108,6 +110,9 @@ def search(
         raise UsageError(f"--{idle} does nothing with --{other}.", f"Leave it out; it acts with --{needed}.")
     opened = CaptionIndex.load(folder)
     if text is not None:
+        if (model is None) != (encoder is None):
+            shape = decoder_shape(model_path(model)) if model else None
+            opened.require_maker(str(model or encoder), vlm=bool(model), dimension=shape and shape.d_model)
         make_embedder = embedder_of(model, encoder, opened.manifest.embedder.site if model else None, options)
     else:
         make_query = _picture_query(opened, str(image), adapter, model, options)
@@ -130,8 +135,9 @@ def embedder_of(
     from ...adapters.artifact.sites import Site
     from ...adapters.errors import UsageError
     from ..data.sources import model_path
+    from ..model.shape import decoder_shape
     from ..model.vlm import VLM
-    from ..retrieval.embedders import EncoderEmbedder, VLMEmbedder
+    from ..retrieval.embedders import EncoderEmbedder, VLMEmbedder, require_text_site
 
     if (model is None) == (encoder is None):
         raise UsageError("One embedder makes an index.", "Pass --model or --encoder.")
@@ -141,6 +147,9 @@ def embedder_of(
         options.require_model(False, "an encoder")
         return partial(EncoderEmbedder, encoder)
     path, at = model_path(str(model)), Site.parse(site) if site else None
+    if at is not None:
+        shape = decoder_shape(path)
+        require_text_site(at, shape and shape.n_layers)
     return lambda: VLMEmbedder(VLM.from_pretrained(path, **options.loading()), at)
 
 
@@ -152,6 +161,7 @@ def _picture_query(
     from ...adapters.retrieval.retrieval import retrieval_of
     from ..data.pictures import open_picture
     from ..data.sources import model_path
+    from ..model.shape import decoder_shape, require_adaptable
     from ..model.vlm import VLM
     from ..retrieval.fit import picture_query_of
 
@@ -165,6 +175,7 @@ def _picture_query(
     if found is None or found[0].index != opened.digest:
         raise UsageError(f"The adapter in {adapter} was not fitted on this index.", "Fit it on this index.")
     path, picture = model_path(model), open_picture(image)
+    require_adaptable([loaded], decoder_shape(path), model, allow_wrong_base=None)
     return lambda: picture_query_of(VLM.from_pretrained(path, **options.loading()), loaded, picture)
 
 

@@ -30,14 +30,22 @@ def lora(
     from ...adapters.artifact.store import load_adapter, require_base, require_weights
     from ...adapters.errors import UsageError
     from ..data.sources import model_path
-    from ..model.folding import fold_all
+    from ..model.folding import affine_maps, fold_all
     from ..model.lora import write_peft
+    from ..model.shape import decoder_shape, require_adaptable
     from ..model.vlm import VLM
     from . import console
 
     require_free(out, overwrite=overwrite, inputs=[model, *adapter])
     loaded = [load_adapter(folder) for folder in adapter]
     path = model_path(model)
+    require_adaptable(loaded, decoder_shape(path), model, allow_wrong_base=allow_wrong_base)
+    for one in loaded:
+        if one.branch:
+            raise UsageError(
+                f"{one.info.method} runs a branch, which is no LoRA.", "Export it with `safetykit export`."
+            )
+        affine_maps(one)
     with console.steps("loading"):
         vlm = VLM.from_pretrained(path, **options.loading())
     for one in loaded:
@@ -45,8 +53,6 @@ def lora(
             require_base(one, vlm.fingerprint, model)
             require_weights(one, vlm.on, model)
     folded = fold_all(vlm, loaded)
-    if detectors := [one.info.method for one in folded if one.branch]:
-        raise UsageError(f"{detectors[0]} runs a branch, which is no LoRA.", "Export it with `safetykit export`.")
     together = replace(folded[0], updates=tuple(update for one in folded for update in one.updates))
     write_peft(vlm, together, out, overwrite=overwrite)
     value = {"folder": str(out), "adapters": [f"{one.info.method} ({one.info.variant})" for one in loaded]}

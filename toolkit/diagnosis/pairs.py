@@ -25,6 +25,7 @@ from ..model.requests import Inputs, Request
 from .terms import Modality, Positions
 
 if TYPE_CHECKING:
+    from ..model.inputs import InputProcessor
     from ..model.vlm import VLM
 
 POSITIONS: dict[Modality, tuple[Positions, ...]] = {
@@ -61,11 +62,11 @@ def find_pairs(records: Sequence[Record], split: str = "fit") -> list[Pair]:
     return pairs
 
 
-def same_pictures(vlm: VLM, pairs: Sequence[Pair]) -> list[Pair]:
+def same_pictures(inputs: InputProcessor, pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs whose pictures become equally many tokens, so that image tokens correspond one to one."""
 
     def tokens(record: Record) -> int:
-        return int(vlm.inputs.prepare([_request(record)]).vision_mask.sum())
+        return int(inputs.prepare([_request(record)]).vision_mask.sum())
 
     return [pair for pair in pairs if pair.modality == "textual" or tokens(pair.malicious) == tokens(pair.benign)]
 

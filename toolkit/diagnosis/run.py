@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from ...adapters.artifact.manifest import describe_data, library_versions
-from ...adapters.errors import UsageError
 from ...adapters.ranges import require_seed
 from ..data.journal import Journal
 from ..data.records import Record, load_records
+from ..data.sources import model_path
 from ..distributed.dealing import dealt
 from ..distributed.world import from_first, world
 from ..evaluation.refusal import ASKED, RefusalTokens
@@ -24,9 +24,10 @@ from ..progress import Progress
 from .assemble import Findings, assemble
 from .blocking import answer_without, windows
 from .channel_map import ChannelMap
+from .choosing import LONGEST, ROWS, Chosen, require_diagnosis
 from .mediation import Effects, mediate
 from .neurons import Attribution, drawn, foremost, verify
-from .pairs import POSITIONS, Pair, PairBatch, chunks, find_pairs, same_pictures, spread
+from .pairs import POSITIONS, Pair, PairBatch, chunks, spread
 from .patching import margins, mlp_output
 from .plan import Plan
 from .separation import pair_key
@@ -34,9 +35,6 @@ from .states import layer_states
 from .terms import KINDS, Modality, Positions
 
 Tick = Callable[..., None]  # counts forward passes: one, or as many as it is told
-
-_STATES, _BLOCKED = 1024, 96
-_ROWS = 16  # pairs at once
 
 
 def diagnose(
@@ -48,7 +46,7 @@ def diagnose(
     neurons: int = 32,
     seed: int = 0,
     batch_size: int | None = None,
-    max_new_tokens: int = 32,
+    max_new_tokens: int = LONGEST,
     progress: Progress | None = None,
     journal_path: Path | None = None,
     say: Callable[[str], None] | None = None,
@@ -72,14 +70,17 @@ def diagnose(
         UsageError: the seed is none, there are too few pairs, the model refuses nothing, or the budget is too small.
     """
     require_seed(seed)
-    if isinstance(vlm, (str, Path)):
-        vlm = VLM.from_pretrained(vlm)
     if isinstance(records, (str, Path)):
         records = load_records(records, ["fit"])
+    records = [record for record in records if record.split == "fit"]
+    if isinstance(vlm, (str, Path)):
+        asked: dict[str, Any] = {"budget": budget, "pairs": pairs, "neurons": neurons, "batch_size": batch_size}
+        require_diagnosis(model_path(vlm), records, **asked)
+        vlm = VLM.from_pretrained(vlm)
     given: dict[str, Any] = {"budget": budget, "pairs": pairs, "neurons": neurons, "seed": seed}
     given["max_new_tokens"] = max_new_tokens
     while True:
-        rows = from_first(batch_size or vlm.batch_size.of(_ROWS))  # other processes may have other memory
+        rows = from_first(batch_size or vlm.batch_size.of(ROWS))  # other processes may have other memory
         try:
             return _diagnosed(vlm, records, rows, journal_path, progress, say, **given)
         except (RuntimeError, MemoryError) as error:
@@ -102,27 +103,16 @@ def _diagnosed(
     seed: int,
     max_new_tokens: int,
 ) -> ChannelMap:
-    records = [record for record in records if record.split == "fit"]
-    chosen, left_out = _choose(vlm, records, pairs)
+    looked_at = Chosen.of(vlm.inputs, records, pairs)
     if neurons:
         mlp_output(vlm, 0)  # refuses now what would be refused after the long part
     start = time.perf_counter()
     refusal = RefusalTokens.find(vlm, records, max_new_tokens)
     asked = min(2 * ASKED, sum(record.image is None for record in records))
     asking = (time.perf_counter() - start) / asked
-    on_pictures = any(record.image is not None and record.label == "harmful" for record in records)
-    harmful = [record for record in records if record.label == "harmful" and (record.image is not None) == on_pictures]
-    full = Plan(
-        depth=vlm.base.n_layers,
-        pairs={modality: len(found) for modality, found in chosen.items()},
-        neurons=neurons,
-        blocked=min(_BLOCKED, len(harmful)),
-        states=min(_STATES, len(records)),
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-    )
+    full = looked_at.plan(vlm.base.n_layers, neurons, batch_size, max_new_tokens)
     plan = full.within(budget)
-    chosen = {modality: spread(found, plan.pairs[modality]) for modality, found in chosen.items()}
+    chosen = {modality: spread(found, plan.pairs[modality]) for modality, found in looked_at.pairs.items()}
     if say:
         say(_cost(vlm, plan, full, chosen, refusal, asking, len(records)))
     identity = [vlm.fingerprint, describe_data(records).sha256, asdict(plan), seed, refusal.token_ids]
@@ -132,10 +122,10 @@ def _diagnosed(
         states=layer_states(vlm, _whole_pairs(records, plan.states), plan.rows, work.tick),
         effects={modality: work.mediation(found) for modality, found in chosen.items()},
         pair_ids={modality: _ids(found, plan.batch_size) for modality, found in chosen.items()},
-        left_out=left_out,
+        left_out=dict(looked_at.left_out),
         neurons={modality: work.neurons(modality, found) for modality, found in chosen.items()} if plan.neurons else {},
-        outcomes=work.blocking(spread(harmful, plan.blocked)),
-        windows_on="pictures" if on_pictures else "text",
+        outcomes=work.blocking(spread(looked_at.harmful, plan.blocked)),
+        windows_on="pictures" if looked_at.on_pictures else "text",
     )
     hyperparameters = {
         **{name: value for name, value in asdict(plan).items() if name not in ("depth", "pairs")},
@@ -147,23 +137,6 @@ def _diagnosed(
     result = assemble(vlm, findings, describe_data(records), hyperparameters, seed, library_versions())
     work.finish()
     return result
-
-
-def _choose(vlm: VLM, records: Sequence[Record], count: int) -> tuple[dict[Modality, list[Pair]], dict[Modality, int]]:
-    """At most ``count`` pairs per modality, and how many could not be used."""
-    found = find_pairs(records)
-    chosen: dict[Modality, list[Pair]] = {}
-    left_out: dict[Modality, int] = {}
-    for modality in POSITIONS:
-        mine = spread([pair for pair in found if pair.modality == modality], count)
-        if kept := same_pictures(vlm, mine):
-            chosen[modality], left_out[modality] = kept, len(mine) - len(kept)
-    if not chosen:
-        raise UsageError(
-            "There are no pairs of a harmful and a harmless record in the fit split.",
-            "Give records of the same wording and carrier each other's id in `pair`; with pictures of the same size.",
-        )
-    return chosen, left_out
 
 
 def _whole_pairs(records: Sequence[Record], count: int) -> list[Record]:

@@ -8,6 +8,7 @@ records say what success looks like.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 from ...adapters.errors import UsageError
@@ -63,6 +64,19 @@ def judge(record: Record, text: str) -> Outcome:
     given, expected = normalise(text), normalise(record.response)
     hit = expected in given if record.label == "harmful" else expected == given
     return "answered" if hit else "other"
+
+
+def require_harmful_texts(records: Sequence[Record]) -> None:
+    """Refuse records from which nobody learns how a model refuses.
+
+    Raises:
+        UsageError: none is harmful and has no picture.
+    """
+    if not any(record.label == "harmful" and record.image is None for record in records):
+        raise UsageError(
+            "There is no harmful text record to learn from how the model refuses.",
+            "Add records with label harmful and no picture.",
+        )
 
 
 def require_refusal(text: str) -> None:

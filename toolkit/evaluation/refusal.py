@@ -24,7 +24,7 @@ from ...adapters.errors import UsageError
 from ..data.records import Record, subset
 from ..distributed.dealing import dealt
 from ..model.requests import Generation, Request
-from .judge import is_refusal
+from .judge import is_refusal, require_harmful_texts
 
 if TYPE_CHECKING:
     from ..model.vlm import VLM
@@ -65,14 +65,10 @@ class RefusalTokens:
             UsageError: there are no harmful text records, the model refuses none of them, or its refusals open
                 like its other answers.
         """
+        require_harmful_texts(records)
         texts = [record for record in records if record.image is None]
         harmful = subset([record for record in texts if record.label == "harmful"], ASKED)
         harmless = subset([record for record in texts if record.label == "harmless"], ASKED)
-        if not harmful:
-            raise UsageError(
-                "There is no harmful text record to learn from how the model refuses.",
-                "Add records with label harmful and no picture.",
-            )
         refusals: Counter[int] = Counter()
         others: Counter[int] = Counter()
         texts_of: Counter[str] = Counter()

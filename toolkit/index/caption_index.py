@@ -158,12 +158,32 @@ class CaptionIndex(Sequence[str]):
         """
         by_whom = {"name", "ran"}
         if embedder.info.model_dump(exclude=by_whom) != self.manifest.embedder.model_dump(exclude=by_whom):
-            raise UsageError(
-                f"The index in {self.folder} was made by {self.manifest.embedder.name} "
-                f"({self.manifest.embedder.kind}), not by this {embedder.info.name} ({embedder.info.kind}).",
-                "Use the embedder that made it, or build the index again.",
-            )
+            raise self._another(f"this {embedder.info.name} ({embedder.info.kind})")
         return normalised(embedder.embed(texts), self.centre, texts)
+
+    def require_maker(self, name: str, *, vlm: bool, dimension: int | None = None) -> None:
+        """Refuse an embedder that did not make this index, as far as it shows before it is loaded.
+
+        Args:
+            name: how the user calls it.
+            vlm: it is a model's decoder, not an encoder.
+            dimension: width of its vectors, if that is known.
+
+        Raises:
+            UsageError: another kind made it, or one of another width.
+        """
+        made_by = self.manifest.embedder
+        if vlm != (made_by.kind == "vlm"):
+            raise self._another(name)
+        if dimension is not None and dimension != self.manifest.dimension:
+            raise self._another(f"{name}, whose states have width {dimension}")
+
+    def _another(self, embedder: str) -> UsageError:
+        made_by = self.manifest.embedder
+        return UsageError(
+            f"The index in {self.folder} was made by {made_by.name} ({made_by.kind}), not by {embedder}.",
+            "Use the embedder that made it, or build the index again.",
+        )
 
     def ids_of(self, texts: Iterable[str]) -> dict[str, int]:
         """Ids of those among ``texts`` that the index holds, found in one pass over it."""

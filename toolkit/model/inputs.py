@@ -20,6 +20,7 @@ from ..families import family_or_any
 from .plain_text import BREAK, PlainText
 from .reasons import reason_of
 from .requests import Generation, Inputs, Request
+from .shape import longest_prompt, require_prompt_tokens
 from .turns import in_turn
 
 T = TypeVar("T")
@@ -86,7 +87,7 @@ class InputProcessor:
         if pad is None:  # rows of other lengths are filled with what ends an answer, and masked
             self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(self.pad_token_id)
         self.plain_text = PlainText(processor)
-        self.most_tokens: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+        self.most_tokens = longest_prompt(config)
         self.max_prompt_tokens = self.most_tokens
 
     def limit(self, max_prompt_tokens: int | None) -> None:
@@ -95,16 +96,9 @@ class InputProcessor:
         Raises:
             UsageError: it is below 1, or above the model's own maximum.
         """
-        if max_prompt_tokens is None:
-            return
-        if max_prompt_tokens < 1 or (self.most_tokens is not None and max_prompt_tokens > self.most_tokens):
-            raise UsageError(
-                f"Prompts cannot have up to {max_prompt_tokens} tokens.",
-                "Pass 1 or more."
-                if self.most_tokens is None
-                else f"This model takes 1 to {self.most_tokens} (max_position_embeddings).",
-            )
-        self.max_prompt_tokens = max_prompt_tokens
+        require_prompt_tokens(max_prompt_tokens, self.most_tokens)
+        if max_prompt_tokens is not None:
+            self.max_prompt_tokens = max_prompt_tokens
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> InputProcessor:

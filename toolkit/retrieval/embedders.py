@@ -49,8 +49,7 @@ class VLMEmbedder:
             UsageError: the model has no such site, or its states are no text's.
         """
         self.site = site or Site.block(max(3 * len(vlm.parts.layers) // 4 - 1, 0))
-        if self.site.kind in ("vision", "projector", "logits"):
-            raise UsageError(f"Texts cannot be embedded at {self.site}.", "Use one such as decoder.layers.4.")
+        require_text_site(self.site, len(vlm.parts.layers))
         self._vlm, self._module = vlm, vlm.parts.module(self.site)
         self.dimension: int = vlm.base.d_model
         ran = str(vlm.dtype).removeprefix("torch.")
@@ -79,6 +78,21 @@ class VLMEmbedder:
         finally:
             handle.remove()
         return _pooled(seen[0], mask.to(seen[0].device))
+
+
+def require_text_site(site: Site, n_layers: int | None) -> None:
+    """Refuse a site at which texts have no states of their own.
+
+    Args:
+        n_layers: of the decoder; None where it is not known.
+
+    Raises:
+        UsageError: it is no decoder site, or the decoder has no such layer.
+    """
+    if site.kind in ("vision", "projector", "logits"):
+        raise UsageError(f"Texts cannot be embedded at {site}.", "Use one such as decoder.layers.4.")
+    if n_layers is not None:
+        site.require_within(n_layers)
 
 
 class EncoderEmbedder:

@@ -3,13 +3,10 @@
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
-from export_folder import documents, write_folder
-from identities import Signer, by_certificate, by_key, policy
-from planted_captions import planted_index
-from workshop import safetykit
+from identities import by_certificate, by_key, policy
+from signed_place import MANIFEST, signature_of
 
 from safetykit import InvalidArtifact, OnnxVLM, SignatureFailed, UsageError, trusting
 from safetykit.adapters.artifact.files import SIGNATURE
@@ -17,55 +14,6 @@ from safetykit.adapters.artifact.policy import POLICY, REQUIRE
 from safetykit.adapters.artifact.signature import sign_manifest
 from safetykit.export.commands.verification import sign_folder
 from safetykit.export.manifest import read_manifest, write_manifest
-from safetykit.toolkit.index.caption_index import CaptionIndex
-
-MANIFEST = "safetykit.json"
-
-
-class Place:
-    """Signers, and two signed exports: ``mine`` and ``another``."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.release, self.stranger = Signer(folder, "release"), Signer(folder, "stranger")
-        self.root, self.other_root = Signer(folder, "root"), Signer(folder, "other-root")
-        self.leaf = Signer(folder, "build", self.root)
-        self.expired = Signer(folder, "old", self.root, starts=-0.9, days=0.5)
-        self.forged = Signer(folder, "forged", self.other_root)
-        self.mine, self.another = (write_folder(folder / name, documents()) for name in ("mine", "another"))
-        (self.another / "config.json").write_text('{"model_type": "other"}\n')
-        write_manifest(read_manifest(self.another, verify=False), self.another)
-        for one in (self.mine, self.another):
-            sign_folder(one, self.release.key)
-        self.policy = policy(folder / "policy.yaml", by_key(self.release))
-        self.by_certificate = policy(folder / "certificates.yaml", by_certificate(self.root, "CN=build"))
-
-    def certified(self, signer: Signer) -> None:
-        """Sign ``mine`` anew, with a certificate."""
-        sign_manifest(self.mine, MANIFEST, signer.key, signer.certificate)
-
-    def opened(self, file: Path | None = None) -> None:
-        with trusting(file or self.policy):
-            read_manifest(self.mine)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return Place(tmp_path_factory.mktemp("signing"))
-
-
-@pytest.fixture
-def place(made):
-    """The same, whose exports are as they were before each test."""
-    kept = made.folder / "kept"
-    shutil.copytree(made.mine, kept)
-    yield made
-    shutil.rmtree(made.mine)
-    kept.rename(made.mine)
-
-
-def signature_of(place):
-    return place.mine / SIGNATURE
 
 
 def edited(place, change):
@@ -277,77 +225,6 @@ def test_a_key_with_a_password_signs(place, monkeypatch):
     monkeypatch.setenv("SAFETYKIT_KEY_PASSWORD", "word")
     sign_folder(place.mine, locked)
     place.opened()
-
-
-OPENING = (
-    "verify {export}",
-    "verify {adapter}",
-    "run {export} --prompt hi",
-    "eval {export} --data reference",
-    "eval reference:mild --data reference --adapter {adapter}",
-    "export reference:mild --adapter {adapter} -o {out}",
-    "export reference:mild --base-onnx {export} -o {out}",
-    "fit sasa reference:mild --data reference --with {adapter} -o {out}",
-    "fit care reference:mild --data reference --on {export} -o {out}",
-    "lora reference:mild --adapter {adapter} -o {out}",
-    "card {export}",
-)
-
-
-BOTH = "--policy {policy} --require-signature"
-
-
-@pytest.mark.parametrize(
-    ("line", "asked"),
-    [
-        *((line, BOTH) for line in OPENING),
-        (OPENING[0], "--policy {policy}"),
-        (OPENING[0], "--config {config}"),
-    ],
-)
-def test_every_command_refuses_what_the_policy_refuses(place, line, asked):
-    signature_of(place).unlink()
-    adapter, config = place.folder / "adapter", place.folder / "run.yaml"
-    adapter.mkdir(exist_ok=True)
-    (adapter / "manifest.json").write_text("no JSON")
-    config.write_text(f"policy: {place.policy}\n")
-    names = {"export": place.mine, "adapter": adapter, "policy": place.policy, "config": config}
-    done = safetykit(*f"{line} {asked}".format(out=place.folder / "out", **names).split())
-    assert done.code == 6, done.err
-    assert "is not signed" in done.err
-
-
-def test_signed_by_a_command_and_accepted_by_another(place):
-    signature_of(place).unlink()
-    typed = ("--certificate", place.leaf.certificate, "--chain", place.root.certificate, "--json")
-    done = safetykit("sign", place.mine, "--key", place.leaf.key, *typed)
-    assert done.code == 0, done.err
-    assert done.value["signature"] == str(signature_of(place))
-    with trusting(place.by_certificate):
-        assert read_manifest(place.mine)
-
-
-def test_an_index_is_signed_and_opened_like_the_others(place, tmp_path):
-    planted_index(index := tmp_path / "index", ["a kite", "a club"])
-    with trusting(place.policy), pytest.raises(SignatureFailed, match="is not signed"):
-        CaptionIndex.load(index)
-    with trusting(place.policy):  # what one has just made is one's own
-        planted_index(tmp_path / "another", ["a kite"])
-    assert sign_folder(index, place.release.key)["kind"] == "index"
-    done = safetykit("verify", index, "--policy", place.policy, "--json")
-    assert done.code == 0 and done.value["signature"] == "accepted", done.err
-    shutil.copyfile(index / SIGNATURE, place.mine / SIGNATURE)  # of another manifest
-    with trusting(place.policy):
-        assert len(CaptionIndex.load(index)) == 2
-        (index / "notes.txt").write_text("x")
-        with pytest.raises(InvalidArtifact, match=r"notes\.txt"):
-            CaptionIndex.load(index)
-        (index / "notes.txt").unlink()
-        with pytest.raises(SignatureFailed, match="is refused"):
-            read_manifest(place.mine)
-    sign_manifest(index, "manifest.json", place.stranger.key)
-    done = safetykit("index", "search", index, "--model", "reference:mild", "--text", "kite", "--policy", place.policy)
-    assert done.code == 6 and "is refused" in done.err
 
 
 def test_without_the_library_nothing_passes(place, monkeypatch):

@@ -1,9 +1,10 @@
-"""A small export with a corrector and a detector that refuses some requests, and servers of it."""
+"""A small export with a corrector and a detector that refuses some requests, a server of it, and its answers."""
 
 import base64
 import io
 
 import pytest
+from serving import TOKENS, serving
 from shared import once
 from tiny_llava import (  # noqa: F401
     canary_export,
@@ -15,6 +16,7 @@ from tiny_llava import (  # noqa: F401
     vlm,
 )
 
+from safetykit import OnnxVLM
 from safetykit.export.manifest import read_manifest, write_manifest
 from safetykit.export.surgery.adapt import adapt, copy_base
 
@@ -49,3 +51,28 @@ def as_messages():
         return [{"role": "user", "content": parts}]
 
     return make
+
+
+@pytest.fixture(scope="module")
+def client(served):
+    with serving(served, max_pictures=2, max_pixels=1000) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def expected(served, requests):  # noqa: F811
+    model = OnnxVLM.from_pretrained(served)
+    answers = [model.generate(one, TOKENS) for one in requests]
+    assert {one.refused for one in answers} == {True, False}
+    return answers, model.detector.threshold
+
+
+@pytest.fixture(scope="module")
+def answered(requests, expected):  # noqa: F811
+    """A request that the detector lets pass."""
+    return next(one for one, answer in zip(requests, expected[0], strict=True) if not answer.refused)
+
+
+@pytest.fixture(scope="module")
+def refused(requests, expected):  # noqa: F811
+    return next(one for one, answer in zip(requests, expected[0], strict=True) if answer.refused)

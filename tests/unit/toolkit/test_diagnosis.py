@@ -253,7 +253,7 @@ def test_pairs_whose_pictures_differ_in_tokens_are_left_out(vlm, records, monkey
         return inputs
 
     monkeypatch.setattr(vlm.inputs, "prepare", prepared)
-    assert len(same_pictures(vlm, pairs)) == len(pairs) - 1
+    assert len(same_pictures(vlm.inputs, pairs)) == len(pairs) - 1
 
 
 def test_a_spread_is_even_and_keeps_order():

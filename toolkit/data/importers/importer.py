@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from ..record import Carrier, Label
 from .rows import Row
-from .source import Source
-
-Option = Literal["images", "label", "category", "prompt", "columns"]
+from .source import Option, Source
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import ClassVar
 
 from ..record import CARRIERS, PICTURED, SEEN, Carrier, Label
 from ..record import LABELS as SAID
-from .importer import Draft, Importer, Option
+from .importer import Draft, Importer
 from .rows import BadRow, Row, require_columns
-from .source import LABELS, Source
+from .source import LABELS, Option, Source
 
 # Column → the label that a yes in it says; a no says the other.
 _YES: Mapping[str, Label] = MappingProxyType(

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, TextIO, get_args
 
 from ....adapters.artifact.hub import plain_file
 from ....adapters.errors import InvalidArtifact
@@ -23,6 +23,7 @@ from ..record import Label
 from ..shards import LONGEST, lines_of
 from .rows import BadRow, Row, require_columns
 
+Option = Literal["images", "label", "category", "prompt", "columns"]  # what may be said of a data set
 MOST_JSON = 2 * 2**30  # bytes of a file that is one JSON document
 LABELS: Mapping[str, Label] = {
     **dict.fromkeys(("harmful", "unsafe", "malicious"), "harmful"),
@@ -59,8 +60,8 @@ class Source:
     @property
     def idle(self) -> list[str]:
         """What the user said that no record was made of."""
-        names = ("images", "label", "category", "prompt")
-        return [name for name in names if getattr(self, name) is not None and name not in self._acted]
+        said = [name for name in get_args(Option) if name != "columns"]  # which are looked for when rows are read
+        return [name for name in said if getattr(self, name) is not None and name not in self._acted]
 
     @property
     def folder(self) -> Path:

@@ -1,0 +1,41 @@
+"""Every option of `safetykit data` in a command that works; see :mod:`command_cases`."""
+
+from __future__ import annotations
+
+from case import Case
+
+DATA = [
+    Case(
+        "data import figstep {figstep} -o {out} --split calibration --limit 1 --images {drawn_steps} --json",
+        lambda done, made: done.value["counts"] == {"calibration/typographic/harmful": 1},
+    ),
+    Case(
+        "data import auto {figstep} -o {taken} --split fit --overwrite --json",
+        lambda done, made: [done.value["importer"] == "figstep", (done.path / "records.jsonl").is_file()],
+    ),
+    Case(
+        "data import csv {table} -o {out} --column prompt=asked --column image=shown --label harmful --category things"
+        " --split test --skip-bad-rows --json",
+        lambda done, made: [
+            done.value["counts"] == {"test/text/harmful": 1},
+            done.value["left_out"] == 1,
+            '"category":"things"' in (done.path / "records.jsonl").read_text(),
+        ],
+    ),
+    Case(
+        "data import csv {table} -o {out} --prompt 'what is this ?' --label harmless --json",
+        lambda done, made: done.value["counts"] == {"test/text/harmless": 2},
+    ),
+    Case("data check {records} --json", lambda done, made: not done.value["faults"]),
+    Case(
+        "data split {begun} -o {taken} --by group --shares 50,25,25 --seed 3 --overwrite --json",
+        lambda done, made: [done.value["seed"] == 3, sum(done.value["counts"].values()) == 24],
+    ),
+    *(
+        Case(f"data split {{begun}} -o {{out}} --by {by} --shares 100,0,0 --json", lambda done, made: done.value["by"])
+        for by in ("category", "pair")
+    ),
+    Case("data show {begun} -o {out} --limit 5 --json", lambda done, made: done.value["shown"] == 5),
+    Case("data show {begun} -o {drawn_sheet} --overwrite --json", lambda done, made: done.value["shown"] == 24),
+    Case("data init {taken} --overwrite --json", lambda done, made: done.value["count"] == 24),
+]
