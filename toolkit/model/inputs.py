@@ -17,6 +17,7 @@ import numpy as np
 from ...adapters.errors import InvalidArtifact, RequestRefused, SafetykitError, UsageError
 from ..data.sources import model_path
 from ..families import family_or_any
+from .placing import Placing
 from .plain_text import BREAK, PlainText
 from .reasons import reason_of
 from .requests import Generation, Inputs, Request
@@ -86,6 +87,7 @@ class InputProcessor:
         if pad is None:  # rows of other lengths are filled with what ends an answer, and masked
             self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(self.pad_token_id)
         self.plain_text = PlainText(processor)
+        self._placing = Placing(self.family, processor)
         self.most_tokens: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
         self.max_prompt_tokens = self.most_tokens
 
@@ -157,19 +159,9 @@ class InputProcessor:
         return self.plain_text.reader if any(BREAK in one.said for one in requests) else self.processor
 
     def _prompt(self, request: Request) -> str:
-        turns = request.messages()
-        prompt = self.family.render(self.processor, turns)
-        # Templates that know no system turn, or one turn only, drop the others silently.
-        if request.system.strip() not in prompt:
-            raise UsageError(
-                "This model's chat template has no place for a system turn.", "Put the text before the prompt instead."
-            )
-        texts = ((turn.role, part) for turn in request.turns for part in turn.content if isinstance(part, str))
-        if lost := next(((role, text) for role, text in texts if text.strip() not in prompt), None):
-            raise UsageError(
-                f"This model's chat template drops what the {lost[0]} said before: {lost[1][:60]!r}.",
-                "Ask with a single prompt.",
-            )
+        messages = request.messages()
+        prompt = self.family.render(self.processor, messages)
+        self._placing.require(messages, prompt)
         return prompt
 
     @in_turn
