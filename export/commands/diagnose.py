@@ -35,6 +35,7 @@ def diagnose(
     from ...toolkit.data.sources import data_path, model_path
     from ...toolkit.diagnosis import diagnose as run
     from ...toolkit.distributed.output import by_first
+    from ...toolkit.model.asking import require_answerable
     from ...toolkit.model.vlm import VLM
     from ..document.diagnosis_plots import diagnosis_plots
 
@@ -42,6 +43,7 @@ def diagnose(
     with by_first(claimed(out, overwrite=overwrite, inputs=[model, data], spent=[journal])):
         records = load_records(data_path(data), ["fit"], **options.reading())
         require_pictures(records)
+        require_answerable(model, records)
         if records.skipped:
             console.warn(records.told())
         path = model_path(model)

@@ -20,6 +20,7 @@ from ...toolkit.data.sources import is_export
 from ...toolkit.distributed.output import by_first
 from ...toolkit.distributed.world import is_first
 from ...toolkit.evaluation.evaluate import Evaluation, evaluate
+from ...toolkit.model.asking import require_answerable
 from ...toolkit.model.generating import Generating
 from ...toolkit.model.options import LoadOptions
 from ...toolkit.progress import Progress
@@ -84,6 +85,7 @@ def _evaluated(
 ) -> Evaluation:
     records = options.records()
     require_pictures(records)
+    require_answerable(model, records)
     say = say or (lambda _: None)
     with _opened(model, adapters, options, say) as asked:
         asked.model.inputs.limit(options.max_prompt_tokens)

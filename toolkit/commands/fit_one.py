@@ -28,6 +28,7 @@ from ..distributed.output import by_first
 from ..distributed.world import is_first
 from ..evaluation.few import count_records, few_records
 from ..index.caption_index import CaptionIndex
+from ..model.asking import require_answerable
 from ..model.options import AUTO, LoadOptions
 from ..model.shape import decoder_shape
 from ..model.vlm import VLM
@@ -124,6 +125,7 @@ def _fit_there(
     index = CaptionIndex.load(inputs["index"]) if "index" in inputs else None
     base = call.open_base(inputs["on"]) if "on" in inputs else None
     require_fit(method, given, decoder_shape(model_path(model)), records, sweep=call.sweep)
+    require_answerable(model, records)
     for said in (records.told(), few_records(count_records(records))):
         if said:
             console.warn(said)

@@ -108,10 +108,10 @@ def _diagnosed(
         mlp_output(vlm, 0)  # refuses now what would be refused after the long part
     start = time.perf_counter()
     refusal = RefusalTokens.find(vlm, records, max_new_tokens)
-    asked = min(2 * ASKED, sum(record.image is None for record in records))
+    asked = min(2 * ASKED, sum(not record.pictured for record in records))
     asking = (time.perf_counter() - start) / asked
-    on_pictures = any(record.image is not None and record.label == "harmful" for record in records)
-    harmful = [record for record in records if record.label == "harmful" and (record.image is not None) == on_pictures]
+    on_pictures = any(record.pictured and record.label == "harmful" for record in records)
+    harmful = [record for record in records if record.label == "harmful" and record.pictured == on_pictures]
     full = Plan(
         depth=vlm.base.n_layers,
         pairs={modality: len(found) for modality, found in chosen.items()},

@@ -185,9 +185,21 @@ class InputProcessor:
         _each(range(len(requests)), lambda at: self._require_short(lengths[at]), lambda at: requests[at])
         return inputs
 
-    def _accepted(self, request: Request) -> Request:
+    def require(self, request: Request) -> None:
+        """Refuse a request of a form that the model does not take, whatever its texts and pictures say.
+
+        Raises:
+            UsageError: it shows too many pictures, or the chat template drops or moves something.
+        """
+        self._require_few(request)
+        self.render(request)
+
+    def _require_few(self, request: Request) -> None:
         if not self.family.several and len(request.pictures) > 1:
             raise UsageError("This model takes one picture a prompt.", "Ask about one picture at a time.")
+
+    def _accepted(self, request: Request) -> Request:
+        self._require_few(request)
         letters = len(request.said)
         if self.max_prompt_tokens is not None and letters > _LETTERS * self.max_prompt_tokens:
             raise self._too_long(f"{letters:,} characters")
