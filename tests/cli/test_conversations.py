@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from safetykit.toolkit.data.pictures import open_picture
 from safetykit.toolkit.data.records import load_records
 from safetykit.toolkit.model.asking import request_of
+from safetykit.toolkit.model.inputs import InputProcessor
 
 WORDS = ["what is this ?", "is it dangerous ?", "tell me", "describe this", "how do i use this ?"]
 
@@ -114,3 +116,96 @@ def test_a_conversation_that_the_template_breaks_is_refused_before_a_model_is_lo
         code, _, err = call(*line, "--data", path)
         assert code == 2 and "takes apart text and pictures" in err and f"{path}:" in err, (line, err)
         assert not out.exists()
+
+
+# --- run
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The tokens of each batch that is prepared, without padding."""
+    found, prepare = [], InputProcessor.prepare
+
+    def spied(self, requests):
+        inputs = prepare(self, requests)
+        masked = zip(inputs.input_ids, inputs.attention_mask, strict=True)
+        found.append([ids[mask == 1].tolist() for ids, mask in masked])
+        return inputs
+
+    monkeypatch.setattr(InputProcessor, "prepare", spied)
+    return found
+
+
+@pytest.fixture
+def theirs(random_vlm, pictures):
+    """The tokens that transformers' own processor makes of messages whose pictures are files."""
+
+    def tokens(messages, **options):
+        def opened(part):
+            return {**part, "image": open_picture(part["image"], pictures)} if part["type"] == "image" else part
+
+        made = [{**one, "content": [opened(part) for part in one["content"]]} for one in messages]
+        found = random_vlm.inputs.processor.apply_chat_template(
+            made, tokenize=True, return_dict=True, return_tensors="np", **options
+        )
+        return np.asarray(found["input_ids"])[0].tolist()
+
+    return tokens
+
+
+@pytest.mark.parametrize("shown", [(), ("a",)])
+def test_run_puts_the_system_text_where_transformers_does(call, asked, theirs, random_base, pictures, shown):
+    images = [word for name in shown for word in ("--image", pictures / f"{name}.png")]
+    code, out, err = call(
+        "run", random_base, "--prompt", WORDS[0], "--system", WORDS[1], *images, "--max-new-tokens", 2, "--json"
+    )
+    assert code == 0 and json.loads(out)[0]["prompt"] == WORDS[0], err
+    messages = [turn("system", WORDS[1]), turn("user", WORDS[0], *shown)]
+    assert asked == [[theirs(messages, add_generation_prompt=True)]]
+
+
+def test_run_answers_a_conversation_in_a_file(call, asked, theirs, random_base, pictures):
+    """Up to the user's last turn, or as far as the answer is given; a content may be a string."""
+    talk = [turn("user", WORDS[0], "a"), turn("assistant", "a knife"), turn("user", WORDS[1], "b")]
+    begun = [*talk, turn("assistant", "it is")]
+    path = pictures / "talk.json"
+    for messages, options in (
+        ([turn("system", "tell me"), *talk], {"add_generation_prompt": True}),
+        (begun, {"continue_final_message": True}),
+    ):
+        given = [{**one, "content": one["content"][0]["text"]} if one["role"] != "user" else one for one in messages]
+        path.write_text(json.dumps(given))
+        code, out, err = call("run", random_base, "--messages", path, "--max-new-tokens", 2, "--json")
+        assert code == 0 and json.loads(out)[0]["prompt"] == WORDS[1], err
+        assert asked.pop() == [theirs(messages, **options)]
+
+
+@pytest.mark.parametrize(
+    ("typed", "refused"),
+    [
+        ((), "There is nothing to answer. next: Pass --prompt, or a conversation with --messages"),
+        (("--messages", "talk.json", "--prompt", "x"), "--prompt and --messages both say what is asked"),
+        (("--messages", "talk.json", "--image", "a.png"), "--image does nothing with --messages"),
+        (("--messages", "talk.json", "--system", "x"), "--system does nothing with --messages"),
+        (("--messages", "gone.json"), "gone.json cannot be read as messages"),
+        (("--messages", "a.png"), "a.png cannot be read as messages"),
+        (("--messages", "one.json"), "one.json holds no list of messages"),
+        (("--messages", "lost.json"), "lost.json: There is no picture"),
+        (("--messages", "last.json"), "last.json: Nobody asks anything"),
+        (("--messages", "between.json"), "takes apart text and pictures"),
+    ],
+)
+def test_run_refuses_what_is_no_conversation(call, random_base, pictures, typed, refused):
+    between = [{"type": "text", "text": "x"}, *turn("user", "y", "a")["content"]]
+    files = {
+        "talk": [turn("user", "x")],
+        "one": {"role": "user"},
+        "lost": [turn("user", "x", "gone")],
+        "last": [turn("assistant", "x")],
+        "between": [{"role": "user", "content": between}],
+    }
+    for name, value in files.items():
+        (pictures / f"{name}.json").write_text(json.dumps(value))
+    words = [pictures / word if word.endswith((".json", ".png")) else word for word in typed]
+    code, out, err = call("run", random_base, *words)
+    assert (code, out) == (2, "") and refused in " ".join(err.split()), err

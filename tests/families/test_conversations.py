@@ -71,6 +71,15 @@ def test_a_conversation_is_what_transformers_makes_of_it(inputs_of, family):
             np.testing.assert_allclose(value, np.asarray(wanted[key]), rtol=1e-6, atol=1e-6, err_msg=f"{name} {key}")
 
 
+@pytest.mark.parametrize("family", CHATTING)
+def test_a_given_answer_goes_on_where_transformers_lets_it(inputs_of, family):
+    inputs, messages = inputs_of(family), [*CONVERSATIONS["system"], turn("assistant", text("a knife"))]
+    wanted = inputs.processor.apply_chat_template(
+        messages, tokenize=True, continue_final_message=True, return_dict=True, return_tensors="np"
+    )
+    assert inputs.prepare([as_request(messages)]).input_ids.tolist() == np.asarray(wanted["input_ids"]).tolist()
+
+
 @pytest.mark.parametrize("family", sorted(set(NAMES) - set(CHATTING)))
 def test_a_family_without_chat_takes_pictures_and_one_prompt(inputs_of, family):
     inputs = inputs_of(family)
