@@ -11,6 +11,7 @@ from ...adapters.errors import SafetykitError, UsageError
 from ..data.ahead import PicturesAhead
 from ..data.record import Record
 from .chat import as_request
+from .chat_template import require_chat_template
 from .inputs import InputProcessor
 from .requests import Request
 
@@ -29,7 +30,8 @@ def request_of(record: Record, ahead: PicturesAhead | None = None, answer: str =
 
 
 def require_answerable(model: Path | str, records: Iterable[Record], inputs: InputProcessor | None = None) -> None:
-    """Refuse conversations, and prompts with several pictures, of forms that a model does not take.
+    """Refuse a model without a chat template, and conversations and prompts with several pictures of forms that it does
+    not take.
 
     No picture is read, and no weights are.
 
@@ -40,6 +42,8 @@ def require_answerable(model: Path | str, records: Iterable[Record], inputs: Inp
     Raises:
         UsageError: naming the first record of such a form, and what the model does not take of it.
     """
+    if inputs is None:
+        require_chat_template(model)
     known: set[tuple[object, ...]] = set()
     for record in records:
         if record.plain:
