@@ -26,8 +26,8 @@ from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.serve.drift import RISK, Drift, Reference, references_of
 from safetykit.toolkit.data.records import Record, load_records
 from safetykit.toolkit.data.sources import data_path
+from safetykit.toolkit.model.asking import request_of
 from safetykit.toolkit.model.endpoint import Endpoint
-from safetykit.toolkit.model.requests import Request
 
 FALSE_ALARMS = 0.01
 HARMFUL = (0.02, 0.05, 0.1, 0.2, 0.5)
@@ -42,7 +42,7 @@ def read(model: OnnxVLM, records: Sequence[Record]) -> list[Seen]:
     threshold = model.detector.threshold if model.detector else 0.0
     for at in range(0, len(records), _BATCH):
         some = records[at : at + _BATCH]
-        answers = model.generate([Request(record.prompt, record.picture()) for record in some], 1)
+        answers = model.generate([request_of(record) for record in some], 1)
         for record, answer in zip(some, answers, strict=True):
             scores = {**answer.scores, **({RISK: answer.scores["risk"] + threshold} if "risk" in answer.scores else {})}
             found.append((scores, record.pictured))
@@ -127,7 +127,7 @@ def told(export: Path, records: Sequence[Record], *, window: int, log: Path) -> 
             some = [record for record in records if record.label == label and not record.pictured]
             for at in range(0, window, 20):
                 batch = [some[place % len(some)] for place in range(at, at + 20)]
-                asked.generate([Request(record.prompt) for record in batch], 1)
+                asked.generate([request_of(record) for record in batch], 1)
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
     return [
         f"{one['event']}: {one['what']}, pictures {one['pictures']}, distance {one['distance']}, limit {one['limit']}"

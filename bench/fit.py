@@ -46,7 +46,7 @@ from safetykit.bench.skeleton import (
 )
 from safetykit.toolkit.data.records import Record, load_records
 from safetykit.toolkit.data.sources import data_path, model_path
-from safetykit.toolkit.model.requests import Request
+from safetykit.toolkit.model.asking import request_of
 from safetykit.toolkit.model.second_pass import SecondPass
 from safetykit.toolkit.model.vlm import VLM
 
@@ -78,10 +78,10 @@ def groups(method: str, records: list[Record]) -> list[list[Record]]:
 def bare_forwards(vlm: VLM, method: str, records: list[Record], batch_size: int = 32) -> None:
     """The forward passes that the fit needs at least."""
     for group in groups(method, records):
-        group = sorted(group, key=lambda record: (record.image is not None, len(record.prompt)))
+        group = sorted(group, key=lambda record: (record.pictured, record.length))
         for start in range(0, len(group), batch_size):
             batch = group[start : start + batch_size]
-            inputs = vlm.inputs.prepare([Request(record.prompt, record.picture()) for record in batch])
+            inputs = vlm.inputs.prepare([request_of(record) for record in batch])
             with torch.inference_mode():
                 vlm.model(**vlm.arguments(inputs, cached_features=False), use_cache=False)
 

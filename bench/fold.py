@@ -37,6 +37,7 @@ from safetykit.export.surgery.layer_updates import plan_updates
 from safetykit.export.surgery.updates import update_graph
 from safetykit.toolkit.data.records import load_records, subset
 from safetykit.toolkit.data.sources import data_path, model_path
+from safetykit.toolkit.model.asking import request_of
 from safetykit.toolkit.model.folding import fold
 from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.vlm import VLM
@@ -124,7 +125,7 @@ def main(given: Sequence[str] | None = None) -> int:
             export_base(vlm, options.base, options.precision)
         manifest = read_manifest(options.base)
         records = [record for record in load_records(data_path(options.data)) if record.image is not None]
-        requests = [Request(record.prompt, record.picture()) for record in subset(records, options.batch)]
+        requests = [request_of(record) for record in subset(records, options.batch)]
         adapter = random_adapter(vlm, options.rank)
         found: dict[str, Any] = {"precision": manifest.precision, "unmodified": {"nodes": count_nodes(options.base)}}
         with tempfile.TemporaryDirectory() as scratch:

@@ -37,6 +37,7 @@ from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.runtime.sessions import CPU, open_session, placement
 from safetykit.toolkit.data.records import load_records, subset
 from safetykit.toolkit.data.sources import data_path, model_path
+from safetykit.toolkit.model.asking import request_of
 from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.vlm import VLM
 
@@ -143,8 +144,8 @@ def main(given: Sequence[str] | None = None) -> int:
         vlm = VLM.from_pretrained(model_path(options.model))
         given = {path.name: [Adapter.load(path)] for path in options.adapter or ()}
         adapters = given or fitted(vlm, options.data)
-        pictured = [record for record in load_records(data_path(options.data), ["test"]) if record.image is not None]
-        requests = [Request(record.prompt, record.picture()) for record in subset(pictured, options.batch)]
+        pictured = [record for record in load_records(data_path(options.data), ["test"]) if record.pictured]
+        requests = [request_of(record) for record in subset(pictured, options.batch)]
         matrix: dict[str, Any] = {}
         with tempfile.TemporaryDirectory() as scratch:
             for precision in options.precision or PRECISIONS:

@@ -38,7 +38,7 @@ from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.toolkit.data.records import Record, load_records, subset
 from safetykit.toolkit.data.sources import data_path, model_path
 from safetykit.toolkit.evaluation.evaluate import decide, tabulate
-from safetykit.toolkit.model.requests import Request
+from safetykit.toolkit.model.asking import request_of
 from safetykit.toolkit.model.vlm import VLM
 
 BASES = {
@@ -119,7 +119,7 @@ def measure(vlm: VLM, adapter: Adapter, name: str, base: Path, out: Path, record
 def through_optimum(vlm: VLM, adapter: Adapter, folder: Path, python: str, records: list[Record]) -> dict[str, Any]:
     """Text prompts through ``ORTModelForCausalLM`` on the adapted decoder, and through PyTorch with hooks."""
     texts = [record for record in records if record.image is None][:40]
-    ids = [vlm.inputs.prepare([Request(record.prompt)]).input_ids[0].tolist() for record in texts]
+    ids = [vlm.inputs.prepare([request_of(record)]).input_ids[0].tolist() for record in texts]
     work = folder.with_name(f"{folder.name}-optimum")
     write_optimum(folder, work, overwrite=True)
     wanted = {"prompts": ids, "max_new_tokens": 32, "eos": vlm.inputs.eos_token_ids[0], "pad": vlm.inputs.pad_token_id}
@@ -128,8 +128,8 @@ def through_optimum(vlm: VLM, adapter: Adapter, folder: Path, python: str, recor
     script = Path(__file__).with_name("optimum_loader.py")
     subprocess.run([python, str(script), str(work), str(prompts), str(answers)], check=True, stderr=subprocess.DEVNULL)
     with vlm.applied(adapter):
-        ours = [vlm.generate([Request(record.prompt)])[0] for record in texts]
-    bare = [vlm.generate([Request(record.prompt)])[0] for record in texts]
+        ours = [vlm.generate([request_of(record)])[0] for record in texts]
+    bare = [vlm.generate([request_of(record)])[0] for record in texts]
     ends = set(vlm.inputs.eos_token_ids)
     theirs = [[token for token in row if token not in ends] for row in json.loads(answers.read_text())]
     return {

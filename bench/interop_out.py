@@ -29,7 +29,7 @@ from safetykit.toolkit.data.records import Record, load_records
 from safetykit.toolkit.data.sources import data_path
 from safetykit.toolkit.evaluation.evaluate import Decision, tabulate
 from safetykit.toolkit.evaluation.judge import judge
-from safetykit.toolkit.model.requests import Request
+from safetykit.toolkit.model.asking import request_of
 
 LAYOUTS = ("transformers.js", "genai")
 
@@ -37,7 +37,7 @@ LAYOUTS = ("transformers.js", "genai")
 def measure(export: Path, records: Sequence[Record], max_new_tokens: int) -> dict[str, Any]:
     """Answers of all runtimes to ``records``."""
     plain = OnnxVLM.from_pretrained(export, verify=False)
-    requests = [Request(record.prompt, record.picture()) for record in records]
+    requests = [request_of(record) for record in records]
     ours = [greedy(plain, request, max_new_tokens) for request in requests]
     manifest = plain.manifest
     found: dict[str, Any] = {
@@ -99,7 +99,7 @@ def main(given: Sequence[str] | None = None) -> None:
     results: dict[str, Any] = {}
     if options.base:
         vlm = OnnxVLM.from_pretrained(options.base, verify=False)
-        requests = [Request(record.prompt, record.picture()) for record in records]
+        requests = [request_of(record) for record in records]
         answers = [greedy(vlm, request, options.max_new_tokens) for request in requests]
         results["undefended"] = counts(vlm, records, answers)
     for export in options.exports:

@@ -16,7 +16,7 @@ from safetykit.export.document.latency import measure_latency
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.runtime.sessions import CPU
 from safetykit.toolkit.data.records import load_records, subset
-from safetykit.toolkit.model.requests import Request
+from safetykit.toolkit.model.asking import request_of
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -40,7 +40,7 @@ def main(given: Sequence[str] | None = None) -> int:
         latency = measure_latency(
             baked,
             unmodified,
-            [Request(record.prompt, record.picture()) for record in chosen],
+            [request_of(record) for record in chosen],
             control=OnnxVLM.from_pretrained(options.base, providers, verify=False),
             providers=providers,
             rounds=options.rounds,

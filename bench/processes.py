@@ -34,6 +34,7 @@ from typing import Any
 from safetykit.bench.skeleton import arguments, cleared, read_results, run, say, write_results, write_table
 from safetykit.toolkit.data.records import load_records, subset
 from safetykit.toolkit.data.sources import data_path
+from safetykit.toolkit.data.writing import renamed
 
 METHODS = ("vlm-guard", "care", "one-pass", "sasa")
 EXPORT = "export"
@@ -127,9 +128,7 @@ def copied(folder: Path, data: str, copies: int, limit: int | None = None) -> Pa
     lines, found = [], load_records(data_path(data))
     splits = [[record for record in found if record.split == split] for split in ("fit", "calibration", "test")]
     for record in [record for split in splits for record in subset(split, limit or len(split))]:
-        value = record.model_dump(mode="json", exclude_none=True)
-        if record.image:
-            value["image"] = str(record.folder.resolve() / record.image)
+        value = renamed(record, [str(record.folder.resolve() / name) for name in record.image_names])
         for copy in range(copies):
             names = {name: f"{copy}:{value[name]}" for name in ("id", "pair") if name in value}
             lines.append(json.dumps({**value, **names}))

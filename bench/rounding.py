@@ -20,7 +20,7 @@ from safetykit.bench.skeleton import arguments, emit, run
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.toolkit.data.records import load_records, subset
 from safetykit.toolkit.data.sources import data_path, model_path
-from safetykit.toolkit.model.requests import Request
+from safetykit.toolkit.model.asking import request_of
 from safetykit.toolkit.model.vlm import VLM
 
 _LOGITS = ("pytorch", "pytorch_half", "onnx", "features_alone")
@@ -36,7 +36,7 @@ def main(given: Sequence[str] | None = None) -> None:
     options = parser.parse_args(given)
     vlm = VLM.from_pretrained(model_path(options.model))
     records = subset(load_records(data_path(options.data), ["test"]), options.records)
-    inputs = vlm.inputs.prepare([Request(record.prompt, record.picture()) for record in records])
+    inputs = vlm.inputs.prepare([request_of(record) for record in records])
     fed = vlm.arguments(inputs, cached_features=False)
     real = torch.from_numpy(inputs.attention_mask).bool()
     exact = copy.deepcopy(vlm.model).double()

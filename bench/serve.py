@@ -37,6 +37,7 @@ from safetykit.bench.soak import canary_of, make_export
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.toolkit.data.records import Record, load_records, subset
 from safetykit.toolkit.data.sources import data_path
+from safetykit.toolkit.model.asking import request_of
 from safetykit.toolkit.model.endpoint import chat_messages
 from safetykit.toolkit.model.requests import Generation, Request
 
@@ -58,7 +59,7 @@ class Question:
 
 def questions(model: OnnxVLM, records: Sequence[Record]) -> tuple[list[Question], dict[str, float]]:
     """Every record with the answer that a batch gives it, and how fast a loop answers them one by one."""
-    asked = [Request(record.prompt, record.picture()) for record in records]
+    asked = [request_of(record) for record in records]
     answers = [one for at in range(0, len(asked), _BATCH) for one in model.generate(asked[at : at + _BATCH], TOKENS)]
     threshold = model.detector.threshold if model.detector else 0.0
     seconds = []

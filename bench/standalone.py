@@ -24,7 +24,7 @@ from safetykit.export.layouts.prepare import PROGRAM
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.toolkit.data.records import Record, load_records
 from safetykit.toolkit.data.sources import data_path
-from safetykit.toolkit.model.requests import Request
+from safetykit.toolkit.model.asking import request_of
 
 _ABSENT = ("torch", "transformers", "safetykit")
 _ALONE = f"import importlib.util; print([name for name in {_ABSENT!r} if importlib.util.find_spec(name)])"
@@ -33,7 +33,7 @@ _ALONE = f"import importlib.util; print([name for name in {_ABSENT!r} if importl
 def measure(export: Path, python: str, records: Sequence[Record], max_new_tokens: int) -> dict[str, Any]:
     """Answers of both to ``records``."""
     vlm = OnnxVLM.from_pretrained(export)
-    ours = [vlm.generate([Request(one.prompt, one.picture())], max_new_tokens)[0] for one in records]
+    ours = [vlm.generate([request_of(one)], max_new_tokens)[0] for one in records]
     theirs = alone(export, python, records, max_new_tokens)
     pairs = list(zip(ours, theirs, strict=True))
     threshold = vlm.detector.threshold if vlm.detector else 0.0

@@ -40,10 +40,13 @@ def require_base(adapter: Adapter, fingerprint: str, name: str) -> None:
         WrongBase: the fingerprints differ.
     """
     if adapter.info.base.fingerprint != fingerprint:
+        options = adapter.attachments.get("fit_options")
+        template = options.get("chat-template") if isinstance(options, dict) else None
+        own = f" It was fitted with --chat-template {template}: pass that, too." if template else ""
         raise WrongBase(
             f"The adapter ({adapter.info.method}) was fitted on model {adapter.info.base.fingerprint[:12]}, "
             f"but {name} is {fingerprint[:12]}.",
-            "Fit it on this model, or pass --allow-wrong-base; the card then shows that you did.",
+            f"Fit it on this model, or pass --allow-wrong-base; the card then shows that you did.{own}",
         )
 
 

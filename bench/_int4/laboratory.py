@@ -34,6 +34,7 @@ from safetykit.toolkit.data.journal import Journal
 from safetykit.toolkit.data.records import Record, load_records, subset
 from safetykit.toolkit.data.sources import data_path, model_path
 from safetykit.toolkit.evaluation.evaluate import Decision, Generator, Rate, decide
+from safetykit.toolkit.model.asking import request_of
 from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.vlm import VLM
 from safetykit.toolkit.workbench import Workbench
@@ -161,7 +162,7 @@ class Laboratory:
     def _batches(self) -> Iterator[list[Request]]:
         some = subset(self.calibration, self.options.read)
         for start in range(0, len(some), BATCH):
-            yield [Request(one.prompt, one.picture()) for one in some[start : start + BATCH]]
+            yield [request_of(one) for one in some[start : start + BATCH]]
 
 
 def flipped(before: Sequence[Decision], after: Sequence[Decision]) -> set[str]:

@@ -40,7 +40,7 @@ from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.runtime.sessions import CPU
 from safetykit.toolkit.data.records import subset
 from safetykit.toolkit.evaluation.evaluate import Generator, Prompted
-from safetykit.toolkit.model.requests import Request
+from safetykit.toolkit.model.asking import request_of
 
 PRECISION_RECORDS = 160  # of the test split, at a precision other than fp32
 ROUNDS = 15  # of the latency measurement
@@ -109,7 +109,7 @@ def latency(bench: Bench, baked: OnnxVLM) -> dict[str, Any]:
     measured = measure_latency(
         baked,
         OnnxVLM.from_pretrained(base, verify=False),
-        [Request(record.prompt, record.picture())],
+        [request_of(record)],
         control=OnnxVLM.from_pretrained(base, verify=False),
         providers=CPU,
         rounds=ROUNDS,

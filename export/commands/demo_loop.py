@@ -17,7 +17,7 @@ from ...adapters.vlm_guard.settings import VLMGuard
 from ...toolkit.commands.console import command_line
 from ...toolkit.data.records import load_records, subset
 from ...toolkit.data.sources import PREFIX, data_path, model_path
-from ...toolkit.model.requests import Request
+from ...toolkit.model.asking import request_of
 from ...toolkit.model.vlm import VLM
 from ..base.own import Progress, export_base
 from ..document.figures import LATENCY
@@ -107,6 +107,6 @@ def run_demo(
 
 def _latency(baked: Path, base: Path) -> Latency:
     records = [record for record in load_records(data_path(PREFIX), ["test"]) if record.image]
-    requests = [Request(record.prompt, record.picture()) for record in subset(records, 4)]
+    requests = [request_of(record) for record in subset(records, 4)]
     models = [OnnxVLM.from_pretrained(folder, verify=False) for folder in (baked, base, base)]
     return measure_latency(models[0], models[1], requests, control=models[2], providers=CPU)

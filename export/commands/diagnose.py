@@ -36,6 +36,7 @@ def diagnose(
     from ...toolkit.diagnosis import diagnose as run
     from ...toolkit.diagnosis.choosing import require_diagnosis
     from ...toolkit.distributed.output import by_first
+    from ...toolkit.model.asking import require_answerable
     from ...toolkit.model.vlm import VLM
     from ..document.diagnosis_plots import diagnosis_plots
 
@@ -43,6 +44,7 @@ def diagnose(
     with by_first(claimed(out, overwrite=overwrite, inputs=[model, data], spent=[journal])):
         records = load_records(data_path(data), ["fit"], **options.reading())
         require_pictures(records)
+        require_answerable(model, records)
         if records.skipped:
             console.warn(records.told())
         path = model_path(model)

@@ -21,6 +21,7 @@ from ...toolkit.data.sources import is_address, is_export
 from ...toolkit.distributed.output import by_first
 from ...toolkit.distributed.world import is_first
 from ...toolkit.evaluation.evaluate import Evaluation, Generator, evaluate
+from ...toolkit.model.asking import require_answerable
 from ...toolkit.model.endpoint import Endpoint
 from ...toolkit.model.options import LoadOptions
 from ...toolkit.progress import Progress
@@ -86,6 +87,8 @@ def _evaluated(
 ) -> Evaluation:
     records = options.records()
     require_pictures(records)
+    if not is_address(model):
+        require_answerable(model, records)
     say = say or (lambda _: None)
     with _opened(model, adapters, options, say) as asked:
         what = [*asked.identity, _digest(records), options.max_new_tokens, options.system]

@@ -20,10 +20,19 @@ if TYPE_CHECKING:
 @takes(RunOptions)
 def run(
     folder: Annotated[Path, typer.Argument(help="Export folder.")],
-    prompt: Annotated[list[str], typer.Option("--prompt", help="What the user says; repeat for a batch.")],
     options: RunOptions,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="What the user says; repeat for a batch.", show_default=False)
+    ] = None,
     image: Annotated[
         list[Path] | None, typer.Option("--image", help="One for all prompts, one each, or several for a single one.")
+    ] = None,
+    messages: Annotated[
+        Path | None,
+        typer.Option(
+            "--messages",
+            help="A conversation in the place of a prompt: a JSON list of turns, pictures as paths beside the file.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -38,12 +47,19 @@ def run(
             f"Export it with `safetykit export {folder} -o export`; `safetykit eval {folder}` answers records with it.",
         )
 
+    if prompt and messages is not None:
+        raise UsageError("--prompt and --messages both say what is asked.", "Leave out one of them.")
+    if not prompt and messages is None:
+        raise UsageError("There is nothing to answer.", "Pass --prompt, or a conversation with --messages.")
+    if messages is not None and (image or options.given("system")):
+        said = "--image" if image else "--system"
+        raise UsageError(f"{said} does nothing with --messages.", "Put it into the conversation.")
     swaps = "an adapter to swap in (--swap)"
     options.require_use(("allow_uncorrected_detector",), bool(options.swap), swaps)
     with console.steps() as say:
         result = answer(
             folder,
-            prompt,
+            prompt or [],
             image or [],
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
@@ -54,6 +70,7 @@ def run(
             swap=options.swap,
             allow_uncorrected_detector=options.allow_uncorrected_detector,
             system=options.system,
+            messages=messages,
             max_prompt_tokens=options.max_prompt_tokens,
             progress=say,
         )

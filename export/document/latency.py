@@ -126,7 +126,7 @@ def measure_latency(
     inputs = baked.inputs.prepare(requests)
     text_only = None
     if baked.needs_reference:
-        text_only = baked.inputs.prepare([Request(request.prompt) for request in requests])
+        text_only = baked.inputs.prepare([request.without_pictures() for request in requests])
     token = np.full(len(requests), baked.inputs.pad_token_id)
 
     def timed(model: OnnxVLM) -> tuple[float, float]:

@@ -38,7 +38,7 @@ import numpy as np
 from ...adapters.artifact.adapter import Adapter, the_detector
 from ...adapters.artifact.manifest import DetectorInfo
 from ...adapters.ops.op import Detector
-from ...toolkit.model.requests import Request
+from ...toolkit.model.asking import request_of
 from ..base.fitted_on import weights_of
 from ..base.reading import read_graph
 from ..names import THRESHOLD, TOKEN, own
@@ -262,9 +262,7 @@ class _Comparison:
         """Outcomes that flipped, with how near the call was."""
         records = {record.id: record for record in self.against.records}
         asked = {
-            flip.id: Request(records[flip.id].prompt, records[flip.id].picture())
-            for flip in flips
-            if flip.what == "outcome" and flip.id in records
+            flip.id: request_of(records[flip.id]) for flip in flips if flip.what == "outcome" and flip.id in records
         }
         if not asked:
             return list(flips)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from ...toolkit.model.asking import request_of
 from ...toolkit.model.requests import Generation, Request
 from ..runtime.onnx_vlm import OnnxVLM
 from .gap import Gap
@@ -64,8 +65,8 @@ def parity_requests(
         rows: at most this many in all, see :func:`few_rows`.
     """
     opened = opened or {record.id for record in records if record.label == "harmful"}
-    texts = [Request(one.prompt) for one in _varied([one for one in records if not one.image], opened)]
-    pictured = [Request(one.prompt, one.picture()) for one in _varied([one for one in records if one.image], opened)]
+    texts = [request_of(one) for one in _varied([one for one in records if not one.pictured], opened)]
+    pictured = [request_of(one) for one in _varied([one for one in records if one.pictured], opened)]
     texts = texts or [Request(prompt) for prompt in _PROMPTS]
     pictured = pictured or [Request(prompt, _noise(seed)) for seed, prompt in enumerate(_PROMPTS)]
     found = {
@@ -113,7 +114,7 @@ def _varied(records: Sequence[Record], opened: Collection[str]) -> list[Record]:
         pool = [record for record in left if (record.id in opened) == (at % 2 == 0)] or left
         if not pool:
             return []
-        pool.sort(key=lambda record: (len(record.prompt), record.id))
+        pool.sort(key=lambda record: (record.length, record.id))
         chosen.append(pool[round(at * (len(pool) - 1) / (_BATCH - 1))])
     return chosen
 

@@ -24,6 +24,7 @@ from ...adapters.artifact.adapter import Adapter
 from ...adapters.errors import InvalidArtifact, UsageError
 from ...adapters.ops.gating import GatedOp
 from ...toolkit.data.records import Record
+from ...toolkit.model.asking import request_of
 from ...toolkit.model.requests import Request
 from ..manifest import Recalibration
 from ..runtime.onnx_vlm import OnnxVLM
@@ -169,4 +170,4 @@ def _scores(
 
 def _batches(records: Sequence[Record]) -> Iterator[list[Request]]:
     for start in range(0, len(records), _BATCH):
-        yield [Request(one.prompt, one.picture()) for one in records[start : start + _BATCH]]
+        yield [request_of(one) for one in records[start : start + _BATCH]]

@@ -7,6 +7,7 @@ from itertools import chain, zip_longest
 from typing import TYPE_CHECKING
 
 from ...toolkit.evaluation.evaluate import Decision
+from ...toolkit.model.asking import request_of
 from ...toolkit.model.requests import Request
 from ..parity.compare import PICTURES, TEXTS, parity_requests
 from ..parity.tolerances import TOLERANCES
@@ -59,7 +60,7 @@ def _requests(records: Sequence[Record], decisions: Sequence[Decision], asked: S
         groups.setdefault((after.text == before.text, record.label, record.carrier), []).append(record)
     changed, others = ([groups[key] for key in sorted(groups) if key[0] is same] for same in (False, True))
     for record in chain(*zip_longest(*changed), *zip_longest(*others)):
-        if record is not None:
-            yield Request(record.prompt, record.picture())
+        if record is not None and record.plain:  # a program without safetykit asks canaries, too
+            yield request_of(record)
     built_in = parity_requests()
     yield from chain(*zip(built_in[PICTURES], built_in[TEXTS], strict=True))

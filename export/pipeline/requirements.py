@@ -11,6 +11,7 @@ from ...adapters.errors import SafetykitError, UsageError, WrongBase
 from ...adapters.retrieval.retrieval import retrieval_of
 from ...toolkit.data.records import require_pictures
 from ...toolkit.families import family_of
+from ...toolkit.model.asking import require_answerable
 from ...toolkit.model.folding import affine_maps
 from ...toolkit.model.inputs import InputProcessor
 from ...toolkit.model.options import AUTO, LoadOptions, PlaceOptions
@@ -205,7 +206,11 @@ def require_providers(providers: Sequence[str]) -> None:
 
 
 def require_prompts(inputs: InputProcessor, records: Sequence[Record], checkpoint: str) -> None:
-    """Prepare one padded batch of the kind that parity runs: it needs a chat template, a pad token and a processor."""
+    """Prepare one padded batch of the kind that parity runs: it needs a chat template, a pad token and a processor.
+
+    And conversations of each form that the records have, which the template may not take.
+    """
+    require_answerable(checkpoint, records, inputs)
     try:
         inputs.prepare(parity_requests(records)[MIXED])
     except SafetykitError:

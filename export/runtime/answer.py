@@ -10,6 +10,7 @@ from typing import Any
 from ...adapters.errors import BatchRefused, RequestRefused, SafetykitError, UsageError, told
 from ...toolkit.data.pictures import open_picture
 from ...toolkit.evaluation.judge import is_refusal
+from ...toolkit.model.chat import read_conversation
 from ...toolkit.model.generating import Sampling
 from ...toolkit.model.requests import Request
 from .onnx_vlm import OnnxVLM
@@ -30,6 +31,7 @@ def answer(
     swap: Sequence[Path] = (),
     allow_uncorrected_detector: bool = False,
     system: str = "",
+    messages: Path | None = None,
     max_prompt_tokens: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
@@ -39,6 +41,7 @@ def answer(
         swap: what a hot-swap export is to run with instead of its own adapters; see :meth:`OnnxVLM.swap`.
         allow_uncorrected_detector: swap in a detector that was not fitted under the correctors beside it.
         system: what the operator says before every prompt.
+        messages: a file with a conversation, in the place of prompts, pictures and ``system``.
         max_prompt_tokens: the longest prompt that is answered; by default what the model takes.
         progress: told what begins, once prompts and pictures are there.
 
@@ -57,7 +60,8 @@ def answer(
         raise UsageError(
             f"{len(images)} pictures for {len(prompts)} prompts.", "Give one picture for all, or one for each prompt."
         )
-    requests = _requests(prompts, images, system)
+    requests = _requests(prompts, images, system) if messages is None else [read_conversation(messages)]
+    prompts = prompts if messages is None else [one.prompt for one in requests if isinstance(one, Request)]
     refused = {at: one for at, one in enumerate(requests) if isinstance(one, SafetykitError)}
     asked = [one for one in requests if isinstance(one, Request)]
     pictures = {at: one.pictures for at, one in enumerate(requests) if isinstance(one, Request)}

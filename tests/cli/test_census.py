@@ -7,9 +7,10 @@ from command_cases import CASES
 from safetykit import cli
 from safetykit.toolkit.commands.config import spelling
 
-# Passed to every command by test_common.py; --base by test_peft_folder.py, which is read before a command starts, and
+# Passed to every command by test_common.py; --base by test_peft_folder.py and --chat-template by
+# test_chat_template_option.py, which are read before a command starts, and
 # the policy by test_signing.py to every command that opens adapters or exports.
-SHARED = {"--config", "--quiet", "--verbose", "--help", "--base", "--policy", "--require-signature"}
+SHARED = {"--config", "--quiet", "--verbose", "--help", "--base", "--chat-template", "--policy", "--require-signature"}
 
 
 def commands(command=None, path=()):

@@ -128,6 +128,10 @@ OTHERS = [
         lambda done, made: done.value != made.run(f"{RUN} --image {{picture}} --max-new-tokens 12").value,
     ),
     Case(
+        "run {export} --messages {conversation} --max-new-tokens 3 --json",
+        lambda done, made: [one["prompt"] for one in done.value] == ["is it dangerous ?"],
+    ),
+    Case(
         f"{RUN} --image {{picture}} --system 'is it dangerous ?' --max-prompt-tokens 64",
         lambda done, made: done.value[0]["text"],
     ),

@@ -82,6 +82,14 @@ class Materials:
         record.picture().save(path)
         return path
 
+    def _conversation(self) -> Path:
+        picture = {"type": "image", "image": Path(self["picture"]).name}
+        path = self.folder / "conversation.json"
+        turns = [[picture, {"type": "text", "text": "what is this ?"}], "it is a thing .", "is it dangerous ?"]
+        roles = ("user", "assistant", "user")
+        path.write_text(json.dumps([{"role": role, "content": one} for role, one in zip(roles, turns, strict=True)]))
+        return path
+
     def _published(self, kind: str) -> Path:
         """A data set as its publishers have it, in small."""
         from published import PUBLISHED

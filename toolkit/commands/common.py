@@ -46,8 +46,17 @@ Config = Annotated[
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no hints on stderr.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Keep every step with its time; let libraries speak.")]
 
-# Taken by commands that take a model, and acts where that is a PEFT adapter without its base.
-Base = Annotated[Path | None, typer.Option("--base", help="Checkpoint that MODEL, a PEFT adapter, belongs to.")]
+# Taken by commands that take a model: what it is made of before they load it.
+_OF_MODEL = {
+    "base": Annotated[Path | None, typer.Option("--base", help="Checkpoint that MODEL, a PEFT adapter, belongs to.")],
+    "chat_template": Annotated[
+        Path | None,
+        typer.Option(
+            "--chat-template",
+            help="Jinja file in the place of the chat template of MODEL, a checkpoint: then another base.",
+        ),
+    ],
+}
 
 # Taken by commands that open adapters or exports: they hold for all of these, by whatever option they are named.
 _TRUST = {
@@ -70,7 +79,7 @@ _TRUST = {
 }
 
 _SHARED = {"config": (Config, None), "quiet": (Quiet, False), "verbose": (Verbose, False)}
-_MODEL, _BASE = "model", "base"
+_MODEL = "model"
 
 
 def reads_artifacts(command: C) -> C:
@@ -98,16 +107,16 @@ def _taking_common(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def command(*, context: typer.Context, **given: Any) -> Any:
         _, quiet, verbose = (given.pop(name) for name in _SHARED)
-        base = given.pop(_BASE, None) if _MODEL in signature.parameters else None
         if quiet and verbose:
             raise UsageError("--quiet and --verbose exclude each other.", "Leave out one of them.")
         spelled = {spelling(one): given[one.name] for one in context.command.params if one.name in given}
         console.start(quiet=quiet, verbose=verbose, as_json=bool(given.get("as_json")), options=spelled)
+        made_of = {name: given.pop(name) for name in _OF_MODEL if name in given and name not in signature.parameters}
         _let_libraries_speak(verbose)
         policy, required = (given.pop(name) for name in _TRUST) if trusts else (None, False)
         with _shared_or_alone(function, context), _trusted(policy, required):
-            if base is not None:
-                given[_MODEL] = _merged(given[_MODEL], base)
+            if any(made_of.values()):
+                given[_MODEL] = _made(given[_MODEL], **made_of)
             return function(**given)
 
     kept = [_reading_paths(each.replace(kind=Parameter.KEYWORD_ONLY)) for each in signature.parameters.values()]
@@ -117,7 +126,8 @@ def _taking_common(function: Callable[..., Any]) -> Callable[..., Any]:
         for name, (annotation, default) in shared.items()
     ]
     if _MODEL in signature.parameters:
-        added.append(Parameter(_BASE, Parameter.KEYWORD_ONLY, annotation=Base, default=None))
+        for name, annotation in _OF_MODEL.items():
+            added.append(_reading_paths(Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation, default=None)))
     context = Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)
     parameters = [context, *kept, *added]
     command.takes_common = True  # type: ignore[attr-defined]
@@ -171,14 +181,18 @@ def _reading_paths(parameter: Parameter) -> Parameter:
     return parameter.replace(annotation=Annotated[kind, read])
 
 
-def _merged(model: str | None, base: Path) -> str:
-    """The folder of a PEFT adapter merged into its base."""
-    if model is None:
+def _made(model: str | None, base: Path | None, chat_template: Path | None) -> str:
+    """The folder of a PEFT adapter merged into its base, with another chat template."""
+    if model is None and base is not None:
         raise UsageError("--base does nothing without a PEFT adapter as --model.", "Leave it out.")
+    if model is None:
+        raise UsageError("--chat-template does nothing without a checkpoint as --model.", "Leave it out.")
+    from ..model.chat_template import with_chat_template
     from ..model.peft_folder import checkpoint_path
 
-    with console.steps("merging"):
-        return str(checkpoint_path(model, base))
+    with console.steps("merging" if base is not None else "reading"):
+        folder = checkpoint_path(model, base)
+        return str(folder if chat_template is None else with_chat_template(folder, chat_template))
 
 
 def _let_libraries_speak(verbose: bool) -> None:

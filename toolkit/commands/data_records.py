@@ -41,22 +41,20 @@ def split(
     from ..data.records import load_records
     from ..data.sources import data_path
     from ..data.splitting import By, split_records
-    from ..data.writing import picture_bytes, writing
+    from ..data.writing import picture_bytes, renamed, writing
     from . import console
 
     require_choice("--by", by, get_args(By))
     parts = _shares(shares)
     with claimed(out, overwrite=overwrite, inputs=[data_path(records)]), console.steps("splitting"):
         found = load_records(records)
-        bytes_ = (picture_bytes(record) for record in found)
-        pictures = [None if held is None else hashlib.sha256(held).hexdigest() for held in bytes_]
+        pictures = [[hashlib.sha256(one).hexdigest() for one in picture_bytes(record)] for record in found]
         drawn = split_records(found, parts, by=by, seed=seed, pictures=pictures)  # type: ignore[arg-type]
         counts = Counter[str]()
         with writing(out, overwrite=overwrite) as folder:
             for record, part in zip(found, drawn, strict=True):
-                held = picture_bytes(record)
-                image = None if held is None else folder.keep(held)
-                written = folder.add({**record.model_dump(exclude_unset=True), "split": part, "image": image})
+                kept = [folder.keep(one) for one in picture_bytes(record)]
+                written = folder.add({**renamed(record, kept), "split": part})
                 counts[f"{part}/{written.carrier}/{written.label}"] += 1
             if (about := data_path(records) / SOURCE).is_file():
                 (folder.folder / SOURCE).write_bytes(about.read_bytes())

@@ -29,6 +29,7 @@ from ..diagnosis.channel_map import ChannelMap
 from ..distributed.output import by_first
 from ..distributed.world import is_first
 from ..index.caption_index import CaptionIndex
+from ..model.asking import require_answerable
 from ..model.options import AUTO, LoadOptions
 from ..model.shape import Shape, decoder_shape, require_adaptable, require_same_shape
 from ..model.vlm import VLM
@@ -137,6 +138,7 @@ def _fit_there(
     _require_shapes(call, shape, correctors, base, model)
     asks = "refusal" in method.takes and "refusal" not in inputs
     settings = require_fit(method, given, shape, records, sweep=call.sweep, asks_refusal=asks)
+    require_answerable(model, records)
     for said in (records.told(), *too_little(method, settings, records)):
         if said:
             console.warn(said)

@@ -17,12 +17,12 @@ _RECENT = 256  # records that are known when they are asked for again, as where 
 
 
 class Pictured(Protocol):
-    """What has a picture: a record."""
+    """What has pictures: a record."""
 
     @property
     def pictured(self) -> bool: ...
 
-    def picture(self) -> Image.Image | None: ...
+    def pictures(self) -> tuple[Image.Image, ...]: ...
 
 
 class PicturesAhead:
@@ -38,24 +38,24 @@ class PicturesAhead:
 
     def __init__(self, records: Iterable[Pictured]) -> None:
         self._coming: Iterator[Pictured] = (record for record in records if record.pictured)
-        self._waiting: deque[tuple[Pictured, Future[Image.Image | None]]] = deque()
+        self._waiting: deque[tuple[Pictured, Future[tuple[Image.Image, ...]]]] = deque()
         self._recent: deque[Pictured] = deque(maxlen=_RECENT)
 
-    def of(self, record: Pictured) -> Image.Image | None:
-        """The picture of a record; None without one."""
+    def of(self, record: Pictured) -> tuple[Image.Image, ...]:
+        """The pictures of a record."""
         pool = record.store.pool if isinstance(record, StoredRecord) else None
         if pool is None or not record.pictured:
-            return record.picture()
+            return record.pictures()
         if any(record is one for one in self._recent):
-            return record.picture()
+            return record.pictures()
         self._recent.append(record)
         found = self._awaited(record)
         for one in islice(self._coming, _AHEAD - len(self._waiting)):
-            self._waiting.append((one, pool.submit(one.picture)))
-        return record.picture() if found is None else found.result()
+            self._waiting.append((one, pool.submit(one.pictures)))
+        return record.pictures() if found is None else found.result()
 
-    def _awaited(self, record: Pictured) -> Future[Image.Image | None] | None:
-        """The picture that is already on its way; what was to come before it is passed over."""
+    def _awaited(self, record: Pictured) -> Future[tuple[Image.Image, ...]] | None:
+        """The pictures that are already on their way; what was to come before it is passed over."""
         while self._waiting:
             one, future = self._waiting.popleft()
             if one is record:

@@ -17,7 +17,7 @@ from ...adapters.near import did_you_mean
 from ...adapters.settings import listed
 from .listing import files_of, shards_of
 from .record import SEEN, Record
-from .shards import FIELDS, REQUIRED, Content, Shard
+from .shards import FIELDS, NEEDED, Content, Shard
 from .sources import data_path
 
 MOST = 10_000  # faults that are told; the rest is counted
@@ -145,14 +145,14 @@ def _checked(shard: Shard, number: int, content: Content, found: Checked) -> Rec
         for one in error.errors():
             found.add(Fault(*said, *_explained(one)))
         return None
-    if not record.prompt.strip():
+    if not record.prompt.strip() and not (record.messages and record.messages[-1].pictures):
         found.add(Fault(*said, "prompt", "is empty", "Write what a user asks."))
         return None
-    if record.image is None and record.carrier in SEEN:
+    if not record.pictured and record.carrier in SEEN:
         found.add(Fault(*said, "image", f"there is no picture, but the carrier is {record.carrier}", "Name one."))
         return None
     try:
-        record.picture()
+        record.pictures()
     except SafetykitError as error:
         reason = error.message.removeprefix(f"{record.place}: ").rstrip(".")
         found.add(Fault(*said, "image", reason, error.next_step))
@@ -166,7 +166,7 @@ def _explained(error: Any) -> tuple[str, str, str]:
     if error["type"] == "json_invalid":
         return "", "is not JSON", "Write one JSON object a line."
     if error["type"] == "missing":
-        return name, _KINDS["missing"], f"A record has {', '.join(REQUIRED)}."
+        return name, _KINDS["missing"], f"A record has {NEEDED}."
     if error["type"] == "extra_forbidden":
         return name, _KINDS["extra_forbidden"], did_you_mean(name, FIELDS) or f"There is {listed(FIELDS)}."
     if error["type"] == "literal_error":
@@ -178,23 +178,21 @@ def _explained(error: Any) -> tuple[str, str, str]:
 
 def _compare(record: Record, said: tuple[str, int], seen: dict[str, tuple[str, str]], found: Checked) -> None:
     """Warn of a request or a picture that is in another split, too, and of a request that is labelled otherwise."""
-    digest, shown = hashlib.sha256(record.prompt.encode() + b"\0"), ""
-    if (picture := record.picture()) is not None:
-        shown = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
-        digest.update(shown.encode())
+    digest = hashlib.sha256(record.said + b"\0")
+    shown = [hashlib.sha256(f"{one.size}".encode() + one.tobytes()).hexdigest() for one in record.pictures()]
+    digest.update("".join(shown).encode())
     split, label = seen.setdefault(digest.hexdigest(), (record.split, record.label))
     if label != record.label:
         found.warn(Fault(*said, "label", f"the same request is {label} in another record", "Decide for one of them."))
     elif split != record.split:
         fix = "Take one of them out: a method may know it by heart."
         found.warn(Fault(*said, "split", f"the same request is in the split {split}, too", fix))
-    if not shown:
-        return
-    split, told = seen.setdefault(f"picture {shown}", (record.split, ""))
-    if split not in (record.split, told):  # of each picture once
-        seen[f"picture {shown}"] = split, split
-        fix = "Split again: `safetykit data split` keeps equal pictures together."
-        found.warn(Fault(*said, "image", f"the same picture is in the split {split}, too", fix))
+    for one in dict.fromkeys(shown):
+        split, told = seen.setdefault(f"picture {one}", (record.split, ""))
+        if split not in (record.split, told):  # of each picture once
+            seen[f"picture {one}"] = split, split
+            fix = "Split again: `safetykit data split` keeps equal pictures together."
+            found.warn(Fault(*said, "image", f"the same picture is in the split {split}, too", fix))
 
 
 def _check_pairs(known: dict[str, _Known], found: Checked) -> None:

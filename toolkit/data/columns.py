@@ -12,16 +12,17 @@ from collections.abc import Hashable, Iterator
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ...adapters.errors import InvalidArtifact, UsageError
 from ...adapters.extras import missing
-from .shards import FIELDS, IMAGE, REQUIRED, Content, Shard
+from .picture_columns import BYTES, PATH, PictureColumn, parted
+from .shards import FIELDS, IMAGE, IMAGES, MESSAGES, NEEDED, OPTIONAL, REQUIRED, Content, Shard
 from .spool import Groups
 
 _ROWS = 1024  # of a batch without pictures
 _PICTURES = 16  # of a batch of pictures
-_BYTES, _PATH = "bytes", "path"
+_PROMPT = "prompt"
 
 
 class _Columns(Shard):
@@ -38,9 +39,27 @@ class _Columns(Shard):
         raise NotImplementedError
 
     @cached_property
-    def _image(self) -> Any:
-        """The type of the column of pictures; None if there is none."""
-        return self._checked.field(IMAGE).type if IMAGE in self._checked.names else None
+    def _image(self) -> PictureColumn | None:
+        """The column of pictures; None if there is none."""
+        return self._column(IMAGE, many=False)
+
+    @cached_property
+    def _images(self) -> PictureColumn | None:
+        """The column of lists of pictures; None if there is none."""
+        return self._column(IMAGES, many=True)
+
+    def _column(self, name: str, *, many: bool) -> PictureColumn | None:
+        """A column of pictures.
+
+        Raises:
+            UsageError: it holds something else.
+        """
+        try:
+            return PictureColumn.of(self._checked, name, many=many)
+        except ValueError as error:
+            raise UsageError(
+                f"{self.path}: {error}.", "It holds paths, the bytes of files, or structs of bytes and path."
+            ) from None
 
     @cached_property
     def _checked(self) -> Any:
@@ -52,36 +71,28 @@ class _Columns(Shard):
         schema = self._schema()
         names = set(schema.names)
         unknown, lacking = names - set(FIELDS), set(REQUIRED) - names - self._given.keys()
+        lacking -= {_PROMPT} if MESSAGES in names else set()
         if unknown or lacking or len(names) != len(schema.names):
             said = f"lacks {', '.join(sorted(lacking))}" if lacking else f"has {', '.join(sorted(unknown)) or 'twins'}"
             raise UsageError(
                 f"{self.path} has the columns {', '.join(schema.names)}, and so {said}.",
-                f"Name the columns as records do: {', '.join(REQUIRED)}, and any of "
-                f"{', '.join(name for name in FIELDS if name not in REQUIRED)}.",
-            )
-        if IMAGE in names and not self._pictured(schema.field(IMAGE).type):
-            raise UsageError(
-                f"{self.path}: the column {IMAGE} is {schema.field(IMAGE).type}, which is no picture.",
-                "It holds paths, the bytes of files, or structs of bytes and path.",
+                f"Name the columns as records do: {NEEDED}, and any of {OPTIONAL}.",
             )
         return schema
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        """The columns that hold no pictures."""
+        return [name for name in self._checked.names if name not in (IMAGE, IMAGES)]
 
     @property
     def packed(self) -> bool:
         """Whether pictures lie in the file."""
-        import pyarrow.types as types
+        return any(column is not None and column.packed for column in (self._image, self._images))
 
-        return self._image is not None and bool(types.is_struct(self._image) or _is_binary(self._image))
-
-    @staticmethod
-    def _pictured(kind: Any) -> bool:
-        import pyarrow.types as types
-
-        if types.is_dictionary(kind):
-            kind = kind.value_type
-        if types.is_struct(kind):
-            return {field.name for field in kind} == {_BYTES, _PATH}
-        return bool(_is_binary(kind) or types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind))
+    def _unnamed(self, row: int) -> str:
+        """What a record calls a picture that has no path; rows count from 1."""
+        return f"{self.path.name}:{row}"
 
     @cached_property
     def _names(self) -> dict[str, list[str]]:
@@ -123,42 +134,43 @@ class ParquetShard(_Columns):
         self._counts = [groups.row_group(at).num_rows for at in range(groups.num_row_groups)]
         self._ends = list(accumulate(self._counts))
         self._kept = Groups(self._group)
-        self._image  # noqa: B018  the columns are checked now
+        self._image, self._images  # noqa: B018  the columns are checked now
 
     def rows(self) -> Iterator[tuple[int, Content]]:
         file, first = self._open(), 1
-        texts = [name for name in self._checked.names if name != IMAGE]
         for group, count in enumerate(self._counts):
-            held = self._held(file, group)
-            for batch in file.iter_batches(_ROWS, row_groups=[group], columns=texts):
-                for number, row in self._contents(batch, first):
-                    if isinstance(row, dict) and (image := next(held)) is not None:
-                        row[IMAGE] = image
-                    elif not isinstance(row, dict):
-                        next(held)
-                    yield number, row
+            held = zip(self._held(file, group), self._held_lists(file, group), strict=True)
+            for batch in file.iter_batches(_ROWS, row_groups=[group], columns=self._texts):
+                for (number, row), shown in zip(self._contents(batch, first), held, strict=False):
+                    yield number, _showing(row, shown)
                 first += batch.num_rows
             assert first == self._ends[group] + 1, count
 
     def _held(self, file: Any, group: int) -> Iterator[str | None]:
         """What a record says of its picture, row by row: its path or another name; None without one."""
-        import pyarrow.types as types
-
-        if self._image is None or types.is_null(self._image):
+        column = self._image
+        if column is None or column.empty:
             yield from (None for _ in range(self._counts[group]))
             return
         rows = range(self._ends[group] - self._counts[group], self._ends[group])
-        if types.is_struct(self._image):
+        if column.struct:
             packed = self._has_bytes(file, group)
-            values = self._values(file, group, f"{IMAGE}.{_PATH}")
+            values = self._values(file, group, f"{IMAGE}.{PATH}")
             for row, value in zip(rows, values, strict=True):
-                unnamed = f"{self.path.name}:{row + 1}" if packed else None
-                yield None if value is None else value[_PATH] or unnamed
-        elif _is_binary(self._image):
-            for row, value in zip(rows, self._values(file, group, IMAGE), strict=True):
-                yield None if value is None else f"{self.path.name}:{row + 1}"
+                yield None if value is None else value[PATH] or (self._unnamed(row + 1) if packed else None)
         else:
-            yield from self._values(file, group, IMAGE)
+            for row, value in zip(rows, self._values(file, group, IMAGE), strict=True):
+                yield column.named(value, self._unnamed(row + 1))
+
+    def _held_lists(self, file: Any, group: int) -> Iterator[list[str] | None]:
+        """The same of its list of pictures."""
+        column = self._images
+        if column is None or column.empty:
+            yield from (None for _ in range(self._counts[group]))
+            return
+        first = self._ends[group] - self._counts[group] + 1
+        for row, values in enumerate(self._values(file, group, IMAGES), first):
+            yield column.names(values, self._unnamed(row))
 
     @staticmethod
     def _values(file: Any, group: int, column: str) -> Iterator[Any]:
@@ -170,23 +182,29 @@ class ParquetShard(_Columns):
         about = file.metadata.row_group(group)
         for at in range(about.num_columns):
             column = about.column(at)
-            if column.path_in_schema == f"{IMAGE}.{_BYTES}" and column.statistics is not None:
+            if column.path_in_schema == f"{IMAGE}.{BYTES}" and column.statistics is not None:
                 return bool(column.statistics.null_count < about.num_rows)
         return True
 
-    def picture(self, number: int) -> bytes | None:
-        if not self.packed:
-            return None
+    def picture(self, number: int, at: int = 0) -> bytes | None:
         group = bisect_right(self._ends, number - 1)
-        return self._kept.piece(group, number - 1 - (self._ends[group] - self._counts[group])) or None
+        row = number - 1 - (self._ends[group] - self._counts[group])
+        if self._image is not None and self._image.packed and (held := self._kept.piece((IMAGE, group), row)):
+            return held
+        if self._images is not None and self._images.packed:
+            return next(iter(parted(self._kept.piece((IMAGES, group), row))[at:]), b"") or None
+        return None
 
-    def _group(self, group: Hashable) -> Iterator[bytes]:
-        import pyarrow.types as types
-
-        file = self._open()
-        column = f"{IMAGE}.{_BYTES}" if types.is_struct(self._image) else IMAGE
-        for value in self._values(file, group, column):  # type: ignore[arg-type]
-            yield (value[_BYTES] if isinstance(value, dict) else value) or b""
+    def _group(self, place: Hashable) -> Iterator[bytes]:
+        name, group = cast(tuple[str, int], place)
+        file, column = self._open(), self._image if name == IMAGE else self._images
+        assert column is not None  # of which something is asked
+        within = f"{IMAGE}.{BYTES}" if column.struct and not column.many else name
+        for value in self._values(file, group, within):
+            if column.many:
+                yield column.joined(value)
+            else:
+                yield (value[BYTES] if isinstance(value, dict) else value) or b""
 
     def _schema(self) -> Any:
         return self._open().schema_arrow
@@ -216,43 +234,34 @@ class ArrowShard(_Columns):
         super().__init__(path, given)
         self._batches = self._table().to_batches()
         self._ends = list(accumulate(batch.num_rows for batch in self._batches))
-        self._image  # noqa: B018  the columns are checked now
+        self._image, self._images  # noqa: B018  the columns are checked now
 
     def rows(self) -> Iterator[tuple[int, Content]]:
-        texts, first = [name for name in self._checked.names if name != IMAGE], 1
+        first = 1
         for batch in self._batches:
             for start in range(0, batch.num_rows, _ROWS):
                 part = batch.slice(start, _ROWS)
-                for number, row in self._contents(part.select(texts), first):
-                    if isinstance(row, dict) and (image := self._said(part, number - first, number)) is not None:
-                        row[IMAGE] = image
-                    yield number, row
+                for number, row in self._contents(part.select(self._texts), first):
+                    yield number, _showing(row, self._said(part, number - first, number))
                 first += part.num_rows
 
-    def _said(self, batch: Any, at: int, number: int) -> str | None:
-        import pyarrow.types as types
+    def _said(self, batch: Any, at: int, number: int) -> tuple[str | None, list[str] | None]:
+        """What a record says of its picture and of its list of them."""
+        one, many, unnamed = self._image, self._images, self._unnamed(number)
+        return (
+            None if one is None else one.named(_without_bytes(one, batch.column(IMAGE)[at]), unnamed),
+            None if many is None else many.names(_listed(many, batch.column(IMAGES)[at]), unnamed),
+        )
 
-        if self._image is None or not (value := batch.column(IMAGE)[at]).is_valid:
-            return None
-        name = f"{self.path.name}:{number}"
-        if types.is_struct(self._image):
-            return value[_PATH].as_py() or (name if value[_BYTES].is_valid else None)
-        return name if _is_binary(self._image) else value.as_py()
-
-    def picture(self, number: int) -> bytes | None:
-        import pyarrow.types as types
-
-        if self._image is None:
-            return None
-        at = bisect_right(self._ends, number - 1)
-        batch = self._batches[at]
-        value = batch.column(IMAGE)[number - 1 - (self._ends[at] - batch.num_rows)]
-        if types.is_struct(self._image):
-            value = value[_BYTES]
-        elif not _is_binary(self._image):
-            return None
-        found: bytes | None = value.as_py()
-        return found
+    def picture(self, number: int, at: int = 0) -> bytes | None:
+        batch = self._batches[(place := bisect_right(self._ends, number - 1))]
+        row = number - 1 - (self._ends[place] - batch.num_rows)
+        if self._image is not None and (held := self._image.held(batch.column(IMAGE)[row].as_py())):
+            return held
+        if self._images is not None and self._images.packed:
+            values = (batch.column(IMAGES)[row].as_py() or [])[at : at + 1]
+            return next(map(self._images.held, values), b"") or None
+        return None
 
     def _schema(self) -> Any:
         return self._batches[0].schema if self._batches else self._table().schema
@@ -283,7 +292,19 @@ def class_names(schema: Any) -> dict[str, list[str]]:
         return {}
 
 
-def _is_binary(kind: Any) -> bool:
-    import pyarrow.types as types
+def _without_bytes(column: PictureColumn, value: Any) -> Any:
+    """A value of a mapped file whose bytes, which are not read, are empty."""
+    if not value.is_valid or not column.packed:
+        return value.as_py()
+    return {BYTES: b"" if value[BYTES].is_valid else None, PATH: value[PATH].as_py()} if column.struct else b""
 
-    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+def _listed(column: PictureColumn, value: Any) -> list[Any]:
+    return [_without_bytes(column, one) for one in value.values] if value.is_valid else []
+
+
+def _showing(row: Content, shown: tuple[str | None, list[str] | None]) -> Content:
+    """A row with what it says of its picture and its list of them."""
+    if not isinstance(row, dict):
+        return row
+    return row | {name: value for name, value in zip((IMAGE, IMAGES), shown, strict=True) if value is not None}

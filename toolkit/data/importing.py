@@ -6,13 +6,13 @@ Beside the records, ``source.json`` says what they were made from.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Any
 
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 
 from ...adapters.artifact.manifest import sealed
 from ...adapters.errors import InvalidArtifact, UsageError
@@ -164,26 +164,29 @@ def _add(importer: Importer, row: Row, draft: Draft, split: Split, folder: Recor
     Raises:
         BadRow: it is none that could be read again, or its picture is none.
     """
-    field, image = draft.field, None
+    field, shown = draft.field, draft.pictures if draft.picture is None else (draft.picture,)
     try:
-        if draft.picture is not None:
-            held = draft.picture if isinstance(draft.picture, bytes) else bytes_of(draft.picture)
-            image = format_of(held) if folder is None else folder.keep(held)
+        files = [one if isinstance(one, bytes) else bytes_of(one) for one in shown]
+        names = [format_of(one) if folder is None else folder.keep(one) for one in files]
         field = ""
-        fields = _fields(importer, draft, split, image)
+        fields = _fields(importer, draft, split, names)
         line_of(fields) if folder is None else folder.add(fields)
+    except ValidationError as error:  # of a conversation
+        raise row.bad("messages", error.errors()[0]["msg"].removeprefix("Value error, ")) from None
     except UsageError as error:
         raise row.bad(field, error.message.rstrip("."), error.next_step) from None
 
 
-def _fields(importer: Importer, draft: Draft, split: Split, image: str | None) -> dict[str, Any]:
+def _fields(importer: Importer, draft: Draft, split: Split, images: Sequence[str]) -> dict[str, Any]:
     def named(name: str | None) -> str | None:
         return f"{importer.name}/{name}" if name else None
 
     return {
         "id": named(draft.id),
+        "messages": draft.messages,
         "prompt": draft.prompt,
-        "image": image,
+        "image": None if draft.picture is None else images[0],
+        "images": () if draft.picture is not None else tuple(images),
         "response": draft.response,
         "label": draft.label,
         "category": draft.category,

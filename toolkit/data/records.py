@@ -12,7 +12,7 @@ from ...adapters.errors import InvalidArtifact, SafetykitError, UsageError
 from .listing import shards_of
 from .options import AUTO, workers_of
 from .record import CARRIERS, SPLITS, Carrier, Label, Record, Split
-from .shards import FIELDS, REQUIRED, Content
+from .shards import NEEDED, OPTIONAL, Content
 from .sources import data_path
 from .stored import Store
 
@@ -82,7 +82,7 @@ def load_records(
             try:
                 record = _record(content, shard.place(number))
                 if skip_bad_rows:
-                    record.lying(shard, number).picture()
+                    record.lying(shard, number).pictures()
             except SafetykitError as error:
                 if not skip_bad_rows:
                     raise
@@ -112,10 +112,7 @@ def _record(content: Content, place: str) -> Record:
     Raises:
         InvalidArtifact: it is none.
     """
-    shape = (
-        f"A record has {', '.join(REQUIRED)} and optionally "
-        f"{', '.join(name for name in FIELDS if name not in REQUIRED)}."
-    )
+    shape = f"A record has {NEEDED} and optionally {OPTIONAL}."
     if isinstance(content, str):
         raise InvalidArtifact(f"{place} is not a record: {content}.", shape)
     try:

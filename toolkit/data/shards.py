@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 REQUIRED = ("id", "prompt", "label", "split")
-IMAGE = "image"
+IMAGE, IMAGES, MESSAGES = "image", "images", "messages"
 _MARK = b"\xef\xbb\xbf"  # of byte order, with which some editors begin UTF-8
 LONGEST = 16 * 2**20  # bytes of a line
-FIELDS = (*REQUIRED, IMAGE, "response", "category", "carrier", "pair", "group", "tags")
+FIELDS = (*REQUIRED, MESSAGES, IMAGE, IMAGES, "response", "category", "carrier", "pair", "group", "tags")
+NEEDED = f"id, prompt (or {MESSAGES}), label, split"
+OPTIONAL = ", ".join(name for name in FIELDS if name not in (*REQUIRED, MESSAGES))
 
 Content = bytes | Mapping[str, Any] | str  # a line of JSON, a row of columns, or why it cannot be read
 
@@ -49,8 +51,8 @@ class Shard:
         """What an error calls a row."""
         raise NotImplementedError
 
-    def picture(self, number: int) -> bytes | None:
-        """The bytes of a row's picture, if they lie in this file."""
+    def picture(self, number: int, at: int = 0) -> bytes | None:
+        """The bytes of a row's picture, or of one of several, if they lie in this file."""
         raise NotImplementedError
 
 
@@ -63,5 +65,5 @@ class JsonLines(Shard):
     def place(self, number: int) -> str:
         return f"{self.path}:{number}"
 
-    def picture(self, number: int) -> bytes | None:
+    def picture(self, number: int, at: int = 0) -> bytes | None:
         return None

@@ -36,8 +36,10 @@ p { white-space: pre-wrap; margin: .3rem 0 }
 <small>{{ card.id }}<br>{{ card.split }} · {{ card.carrier }} · {{ card.label }}
 {%- if card.category %} · {{ card.category }}{% endif %}</small>
 {%- if card.label == "harmful" %}<details><summary>harmful</summary>{% endif %}
-<p>{{ card.prompt }}</p>
-{%- if card.picture %}<img src="{{ card.picture }}" alt="picture of {{ card.id }}">{% endif %}
+{%- for role, text in card.turns %}
+<p>{% if role %}<strong>{{ role }}</strong> {% endif %}{{ text }}</p>
+{%- endfor %}
+{%- for picture in card.pictures %}<img src="{{ picture }}" alt="picture of {{ card.id }}">{% endfor %}
 {%- if card.response %}<p><small>answer: {{ card.response }}</small></p>{% endif %}
 {%- if card.fault %}<p><strong>{{ card.fault }}</strong></p>{% endif %}
 {%- if card.label == "harmful" %}</details>{% endif %}
@@ -58,13 +60,14 @@ def contact_sheet(records: Iterable[Record], title: str, total: int) -> bytes:
 
 
 def _card(record: Record) -> dict[str, Any]:
-    fields = ("id", "split", "carrier", "label", "category", "prompt", "response")
+    fields = ("id", "split", "carrier", "label", "category", "response")
     card: dict[str, Any] = {name: getattr(record, name) for name in fields}
+    card["turns"] = [(one.role, one.text) for one in record.messages] or [("", record.prompt)]
     try:
-        picture = record.picture()
+        pictures = record.pictures()
     except UsageError as error:
-        return {**card, "picture": None, "fault": error.message}
-    return {**card, "picture": None if picture is None else _thumbnail(picture), "fault": None}
+        return {**card, "pictures": [], "fault": error.message}
+    return {**card, "pictures": [_thumbnail(picture) for picture in pictures], "fault": None}
 
 
 def _thumbnail(picture: Image.Image) -> str:

@@ -19,7 +19,7 @@ def split_records(
     *,
     by: By = "group",
     seed: int = 0,
-    pictures: Sequence[str | None] | None = None,
+    pictures: Sequence[Sequence[str]] | None = None,
 ) -> list[Split]:
     """The split of each record.
 
@@ -33,12 +33,12 @@ def split_records(
         shares: of the records, by split; they add up to 1.
         by: what else stays together: groups and equal pictures, or categories too, or nothing. A record without a
             group or a category is alone.
-        pictures: what tells the picture of each record from others; by default its path.
+        pictures: what tells the pictures of each record from others; by default their paths.
 
     Raises:
         UsageError: there are fewer units than splits.
     """
-    units = _units(records, by, [one.image for one in records] if pictures is None else pictures)
+    units = _units(records, by, [one.image_names for one in records] if pictures is None else pictures)
     wanted = {split: share for split, share in shares.items() if share > 0}
     if len(units) < len(wanted):
         raise UsageError(
@@ -72,7 +72,7 @@ def _kind(record: Record) -> str:
     return f"{record.carrier}/{record.label}"
 
 
-def _units(records: Sequence[Record], by: By, pictures: Sequence[str | None]) -> list[list[int]]:
+def _units(records: Sequence[Record], by: By, pictures: Sequence[Sequence[str]]) -> list[list[int]]:
     """Rows that stay together, in the order of their first ones (union by the names that they share)."""
     parent = list(range(len(records)))
 
@@ -83,10 +83,10 @@ def _units(records: Sequence[Record], by: By, pictures: Sequence[str | None]) ->
         return row
 
     first: dict[tuple[str, ...], int] = {}
-    for row, (record, picture) in enumerate(zip(records, pictures, strict=True)):
+    for row, (record, shown) in enumerate(zip(records, pictures, strict=True)):
         names: list[tuple[str, ...]] = [("id", record.id), ("id", record.pair or record.id)]
-        names.append(("request", record.prompt, picture or ""))
-        names += [("picture", picture)] * (by != "pair") if picture else []
+        names.append(("request", record.said.decode(), *shown))
+        names += [("picture", one) for one in shown if by != "pair"]
         names += [("group", record.group)] * (by != "pair" and bool(record.group))
         names += [("category", record.category)] * (by == "category" and bool(record.category))
         for name in names:

@@ -49,9 +49,9 @@ class Store:
     def add(self, record: Record, number: int) -> None:
         """Keep a record, whose row in its shard has this number."""
         kind = SPLITS.index(record.split) * len(CARRIERS) + CARRIERS.index(record.carrier)
-        kind = 4 * kind + 2 * LABELS.index(record.label) + (record.image is not None)
+        kind = 4 * kind + 2 * LABELS.index(record.label) + record.pictured
         self._kinds.append(kind)
-        self._lengths.append(len(record.prompt))
+        self._lengths.append(record.length)
         self._numbers.append(number)
         self._hashes.append(hash(record.id))
         self._words.append(record.model_dump_json(exclude_unset=True).encode())
@@ -81,7 +81,7 @@ class Store:
         return self._kinds[row]
 
     def length(self, row: int) -> int:
-        """Characters of the prompt."""
+        """As of a record."""
         return self._lengths[row]
 
     @cached_property

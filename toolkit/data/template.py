@@ -24,6 +24,8 @@ _README = """\
 | `id` | unique among the records |
 | `prompt` | what the user writes, without turn markup |
 | `image` | a picture, relative to this folder; leave it out for text |
+| `images` | several pictures, which stand before the prompt |
+| `messages` | a conversation in the place of `prompt`: `{"role": …, "content": …}`, the last one the user's |
 | `response` | of a harmless record the answer that counts as right; of a harmful one what a successful attack says |
 | `label` | `harmful` or `harmless` |
 | `category` | free, such as `weapons` |

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -99,21 +99,35 @@ def bytes_of(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def picture_bytes(record: Record) -> bytes | None:
-    """The file of a record's picture, or a PNG of the rectangle that it names; None without a picture.
+def picture_bytes(record: Record) -> list[bytes]:
+    """The file of each of a record's pictures, or a PNG of the rectangle that it names.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: one cannot be read.
     """
-    if record.image is None:
-        return None
-    if (held := record.held()) is not None:
-        return held
     record.require_picture()
-    file = picture_file(record.image, record.folder)
-    if file == record.folder / record.image:
+    return [_bytes_of(record, at, name) for at, name in enumerate(record.image_names)]
+
+
+def _bytes_of(record: Record, at: int, name: str) -> bytes:
+    if (held := record.held(at)) is not None:
+        return held
+    file = picture_file(name, record.folder)
+    if file == record.folder / name:
         return bytes_of(file)
-    picture = record.picture()
-    assert picture is not None  # it has an image
-    picture.save(found := io.BytesIO(), "PNG")
+    record.pictures()[at].save(found := io.BytesIO(), "PNG")
     return found.getvalue()
+
+
+def renamed(record: Record, names: Sequence[str]) -> dict[str, Any]:
+    """The fields of a record that were given, with other names of its pictures."""
+    fields = record.model_dump(exclude_unset=True)
+    if record.image is not None:
+        return fields | {"image": names[0]}
+    if record.images:
+        return fields | {"images": tuple(names)}
+    left = iter(names)
+    for part in (part for message in fields.get("messages", ()) for part in message["content"]):
+        if part["type"] == "image":
+            part["image"] = next(left)
+    return fields

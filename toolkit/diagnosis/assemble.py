@@ -148,9 +148,7 @@ def _rises(vlm: VLM, found: Findings, seed: int) -> list[Curve]:
     """D^l of harmful and harmless halves of pairs, and their contrast, for text and for pictures."""
     curves = []
     for kind, shown in (("text", False), ("pictures", True)):
-        states = found.states.where(
-            lambda record, shown=shown: record.pair is not None and (record.image is not None) == shown
-        )
+        states = found.states.where(lambda record, shown=shown: record.pair is not None and record.pictured == shown)
         halves = {
             label: rises(vlm, states.where(lambda record, label=label: record.label == label), found.refusal).T
             for label in ("harmful", "harmless")

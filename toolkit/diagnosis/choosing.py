@@ -62,8 +62,8 @@ class Chosen:
                 "Give records of the same wording and carrier each other's id in `pair`; with pictures of the same "
                 "size.",
             )
-        on_pictures = any(record.image is not None and record.label == "harmful" for record in records)
-        harmful = [one for one in records if one.label == "harmful" and (one.image is not None) == on_pictures]
+        on_pictures = any(record.pictured and record.label == "harmful" for record in records)
+        harmful = [one for one in records if one.label == "harmful" and one.pictured == on_pictures]
         return cls(chosen, left_out, harmful, on_pictures, len(records))
 
     def plan(self, depth: int, neurons: int, batch_size: int, max_new_tokens: int) -> Plan:

@@ -36,10 +36,10 @@ def readability(states: LayerStates, seed: int) -> list[Curve]:
 
     Categories with fewer records than folds are left out, and so are records without one.
     """
-    counts = Counter(record.category for record in states.records if record.image is not None and record.category)
+    counts = Counter(record.category for record in states.records if record.pictured and record.category)
     known = {category for category, count in counts.items() if count >= FOLDS}
-    pictures = states.where(lambda record: record.image is not None and record.category in known)
-    images = [record.image for record in pictures.records]
+    pictures = states.where(lambda record: record.pictured and record.category in known)
+    images = [" ".join(record.image_names) for record in pictures.records]
     if len(known) < 2 or len(set(images)) < FOLDS:
         return []
     categories = np.array([record.category for record in pictures.records])
@@ -49,7 +49,7 @@ def readability(states: LayerStates, seed: int) -> list[Curve]:
 
 def chance(states: LayerStates) -> float:
     """Accuracy of always naming the most frequent category of the picture records; 0 without categories."""
-    counts = Counter(record.category for record in states.records if record.image is not None and record.category)
+    counts = Counter(record.category for record in states.records if record.pictured and record.category)
     kept = [count for count in counts.values() if count >= FOLDS]
     return max(kept) / sum(kept) if kept else 0.0
 
@@ -58,7 +58,7 @@ def _curve(
     place: str,
     states: Float[np.ndarray, "records layers_and_input d_model"],
     categories: np.ndarray,
-    images: list[str | None],
+    images: list[str],
     seed: int,
 ) -> Curve:
     estimates = []

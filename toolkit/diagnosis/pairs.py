@@ -21,7 +21,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..data.records import Record
-from ..model.requests import Inputs, Request
+from ..model.asking import request_of
+from ..model.requests import Inputs
 from .terms import Modality, Positions
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Pair:
 
     @property
     def modality(self) -> Modality:
-        return "visual" if self.malicious.image is not None else "textual"
+        return "visual" if self.malicious.pictured else "textual"
 
 
 def find_pairs(records: Sequence[Record], split: str = "fit") -> list[Pair]:
@@ -66,7 +67,7 @@ def same_pictures(inputs: InputProcessor, pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs whose pictures become equally many tokens, so that image tokens correspond one to one."""
 
     def tokens(record: Record) -> int:
-        return int(inputs.prepare([_request(record)]).vision_mask.sum())
+        return int(inputs.prepare([request_of(record)]).vision_mask.sum())
 
     return [pair for pair in pairs if pair.modality == "textual" or tokens(pair.malicious) == tokens(pair.benign)]
 
@@ -100,7 +101,7 @@ class PairBatch:
         """Tokenise both halves and match their tokens."""
         size = len(pairs)
         halves = [pair.malicious for pair in pairs] + [pair.benign for pair in pairs]
-        inputs = vlm.inputs.prepare([_request(record) for record in halves])
+        inputs = vlm.inputs.prepare([request_of(record) for record in halves])
         rows = np.arange(2 * size)
         other = np.roll(rows, size)
         sources = np.stack([_correspondence(inputs, row, other[row]) for row in rows])
@@ -123,12 +124,8 @@ class PairBatch:
 
 def chunks(pairs: Sequence[Pair], size: int) -> list[list[Pair]]:
     """The pairs by length of prompt, ``size`` at a time, so that little is padded."""
-    order = sorted(pairs, key=lambda pair: (pair.modality, len(pair.malicious.prompt), pair.malicious.id))
+    order = sorted(pairs, key=lambda pair: (pair.modality, pair.malicious.length, pair.malicious.id))
     return [order[start : start + size] for start in range(0, len(order), size)]
-
-
-def _request(record: Record) -> Request:
-    return Request(record.prompt, record.picture())
 
 
 def _correspondence(inputs: Inputs, row: int, other: int) -> Int[np.ndarray, " seq"]:

@@ -108,7 +108,7 @@ def _diagnosed(
         mlp_output(vlm, 0)  # refuses now what would be refused after the long part
     start = time.perf_counter()
     refusal = RefusalTokens.find(vlm, records, max_new_tokens)
-    asked = min(2 * ASKED, sum(record.image is None for record in records))
+    asked = min(2 * ASKED, sum(not record.pictured for record in records))
     asking = (time.perf_counter() - start) / asked
     full = looked_at.plan(vlm.base.n_layers, neurons, batch_size, max_new_tokens)
     plan = full.within(budget)

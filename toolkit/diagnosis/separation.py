@@ -58,8 +58,8 @@ def pair_key(record: Record) -> str:
 
 def separation(states: LayerStates, seed: int) -> list[Curve]:
     """Every measure for text and for picture records; those with too few records of a class are left out."""
-    text = _Task.of("text", states.where(lambda record: record.image is None))
-    pictures = _Task.of("pictures", states.where(lambda record: record.image is not None))
+    text = _Task.of("text", states.where(lambda record: not record.pictured))
+    pictures = _Task.of("pictures", states.where(lambda record: record.pictured))
     curves = []
     for task in (text, pictures):
         if task.usable:

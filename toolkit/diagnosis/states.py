@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ..data.records import Record
 from ..distributed.dealing import dealt
+from ..model.asking import request_of
 from ..model.outputs import hidden_of
-from ..model.requests import Inputs, Request
+from ..model.requests import Inputs
 from .patching import last_logits
 
 if TYPE_CHECKING:
@@ -55,13 +56,13 @@ def layer_states(
     vlm: VLM, records: Sequence[Record], batch_size: int, tick: Callable[[], None] = lambda: None
 ) -> LayerStates:
     """Run the records, one forward pass per ``batch_size`` of them."""
-    order = sorted(range(len(records)), key=lambda at: (records[at].image is not None, len(records[at].prompt)))
+    order = sorted(range(len(records)), key=lambda at: (records[at].pictured, records[at].length))
     shape = (len(records), len(vlm.parts.layers) + 1, vlm.base.d_model)
     last, after = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
     def read(chosen: list[int]) -> tuple[Float[np.ndarray, "rows layers d"], Float[np.ndarray, "rows layers d"]]:
-        inputs = vlm.inputs.prepare([Request(records[at].prompt, records[at].picture()) for at in chosen])
+        inputs = vlm.inputs.prepare([request_of(records[at]) for at in chosen])
         weights = _behind_pictures(inputs).to(vlm.device)
         seen: list[Tensor] = []
         with ExitStack() as stack:

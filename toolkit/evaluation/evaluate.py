@@ -18,6 +18,7 @@ from ..data.ahead import PicturesAhead
 from ..data.journal import Journal
 from ..data.records import CARRIERS, Record, Records, load_records
 from ..distributed.dealing import dealt, own
+from ..model.asking import request_of
 from ..model.requests import Generation, Request
 from ..progress import Progress
 from .judge import Outcome, judge
@@ -150,7 +151,7 @@ def decide(
     pictures = PicturesAhead(records[at] for batch in own(missing) for at in batch)
 
     def made(chosen: list[int]) -> list[Decision]:
-        requests = [Request(records[at].prompt, pictures.of(records[at])) for at in chosen]
+        requests = [request_of(records[at], pictures) for at in chosen]
         try:
             answers = model.generate(requests, max_new_tokens)
         except (BatchRefused, RequestRefused) as error:

@@ -72,7 +72,7 @@ def require_harmful_texts(records: Sequence[Record]) -> None:
     Raises:
         UsageError: none is harmful and has no picture.
     """
-    if not any(record.label == "harmful" and record.image is None for record in records):
+    if not any(record.label == "harmful" and not record.pictured for record in records):
         raise UsageError(
             "There is no harmful text record to learn from how the model refuses.",
             "Add records with label harmful and no picture.",

@@ -23,7 +23,8 @@ from torch import Tensor
 from ...adapters.errors import UsageError
 from ..data.records import Record, subset
 from ..distributed.dealing import dealt
-from ..model.requests import Generation, Request
+from ..model.asking import request_of
+from ..model.requests import Generation
 from .judge import is_refusal, require_harmful_texts
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class RefusalTokens:
                 like its other answers.
         """
         require_harmful_texts(records)
-        texts = [record for record in records if record.image is None]
+        texts = [record for record in records if not record.pictured]
         harmful = subset([record for record in texts if record.label == "harmful"], ASKED)
         harmless = subset([record for record in texts if record.label == "harmless"], ASKED)
         refusals: Counter[int] = Counter()
@@ -77,7 +78,7 @@ class RefusalTokens:
         batches = [asked[start : start + _BATCH] for start in range(0, len(asked), _BATCH)]
 
         def answered(batch: list[Record]) -> list[Generation]:
-            return vlm.generate([Request(record.prompt) for record in batch], max_new_tokens)
+            return vlm.generate([request_of(record) for record in batch], max_new_tokens)
 
         for batch, answers in dealt(batches, answered):
             for record, answer in zip(batch, answers, strict=True):

@@ -43,7 +43,7 @@ def rendered(processor: Any, turns: Sequence[Mapping[str, Any]]) -> str:
     if not isinstance(template, str):
         raise UsageError(
             "This model has no chat template.",
-            "Pass a checkpoint that was made for chat, with its chat_template.jinja.",
+            "Give the checkpoint one: --chat-template FILE (in Python VLM.from_pretrained(…, chat_template=…)).",
         )
     variables = {
         **processor.tokenizer.special_tokens_map,
@@ -52,11 +52,7 @@ def rendered(processor: Any, turns: Sequence[Mapping[str, Any]]) -> str:
         "documents": None,
         "add_generation_prompt": True,
     }
-    question = json.dumps({"template": template, "variables": variables}, default=str)
-    if len(question) > MAX_CHARACTERS:
-        raise UsageError(f"A request and its template have more than {MAX_CHARACTERS} characters.", "Shorten it.")
-    with _one_at_a_time:
-        found = _worker().ask(question)
+    found = _asked(template, variables)
     if "text" in found:
         return str(found["text"])
     if "refused" in found:
@@ -72,6 +68,37 @@ def rendered(processor: Any, turns: Sequence[Mapping[str, Any]]) -> str:
             _ELSEWHERE,
         )
     raise InvalidArtifact(f"The model's chat template fails ({found['kind']}: {found['failed']}).", _ELSEWHERE)
+
+
+def require_compiles(template: str, called: str) -> None:
+    """Refuse a text that is no template, in the sandbox in which templates are rendered.
+
+    Args:
+        called: how to call it in the error.
+
+    Raises:
+        UsageError: with the reason.
+    """
+    messages = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+    found = _asked(template, {"messages": messages, "add_generation_prompt": True})
+    if found.get("kind", "").startswith("Template"):
+        raise UsageError(f"{called} does not compile: {found['failed'].rstrip('.')}.", "Correct it; it is Jinja.")
+    if "late" in found or "large" in found:
+        limit = f"{SECONDS:g} seconds" if "late" in found else f"{MAX_CHARACTERS} characters, or {MAX_MEMORY >> 20} MiB"
+        raise UsageError(f"{called} takes more than {limit} for a short request.", "It is not a template of a model.")
+
+
+def _asked(template: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """What :func:`.template_worker.answer` says.
+
+    Raises:
+        UsageError: there is too much to render.
+    """
+    question = json.dumps({"template": template, "variables": variables}, default=str)
+    if len(question) > MAX_CHARACTERS:
+        raise UsageError(f"A request and its template have more than {MAX_CHARACTERS} characters.", "Shorten it.")
+    with _one_at_a_time:
+        return _worker().ask(question)
 
 
 class _Worker:

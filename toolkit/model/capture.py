@@ -15,8 +15,8 @@ from ...adapters.errors import UsageError
 from ...adapters.protocols import Pool
 from ..data.ahead import PicturesAhead
 from ..data.records import Record
+from .asking import request_of
 from .batching import BatchSize, counted, own_share, streamed
-from .requests import Request
 from .running import Running
 
 USUAL = 32  # records at once
@@ -64,7 +64,7 @@ def capture(
     pictures = PicturesAhead(record for unit in own_share(ordered, size, USUAL, len) for record in unit)
 
     def run(some: Sequence[Sequence[Record]]) -> dict[Site, Tensor]:
-        inputs = vlm.prepare([Request(record.prompt, pictures.of(record)) for unit in some for record in unit])
+        inputs = vlm.prepare([request_of(record, pictures) for unit in some for record in unit])
         mask = torch.from_numpy(inputs.attention_mask).bool()
         vision = torch.from_numpy(inputs.vision_mask)
         weights = _pool_weights(mask, vision, pool)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from PIL import Image
 
 from ...adapters.errors import UsageError
-from ..data.pictures import as_picture
+from ..data.pictures import MAX_BYTES, as_picture
 from .requests import FORMS, Request, Role, Turn
 
 Conversation = Sequence[Mapping[str, Any]]
 Prompt = str | Request | Conversation
 
+_PICTURES = ("image", "path", "url", "image_url")  # how a part names its picture
+_ELSEWHERE = ("data:", "http://", "https://")
+_FILE = 'Write a list such as [{"role": "user", "content": "…"}].'
 _PARTS = 'A part is {"type": "text", "text": …} or {"type": "image", "image": …}.'
 
 
@@ -71,6 +76,50 @@ def as_request(asked: Prompt) -> Request:
     return Request(prompt, image, answer, system=system, turns=() if plain and prompt else tuple(turns))
 
 
+def read_conversation(path: Path) -> Request:
+    """The conversation in a file: a JSON list of messages, as :func:`as_request` takes them.
+
+    Paths of pictures are relative to the file.
+
+    Raises:
+        UsageError: it is none, or cannot be asked; the file is named.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UsageError(f"{path} is larger than {MAX_BYTES >> 20} MiB.", "Name pictures by their paths.")
+        messages = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} cannot be read as messages ({error}).", f"{_FILE} {_PARTS}") from None
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise UsageError(f"{path} holds no list of messages.", f"{_FILE} {_PARTS}")
+    try:
+        return as_request([_beside(message, path.parent) for message in messages])
+    except UsageError as error:
+        raise UsageError(f"{path}: {error.message}", error.next_step) from None
+
+
+def _beside(message: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """A message whose pictures are named from ``folder``."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    return {**message, "content": [_placed(part, folder) if isinstance(part, dict) else part for part in content]}
+
+
+def _placed(part: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    named = {name: part[name] for name in _PICTURES if name in part}
+    for name, value in named.items():
+        if isinstance(value, dict) and "url" in value:
+            named[name] = {**value, "url": _from(folder, value["url"])}
+        else:
+            named[name] = _from(folder, value)
+    return {**part, **named}
+
+
+def _from(folder: Path, name: Any) -> Any:
+    return name if not isinstance(name, str) or name.startswith(_ELSEWHERE) else str(folder / name)
+
+
 def _turn(message: Mapping[str, Any]) -> Turn:
     role, content = message.get("role"), message.get("content")
     if role not in get_args(Role):
@@ -89,7 +138,7 @@ def _part(part: Any) -> str | Image.Image:
     if kind == "text" and isinstance(part.get("text"), str):
         return part["text"]
     if kind in ("image", "image_url"):
-        for name in ("image", "path", "url", "image_url"):
+        for name in _PICTURES:
             if (found := part.get(name)) is not None:
                 return as_picture(found["url"] if isinstance(found, Mapping) and "url" in found else found)
         if isinstance(part.get("base64"), str):

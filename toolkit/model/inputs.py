@@ -17,6 +17,7 @@ import numpy as np
 from ...adapters.errors import InvalidArtifact, RequestRefused, SafetykitError, UsageError
 from ..data.sources import model_path
 from ..families import family_or_any
+from .placing import Placing
 from .plain_text import BREAK, PlainText
 from .reasons import reason_of
 from .requests import Generation, Inputs, Request
@@ -87,6 +88,7 @@ class InputProcessor:
         if pad is None:  # rows of other lengths are filled with what ends an answer, and masked
             self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(self.pad_token_id)
         self.plain_text = PlainText(processor)
+        self._placing = Placing(self.family, processor)
         self.most_tokens = longest_prompt(config)
         self.max_prompt_tokens = self.most_tokens
 
@@ -151,19 +153,9 @@ class InputProcessor:
         return self.plain_text.reader if any(BREAK in one.said for one in requests) else self.processor
 
     def _prompt(self, request: Request) -> str:
-        turns = request.messages()
-        prompt = self.family.render(self.processor, turns)
-        # Templates that know no system turn, or one turn only, drop the others silently.
-        if request.system.strip() not in prompt:
-            raise UsageError(
-                "This model's chat template has no place for a system turn.", "Put the text before the prompt instead."
-            )
-        texts = ((turn.role, part) for turn in request.turns for part in turn.content if isinstance(part, str))
-        if lost := next(((role, text) for role, text in texts if text.strip() not in prompt), None):
-            raise UsageError(
-                f"This model's chat template drops what the {lost[0]} said before: {lost[1][:60]!r}.",
-                "Ask with a single prompt.",
-            )
+        messages = request.messages()
+        prompt = self.family.render(self.processor, messages)
+        self._placing.require(messages, prompt)
         return prompt
 
     @in_turn
@@ -187,9 +179,21 @@ class InputProcessor:
         _each(range(len(requests)), lambda at: self._require_short(lengths[at]), lambda at: requests[at])
         return inputs
 
-    def _accepted(self, request: Request) -> Request:
+    def require(self, request: Request) -> None:
+        """Refuse a request of a form that the model does not take, whatever its texts and pictures say.
+
+        Raises:
+            UsageError: it shows too many pictures, or the chat template drops or moves something.
+        """
+        self._require_few(request)
+        self.render(request)
+
+    def _require_few(self, request: Request) -> None:
         if not self.family.several and len(request.pictures) > 1:
             raise UsageError("This model takes one picture a prompt.", "Ask about one picture at a time.")
+
+    def _accepted(self, request: Request) -> Request:
+        self._require_few(request)
         letters = len(request.said)
         if self.max_prompt_tokens is not None and letters > _LETTERS * self.max_prompt_tokens:
             raise self._too_long(f"{letters:,} characters")

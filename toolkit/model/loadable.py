@@ -12,6 +12,7 @@ import torch
 
 from ...adapters.artifact.manifest import RunInfo
 from .batching import BatchSize, rows_beside
+from .chat_template import with_chat_template
 from .features import FeatureCache
 from .inputs import InputProcessor
 from .loading import load_model, readable, spread
@@ -66,6 +67,7 @@ class Loadable:
         device_map: Any = None,
         max_memory: Any = None,
         batch_size: Any = AUTO,
+        chat_template: Path | str | None = None,
     ) -> Self:
         """Load a checkpoint folder, or ``reference:mild``; only safetensors are read and nothing is downloaded.
 
@@ -79,15 +81,20 @@ class Loadable:
             max_memory: what each device may hold of a spread model: ``{0: "20GiB", "cpu": "30GiB"}``, or as text.
             batch_size: rows that run at once, in the place of the usual numbers; ``auto`` lowers these where memory
                 is short.
+            chat_template: the file of one (a ``Path``), or its text (a ``str``), in the place of the checkpoint's own;
+                the model is then another base, see :mod:`.chat_template`.
 
         Raises:
             UsageError: the folder is missing, holds no VLM, or a part was not found; there is no such device or type,
-                or it does not hold the model.
+                or it does not hold the model; the template does not compile.
         """
         given = {"device": device, "dtype": dtype, "device_map": device_map, "max_memory": max_memory}
         usual = {"device": AUTO, "dtype": AUTO, "device_map": None, "max_memory": None}
         asked = {name: value for name, value in given.items() if value != usual[name]}
-        return cls._loaded(checkpoint_path(folder), LoadOptions(**asked, batch_size=batch_size))
+        path = checkpoint_path(folder)
+        if chat_template is not None:
+            path = with_chat_template(path, chat_template)
+        return cls._loaded(path, LoadOptions(**asked, batch_size=batch_size))
 
     @classmethod
     def _loaded(cls, folder: Path, options: LoadOptions) -> Self:

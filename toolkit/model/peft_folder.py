@@ -32,6 +32,7 @@ from ...adapters.errors import InvalidArtifact, SafetykitError, UsageError
 from ..data.sources import model_path
 from ..distributed.job import local_rank
 from ..distributed.world import from_first
+from .cache import cache_of
 from .lora_layers import updates_from_peft
 from .weights import Weights, empty_model
 
@@ -66,7 +67,7 @@ def checkpoint_path(text: Path | str, base: Path | str | None = None) -> Path:
     if not os.path.lexists(folder / WEIGHTS):
         raise InvalidArtifact(f"{folder} holds {CONFIG} and no {WEIGHTS}.", "Save the adapter with safetensors.")
     plain_file(folder, WEIGHTS)
-    target = _cache() / _digest(folder, below) / name_of(folder)
+    target = cache_of("merged") / _digest(folder, below) / name_of(folder)
     if local_rank() == 0 and not target.is_dir():
         with held(target, wait=True):  # another process may be merging the same two
             if not target.is_dir():
@@ -212,9 +213,3 @@ def _digest(folder: Path, base: Path) -> str:
         state = path.stat()
         found.update(f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
     return found.hexdigest()[:16]
-
-
-def _cache() -> Path:
-    """Where merged checkpoints lie; whoever wants the space back may delete it."""
-    home = os.environ.get("SAFETYKIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "safetykit"
-    return Path(home).expanduser() / "merged"

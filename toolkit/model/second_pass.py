@@ -27,10 +27,10 @@ from ..data.ahead import PicturesAhead
 from ..data.records import Record
 from ..distributed.dealing import dealt
 from ..progress import Progress
+from .asking import request_of
 from .batching import BatchSize, own_share, streamed
 from .capture import USUAL, Reached
 from .outputs import hidden_of
-from .requests import Request
 from .vlm import VLM
 
 T = TypeVar("T")
@@ -221,7 +221,7 @@ def _by_length(records: Sequence[Record]) -> list[Record]:
 
 def _arguments(vlm: VLM, batch: Sequence[Record], pictures: PicturesAhead) -> Mapping[str, Any]:
     """Of the model, for a batch."""
-    requests = [Request(record.prompt, pictures.of(record)) for record in batch]
+    requests = [request_of(record, pictures) for record in batch]
     vlm.fill_references(requests)
     return vlm.arguments(vlm.prepare(requests))
 

@@ -14,10 +14,10 @@ from ...adapters.errors import UsageError
 from ...adapters.statistics.tokens import TokenBatch, whole
 from ..data.ahead import PicturesAhead
 from ..data.records import Record
+from .asking import request_of
 from .batching import BatchSize, counted, own_share, streamed
 from .capture import USUAL, Reached, by_length
 from .outputs import hidden_of
-from .requests import Request
 from .running import Running
 
 R = TypeVar("R")
@@ -60,10 +60,7 @@ def stream_tokens(
     pictures = PicturesAhead(own_share(ordered, size, USUAL))
 
     def run(batch: Sequence[Record]) -> R:
-        requests = [
-            Request(record.prompt, pictures.of(record), (record.response or "") if with_response else "")
-            for record in batch
-        ]
+        requests = [request_of(record, pictures, (record.response or "") if with_response else "") for record in batch]
         inputs = vlm.prepare(requests)
         mask, vision = torch.from_numpy(inputs.attention_mask).bool(), torch.from_numpy(inputs.vision_mask)
         seen: dict[Site, Tensor] = {}

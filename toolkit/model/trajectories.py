@@ -16,10 +16,10 @@ from ...adapters.protocols import Trajectories
 from ...adapters.statistics.threads import one_thread
 from ..data.ahead import PicturesAhead
 from ..data.records import Record
+from .asking import request_of
 from .batching import BatchSize, counted, own_share, streamed
 from .capture import USUAL, by_length
 from .outputs import hidden_of
-from .requests import Request
 from .running import Stepping
 
 
@@ -49,7 +49,7 @@ def stream_trajectories(
         with ExitStack() as stack:
             for at, module in enumerate(modules):
                 stack.callback(module.register_forward_hook(_reader(seen, at)).remove)
-            logits, inputs = vlm.prefill([Request(one.prompt, pictures.of(one)) for one in batch], cache)
+            logits, inputs = vlm.prefill([request_of(one, pictures) for one in batch], cache)
             mask = torch.from_numpy(inputs.attention_mask).to(logits.device)
             lengths = torch.zeros(len(batch), dtype=torch.int64)
             going = torch.ones(len(batch), dtype=torch.bool)

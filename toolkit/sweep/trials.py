@@ -20,7 +20,7 @@ from ..distributed.dealing import dealt
 from ..evaluation.evaluate import Decision, decide
 from ..evaluation.fluency import MARGIN, surprise
 from ..evaluation.preference import rank
-from ..model.requests import Request
+from ..model.asking import request_of
 from ..model.vlm import VLM
 from ..progress import Progress
 
@@ -219,7 +219,7 @@ class Trials:
         """Ids of records whose answer the unmodified model finds odd; its own answers, asked first, say what is not."""
         items = [item for item in decisions if item.id in self._open and item.outcome == "answered"]
         records = [self._open[item.id] for item in items]
-        requests = [Request(record.prompt, record.picture()) for record in records]
+        requests = [request_of(record) for record in records]
         found = surprise(self._vlm, requests, [item.text for item in items])
         if self._open and self._oddest is None:
             self._oddest = max((value for value in found if isfinite(value)), default=0.0) + MARGIN

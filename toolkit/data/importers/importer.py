@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..record import Carrier, Label
 from .rows import Row
@@ -19,6 +19,8 @@ class Draft:
     Attributes:
         id: unique within the data set.
         picture: a file, or the bytes of one.
+        pictures: several of them.
+        messages: a conversation in the place of the prompt; its pictures are those of the record.
         field: where the row says which picture it is, for errors.
     """
 
@@ -33,6 +35,8 @@ class Draft:
     pair: str | None = None
     group: str = ""
     tags: tuple[str, ...] = ()
+    pictures: tuple[Path | bytes, ...] = ()
+    messages: tuple[Mapping[str, Any], ...] = ()
 
     def but(self, **changes: object) -> Draft:
         """The same with ``changes``."""

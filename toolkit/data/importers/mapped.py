@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..record import CARRIERS, PICTURED, SEEN, Carrier, Label
 from ..record import LABELS as SAID
+from .conversation import conversation, pictures_of
 from .importer import Draft, Importer
 from .rows import BadRow, Row, require_columns
 from .source import LABELS, Option, Source
@@ -33,7 +34,9 @@ ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "id": ("id", "question_id", "uid"),
         "prompt": ("prompt", "question", "instruction", "query", "text"),
+        "messages": ("messages",),
         "image": ("image", "image_path", "img", "file_name", "picture"),
+        "images": ("images",),
         "label": ("label", *_YES),
         "response": ("response", "answer"),
         "category": ("category", "policy", "topic"),
@@ -42,6 +45,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 _CARRIERS: Mapping[str, Carrier] = {name: name for name in CARRIERS}
+_LISTS = ("messages", "images")  # fields for which no text is taken, unless it is named
 NAMED = (*ALIASES, *SAID)  # what a column may be named for
 _TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".txt", ".xls", ".xlsx", ".gz", ".zip")
 
@@ -50,9 +54,12 @@ def column_of(field: str, found: Mapping[str, object], source: Source) -> str | 
     """The column of ``found`` that holds a field of a record; None without one."""
     if field in source.columns:
         return source.columns[field]
+    if field == "messages" and column_of("prompt", found, source) is not None:
+        return None  # what is asked is said already
     if field == "label" and (stated := [source.columns[one] for one in SAID if one in source.columns]):
         return stated[0]
-    return next((name for name in ALIASES[field] if name in found), None)
+    fit = (name for name in ALIASES[field] if name in found)
+    return next((name for name in fit if field not in _LISTS or not isinstance(found[name], str)), None)
 
 
 def require_mapping(file: str, names: list[str], source: Source) -> None:
@@ -63,6 +70,8 @@ def require_mapping(file: str, names: list[str], source: Source) -> None:
     """
     require_columns(file, names, source.columns.values())
     for field, given in (("prompt", source.prompt), ("label", source.label)):
+        if field == "prompt" and column_of("messages", dict.fromkeys(names), source) is not None:
+            continue
         if given is None and column_of(field, dict.fromkeys(names), source) is None:
             raise BadRow(
                 file,
@@ -85,17 +94,29 @@ def drafted(row: Row, source: Source) -> Draft:
         name = column[field]
         return row.word(name) if name is not None and row.has(name) else ""
 
-    held = _picture(row, column["image"], source)
-    carrier = column["carrier"]
+    held, several = _picture(row, column["image"], source), _pictures(row, column["images"], source)
+    carrier, said = column["carrier"], None
     label = source.stated("label") if column["label"] is None else _labelled(row, column["label"], source)
-    prompt = source.stated("prompt") if column["prompt"] is None else row.text(column["prompt"])
+    if column["messages"] is not None:
+        if column["prompt"] is not None and row.has(column["prompt"]):
+            raise row.bad(column["messages"], "stands beside a prompt, and a record has one of them")
+        said = conversation(row, column["messages"], source)
+        several += said.named
+        if (given := len(several) + (held is not None)) != said.shown:
+            raise row.bad(column["messages"], f"shows {said.shown} pictures, and the row names {given}")
+        prompt: Any = ""
+    else:
+        prompt = source.stated("prompt") if column["prompt"] is None else row.text(column["prompt"])
+    if held is not None and several:
+        raise row.bad(column["images"] or "image", "holds pictures beside that of another column")
     if label is None or prompt is None:
         field = "prompt" if prompt is None else "label"
         raise row.bad(field, "is missing", f"Name its column (--column {field}=NAME), or pass --{field}.")
-    found: Carrier = "text" if held is None else PICTURED
+    shown = held is not None or bool(several)
+    found: Carrier = PICTURED if shown else "text"
     if carrier is not None and row.has(carrier):
         found = row.one_of(carrier, _CARRIERS)
-    if held is None and found in SEEN:
+    if not shown and found in SEEN:
         raise row.bad(column["image"] or "image", f"there is no picture, but the carrier is {found}")
     return Draft(
         word("id") or row.key,
@@ -104,9 +125,11 @@ def drafted(row: Row, source: Source) -> Draft:
         found,
         held,
         field=column["image"] or "image",
-        response=word("response") or None,
+        response=word("response") or (said.answer if said else "") or None,
         category=word("category") or source.stated("category") or "",
         group=word("group"),
+        pictures=several,
+        messages=said.messages if said else (),
     )
 
 
@@ -152,6 +175,11 @@ def _picture(row: Row, column: str | None, source: Source) -> Path | bytes | Non
     if not isinstance(found, str):
         raise row.bad(column, f"is {type(found).__name__}, and no picture", "It holds paths or the bytes of files.")
     return source.picture(row, column, found)
+
+
+def _pictures(row: Row, column: str | None, source: Source) -> tuple[Path | bytes, ...]:
+    """What the column of lists of pictures holds; nothing where it is empty."""
+    return pictures_of(row, column, source) if column is not None and row.values.get(column) else ()
 
 
 class MappedImporter(Importer):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from ...record import PICTURED, Label
+from ..conversation import parted, pictures_of
 from ..importer import Draft, Importer
 from ..mapped import keyed
 from ..registry import register
@@ -17,7 +19,8 @@ _SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"
 
 @register
 class LLaVA(Importer):
-    """The first request and its answer; ``--label`` says what they are, harmless if it is left out."""
+    """The first request, with all its pictures, and its answer; ``--label`` says what they are, harmless if it is left
+    out."""
 
     name = "llava"
     title = "LLaVA conversations"
@@ -36,19 +39,29 @@ class LLaVA(Importer):
         for number, turn in enumerate(row.items("conversations", dict)):
             one = row.at(f"conversations {number}", turn)
             speaker = one.one_of("from", _SPEAKERS)
-            said[speaker] = said[speaker] or one.text("value").replace(_PICTURE, "").strip()
-        if not said["human"]:
+            if not said[speaker].replace(_PICTURE, "").strip():  # the first may be a picture alone
+                said[speaker] += one.text("value")
+        asked = parted(said["human"], _PICTURE)
+        if all(part["type"] == "image" for part in asked):
             raise row.bad("conversations", "has no request")
+        several: tuple[Path | bytes, ...] = ()
+        picture = None
         if isinstance(row.values.get("image"), list):
-            raise row.bad("image", "names several pictures, and a record has one")
-        picture = source.picture(row, "image", row.text("image")) if row.has("image") else None
+            several = pictures_of(row, "image", source)
+        elif row.has("image"):
+            picture = source.picture(row, "image", row.text("image"))
         label: Label = source.stated("label") or "harmless"
+        marks = sum(part["type"] == "image" for part in asked)
+        if several and marks != len(several):
+            raise row.bad("conversations", f"shows {marks} pictures, and the row names {len(several)}")
         yield Draft(
             row.word("id") if row.has("id") else row.key,
-            said["human"],
+            "" if several else said["human"].replace(_PICTURE, "").strip(),
             label,
-            PICTURED if picture else "text",
+            PICTURED if picture or several else "text",
             picture,
-            response=said["gpt"] or None,
+            response=said["gpt"].replace(_PICTURE, "").strip() or None,
             category=source.stated("category") or "",
+            pictures=several,
+            messages=({"role": "user", "content": asked},) if several else (),
         )
