@@ -20,7 +20,8 @@ BAD, ATTACKS = 20, 20  # seeded bad exports, and attacks on signatures, at least
 MUTANTS = 10_000  # of each kind of artifact
 KILLS, ROUNDS, POINTS = 200, 350, 50  # SIGKILLs of each command, kills of each; sizes of a full disk
 _MEMORY = 512  # MiB
-_PARITY, _SIGNING = "tests/unit/export/test_parity.py", "tests/unit/export/test_signing.py"
+_PARITY = "tests/unit/export/test_parity.py"
+_SIGNING = ("tests/unit/export/test_signing.py", "tests/unit/export/test_signing_commands.py")
 
 
 def tests(place: Place, name: str, words: Sequence[str]) -> Tally:
@@ -113,7 +114,7 @@ def _outright(found: Mapping[str, Any]) -> int:
 
 def signed(place: Place) -> Figure:
     """Attacks on signatures, folders spoilt after they were signed, policies that say nothing."""
-    tally = tests(place, "signing", [_SIGNING, "-k", "attack or other_files or lets_nothing or every_command"])
+    tally = tests(place, "signing", [*_SIGNING, "-k", "attack or other_files or lets_nothing or every_command"])
     found = tally.figure("attacks, spoilt folders, bad policies and commands refused")
     return Figure(found.measured, found.held and tally.total >= ATTACKS, found.failures, found.counts)
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...toolkit.commands.options import Json, Overwrite
+from ...toolkit.commands.options import Json, Overwrite, one_of
+from ...toolkit.reference import Name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,7 +18,7 @@ def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for everything the demo makes.")] = Path(
         "safetykit-demo"
     ),
-    checkpoint: Annotated[str, typer.Option(metavar="mild|severe", help="Which reference VLM.")] = "mild",
+    checkpoint: Annotated[str, one_of(Name, "Which reference VLM.")] = "mild",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:

@@ -230,6 +230,9 @@ def test_a_refusal_is_told_whoever_refused(call, monkeypatch, tmp_path, text, de
         detector = retriever = None
         inputs = SimpleNamespace(limit=lambda tokens: None)
 
+        def open(self):
+            pass
+
         def generate(self, requests, *_, **__):
             return [Generation(text, (1,), {}, refused=refused) for refused in [detector] * len(requests)]
 
@@ -274,6 +277,9 @@ def test_a_prompt_that_cannot_be_answered_is_named_by_its_place(call, monkeypatc
     class Model:
         detector = retriever = None
         inputs = SimpleNamespace(limit=lambda tokens: None)
+
+        def open(self):
+            pass
 
         def generate(self, requests, *_, **__):
             refused = RequestRefused(1, 2, requests[1].prompt, UsageError("It is too long.", "Shorten it."))

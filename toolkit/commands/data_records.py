@@ -7,8 +7,9 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from ..data.splitting import By
 from .data_check import Records
-from .options import Json, Overwrite
+from .options import Json, Overwrite, one_of
 
 RecordsOut = Annotated[Path, typer.Option("-o", "--out", help="Folder of records to write.")]
 _SHARES = "60,20,20"
@@ -19,7 +20,7 @@ def split(
     out: RecordsOut,
     by: Annotated[
         str,
-        typer.Option(metavar="group|category|pair", help="What stays together; pairs and equal requests do."),
+        one_of(By, "What stays together; pairs and equal requests do."),
     ] = "group",
     shares: Annotated[str, typer.Option(help="Percent of fit, calibration and test.")] = _SHARES,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw.")] = 0,
@@ -40,7 +41,7 @@ def split(
     from ..data.record import LABELS
     from ..data.records import load_records
     from ..data.sources import data_path
-    from ..data.splitting import By, split_records
+    from ..data.splitting import split_records
     from ..data.writing import picture_bytes, renamed, writing
     from . import console
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from ..distributed.job import sharing
+from ..index.types import KeyType
 from ..model.options import LoadOptions, PlaceOptions
 from .common import reads_artifacts
 from .derived import takes
-from .options import Json, Overwrite
+from .options import Json, Overwrite, one_of
 
 if TYPE_CHECKING:
     from ..index.embedding import Embedder
@@ -37,7 +38,7 @@ def build(
     model: ModelName = None,
     encoder: Encoder = None,
     site: SiteName = None,
-    keys: Annotated[str, typer.Option(metavar="float32|float16", help="Type of the stored keys.")] = "float32",
+    keys: Annotated[str, one_of(KeyType, "Type of the stored keys.")] = "float32",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -50,7 +51,6 @@ def build(
     from ...adapters.artifact.output import claimed
     from ...adapters.settings import require_choice
     from ..distributed.output import by_first
-    from ..index.caption_index import KeyType
     from ..retrieval.build import BATCH, BUILDING, build_index
     from ..retrieval.sources import open_texts
     from . import console

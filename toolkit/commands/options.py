@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -23,3 +23,12 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output
 # Of fit commands.
 AdapterOut = Annotated[Path, typer.Option("-o", "--out", help="Adapter folder to write.")]
 Sweep = Annotated[bool, typer.Option("--sweep", help="Choose what is not given on calibration records.")]
+
+
+def one_of(kind: Any, said: str) -> Any:
+    """An option that takes one of the values of a ``Literal``, which are written there alone.
+
+    Args:
+        said: its help.
+    """
+    return typer.Option(metavar="|".join(get_args(kind)), help=said)

@@ -28,9 +28,9 @@ from ...adapters.errors import InvalidArtifact, UsageError
 from .embedding import Embedder, EmbedderInfo
 from .faiss_search import FaissSearch
 from .ranking import Found, best, merge
+from .types import KeyType
 
 DATA, MANIFEST = "index.safetensors", "manifest.json"
-KeyType = Literal["float32", "float16"]
 _MANIFEST_LIMIT = 2**20
 _HEADER_LIMIT = 2**20
 _BLOCK, _QUERIES = 2**16, 64  # keys and queries whose scores are in memory at a time

@@ -30,8 +30,9 @@ from ...adapters.errors import UsageError
 from ..distributed.dealing import dealt
 from ..distributed.output import by_first
 from ..distributed.world import from_first, is_first
-from ..index.caption_index import DATA, MANIFEST, CaptionIndex, IndexManifest, KeyType, map_arrays, normalised
+from ..index.caption_index import DATA, MANIFEST, CaptionIndex, IndexManifest, map_arrays, normalised
 from ..index.embedding import Embedder
+from ..index.types import KeyType
 from ..progress import Progress
 from .sources import Texts
 
