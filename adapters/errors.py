@@ -57,6 +57,10 @@ class RequestRefused(UsageError):
         return {self.at: self}
 
 
+class TooLong(UsageError):
+    """A prompt has more tokens than are accepted."""
+
+
 class BatchRefused(UsageError):
     """Some requests of a batch cannot be answered; the others were.
 

@@ -34,6 +34,10 @@ def run(
             help="A conversation in the place of a prompt: a JSON list of turns, pictures as paths beside the file.",
         ),
     ] = None,
+    truncate: Annotated[
+        bool,
+        typer.Option("--truncate", help="Drop the oldest turns of --messages, and say so, where they are too long."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     from ...adapters.errors import UsageError
@@ -54,6 +58,8 @@ def run(
     if messages is not None and (image or options.given("system")):
         said = "--image" if image else "--system"
         raise UsageError(f"{said} does nothing with --messages.", "Put it into the conversation.")
+    if truncate and messages is None:
+        raise UsageError("--truncate does nothing without --messages: a prompt has no earlier turns.", "Leave it out.")
     swaps = "an adapter to swap in (--swap)"
     options.require_use(("allow_uncorrected_detector",), bool(options.swap), swaps)
     with console.steps() as say:
@@ -72,8 +78,12 @@ def run(
             system=options.system,
             messages=messages,
             max_prompt_tokens=options.max_prompt_tokens,
+            truncate=truncate,
             progress=say,
         )
+    if dropped := result[0].get("dropped_turns"):
+        shown = f", with {result[0]['dropped_pictures']} of its pictures" if result[0]["dropped_pictures"] else ""
+        console.warn(f"the conversation is too long: its first {dropped} turns were dropped{shown}.")
     console.emit(result, as_json=as_json, human=_view)
     if failed := {number: item["error"] for number, item in enumerate(result, 1) if "error" in item}:
         for number, told in failed.items():

@@ -13,6 +13,7 @@ from ...toolkit.evaluation.judge import is_refusal
 from ...toolkit.model.chat import read_conversation
 from ...toolkit.model.generating import Sampling
 from ...toolkit.model.requests import Request
+from ...toolkit.model.shortening import shortened
 from .onnx_vlm import OnnxVLM
 from .sessions import CPU
 
@@ -33,6 +34,7 @@ def answer(
     system: str = "",
     messages: Path | None = None,
     max_prompt_tokens: int | None = None,
+    truncate: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Generate with an export; one picture serves all prompts, or there is one for each, or several for a single one.
@@ -43,13 +45,15 @@ def answer(
         system: what the operator says before every prompt.
         messages: a file with a conversation, in the place of prompts, pictures and ``system``.
         max_prompt_tokens: the longest prompt that is answered; by default what the model takes.
+        truncate: drop the oldest turns of a conversation that is too long, see :func:`.shortening.shortened`.
         progress: told what begins, once prompts and pictures are there.
 
     Returns:
         JSON-able, per prompt: ``prompt``, ``text``, ``tokens``, ``scores``, and whether it was ``refused``: by the
         detector before anything was generated (``refused_by_detector``), or by the model, whose answer opens with a
         refusal (``refused_by_model``). With a detector also ``risk`` (log-odds of harm) and ``threshold``; with
-        retrieval ``retrieved``, the texts found for the picture. Of one of several prompts that cannot be answered,
+        retrieval ``retrieved``, the texts found for the picture; with ``truncate`` ``dropped_turns`` and
+        ``dropped_pictures``. Of one of several prompts that cannot be answered,
         ``prompt`` and ``error``: its ``type``, ``message``, ``next_step`` and ``exit_code``.
 
     Raises:
@@ -69,6 +73,9 @@ def answer(
     say("loading")
     model = OnnxVLM.from_pretrained(folder, providers, index=external_index, opened=False)
     model.inputs.limit(max_prompt_tokens)
+    short = shortened(model.inputs, asked[0]) if truncate else None
+    if short is not None:
+        asked, pictures = [short.request], {0: short.request.pictures}
     if swap:
         model.swap(*swap, allow_uncorrected_detector=allow_uncorrected_detector)
     model.open()
@@ -98,6 +105,8 @@ def answer(
             value |= {"risk": item.scores["risk"] + detector.threshold, "threshold": detector.threshold}
         if model.retriever:
             value["retrieved"] = texts
+        if short is not None:
+            value |= {"dropped_turns": short.turns, "dropped_pictures": short.pictures}
         found.append(value)
     return found
 

@@ -209,3 +209,31 @@ def test_run_refuses_what_is_no_conversation(call, random_base, pictures, typed,
     words = [pictures / word if word.endswith((".json", ".png")) else word for word in typed]
     code, out, err = call("run", random_base, *words)
     assert (code, out) == (2, "") and refused in " ".join(err.split()), err
+
+
+def test_run_drops_the_oldest_turns_of_a_conversation_that_is_too_long(call, asked, theirs, random_base, pictures):
+    """Only if asked to, by whole exchanges, never the system turn or the last turn; and it is said."""
+    system = turn("system", "tell me")
+    exchanges = [
+        [turn("user", WORDS[0], "a"), turn("assistant", "a knife")],
+        [turn("user", "x"), turn("assistant", "y")],
+    ]
+    last = turn("user", WORDS[1], "b")
+    path = pictures / "long.json"
+    path.write_text(json.dumps([system, *exchanges[0], *exchanges[1], last]))
+    left = [[system, *exchanges[0], *exchanges[1], last], [system, *exchanges[1], last], [system, last]]
+    wanted = [theirs(messages, add_generation_prompt=True) for messages in left]
+    typed = ("run", random_base, "--messages", path, "--max-new-tokens", 1, "--json", "--max-prompt-tokens")
+    code, _, err = call(*typed, len(wanted[0]) - 1)
+    assert code == 2 and f"The prompt has {len(wanted[0])} tokens" in err
+    for dropped, most in ((0, len(wanted[0])), (2, len(wanted[0]) - 1), (2, len(wanted[1])), (4, len(wanted[1]) - 1)):
+        code, out, err = call(*typed, most, "--truncate")
+        (answer,) = json.loads(out)
+        assert (code, answer["dropped_turns"], answer["dropped_pictures"]) == (0, dropped, min(dropped, 1)), err
+        said = f"its first {dropped} turns were dropped, with 1 of its pictures"
+        assert (said in err, "dropped" in err) == (bool(dropped), bool(dropped))
+        assert asked[-1] == [wanted[dropped // 2]]
+    code, out, err = call(*typed, len(wanted[2]) - 1, "--truncate")
+    assert code == 2 and f"The prompt has {len(wanted[2])} tokens" in json.loads(out)["error"]["message"]
+    code, _, err = call("run", random_base, "--prompt", "x", "--truncate")
+    assert code == 2 and "--truncate does nothing without --messages" in err

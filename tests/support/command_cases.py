@@ -128,8 +128,12 @@ OTHERS = [
         lambda done, made: done.value != made.run(f"{RUN} --image {{picture}} --max-new-tokens 12").value,
     ),
     Case(
-        "run {export} --messages {conversation} --max-new-tokens 3 --json",
-        lambda done, made: [one["prompt"] for one in done.value] == ["is it dangerous ?"],
+        "run {export} --messages {conversation} --truncate --max-prompt-tokens 12 --max-new-tokens 3 --json",
+        lambda done, made: [
+            [one["prompt"] for one in done.value] == ["is it dangerous ?"],
+            (done.value[0]["dropped_turns"], done.value[0]["dropped_pictures"]) == (2, 1),
+            "its first 2 turns were dropped, with 1 of its pictures" in done.err,
+        ],
     ),
     Case(
         f"{RUN} --image {{picture}} --system 'is it dangerous ?' --max-prompt-tokens 64",

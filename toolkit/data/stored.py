@@ -19,6 +19,7 @@ from .shards import Shard
 from .spool import Spool
 
 STRETCH = 4096  # records
+_KINDS = 8  # of records of one split and carrier
 _RECENT = 256  # records that are kept after they were read
 
 
@@ -49,7 +50,7 @@ class Store:
     def add(self, record: Record, number: int) -> None:
         """Keep a record, whose row in its shard has this number."""
         kind = SPLITS.index(record.split) * len(CARRIERS) + CARRIERS.index(record.carrier)
-        kind = 4 * kind + 2 * LABELS.index(record.label) + record.pictured
+        kind = _KINDS * kind + 4 * record.plain + 2 * LABELS.index(record.label) + record.pictured
         self._kinds.append(kind)
         self._lengths.append(record.length)
         self._numbers.append(number)
@@ -61,7 +62,7 @@ class Store:
         """Those of some splits, in their order."""
         wanted = {SPLITS.index(split) for split in splits}
         for row, kind in enumerate(self._kinds):
-            if kind // (4 * len(CARRIERS)) in wanted:
+            if kind // (_KINDS * len(CARRIERS)) in wanted:
                 yield cast(Record, StoredRecord(self, row))
 
     def repeated(self) -> int | None:
@@ -77,7 +78,7 @@ class Store:
         return self._shard(row).place(self._numbers[row])
 
     def kind(self, row: int) -> int:
-        """Split, carrier, label and whether there is a picture, as one number."""
+        """Split, carrier, label, whether it is plain and whether there is a picture, as one number."""
         return self._kinds[row]
 
     def length(self, row: int) -> int:
@@ -114,17 +115,22 @@ class StoredRecord:
     @property
     def carrier(self) -> Carrier:
         """As of a record."""
-        return CARRIERS[self._store.kind(self._row) // 4 % len(CARRIERS)]
+        return CARRIERS[self._store.kind(self._row) // _KINDS % len(CARRIERS)]
 
     @property
     def split(self) -> Split:
         """As of a record."""
-        return SPLITS[self._store.kind(self._row) // (4 * len(CARRIERS))]
+        return SPLITS[self._store.kind(self._row) // (_KINDS * len(CARRIERS))]
 
     @property
     def pictured(self) -> bool:
         """As of a record."""
         return bool(self._store.kind(self._row) % 2)
+
+    @property
+    def plain(self) -> bool:
+        """As of a record."""
+        return bool(self._store.kind(self._row) // 4 % 2)
 
     @property
     def length(self) -> int:

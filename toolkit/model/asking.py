@@ -10,6 +10,7 @@ from PIL import Image
 from ...adapters.errors import SafetykitError, UsageError
 from ..data.ahead import PicturesAhead
 from ..data.record import Record
+from ..data.sources import is_export
 from .chat import as_request
 from .chat_template import require_chat_template
 from .inputs import InputProcessor
@@ -52,11 +53,19 @@ def require_answerable(model: Path | str, records: Iterable[Record], inputs: Inp
         if (form := (len(record.image_names), *parts)) in known:
             continue
         known.add(form)
-        inputs = inputs or InputProcessor.from_pretrained(model)
+        inputs = inputs or _inputs_of(model)
         try:
             inputs.require(_request(record, [Image.new("RGB", (32, 32))] * len(record.image_names)))
         except SafetykitError as error:
             raise UsageError(f"{record.place}: {error.message}", error.next_step) from None
+
+
+def _inputs_of(model: Path | str) -> InputProcessor:
+    if is_export(Path(model)):
+        return InputProcessor.from_pretrained(model)
+    from .peft_folder import checkpoint_path  # needs torch, which answering with an export does without
+
+    return InputProcessor.from_pretrained(checkpoint_path(model))
 
 
 def _request(record: Record, shown: Sequence[Image.Image], answer: str = "") -> Request:

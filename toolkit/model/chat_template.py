@@ -49,6 +49,8 @@ def with_chat_template(folder: Path, template: Path | str) -> Path:
             f"--chat-template does nothing with the export {folder}: it carries the template that it was made with.",
             "Leave it out, or export the checkpoint again with it.",
         )
+    if "{" not in text:
+        raise UsageError("A text without `{` is no chat template.", f"Name a file by a Path. {_GIVE}")
     require_compiles(text, str(template) if isinstance(template, Path) else "The chat template")
     target = cache_of("templated") / _digest(folder, text) / name_of(folder)
     if local_rank() == 0 and not target.is_dir():

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import RLock
 from typing import Any, TypeVar
 
 import numpy as np
 
-from ...adapters.errors import InvalidArtifact, RequestRefused, SafetykitError, UsageError
+from ...adapters.errors import InvalidArtifact, RequestRefused, SafetykitError, TooLong, UsageError
 from ..data.sources import model_path
 from ..families import family_or_any
 from .placing import Placing
 from .plain_text import BREAK, PlainText
+from .processors import require_sizes
 from .reasons import reason_of
 from .requests import Generation, Inputs, Request
 from .shape import longest_prompt, require_prompt_tokens
@@ -30,8 +31,6 @@ R = TypeVar("R")
 _OTHER_BACKEND = "TorchvisionBackend"
 _LETTERS = 64  # of a prompt for each token that it may have: more are not even tokenised
 _PIECE, _CUT = 2**14, 64  # letters whose tokens are counted at once, and tokens that a cut may add
-_SIZES, _COUNTS = ("size", "crop_size"), ("num_", "image_seq")  # settings of processors
-_MOST_PIXELS, _MOST_TOKENS = 2**14, 2**16  # along an edge, and of one picture
 _PER_TOKEN = "token_type_ids"  # how the processors' outputs about tokens are called; the others are about pictures
 
 
@@ -70,7 +69,7 @@ class InputProcessor:
                 "they would see other pixels.",
                 'Load the processor with AutoProcessor.from_pretrained(..., backend="pil").',
             )
-        _require_sizes(processor)
+        require_sizes(processor)
         self.processor = processor
         self.config, self.family = config, family_or_any(config)
         self.tokenizer = processor.tokenizer
@@ -222,11 +221,11 @@ class InputProcessor:
         if self.max_prompt_tokens is not None and tokens > self.max_prompt_tokens:
             raise self._too_long(f"{tokens:,} tokens")
 
-    def _too_long(self, length: str) -> UsageError:
+    def _too_long(self, length: str) -> TooLong:
         own, said = self.max_prompt_tokens == self.most_tokens, ""
         if self.most_tokens is not None:
             said = f" ({'as many as' if own else f'of the {self.most_tokens:,} that'} the model takes)"
-        return UsageError(
+        return TooLong(
             f"The prompt has {length}, more than the {self.max_prompt_tokens:,} tokens that are accepted{said}.",
             "Shorten it." if own else "Shorten it, or accept more with --max-prompt-tokens.",
         )
@@ -298,30 +297,6 @@ def _faulty(error: Exception) -> InvalidArtifact:
         f"The model's processor fails: {reason_of(error)}.",
         "Its settings or its tokenizer are damaged; get the checkpoint or export again from its source.",
     )
-
-
-def _require_sizes(processor: Any) -> None:
-    """Refuse a processor that would make a picture of gigabytes, or as many tokens.
-
-    Raises:
-        InvalidArtifact: naming the setting.
-    """
-    pictures = processor.image_processor
-    found = {f"{name} {key}": one for name in _SIZES for key, one in _items(getattr(pictures, name, None))}
-    counts = {name: one for name, one in vars(processor).items() if name.startswith(_COUNTS)}
-    limits = {**dict.fromkeys(found, _MOST_PIXELS), **dict.fromkeys(counts, _MOST_TOKENS)}
-    for name, value in {**found, **counts}.items():
-        if isinstance(value, (int, float)) and not -1 <= value <= limits[name]:
-            raise InvalidArtifact(
-                f"The model's processor has {name} {value:.6g}, which no model reads.",
-                "Get the checkpoint or export again from its source.",
-            )
-
-
-def _items(size: Any) -> list[tuple[str, Any]]:
-    """Edges in pixels; an area stands beside a shortest edge as ``longest_edge``."""
-    edges = dict(size) if isinstance(size, Mapping) else {}
-    return [(key, edges[key]) for key in ("height", "width", "shortest_edge") if edges.get(key) is not None]
 
 
 def _each(items: Sequence[T], make: Callable[[T], R], request: Callable[[T], Any] = lambda one: one) -> list[R]:

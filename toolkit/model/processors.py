@@ -1,18 +1,22 @@
-"""Loading a checkpoint's processor for pictures and text, without what it would need for videos."""
+"""Loading a checkpoint's processor for pictures and text, without what it would need for videos, and within limits."""
 
 from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+from ...adapters.errors import InvalidArtifact
 from .pretrained import OFFLINE
 
 _NAMED_IN = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 _FOR_VIDEOS = "video_processor"
+_SIZES, _COUNTS = ("size", "crop_size"), ("num_", "image_seq")  # settings of processors
+_MOST_PIXELS, _MOST_TOKENS = 2**14, 2**16  # along an edge, and of one picture
 
 
 def load_processor(folder: Path, config: Any) -> Any:
@@ -76,3 +80,27 @@ def _load_without_videos(made: type, folder: Path, options: dict[str, Any]) -> A
         tokenizer=AutoTokenizer.from_pretrained(folder, **OFFLINE),
         **more,
     )
+
+
+def require_sizes(processor: Any) -> None:
+    """Refuse a processor that would make a picture of gigabytes, or as many tokens.
+
+    Raises:
+        InvalidArtifact: naming the setting.
+    """
+    pictures = processor.image_processor
+    found = {f"{name} {key}": one for name in _SIZES for key, one in _items(getattr(pictures, name, None))}
+    counts = {name: one for name, one in vars(processor).items() if name.startswith(_COUNTS)}
+    limits = {**dict.fromkeys(found, _MOST_PIXELS), **dict.fromkeys(counts, _MOST_TOKENS)}
+    for name, value in {**found, **counts}.items():
+        if isinstance(value, (int, float)) and not -1 <= value <= limits[name]:
+            raise InvalidArtifact(
+                f"The model's processor has {name} {value:.6g}, which no model reads.",
+                "Get the checkpoint or export again from its source.",
+            )
+
+
+def _items(size: Any) -> list[tuple[str, Any]]:
+    """Edges in pixels; an area stands beside a shortest edge as ``longest_edge``."""
+    edges = dict(size) if isinstance(size, Mapping) else {}
+    return [(key, edges[key]) for key in ("height", "width", "shortest_edge") if edges.get(key) is not None]

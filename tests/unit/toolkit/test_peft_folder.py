@@ -17,6 +17,9 @@ from safetykit.adapters.artifact.fingerprint import fingerprint
 from safetykit.adapters.errors import InvalidArtifact, UsageError
 from safetykit.bench.zoo.hub_cache import in_cache
 from safetykit.export.pipeline.export import export_onnx
+from safetykit.toolkit.data.record import Record
+from safetykit.toolkit.model.asking import require_answerable
+from safetykit.toolkit.model.chat_template import with_chat_template
 from safetykit.toolkit.model.peft_folder import CONFIG, WEIGHTS, checkpoint_path
 from safetykit.toolkit.model.vlm import VLM
 
@@ -161,6 +164,15 @@ def test_an_export_of_the_adapter_equals_the_merged_model(alone, trained, tmp_pa
     done = export_onnx(alone, [], tmp_path / "out")  # parity is against the folder as it loads
     assert done.parity.passed and done.manifest.base.fingerprint == fingerprint(trained / "merged")
     assert VLM.from_pretrained(alone).fingerprint == done.manifest.base.fingerprint
+
+
+def test_conversations_are_tried_with_the_template_of_the_base(alone):
+    system, asks = {"role": "system", "content": "x"}, {"role": "user", "content": "y"}
+    record = Record(id="a", label="harmful", split="fit", messages=[system, asks])
+    require_answerable(alone, [record])
+    template = "{% for m in messages if m.role == 'user' %}{{ m.content[0].text }}{% endfor %}"
+    with pytest.raises(UsageError, match="Record a: .*no place for a system turn"):
+        require_answerable(with_chat_template(checkpoint_path(alone), template), [record])
 
 
 def test_the_command_line_takes_the_base(alone, vlm):  # noqa: F811
