@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..adapters.artifact.deciding import gate_at
@@ -135,8 +135,9 @@ def reach(n: int, share: float) -> float:
     return math.sqrt(math.log(2 / share) / (2 * n))
 
 
-def _cumulative(counts: Int[np.ndarray, " bins"]) -> np.ndarray:
-    return np.cumsum(counts) / counts.sum()
+def _cumulative(counts: Int[np.ndarray, " bins"]) -> Float[np.ndarray, " bins"]:
+    shares: np.ndarray = np.cumsum(counts) / counts.sum()
+    return shares
 
 
 def pictures_told(pictured: bool | None) -> str:

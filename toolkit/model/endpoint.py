@@ -107,7 +107,7 @@ class Endpoint:
     def _chosen(self, served: Sequence[str], wanted: str | None) -> str:
         if wanted is None and len(served) == 1:
             return served[0]
-        if wanted in served:
+        if wanted is not None and wanted in served:
             return wanted
         named = ", ".join(served[:20]) or "none"
         if wanted is None:
