@@ -130,7 +130,7 @@ def told(export: Path, records: Sequence[Record], *, window: int, log: Path) -> 
                 asked.generate([request_of(record) for record in batch], 1)
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
     return [
-        f"{one['event']}: {one['what']}, pictures {one['pictures']}, distance {one['distance']}, limit {one['limit']}"
+        f"{one['event']}: {one['what']} above {one['above']:.4g} in {one['share']:.0%} of prompts, {one['expected']:.0%} expected"
         for one in lines
         if one["event"].startswith("drift")
     ]

@@ -304,6 +304,11 @@ def hash_folder(folder: Path) -> dict[str, str]:
     }
 
 
+def attachment_name(kind: str, adapter: int) -> str:
+    """File name of what came with an adapter: ``sweep.json``, ``sweep-1.json``, …"""
+    return f"{kind}.json" if adapter == 0 else f"{kind}-{adapter}.json"
+
+
 def write_manifest(manifest: ExportManifest, folder: Path) -> ExportManifest:
     """Write ``manifest`` with the digests of the files now in ``folder``; returns it as written."""
     sealed = manifest.model_copy(update={"files": hash_folder(folder)})

@@ -1,15 +1,15 @@
 """Whether what a detector and gates say in production is still what they said in their calibration.
 
 An export holds how the risks of its harmless calibration records are spread, with and without pictures, and how often
-each gate opened for them. A server compares every window of its own prompts with that. The distance is the largest
-difference between the two cumulative distributions. By the inequality of Dvoretzky, Kiefer and Wolfowitz, with
-Massart's constant (1990), n independent draws lie further than ``sqrt(ln(2 / a) / 2n)`` from where they come from with
-a probability of at most ``a``, whatever the distribution. Calibration and window each keep within theirs, so a larger
-distance than the sum of both is more than sampling explains.
+each gate opened for them. A server compares every window of its own prompts with that, value by value: the share of
+prompts above it with the share of the records. By Chernoff's inequality the share ``s`` among n independent draws, of a
+true share ``p``, has ``n kl(s, p) > ln(2 / a)`` with a probability of at most ``a``, where ``kl(s, p) = s ln(s / p) +
+(1 - s) ln((1 - s) / (1 - p))``. What shares are left is an interval, narrow where shares are small, as above a
+detector's threshold. Where the intervals of calibration and window do not meet, sampling does not explain it.
 
-``a`` is spent once: each of r references gets ``false_alarms / r``, half of it for the calibration, and of the other
-half window k gets 1 / k(k+1). So the probability of *any* false alarm, however long the server runs, is at most
-``false_alarms``, as long as prompts are independent of each other.
+``a`` is spent once: each of r references gets ``false_alarms / r`` and each of its values an equal part of that, half
+of it for the calibration, and of the other half window k gets 1 / k(k+1). So the probability of *any* false alarm,
+however long the server runs, is at most ``false_alarms``, as long as prompts are independent of each other.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ..adapters.artifact.deciding import gate_at
 from ..adapters.artifact.files import read_inside, require_hashes
 from ..adapters.errors import InvalidArtifact
-from ..export.document.figures import attachment_name
-from ..export.manifest import ExportManifest
+from ..export.manifest import ExportManifest, attachment_name
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -69,16 +68,23 @@ class Window:
     """A window of prompts beside its reference.
 
     Attributes:
-        distance: largest difference of the cumulative distributions, in [0, 1].
-        limit: what sampling explains.
-        alarm: whether it is more; ``changed``: other than in the window before.
+        above: the value at which they lie furthest apart.
+        share: of the window's prompts above it; ``expected``: of the calibration's records.
+        unexplained: how far apart the intervals of both are; what is not above 0, sampling explains.
+        changed: there was an alarm in the window before and is none now, or the other way round.
     """
 
     reference: Reference
-    distance: float
-    limit: float
-    alarm: bool
+    above: float
+    share: float
+    expected: float
+    unexplained: float
     changed: bool
+
+    @property
+    def alarm(self) -> bool:
+        """Whether it is more than sampling explains."""
+        return self.unexplained > 0
 
 
 class Drift:
@@ -119,24 +125,47 @@ class _Watched:
 
     def filled(self, share: float) -> Window:
         self.windows += 1
-        known = np.asarray(self.reference.counts)
-        distance = float(np.abs(_cumulative(self.counts) - _cumulative(known)).max())
-        limit = reach(int(known.sum()), share) + reach(
-            int(self.counts.sum()), share / (self.windows * (self.windows + 1))
-        )
-        found = Window(self.reference, distance, limit, distance > limit, (distance > limit) != self.alarm)
+        reference, each = self.reference, share / len(self.reference.edges)
+        known, now = _above(np.asarray(reference.counts)), _above(self.counts)
+        low, high = within(known, reference.records, each)
+        now_low, now_high = within(now, int(self.counts.sum()), each / (self.windows * (self.windows + 1)))
+        apart = np.maximum(now_low - high, low - now_high)
+        at = int(apart.argmax())
+        shares = float(reference.edges[at]), float(now[at]), float(known[at]), float(apart[at])
+        found = Window(reference, *shares, changed=bool(apart[at] > 0) != self.alarm)
         self.alarm = found.alarm
         self.counts[:] = 0
         return found
 
 
-def reach(n: int, share: float) -> float:
-    """How far ``n`` draws lie from their distribution, but with a probability of at most ``share``."""
-    return math.sqrt(math.log(2 / share) / (2 * n))
+def within(shares: Float[np.ndarray, " edges"], n: int, probability: float) -> tuple[np.ndarray, np.ndarray]:
+    """Between which true shares ``shares`` of n draws lie, but with a probability of at most ``probability`` each."""
+    most = math.log(2 / probability) / n
+    low, high = np.zeros_like(shares), np.ones_like(shares)
+    inner_low, inner_high = shares.copy(), shares.copy()  # which are possible
+    for _ in range(50):
+        middle = (low + inner_low) / 2
+        possible = _divergence(shares, middle) <= most
+        low, inner_low = np.where(possible, low, middle), np.where(possible, middle, inner_low)
+        middle = (high + inner_high) / 2
+        possible = _divergence(shares, middle) <= most
+        high, inner_high = np.where(possible, high, middle), np.where(possible, middle, inner_high)
+    return low, high
 
 
-def _cumulative(counts: Int[np.ndarray, " bins"]) -> Float[np.ndarray, " bins"]:
-    shares: np.ndarray = np.cumsum(counts) / counts.sum()
+def _divergence(shares: Float[np.ndarray, " edges"], true: Float[np.ndarray, " edges"]) -> Float[np.ndarray, " edges"]:
+    """Kullback-Leibler's, of one Bernoulli distribution from another."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = [
+            np.where(one > 0, one * np.log(one / other), 0.0) for one, other in ((shares, true), (1 - shares, 1 - true))
+        ]
+    found: np.ndarray = terms[0] + terms[1]
+    return found
+
+
+def _above(counts: Int[np.ndarray, " bins"]) -> Float[np.ndarray, " edges"]:
+    """The share above each edge."""
+    shares: np.ndarray = np.cumsum(counts[::-1])[::-1][1:] / counts.sum()
     return shares
 
 

@@ -37,11 +37,12 @@ class Metrics:
             "safetykit_request_seconds", "Until the answer was complete.", buckets=_SECONDS, registry=registry
         )
         of = ("what", "pictures")
-        distance = "Of the last window of prompts from the calibration: largest difference of the distributions."
-        self.distance = Gauge("safetykit_drift_distance", distance, of, registry=registry)
-        self.limit = Gauge("safetykit_drift_limit", "Distance that sampling explains.", of, registry=registry)
-        self.alarm = Gauge("safetykit_drift_alarm", "Whether the distance is larger.", of, registry=registry)
-        self.alarms = Counter("safetykit_drift_alarms", "Windows further off than that.", of, registry=registry)
+        above = "Share of the last window of prompts above the value at which the calibration's lies furthest off."
+        self.share = Gauge("safetykit_drift_share", above, of, registry=registry)
+        self.expected = Gauge("safetykit_drift_expected", "Share of the calibration's records.", of, registry=registry)
+        more = "Whether they are further apart than sampling explains."
+        self.alarm = Gauge("safetykit_drift_alarm", more, of, registry=registry)
+        self.alarms = Counter("safetykit_drift_alarms", "Windows in which they were.", of, registry=registry)
         for one in watched:
             self.alarm.labels(*_of(one)).set(0)
         waiting = Gauge("safetykit_queue_rows", "Rows that wait.", registry=registry)
@@ -63,8 +64,8 @@ class Metrics:
     def compared(self, window: Window) -> None:
         """Show how far a window of prompts lies from the calibration."""
         labels = _of(window.reference)
-        self.distance.labels(*labels).set(window.distance)
-        self.limit.labels(*labels).set(window.limit)
+        self.share.labels(*labels).set(window.share)
+        self.expected.labels(*labels).set(window.expected)
         self.alarm.labels(*labels).set(window.alarm)
         self.alarms.labels(*labels).inc(window.alarm)
 

@@ -234,7 +234,7 @@ class Service:
         for window in self._drift.note(scores, pictured=bool(asked.request.pictures)):
             self.metrics.compared(window)
             if window.changed:
-                figures = {"distance": round(window.distance, 4), "limit": round(window.limit, 4)}
+                figures = {name: round(getattr(window, name), 4) for name in ("above", "share", "expected")}
                 event = "drift" if window.alarm else "drift is over"
                 self.log(event, **window.reference.told(), window=self.options.drift_window, **figures)
 

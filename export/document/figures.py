@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from ...adapters.artifact.files import read_inside, sha256_file
 from ...adapters.errors import InvalidArtifact
 from ..layouts.interface import Interface
-from ..manifest import LAYOUT, ExportManifest, read_manifest
+from ..manifest import LAYOUT, ExportManifest, attachment_name, read_manifest
 from ..parity.comparison import Comparison
 from ..parity.report import Check, ParityReport
 from .facts import CardFacts
@@ -108,11 +108,6 @@ class Figures:
         for check in self.parity.checks if self.parity else ():
             kinds.setdefault(check.kind, []).append(check)
         return tuple(ParityKind(name, tuple(checks), max(checks, key=_nearness)) for name, checks in kinds.items())
-
-
-def attachment_name(kind: str, adapter: int) -> str:
-    """File name of what came with an adapter: ``sweep.json``, ``sweep-1.json``, …"""
-    return f"{kind}.json" if adapter == 0 else f"{kind}-{adapter}.json"
 
 
 def document_names(manifest: ExportManifest) -> tuple[str, ...]:

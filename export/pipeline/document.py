@@ -11,9 +11,9 @@ from ...adapters.artifact.store import manifest_digest
 from ...adapters.retrieval.retrieval import CAPTIONS
 from ...toolkit.evaluation.evaluate import Evaluation, tabulate
 from ..document.card import write_card
-from ..document.figures import FACTS, attachment_name
+from ..document.figures import FACTS
 from ..document.provenance import OPTIONS, Built, installed
-from ..manifest import LAYOUT, ExportManifest
+from ..manifest import LAYOUT, ExportManifest, attachment_name
 from ..parity.comparison import Comparison
 from .check import Checked
 from .plan import Plan

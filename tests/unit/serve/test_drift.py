@@ -13,7 +13,7 @@ from workshop import safetykit
 
 from safetykit import InvalidArtifact
 from safetykit.export.manifest import read_manifest, write_manifest
-from safetykit.serve.drift import Drift, Reference, reach, references_of
+from safetykit.serve.drift import Drift, Reference, references_of, within
 from safetykit.serve.logs import Log
 
 EDGES = tuple(np.linspace(-2, 2, 21))
@@ -34,7 +34,7 @@ def test_false_alarms_are_as_rare_as_promised_and_a_shift_is_seen():
     for _ in range(300):
         drift = Drift([reference(random.normal(size=200))], window=100, false_alarms=0.05)
         false += any(alarms(drift, random.normal(size=1000)))
-        seen += alarms(drift, random.normal(1.0, size=100)) == [True]
+        seen += alarms(drift, random.normal(1.5, size=100)) == [True]
     assert false <= 0.05 * 300
     assert seen >= 0.9 * 300
 
@@ -44,12 +44,25 @@ def test_the_limit_is_that_of_the_inequality():
     drift = Drift([reference(values), reference(values, "0.score")], window=50, false_alarms=0.01)
     first, second = (one for _ in range(100) for one in drift.note({"risk": 9.0}, pictured=True))
     share = 0.01 / 2 / 2  # of one of two references, of calibration or windows
+    # None of 400 records and all of 50 prompts lie above an edge: n ln(1 / (1 - p)) = ln(2 / a), and n ln(1 / p).
+    each = share / len(EDGES)
     expected = [
-        math.sqrt(math.log(2 / share) / 800) + math.sqrt(math.log(2 * windows / share) / 100) for windows in (2, 6)
+        (each * windows_left / 2) ** (1 / 50) - (1 - (each / 2) ** (1 / 400)) for windows_left in (1 / 2, 1 / 6)
     ]
-    assert [first.limit, second.limit] == pytest.approx(expected)
-    assert first.distance == second.distance == 1 and first.alarm and first.changed and not second.changed
-    assert reach(800, share) == pytest.approx(math.sqrt(math.log(2 / share) / 1600))
+    assert [first.unexplained, second.unexplained] == pytest.approx(expected, abs=1e-9)
+    assert first.share == 1 and first.expected == 0 and first.above >= 0
+    assert first.alarm and first.changed and not second.changed
+
+
+@pytest.mark.parametrize(("share", "n"), [(0.0, 50), (1.0, 50), (0.02, 250), (0.5, 100)])
+def test_intervals_hold_what_exact_ones_hold(share, n):
+    """Chernoff's are wider than Clopper and Pearson's, and not by much."""
+    from scipy.stats import binomtest
+
+    (low,), (high,) = within(np.array([share]), n, 0.01)
+    exact = binomtest(round(share * n), n).proportion_ci(0.99, method="exact")
+    assert low <= exact.low + 1e-9 and high >= exact.high - 1e-9
+    assert high - low <= 1.35 * (exact.high - exact.low)
 
 
 def test_prompts_with_and_without_pictures_are_compared_apart():
@@ -91,8 +104,9 @@ def test_references_of_an_export(calibrated, tmp_path):
     (gate,) = references_of(folder, read_manifest(folder))
     assert (gate.what, gate.pictured, gate.counts) == ("1.score", None, (15, 5))
     drift = Drift([gate], window=10, false_alarms=0.5)
-    assert [one.distance for _ in range(10) for one in drift.note({"1.score": 0.0}, pictured=False)] == [0.25]
-    assert [one.distance for _ in range(10) for one in drift.note({"1.score": 1e-9}, pictured=False)] == [0.75]
+    for score, share in ((0.0, 0.0), (1e-9, 1.0)):
+        windows = [one for _ in range(10) for one in drift.note({"1.score": score}, pictured=False)]
+        assert [(one.share, one.expected) for one in windows] == [(share, 0.25)]
 
 
 @pytest.mark.parametrize("text", ["{", '{"histogram": {"edges": "x"}}', '{"histogram": 5}'])
@@ -117,12 +131,13 @@ def test_the_server_shows_and_logs_drift(calibrated, as_messages, requests):
         for at in range(20):
             client.post(CHAT, json=body(as_messages(pictured[at % len(pictured)])))
         text = client.get("/metrics").text
-    assert f"safetykit_drift_alarm{label} 1.0" in text and f"safetykit_drift_distance{label} 1.0" in text
+    assert f"safetykit_drift_alarm{label} 1.0" in text and f"safetykit_drift_share{label} 1.0" in text
+    assert f"safetykit_drift_expected{label} 0.0" in text
     assert f"safetykit_drift_alarms_total{label} 2.0" in text
     assert 'safetykit_drift_alarm{pictures="none",what="risk"} 0.0' in text
     (told,) = [one for one in map(json.loads, lines.getvalue().splitlines()) if one["event"].startswith("drift")]
     assert told["event"] == "drift" and told["what"] == "risk" and told["pictures"] == "some" and told["window"] == 10
-    assert told["distance"] == 1 > told["limit"]
+    assert (told["above"], told["share"], told["expected"]) == (-98.0, 1.0, 0.0) or told["above"] == -99.0
 
 
 def test_options_of_drift(calibrated, served):
