@@ -129,10 +129,11 @@ def told(export: Path, records: Sequence[Record], *, window: int, log: Path) -> 
                 batch = [some[place % len(some)] for place in range(at, at + 20)]
                 asked.generate([request_of(record) for record in batch], 1)
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    said = [one for one in lines if one["event"].startswith("drift")]
     return [
-        f"{one['event']}: {one['what']} above {one['above']:.4g} in {one['share']:.0%} of prompts, {one['expected']:.0%} expected"
-        for one in lines
-        if one["event"].startswith("drift")
+        f"{one['event']}: {one['what']} above {one['above']:.4g} in {one['share']:.0%} of prompts, expected "
+        f"{one['expected']:.0%}"
+        for one in said
     ]
 
 

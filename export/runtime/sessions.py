@@ -105,12 +105,13 @@ def open_session(
     options.log_severity_level = _ERRORS_ONLY
     # Idle threads that spin take the cores from PyTorch, which parity runs in turn with ONNX Runtime.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # One is kept for every shape that ever came, and of prompts and answers there are always new ones.
+    options.enable_mem_pattern = False
     if _SPARING.get() and tuple(providers) == CPU:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.execution_order = (
             onnxruntime.ExecutionOrder.PRIORITY_BASED
         )  # convert where it is read, not at the start
-        options.enable_mem_pattern = False
         options.add_session_config_entry("session.disable_prepacking", "1")
     if isinstance(model, bytes) and data_folder is not None:
         options.add_session_config_entry(

@@ -136,3 +136,8 @@ def test_a_gap_is_the_same_in_pieces(monkeypatch, piece):
     other[2, 4, 6] = np.nan
     assert np.isnan(Gap.between(one, other).error)
     assert Gap.between(one[:0], other[:0]) == Gap(0.0, 0.0, 0)
+
+
+def test_sessions_keep_nothing_of_the_shapes_that_came(base_folder):
+    """A server sees new ones for as long as it runs, and its memory grew with them."""
+    assert not open_session(base_folder / "decoder.onnx").get_session_options().enable_mem_pattern
