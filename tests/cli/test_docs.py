@@ -4,10 +4,12 @@ What a page takes for granted is made: ``records/``, ``captions.jsonl`` and ``ph
 VLM's. A block that cannot run here says why in a comment before it: ``<!-- not run: reason -->``.
 """
 
+import contextlib
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -56,6 +58,13 @@ class Block:
     line: int
 
 
+def stop_servers(work):
+    """End what a page started and, where it failed, did not end."""
+    for path in work.glob("*.pid"):
+        with contextlib.suppress(ProcessLookupError, ValueError):
+            os.kill(int(path.read_text()), signal.SIGTERM)
+
+
 def blocks(page):
     text = page.read_text()
     found = []
@@ -92,7 +101,7 @@ def test_a_block_s_commands_are_told_apart():
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_a_page_runs(page, workshop, tmp_path, monkeypatch):
+def test_a_page_runs(page, workshop, tmp_path, monkeypatch, request):
     wanted = [block for block in blocks(page) if block.reason is None]
     if not wanted:
         pytest.skip("nothing to run on this page")
@@ -108,6 +117,7 @@ def test_a_page_runs(page, workshop, tmp_path, monkeypatch):
     places = (binaries, Path(sys.executable).parent, os.environ["PATH"])
     environment = {**os.environ, "PATH": os.pathsep.join(map(str, places))}
     monkeypatch.chdir(work)
+    request.addfinalizer(lambda: stop_servers(work))
     names: dict = {}  # Python blocks of a page build on each other
     for block in wanted:
         text = block.text
