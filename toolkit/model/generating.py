@@ -110,13 +110,19 @@ class Generating:
             The answer; for a list, one each.
 
         Raises:
-            UsageError: a request is none, its picture cannot be read, or a batch is to be streamed.
+            UsageError: a request is none, its picture cannot be read, a batch is to be streamed, or an answer would be
+                longer than the model takes.
             RequestRefused: a single request is too long, or model or processor cannot take it.
             BatchRefused: some of several cannot be answered so; the answers to the others are in the error.
             InvalidArtifact: the detector's risk of a request is not a number.
         """
         sampling = Sampling(do_sample=do_sample, temperature=temperature, top_p=top_p, seed=seed)
         asked = as_requests(requests)
+        if self.inputs.most_tokens is not None and max_new_tokens > self.inputs.most_tokens:
+            raise UsageError(
+                f"An answer cannot have up to {max_new_tokens:,} tokens: the model takes {self.inputs.most_tokens:,}.",
+                "Ask for fewer new tokens.",
+            )
         try:
             answers = self.answered(asked, max_new_tokens, sampling, streamer)
         except RequestRefused:

@@ -5,7 +5,7 @@ import onnxruntime
 import pytest
 import torch
 
-from safetykit.adapters.errors import ParityFailed
+from safetykit.adapters.errors import ParityFailed, UsageError
 from safetykit.export.parity import check
 from safetykit.export.parity.check import check_parity
 from safetykit.export.parity.compare import compare_recorded, parity_requests
@@ -141,3 +141,11 @@ def test_a_gap_is_the_same_in_pieces(monkeypatch, piece):
 def test_sessions_keep_nothing_of_the_shapes_that_came(base_folder):
     """A server sees new ones for as long as it runs, and its memory grew with them."""
     assert not open_session(base_folder / "decoder.onnx").get_session_options().enable_mem_pattern
+
+
+def test_an_answer_longer_than_the_model_takes_is_refused(vlm, base_folder):
+    onnx_vlm = OnnxVLM.from_pretrained(base_folder)
+    most = onnx_vlm.inputs.most_tokens
+    for model in (vlm, onnx_vlm):
+        with pytest.raises(UsageError, match=f"the model takes {most:,}"):
+            model.generate("what is this ?", most + 1)
