@@ -87,10 +87,8 @@ def _evaluated(
 ) -> Evaluation:
     records = options.records()
     require_pictures(records)
-    if not is_address(model):
-        require_answerable(model, records)
     say = say or (lambda _: None)
-    with _opened(model, adapters, options, say) as asked:
+    with _opened(model, adapters, options, records, say) as asked:
         what = [*asked.identity, _digest(records), options.max_new_tokens, options.system]
         journal = Journal(journal_path, what) if journal_path else None
         say("answering")
@@ -118,14 +116,17 @@ def _digest(records: Sequence[Record]) -> str:
 
 
 @contextmanager
-def _opened(model: str, adapters: Sequence[Path], options: EvalOptions, say: Callable[[str], None]) -> Iterator[_Asked]:
+def _opened(
+    model: str, adapters: Sequence[Path], options: EvalOptions, records: Sequence[Record], say: Callable[[str], None]
+) -> Iterator[_Asked]:
     if is_address(model):
         yield _served(model, adapters, options, say)
         return
     options.require_use(("served_model",), False, "the address of a server")
     if is_export(Path(model)):
-        yield _export(Path(model), adapters, options, say)
+        yield _export(Path(model), adapters, options, records, say)
         return
+    require_answerable(model, records)
     from .checkpoint import opened_checkpoint  # needs torch
 
     with opened_checkpoint(model, adapters, options, say) as (vlm, identity):
@@ -133,7 +134,9 @@ def _opened(model: str, adapters: Sequence[Path], options: EvalOptions, say: Cal
         yield _Asked(vlm, identity)
 
 
-def _export(folder: Path, adapters: Sequence[Path], options: EvalOptions, say: Callable[[str], None]) -> _Asked:
+def _export(
+    folder: Path, adapters: Sequence[Path], options: EvalOptions, records: Sequence[Record], say: Callable[[str], None]
+) -> _Asked:
     if adapters:
         raise UsageError("An export holds its adapters already.", "Leave out --adapter, or evaluate the checkpoint.")
     decided = "an adapter: what an export holds was decided when it was made"
@@ -143,6 +146,7 @@ def _export(folder: Path, adapters: Sequence[Path], options: EvalOptions, say: C
     options.require_use(("allow_uncorrected_detector",), bool(options.swap), decided)
     say("loading")
     onnx_vlm = OnnxVLM.from_pretrained(folder, options.providers, index=options.external_index, opened=False)
+    require_answerable(folder, records, onnx_vlm.inputs)
     onnx_vlm.inputs.limit(options.max_prompt_tokens)
     identity: list[Any] = [onnx_vlm.manifest.model_dump(mode="json")]
     if options.swap:

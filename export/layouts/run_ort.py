@@ -18,13 +18,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from onnxruntime import (
-    InferenceSession,
-    OrtValue,
-    SessionOptions,
-    get_available_providers,
-    set_default_logger_severity,
-)
+from onnxruntime import InferenceSession, OrtValue, get_available_providers, set_default_logger_severity
 from PIL import Image, ImageOps
 from tokenizers import Tokenizer, pre_tokenizers
 
@@ -67,9 +61,7 @@ def graph(path, provider):
     """A graph as a function of what it is fed, by name."""
     set_default_logger_severity(3)
     known, place = provider in get_available_providers(), "cuda" if provider.startswith("CUDA") else "cpu"
-    options = SessionOptions()
-    options.enable_mem_pattern = False  # one is kept for every shape that ever came
-    session = InferenceSession(str(path), options, providers=[provider]) if known else None
+    session = InferenceSession(str(path), providers=[provider]) if known else None
     if not session or session.get_providers()[0] != provider:  # ONNX Runtime falls back without a word
         raise SystemExit(f"ONNX Runtime does not give {provider} here. Install onnxruntime-gpu and its libraries.")
     names = [value.name for value in session.get_outputs()]

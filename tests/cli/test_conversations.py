@@ -108,7 +108,7 @@ def test_a_conversation_that_the_template_breaks_is_refused_before_a_model_is_lo
     path.write_text("\n".join(map(json.dumps, lines)))
     out = tmp_path / "out"
     for line in (
-        ("fit", "one-pass", random_checkpoint, "--fused-layer", 4, "-o", out),
+        ("fit", "one-pass", random_checkpoint, "--fused-layer", 4, "--refusal", "no .", "-o", out),
         ("eval", random_checkpoint),
         ("diagnose", random_checkpoint, "-o", out),
         ("export", random_checkpoint, "-o", out),

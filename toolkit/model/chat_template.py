@@ -13,7 +13,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ...adapters.artifact.checkpoint import INDEX, weight_files
 from ...adapters.artifact.configuration import configuration, json_object
 from ...adapters.artifact.files import EXPORT_MANIFEST
 from ...adapters.artifact.held import held
@@ -89,6 +88,8 @@ def _read(path: Path) -> str:
 
 
 def _make(folder: Path, text: str, out: Path) -> None:
+    from ...adapters.artifact.checkpoint import INDEX, weight_files  # needs torch
+
     files = {name: data for name, data in configuration(folder).items() if name != _LEGACY}
     for name in ("tokenizer_config.json", "processor_config.json"):
         if name in files:
@@ -113,6 +114,8 @@ def _same(path: Path, target: Path) -> None:
 
 def _digest(folder: Path, text: str) -> str:
     """Of the template, and of the checkpoint's files by path, size and time."""
+    from ...adapters.artifact.checkpoint import weight_files
+
     found = hashlib.sha256(text.encode() + b"\0")
     for path in (*(folder / name for name in sorted(configuration(folder))), *weight_files(folder)):
         state = path.stat()
