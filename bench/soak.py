@@ -131,7 +131,7 @@ def soak(
     workers = [threading.Thread(target=work, args=(client,), daemon=True) for client in clients]
     for worker in workers:
         worker.start()
-    told = 0.0
+    told = -60.0
     while (spent := time.monotonic() - began) < 60 * minutes:
         most = max(most, resident())
         given = sum(client.counts.tally["answers"] for client in clients)
