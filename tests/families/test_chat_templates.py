@@ -12,15 +12,6 @@ KNOWS = (
 IGNORES = "{% for m in messages if m['role'] == 'user' %}{{ m['content'][-1]['text'] }}{% endfor %}"
 
 
-@pytest.fixture
-def templated(random_vlm, monkeypatch):
-    def use(template):
-        monkeypatch.setattr(random_vlm.inputs.processor, "chat_template", template)
-        return random_vlm.inputs
-
-    return use
-
-
 def test_the_system_turn_stands_before_the_request(templated):
     rendered = templated(KNOWS).render(Request("is it dangerous ?", system="be careful"))
     assert rendered == "system: be careful | user: is it dangerous ? | assistant:"

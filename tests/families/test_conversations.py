@@ -127,15 +127,6 @@ FORGETS_THOUGHTS = (
 SAME = "be careful . what ?"
 
 
-@pytest.fixture
-def templated(random_vlm, monkeypatch):
-    def use(template):
-        monkeypatch.setattr(random_vlm.inputs.processor, "chat_template", template)
-        return random_vlm.inputs
-
-    return use
-
-
 @pytest.mark.parametrize(
     ("template", "messages", "refused"),
     [
