@@ -1,5 +1,6 @@
 """Fixtures of the tiny LLaVA and its base export."""
 
+import pytest
 from tiny_llava import make_adapter, make_detector, make_probe, requests, split_risks, vlm  # noqa: F401
 
 
