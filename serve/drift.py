@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ..adapters.artifact.deciding import gate_at
 from ..adapters.artifact.files import read_inside, require_hashes
@@ -182,14 +182,12 @@ class _Histogram(BaseModel):
 class _Detector(BaseModel):
     """What of ``detector.json`` is read."""
 
-    model_config = ConfigDict(extra="ignore")
     histogram: _Histogram
 
 
 class _Calibrated(BaseModel):
     """What of a row of ``calibration.json`` is read."""
 
-    model_config = ConfigDict(extra="ignore")
     what: str
     false_positive_rate: float | None = None
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from ...adapters.ranges import seed_setting
-from ...adapters.settings import POSITIVE, setting
+from ...adapters.settings import POSITIVE, Condition, setting
 from ...toolkit.data.options import RECORDS, ReadOptions
 from ...toolkit.evaluation.options import PromptOptions, RecordOptions
 from ...toolkit.model.options import LoadOptions, PlaceOptions
 from ..options import ParityOptions, SwapOptions
+
+
+def served_model_setting(*, acts: Condition | Sequence[Condition] = ()) -> Any:
+    """The field by which a model of a server is chosen; see :func:`~safetykit.adapters.settings.setting`."""
+    return setting(None, "Which model of a server answers.", shown="its only one", acts=acts)
 
 
 class EvalOptions(RecordOptions, PromptOptions, SwapOptions, LoadOptions):
@@ -15,7 +23,7 @@ class EvalOptions(RecordOptions, PromptOptions, SwapOptions, LoadOptions):
 
     data: str = setting(..., RECORDS)
     system: str = setting("", "A system prompt before every request.", shown="none")
-    served_model: str | None = setting(None, "Which model of a server answers.", shown="its only one")
+    served_model: str | None = served_model_setting()
     allow_wrong_base: bool = setting(False, "Accept an adapter fitted on another model.")
     overwrite: bool = setting(False, "Replace the file of --out if it exists.")
 
@@ -46,7 +54,5 @@ class VerifyOptions(ParityOptions, SwapOptions, PlaceOptions):
     server: str | None = setting(
         None, "Address of a server, which is asked instead.", shown="none", acts={"canary": True}
     )
-    served_model: str | None = setting(
-        None, "Which model of the server is asked.", shown="its only one", acts={"canary": True}
-    )
+    served_model: str | None = served_model_setting(acts={"canary": True})
     capturable: bool = setting(False, "Say for each graph what would break the capture of a CUDA graph.")

@@ -49,7 +49,7 @@ def diagnose(
             console.warn(records.told())
         path = model_path(model)
         asked: dict[str, Any] = {name: getattr(options, name) for name in ("budget", "pairs", "neurons")}
-        require_diagnosis(path, records, batch_size=options.rows, **asked)
+        looked_at = require_diagnosis(path, records, batch_size=options.rows, **asked)
         with console.work("loading") as doing:
             vlm = VLM.from_pretrained(path, **options.loading())
             doing("diagnosing")
@@ -60,6 +60,7 @@ def diagnose(
                 seed=options.seed,
                 progress=doing.count,
                 journal_path=journal,
+                looked_at=looked_at,
                 say=console.note,
             )
             doing("drawing")

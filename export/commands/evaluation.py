@@ -130,7 +130,6 @@ def _opened(
     from .checkpoint import opened_checkpoint  # needs torch
 
     with opened_checkpoint(model, adapters, options, say) as (vlm, identity):
-        vlm.inputs.limit(options.max_prompt_tokens)
         yield _Asked(vlm, identity)
 
 

@@ -70,7 +70,7 @@ def verify_folder(
     if options.server is not None and model is None:
         options.require_use(_RUNS, False, "graphs that run here: the server chose its own")
     manifest = read_manifest(folder, verify=False)
-    if model is not None or options.canary:
+    if model is not None or (options.canary and options.server is None):
         require_available(options.providers)
     require_hashes(folder, dict(manifest.files))
     require_named(folder, {LAYOUT.manifest, *manifest.files})

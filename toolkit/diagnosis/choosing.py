@@ -81,11 +81,14 @@ class Chosen:
 
 def require_diagnosis(
     folder: Path, records: Sequence[Record], *, budget: int | None, pairs: int, neurons: int, batch_size: int | None
-) -> None:
+) -> Chosen | None:
     """Refuse a diagnosis that cannot be, before the model in ``folder`` is loaded.
 
     Args:
         records: of the fit split; the others are those of :func:`.run.diagnose`.
+
+    Returns:
+        What it looks at; None where the model is not known, which loading explains.
 
     Raises:
         UsageError: there is no pair, no harmful text record, or the budget is too small.
@@ -93,6 +96,7 @@ def require_diagnosis(
     from ..model.inputs import InputProcessor
 
     if (shape := decoder_shape(folder)) is None:
-        return  # which loading explains
+        return None
     chosen = Chosen.of(InputProcessor.from_pretrained(folder), records, pairs)
     chosen.plan(shape.n_layers, neurons, batch_size or ROWS, LONGEST).within(budget)
+    return chosen

@@ -50,6 +50,7 @@ def diagnose(
     progress: Progress | None = None,
     journal_path: Path | None = None,
     say: Callable[[str], None] | None = None,
+    looked_at: Chosen | None = None,
 ) -> ChannelMap:
     """Diagnose a model on the ``fit`` split; other splits are not looked at.
 
@@ -65,6 +66,7 @@ def diagnose(
         progress: called with forward passes done and planned.
         journal_path: where finished batches are kept, to resume from; removed when all is done.
         say: told the cost before it is paid.
+        looked_at: the records' pairs, where :func:`~.choosing.require_diagnosis` has chosen them.
 
     Raises:
         UsageError: the seed is none, there are too few pairs, the model refuses nothing, or the budget is too small.
@@ -75,14 +77,15 @@ def diagnose(
     records = [record for record in records if record.split == "fit"]
     if isinstance(vlm, (str, Path)):
         asked: dict[str, Any] = {"budget": budget, "pairs": pairs, "neurons": neurons, "batch_size": batch_size}
-        require_diagnosis(model_path(vlm), records, **asked)
+        looked_at = require_diagnosis(model_path(vlm), records, **asked)
         vlm = VLM.from_pretrained(vlm)
-    given: dict[str, Any] = {"budget": budget, "pairs": pairs, "neurons": neurons, "seed": seed}
+    given: dict[str, Any] = {"budget": budget, "neurons": neurons, "seed": seed}
     given["max_new_tokens"] = max_new_tokens
+    looked_at = looked_at or Chosen.of(vlm.inputs, records, pairs)
     while True:
         rows = from_first(batch_size or vlm.batch_size.of(ROWS))  # other processes may have other memory
         try:
-            return _diagnosed(vlm, records, rows, journal_path, progress, say, **given)
+            return _diagnosed(vlm, records, looked_at, rows, journal_path, progress, say, **given)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -92,18 +95,17 @@ def diagnose(
 def _diagnosed(
     vlm: VLM,
     records: Sequence[Record],
+    looked_at: Chosen,
     batch_size: int,
     journal_path: Path | None,
     progress: Progress | None,
     say: Callable[[str], None] | None,
     *,
     budget: int | None,
-    pairs: int,
     neurons: int,
     seed: int,
     max_new_tokens: int,
 ) -> ChannelMap:
-    looked_at = Chosen.of(vlm.inputs, records, pairs)
     if neurons:
         mlp_output(vlm, 0)  # refuses now what would be refused after the long part
     start = time.perf_counter()

@@ -15,16 +15,13 @@ from typing import Any
 
 from ...adapters.artifact.configuration import configuration, json_object
 from ...adapters.artifact.files import EXPORT_MANIFEST
-from ...adapters.artifact.held import held
 from ...adapters.artifact.hub import located, name_of
 from ...adapters.artifact.output import atomic_folder
 from ...adapters.errors import UsageError
-from ..distributed.job import local_rank
-from ..distributed.world import from_first
 from ..families import families
 from ..families.family import Family
 from ..families.templates import require_compiles
-from .cache import cache_of
+from .cache import cache_of, made_once
 
 TEMPLATE, _LEGACY, _KEY = "chat_template.jinja", "chat_template.json", "chat_template"
 _LONGEST = 2**20  # bytes of a template
@@ -52,12 +49,7 @@ def with_chat_template(folder: Path, template: Path | str) -> Path:
         raise UsageError("A text without `{` is no chat template.", f"Name a file by a Path. {_GIVE}")
     require_compiles(text, str(template) if isinstance(template, Path) else "The chat template")
     target = cache_of("templated") / _digest(folder, text) / name_of(folder)
-    if local_rank() == 0 and not target.is_dir():
-        with held(target, wait=True):  # another process may be making the same one
-            if not target.is_dir():
-                _make(folder, text, target)
-    from_first(None)  # until then the other processes of this machine wait for it
-    return target
+    return made_once(target, lambda: _make(folder, text, target))
 
 
 def require_chat_template(model: Path | str) -> None:

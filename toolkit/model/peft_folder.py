@@ -23,16 +23,13 @@ from ...adapters.artifact.checkpoint import INDEX, weight_files
 from ...adapters.artifact.checkpoint import WEIGHTS as SINGLE
 from ...adapters.artifact.configuration import configuration
 from ...adapters.artifact.files import CONFIGURATION_FILES, read_inside, sha256_file
-from ...adapters.artifact.held import held
 from ...adapters.artifact.hub import located, name_of, plain_file
 from ...adapters.artifact.output import atomic_folder
 from ...adapters.artifact.tensors import StoredTensor
 from ...adapters.artifact.updates import WeightUpdate
 from ...adapters.errors import InvalidArtifact, SafetykitError, UsageError
 from ..data.sources import model_path
-from ..distributed.job import local_rank
-from ..distributed.world import from_first
-from .cache import cache_of
+from .cache import cache_of, made_once
 from .lora_layers import updates_from_peft
 from .weights import Weights, empty_model
 
@@ -68,12 +65,7 @@ def checkpoint_path(text: Path | str, base: Path | str | None = None) -> Path:
         raise InvalidArtifact(f"{folder} holds {CONFIG} and no {WEIGHTS}.", "Save the adapter with safetensors.")
     plain_file(folder, WEIGHTS)
     target = cache_of("merged") / _digest(folder, below) / name_of(folder)
-    if local_rank() == 0 and not target.is_dir():
-        with held(target, wait=True):  # another process may be merging the same two
-            if not target.is_dir():
-                merge(folder, below, target)
-    from_first(None)  # until then the other processes of this machine wait for it
-    return target
+    return made_once(target, lambda: merge(folder, below, target))
 
 
 def merge(folder: Path, base: Path, out: Path) -> None:

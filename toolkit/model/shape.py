@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from ...adapters.artifact.manifest import BaseInfo
     from ...adapters.artifact.sites import Site
 
-_CHOICE = "pass --allow-wrong-base; the card then shows that you did"
 _OF_DECODER = ("block", "attn", "mlp", "final_norm")  # kinds of sites whose states have the decoder's width
 
 
