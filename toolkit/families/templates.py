@@ -22,7 +22,7 @@ from typing import Any
 from ...adapters.errors import InvalidArtifact, UsageError
 from . import template_worker
 
-SECONDS = 10.0  # for one rendering
+SECONDS = 5.0  # for one rendering; a template of a model takes milliseconds
 MAX_CHARACTERS = 2**23  # of a rendered conversation
 MAX_MEMORY = 2**29  # bytes of the process
 _START = 120.0  # seconds to start in, on a machine with much else to do
