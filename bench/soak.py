@@ -12,17 +12,19 @@ because of an odd request is sent again without the odd ones, as a server would.
 Counted are answers that differ from the expected ones in their tokens, in the decision or in a score, errors that are
 not typed, and leaks. Every record about a picture has a canary word: the name of what is shown, which the picture
 holds and the prompt does not, and which the answer says. A leak is a canary of another record of any batch in an answer
-or in an error. Memory is the resident set of the process, looked at once a minute before and after glibc gives back the
-pages that are free (`malloc_trim`): what threads allocate and free leaves gaps that it keeps. A slope of what is then
-left is a leak; it is fitted to the minutes after the first third, with a 95 % interval.
+or in an error.
+
+Memory is looked at once a minute, after glibc gave back the pages that are free (`malloc_trim`): what threads allocate
+and free leaves gaps that it keeps. Three figures: what malloc has given out (`mallinfo2`) in its heaps: a slope is
+a leak. Large blocks with a mapping of their own, of which ONNX Runtime's arena is the largest: it doubles when a batch
+needs more than any before, and is kept. And what of both, and of files, is resident: pages of the arena become resident
+when they are first used, so that this figure rises long after the others stand still. Slopes are fitted to the minutes
+after the first third, with a 95 % interval.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
-import os
 import resource
 import subprocess
 import sys
@@ -33,17 +35,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from safetykit.adapters.errors import SafetykitError
 from safetykit.bench.clients import EXAMPLES, FAILURES, TOKENS, Client, Counts, Question, words_of
+from safetykit.bench.memory_in_use import Memory, looked, memories, resident
 from safetykit.bench.skeleton import arguments, run, say, write_results, write_table
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.toolkit.data.records import Record, load_records, subset
 from safetykit.toolkit.data.sources import data_path
 from safetykit.toolkit.model.requests import Generation, Request
-
-_PAGE = os.sysconf("SC_PAGE_SIZE") / 2**20  # MiB
 
 
 def make_export(folder: Path) -> Path:
@@ -116,12 +116,12 @@ def soak(
         rows: most of a batch.
 
     Returns:
-        Counts, examples of what failed, seconds, and resident memory [seconds, MiB] once a minute when free pages were
-        given back, and the most before that.
+        Counts, examples of what failed, seconds, looks at the memory once a minute when free pages were given back, and
+        the most that was resident before that.
     """
     clients = [Client(vlm, asked, rows, seed) for seed in range(threads)]
     gc.collect()
-    began, samples, most = time.monotonic(), [], 0.0
+    began, samples, most = time.monotonic(), list[Memory](), 0.0
     over = threading.Event()
 
     def work(client: Client) -> None:
@@ -137,9 +137,8 @@ def soak(
         given = sum(client.counts.tally["answers"] for client in clients)
         if spent - told >= 60:
             told = spent
-            give_back()
-            samples.append((round(spent, 1), round(resident(), 2)))
-            say(f"{spent / 60:.0f} min, {given:,} answers, {samples[-1][1]:.0f} MiB")
+            samples.append(looked(spent))
+            say(f"{spent / 60:.0f} min, {given:,} answers, {samples[-1].resident:.0f} MiB")
         if answers is not None and given >= answers:
             break
         time.sleep(min(1.0, max(0.0, 60 * minutes - spent)))
@@ -160,36 +159,6 @@ def soak(
     }
 
 
-def resident() -> float:
-    """Resident memory of this process, in MiB."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
-
-
-def give_back() -> None:
-    """Have glibc return the pages that are free; elsewhere nothing."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def slope(samples: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """Memory by the minute, and the slope after the first third in MiB an hour with its 95 % interval.
-
-    Neighbouring samples are alike, so means of minutes are fitted; with fewer than four of them nothing is said.
-    """
-    minutes: dict[int, list[float]] = {}
-    for second, value in samples:
-        minutes.setdefault(int(second // 60), []).append(value)
-    means = [round(float(np.mean(values)), 1) for _, values in sorted(minutes.items())]
-    late = means[len(means) // 3 :]
-    if len(late) < 4:
-        return {"by_minute": means, "slope": None}
-    fit = stats.linregress(np.arange(len(late)) / 60, late)
-    value = float(np.nan_to_num(fit.slope))  # a constant has none
-    half = float(stats.t.ppf(0.975, len(late) - 2)) * float(np.nan_to_num(fit.stderr))
-    return {"by_minute": means, "slope": [round(one, 2) for one in (value, value - half, value + half)]}
-
-
 def table(results: Mapping[str, Any]) -> str:
     """What was asked, and what must be none."""
     tally, memory = results["tally"], results["memory"]
@@ -205,17 +174,26 @@ def table(results: Mapping[str, Any]) -> str:
         ("slowest batch", f"{results['slowest']:.1f} s"),
         *((f"**{name}**", f"{tally.get(name, 0):,}") for name in FAILURES),
     ]
-    if memory["by_minute"]:
-        first, last = memory["by_minute"][0], memory["by_minute"][-1]
-        rows.append(("resident memory without free pages, first and last minute", f"{first:.0f}, {last:.0f} MiB"))
-        rows.append(("with those that were kept for a minute, at most", f"{results['most_mb']:.0f} MiB"))
-    if memory["slope"]:
-        value, low, high = memory["slope"]
-        rows.append(("slope after the first third, 95 %", f"{value:+.1f} MiB an hour ({low:+.1f} to {high:+.1f})"))
+    for name, said in _MEMORY.items():
+        if (found := memory.get(name)) and found["by_minute"]:
+            rows.append(
+                (f"{said}, first and last minute", f"{found['by_minute'][0]:.0f}, {found['by_minute'][-1]:.0f} MiB")
+            )
+            if found["slope"]:
+                value, low, high = found["slope"]
+                rows.append(
+                    ("slope after the first third, 95 %", f"{value:+.1f} MiB an hour ({low:+.1f} to {high:+.1f})")
+                )
+    rows.append(("resident with free pages that were kept for a minute, at most", f"{results['most_mb']:.0f} MiB"))
     return "\n".join(["| | |", "|---|---:|", *(f"| {name} | {value} |" for name, value in rows), ""])
 
 
 _ASKED = ("answers", "with pictures", "with canaries")
+_MEMORY = {
+    "used": "given out by malloc, in its heaps",
+    "blocks": "large blocks, ONNX Runtime's arena among them",
+    "resident": "resident without free pages",
+}
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -241,7 +219,7 @@ def main(given: Sequence[str] | None = None) -> int:
     for kind, count in counts.tally.items():  # what went wrong before the threads began
         found["tally"][kind] = found["tally"].get(kind, 0) + count
         found["examples"][kind] = [*counts.examples[kind], *found["examples"].get(kind, [])][:EXAMPLES]
-    results = {**found, "memory": slope(found["memory"]), "threads": options.threads, "rows": options.rows}
+    results = {**found, "memory": memories(found["memory"]), "threads": options.threads, "rows": options.rows}
     write_results(options.out / "soak.json", results)
     write_table(options.out / "soak.md", table(results))
     return int(any(results["tally"].get(name) for name in FAILURES))

@@ -1,12 +1,14 @@
 """The soak sees what it is there to see."""
 
+import ctypes
 from types import SimpleNamespace
 
 import pytest
 
 from safetykit.adapters.errors import UsageError
 from safetykit.bench.clients import Client, Question
-from safetykit.bench.soak import slope, soak
+from safetykit.bench.memory_in_use import Memory, in_use, memories, slope
+from safetykit.bench.soak import soak
 from safetykit.toolkit.model.requests import Generation
 
 
@@ -99,3 +101,23 @@ def test_the_slope_of_memory_is_found_with_its_interval(growth, flat):
     assert low <= 60 * growth + 1e-6 and high >= 60 * growth - 1e-6 and (low <= 0 <= high) == flat
     assert value == pytest.approx(60 * growth, abs=0.5)
     assert slope([(0, 900.0), (60, 901.0)])["slope"] is None
+
+
+@pytest.mark.skipif(in_use() is None, reason="this C library does not say what is in use")
+def test_what_malloc_gave_out_is_counted_until_it_is_given_back():
+    library, (before, _) = ctypes.CDLL(None), in_use()
+    library.malloc.restype, library.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    pieces = [library.malloc(4096) for _ in range(1024)]
+    during, _ = in_use()
+    for piece in pieces:
+        library.free(piece)
+    assert during - before == pytest.approx(4, abs=0.5) and in_use()[0] - before == pytest.approx(0, abs=0.5)
+
+
+def test_each_kind_of_memory_has_its_own_slope():
+    looks = [Memory(60 * at, 500 + at, 200, 128) for at in range(9)]
+    found = memories(looks)
+    assert {name: one["slope"][0] for name, one in found.items()} == pytest.approx(
+        {"resident": 60, "used": 0, "blocks": 0}
+    )
+    assert memories([one._replace(used=None, blocks=None) for one in looks]).keys() == {"resident"}
