@@ -8,7 +8,7 @@ import pytest
 from safetykit.adapters.errors import UsageError
 from safetykit.bench.clients import Client, Question
 from safetykit.bench.memory_in_use import Memory, in_use, memories, slope
-from safetykit.bench.soak import soak
+from safetykit.bench.soak import soak, steps
 from safetykit.toolkit.model.requests import Generation
 
 
@@ -121,3 +121,7 @@ def test_each_kind_of_memory_has_its_own_slope():
         {"resident": 60, "used": 0, "blocks": 0}
     )
     assert memories([one._replace(used=None, blocks=None) for one in looks]).keys() == {"resident"}
+
+
+def test_growth_in_steps_is_told_by_the_minute():
+    assert steps([7, 135, 135.2, 267, 267]) == "128 MiB (minute 1), 132 MiB (minute 3)" and steps([5, 5]) == "none"
