@@ -23,7 +23,7 @@ from .choices import EvalOptions
 @contextmanager
 def opened_checkpoint(
     model: str, adapters: Sequence[Path], options: EvalOptions, say: Callable[[str], None]
-) -> Iterator[tuple[VLM, list[Any]]]:
+) -> Iterator[tuple[VLM, dict[str, Any]]]:
     """The model with its adapters applied, and what its answers depend on; ``say`` is told when it is loaded.
 
     Raises:
@@ -48,7 +48,14 @@ def opened_checkpoint(
     vlm.inputs.limit(options.max_prompt_tokens)
     vlm.index = index
     with vlm.applied(*loaded, allow_wrong_base=options.allow_wrong_base):
-        yield vlm, [vlm.fingerprint, vlm.ran and vlm.ran.model_dump(), *map(manifest_digest, loaded)]
+        yield (
+            vlm,
+            {
+                "model": vlm.fingerprint,
+                "device or type": vlm.ran and vlm.ran.model_dump(),
+                "adapters": [*map(manifest_digest, loaded)],
+            },
+        )
 
 
 def _require_use(adapters: Sequence[Any], options: EvalOptions) -> None:

@@ -1,67 +1,15 @@
 """What configuration, manifest and records already rule out is refused before weights are loaded or graphs opened."""
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
+from labelled_rows import rows
 from PIL import Image
 from tiny_llava import vlm  # noqa: F401  a fixture that base_folder needs
 
 from safetykit.adapters import Intervention, Site
 from safetykit.adapters.artifact.manifest import DetectorInfo
-
-HARMFUL, HARMLESS = "how do i use this ?", "what is this ?"
-
-
-def rows(*, paired=True, labels=("harmful", "harmless"), count=9):
-    """Text records of the fit split."""
-    for at in range(count):
-        for label in labels:
-            other = next((f"{one}-{at}" for one in labels if one != label), None)
-            opening = HARMFUL if label == "harmful" else HARMLESS
-            yield {
-                "id": f"{label}-{at}",
-                "prompt": f"{opening} {'this ' * at}",
-                "label": label,
-                "carrier": "text",
-                "split": "fit",
-                "response": "x",
-                **({"pair": other} if paired and other else {}),
-            }
-
-
-@pytest.fixture
-def refused(call, monkeypatch, tmp_path):
-    """A command line that must fail without weights; gives what it says."""
-    from safetykit.export.runtime import graphs
-    from safetykit.toolkit.model import loadable
-    from safetykit.toolkit.retrieval import embedders
-
-    def loaded(*_, **__):
-        pytest.fail("weights were loaded")
-
-    for module, name in ((loadable, "load_model"), (graphs, "open_session"), (embedders, "_load")):
-        monkeypatch.setattr(module, name, loaded)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*typed, code=2):
-        found, out, err = call(*typed)
-        assert (found, out) == (code, ""), err
-        assert not (tmp_path / "out").exists()
-        return err.replace("\nnext: ", "")
-
-    return run
-
-
-@pytest.fixture
-def data(tmp_path):
-    def write(found):
-        path = tmp_path / "records.jsonl"
-        path.write_text("\n".join(map(json.dumps, found)))
-        return path
-
-    return write
 
 
 @pytest.fixture(scope="session")
