@@ -32,7 +32,7 @@ from ..distributed.world import is_first
 from ..index.caption_index import CaptionIndex
 from ..model.asking import require_answerable
 from ..model.options import AUTO, LoadOptions
-from ..model.shape import Shape, decoder_shape, require_adaptable, require_same_shape
+from ..model.shape import Shape, decoder_shape, require_adaptable, require_fitted_on, require_same_shape
 from ..model.vlm import VLM
 from ..sweep.run import fit_by_sweep, known_identity
 from ..workbench import Workbench
@@ -151,9 +151,12 @@ def _fit_there(
             console.warn(said)
     with console.work("loading") as doing:
         loading = _typed(call).loading()
+        known = require_fitted_on(correctors, model_path(model), model) if correctors or channels else None
+        if channels is not None and known is not None:
+            channels.require_base(known, model)
         vlm = VLM.from_pretrained(model_path(model), **loading)
-        if channels is not None:
-            channels.require_base(vlm.fingerprint, model)
+        if known is not None:
+            vlm.fingerprint = known
         text_model = None
         if "text_model" in inputs:
             text_model = VLM.from_pretrained(model_path(inputs["text_model"]), **loading)
