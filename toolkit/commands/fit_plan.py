@@ -49,7 +49,11 @@ def require_layers(method: Method, given: Mapping[str, Any], model: str) -> None
     Raises:
         UsageError: naming the setting, and what the model has.
     """
-    settings, depth = method.settings.recorded(given), written_depth(model_path(model))
+    settings = method.settings.recorded(given)
+    try:
+        depth = written_depth(model_path(model))
+    except UsageError:  # which is said after what is wrong with other options
+        return
     if depth is not None:
         require_depth(settings, depth)
 

@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -81,7 +82,7 @@ class Endpoint:
             ServerFailed: it does not answer, or not as it should.
         """
         over = Event()
-        asked = [_begun(lambda one=one: self._asked(one, max_new_tokens, {}, over)) for one in requests]
+        asked = [_begun(partial(self._asked, one, max_new_tokens, {}, over)) for one in requests]
         try:
             return [_generation(self._placed(one.result, at, len(asked), requests[at])) for at, one in enumerate(asked)]
         finally:
@@ -233,7 +234,7 @@ def _begun(make: Callable[[], T]) -> Future[T]:
 
 def _pause(error: Any, at: int) -> float:
     """Seconds before the next try: what the server asks for, or more from one try to the next."""
-    response = getattr(error, "response", None)
+    response: Any = getattr(error, "response", None)
     with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
         asked = float(response.headers["retry-after"])
         if 0 < asked <= 60:
