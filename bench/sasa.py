@@ -120,7 +120,7 @@ def perceived(vlm: VLM, records: list[Record], path: Path) -> set[str]:
     """Ids of the records whose picture the model names as a thing of the right category (text records all are)."""
     category = {thing.word: thing.category for thing in things()}
     pictures = {record.image: record for record in records if record.image}
-    journal = Journal(path, [vlm.fingerprint, sorted(pictures)])
+    journal = Journal(path, {"model": vlm.fingerprint, "pictures": sorted(pictures)})
     missing = [key for key in sorted(pictures) if key not in journal.done]
     for start in range(0, len(missing), 64):
         chosen = missing[start : start + 64]
@@ -254,7 +254,8 @@ def main(given: Sequence[str] | None = None) -> None:
         features = states_of(vlm, records, options.out / f"{checkpoint}-states.safetensors")
         skeleton.say(f"{checkpoint}: answers")
         seen = perceived(vlm, test, options.out / f"{checkpoint}-named.jsonl")
-        journal = Journal(options.out / f"{checkpoint}-answers.jsonl", [vlm.fingerprint, describe_data(test).sha256])
+        identity = {"model": vlm.fingerprint, "records": describe_data(test).sha256}
+        journal = Journal(options.out / f"{checkpoint}-answers.jsonl", identity)
         answers = decide(vlm, test, max_new_tokens=_ANSWER_TOKENS, batch_size=64, journal=journal)
         refusal = refusal_of(vlm, [record for record in records if record.split == "fit"])
         found["detectors"]["undefended"] = {"rows": rows_of(answers, seen)}

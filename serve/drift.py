@@ -116,6 +116,29 @@ class Drift:
         return filled
 
 
+def least_window(references: Sequence[Reference], false_alarms: float) -> int | None:
+    """The smallest first window that can raise an alarm, if all or none of its prompts lie above some value.
+
+    Of a reference whose calibration leaves the shares from ``low`` to ``high``, all of n prompts do it where
+    ``high ** n < a / 2``, none of them where ``(1 - low) ** n < a / 2``.
+
+    Args:
+        false_alarms: see :class:`Drift`.
+
+    Returns:
+        None where no window can.
+    """
+    found: list[int] = []
+    for one in references:
+        each = false_alarms / len(references) / 2 / len(one.edges)
+        low, high = within(_above(np.asarray(one.counts)), one.records, each)
+        with np.errstate(divide="ignore"):
+            rates = -np.log(np.stack([high, 1 - low]))  # in nats a prompt
+        if (best := float(rates.max())) > 0:
+            found.append(int(math.log(2 / (each / 2)) / best) + 1)
+    return min(found, default=None)
+
+
 @dataclass
 class _Watched:
     reference: Reference

@@ -11,11 +11,13 @@ from typing import Any
 
 import uvicorn
 
+from ..adapters.errors import UsageError
+from ..adapters.settings import spell
 from ..export.runtime.hotswap import read_swap
 from ..export.runtime.onnx_vlm import OnnxVLM
 from .access import Keys, read_keys
 from .app import application
-from .drift import references_of
+from .drift import Reference, least_window, references_of
 from .logs import Log
 from .options import ServeOptions
 from .plan import bound, read_adapters, require_keys
@@ -101,6 +103,7 @@ def opened(folder: Path, options: ServeOptions, *, say: Callable[[str], None] = 
         if options.swap:
             own = read_swap(options.swap, model.manifest, allow_uncorrected_detector=allowed)
         swaps = read_adapters(options.adapters, model.manifest, allow_uncorrected_detector=allowed)
+        watched = _watched(model, options, say)
         if options.canary:
             found = model.check_canaries()
             say(f"{len(found.canaries)} canaries are answered as they were, {found.telling} of them show the adapters")
@@ -108,12 +111,29 @@ def opened(folder: Path, options: ServeOptions, *, say: Callable[[str], None] = 
         if own is not None:
             model.install(own)
         name = options.name or folder.resolve().name
-        watched = () if options.swap or not options.drift_window else references_of(model.path, model.manifest)
-        options.require_use(
-            ("drift_window", "drift_false_alarms"), bool(watched), "an export with own adapters that were calibrated"
-        )
         service = Service(model, name, options, Log(prompts=options.log_prompts), swaps, watched)
         try:
             yield Server(service, keys, listening)
         finally:
             service.close()
+
+
+def _watched(model: OnnxVLM, options: ServeOptions, say: Callable[[str], None]) -> tuple[Reference, ...]:
+    """What the server's prompts are compared with; ``say`` is told where that can show nothing.
+
+    Raises:
+        UsageError: an option of drift cannot act, or no window of the size that was asked for can raise an alarm.
+    """
+    found = () if options.swap or not options.drift_window else references_of(model.path, model.manifest)
+    own = "an export with own adapters that were calibrated"
+    options.require_use(("drift_window", "drift_false_alarms"), bool(found), own)
+    least = least_window(found, options.drift_false_alarms)
+    if not found or (least is not None and least <= options.drift_window):
+        return found
+    window, alarms = (spell(ServeOptions, name) for name in ("drift_window", "drift_false_alarms"))
+    no_alarm = f"With this calibration and {alarms} {options.drift_false_alarms:g} {options.drift_window} prompts"
+    advice = f"Pass {window} {least} or more, or 0, which compares nothing."
+    if least is not None and options.given("drift_window"):
+        raise UsageError(f"{no_alarm} can raise no alarm of drift, whatever they are.", advice)
+    say(f"{no_alarm} can raise no alarm of drift: its records are too few")
+    return found

@@ -40,10 +40,12 @@ class Held:
     Attributes:
         target: where it will be; its parent is there.
         spent: what an interrupted run would go on from, and what ends when the output appears.
+        anew: whether what is kept of other work may be given up for it.
     """
 
     target: Path
     spent: list[Path] = field(default_factory=list)
+    anew: bool = False
 
     @property
     def folder(self) -> Path:
@@ -109,19 +111,24 @@ def ends_with_output(path: Path) -> bool:
     return any(path in output.spent for output in _HELD.get().values())
 
 
+def begins_anew(path: Path) -> bool:
+    """Whether a path is spent by an output that this thread holds, and that may be begun anew."""
+    return any(output.anew and path in output.spent for output in _HELD.get().values())
+
+
 def beside(target: Path, suffix: str) -> Path:
     """The hidden path next to an output for something that belongs to it."""
     return target.with_name(f".{target.name}.{suffix}")
 
 
 @contextmanager
-def held(target: Path, *, spent: Iterable[Path] = (), wait: bool = False) -> Iterator[Held]:
+def held(target: Path, *, spent: Iterable[Path] = (), wait: bool = False, anew: bool = False) -> Iterator[Held]:
     """Hold an output until the block ends; what a killed process has left of it is cleared first, with a warning.
 
     A thread that holds an output may hold it again.
 
     Args:
-        spent: see :class:`Held`.
+        spent: as ``anew``, see :class:`Held`.
         wait: for another process that holds it, in the place of an error.
 
     Raises:
@@ -133,7 +140,7 @@ def held(target: Path, *, spent: Iterable[Path] = (), wait: bool = False) -> Ite
         mine[folder].spent.extend(path for path in spent if path not in mine[folder].spent)
         yield mine[folder]
         return
-    found = Held(target, list(spent))
+    found = Held(target, list(spent), anew)
     _unfinished.clear()
     with _parents(target), _locked(found, wait=wait):
         token = _HELD.set({**mine, folder: found})

@@ -86,7 +86,7 @@ def claimed(
         UsageError: as :func:`require_free`.
         OutputFailed: the system would not write.
     """
-    with held(target, spent=spent) as output:
+    with held(target, spent=spent, anew=overwrite) as output:
         _require_free(target, overwrite, inputs)
         yield output
 
@@ -111,7 +111,7 @@ def claimed_file(
             another process writes it.
         OutputFailed: the system would not write.
     """
-    with held(target, spent=spent) as output:
+    with held(target, spent=spent, anew=overwrite) as output:
         _require_free_file(target, overwrite, keys, begins)
         yield output
 

@@ -49,8 +49,8 @@ class CARE(Settings):
         8, "k, the dimension of each subspace.", option="k", shown="an eighth of the model's width", ge=1
     )
     alpha: Strength = setting(1.0, "α, the strength; 1 removes, more reflects.", acts={"fusion": _PROJECTING})
-    beta: float = setting(1.0, "β: how much of the benign mean is put in.", acts={"fusion": "injection"})
-    floor: float = setting(0.0, "Leave out directions with λ at or below this; the first always stays.")
+    beta: float = setting(1.0, "β: how much of the benign mean is put in.", acts={"fusion": "injection"}, ge=0)
+    floor: float = setting(0.0, "Leave out directions with λ at or below this; the first always stays.", ge=0)
     contrast: Contrast = setting(
         "carrier",
         "What makes a record malicious: its label, its carrier too, or that the model answers it (behaviour).",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import model_validator
 
@@ -56,6 +56,7 @@ class NullSteer(Settings):
         "Directions of harmless states, strongest first, that are left alone.",
         acts={"constraint": "projection"},
         shown="a sixteenth of the width",
+        ge=0,
     )
     variance: float | None = setting(
         None,
@@ -66,12 +67,14 @@ class NullSteer(Settings):
     )
     ridge: float = setting(0.1, "a, as a share of the mean squared component of harmful states.", gt=0)
 
-    @model_validator(mode="after")
-    def _one_null_space(self) -> Self:
-        if self.dropped is not None and self.variance is not None:
-            names = [spell(type(self), name) for name in ("dropped", "variance")]
+    @model_validator(mode="before")
+    @classmethod
+    def _one_null_space(cls, given: Any) -> Any:
+        """Before it is asked whether both act: of two that exclude each other one is too many anyway."""
+        if isinstance(given, dict) and given.get("dropped") is not None and given.get("variance") is not None:
+            names = [spell(cls, name) for name in ("dropped", "variance")]
             raise UsageError(f"{names[0]} and {names[1]} both say what is left alone.", "Give one of them.")
-        return self
+        return given
 
     @model_validator(mode="after")
     def _somewhen(self) -> Self:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from safetykit.adapters.artifact.adapter import Adapter
+from safetykit.adapters.artifact.kept import Identity
 from safetykit.adapters.artifact.manifest import describe_data
 from safetykit.adapters.artifact.output import atomic_folder
 from safetykit.adapters.method import load
@@ -125,9 +126,14 @@ class Laboratory:
             adapt(work, manifest, [adapter])
         return folder
 
+    def _identity(self, records: Sequence[Record]) -> Identity:
+        """What answers depend on."""
+        data, tokens = describe_data(records).sha256, self.options.max_new_tokens
+        return {"model": self.vlm.fingerprint, "records": data, "--max-new-tokens": tokens}
+
     def answers(self, model: Callable[[], Generator], name: str, records: Sequence[Record]) -> list[Decision]:
         """What a model answers; kept batch by batch."""
-        identity = [self.vlm.fingerprint, describe_data(records).sha256, self.options.max_new_tokens]
+        identity = self._identity(records)
         journal = Journal(self.out / "answers" / f"{name}.jsonl", identity)
         say(f"answering: {name}")
         return decide(model(), records, max_new_tokens=self.options.max_new_tokens, batch_size=BATCH, journal=journal)

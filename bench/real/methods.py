@@ -28,6 +28,7 @@ from safetykit.adapters.tga.settings import TGA
 from safetykit.adapters.vlm_guard.settings import VLMGuard
 from safetykit.adapters.vlm_guard.statistics import collect
 from safetykit.toolkit.alignment import Aligner
+from safetykit.toolkit.data.journal import Journal
 from safetykit.toolkit.data.records import Record, subset
 from safetykit.toolkit.model.second_pass import SecondPass
 from safetykit.toolkit.model.vlm import VLM
@@ -149,15 +150,16 @@ def _swept(
     def progress(done: int, total: int) -> None:
         say(f"{name}: setting {done} of {total}")
 
+    records = describe_data(lab.swept).sha256
+    identity = {"method": name, "model": lab.vlm.fingerprint, "records": records, "tokens": SWEEP_TOKENS}
     trials = Trials(
         lab.vlm,
         lab.swept,
         solve,
-        identity=[name, lab.vlm.fingerprint, describe_data(lab.swept).sha256],
         max_new_tokens=SWEEP_TOKENS,
         batch_size=BATCH,
         progress=progress,
-        journal_path=lab.folder / f"{name}.sweep.jsonl",
+        journal=Journal(lab.folder / f"{name}.sweep.jsonl", identity),
     )
     trials.attempt(first)
     trials.attempt(around(trials.ranked()[0].setting))

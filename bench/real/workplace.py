@@ -109,7 +109,9 @@ class Bench:
     def journal(self, name: str, adapters: Sequence[Adapter]) -> Journal:
         """Where answers of a model with these adapters are kept."""
         fitted = [adapter.info.model_dump(mode="json") for adapter in adapters]
-        return Journal(self.folder / "answers" / f"{name}.jsonl", [*self.identity, fitted])
+        return Journal(
+            self.folder / "answers" / f"{name}.jsonl", {"model and records": self.identity, "adapters": fitted}
+        )
 
     def answers(
         self, model: Generator, name: str, adapters: Sequence[Adapter], records: Sequence[Record] | None = None
@@ -163,7 +165,7 @@ class Bench:
             return set()
         names = {slug(one.name): one.name for one in objects()}
         pictured = [record for record in self.test if record.carrier == "image"]
-        journal = Journal(self.folder / "answers/names.jsonl", self.identity)
+        journal = Journal(self.folder / "answers/names.jsonl", {"model and records": self.identity})
         missing = {record.image: record for record in pictured if record.image not in journal.done}
         for start in range(0, len(missing), BATCH):
             batch = list(missing.values())[start : start + BATCH]

@@ -15,7 +15,7 @@ from ...adapters.retrieval.retrieval import retrieval_of
 from ...toolkit.data.sources import model_path
 from ...toolkit.index.caption_index import CaptionIndex
 from ...toolkit.model.retriever import retriever_of
-from ...toolkit.model.shape import decoder_shape, require_adaptable, require_prompt_tokens
+from ...toolkit.model.shape import decoder_shape, require_adaptable, require_fitted_on, require_prompt_tokens
 from ...toolkit.model.vlm import VLM
 from .choices import EvalOptions
 
@@ -23,7 +23,7 @@ from .choices import EvalOptions
 @contextmanager
 def opened_checkpoint(
     model: str, adapters: Sequence[Path], options: EvalOptions, say: Callable[[str], None]
-) -> Iterator[tuple[VLM, list[Any]]]:
+) -> Iterator[tuple[VLM, dict[str, Any]]]:
     """The model with its adapters applied, and what its answers depend on; ``say`` is told when it is loaded.
 
     Raises:
@@ -43,12 +43,25 @@ def opened_checkpoint(
     require_reading(loaded)
     index = CaptionIndex.load(options.external_index) if options.external_index else None
     retriever_of(loaded, index)
+    known = None
+    if loaded and not options.allow_wrong_base:
+        say("comparing fingerprints")
+        known = require_fitted_on(loaded, folder, model)
     say("loading")
     vlm = VLM.from_pretrained(folder, **options.loading())
+    if known is not None:
+        vlm.fingerprint = known
     vlm.inputs.limit(options.max_prompt_tokens)
     vlm.index = index
     with vlm.applied(*loaded, allow_wrong_base=options.allow_wrong_base):
-        yield vlm, [vlm.fingerprint, vlm.ran and vlm.ran.model_dump(), *map(manifest_digest, loaded)]
+        yield (
+            vlm,
+            {
+                "model": vlm.fingerprint,
+                "device or type": vlm.ran and vlm.ran.model_dump(),
+                "adapters": [*map(manifest_digest, loaded)],
+            },
+        )
 
 
 def _require_use(adapters: Sequence[Any], options: EvalOptions) -> None:

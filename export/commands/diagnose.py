@@ -31,10 +31,12 @@ def diagnose(
     from ...adapters.artifact.names import located
     from ...adapters.artifact.output import claimed
     from ...toolkit.commands import console
+    from ...toolkit.data.journal import require_journal
     from ...toolkit.data.records import load_records, require_pictures
     from ...toolkit.data.sources import data_path, model_path
     from ...toolkit.diagnosis import diagnose as run
     from ...toolkit.diagnosis.choosing import require_diagnosis
+    from ...toolkit.diagnosis.run import known_identity
     from ...toolkit.distributed.output import by_first
     from ...toolkit.model.asking import require_answerable
     from ...toolkit.model.vlm import VLM
@@ -49,6 +51,7 @@ def diagnose(
             console.warn(records.told())
         path = model_path(model)
         asked: dict[str, Any] = {name: getattr(options, name) for name in ("budget", "pairs", "neurons")}
+        require_journal(journal, known_identity(records, **asked, seed=options.seed, batch_size=options.rows))
         looked_at = require_diagnosis(path, records, batch_size=options.rows, **asked)
         with console.work("loading") as doing:
             vlm = VLM.from_pretrained(path, **options.loading())

@@ -41,7 +41,9 @@ def evaluate(
     from .evaluation import evaluate_model
 
     with console.work() as doing:
-        result = evaluate_model(model, adapter or [], options, out=out, progress=doing.count, say=doing)
+        result = evaluate_model(
+            model, adapter or [], options, out=out, progress=doing.count, say=doing, waiting=doing.hold
+        )
     if options.allow_uncorrected_detector:
         console.warn("a detector was accepted although it may not have been fitted under the correctors beside it.")
     if result.skipped_rows:

@@ -14,8 +14,8 @@ from ...adapters.artifact.held import beside
 from ...adapters.artifact.manifest import canonical_json
 from ...adapters.artifact.names import located
 from ...adapters.artifact.output import claimed_file, write_output
-from ...adapters.errors import UsageError
-from ...toolkit.data.journal import Journal
+from ...adapters.errors import ServerFailed, UsageError
+from ...toolkit.data.journal import Journal, require_journal
 from ...toolkit.data.records import Record, require_pictures
 from ...toolkit.data.sources import is_address, is_export
 from ...toolkit.distributed.output import by_first
@@ -37,7 +37,7 @@ class _Asked:
     """What answers, and everything its answers depend on beside the records."""
 
     model: Generator
-    identity: list[Any]
+    identity: dict[str, Any]
 
 
 def evaluate_model(
@@ -48,6 +48,7 @@ def evaluate_model(
     out: Path | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
+    waiting: Callable[[str], None] | None = None,
     **given: Any,
 ) -> Evaluation:
     """Evaluate a checkpoint, with or without adapters, an export folder, or a server.
@@ -59,19 +60,22 @@ def evaluate_model(
         model: folder or name of a checkpoint, folder of an export, or address of a server, ``http://…/v1``.
         options: see :class:`EvalOptions`; its fields can be given as keywords too, which win.
         out: a file to write.
-        progress: told how many records are answered; ``say``: each step as it begins.
+        progress: told how many records are answered; ``say``: each step as it begins; ``waiting``: why a server is
+            asked again, and an empty text once it answers.
 
     Raises:
-        UsageError: an option cannot act, ``out`` exists or is no evaluation, or the model takes no system turn.
+        UsageError: an option cannot act, ``out`` exists or is no evaluation, the model takes no system turn, or what is
+            kept of an interrupted evaluation is of other records or options.
+        ServerFailed: a server does not answer.
     """
     options = EvalOptions(**given) if options is None else options.but(**given)
     options.require_use(("overwrite",), out is not None, "a file to write (--out)")
     if out is None:
-        return _evaluated(model, adapters, options, None, progress, say)
+        return _evaluated(model, adapters, options, None, progress, say, waiting)
     journal = beside(located(out), "partial.jsonl")
     claim = claimed_file(out, overwrite=options.overwrite, keys=("model", "rows", "decisions"), spent=[journal])
     with by_first(claim):
-        result = _evaluated(model, adapters, options, journal, progress, say)
+        result = _evaluated(model, adapters, options, journal, progress, say, waiting)
         if is_first():
             write_output(out, canonical_json(result.model_dump(mode="json")))
     return result
@@ -84,27 +88,47 @@ def _evaluated(
     journal_path: Path | None,
     progress: Progress | None,
     say: Callable[[str], None] | None,
+    waiting: Callable[[str], None] | None,
 ) -> Evaluation:
     records = options.records()
     require_pictures(records)
     say = say or (lambda _: None)
-    with _opened(model, adapters, options, records, say) as asked:
-        what = [*asked.identity, _digest(records), options.max_new_tokens, options.system]
-        journal = Journal(journal_path, what) if journal_path else None
+    what: dict[str, Any] = {
+        "records (--data, --split, --limit)": _digest(records),
+        "--max-new-tokens": options.max_new_tokens,
+        "--system": options.system,
+    }
+    if journal_path:
+        require_journal(journal_path, what)
+    with _opened(model, adapters, options, records, say, waiting) as asked:
+        journal = Journal(journal_path, {**what, **asked.identity}) if journal_path else None
         say("answering")
-        result = evaluate(
-            asked.model,
-            records,
-            name=model,
-            max_new_tokens=options.max_new_tokens,
-            batch_size=options.rows or _BATCH,
-            progress=progress,
-            journal=journal,
-            system=options.system,
-        )
+        with _kept(journal):
+            result = evaluate(
+                asked.model,
+                records,
+                name=model,
+                max_new_tokens=options.max_new_tokens,
+                batch_size=options.rows or _BATCH,
+                progress=progress,
+                journal=journal,
+                system=options.system,
+            )
     if journal:
         journal.finish()
     return result
+
+
+@contextmanager
+def _kept(journal: Journal | None) -> Iterator[None]:
+    """Say of what a server has answered before it failed that it is kept."""
+    try:
+        yield
+    except ServerFailed as error:
+        if journal and journal.done:
+            kept = f"What it has answered is kept in {journal.path}: the same command goes on from there."
+            raise ServerFailed(error.message, f"{error.next_step} {kept}") from None
+        raise
 
 
 def _digest(records: Sequence[Record]) -> str:
@@ -117,10 +141,15 @@ def _digest(records: Sequence[Record]) -> str:
 
 @contextmanager
 def _opened(
-    model: str, adapters: Sequence[Path], options: EvalOptions, records: Sequence[Record], say: Callable[[str], None]
+    model: str,
+    adapters: Sequence[Path],
+    options: EvalOptions,
+    records: Sequence[Record],
+    say: Callable[[str], None],
+    waiting: Callable[[str], None] | None,
 ) -> Iterator[_Asked]:
     if is_address(model):
-        yield _served(model, adapters, options, say)
+        yield _served(model, adapters, options, say, waiting)
         return
     options.require_use(("served_model",), False, "the address of a server")
     if is_export(Path(model)):
@@ -147,16 +176,22 @@ def _export(
     onnx_vlm = OnnxVLM.from_pretrained(folder, options.providers, index=options.external_index, opened=False)
     require_answerable(folder, records, onnx_vlm.inputs)
     onnx_vlm.inputs.limit(options.max_prompt_tokens)
-    identity: list[Any] = [onnx_vlm.manifest.model_dump(mode="json")]
+    identity: dict[str, Any] = {"export": onnx_vlm.manifest.model_dump(mode="json")}
     if options.swap:
         onnx_vlm.swap(*options.swap, allow_uncorrected_detector=options.allow_uncorrected_detector)
         assert onnx_vlm.swapped is not None
-        identity.append(onnx_vlm.swapped.digest())
+        identity["--swap"] = onnx_vlm.swapped.digest()
     onnx_vlm.open()
     return _Asked(onnx_vlm, identity)
 
 
-def _served(url: str, adapters: Sequence[Path], options: EvalOptions, say: Callable[[str], None]) -> _Asked:
+def _served(
+    url: str,
+    adapters: Sequence[Path],
+    options: EvalOptions,
+    say: Callable[[str], None],
+    waiting: Callable[[str], None] | None,
+) -> _Asked:
     if adapters:
         raise UsageError("A server has its adapters already.", "Leave out --adapter, or evaluate the checkpoint.")
     here = ("allow_wrong_base", "max_prompt_tokens", *SwapOptions.model_fields)
@@ -164,5 +199,5 @@ def _served(url: str, adapters: Sequence[Path], options: EvalOptions, say: Calla
     placed = tuple(name for name in LoadOptions.model_fields if name != "batch_size")
     options.require_use(placed, False, "a checkpoint: a server runs elsewhere")
     say("asking which models there are")
-    endpoint = Endpoint(url, options.served_model)
-    return _Asked(endpoint, [endpoint.url, endpoint.model, endpoint.fingerprint])
+    endpoint = Endpoint(url, options.served_model, waiting=waiting)
+    return _Asked(endpoint, {"server": endpoint.url, "model": [endpoint.model, endpoint.fingerprint]})

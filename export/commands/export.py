@@ -29,6 +29,9 @@ def export(
     from ...toolkit.commands import console
     from ...toolkit.data.records import BAD_ROWS
     from ...toolkit.evaluation.few import few_records
+
+    if adapter:
+        _require_stack(model, adapter, options)
     from ..pipeline.export import export_onnx
 
     with console.steps() as say:
@@ -41,6 +44,24 @@ def export(
         console.warn(few)
     then = console.command_line("run", out, "--prompt", "What is this?")
     console.emit(result.describe(), as_json=as_json, human=_view, then=then)
+
+
+def _require_stack(model: str, adapters: list[Path], options: ExportOptions) -> None:
+    """Refuse adapters that do not belong together before all that exports is loaded; the plan looks once more.
+
+    Raises:
+        UsageError: a detector was fitted under other correctors.
+    """
+    from ...adapters.artifact.stack import require_fitted_stack
+    from ...adapters.artifact.store import load_adapter
+
+    require_fitted_stack(
+        [load_adapter(folder) for folder in adapters],
+        [str(folder) for folder in adapters],
+        model=model,
+        data=options.data or "DATA",
+        allow=options.allow_uncorrected_detector,
+    )
 
 
 def _view(console: Console, value: dict[str, Any]) -> None:

@@ -30,19 +30,18 @@ from ..runtime.sessions import sparing_memory
 from .choices import VerifyOptions
 
 
-def parity_again(
+def require_parity_again(
     folder: Path,
     manifest: ExportManifest,
     model: str,
     adapters: Sequence[Path],
     options: VerifyOptions,
-    progress: Callable[[str], None] | None,
-) -> tuple[ParityReport, ParityReport | None]:
-    """Parity of the export, and of what is to be swapped in.
+) -> list[Adapter]:
+    """The export's adapters, refused with all else that manifests and configuration rule out.
 
     Raises:
-        UsageError: other adapters were given than those of the export.
-        ParityFailed: the export does not do what the model does.
+        UsageError: other adapters were given than those of the export, or what is to be swapped in does not fit.
+        WrongBase: it was exported from another model.
     """
     given = [load_adapter(path) for path in adapters]
     _require_adapters(folder, manifest, given)
@@ -53,6 +52,27 @@ def parity_again(
     if options.swap:
         read_swap(options.swap, manifest, allow_uncorrected_detector=options.allow_uncorrected_detector)
     require_computable(checkpoint, options)
+    return given
+
+
+def parity_again(
+    folder: Path,
+    manifest: ExportManifest,
+    model: str,
+    given: Sequence[Adapter],
+    options: VerifyOptions,
+    progress: Callable[[str], None] | None,
+) -> tuple[ParityReport, ParityReport | None]:
+    """Parity of the export, and of what is to be swapped in.
+
+    Args:
+        given: what :func:`require_parity_again` gave.
+
+    Raises:
+        UsageError: other adapters were given than those of the export.
+        ParityFailed: the export does not do what the model does.
+    """
+    checkpoint = checkpoint_path(model_path(model))
     # Of a quantised model plain weights, as they were exported.
     vlm = VLM.without_weights(checkpoint, LoadOptions(**options.loading()))
     vlm.index = CaptionIndex.load(options.external_index) if options.external_index else None

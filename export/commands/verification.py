@@ -36,12 +36,14 @@ def verify_folder(
     options: VerifyOptions | None = None,
     *,
     progress: Say | None = None,
-    **given: Any,
+    waiting: Say | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
     """Check an adapter, index or export folder; with ``model`` and the export's ``adapters``, run parity again.
 
     Args:
         options: see :class:`VerifyOptions`; its fields can be given as keywords too, which win.
+        progress: told each step; ``waiting``: why a server is asked again, and an empty text once it answers.
 
     Raises:
         UsageError: an option cannot act, or other adapters were given than those of the export.
@@ -50,7 +52,7 @@ def verify_folder(
         SignatureFailed: the policy in force refuses the folder.
         ParityFailed: the export does not do what the model does, or what it did when it was made.
     """
-    options = VerifyOptions(**given) if options is None else options.but(**given)
+    options = VerifyOptions(**more) if options is None else options.but(**more)
     folder = located(folder)
     if (folder / MANIFEST).is_file() and not is_export(folder):
         kind = "index" if _is_index(folder) else "adapter"
@@ -59,6 +61,10 @@ def verify_folder(
         files = _checked_index(folder) if kind == "index" else _checked_adapter(folder)
         nothing = dict.fromkeys(("card", "report", "interface", "capture", "canary", "parity", "swap"))
         return {"folder": str(folder), "kind": kind, "files": files, "signature": _signature(folder), **nothing}
+    if options.swap and is_export(folder):
+        from ..runtime.hotswap import require_swappable
+
+        require_swappable(read_manifest(folder, verify=False))
     if model is None:
         if options.swap:
             raise UsageError("Parity of a swapped adapter needs the checkpoint.", "Pass it with --model.")
@@ -72,16 +78,21 @@ def verify_folder(
     manifest = read_manifest(folder, verify=False)
     if model is not None or (options.canary and options.server is None):
         require_available(options.providers)
+    say = progress or (lambda _: None)
+    ask = _canaries(folder, manifest, options, say, waiting) if options.canary else None
+    if model:
+        from .parity_again import parity_again, require_parity_again  # needs torch
+
+        given = require_parity_again(folder, manifest, model, adapters, options)
+    say("comparing checksums")
     require_hashes(folder, dict(manifest.files))
     require_named(folder, {LAYOUT.manifest, *manifest.files})
     described = _described(folder, manifest)
     compared = check_card(folder) if (folder / LAYOUT.card).is_file() else None
-    canaries = _canaries(folder, manifest, options, progress) if options.canary else None
+    canaries = ask() if ask else None
     report = swapped = None
     if model:
-        from .parity_again import parity_again  # needs torch
-
-        report, swapped = parity_again(folder, manifest, model, adapters, options, progress)
+        report, swapped = parity_again(folder, manifest, model, given, options, progress)
     return {
         "folder": str(folder),
         "kind": f"export, {manifest.precision}",
@@ -181,24 +192,41 @@ def _described(folder: Path, manifest: ExportManifest) -> str | None:
     return "checked"
 
 
-def _canaries(folder: Path, manifest: ExportManifest, options: VerifyOptions, progress: Say | None) -> dict[str, Any]:
-    """How many canaries were asked under which providers, and how many of them show that the adapters act."""
-    from ...toolkit.model.inputs import InputProcessor
-    from ..runtime.onnx_vlm import OnnxVLM
+def _canaries(
+    folder: Path, manifest: ExportManifest, options: VerifyOptions, say: Say, waiting: Say | None
+) -> Callable[[], dict[str, Any]]:
+    """What asks the canaries, once it is known that there are some, and a server that has the model.
 
-    if progress:
-        progress("asking the canaries")
+    It tells how many were asked under which providers, and how many of them show that the adapters act.
+    """
+    from ..runtime.canary import require_recorded
+
+    require_recorded(folder, manifest.files)
     if options.server is not None:
         from ...toolkit.model.endpoint import Endpoint
         from ..runtime.served_canary import require_served_canaries
 
-        endpoint = Endpoint(options.server, options.served_model)
-        asked = require_served_canaries(folder, manifest.files, endpoint)
-        return {"asked": len(asked.canaries), "telling": asked.telling, "providers": [endpoint.url]}
-    inputs = InputProcessor.from_pretrained(folder)
-    model = OnnxVLM(folder, manifest, inputs, options.providers, index=options.external_index, opened=False)
-    found = model.check_canaries()
-    return {"asked": len(found.canaries), "telling": found.telling, "providers": list(options.providers)}
+        say("asking the server which models there are")
+        endpoint = Endpoint(options.server, options.served_model, waiting=waiting)
+
+        def served() -> dict[str, Any]:
+            say("asking the canaries")
+            found = require_served_canaries(folder, manifest.files, endpoint)
+            return {"asked": len(found.canaries), "telling": found.telling, "providers": [endpoint.url]}
+
+        return served
+
+    def here() -> dict[str, Any]:
+        from ...toolkit.model.inputs import InputProcessor
+        from ..runtime.onnx_vlm import OnnxVLM
+
+        say("asking the canaries")
+        inputs = InputProcessor.from_pretrained(folder)
+        model = OnnxVLM(folder, manifest, inputs, options.providers, index=options.external_index, opened=False)
+        found = model.check_canaries()
+        return {"asked": len(found.canaries), "telling": found.telling, "providers": list(options.providers)}
+
+    return here
 
 
 def captured(folder: Path, manifest: ExportManifest) -> dict[str, list[str]]:

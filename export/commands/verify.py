@@ -28,8 +28,8 @@ def verify(
     from ...toolkit.commands import console
     from .verification import verify_folder
 
-    with console.steps() as say:
-        result = verify_folder(folder, model, adapter or [], options, progress=say)
+    with console.work() as doing:
+        result = verify_folder(folder, model, adapter or [], options, progress=doing, waiting=doing.hold)
     runs = result["kind"] not in ("adapter", "index")
     then = console.command_line("run", folder, "--prompt", "What is this?") if runs else ""
     console.emit(result, as_json=as_json, human=_view, then=then)

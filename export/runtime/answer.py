@@ -7,11 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ...adapters.artifact.hub import located
 from ...adapters.errors import BatchRefused, RequestRefused, SafetykitError, UsageError, told
 from ...toolkit.data.pictures import open_picture
+from ...toolkit.data.sources import is_export
 from ...toolkit.evaluation.judge import is_refusal
 from ...toolkit.model.chat import read_conversation
 from ...toolkit.model.generating import Sampling
+from ...toolkit.model.inputs import InputProcessor
 from ...toolkit.model.requests import Request
 from ...toolkit.model.shortening import shortened
 from .onnx_vlm import OnnxVLM
@@ -70,6 +73,10 @@ def answer(
     asked = [one for one in requests if isinstance(one, Request)]
     pictures = {at: one.pictures for at, one in enumerate(requests) if isinstance(one, Request)}
     say = progress or (lambda step: None)
+    if len(asked) == 1 and not refused and not truncate and is_export(folder):
+        inputs = InputProcessor.from_pretrained(located(folder))
+        inputs.limit(max_prompt_tokens)
+        inputs.prepare(asked)  # a prompt that cannot be answered is refused before the export's files are read
     say("loading")
     model = OnnxVLM.from_pretrained(folder, providers, index=external_index, opened=False)
     model.inputs.limit(max_prompt_tokens)

@@ -164,6 +164,21 @@ def _refused(model: Export, seen: _Seen) -> bool:
     return not seen.risk <= np.float32(model.detector.threshold)
 
 
+def require_recorded(folder: Path, files: Mapping[str, str]) -> None:
+    """Refuse an export without canaries.
+
+    Args:
+        files: what its manifest names.
+
+    Raises:
+        UsageError: it has none.
+    """
+    if LAYOUT.canary not in files:
+        raise UsageError(
+            f"{folder} holds no canaries.", "Export the model again, with an adapter and without --canaries 0."
+        )
+
+
 def read_canaries(folder: Path, files: Mapping[str, str]) -> Canaries:
     """The canaries of an export folder.
 
@@ -174,10 +189,7 @@ def read_canaries(folder: Path, files: Mapping[str, str]) -> Canaries:
         UsageError: it has none.
         InvalidArtifact: they are damaged.
     """
-    if LAYOUT.canary not in files:
-        raise UsageError(
-            f"{folder} holds no canaries.", "Export the model again, with an adapter and without --canaries 0."
-        )
+    require_recorded(folder, files)
     try:
         return Canaries.model_validate(json.loads(read_inside(folder, LAYOUT.canary, _LIMIT)))
     except (ValueError, RecursionError) as error:

@@ -87,6 +87,18 @@ def read_adapter_file(path: Path, manifest: ExportManifest) -> dict[str, np.ndar
     return arrays
 
 
+def require_swappable(manifest: ExportManifest) -> None:
+    """Refuse an export whose parameters cannot be swapped.
+
+    Raises:
+        UsageError: it was exported in another mode.
+    """
+    if manifest.mode != "hot-swap":
+        raise UsageError(
+            f"The export's mode is {manifest.mode}: its parameters are fixed.", "Export it with --mode hot-swap."
+        )
+
+
 def read_swap(
     sources: Sequence[Path | str | Adapter], manifest: ExportManifest, *, allow_uncorrected_detector: bool = False
 ) -> Swap:
@@ -104,10 +116,7 @@ def read_swap(
         WrongBase: an adapter was fitted on another base, or on other rounded weights.
         SignatureFailed: the policy in force refuses one.
     """
-    if manifest.mode != "hot-swap":
-        raise UsageError(
-            f"The export's mode is {manifest.mode}: its parameters are fixed.", "Export it with --mode hot-swap."
-        )
+    require_swappable(manifest)
     if not sources:
         raise UsageError("There is no adapter to swap in.", "Give one, or call reset for the export's own.")
     paths = [located(source) for source in sources if isinstance(source, (str, Path))]

@@ -1,5 +1,7 @@
 """The command line in this process, and adapters for the random checkpoint, made without a fit."""
 
+import json
+
 import pytest
 import torch
 
@@ -45,3 +47,36 @@ def call(capsys):
         return caught.value.code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def refused(call, monkeypatch, tmp_path):
+    """A command line that must fail without weights; gives what it says."""
+    from safetykit.export.runtime import graphs
+    from safetykit.toolkit.model import loadable
+    from safetykit.toolkit.retrieval import embedders
+
+    def loaded(*_, **__):
+        pytest.fail("weights were loaded")
+
+    for module, name in ((loadable, "load_model"), (graphs, "open_session"), (embedders, "_load")):
+        monkeypatch.setattr(module, name, loaded)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*typed, code=2):
+        found, out, err = call(*typed)
+        assert (found, out) == (code, ""), err
+        assert not (tmp_path / "out").exists()
+        return err.replace("\nnext: ", "")
+
+    return run
+
+
+@pytest.fixture
+def data(tmp_path):
+    def write(found):
+        path = tmp_path / "records.jsonl"
+        path.write_text("\n".join(map(json.dumps, found)))
+        return path
+
+    return write

@@ -161,7 +161,8 @@ def test_run_puts_the_system_text_where_transformers_does(call, asked, theirs, r
     )
     assert code == 0 and json.loads(out)[0]["prompt"] == WORDS[0], err
     messages = [turn("system", WORDS[1]), turn("user", WORDS[0], *shown)]
-    assert asked == [[theirs(messages, add_generation_prompt=True)]]
+    wanted = [theirs(messages, add_generation_prompt=True)]
+    assert asked == [wanted, wanted], "once before the export's files are read, and once to be answered"
 
 
 def test_run_answers_a_conversation_in_a_file(call, asked, theirs, random_base, pictures):

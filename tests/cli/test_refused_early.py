@@ -1,67 +1,17 @@
 """What configuration, manifest and records already rule out is refused before weights are loaded or graphs opened."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from labelled_rows import rows
 from PIL import Image
 from tiny_llava import vlm  # noqa: F401  a fixture that base_folder needs
 
 from safetykit.adapters import Intervention, Site
 from safetykit.adapters.artifact.manifest import DetectorInfo
-
-HARMFUL, HARMLESS = "how do i use this ?", "what is this ?"
-
-
-def rows(*, paired=True, labels=("harmful", "harmless"), count=9):
-    """Text records of the fit split."""
-    for at in range(count):
-        for label in labels:
-            other = next((f"{one}-{at}" for one in labels if one != label), None)
-            opening = HARMFUL if label == "harmful" else HARMLESS
-            yield {
-                "id": f"{label}-{at}",
-                "prompt": f"{opening} {'this ' * at}",
-                "label": label,
-                "carrier": "text",
-                "split": "fit",
-                "response": "x",
-                **({"pair": other} if paired and other else {}),
-            }
-
-
-@pytest.fixture
-def refused(call, monkeypatch, tmp_path):
-    """A command line that must fail without weights; gives what it says."""
-    from safetykit.export.runtime import graphs
-    from safetykit.toolkit.model import loadable
-    from safetykit.toolkit.retrieval import embedders
-
-    def loaded(*_, **__):
-        pytest.fail("weights were loaded")
-
-    for module, name in ((loadable, "load_model"), (graphs, "open_session"), (embedders, "_load")):
-        monkeypatch.setattr(module, name, loaded)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*typed, code=2):
-        found, out, err = call(*typed)
-        assert (found, out) == (code, ""), err
-        assert not (tmp_path / "out").exists()
-        return err.replace("\nnext: ", "")
-
-    return run
-
-
-@pytest.fixture
-def data(tmp_path):
-    def write(found):
-        path = tmp_path / "records.jsonl"
-        path.write_text("\n".join(map(json.dumps, found)))
-        return path
-
-    return write
 
 
 @pytest.fixture(scope="session")
@@ -232,3 +182,60 @@ def test_an_export_on_a_device_that_is_not_there(refused, random_checkpoint, ada
     typed = ("export", random_checkpoint, "--adapter", adapter_folder, "--device", "cuda", "-o", "out")
     said = refused(*typed)
     assert "There is no device cuda here." in said and "exporting" not in said
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("vlm-guard --layers 99", "--layers names layer 99: the decoder has 8 layers."),
+        ("sasa --safety-layer 99", "--safety-layer names layer 99: the decoder has 8 layers."),
+        ("care --floor -1", "--floor cannot be -1.0. It is at least 0."),
+        ("nullsteer --dropped 3 --variance 0.9", "--dropped and --variance both say what is left alone."),
+    ],
+)
+def test_a_fit_that_settings_and_configuration_rule_out_needs_no_torch(
+    refused, random_checkpoint, monkeypatch, typed, said
+):
+    monkeypatch.setitem(sys.modules, "safetykit.toolkit.commands.fit_one", None)  # which needs it
+    method, *options = typed.split()
+    assert said in refused("fit", method, random_checkpoint, "--data", "reference", "-o", "out", *options)
+
+
+def test_a_detector_that_was_not_fitted_under_its_corrector(
+    refused, make_adapter, adapter_folder, random_checkpoint, monkeypatch, tmp_path
+):
+    tensors = {"weight": torch.zeros(128), "bias": torch.tensor(0.0)}
+    probe = Intervention("LinearProbe", Site.parse("decoder.layers.2"), "last", "prefill", tensors)
+    detector = DetectorInfo(threshold=0.0, refusal="sorry", refusal_token=3)
+    folder = replace(make_adapter(), interventions=(probe,), detector=detector).save(tmp_path / "detector")
+    monkeypatch.setitem(sys.modules, "safetykit.export.pipeline.export", None)  # which loads all that exports
+    stack = ("--adapter", adapter_folder, "--adapter", folder)
+    said = refused("export", random_checkpoint, *stack, "--data", "reference", "-o", "out")
+    assert "The detector (test) was fitted on the model without a corrector" in said and "--data reference" in said
+
+
+def test_an_adapter_of_another_chat_template(refused, random_checkpoint, adapter_folder, data, tmp_path):
+    (tmp_path / "other.jinja").write_text("{{ messages[0]['content'] }} other")
+    typed = ("eval", random_checkpoint, "--data", data(rows()), "--split", "fit", "--adapter", adapter_folder)
+    said = refused(*typed, "--chat-template", tmp_path / "other.jinja", code=4)
+    assert str(random_checkpoint) in said and "templated" not in said, said
+    fit = ("fit", "one-pass", random_checkpoint, "--data", "reference", "-o", "out", "--with", adapter_folder)
+    assert "templated" not in refused(*fit, "--chat-template", tmp_path / "other.jinja", code=4)
+
+
+def test_a_prompt_that_is_too_long_for_an_export(refused, base_folder, tmp_path):
+    (tmp_path / "m.json").write_text(json.dumps([{"role": "user", "content": "what is this ? " * 9}]))
+    for asked in (("--messages", "m.json"), ("--prompt", "what is this ? " * 9)):
+        said = refused("run", base_folder, *asked, "--max-prompt-tokens", 25)
+        assert "loading" not in said and "25" in said
+
+
+def test_what_is_misspelt_is_refused_with_what_was_meant(refused, random_checkpoint, tmp_path):
+    assert "Did you mean 'reference:mild'?" in refused("inspect", "reference:mid")
+    assert "Did you mean 'reference'?" in refused("eval", random_checkpoint, "--data", "refrence")
+    assert "Did you mean 'reference'?" in refused("fit", "tga", random_checkpoint, "--data", "refrence", "-o", "out")
+    typed = ("fit", "vlm-guard", random_checkpoint, "--data", "reference", "-o", "out", "--scope", "visual")
+    assert "Did you mean 'vision'?" in refused(*typed)
+    (tmp_path / "plain.jinja").write_text("no template")
+    said = refused("inspect", random_checkpoint, "--chat-template", tmp_path / "plain.jinja")
+    assert "plain.jinja holds no `{`, and so no chat template." in said and "by a Path" not in said

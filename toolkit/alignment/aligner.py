@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...adapters.artifact.manifest import BaseInfo, DataInfo
 from ...adapters.artifact.updates import WeightUpdate
 from ...adapters.errors import UsageError
+from ...adapters.settings import option_of
 from ...adapters.tga.settings import TGA, Aligned
 from ..data.captions import CaptionedPicture, describe_captions
 from ..distributed.dealing import dealt
@@ -25,6 +26,7 @@ from ..model.requests import Request
 from ..model.updates import updated
 from ..progress import Progress
 from .batches import Batches
+from .checkpoint import Checkpoint
 from .closed_form import AffineCorrection
 from .forward import PictureFeatures, caption_states, require_projector, run
 from .loss import pooled
@@ -104,6 +106,7 @@ class Aligner:
     def align(self, settings: TGA) -> Aligned:
         """See :meth:`safetykit.adapters.tga.tga.TGA.fit`."""
         layers = settings.layers_of(len(self.vlm.parts.layers))
+        self._checkpoint(settings).require()
         pictures = self.picture_states(layers)
         texts = self.text_states(layers, pictures, settings.retrieval)
         words = [item.caption for item in self.captions]
@@ -173,11 +176,20 @@ class Aligner:
                 batches,
                 losses,
                 found,
-                identity=[self.vlm.fingerprint, self.data.sha256, retrieved],
-                folder=self._work / _CHECKPOINT if self._work and is_first() else None,
+                checkpoint=self._checkpoint(settings, retrieved),
                 progress=self._progress,
             )
             return found.updates(), training
+
+    def _checkpoint(self, settings: TGA, retrieved: Sequence[str] | None = None) -> Checkpoint:
+        """Of this run; without the retrieved texts, of all that is known before they are found."""
+        folder = self._work / _CHECKPOINT if self._work is not None and is_first() else None
+        identity: dict[str, Any] = {"model": self.vlm.fingerprint, "captions": self.data.sha256}
+        if retrieved is not None:
+            identity["retrieved texts (--index)"] = list(retrieved)
+        return Checkpoint(
+            folder, {**identity, **{option_of(TGA, name): one for name, one in settings.values().items()}}
+        )
 
     def _closed_form(
         self, settings: TGA, layers: Sequence[int], pictures: dict[int, Tensor], texts: TextStates

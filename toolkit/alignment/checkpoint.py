@@ -6,21 +6,21 @@ from a checkpoint does what an uninterrupted one would have done, bit by bit on 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import JsonValue
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from ...adapters.artifact.held import begins_anew
+from ...adapters.artifact.kept import Identity, digests, goes_on
 from ...adapters.artifact.manifest import canonical_json
 from ...adapters.artifact.output import atomic_folder
-from ..distributed.world import from_first
+from ..distributed.output import of_first
 
 _TENSORS, _STATE = "checkpoint.safetensors", "checkpoint.json"
 
@@ -30,11 +30,24 @@ class Checkpoint:
 
     Args:
         folder: replaced as a whole with every save; None keeps nothing.
-        identity: JSON-able; what the run depends on. A checkpoint of another run is ignored.
+        identity: what the run depends on, by the words in which a user is told of it.
     """
 
-    def __init__(self, folder: Path | None, identity: JsonValue) -> None:
-        self._folder, self._identity = folder, hashlib.sha256(canonical_json(identity)).hexdigest()
+    def __init__(self, folder: Path | None, identity: Identity) -> None:
+        self._folder, self._identity = folder, identity
+
+    def require(self) -> None:
+        """Refuse a checkpoint of another run; worth calling before long work.
+
+        Raises:
+            UsageError: as :meth:`restore`.
+        """
+
+        def refuse() -> None:
+            if self._folder is not None and not begins_anew(self._folder.parent):
+                self._read()
+
+        of_first(refuse)
 
     def save(
         self,
@@ -50,7 +63,7 @@ class Checkpoint:
         for name, item in parameters.items():
             for key, value in optimizer.state[item].items():
                 tensors[f"{key}.{name}"] = torch.as_tensor(value).detach().cpu()
-        state = {"identity": self._identity, "step": step, "curve": list(curve)}
+        state = {"identity": digests(self._identity), "step": step, "curve": list(curve)}
         with atomic_folder(self._folder, overwrite=True) as work:
             (work / _TENSORS).write_bytes(save({name: item.contiguous() for name, item in tensors.items()}))
             (work / _STATE).write_bytes(canonical_json(state))
@@ -58,8 +71,12 @@ class Checkpoint:
     def restore(
         self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
     ) -> tuple[int, list[dict]]:
-        """Put the kept state back; returns the steps done and their curve (0 and none without a checkpoint)."""
-        kept = from_first(self._read())
+        """Put the kept state back; returns the steps done and their curve (0 and none without a checkpoint).
+
+        Raises:
+            UsageError: it is of another run; see :func:`~safetykit.adapters.artifact.kept.goes_on`.
+        """
+        kept = of_first(self._read)
         if kept is None:
             return 0, []
         state, tensors = kept
@@ -77,7 +94,8 @@ class Checkpoint:
             tensors = load((self._folder / _TENSORS).read_bytes())
         except (OSError, ValueError, SafetensorError):
             return None
-        return (state, tensors) if state.get("identity") == self._identity else None
+        known = goes_on(self._folder.parent, state.get("identity"), self._identity, f"{state.get('step')} steps")
+        return (state, tensors) if known else None
 
 
 def _moments(tensors: Mapping[str, Tensor], name: str, item: Tensor) -> dict[str, Tensor]:

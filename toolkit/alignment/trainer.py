@@ -17,7 +17,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -122,15 +121,13 @@ def train(
     losses: Losses,
     trained: Trained,
     *,
-    identity: Any = None,
-    folder: Path | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train the targets in place.
 
     Args:
-        identity: JSON-able; model and data, so that a checkpoint of another run is not gone on with.
-        folder: for checkpoints; they are removed by the caller, once the result is stored.
+        checkpoint: of this run; its folder is removed by the caller, once the result is stored.
 
     Returns:
         The attachment ``training``.
@@ -139,7 +136,7 @@ def train(
     accelerator = _accelerator(vlm)
     parameters = list(trained.parameters.values())
     optimizer = torch.optim.AdamW(parameters, lr=settings.rate, weight_decay=0.0)
-    checkpoint = Checkpoint(folder, [identity, settings.values()])
+    checkpoint = checkpoint or Checkpoint(None, {})
     done, curve = checkpoint.restore(trained.parameters, optimizer)
     spent, start = curve[-1]["seconds"] if curve else 0.0, time.monotonic()
     optimizer = accelerator.prepare(optimizer)

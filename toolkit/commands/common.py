@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shlex
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
@@ -192,7 +193,12 @@ def _made(model: str | None, base: Path | None, chat_template: Path | None) -> s
 
     with console.steps("merging" if base is not None else "reading"):
         folder = checkpoint_path(model, base)
-        return str(folder if chat_template is None else with_chat_template(folder, chat_template))
+        found = str(folder if chat_template is None else with_chat_template(folder, chat_template))
+    options = [("--base", base), ("--chat-template", chat_template)]
+    words = [str(word) for option, value in options if value is not None for word in (option, value)]
+    if found != model:
+        console.running.made = (found, model, shlex.join([model, *words]))
+    return found
 
 
 def _let_libraries_speak(verbose: bool) -> None:

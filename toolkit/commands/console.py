@@ -36,12 +36,14 @@ class Run:
         verbose: every step stays on the screen with its time, and libraries may speak.
         as_json: the result, or the error, is one JSON document on stdout.
         options: the resolved options, spelled as on the command line without dashes; see :func:`options_in_force`.
+        made: a folder that was made of the model that was typed, with that and the words that make it.
     """
 
     quiet: bool = False
     verbose: bool = False
     as_json: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    made: tuple[str, str, str] | None = None
 
 
 running = Run()
@@ -68,6 +70,18 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def as_typed(text: str, *, as_words: bool = False) -> str:
+    """A text that calls the model as the user did, not by the folder that was made of it.
+
+    Args:
+        as_words: with the options that make it, as in a command.
+    """
+    if running.made is None:
+        return text
+    folder, typed, words = running.made
+    return text.replace(folder, words if as_words else typed)
+
+
 def command_line(*words: Any) -> str:
     """A command as one types it, for ``then``."""
     return shlex.join(["safetykit", *map(str, words)])
@@ -82,6 +96,7 @@ def emit(value: Any, *, as_json: bool, human: Callable[[Any, Any], None], then: 
         human: draws it on a rich console (called with the console and the value) otherwise.
         then: the command that usually comes next; a hint on stderr, or ``next`` in the JSON object.
     """
+    then = as_typed(then, as_words=True)
     if as_json:
         value = {**value, "next": then} if then and isinstance(value, dict) else value
         print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
@@ -198,7 +213,7 @@ def _interrupted() -> tuple[str, str, int]:
 def explain(error: BaseException) -> tuple[str, str, int]:
     """What was wrong, what to do next, and the exit code."""
     if isinstance(error, SafetykitError):
-        return error.message, error.next_step, error.exit_code
+        return as_typed(error.message), as_typed(error.next_step, as_words=True), error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return _interrupted()
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # of the option parser

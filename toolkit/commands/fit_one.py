@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ...adapters.artifact.adapter import Adapter
 from ...adapters.artifact.correctors import describe_correctors
 from ...adapters.artifact.deciding import require_deciding
-from ...adapters.artifact.held import beside
+from ...adapters.artifact.held import begins_anew, beside
 from ...adapters.artifact.manifest import BaseInfo
 from ...adapters.artifact.names import located
 from ...adapters.artifact.output import claimed
@@ -22,18 +22,19 @@ from ...adapters.layers import require_text_model
 from ...adapters.method import Method, load
 from ...adapters.settings import Settings, option_of, spelled_as_options
 from ..data.captions import captions_path, load_captions
+from ..data.journal import require_journal, require_no_journal
 from ..data.options import ReadOptions
 from ..data.records import Records, load_records, require_pictures
 from ..data.sources import data_path, model_path
 from ..diagnosis.channel_map import ChannelMap
-from ..distributed.output import by_first
+from ..distributed.output import by_first, of_first
 from ..distributed.world import is_first
 from ..index.caption_index import CaptionIndex
 from ..model.asking import require_answerable
 from ..model.options import AUTO, LoadOptions
-from ..model.shape import Shape, decoder_shape, require_adaptable, require_same_shape
+from ..model.shape import Shape, decoder_shape, require_adaptable, require_fitted_on, require_same_shape
 from ..model.vlm import VLM
-from ..sweep.run import fit_by_sweep
+from ..sweep.run import fit_by_sweep, known_identity
 from ..workbench import Workbench
 from . import console, views
 from .fit_plan import require_fit, require_options, too_little
@@ -133,6 +134,12 @@ def _fit_there(
     index = CaptionIndex.load(inputs["index"]) if "index" in inputs else None
     if index is not None and "encoder" in inputs:
         _require_encoder(index, captions)
+    if call.sweep:
+        require_journal(journal, known_identity(method, records, corrected_by))
+    else:
+        require_no_journal(journal, "the same command with --sweep")
+    if "resume" not in method.takes:
+        of_first(lambda: _require_none(work))
     base = call.open_base(inputs["on"]) if "on" in inputs else None
     shape = decoder_shape(model_path(model))
     _require_shapes(call, shape, correctors, base, model)
@@ -144,9 +151,12 @@ def _fit_there(
             console.warn(said)
     with console.work("loading") as doing:
         loading = _typed(call).loading()
+        known = require_fitted_on(correctors, model_path(model), model) if correctors or channels else None
+        if channels is not None and known is not None:
+            channels.require_base(known, model)
         vlm = VLM.from_pretrained(model_path(model), **loading)
-        if channels is not None:
-            channels.require_base(vlm.fingerprint, model)
+        if known is not None:
+            vlm.fingerprint = known
         text_model = None
         if "text_model" in inputs:
             text_model = VLM.from_pretrained(model_path(inputs["text_model"]), **loading)
@@ -189,6 +199,19 @@ def _fit_there(
         "calibration": adapter.attachments.get("calibration"),
         "throughput": doing.throughput() if call.reading and not call.sweep else None,
     }
+
+
+def _require_none(work: Path) -> None:
+    """Refuse to end what an interrupted training would go on from.
+
+    Raises:
+        UsageError: there is some, and nothing says that it may go.
+    """
+    if work.is_dir() and any(work.iterdir()) and not begins_anew(work):
+        raise UsageError(
+            f"The training of an interrupted command is kept in {work}.",
+            "Repeat that command to go on, pass --overwrite to begin anew, or choose another output.",
+        )
 
 
 def _require_shapes(

@@ -11,10 +11,10 @@ from ...adapters.method import Method, load
 from ...adapters.settings import Settings, option_of
 from ...adapters.sweeping import require_some
 from ..data.records import Record
+from ..data.sources import model_path
 from ..evaluation.few import ENOUGH, count_records, few_records
 from ..evaluation.judge import require_harmful_texts, require_refusal
-from ..model.shape import Shape
-from ..sweep.run import plan_of
+from ..model.shape import Shape, written_depth
 
 _RATE = "false_positive_rate"
 _ANY = Shape(2, 16)  # of a model whose configuration was not yet read
@@ -41,6 +41,21 @@ def require_options(method: Method, given: Mapping[str, Any], inputs: Mapping[st
         return
     settings = method.settle(given, _ANY.n_layers, _ANY.d_model)
     settings.require_acting(inputs.keys() & method.acts.keys(), method.acts, inputs)
+
+
+def require_layers(method: Method, given: Mapping[str, Any], model: str) -> None:
+    """Refuse settings and layers that ``config.json`` rules out, before anything that needs torch is loaded.
+
+    Raises:
+        UsageError: naming the setting, and what the model has.
+    """
+    settings = method.settings.recorded(given)
+    try:
+        depth = written_depth(model_path(model))
+    except UsageError:  # which is said after what is wrong with other options
+        return
+    if depth is not None:
+        require_depth(settings, depth)
 
 
 def require_fit(
@@ -103,6 +118,8 @@ def too_little(method: Method, settings: Settings | None, records: Sequence[Reco
 
 def _first(method: Method, given: Mapping[str, Any], shape: Shape) -> list[Settings]:
     """The settings that a sweep begins with."""
+    from ..sweep.run import plan_of  # needs torch
+
     return require_some(method.settings, plan_of(method).first(shape.n_layers, shape.d_model, given), dict(given))
 
 

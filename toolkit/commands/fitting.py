@@ -84,12 +84,15 @@ def command_of(method: Method, open_base: OpenBase) -> Callable[..., None]:
     own = tuple(method.settings.model_fields)  # TGA's rows per pass are a part of what it learns
 
     def fit(**typed: Any) -> None:
-        from .fit_one import FitCall, fit_and_save
+        from .fit_plan import require_layers
 
         inputs = {name: value for name in method.takes if (value := typed[_parameter(name)]) not in (None, [])}
         with spelled_as_options():
             loading = LoadOptions(**given(LoadOptions, {**dict.fromkeys(LoadOptions.model_fields), **typed}, own))
             reading = ReadOptions(**given(ReadOptions, typed)) if reads else None
+            require_layers(method, given(method.settings, typed), typed["model"])
+        from .fit_one import FitCall, fit_and_save
+
         call = FitCall(
             method, given(method.settings, typed), inputs, open_base, loading, reading, typed.get("sweep", False)
         )

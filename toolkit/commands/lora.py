@@ -27,12 +27,12 @@ def lora(
     from dataclasses import replace
 
     from ...adapters.artifact.output import require_free
-    from ...adapters.artifact.store import load_adapter, require_base, require_weights
+    from ...adapters.artifact.store import load_adapter, require_weights
     from ...adapters.errors import UsageError
     from ..data.sources import model_path
     from ..model.folding import affine_maps, fold_all
     from ..model.lora import write_peft
-    from ..model.shape import decoder_shape, require_adaptable
+    from ..model.shape import decoder_shape, require_adaptable, require_fitted_on
     from ..model.vlm import VLM
     from . import console
 
@@ -47,11 +47,11 @@ def lora(
             )
         affine_maps(one)
     with console.steps("loading"):
-        vlm = VLM.from_pretrained(path, **options.loading())
-    for one in loaded:
         if not allow_wrong_base:
-            require_base(one, vlm.fingerprint, model)
-            require_weights(one, vlm.on, model)
+            require_fitted_on(loaded, path, model)
+        vlm = VLM.from_pretrained(path, **options.loading())
+    for one in loaded if not allow_wrong_base else ():
+        require_weights(one, vlm.on, model)
     folded = fold_all(vlm, loaded)
     together = replace(folded[0], updates=tuple(update for one in folded for update in one.updates))
     write_peft(vlm, together, out, overwrite=overwrite)

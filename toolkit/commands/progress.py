@@ -14,14 +14,14 @@ class Work:
     """What a long command says while it runs: calling it names the next step, :meth:`count` counts within one."""
 
     def __init__(self, first: str = "") -> None:
-        self.step, self.done, self.total = first, 0, 0
+        self.step, self.done, self.total, self.held = first, 0, 0, ""
         self.began = self.step_began = time.monotonic()
         self._counted_before, self._seconds_before = 0, 0.0  # of counts that are over
         self._count_began = self._counted_at = self.began
 
     def __call__(self, step: str) -> None:
         self._begin_count(time.monotonic())
-        self.step, self.done, self.total = step, 0, 0
+        self.step, self.done, self.total, self.held = step, 0, 0, ""
         self.step_began = self._count_began
         self._moved()
 
@@ -29,12 +29,20 @@ class Work:
         """``done`` of ``total`` units of this step are done; a smaller number than before begins another count."""
         if done < self.done:
             self._begin_count(self._counted_at)
-        self.done, self.total = done, total
+        self.done, self.total, self.held = done, total, ""
         self._counted_at = time.monotonic()
         self._counted()
 
+    def hold(self, why: str) -> None:
+        """Nothing is done for now, and why; an empty text: it goes on."""
+        before, self.held = self.held, why
+        if why != before:
+            self._holds()
+
     def pace(self) -> str:
-        """Units a second and the time left, as far as they are known."""
+        """Units a second and the time left, as far as they are known; or why nothing is done."""
+        if self.held:
+            return self.held
         seconds = self._counted_at - self._count_began
         if not self.done or seconds <= 0:
             return ""
@@ -59,6 +67,8 @@ class Work:
     def _moved(self) -> None: ...
 
     def _counted(self) -> None: ...
+
+    def _holds(self) -> None: ...
 
 
 def _time(seconds: float) -> str:
@@ -98,12 +108,16 @@ class PlainWork(Work):
     def _moved(self) -> None:
         self._print(f"{self.step} ...")
 
+    def _holds(self) -> None:
+        if self.held:
+            self._print(f"{self.held} ...")
+
     def _watch(self) -> None:
         while not self._over.wait(min(PATIENCE, 0.5)):
             if time.monotonic() - self._said < PATIENCE:
                 continue
             pace = f"{pace}, " if (pace := self.pace()) else ""
-            count = f"{self.done} of {self.total}, {pace}" if self.total else ""
+            count = f"{self.done} of {self.total}, {pace}" if self.total else pace
             self._print(f"{self.step or 'working'}: {count}{time.monotonic() - self.step_began:.0f} s")
 
     def _print(self, line: str) -> None:
@@ -141,5 +155,8 @@ class LiveWork(Work):
         self._live.reset(self._task, description=self.step, total=None, counted="")
 
     def _counted(self) -> None:
-        counted = f"{self.done}/{self.total} {self.pace()}".strip() if self.total else ""
+        counted = f"{self.done}/{self.total} {self.pace()}".strip() if self.total else self.held
         self._live.update(self._task, completed=self.done, total=self.total or None, counted=counted)
+
+    def _holds(self) -> None:
+        self._counted()

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from ...adapters.artifact.manifest import DataInfo
 from ...adapters.errors import InvalidArtifact, UsageError
+from ...adapters.near import did_you_mean
 from ..reference.captions import captions_file
 from .pictures import open_picture
 from .shards import lines_of
@@ -91,8 +92,10 @@ def captions_path(text: str) -> Path:
     """
     path = captions_file() if text == PREFIX else Path(text)
     if not path.is_file():
+        hint = did_you_mean(str(text), [PREFIX])
         raise UsageError(
-            f"There are no captions at {text}.", "Pass a JSONL file, or `reference` for the bundled captions."
+            f"There are no captions at {text}.",
+            f"{hint} Pass a JSONL file, or `reference` for the bundled captions.".strip(),
         )
     return path
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from ...adapters.artifact.files import EXPORT_MANIFEST
 from ...adapters.artifact.hub import located
 from ...adapters.errors import UsageError
+from ...adapters.near import did_you_mean
 from ..reference import records_path, reference_path
 
 PREFIX = "reference"
+_BUNDLED = (f"{PREFIX}:mild", f"{PREFIX}:severe")
 _EMPTY = "an empty path"
 
 
@@ -24,10 +26,11 @@ def model_path(text: Path | str) -> Path:
         return reference_path(name)  # type: ignore[arg-type]
     path = located(text)
     if not str(text) or not path.is_dir():
+        hint = did_you_mean(str(text), _BUNDLED)
         raise UsageError(
             f"There is no model folder at {text or _EMPTY}.",
-            "Pass a checkpoint folder, the id of one in the cache of the Hugging Face Hub, or reference:mild or "
-            "reference:severe for the bundled model organism.",
+            f"{hint} Pass a checkpoint folder, the id of one in the cache of the Hugging Face Hub, or reference:mild "
+            "or reference:severe for the bundled model organism.".strip(),
         )
     return path
 
@@ -59,8 +62,9 @@ def data_path(text: Path | str) -> Path:
         return records_path("fit").parent
     path = Path(text)
     if not str(text) or not path.exists():
+        hint = did_you_mean(str(text), [PREFIX])
         raise UsageError(
             f"There are no records at {text or _EMPTY}.",
-            "Pass a JSONL file or a folder of them, or `reference` for the bundled ones.",
+            f"{hint} Pass a JSONL file or a folder of them, or `reference` for the bundled ones.".strip(),
         )
     return path

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import JsonValue
 
 from ...adapters.artifact.manifest import describe_data, library_versions
 from ...adapters.ranges import require_seed
@@ -81,11 +82,17 @@ def diagnose(
         vlm = VLM.from_pretrained(vlm)
     given: dict[str, Any] = {"budget": budget, "neurons": neurons, "seed": seed}
     given["max_new_tokens"] = max_new_tokens
+    journal = None
+    if journal_path:
+        asked_rows = batch_size or vlm.batch_size.asked
+        known: dict[str, Any] = known_identity(records, budget, pairs, neurons, seed, asked_rows, max_new_tokens)
+        ran: Any = vlm.ran and vlm.ran.model_dump(mode="json")
+        journal = Journal(journal_path, {**known, "model": vlm.fingerprint, "device or type": ran})
     looked_at = looked_at or Chosen.of(vlm.inputs, records, pairs)
     while True:
         rows = from_first(batch_size or vlm.batch_size.of(ROWS))  # other processes may have other memory
         try:
-            return _diagnosed(vlm, records, looked_at, rows, journal_path, progress, say, **given)
+            return _diagnosed(vlm, records, looked_at, rows, journal, progress, say, **given)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -97,7 +104,7 @@ def _diagnosed(
     records: Sequence[Record],
     looked_at: Chosen,
     batch_size: int,
-    journal_path: Path | None,
+    journal: Journal | None,
     progress: Progress | None,
     say: Callable[[str], None] | None,
     *,
@@ -117,8 +124,7 @@ def _diagnosed(
     chosen = {modality: spread(found, plan.pairs[modality]) for modality, found in looked_at.pairs.items()}
     if say:
         say(_cost(vlm, plan, full, chosen, refusal, asking, len(records)))
-    identity = [vlm.fingerprint, describe_data(records).sha256, asdict(plan), seed, refusal.token_ids]
-    work = _Work(vlm, refusal, plan, seed, Journal(journal_path, identity) if journal_path else None, progress)
+    work = _Work(vlm, refusal, plan, seed, journal, progress)
     findings = Findings(
         refusal=refusal,
         states=layer_states(vlm, _whole_pairs(records, plan.states), plan.rows, work.tick),
@@ -139,6 +145,27 @@ def _diagnosed(
     result = assemble(vlm, findings, describe_data(records), hyperparameters, seed, library_versions())
     work.finish()
     return result
+
+
+def known_identity(
+    records: Sequence[Record],
+    budget: int | None,
+    pairs: int,
+    neurons: int,
+    seed: int,
+    batch_size: int | None,
+    max_new_tokens: int = LONGEST,
+) -> dict[str, JsonValue]:
+    """What a diagnosis depends on, as far as it is known before a model is loaded."""
+    return {
+        "records": describe_data(records).sha256,
+        "--budget": budget,
+        "--pairs": pairs,
+        "--neurons": neurons,
+        "--seed": seed,
+        "--batch-size": batch_size,
+        "longest answer": max_new_tokens,
+    }
 
 
 def _whole_pairs(records: Sequence[Record], count: int) -> list[Record]:
@@ -222,6 +249,8 @@ class _Work:
         Args:
             passes: of each of them; it counts them itself, by ``tick``, if no other process takes part.
         """
+        # Of the same rows at once: where memory made them fewer, batches hold other pairs.
+        keys = [f"{self._plan.batch_size}/{key}" for key in keys]
         done = self._journal.done if self._journal else {}
         missing = [at for at, key in enumerate(keys) if key not in done]
         found = {at: done[key] for at, key in enumerate(keys) if key in done}

@@ -144,10 +144,12 @@ def decide(
     place = {record.id: at for at, record in enumerate(records)}
     known = [Decision.model_validate(item) for items in journal.done.values() for item in items] if journal else []
     decisions = {place[item.id]: item for item in known}
-    order = sorted(range(len(records)), key=lambda at: (records[at].pictured, records[at].stretch, records[at].length))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    # Whole batches, so that what was answered before an interruption does not change what the others are padded to.
-    missing = [batch for batch in batches if not all(at in decisions for at in batch)]
+    order = sorted(
+        (at for at in range(len(records)) if at not in decisions),
+        key=lambda at: (records[at].pictured, records[at].stretch, records[at].length),
+    )
+    # What is known are whole batches; so the others are, for the same batch size, what they would have been.
+    missing = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     pictures = PicturesAhead(records[at] for batch in own(missing) for at in batch)
 
     def made(chosen: list[int]) -> list[Decision]:

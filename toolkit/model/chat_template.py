@@ -46,6 +46,8 @@ def with_chat_template(folder: Path, template: Path | str) -> Path:
             "Leave it out, or export the checkpoint again with it.",
         )
     if "{" not in text:
+        if isinstance(template, Path):
+            raise UsageError(f"{template} holds no `{{`, and so no chat template.", _GIVE)
         raise UsageError("A text without `{` is no chat template.", f"Name a file by a Path. {_GIVE}")
     require_compiles(text, str(template) if isinstance(template, Path) else "The chat template")
     target = cache_of("templated") / _digest(folder, text) / name_of(folder)

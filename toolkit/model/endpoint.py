@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from ...adapters.errors import RequestRefused, SafetykitError, ServerFailed, UsageError
@@ -22,8 +24,12 @@ if TYPE_CHECKING:
     from openai.types.chat import ChatCompletion
 
 KEY_VARIABLE = "SAFETYKIT_API_KEY"
-_RETRIES = 8  # of a request that finds the server busy or gone, a few seconds apart
+_RETRIES = 8  # of a request that finds the server busy or gone
+_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds before the first of them, doubled from one to the next, and at most
 _REFUSED = (400, 413, 422)  # statuses that say that this request cannot be answered
+_BUSY = (408, 409, 429)  # and those, besides 500 and above, that another try may not meet
+
+T = TypeVar("T")
 
 
 class Endpoint:
@@ -33,6 +39,7 @@ class Endpoint:
         url: of the interface, such as ``http://127.0.0.1:8000/v1``; ``/v1`` is added where there is no path.
         model: which one; by default the only one that it has.
         timeout: seconds of one try.
+        waiting: told why the server is asked again, when it does not answer; and an empty text once it does.
 
     Attributes:
         model: its name.
@@ -44,16 +51,25 @@ class Endpoint:
         ServerFailed: nothing answers there.
     """
 
-    def __init__(self, url: str, model: str | None = None, *, timeout: float = 120.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        model: str | None = None,
+        *,
+        timeout: float = 120.0,
+        waiting: Callable[[str], None] | None = None,
+    ) -> None:
         try:
             import openai
         except ModuleNotFoundError:
             raise missing("openai", "Asking a server") from None
         self.url = _whole(url)
         key = os.environ.get(KEY_VARIABLE) or "none"
-        self._client = openai.OpenAI(base_url=self.url, api_key=key, timeout=timeout, max_retries=_RETRIES)
+        self._client = openai.OpenAI(base_url=self.url, api_key=key, timeout=timeout, max_retries=0)
+        self._waiting, self._waits = waiting or (lambda _: None), False
         with self._errors():
-            served = {one.id: one.model_extra or {} for one in self._client.with_options(max_retries=1).models.list()}
+            found = self._tried(lambda: list(self._client.models.list()), min(1, _RETRIES), Event())
+            served = {one.id: one.model_extra or {} for one in found}
         self.model = self._chosen(list(served), model)
         told = served[self.model].get("safetykit")
         self.fingerprint = str(told.get("system_fingerprint", "")) if isinstance(told, Mapping) else ""
@@ -65,15 +81,12 @@ class Endpoint:
             RequestRefused: the server says that a request cannot be answered.
             ServerFailed: it does not answer, or not as it should.
         """
-        with ThreadPoolExecutor(max(1, len(requests))) as pool:
-            asked = [pool.submit(self.ask, one, max_new_tokens) for one in requests]
-            try:
-                return [
-                    _generation(self._placed(one.result, at, len(asked), requests[at])) for at, one in enumerate(asked)
-                ]
-            finally:
-                for one in asked:
-                    one.cancel()
+        over = Event()
+        asked = [_begun(partial(self._asked, one, max_new_tokens, {}, over)) for one in requests]
+        try:
+            return [_generation(self._placed(one.result, at, len(asked), requests[at])) for at, one in enumerate(asked)]
+        finally:
+            over.set()  # for those that are not answered, where one failed or all were given up
 
     def ask(self, request: Request, max_new_tokens: int, **fields: Any) -> ChatCompletion:
         """The completion of one request.
@@ -85,17 +98,44 @@ class Endpoint:
             UsageError: it cannot be answered.
             ServerFailed: as of :meth:`generate`.
         """
-        with self._errors():
-            found: ChatCompletion = self._client.chat.completions.create(
-                model=self.model,
-                messages=chat_messages(request),
-                max_tokens=max_new_tokens,
-                temperature=0,
-                **fields,
+        return self._asked(request, max_new_tokens, fields, Event())
+
+    def _asked(self, request: Request, max_new_tokens: int, fields: Mapping[str, Any], over: Event) -> ChatCompletion:
+        messages = chat_messages(request)
+
+        def ask() -> ChatCompletion:
+            made: ChatCompletion = self._client.chat.completions.create(
+                model=self.model, messages=messages, max_tokens=max_new_tokens, temperature=0, **fields
             )
+            return made
+
+        with self._errors():
+            found = self._tried(ask, _RETRIES, over)
         if not getattr(found, "choices", None):
             raise ServerFailed(f"The server at {self.url} answered without an answer.", "Its log may say why.")
         return found
+
+    def _tried(self, ask: Callable[[], T], retries: int, over: Event) -> T:
+        """What ``ask`` gives, which is asked again while the server is busy or gone; no more once it is ``over``."""
+        import openai
+
+        for at in range(retries + 1):
+            try:
+                found = ask()
+            except (openai.APIConnectionError, openai.APIStatusError) as error:
+                status = getattr(error, "status_code", 500)
+                if at == retries or not (status in _BUSY or status >= 500):
+                    raise
+                self._waits = True
+                self._waiting(f"the server does not answer ({_why(error)}) and is asked again")
+                if over.wait(_pause(error, at)):
+                    raise
+                continue
+            if self._waits:
+                self._waits = False
+                self._waiting("")
+            return found
+        raise AssertionError  # the last try returns or raises
 
     def _placed(self, made: Any, at: int, count: int, request: Request) -> ChatCompletion:
         try:
@@ -114,7 +154,7 @@ class Endpoint:
             raise UsageError(f"The server at {self.url} has several models, or none: {named}.", "Say --served-model.")
         raise UsageError(
             f"The server at {self.url} has no model {wanted!r}; it has {named}.",
-            f"Say --served-model. {did_you_mean(wanted, served)}".strip(),
+            did_you_mean(wanted, served) or "Choose one of these, or another server.",
         )
 
     @contextlib.contextmanager
@@ -127,10 +167,8 @@ class Endpoint:
         except openai.APIStatusError as error:
             raise self._told(error) from None
         except openai.APIConnectionError as error:
-            why = "it takes too long" if isinstance(error, openai.APITimeoutError) else str(error.__cause__ or error)
             raise ServerFailed(
-                f"The server at {self.url} does not answer: {why}.",
-                "See whether it runs there. What an evaluation with -o has finished is kept: run the command again.",
+                f"The server at {self.url} does not answer: {_why(error)}.", "See whether it runs there."
             ) from None
         except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
             raise ServerFailed(
@@ -178,6 +216,37 @@ def verdict_of(completion: ChatCompletion) -> Mapping[str, Any]:
     """What `safetykit serve` adds to a completion; empty from other servers."""
     found = (completion.model_extra or {}).get("safetykit")
     return found if isinstance(found, Mapping) else {}
+
+
+def _begun(make: Callable[[], T]) -> Future[T]:
+    """``make`` in a thread of its own, which keeps no process from ending."""
+    found: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(make())
+        except BaseException as error:
+            found.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return found
+
+
+def _pause(error: Any, at: int) -> float:
+    """Seconds before the next try: what the server asks for, or more from one try to the next."""
+    response: Any = getattr(error, "response", None)
+    with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
+        asked = float(response.headers["retry-after"])
+        if 0 < asked <= 60:
+            return asked
+    return min(_PAUSE * 2.0**at, _LONGEST_PAUSE)
+
+
+def _why(error: Any) -> str:
+    """In few words."""
+    if (status := getattr(error, "status_code", None)) is not None:
+        return f"status {status}"
+    return "it takes too long" if "Timeout" in type(error).__name__ else str(error.__cause__ or error)
 
 
 def _generation(completion: ChatCompletion) -> Generation:

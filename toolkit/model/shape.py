@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ...adapters.artifact.configuration import json_object
 from ...adapters.errors import UsageError, WrongBase
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from ...adapters.artifact.manifest import BaseInfo
     from ...adapters.artifact.sites import Site
 
+_TEXT_PARTS = ("text_config", "llm_config", "language_config")  # where a configuration describes the decoder
 _OF_DECODER = ("block", "attn", "mlp", "final_norm")  # kinds of sites whose states have the decoder's width
 
 
@@ -41,6 +43,14 @@ def decoder_shape(folder: Path) -> Shape | None:
         return Shape.of(config_of(folder))
     except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError):
         return None
+
+
+def written_depth(folder: Path) -> int | None:
+    """Decoder blocks as ``config.json`` writes them, without any library; None where it leaves them to a default."""
+    config = json_object(folder, "config.json")
+    parts = [config[name] for name in _TEXT_PARTS if isinstance(config.get(name), dict)]
+    found = (parts or [config])[0].get("num_hidden_layers")
+    return found if type(found) is int else None
 
 
 def longest_prompt(config: Any) -> int | None:
@@ -117,6 +127,27 @@ def require_adaptable(
                     f"{shape.d_model}.",
                     "Fit it on this model: --allow-wrong-base is for models of the same width.",
                 )
+
+
+def require_fitted_on(adapters: Sequence[Adapter], folder: Path, called: str) -> str:
+    """Refuse adapters of another model, before its weights are loaded: all of its files are read.
+
+    Args:
+        folder: of the checkpoint; ``called``: how the user calls it.
+
+    Returns:
+        The model's fingerprint.
+
+    Raises:
+        WrongBase: an adapter was fitted on another one.
+    """
+    from ...adapters.artifact.fingerprint import fingerprint
+    from ...adapters.artifact.store import require_base
+
+    found = fingerprint(folder)
+    for adapter in adapters:
+        require_base(adapter, found, called)
+    return found
 
 
 def sites_of(adapter: Adapter) -> Iterator[Site]:

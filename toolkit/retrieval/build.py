@@ -22,13 +22,14 @@ from jaxtyping import Bool, Float
 
 from ...adapters.artifact.files import sha256_file, write_atomic
 from ...adapters.artifact.held import beside
+from ...adapters.artifact.kept import Identity, digests, goes_on
 from ...adapters.artifact.manifest import canonical_json, dump_sealed, library_versions
 from ...adapters.artifact.names import located
 from ...adapters.artifact.output import atomic_folder, claimed
 from ...adapters.artifact.policy import own_work
 from ...adapters.errors import UsageError
 from ..distributed.dealing import dealt
-from ..distributed.output import by_first
+from ..distributed.output import by_first, of_first
 from ..distributed.world import from_first, is_first
 from ..index.caption_index import DATA, MANIFEST, CaptionIndex, IndexManifest, map_arrays, normalised
 from ..index.embedding import Embedder
@@ -142,7 +143,7 @@ def _build(
         files={},
     )
     first = is_first()  # of several processes; it alone writes
-    done = from_first(_prepare(work, manifest, census.nbytes) if first else 0)
+    done = of_first(lambda: _prepare(work, manifest, census.nbytes))
     centre = np.zeros(embedder.dimension, np.float32)
     writing = _Writing(work, manifest, done) if first else None
     if embedder.centred and census.count > 1:
@@ -248,10 +249,11 @@ def _prepare(work: Path, manifest: IndexManifest, nbytes: int) -> int:
     if work.is_dir():
         try:
             state = json.loads((work / _PROGRESS).read_bytes())
-            if state["work"] == _identity(manifest) and (work / DATA).is_file():
-                return int(state["done"])
+            kept, done = state["work"], int(state["done"]) if (work / DATA).is_file() else 0
         except (OSError, ValueError, KeyError, TypeError):
-            pass
+            kept, done = None, 0
+        if done and goes_on(work, kept, _identity(manifest), f"{done} embedded texts"):
+            return done
         shutil.rmtree(work)
     work.mkdir(parents=True)
     _allocate(work / DATA, manifest, nbytes)
@@ -287,12 +289,19 @@ def _allocate(path: Path, manifest: IndexManifest, nbytes: int) -> None:
                     raise
 
 
-def _identity(manifest: IndexManifest) -> str:
-    return hashlib.sha256(canonical_json(manifest.model_dump(mode="json"))).hexdigest()
+def _identity(manifest: IndexManifest) -> Identity:
+    found = manifest.model_dump(mode="json")
+    return {
+        "texts": [found["captions"], found["duplicates"]],
+        "model or site": found["embedder"],
+        "--keys": found["dtype"],
+        "--batch-size": found["batch_size"],
+        "versions of libraries": found["versions"],
+    }
 
 
 def _note(work: Path, manifest: IndexManifest, done: int) -> None:
-    write_atomic(work / _PROGRESS, canonical_json({"work": _identity(manifest), "done": done}))
+    write_atomic(work / _PROGRESS, canonical_json({"work": digests(_identity(manifest)), "done": done}))
 
 
 def _changed() -> UsageError:

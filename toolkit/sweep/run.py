@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from ...adapters.artifact.adapter import Adapter
 from ...adapters.artifact.deciding import ALLOWED, constant_decisions, require_deciding
 from ...adapters.artifact.manifest import describe_data
@@ -14,8 +16,12 @@ from ...adapters.errors import UsageError
 from ...adapters.method import Method, load
 from ...adapters.protocols import Workbench
 from ...adapters.sweeping import Plan, require_some
+from ..data.journal import Journal
+from ..data.record import Record
 from ..progress import Progress
 from .trials import Sweep, Trials
+
+TOKENS = 16  # of an answer that is only judged
 
 
 def run_sweep(
@@ -23,7 +29,7 @@ def run_sweep(
     bench: Workbench,
     given: Mapping[str, Any] | None = None,
     *,
-    max_new_tokens: int = 16,
+    max_new_tokens: int = TOKENS,
     progress: Progress | None = None,
     journal_path: Path | None = None,
 ) -> tuple[Sweep, Callable[[Any], Adapter]]:
@@ -44,21 +50,49 @@ def run_sweep(
     plan, vlm = plan_of(method), bench.model
     depth, width = vlm.base.n_layers, vlm.base.d_model
     first = require_some(method.settings, plan.first(depth, width, given), given)
+    journal = None
+    if journal_path:
+        identity = known_identity(method, bench.records, bench.corrected_by, max_new_tokens)
+        journal = Journal(journal_path, {**identity, **_identity(bench)})
     solve = plan.solver(bench)
     trials = Trials(
         vlm,
         bench.records,
         solve,
-        identity=[method.name, vlm.base.model_dump(mode="json"), describe_data(bench.records).sha256],
         max_new_tokens=max_new_tokens,
         progress=progress,
-        journal_path=journal_path,
+        journal=journal,
     )
     deciding = _deciding(method, solve)
     if not (kept := deciding(first)):
         require_deciding(solve(first[0]))
     sweep = trials.two_rounds(kept, lambda setting: deciding(plan.around(setting, width, given)), plan.kind)
     return sweep, solve
+
+
+def known_identity(
+    method: Method,
+    records: Sequence[Record],
+    corrected_by: Sequence[Mapping[str, JsonValue]],
+    max_new_tokens: int = TOKENS,
+) -> dict[str, JsonValue]:
+    """What the figures of a sweep depend on, as far as it is known before a model is loaded."""
+    return {
+        "method": method.name,
+        "records": describe_data(records).sha256,
+        "adapters (--with)": [dict(one) for one in corrected_by],
+        "--max-new-tokens": max_new_tokens,
+    }
+
+
+def _identity(bench: Workbench) -> dict[str, JsonValue]:
+    """The rest of it."""
+    base = bench.model.base.model_dump(mode="json")
+    return {
+        "model": base["fingerprint"],
+        "graphs (--on)": base["on"],
+        "device or type": base["ran"],
+    }
 
 
 def _deciding(method: Method, solve: Callable[[Any], Adapter]) -> Callable[[Sequence[Any]], list[Any]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 from ...adapters.artifact.adapter import Adapter
@@ -123,8 +122,7 @@ class Trials:
 
     Args:
         solve: from a setting to its adapter.
-        identity: JSON-able; what the figures depend on beside the setting and ``max_new_tokens``.
-        journal_path: where finished trials are kept until :meth:`finish`.
+        journal: where finished trials are kept until :meth:`finish`; it is of the same ``max_new_tokens``.
 
     Raises:
         UsageError: the calibration split lacks harmful or harmless records.
@@ -136,11 +134,10 @@ class Trials:
         records: Sequence[Record],
         solve: Callable[[Any], Adapter],
         *,
-        identity: Sequence[Any],
         max_new_tokens: int = 16,
         batch_size: int = 64,
         progress: Progress | None = None,
-        journal_path: Path | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self._calibration = [record for record in records if record.split == "calibration"]
         if {record.label for record in self._calibration} != {"harmful", "harmless"}:
@@ -150,7 +147,7 @@ class Trials:
             )
         self._vlm, self._solve, self._progress = vlm, solve, progress
         self._limits = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-        self._journal = Journal(journal_path, [*identity, max_new_tokens, "surprise"]) if journal_path else None
+        self._journal = journal
         self._done: dict[str, Any] = self._journal.done if self._journal else {}
         self._trials: dict[Any, Trial] = {}
         # Harmless records that do not say what a right answer is, and how odd an answer to them may be.

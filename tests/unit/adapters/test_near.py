@@ -16,6 +16,8 @@ METHODS = ["vlm-guard", "care", "sasa", "one-pass", "tga", "retrieval"]
         ("vlmguard", METHODS, "vlm-guard"),
         ("papr", ["paper", "calibrated"], "paper"),
         ("tset", ["fit", "calibration", "test"], "test"),
+        ("visual", ["all", "vision", "text", "last"], "vision"),
+        ("reference:mid", ["reference:mild", "reference:severe"], "reference:mild"),
     ],
 )
 def test_a_slip_is_recognised(wrong, known, meant):

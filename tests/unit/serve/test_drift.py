@@ -13,7 +13,7 @@ from workshop import safetykit
 
 from safetykit import InvalidArtifact
 from safetykit.export.manifest import read_manifest, write_manifest
-from safetykit.serve.drift import Drift, Reference, references_of, within
+from safetykit.serve.drift import Drift, Reference, least_window, references_of, within
 from safetykit.serve.logs import Log
 
 EDGES = tuple(np.linspace(-2, 2, 21))
@@ -151,3 +151,27 @@ def test_options_of_drift(calibrated, served):
     assert done.code == 2 and "--drift-window does nothing without" in done.err
     done = safetykit("serve", calibrated, "--check", "--drift-window", 0, "--drift-false-alarms", 0.1)
     assert done.code == 2 and "drift_false_alarms" in done.err.replace("-", "_")
+
+
+def test_the_smallest_window_that_can_raise_an_alarm(calibrated, monkeypatch):
+    random = np.random.default_rng(1)
+    some = [reference(random.normal(size=60)), reference(random.normal(size=9), "0.score")]
+    least = least_window(some, 0.05)
+    for window, seen in ((least - 1, False), (least, True)):
+        found = []
+        for value in (-9.0, 9.0):  # no prompt above any value, or all
+            drift = Drift(some, window=window, false_alarms=0.05)
+            scores = {"risk": value, "0.score": value}
+            found += [one.alarm for _ in range(window) for one in drift.note(scores, pictured=False)]
+        assert any(found) == seen
+    assert least_window([Reference("risk", None, EDGES, (0,) * 21 + (1,))], 0.01) > 1000
+    assert least_window([], 0.01) is None
+    typed = ("serve", calibrated, "--check", "--port", 0)
+    done = safetykit(*typed, "--drift-window", 1)
+    least = least_window(references_of(calibrated, read_manifest(calibrated)), 0.01)
+    assert done.code == 2 and "1 prompts can raise no alarm of drift" in done.err, done.err
+    assert f"Pass --drift-window {least} or more, or 0" in " ".join(done.err.split())
+    assert safetykit(*typed, "--drift-window", least).code == 0
+    monkeypatch.setattr("safetykit.serve.running.least_window", lambda *_: None)
+    done = safetykit(*typed)
+    assert done.code == 0 and "500 prompts can raise no alarm of drift: its records are too few" in done.err

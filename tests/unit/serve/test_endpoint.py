@@ -1,6 +1,8 @@
 """A server asked as a model is: `eval` and `verify --canary` at an address, and servers that are none or fail."""
 
 import json
+import os
+import signal
 import socket
 import threading
 import time
@@ -12,6 +14,9 @@ from workshop import safetykit
 
 from safetykit import Request
 from safetykit.adapters.errors import RequestRefused, ServerFailed, UsageError
+from safetykit.export.commands import verification
+from safetykit.toolkit.commands import progress
+from safetykit.toolkit.commands.progress import LiveWork, PlainWork, Work
 from safetykit.toolkit.model import endpoint
 from safetykit.toolkit.model.endpoint import KEY_VARIABLE, Endpoint
 
@@ -188,3 +193,97 @@ def test_no_server_and_no_address(tmp_path):
     assert time.monotonic() - began < 30 and not (tmp_path / "x.json").exists()
     done = safetykit("eval", "http://", *DATA)
     assert done.code == 2 and "is no address of a server" in done.err
+
+
+def called(*typed):
+    done = safetykit(*typed)
+    return done.code, done.out, done.err
+
+
+class Dying(Foreign):
+    """A server that answers some requests and then is gone, until it comes back."""
+
+    left = 0
+
+    def do_POST(self):
+        type(self).left -= 1
+        if self.left < 0:
+            self.close_connection = True  # without an answer, as a process that was killed
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        super().do_POST()
+
+
+@pytest.fixture
+def dying(monkeypatch):
+    """The address of a server that dies after eight answers."""
+    monkeypatch.setattr(Dying, "left", 8)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Dying) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/plain/v1"
+        server.shutdown()
+
+
+def test_an_evaluation_whose_server_dies_says_so_and_goes_on_when_it_is_back(dying, tmp_path, monkeypatch):
+    monkeypatch.setattr(endpoint, "_PAUSE", 0.01)
+    monkeypatch.setattr(endpoint, "_RETRIES", 2)
+    kept = tmp_path / ".out.json.partial.jsonl"
+    typed = ("eval", dying, *DATA, "--batch-size", 4, "-o", tmp_path / "out.json")
+    code, _, err = called(*typed)
+    assert code == 9 and err.count("the server does not answer (") == 1 and "and is asked again ..." in err
+    assert f"What it has answered is kept in {kept}: the same command goes on from there." in err
+    assert [path.name for path in tmp_path.iterdir()] == [kept.name] and len(kept.read_text().splitlines()) == 3
+    Dying.left = 100
+    assert called(*typed)[0] == 0 and Dying.left == 100 - 2 and not kept.exists()
+    Dying.left = 4
+    code, _, err = called(*typed[:-2])
+    assert code == 9 and "See whether it runs there." in err and "kept" not in err
+
+
+def test_a_wish_to_end_is_heard_while_a_server_is_asked_again(dying, tmp_path, monkeypatch):
+    monkeypatch.setattr(endpoint, "_PAUSE", 60.0)
+    monkeypatch.setattr(endpoint, "_LONGEST_PAUSE", 60.0)
+    hold = Work.hold
+    told = []
+
+    def held(self, why):
+        hold(self, why)
+        told.append(why)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(PlainWork, "hold", held)
+    began = time.monotonic()
+    code, _, err = called("eval", dying, *DATA, "--batch-size", 4, "-o", tmp_path / "out.json")
+    assert code == 143 and time.monotonic() - began < 5 and told[0].startswith("the server does not answer (")
+    assert "2 finished parts are kept in" in err and "The same command goes on where it stopped" in err
+
+
+def test_a_step_that_is_held_up_has_no_time_left(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "PATIENCE", 0.05)
+    with PlainWork("answering") as doing:
+        doing.count(1, 4)
+        doing.hold("the server is away")
+        time.sleep(0.2)
+        doing.count(2, 4)
+    err = capsys.readouterr().err
+    assert "the server is away ...\nanswering: 1 of 4, the server is away, 0 s\n" in err and "left" not in err
+    live = LiveWork("answering")
+    live.count(1, 4)
+    live.hold("the server is away")
+    assert live._live.tasks[0].fields["counted"] == "1/4 the server is away"
+
+
+def test_what_a_server_says_of_its_models_is_said_before_files_are_read(foreign, canary_export, monkeypatch):
+    monkeypatch.setattr(verification, "require_hashes", lambda *_: pytest.fail("files were read"))
+    code, _, err = called(
+        "verify", canary_export, "--canary", "--server", f"{foreign}/plain/v1", "--served-model", "ab"
+    )
+    assert code == 2 and "has no model 'ab'; it has a." in err and "Say --served-model" not in err
+    monkeypatch.setattr(endpoint, "_RETRIES", 0)
+    code, _, err = called("verify", canary_export, "--canary", "--server", "http://127.0.0.1:1/v1")
+    assert code == 9 and "See whether it runs there." in err and "kept" not in err
+
+
+def test_a_swap_at_an_export_of_fixed_parameters_asks_for_no_checkpoint(canary_export):
+    code, _, err = called("verify", canary_export, "--canary", "--swap", "guard")
+    assert code == 2 and "parameters are fixed" in err and "checkpoint" not in err

@@ -8,7 +8,8 @@ import json
 import pytest
 import torch
 
-from safetykit.adapters.errors import UsageError
+from safetykit.adapters.artifact.output import claimed
+from safetykit.adapters.errors import LeftBehind, UsageError
 from safetykit.adapters.tga.settings import TGA
 from safetykit.toolkit.alignment import Aligner, forward, trainer
 from safetykit.toolkit.alignment.targets import trained
@@ -189,7 +190,12 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_with(random_vlm, captions
     steps: list[int] = []
     TGA(**SHORT).fit(Aligner(random_vlm, captions, work=tmp_path / "work"))
     changed = TGA(**{**SHORT, "ce_weight": 0.5})
-    changed.fit(Aligner(random_vlm, captions, work=tmp_path / "work", progress=lambda step, _: steps.append(step)))
+    aligner = Aligner(random_vlm, captions, work=tmp_path / "work", progress=lambda step, _: steps.append(step))
+    with pytest.raises(UsageError, match="2 steps of an interrupted command are kept .* had other: --ce-weight"):
+        changed.fit(aligner)
+    assert steps == []
+    with claimed(tmp_path / "out", overwrite=True, spent=[tmp_path / "work"]), pytest.warns(LeftBehind):
+        changed.fit(aligner)
     assert steps == [1, 2, 3, 4]
 
 

@@ -112,17 +112,17 @@ def _run_here(arguments):
 
 def test_the_first_writes_the_journal_and_all_know_what_is_done(tmp_path):
     path = tmp_path / "some.jsonl"
-    journal = Journal(path, "work")
+    journal = Journal(path, {"work": 1})
     journal.add("a", 1)
 
     def work(rank):
-        found = Journal(path if rank == 0 else tmp_path / "elsewhere" / "some.jsonl", "work")
+        found = Journal(path if rank == 0 else tmp_path / "elsewhere" / "some.jsonl", {"work": 1})
         done = dict(found.done)
         found.add("b", 2)
         return done, found.done, is_first(), from_first(rank)
 
     assert Ranks(2).run(work) == [({"a": 1}, {"a": 1, "b": 2}, first, 0) for first in (True, False)]
-    assert Journal(path, "work").done == {"a": 1, "b": 2}
+    assert Journal(path, {"work": 1}).done == {"a": 1, "b": 2}
     assert not (tmp_path / "elsewhere").exists()
 
 

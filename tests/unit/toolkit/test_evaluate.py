@@ -112,10 +112,10 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path):
 
     path = tmp_path / "eval.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        decide(Scripted(records, failing), records, batch_size=4, journal=Journal(path, "work"))
+        decide(Scripted(records, failing), records, batch_size=4, journal=Journal(path, {"work": 1}))
     path.write_text(path.read_text() + '["cut off", [{"id"')  # as a crash in mid-write leaves it
     resumed = Scripted(records, lambda request: f"{len(request.prompt)}")
-    journal = Journal(path, "work")
+    journal = Journal(path, {"work": 1})
     assert decide(resumed, records, batch_size=4, journal=journal) == whole
     assert sum(map(len, resumed.batches)) == 4  # eight of twelve were done
     journal.finish()
@@ -124,6 +124,29 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path):
 
 def test_a_journal_of_other_work_is_not_used(tmp_path):
     path = tmp_path / "eval.jsonl"
-    Journal(path, "one").add("key", 1)
-    assert Journal(path, "one").done == {"key": 1}
-    assert Journal(path, "other").done == {}
+    one = {"model": "m", "--limit": 4}
+    Journal(path, one).add("key", 1)
+    assert Journal(path, one).done == {"key": 1}
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match=r"had other: --limit\. Repeat that command .* or remove"):
+        Journal(path, {**one, "--limit": 5})
+    assert path.read_bytes() == before
+    path.write_text("0" * 64 + "\n" + '["key", 1]\n')  # as earlier versions wrote it
+    with pytest.raises(UsageError, match="had other: version"):
+        Journal(path, one)
+
+
+def test_a_journal_in_which_nothing_is_finished_stands_in_nobodys_way(tmp_path):
+    Journal(tmp_path / "eval.jsonl", {"model": "one"})
+    assert Journal(tmp_path / "eval.jsonl", {"model": "other"}).done == {}
+
+
+def test_what_is_known_is_not_answered_again_for_another_batch_size(tmp_path):
+    records = [make(i, "harmless") for i in range(12)]
+    answer = Scripted(records, lambda request: f"{len(request.prompt)}")
+    whole = decide(answer, records, batch_size=4)
+    journal = Journal(tmp_path / "eval.jsonl", {"work": 1})
+    decide(answer, records[:4], batch_size=4, journal=journal)
+    resumed = Scripted(records, lambda request: f"{len(request.prompt)}")
+    assert decide(resumed, records, batch_size=3, journal=journal) == whole
+    assert list(map(len, resumed.batches)) == [3, 3, 2]

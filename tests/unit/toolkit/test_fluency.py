@@ -80,9 +80,8 @@ def test_babble_costs_a_sweep_though_no_record_says_what_is_right(vlm, records, 
             vlm,
             records,
             lambda guard: removing(vlm, guard.rank),
-            identity=["babble"],
             max_new_tokens=8,
-            journal_path=tmp_path / "sweep.jsonl",
+            journal=Journal(tmp_path / "sweep.jsonl", {"work": "babble"}),
         )
 
     first = trials()
@@ -96,17 +95,3 @@ def test_babble_costs_a_sweep_though_no_record_says_what_is_right(vlm, records, 
     again.attempt([VLMGuard(rank=50)])
     assert again._oddest == first._oddest, "a resumed sweep holds answers to the same limit"
     assert again.undefended == first.undefended
-
-
-def test_a_journal_from_before_the_limit_was_kept_is_asked_again(vlm, records, tmp_path):
-    journal = Journal(tmp_path / "sweep.jsonl", ["old", 8])
-    journal.add("undefended", {"attack_success": 0.123, "over_refusal": 0.0, "exact": 1.0})
-    made = sweep.Trials(
-        vlm,
-        records,
-        lambda _: removing(vlm, 1),
-        identity=["old"],
-        max_new_tokens=8,
-        journal_path=tmp_path / "sweep.jsonl",
-    )
-    assert made.undefended.attack_success != 0.123 and made._oddest is not None

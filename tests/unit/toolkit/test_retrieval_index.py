@@ -13,6 +13,7 @@ from planted_captions import PlantedEmbedder, planted_index
 
 from safetykit.adapters import InvalidArtifact, UsageError
 from safetykit.adapters.artifact.output import claimed
+from safetykit.adapters.errors import LeftBehind
 from safetykit.toolkit.index.caption_index import CaptionIndex
 from safetykit.toolkit.retrieval.build import build_index
 from safetykit.toolkit.retrieval.sources import open_texts
@@ -70,11 +71,17 @@ def test_of_two_builds_of_an_index_the_second_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 
-def test_a_build_of_something_else_does_not_go_on(tmp_path):
+def test_a_build_of_something_else_does_not_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("safetykit.toolkit.retrieval.build._FLUSH", 1)
     with pytest.raises(KeyboardInterrupt):
         planted_index(tmp_path / "index", TEXTS, PlantedEmbedder(fail_after=100), batch_size=32)
     embedder = PlantedEmbedder()
-    planted_index(tmp_path / "index", TEXTS[::-1], embedder, batch_size=32)
+    for texts, size, named in ((TEXTS[::-1], 32, "texts"), (TEXTS, 16, "--batch-size")):
+        with pytest.raises(UsageError, match=f"96 embedded texts .* had other: {named}. .* --overwrite"):
+            planted_index(tmp_path / "index", texts, embedder, batch_size=size)
+    assert embedder.calls == 0
+    with pytest.warns(LeftBehind, match="96 embedded texts of other work"):
+        planted_index(tmp_path / "index", TEXTS[::-1], embedder, batch_size=32, overwrite=True)
     assert embedder.calls == len(TEXTS)
 
 

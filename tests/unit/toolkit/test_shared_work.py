@@ -9,6 +9,7 @@ from ranks import Ranks
 
 from safetykit.adapters.artifact.output import claimed
 from safetykit.adapters.care.settings import CARE
+from safetykit.adapters.errors import LeftBehind, UsageError
 from safetykit.adapters.nullsteer.settings import NullSteer
 from safetykit.adapters.protocols import Refusal
 from safetykit.adapters.registry import methods
@@ -76,16 +77,19 @@ def test_a_fit(name, vlms, records):
 def test_a_journal_stays_until_the_output_that_it_is_of(tmp_path):
     path, cut = tmp_path / "out.jsonl", b'["c", 3'
     with claimed(tmp_path / "out", spent=[path]):
-        journal = Journal(path, "work")
+        journal = Journal(path, {"work": 1})
         journal.add("a", 1)
         journal.finish()
     assert Journal.unfinished is None and path.is_file()  # no output has appeared
     path.write_bytes(path.read_bytes() + cut)
-    again = Journal(path, "work")
+    again = Journal(path, {"work": 1})
     assert again.done == {"a": 1} and cut not in path.read_bytes()
     again.add("b", 2)
-    assert Journal(path, "work").done == {"a": 1, "b": 2}
-    other = Journal(path, "other work")
+    assert Journal(path, {"work": 1}).done == {"a": 1, "b": 2}
+    with pytest.raises(UsageError, match="begin anew"), claimed(tmp_path / "out", spent=[path]):
+        Journal(path, {"work": 2})
+    with claimed(tmp_path / "out", spent=[path], overwrite=True), pytest.warns(LeftBehind, match="2 finished parts of"):
+        other = Journal(path, {"work": 2})
     assert other.done == {} and path.read_text().count("\n") == 1
     other.finish()
     assert list(tmp_path.iterdir()) == []
@@ -95,11 +99,11 @@ def test_answers_and_their_journal(vlms, records, tmp_path):
     alone = decide(vlms[0], records[:40], max_new_tokens=4, batch_size=8)
 
     def work(rank):
-        journal = Journal(tmp_path / "answers.jsonl", "these")
+        journal = Journal(tmp_path / "answers.jsonl", {"these": 1})
         return decide(vlms[rank], records[:40], max_new_tokens=4, batch_size=8, journal=journal), len(journal.done)
 
     assert Ranks(2).run(work) == [(alone, 5)] * 2
-    journal = Journal(tmp_path / "answers.jsonl", "these")
+    journal = Journal(tmp_path / "answers.jsonl", {"these": 1})
     journal.done = dict(list(journal.done.items())[:3])
     assert decide(vlms[0], records[:40], max_new_tokens=4, batch_size=8, journal=journal) == alone
 
