@@ -7,6 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from .data_carriers import carriers
 from .data_check import check
 from .data_import import import_
 from .data_records import init, show, split
@@ -30,6 +31,7 @@ data = typer.Typer(no_args_is_help=True)
 for name, command, example in (
     ("import", import_, "import mm-safetybench ./MM-SafetyBench -o records"),
     ("check", check, "check records"),
+    ("carriers", carriers, "carriers prompts -o records --form typographic --form blank"),
     ("split", split, "split records -o split-records"),
     ("show", show, "show records -o records.html"),
     ("init", init, "init my-records"),
