@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 from case import Case
+
+FORMS = ("typographic", "scene", "text+image", "blank", "noise", "photo")
+SIGNS = {"en": "sign", "de": "Schild", "fr": "panneau", "es": "letrero", "it": "cartello", "pt": "placa"}
 
 DATA = [
     Case(
@@ -38,4 +43,20 @@ DATA = [
     Case("data show {begun} -o {out} --limit 5 --json", lambda done, made: done.value["shown"] == 5),
     Case("data show {begun} -o {drawn_sheet} --overwrite --json", lambda done, made: done.value["shown"] == 24),
     Case("data init {taken} --overwrite --json", lambda done, made: done.value["count"] == 24),
+    Case(
+        f"data carriers {{begun}} -o {{taken}} {' '.join(f'--form {form}' for form in FORMS)} --font {{font}} --photos"
+        " {drawn_steps} --side 320 --seed 3 --drawn-only --overwrite --json",
+        lambda done, made: done.value["drawn"] == dict.fromkeys(FORMS, 12) and '"image' in _lines(done)[0],
+    ),
+    *(
+        Case(
+            f"data carriers {{begun}} -o {{out}} --form scene --language {language} --json",
+            lambda done, made, word=word: word in json.loads(_lines(done)[-1])["prompt"],
+        )
+        for language, word in SIGNS.items()
+    ),
 ]
+
+
+def _lines(done):
+    return (done.path / "records.jsonl").read_text().splitlines()

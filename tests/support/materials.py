@@ -65,6 +65,11 @@ class Materials:
         parquet.write_table(pa.Table.from_pylist([*rows, bad]), path, row_group_size=32)
         return path
 
+    def _font(self) -> Path:
+        import matplotlib
+
+        return Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf")
+
     def _captions(self) -> Path:
         from safetykit.toolkit.data.captions import captions_path, load_captions
 
