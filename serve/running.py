@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 
+from ..adapters.errors import ServerFailed
 from ..export.runtime.hotswap import read_swap
 from ..export.runtime.onnx_vlm import OnnxVLM
 from .access import Keys, read_keys
@@ -52,7 +53,11 @@ class Server:
         }
 
     def run(self) -> None:
-        """Answer until SIGTERM or Ctrl-C; what was accepted is answered first, as far as ``drain`` allows."""
+        """Answer until SIGTERM or Ctrl-C; what was accepted is answered first, as far as ``drain`` allows.
+
+        Raises:
+            ServerFailed: what answers has failed beyond a single request; whoever watches the process starts it again.
+        """
         options = self._service.options
         config = uvicorn.Config(
             application(self._service, self._keys),
@@ -63,8 +68,12 @@ class Server:
             lifespan="on",
         )
         self._service.log("listening", **self.told)
-        _Uvicorn(config).run([self._socket])
+        server = _Uvicorn(config)
+        self._service.when_broken = lambda: setattr(server, "should_exit", True)
+        server.run([self._socket])
         self._service.log("ended")
+        if self._service.scheduler.broken:
+            raise ServerFailed("The thread that answers has failed.", "The log says why, as `broken`; start it again.")
 
 
 class _Uvicorn(uvicorn.Server):
