@@ -1,5 +1,5 @@
-"""Load on a server: `safetykit serve` in a process of its own, clients that ask it and compare its answers, and rounds in
-which their speed is measured beside that of a loop."""
+"""Load on a server: `safetykit serve` in a process of its own, clients that compare its answers, and rounds that
+measure speed beside that of a loop."""
 
 from __future__ import annotations
 

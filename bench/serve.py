@@ -14,34 +14,34 @@ word of another record (the name of what its picture shows).
 Speeds are tokens a second over those of a loop: `OnnxVLM.generate`, one request after the other in this process,
 without HTTP. In every round all are measured in a random order, the loop twice, and the ratios are of one round. Beside
 it stand ONNX Runtime GenAI on the same graphs, one request after the other, which generates for refused prompts too
-and tells no risk; and the server with one row a batch, so that HTTP costs the same. Answers of the reference VLM are a
+and tells no risk; the server with one row a batch, so that HTTP costs the same, and the server with `--threads 1`. Answers of the reference VLM are a
 few tokens long. So ``--length`` asks another export for as many tokens: the same checkpoint, whose answers are ended
-by a token that it never says.
+by a token that it never says. What a row costs the graphs alone, by the number of rows, stands in a table of its own:
+where it is the same for one row and for eight, no batch can gain anything.
 
 A server with a short queue is asked by 64 clients, and what it refuses with 429 is counted. ``--minutes`` lasts the
-load that long, and looks at the server's memory.
+load that long, and looks at the server's memory. What the output folder holds is kept, and the rest measured.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import random
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from safetykit.bench.batching import costs
+from safetykit.bench.batching import lines as lines_of_rows
 from safetykit.bench.clients import TOKENS
 from safetykit.bench.load import CONTROL, LOOP, WRONG, Arm, Question, Served, body, load, loop, rounds, served, wrong_of
 from safetykit.bench.runtimes import genai_answers
-from safetykit.bench.skeleton import arguments, cpus, run, say, write_results, write_table
+from safetykit.bench.skeleton import arguments, cpus, read_results, run, say, write_results, write_table
 from safetykit.bench.soak import canary_of, make_export, slope
 from safetykit.export.layouts.arrange import arrange
 from safetykit.export.manifest import read_manifest
@@ -52,7 +52,7 @@ from safetykit.toolkit.model.asking import request_of
 from safetykit.toolkit.model.requests import Request
 
 LEVELS, LENGTHS = (1, 2, 4, 8, 16, 32, 64), (8, 32, 64)
-GENAI, SINGLE = "GenAI, its own loop", "one row a batch"
+GENAI, SINGLE, THREAD = "GenAI, its own loop", "one row a batch", "`--threads 1`"
 _BATCH = 32  # as of `eval`
 _QUEUE = 32  # of the server with one row a batch, which is asked by more at last
 _CROWD = 64  # clients of an overload
@@ -135,7 +135,9 @@ def speeds(
     arms[SINGLE] = lambda: load(single.url, asked, clients, settings.requests)
     for level in settings.levels:
         arms[str(level)] = lambda level=level: load(batching.url, asked, level, settings.requests)
-    return rounds(arms, settings.rounds)
+    with served(export, settings.max_batch, out / "thread.log", "--threads", 1) as sparing:
+        arms[THREAD] = lambda: load(sparing.url, asked, clients, settings.requests)
+        return rounds(arms, settings.rounds)
 
 
 def speeds_by_length(
@@ -180,40 +182,47 @@ def lasting(asked: Sequence[Question], server: Served, settings: Settings) -> di
 
 def measured(
     export: Path, endless_export: Path | None, records: Sequence[Record], out: Path, settings: Settings
-) -> Any:
-    """Everything that the options ask for."""
-    model = OnnxVLM.from_pretrained(export)
+) -> dict[str, Any]:
+    """Every part that the options ask for and that the results in ``out`` do not hold yet."""
+    path, model = out / "serve.json", OnnxVLM.from_pretrained(export)
     asked = questions(model, records, TOKENS)
+    found: dict[str, Any] = read_results(path)
+    found |= {"records": len(asked), "canaries": sum(one.canary is not None for one in asked)}
+    found |= {"max_batch": settings.max_batch, "cpus": cpus()}
+
+    def part(name: str, make: Callable[[], Any]) -> None:
+        if name not in found:
+            found[name] = make()
+            write_results(path, found)
+
+    @contextlib.contextmanager
+    def servers(folder: Path, name: str) -> Iterator[tuple[Served, Served]]:
+        with (
+            served(folder, settings.max_batch, out / f"{name}.log") as batching,
+            served(folder, 1, out / f"{name}-single.log", max_queue=_QUEUE) as single,
+        ):
+            yield batching, single
+
+    part("rows", lambda: costs(model, [request_of(record) for record in records], 5 * settings.rounds))
     model.close()
-    found: dict[str, Any] = {"records": len(asked), "max_batch": settings.max_batch, "cpus": cpus()}
-    found["canaries"] = sum(one.canary is not None for one in asked)
-
-    def both(folder: Path, name: str, stack: contextlib.ExitStack) -> tuple[Served, Served]:
-        batching = served(folder, settings.max_batch, out / f"{name}.log")
-        single = served(folder, 1, out / f"{name}-single.log", max_queue=_QUEUE)
-        return stack.enter_context(batching), stack.enter_context(single)
-
-    with contextlib.ExitStack() as stack:
-        servers = both(export, "serve", stack)
-        batching, single = servers
-        if settings.levels:
-            found["speeds"] = speeds(export, records, servers, out, settings)
-        found["same"] = equalities(asked, batching, settings)
-        found["overload"] = load(single.url, asked, _CROWD, settings.requests * 4)["tally"]
-        found["memory"] = {"peak": [round(one.resident("VmHWM")) for one in servers]}
-        if settings.minutes:
-            found["memory"] |= lasting(asked, batching, settings)
-    if endless_export and settings.lengths:
-        with contextlib.ExitStack() as stack:
-            servers = both(endless_export, "endless", stack)
-            found["lengths"] = speeds_by_length(endless_export, records, servers, settings)
+    with servers(export, "serve") as both:
+        part("speeds", lambda: speeds(export, records, both, out, settings))
+        part("same", lambda: equalities(asked, both[0], settings))
+        part("overload", lambda: load(both[1].url, asked, _CROWD, settings.requests * 4)["tally"])
+        part("peak", lambda: [round(one.resident("VmHWM")) for one in both])
+    if endless_export:
+        with servers(endless_export, "endless") as both:
+            part("lengths", lambda: speeds_by_length(endless_export, records, both, settings))
+    if settings.minutes:
+        with served(export, settings.max_batch, out / "lasting.log") as server:
+            part("memory", lambda: lasting(asked, server, settings))
     return found
 
 
 def wrong(results: Mapping[str, Any]) -> int:
     """Answers that were not as they must be, in all parts."""
-    arms = [results.get("speeds", {}), *results.get("lengths", {}).values()]
-    counted = sum(one["wrong"] for part in arms for one in part.values()) + results["memory"].get("wrong", 0)
+    arms = [results["speeds"], *results.get("lengths", {}).values()]
+    counted = sum(one["wrong"] for part in arms for one in part.values()) + results.get("memory", {}).get("wrong", 0)
     return counted + wrong_of([{"tally": one} for one in (*results["same"].values(), results["overload"])])
 
 
@@ -225,16 +234,15 @@ def table(results: Mapping[str, Any]) -> str:
         f" {results['max_batch']} rows a batch; {results['cpus']} cores, shared by clients and servers.",
         "",
     ]
-    if "speeds" in results:
-        lines += ["| clients | p50, ms | p95, ms | tokens a second | over the loop, lowest to highest round | wrong |"]
-        lines += ["|---:|---:|---:|---:|---:|---:|"]
-        for name, one in results["speeds"].items():
-            named = f"{clients}, {name}" if name == SINGLE else name
-            lines.append(
-                f"| {named} | {1000 * one['p50']:.0f} | {1000 * one['p95']:.0f} | {one['tokens_per_second']:.0f} |"
-                f" {_over(one)} | {'' if 'oop' in name else one['wrong']} |"
-            )
-        lines.append("")
+    lines += ["| clients | p50, ms | p95, ms | tokens a second | over the loop, lowest to highest round | wrong |"]
+    lines += ["|---:|---:|---:|---:|---:|---:|"]
+    for name, one in results["speeds"].items():
+        named = f"{clients}, {name}" if name in (SINGLE, THREAD) else name
+        lines.append(
+            f"| {named} | {1000 * one['p50']:.0f} | {1000 * one['p95']:.0f} | {one['tokens_per_second']:.0f} |"
+            f" {_over(one)} | {'' if 'loop' in name else one['wrong']} |"
+        )
+    lines.append("")
     if "lengths" in results:
         lines += [f"| tokens of each answer | loop again | {clients} clients, {SINGLE} | {clients} clients, batches |"]
         lines += ["|---:|---:|---:|---:|"]
@@ -242,6 +250,7 @@ def table(results: Mapping[str, Any]) -> str:
             said = " | ".join(_over(arms[name]) for name in (CONTROL, SINGLE, "batches"))
             lines.append(f"| {length} | {said} |")
         lines.append("")
+    lines += [*lines_of_rows(results["rows"]), ""]
     lines += ["| asked | answers | refused | " + " | ".join(WRONG) + " | 429 |"]
     lines += ["|---|---:|---:|" + "---:|" * (len(WRONG) + 1)]
     for name, tally in {
@@ -250,12 +259,11 @@ def table(results: Mapping[str, Any]) -> str:
     }.items():
         figures = [tally.get(one, 0) for one in ("answers", "refusals", *WRONG, "429")]
         lines.append(f"| {name} | " + " | ".join(f"{one:,}" for one in figures) + " |")
-    memory = results["memory"]
     lines += [
         "",
-        "Peak memory: " + " and ".join(f"{one} MiB" for one in memory["peak"]) + " (batches; one row a batch).",
+        "Peak memory: " + " and ".join(f"{one} MiB" for one in results["peak"]) + " (batches; one row a batch).",
     ]
-    if "by_minute" in memory:
+    if memory := results.get("memory"):
         first, last = memory["by_minute"][0], memory["by_minute"][-1]
         said = (
             f"In {len(memory['by_minute'])} minutes {memory['answers']:,} answers, {memory['wrong']} wrong; memory of"
@@ -305,7 +313,6 @@ def main(given: Sequence[str] | None = None) -> int:
     unending = None if options.export else endless(options.out)
     records = subset(load_records(data_path(options.data), ["test"]), options.limit)
     results = measured(export, unending, records, options.out, settings)
-    write_results(options.out / "serve.json", results)
     write_table(options.out / "serve.md", table(results))
     return int(wrong(results) > 0)
 

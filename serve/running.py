@@ -14,6 +14,7 @@ import uvicorn
 from ..adapters.errors import ServerFailed
 from ..export.runtime.hotswap import read_swap
 from ..export.runtime.onnx_vlm import OnnxVLM
+from ..export.runtime.sessions import CPU, computing_with
 from .access import Keys, read_keys
 from .app import application
 from .drift import references_of
@@ -48,6 +49,7 @@ class Server:
             "shadow": options.allow_shadow,
             "watched": [one.told() for one in service.watched],
             "log_prompts": options.log_prompts,
+            "threads": options.threads,
             **{name: getattr(options, name) for name in (*limits, "max_body", "timeout", "drain", *drift)},
             "max_prompt_tokens": model.inputs.max_prompt_tokens,
         }
@@ -102,8 +104,9 @@ def opened(folder: Path, options: ServeOptions, *, say: Callable[[str], None] = 
     options.require_use(
         ("allow_uncorrected_detector",), bool(options.swap or options.adapters), "an adapter (--swap or --adapter)"
     )
+    options.require_use(("threads",), CPU[0] in options.providers, f"the provider {CPU[0]}")
     allowed = options.allow_uncorrected_detector
-    with bound(options.host, options.port) as listening:
+    with bound(options.host, options.port) as listening, computing_with(options.threads):
         model = OnnxVLM.from_pretrained(folder, options.providers, index=options.external_index, opened=False)
         model.inputs.limit(options.max_prompt_tokens)
         own = None

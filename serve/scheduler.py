@@ -17,16 +17,17 @@ No HTTP and no model is known here.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..adapters.errors import SafetykitError
 from .rows import Broken, Busy, Draining, Engine, Row, TimedOut
+from .waiting import Waiting
 
 _ROOM = 4  # a batch that has this fraction of its places free reads prompts
 _PATIENCE = 8  # and any other after so many steps
@@ -83,7 +84,7 @@ class Scheduler:
         self.broken = False
         self.max_batch, self.max_queue = max_batch, max_queue
         self._changed = threading.Condition()
-        self._waiting: deque[tuple[Hashable, deque[Row]]] = deque()  # by client, in the order of turns
+        self._waiting = Waiting()
         self._since: dict[Row, float] = {}  # when the prompt of a row that is answered was read
         self._variant: Hashable = None
         self._draining = self._closed = False
@@ -96,7 +97,7 @@ class Scheduler:
     def waiting(self) -> int:
         """Rows that wait."""
         with self._changed:
-            return self._count()
+            return len(self._waiting)
 
     @property
     def running(self) -> int:
@@ -130,14 +131,10 @@ class Scheduler:
         """
         with self._changed:
             self.require_ready()
-            if (waiting := self._count()) + len(rows) > self.max_queue:
+            if (waiting := len(self._waiting)) + len(rows) > self.max_queue:
                 turns = math.ceil((waiting + len(self._since)) / self.max_batch)
                 raise Busy(waiting, min(max(1, math.ceil(turns * self._pace)), _MOST_WAIT))
-            for row in rows:
-                own = next((queue for client, queue in self._waiting if client == row.client), None)
-                if own is None:
-                    self._waiting.append((row.client, own := deque()))
-                own.append(row)
+            self._waiting.add(rows)
             self._changed.notify_all()
 
     def drain(self, seconds: float | None = None) -> bool:
@@ -160,9 +157,6 @@ class Scheduler:
 
     # --- the thread ---------------------------------------------------------------------------------------------
 
-    def _count(self) -> int:
-        return sum(len(queue) for _, queue in self._waiting)
-
     def _work(self) -> None:
         ending: type[SafetykitError] = Broken
         try:
@@ -174,10 +168,10 @@ class Scheduler:
             self._when_broken(error)
         finally:
             with self._changed:
-                rows = [*self._since, *(row for _, queue in self._waiting for row in queue)]
-                self._waiting.clear()
+                rows = [*self._since, *self._waiting.without(lambda row: True)]
             for row in rows:
-                self._fail(row, ending())
+                with contextlib.suppress(Exception):  # of this row; the others are told all the same
+                    self._fail(row, ending())
 
     def _answer(self) -> None:
         """Turn after turn, until the scheduler is closed."""
@@ -189,8 +183,7 @@ class Scheduler:
                 if self._closed:
                     return
                 new, gone = self._admitted(batch)
-            for row, error in gone:
-                self._fail(row, error)
+            self._let_go(gone)
             try:
                 batch = self._turn(batch, new)
             except Exception as error:  # of the engine, in what concerns all rows
@@ -206,33 +199,18 @@ class Scheduler:
         batch = self._joined([*([batch] if batch else []), *self._begun(new)])
         return self._stepped(batch) if batch else None
 
-    def _admitted(self, batch: _Batch | None) -> tuple[list[Row], list[tuple[Row, BaseException | None]]]:
+    def _admitted(self, batch: _Batch | None) -> tuple[list[Row], list[Row]]:
         """Waiting rows whose prompts are read now, and those that nobody waits for or that waited too long."""
-        gone: list[tuple[Row, BaseException | None]] = []
-        for _, queue in self._waiting:
-            for row in [row for row in queue if self._is_over(row)]:
-                queue.remove(row)
-                gone.append((row, None if row.cancelled else TimedOut()))
-        self._waiting = deque((client, queue) for client, queue in self._waiting if queue)
-        rows: list[Row] = []
+        gone = self._waiting.without(self._is_over)
         free = self.max_batch - (len(batch.rows) if batch else 0)
         self._steps = self._steps + 1 if batch else 0
         if batch and free * _ROOM < self.max_batch and self._steps < _PATIENCE:
-            return rows, gone
-        variant = batch.rows[0].variant if batch else None
-        while self._waiting and len(rows) < free:
-            client, queue = self._waiting[0]
-            if not rows and batch is None:
-                variant = queue[0].variant
-            if queue[0].variant != variant:
-                break  # the batch runs empty first
-            row = queue.popleft()
-            self._waiting.popleft()
-            if queue:
-                self._waiting.append((client, queue))  # the next turn is another client's
-            rows.append(row)
-            self._since[row] = self._clock()
+            return [], gone
+        rows = self._waiting.take(free, *([batch.rows[0].variant] if batch else []))  # another waits for an empty batch
+        if rows:
             self._steps = 0
+        now = self._clock()
+        self._since.update((row, now) for row in rows)
         return rows, gone
 
     def _is_over(self, row: Row) -> bool:
@@ -240,9 +218,12 @@ class Scheduler:
 
     def _without_gone(self, batch: _Batch | None) -> _Batch | None:
         over = [row for row in batch.rows if self._is_over(row)] if batch else []
-        for row in over:
-            self._fail(row, None if row.cancelled else TimedOut())
+        self._let_go(over)
         return batch.only(lambda row: row not in over) if batch and over else batch
+
+    def _let_go(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self._fail(row, None if row.cancelled else TimedOut())
 
     def _used(self, rows: list[Row]) -> list[Row]:
         try:
