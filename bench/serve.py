@@ -14,10 +14,11 @@ word of another record (the name of what its picture shows).
 Speeds are tokens a second over those of a loop: `OnnxVLM.generate`, one request after the other in this process,
 without HTTP. In every round all are measured in a random order, the loop twice, and the ratios are of one round. Beside
 it stand ONNX Runtime GenAI on the same graphs, one request after the other, which generates for refused prompts too
-and tells no risk; the server with one row a batch, so that HTTP costs the same, and the server with `--threads 1`. Answers of the reference VLM are a
-few tokens long. So ``--length`` asks another export for as many tokens: the same checkpoint, whose answers are ended
-by a token that it never says. What a row costs the graphs alone, by the number of rows, stands in a table of its own:
-where it is the same for one row and for eight, no batch can gain anything.
+and tells no risk; the server with one row a batch, so that HTTP costs the same; and the server with `--threads 1`.
+
+Answers of the reference VLM are a few tokens long. So ``--length`` asks another export for as many tokens: the same
+checkpoint, whose answers are ended by a token that it never says. What a row costs the graphs alone, by the number of
+rows, stands in a table of its own: where it is the same for one row and for eight, no batch can gain anything.
 
 A server with a short queue is asked by 64 clients, and what it refuses with 429 is counted. ``--minutes`` lasts the
 load that long, and looks at the server's memory. What the output folder holds is kept, and the rest measured.
@@ -283,7 +284,7 @@ def _over(one: Mapping[str, Any]) -> str:
 
 def main(given: Sequence[str] | None = None) -> int:
     """Measure, and write the table; 1 if an answer was wrong."""
-    quick = {"limit": 16, "requests": 16, "rounds": 1, "canaries": 32, "concurrency": [2], "length": [4]}
+    quick = {"limit": 16, "requests": 16, "rounds": 1, "canaries": 32}
     parser = arguments(__doc__, quick=quick)
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for results, and for the default export")
     parser.add_argument(

@@ -53,8 +53,10 @@ class _Batch:
     def only(self, keep: Callable[[Row], bool]) -> _Batch | None:
         """Without the rows that leave; None if all do."""
         at = [at for at, row in enumerate(self.rows) if keep(row)]
-        parts = (self.rows, self.places, self.tokens)
-        return _Batch(self.state, *([one[place] for place in at] for one in parts)) if at else None
+        if not at:
+            return None
+        places, tokens = [self.places[one] for one in at], [self.tokens[one] for one in at]
+        return _Batch(self.state, [self.rows[one] for one in at], places, tokens)
 
 
 class Scheduler:
@@ -158,7 +160,7 @@ class Scheduler:
     # --- the thread ---------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        ending: type[SafetykitError] = Broken
+        ending: Callable[[], SafetykitError] = Broken
         try:
             self._answer()
             ending = Draining
@@ -269,9 +271,7 @@ class Scheduler:
             if len(batch.rows) == 1:
                 self._fail(batch.rows[0], error)
                 return None
-            alone = [
-                self._joined([part]) for row in batch.rows if (part := batch.only(lambda one, row=row: one is row))
-            ]
+            alone = [self._joined([part]) for row in batch.rows if (part := batch.only({row}.__contains__))]
             return self._joined([one for part in alone if part and (one := self._stepped(part))])
         return self._advanced(_Batch(state, batch.rows, batch.places, batch.tokens))
 

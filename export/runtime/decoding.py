@@ -35,7 +35,8 @@ class Decoding:
     @cached_property
     def best(self) -> Int[np.ndarray, " batch"]:
         """Each row's most probable next token."""
-        return self.logits[:, -1].argmax(axis=-1)
+        best: Int[np.ndarray, " batch"] = self.logits[:, -1].argmax(axis=-1)
+        return best
 
 
 @dataclass(frozen=True)
