@@ -237,7 +237,9 @@ def table(results: Mapping[str, Any]) -> str:
     ]
     lines += ["| clients | p50, ms | p95, ms | tokens a second | over the loop, lowest to highest round | wrong |"]
     lines += ["|---:|---:|---:|---:|---:|---:|"]
-    for name, one in results["speeds"].items():
+    levels = sorted((name for name in results["speeds"] if name.isdecimal()), key=int)
+    for name in (LOOP, CONTROL, GENAI, SINGLE, *levels, THREAD):
+        one = results["speeds"][name]
         named = f"{clients}, {name}" if name in (SINGLE, THREAD) else name
         lines.append(
             f"| {named} | {1000 * one['p50']:.0f} | {1000 * one['p95']:.0f} | {one['tokens_per_second']:.0f} |"
@@ -247,7 +249,7 @@ def table(results: Mapping[str, Any]) -> str:
     if "lengths" in results:
         lines += [f"| tokens of each answer | loop again | {clients} clients, {SINGLE} | {clients} clients, batches |"]
         lines += ["|---:|---:|---:|---:|"]
-        for length, arms in results["lengths"].items():
+        for length, arms in sorted(results["lengths"].items(), key=lambda row: int(row[0])):
             said = " | ".join(_over(arms[name]) for name in (CONTROL, SINGLE, "batches"))
             lines.append(f"| {length} | {said} |")
         lines.append("")

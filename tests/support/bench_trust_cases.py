@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from bench_case import BenchCase
 
 from safetykit.bench.clients import Question
-from safetykit.bench.serve import Settings
+from safetykit.bench.load import CONTROL, LOOP
+from safetykit.bench.serve import GENAI, SINGLE, THREAD, Settings
 from safetykit.toolkit.model.requests import Generation
 
 HELD = {"measured": "5 of 5", "held": True, "failures": [], "counts": {}, "seconds": 1.0, "quick": True}
@@ -18,8 +19,8 @@ ASKED = [Question("one", {"prompt": "what is this ?"}, ANSWER)]
 
 ARM = {"p50": 0.1, "p95": 0.2, "tokens_per_second": 40.0, "over": [2.0, 1.9, 2.1], "wrong": 0}
 SERVED = {
-    "speeds": {"loop": ARM, "loop again": ARM, "GenAI, its own loop": ARM, "one row a batch": ARM, "2": ARM},
-    "lengths": {"32": {"loop": ARM, "loop again": ARM, "one row a batch": ARM, "batches": ARM}},
+    "speeds": dict.fromkeys((LOOP, CONTROL, GENAI, SINGLE, "4", "2", THREAD), ARM),
+    "lengths": {"32": dict.fromkeys((LOOP, CONTROL, SINGLE, "batches"), ARM)},
     "rows": {"8": {"preparing": 0.1, "vision encoder": 0.2, "decoder, prompt": 0.3, "decoder, a token": 0.4}},
     "same": {"alone, whole": {"answers": 3, "refusals": 1}},
     "overload": {"answers": 3, "429": 5},
