@@ -1,4 +1,4 @@
-"""What a row costs in a batch: the graphs alone, without a server."""
+"""What a row costs in a batch: the graphs alone, without a server, in time of the processor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TOKEN = 5  # any that is no picture's
 
 
 def costs(model: OnnxVLM, requests: Sequence[Request], times: int) -> dict[str, dict[str, float]]:
-    """Milliseconds a row, by the number of rows and by part; medians, all measured in turn.
+    """Milliseconds of processor a row, by the number of rows and by part; medians, all measured in turn.
 
     Args:
         requests: with pictures where there are some; the first ones are taken.
@@ -31,9 +31,9 @@ def costs(model: OnnxVLM, requests: Sequence[Request], times: int) -> dict[str, 
     order = random.Random(0)
     for _ in range(times):
         for key in order.sample(list(work), len(work)):
-            began = time.perf_counter()
+            began = time.process_time()
             work[key]()
-            found[key].append(1000 * (time.perf_counter() - began) / key[0])
+            found[key].append(1000 * (time.process_time() - began) / key[0])
     told: dict[str, dict[str, float]] = {}
     for (rows, part), seconds in found.items():
         told.setdefault(str(rows), {})[part] = float(np.median(seconds))
@@ -57,7 +57,10 @@ def _parts(model: OnnxVLM, requests: Sequence[Request]) -> dict[str, Callable[[]
 
 def lines(found: Mapping[str, Mapping[str, float]]) -> list[str]:
     """The table."""
-    told = ["| rows | " + " | ".join(f"{part}, ms a row" for part in PARTS) + " |", "|---:|" + "---:|" * len(PARTS)]
+    told = [
+        "| rows | " + " | ".join(f"{part}, ms of processor a row" for part in PARTS) + " |",
+        "|---:|" + "---:|" * len(PARTS),
+    ]
     return told + [
         f"| {rows} | " + " | ".join(f"{one[part]:.2f}" for part in PARTS) + " |" for rows, one in found.items()
     ]

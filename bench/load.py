@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import itertools
 import json
+import os
 import random
 import subprocess
 import sys
@@ -183,7 +184,8 @@ def load(
     spent = time.perf_counter() - began
     tally = sum((one.seen.tally for one in threads), Counter())
     seconds = [second for one in threads for second in one.seen.seconds]
-    return {**percentiles(seconds), "tokens_per_second": tally["tokens"] / spent, "tally": dict(sorted(tally.items()))}
+    rates = {"tokens": tally["tokens"], "tokens_per_second": tally["tokens"] / spent}
+    return {**percentiles(seconds), **rates, "tally": dict(sorted(tally.items()))}
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
@@ -198,27 +200,50 @@ def loop(answer: Callable[[Request], int], requests: Sequence[Request]) -> dict[
         began = time.perf_counter()
         tokens += answer(one)
         seconds.append(time.perf_counter() - began)
-    return {**percentiles(seconds), "tokens_per_second": tokens / sum(seconds)}
+    return {**percentiles(seconds), "tokens": tokens, "tokens_per_second": tokens / sum(seconds)}
+
+
+def processor_seconds() -> float:
+    """Time that the cores have spent on this process and those that it has started, servers among them."""
+    found, left = 0, [os.getpid()]
+    while left:
+        folder = Path("/proc", str(left.pop()))
+        with contextlib.suppress(OSError):  # it has just ended
+            found += sum(map(int, (folder / "stat").read_text().rsplit(")", 1)[1].split()[11:13]))
+            left += [int(one) for task in folder.glob("task/*/children") for one in task.read_text().split()]
+    return found / os.sysconf("SC_CLK_TCK")
 
 
 def rounds(arms: Mapping[str, Arm], count: int, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """By arm the medians of some rounds, each in an order of its own; ``over`` is to the loop of the same round."""
+    """By arm the medians of some rounds, each in an order of its own.
+
+    ``over`` are its tokens a second over those of the loop in the same round (median, lowest, highest);
+    ``over_processor`` its tokens for each second of the processor, of clients and servers together.
+    """
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
     order = random.Random(seed)
     for arm in arms.values():  # everything warm
         arm()
     for at in range(count):
         for name in order.sample(list(arms), len(arms)):
-            found[name].append(arms[name]())
+            before = processor_seconds()
+            one = arms[name]()
+            found[name].append({**one, "processor": one["tokens"] / max(0.01, processor_seconds() - before)})
         say(f"round {at + 1} of {count}")
-    base = np.array([one["tokens_per_second"] for one in found[LOOP]])
-    told = {}
-    for name, runs in found.items():
-        ratios = np.array([one["tokens_per_second"] for one in runs]) / base
-        medians = {key: float(np.median([one[key] for one in runs])) for key in ("p50", "p95", "tokens_per_second")}
-        over = [float(one) for one in (np.median(ratios), ratios.min(), ratios.max())]
-        told[name] = {**medians, "over": over, "wrong": wrong_of(runs)}
-    return told
+
+    def over(runs: Sequence[Mapping[str, Any]], rate: str) -> list[float]:
+        ratios = np.array([one[rate] for one in runs]) / np.array([one[rate] for one in found[LOOP]])
+        return [float(one) for one in (np.median(ratios), ratios.min(), ratios.max())]
+
+    return {
+        name: {
+            **{key: float(np.median([one[key] for one in runs])) for key in ("p50", "p95", "tokens_per_second")},
+            "over": over(runs, "tokens_per_second"),
+            "over_processor": over(runs, "processor"),
+            "wrong": wrong_of(runs),
+        }
+        for name, runs in found.items()
+    }
 
 
 def wrong_of(runs: Sequence[Mapping[str, Any]]) -> int:

@@ -9,7 +9,7 @@ from bench_case import BenchCase
 
 from safetykit.bench.clients import Question
 from safetykit.bench.load import CONTROL, LOOP
-from safetykit.bench.serve import GENAI, SINGLE, THREAD, Settings
+from safetykit.bench.serve import BATCHES, GENAI, SINGLE, THREAD, Settings
 from safetykit.toolkit.model.requests import Generation
 
 HELD = {"measured": "5 of 5", "held": True, "failures": [], "counts": {}, "seconds": 1.0, "quick": True}
@@ -17,10 +17,17 @@ ANSWER = Generation("this is a cat", (1, 2))
 ALWAYS = SimpleNamespace(generate=lambda requests, tokens: [ANSWER] * len(requests))
 ASKED = [Question("one", {"prompt": "what is this ?"}, ANSWER)]
 
-ARM = {"p50": 0.1, "p95": 0.2, "tokens_per_second": 40.0, "over": [2.0, 1.9, 2.1], "wrong": 0}
+ARM = {
+    "p50": 0.1,
+    "p95": 0.2,
+    "tokens_per_second": 40.0,
+    "over": [2.0, 1.9, 2.1],
+    "over_processor": [3, 2, 4],
+    "wrong": 0,
+}
 SERVED = {
     "speeds": dict.fromkeys((LOOP, CONTROL, GENAI, SINGLE, "4", "2", THREAD), ARM),
-    "lengths": {"32": dict.fromkeys((LOOP, CONTROL, SINGLE, "batches"), ARM)},
+    "lengths": {"32": dict.fromkeys((LOOP, CONTROL, SINGLE, BATCHES), ARM)},
     "rows": {"8": {"preparing": 0.1, "vision encoder": 0.2, "decoder, prompt": 0.3, "decoder, a token": 0.4}},
     "same": {"alone, whole": {"answers": 3, "refusals": 1}},
     "overload": {"answers": 3, "429": 5},
@@ -101,8 +108,8 @@ TRUST = [
             (ran.only("measured")[0].name, ran.only("measured")[1], len(ran.only("measured")[2]))
             == ("folder", None, 1),
             ran.only("measured")[4] == Settings([2, 4], [6], 3, 2, 5, 7, 1.0),
-            "| 2 | 100 | 200 | 40 | 2.00 (1.90–2.10) | 0 |" in (ran.path / "serve.md").read_text(),
-            "| 32 | 2.00 (1.90–2.10) |" in (ran.path / "serve.md").read_text(),
+            "| 2 | 100 | 200 | 40 | 2.00 (1.90–2.10) | 3.00 (2.00–4.00) | 0 |" in (ran.path / "serve.md").read_text(),
+            "| 32 | 2.00 (1.90–2.10) | 3.00 (2.00–4.00) |" in (ran.path / "serve.md").read_text(),
             "| 3 | 0 | 0 | 0 | 0 | 0 | 0 | 0 | 5 |" in (ran.path / "serve.md").read_text(),
             "| 8 | 0.10 | 0.20 | 0.30 | 0.40 |" in (ran.path / "serve.md").read_text(),
             "In 2 minutes 9 answers, 0 wrong" in (ran.path / "serve.md").read_text(),
