@@ -99,6 +99,10 @@ def test_threads_are_those_of_every_session(served, monkeypatch):
         assert done.code == 0 and f'"threads": {threads or "null"}' in done.out, done.err
         assert opened == [threads] * 3
         opened.clear()
+    is_refused(
+        safetykit("serve", served, "--check", "--threads", 1, "--provider", "CUDAExecutionProvider"),
+        "--threads does nothing without the provider CPUExecutionProvider",
+    )
 
 
 def test_an_export_without_canaries_cannot_be_asked_them(served):
