@@ -107,7 +107,7 @@ TRUST = [
         lambda ran: [
             (ran.only("measured")[0].name, ran.only("measured")[1], len(ran.only("measured")[2]))
             == ("folder", None, 1),
-            ran.only("measured")[4] == Settings([2, 4], [6], 3, 2, 5, 7, 1.0),
+            ran.only("measured")[4] == Settings([2, 4], [6], 3, 2, 5, 7, 1),
             "| 2 | 100 | 200 | 40 | 2.00 (1.90–2.10) | 3.00 (2.00–4.00) | 0 |" in (ran.path / "serve.md").read_text(),
             "| 32 | 2.00 (1.90–2.10) | 3.00 (2.00–4.00) |" in (ran.path / "serve.md").read_text(),
             "| 3 | 0 | 0 | 0 | 0 | 0 | 0 | 0 | 5 |" in (ran.path / "serve.md").read_text(),
