@@ -62,5 +62,6 @@ def lines(found: Mapping[str, Mapping[str, float]]) -> list[str]:
         "|---:|" + "---:|" * len(PARTS),
     ]
     return told + [
-        f"| {rows} | " + " | ".join(f"{one[part]:.2f}" for part in PARTS) + " |" for rows, one in sorted(found.items(), key=lambda row: int(row[0]))
+        f"| {rows} | " + " | ".join(f"{one[part]:.2f}" for part in PARTS) + " |"
+        for rows, one in sorted(found.items(), key=lambda row: int(row[0]))
     ]
