@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from safetykit.bench.serve import served
+from safetykit.bench.load import served
 from safetykit.bench.skeleton import arguments, run, say, write_results, write_table
 from safetykit.bench.soak import make_export
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
@@ -121,8 +121,8 @@ def measured(export: Path, data: str, *, window: int, windows: int, streams: int
 
 def told(export: Path, records: Sequence[Record], *, window: int, log: Path) -> list[str]:
     """What a server logs about drift when harmless prompts are followed by harmful ones."""
-    with served(export, 8, log, "--drift-window", window) as url:
-        asked = Endpoint(f"{url}/v1")
+    with served(export, 8, log, "--drift-window", window) as server:
+        asked = Endpoint(f"{server.url}/v1")
         for label in ("harmless", "harmful"):
             some = [record for record in records if record.label == label and not record.pictured]
             for at in range(0, window, 20):

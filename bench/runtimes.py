@@ -44,15 +44,15 @@ def greedy(vlm: OnnxVLM, request: Request, max_new_tokens: int) -> tuple[int, ..
 
 
 def genai_answers(
-    vlm: OnnxVLM, requests: Sequence[Request], max_new_tokens: int, adapter: Path | None = None
+    vlm: OnnxVLM, requests: Sequence[Request], max_new_tokens: int, adapter: Path | None = None, *, model: Any = None
 ) -> list[tuple[int, ...]]:
     """Answers of ONNX Runtime GenAI to the same token ids and pixels; ``vlm`` is the folder opened by safetykit.
 
-    ``adapter`` is an ``.onnx_adapter`` file that is set active.
+    ``adapter`` is an ``.onnx_adapter`` file that is set active; ``model`` is the folder opened by GenAI, if it is.
     """
     import onnxruntime_genai
 
-    model, answers = onnxruntime_genai.Model(str(vlm.path)), []
+    model, answers = model or onnxruntime_genai.Model(str(vlm.path)), []
     for request in requests:
         inputs = vlm.inputs.prepare([request])
         length = inputs.input_ids.shape[1]

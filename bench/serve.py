@@ -1,254 +1,331 @@
-"""The endpoint under load: the same answers as `eval` gives, and how fast, against a loop that asks one by one.
+"""The endpoint under load: the same answers as `eval` gives, and how fast, against loops that ask one by one.
 
-    python bench/serve.py -o OUT [--export EXPORT] [--concurrency 1 --concurrency 8] [--requests 200] [--max-batch 8]
+    python bench/serve.py -o OUT [--export EXPORT] [--concurrency 1 --concurrency 8] [--requests 100] [--minutes 30]
 
 The export is by default that of ``bench/soak.py``: the reference VLM `mild` with a gated corrector and a detector. Its
 test records are first answered by the export in batches of 32, as `safetykit eval` does; these are the expected
 answers. Then `safetykit serve` runs in a process of its own and is asked greedily by as many clients as
-``--concurrency`` says, each with a connection that it keeps, every second request as a stream.
+``--concurrency`` says, each with a connection that it keeps, every second request as a stream. Clients and servers
+share the machine's cores.
 
 Counted are answers whose text, number of tokens, decision or risk differs, and mixed rows: answers that say the canary
-word of another record (the name of what its picture shows). The sequential loop is `OnnxVLM.generate`, one request
-after the other in this process, without HTTP. Clients and server share the machine's cores.
+word of another record (the name of what its picture shows).
+
+Speeds are tokens a second over those of a loop: `OnnxVLM.generate`, one request after the other in this process,
+without HTTP. In every round all are measured in a random order, the loop twice, and the ratios are of one round; the
+table has their median, lowest and highest. "Of processor" are tokens for each second that the cores worked on clients
+and servers: what there is to gain where all cores are busy, whoever else uses them meanwhile. Beside the loop stand
+ONNX Runtime GenAI on the same graphs, one request after the other, which generates for refused prompts too and tells no
+risk; the server with one row a batch, so that HTTP costs the same; and the server with `--threads 1`.
+
+Answers of the reference VLM are a few tokens long. So ``--length`` asks another export for as many tokens: the same
+checkpoint, whose answers are ended by a token that it never says. What a row costs the graphs alone, by the number of
+rows, stands in a table of its own: where it is the same for one row and for eight, no batch can gain anything.
+
+A server with a short queue is asked by 64 clients, and what it refuses with 429 is counted. ``--minutes`` lasts the
+load that long, and looks at the server's memory. What the output folder holds is kept, and the rest measured.
 """
 
 from __future__ import annotations
 
 import contextlib
-import http.client
-import itertools
 import json
+import shutil
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import numpy as np
-
-from safetykit.bench.clients import SCORE, TOKENS, words_of
-from safetykit.bench.skeleton import arguments, cpus, run, say, write_results, write_table
-from safetykit.bench.soak import canary_of, make_export
+from safetykit.bench.batching import costs
+from safetykit.bench.batching import lines as lines_of_rows
+from safetykit.bench.clients import TOKENS
+from safetykit.bench.load import CONTROL, LOOP, WRONG, Arm, Question, Served, body, load, loop, rounds, served, wrong_of
+from safetykit.bench.runtimes import genai_answers
+from safetykit.bench.skeleton import arguments, cpus, read_results, run, say, write_results, write_table
+from safetykit.bench.soak import canary_of, make_export, slope
+from safetykit.export.layouts.arrange import arrange
+from safetykit.export.manifest import read_manifest
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.toolkit.data.records import Record, load_records, subset
-from safetykit.toolkit.data.sources import data_path
+from safetykit.toolkit.data.sources import data_path, model_path
 from safetykit.toolkit.model.asking import request_of
-from safetykit.toolkit.model.endpoint import chat_messages
-from safetykit.toolkit.model.requests import Generation, Request
+from safetykit.toolkit.model.requests import Request
 
-LEVELS = (1, 2, 4, 8, 16, 32, 64)
-WRONG = ("another text", "another decision", "another risk", "another number of tokens", "mixed rows", "failed")
+LEVELS, LENGTHS = (1, 2, 4, 8, 16, 32, 64), (8, 32, 64)
+GENAI, SINGLE, BATCHES, THREAD = "GenAI, its own loop", "one row a batch", "batches", "`--threads 1`"
 _BATCH = 32  # as of `eval`
-_MODEL = "bench"
+_QUEUE = 32  # of the server with one row a batch, which is asked by more at last
+_CROWD = 64  # clients of an overload
 
 
 @dataclass(frozen=True)
-class Question:
-    """A record as it is sent, and what is expected; ``canary`` only its own answer may say."""
+class Settings:
+    """How much is measured; see the options."""
 
-    body: dict[str, Any]
-    answer: Generation
-    threshold: float
-    canary: str | None
+    levels: Sequence[int]
+    lengths: Sequence[int]
+    requests: int
+    rounds: int
+    max_batch: int
+    canaries: int
+    minutes: int
 
 
-def questions(model: OnnxVLM, records: Sequence[Record]) -> tuple[list[Question], dict[str, float]]:
-    """Every record with the answer that a batch gives it, and how fast a loop answers them one by one."""
+def questions(model: OnnxVLM, records: Sequence[Record], tokens: int) -> list[Question]:
+    """Every record with the answer that a batch gives it."""
     asked = [request_of(record) for record in records]
-    answers = [one for at in range(0, len(asked), _BATCH) for one in model.generate(asked[at : at + _BATCH], TOKENS)]
+    answers = [one for at in range(0, len(asked), _BATCH) for one in model.generate(asked[at : at + _BATCH], tokens)]
     threshold = model.detector.threshold if model.detector else 0.0
-    seconds = []
-    for one in asked:
-        began = time.perf_counter()
-        model.generate(one, TOKENS)
-        seconds.append(time.perf_counter() - began)
-    found = [
-        Question(body(request), answer, threshold, canary_of(record, answer))
+    return [
+        Question(body(request, tokens), answer, threshold, canary_of(record, answer))
         for record, request, answer in zip(records, asked, answers, strict=True)
     ]
-    tokens = sum(len(one.token_ids) for one in answers if not one.refused)
-    return found, {**percentiles(seconds), "tokens_per_second": tokens / sum(seconds)}
 
 
-def body(request: Request) -> dict[str, Any]:
-    """A request as OpenAI's interface takes it, its picture in a PNG file."""
-    return {"model": _MODEL, "messages": chat_messages(request), "max_tokens": TOKENS, "temperature": 0}
+def loops(model: OnnxVLM, requests: Sequence[Request], tokens: int) -> dict[str, Arm]:
+    """The loop that all is compared with, and it again."""
+
+    def answer(request: Request) -> int:
+        found = model.generate(request, tokens)
+        return 0 if found.refused else len(found.token_ids)
+
+    return dict.fromkeys((LOOP, CONTROL), lambda: loop(answer, requests))
 
 
-@contextlib.contextmanager
-def served(export: Path, max_batch: int, log: Path, *options: object) -> Iterator[str]:
-    """The URL of `safetykit serve` in a process of its own, which writes a log and ends with the block."""
-    limits = ("--max-batch", max_batch, "--max-queue", max(LEVELS))
-    words = ("serve", export, "--name", _MODEL, "--port", 0, *limits, *options, "--json")
-    command = [sys.executable, "-m", "safetykit", *map(str, words)]
-    with (
-        log.open("w") as written,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=written, text=True) as process,
-    ):
-        assert process.stdout is not None
-        told = "".join(iter(process.stdout.readline, "}\n")) + "}"
-        try:
-            yield json.loads(told)["url"]
-        finally:
-            process.terminate()
+def of_genai(folder: Path, export: Path, requests: Sequence[Request]) -> Arm:
+    """GenAI's loop on a copy of the export in its layout."""
+    import onnxruntime_genai
+
+    if not folder.is_dir():
+        shutil.copytree(export, folder)
+        arrange(folder, read_manifest(folder, verify=False), "genai")
+    ours, theirs = OnnxVLM.from_pretrained(folder), onnxruntime_genai.Model(str(folder))
+
+    def answer(request: Request) -> int:
+        return len(genai_answers(ours, [request], TOKENS, model=theirs)[0])
+
+    return lambda: loop(answer, requests)
 
 
-class Client(threading.Thread):
-    """Sends questions, one after the other, and compares what comes back."""
-
-    def __init__(self, url: str, asked: Iterator[tuple[int, Question]], canaries: set[str]) -> None:
-        super().__init__(daemon=True)
-        self._address, self._asked, self._canaries = urlsplit(url).netloc, asked, canaries
-        self.tally: Counter[str] = Counter()
-        self.seconds: list[float] = []
-
-    def run(self) -> None:
-        connection = http.client.HTTPConnection(self._address, timeout=120)
-        for number, question in self._asked:
-            stream = number % 2 == 1
-            sent = (
-                {**question.body, "stream": True, "stream_options": {"include_usage": True}}
-                if stream
-                else question.body
-            )
-            began = time.perf_counter()
-            connection.request("POST", "/v1/chat/completions", json.dumps(sent))
-            response = connection.getresponse()
-            data = response.read()
-            self.seconds.append(time.perf_counter() - began)
-            if response.status == 200:
-                self._compare(question, _streamed(data) if stream else json.loads(data))
-            else:
-                self.tally["failed"] += 1
-
-    def _compare(self, question: Question, value: Mapping[str, Any]) -> None:
-        expected, (choice,), verdict = question.answer, value["choices"], value["safetykit"]
-        text, tokens = choice["message"]["content"], value["usage"]["completion_tokens"]
-        risk = expected.scores.get("risk", 0.0) + question.threshold
-        self.tally["answers"] += 1
-        self.tally["refusals"] += verdict["refused"]
-        self.tally["tokens"] += 0 if verdict["refused"] else tokens
-        self.tally["another text"] += text != expected.text
-        self.tally["another number of tokens"] += tokens != len(expected.token_ids)
-        self.tally["another decision"] += verdict["refused"] != expected.refused
-        if verdict["risk"] is not None:
-            self.tally["another risk"] += abs(verdict["risk"] - risk) > SCORE * max(1.0, abs(risk))
-        foreign = words_of(text) & self._canaries - words_of(expected.text)
-        self.tally["mixed rows"] += bool(foreign)
+def endless(folder: Path) -> Path:
+    """The default export of a checkpoint with the same weights that never ends an answer, beside the default export."""
+    checkpoint, export = folder / "endless", folder / "endless-export"
+    if not export.is_dir():
+        shutil.copytree(model_path("reference:mild"), checkpoint, dirs_exist_ok=True)
+        config = json.loads((checkpoint / "config.json").read_text())
+        settings = checkpoint / "generation_config.json"
+        never = config.get("image_token_id", config.get("image_token_index"))
+        settings.write_text(json.dumps({**json.loads(settings.read_text()), "eos_token_id": never}))
+        adapters = ("--adapter", folder / "guard", "--adapter", folder / "probe", "--allow-wrong-base")
+        words = ("export", checkpoint, *adapters, "-o", export, "-q")
+        subprocess.run([sys.executable, "-m", "safetykit", *map(str, words)], check=True)
+    return export
 
 
-def _streamed(data: bytes) -> dict[str, Any]:
-    """The whole completion of its pieces."""
-    lines = [line.removeprefix("data: ") for line in data.decode().split("\n\n") if line]
-    *pieces, used = [json.loads(line) for line in lines[:-1]]
-    text = "".join(one["choices"][0]["delta"].get("content", "") for one in pieces)
-    return {"choices": [{"message": {"content": text}}], "usage": used["usage"], "safetykit": pieces[-1]["safetykit"]}
+def speeds(
+    export: Path, records: Sequence[Record], servers: tuple[Served, Served], out: Path, settings: Settings
+) -> dict[str, Any]:
+    """Every number of clients beside the loops."""
+    model, (batching, single) = OnnxVLM.from_pretrained(export), servers
+    asked = questions(model, records, TOKENS)[: settings.requests]
+    requests = [request_of(record) for record in records][: settings.requests]
+    arms = loops(model, requests, TOKENS)
+    arms[GENAI] = of_genai(out / "genai", export, requests)
+    clients = settings.max_batch * 2
+    arms[SINGLE] = lambda: load(single.url, asked, clients, settings.requests)
+    for level in settings.levels:
+        arms[str(level)] = lambda level=level: load(batching.url, asked, level, settings.requests)
+    with served(export, settings.max_batch, out / "thread.log", "--threads", 1) as sparing:
+        arms[THREAD] = lambda: load(sparing.url, asked, clients, settings.requests)
+        return rounds(arms, settings.rounds)
 
 
-def load(url: str, asked: Sequence[Question], clients: int, requests: int) -> dict[str, Any]:
-    """So many requests by so many clients at once, in the order of the questions, again and again."""
-    numbered = enumerate(itertools.islice(itertools.cycle(asked), requests))
-    turn = threading.Lock()
-
-    def next_ones() -> Iterator[tuple[int, Question]]:
-        while True:
-            with turn:
-                one = next(numbered, None)
-            if one is None:
-                return
-            yield one
-
-    canaries = {one.canary for one in asked if one.canary}
-    threads = [Client(url, next_ones(), canaries) for _ in range(clients)]
-    began = time.perf_counter()
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
-    spent = time.perf_counter() - began
-    tally = sum((one.tally for one in threads), Counter())
-    seconds = [second for one in threads for second in one.seconds]
-    rates = {"tokens_per_second": tally["tokens"] / spent, "requests_per_second": len(seconds) / spent}
-    return {"clients": clients, **percentiles(seconds), **rates, "tally": dict(sorted(tally.items()))}
+def speeds_by_length(
+    export: Path, records: Sequence[Record], servers: tuple[Served, Served], settings: Settings
+) -> dict[str, Any]:
+    """As many tokens as are asked for: both servers beside the loop."""
+    model, (batching, single), found = OnnxVLM.from_pretrained(export), servers, {}
+    count, clients = max(1, settings.requests // 2), settings.max_batch * 2
+    for length in settings.lengths:
+        asked = questions(model, records[:count], length)
+        arms = loops(model, [request_of(record) for record in records[:count]], length)
+        arms[SINGLE] = lambda asked=asked: load(single.url, asked, clients, count)
+        arms[BATCHES] = lambda asked=asked: load(batching.url, asked, clients, count)
+        found[str(length)] = rounds(arms, settings.rounds)
+        say(f"{length} tokens: {found[str(length)][BATCHES]['over']}")
+    return found
 
 
-def percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """The median and the 95th percentile."""
-    return {"p50": float(np.percentile(seconds, 50)), "p95": float(np.percentile(seconds, 95))}
+def equalities(asked: Sequence[Question], server: Served, settings: Settings) -> dict[str, dict[str, int]]:
+    """Every record, alone and among others, whole and as a stream; then many, with canary words."""
+    found, clients = {}, settings.max_batch * 2
+    for name, of in (("alone", 1), (f"{clients} at once", clients)):
+        for how, streams in (("whole", False), ("as streams", True)):
+            given = load(server.url, asked, of, len(asked), streams=lambda number, streams=streams: streams)
+            found[f"{name}, {how}"] = given["tally"]
+    if settings.canaries:
+        found[f"{clients} at once, both"] = load(server.url, asked, clients, settings.canaries)["tally"]
+    return found
+
+
+def lasting(asked: Sequence[Question], server: Served, settings: Settings) -> dict[str, Any]:
+    """The load for some minutes, with the server's memory after each."""
+    began, samples, tallies = time.monotonic(), [], []
+    for minute in range(settings.minutes):
+        until = began + 60 * (minute + 1)
+        tallies.append(load(server.url, asked, settings.max_batch * 2, 10**9, until=until))
+        samples.append((60.0 * minute, round(server.resident(), 2)))
+        say(f"{minute + 1} min, {tallies[-1]['tally']['answers']} answers, {samples[-1][1]:.0f} MiB")
+    answers = sum(one["tally"]["answers"] for one in tallies)
+    return {**slope(samples), "answers": answers, "wrong": wrong_of(tallies)}
 
 
 def measured(
-    export: Path, records: Sequence[Record], log: Path, *, levels: Sequence[int], requests: int, max_batch: int
+    export: Path, endless_export: Path | None, records: Sequence[Record], out: Path, settings: Settings
 ) -> dict[str, Any]:
-    """Everything: the loop, then every number of clients."""
-    model = OnnxVLM.from_pretrained(export)
-    asked, loop = questions(model, records)
+    """Every part that the options ask for and that the results in ``out`` do not hold yet."""
+    path, model = out / "serve.json", OnnxVLM.from_pretrained(export)
+    asked = questions(model, records, TOKENS)
+    found: dict[str, Any] = read_results(path)
+    found |= {"records": len(asked), "canaries": sum(one.canary is not None for one in asked)}
+    found |= {"max_batch": settings.max_batch, "cpus": cpus()}
+
+    def part(name: str, make: Callable[[], Any]) -> None:
+        if name not in found:
+            found[name] = make()
+            write_results(path, found)
+
+    @contextlib.contextmanager
+    def servers(folder: Path, name: str) -> Iterator[tuple[Served, Served]]:
+        with (
+            served(folder, settings.max_batch, out / f"{name}.log") as batching,
+            served(folder, 1, out / f"{name}-single.log", max_queue=_QUEUE) as single,
+        ):
+            yield batching, single
+
+    part("rows", lambda: costs(model, [request_of(record) for record in records], 5 * settings.rounds))
     model.close()
-    found = []
-    with served(export, max_batch, log) as url:
-        load(url, asked, 1, len(asked))  # every record once, and everything warm
-        for clients in levels:
-            found.append(load(url, asked, clients, requests))
-            say(f"{clients} clients: {found[-1]['tokens_per_second']:.0f} tokens a second, {found[-1]['tally']}")
-    canaries = sum(one.canary is not None for one in asked)
-    return {
-        "loop": loop,
-        "levels": found,
-        "records": len(asked),
-        "canaries": canaries,
-        "max_batch": max_batch,
-        "cpus": cpus(),
-    }
+    if not {"speeds", "same", "overload", "peak"} <= found.keys():
+        with servers(export, "serve") as both:
+            part("speeds", lambda: speeds(export, records, both, out, settings))
+            part("same", lambda: equalities(asked, both[0], settings))
+            part("overload", lambda: load(both[1].url, asked, _CROWD, settings.requests * 4)["tally"])
+            part("peak", lambda: [round(one.resident("VmHWM")) for one in both])
+    if endless_export and "lengths" not in found:
+        with servers(endless_export, "endless") as both:
+            part("lengths", lambda: speeds_by_length(endless_export, records, both, settings))
+    if settings.minutes:
+        with served(export, settings.max_batch, out / "lasting.log") as server:
+            part("memory", lambda: lasting(asked, server, settings))
+    return found
+
+
+def wrong(results: Mapping[str, Any]) -> int:
+    """Answers that were not as they must be, in all parts."""
+    arms = [results["speeds"], *results.get("lengths", {}).values()]
+    counted = sum(one["wrong"] for part in arms for one in part.values()) + results.get("memory", {}).get("wrong", 0)
+    return counted + wrong_of([{"tally": one} for one in (*results["same"].values(), results["overload"])])
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Speed by the number of clients, and what must be none."""
-    loop = results["loop"]
-    said = (
+    """Speed by the number of clients and by length, and what must be none."""
+    clients = 2 * results["max_batch"]
+    lines = [
         f"{results['records']} records, {results['canaries']} of them with canary words; at most"
-        f" {results['max_batch']} rows a batch; {results['cpus']} cores, shared by clients and server."
-    )
-    head = ["| clients | p50, ms | p95, ms | tokens a second | over the loop | " + " | ".join(WRONG) + " |"]
-    head.append("|---:|---:|---:|---:|---:|" + "---:|" * len(WRONG))
-    rows = [
-        f"| loop | {1000 * loop['p50']:.0f} | {1000 * loop['p95']:.0f} | {loop['tokens_per_second']:.0f} | 1 |"
-        + " |" * len(WRONG)
+        f" {results['max_batch']} rows a batch; {results['cpus']} cores, shared by clients and servers.",
+        "",
     ]
-    for one in results["levels"]:
-        ratio = one["tokens_per_second"] / loop["tokens_per_second"]
-        wrong = " | ".join(str(one["tally"].get(name, 0)) for name in WRONG)
-        rows.append(
-            f"| {one['clients']} | {1000 * one['p50']:.0f} | {1000 * one['p95']:.0f} | {one['tokens_per_second']:.0f} |"
-            f" {ratio:.2f} | {wrong} |"
+    lines += ["| clients | p50, ms | p95, ms | tokens a second | over the loop | of processor, over the loop | wrong |"]
+    lines += ["|---:|---:|---:|---:|---:|---:|---:|"]
+    levels = sorted((name for name in results["speeds"] if name.isdecimal()), key=int)
+    for name in (LOOP, CONTROL, GENAI, SINGLE, *levels, THREAD):
+        one = results["speeds"][name]
+        named = f"{clients}, {name}" if name in (SINGLE, THREAD) else name
+        lines.append(
+            f"| {named} | {1000 * one['p50']:.0f} | {1000 * one['p95']:.0f} | {one['tokens_per_second']:.0f} |"
+            f" {_over(one)} | {_over(one, 'over_processor')} | {'' if 'loop' in name else one['wrong']} |"
         )
-    return "\n".join([said, "", *head, *rows, ""])
+    lines.append("")
+    if "lengths" in results:
+        arms = (
+            (CONTROL, CONTROL),
+            (SINGLE, f"{clients} clients, {SINGLE}"),
+            (BATCHES, f"{clients} clients, {BATCHES}"),
+        )
+        names = [f"{told}{what}" for _, told in arms for what in ("", ", of processor")]
+        lines += ["| tokens of each answer | " + " | ".join(names) + " |", "|---:|" + "---:|" * len(names)]
+        for length, found in sorted(results["lengths"].items(), key=lambda row: int(row[0])):
+            said = [_over(found[name], over) for name, _ in arms for over in ("over", "over_processor")]
+            lines.append(f"| {length} | " + " | ".join(said) + " |")
+        lines.append("")
+    lines += [*lines_of_rows(results["rows"]), ""]
+    lines += ["| asked | answers | refused | " + " | ".join(WRONG) + " | 429 |"]
+    lines += ["|---|---:|---:|" + "---:|" * (len(WRONG) + 1)]
+    for name, tally in {
+        **results["same"],
+        f"overload: {_CROWD} clients, a queue of {_QUEUE}": results["overload"],
+    }.items():
+        figures = [tally.get(one, 0) for one in ("answers", "refusals", *WRONG, "429")]
+        lines.append(f"| {name} | " + " | ".join(f"{one:,}" for one in figures) + " |")
+    lines += [
+        "",
+        "Peak memory: " + " and ".join(f"{one} MiB" for one in results["peak"]) + " (batches; one row a batch).",
+    ]
+    if memory := results.get("memory"):
+        first, last = memory["by_minute"][0], memory["by_minute"][-1]
+        said = (
+            f"In {len(memory['by_minute'])} minutes {memory['answers']:,} answers, {memory['wrong']} wrong; memory of"
+        )
+        said += f" the server after the first and last minute {first:.0f} and {last:.0f} MiB"
+        if memory["slope"]:
+            value, low, high = memory["slope"]
+            said += f", after the first third {value:+.1f} MiB an hour ({low:+.1f} to {high:+.1f}, 95 %)"
+        lines.append(said + ".")
+    return "\n".join([*lines, ""])
+
+
+def _over(one: Mapping[str, Any], over: str = "over") -> str:
+    middle, low, high = one[over]
+    return f"{middle:.2f} ({low:.2f}–{high:.2f})"
 
 
 def main(given: Sequence[str] | None = None) -> int:
     """Measure, and write the table; 1 if an answer was wrong."""
-    parser = arguments(__doc__, quick={"limit": 16, "requests": 32})
+    quick = {"limit": 16, "requests": 16, "rounds": 1, "canaries": 32}
+    parser = arguments(__doc__, quick=quick)
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for results, and for the default export")
-    parser.add_argument("--export", type=Path, help="an export folder; by default that of bench/soak.py")
+    parser.add_argument(
+        "--export", type=Path, help="an export folder, without lengths; by default that of bench/soak.py"
+    )
     parser.add_argument("--data", default="reference", help="records; their test split is asked")
     parser.add_argument("--limit", type=int, default=200, help="of records, spread over the groups")
     parser.add_argument("--concurrency", type=int, action="append", help=f"clients; repeat; by default {LEVELS}")
-    parser.add_argument("--requests", type=int, default=400, help="for each number of clients")
+    parser.add_argument("--length", type=int, action="append", help=f"tokens; repeat; by default {LENGTHS}")
+    parser.add_argument("--requests", type=int, default=100, help="for each number of clients and round")
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--max-batch", type=int, default=8, help="of the server")
+    parser.add_argument("--canaries", type=int, default=10_000, help="requests that look for canary words")
+    parser.add_argument("--minutes", type=int, default=0, help="how long the load lasts while memory is looked at")
     options = parser.parse_args(given)
     options.out.mkdir(parents=True, exist_ok=True)
+    settings = Settings(
+        options.concurrency or LEVELS,
+        options.length or LENGTHS,
+        options.requests,
+        options.rounds,
+        options.max_batch,
+        options.canaries,
+        options.minutes,
+    )
     export = options.export or make_export(options.out)
+    unending = None if options.export else endless(options.out)
     records = subset(load_records(data_path(options.data), ["test"]), options.limit)
-    levels = options.concurrency or list(LEVELS)
-    log = options.out / "serve.log"
-    results = measured(export, records, log, levels=levels, requests=options.requests, max_batch=options.max_batch)
-    write_results(options.out / "serve.json", results)
+    results = measured(export, unending, records, options.out, settings)
     write_table(options.out / "serve.md", table(results))
-    return int(any(one["tally"].get(name) for one in results["levels"] for name in WRONG))
+    return int(wrong(results) > 0)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from ..toolkit.model.requests import Request
 from .rows import Row
 from .text import GrowingText
 
+_SHORT = 255  # letters of a text; how much shorter one is does not matter
 Reason = Literal["stop", "length", "content_filter"]
 
 
@@ -123,13 +124,15 @@ class Answer(Row):
         self._logprobs: list[TokenLogprob] = []  # not told yet
         self._begun = False
         self._most = wanted.max_tokens
+        self.kind = (len(request.pictures), max(_SHORT, len(request.said)).bit_length())
 
     def advance(self, state: Decoding, at: int) -> int | None:
         """See :meth:`Row.advance`."""
         if not self._begun and self._refuses(state, at):
             return None
         logits = state.logits[at : at + 1, -1]
-        token = int(self._sampler.choose(logits)[0])
+        drawn = self._wanted.sampling.do_sample
+        token = int(self._sampler.choose(logits)[0] if drawn else state.best[at])
         if token in self._model.inputs.eos_token_ids:
             self._end("stop")
             return None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..export.runtime.batches import Part
 from ..export.runtime.decoding import Decoding
 from ..export.runtime.hotswap import Swap
 from ..export.runtime.onnx_vlm import OnnxVLM
@@ -40,10 +41,6 @@ class ExportEngine:
         """Decode a token of each row."""
         return self.model.step(state, np.asarray(tokens))
 
-    def join(self, states: Sequence[Decoding]) -> Decoding:
+    def join(self, parts: Sequence[Part]) -> Decoding:
         """See :meth:`OnnxVLM.join`."""
-        return self.model.join(states)
-
-    def keep(self, state: Decoding, places: Sequence[int]) -> Decoding:
-        """See :meth:`OnnxVLM.keep`."""
-        return self.model.keep(state, places)
+        return self.model.join(parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..adapters.errors import BatchRefused, RequestRefused, SafetykitError, UsageError
-from .rows import Busy, Draining, TimedOut
+from .rows import Broken, Busy, Draining, TimedOut
 
 _TYPES = {
     401: "authentication_error",
@@ -54,6 +54,8 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(429, str(error), code="queue_full", retry_after=error.retry_after)
     if isinstance(error, Draining):
         return ApiError(503, str(error), code="shutting_down", retry_after=1)
+    if isinstance(error, Broken):
+        return ApiError(503, str(error), code="broken", retry_after=1)
     if isinstance(error, TimedOut):
         return ApiError(504, str(error), code="timeout")
     if isinstance(error, (RequestRefused, BatchRefused)):

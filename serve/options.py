@@ -21,6 +21,12 @@ class ServeOptions(PromptOptions, SwapOptions):
     allow_anonymous: bool = setting(False, "Answer other machines without API keys.")
     max_batch: int = setting(8, "Answers that are decoded together.", ge=1)
     max_queue: int = setting(64, "Answers that may wait; more are refused (429).", ge=1)
+    threads: int | None = setting(
+        None,
+        "Threads that compute on the CPU; what reads requests and writes answers needs some time of the cores, too.",
+        shown="one for each core",
+        ge=1,
+    )
     max_new_tokens: int = setting(512, "Longest answer, in tokens; a request that asks for more is refused.", ge=1)
     max_pictures: int = setting(8, "Pictures of a request.", ge=0)
     max_pixels: int = setting(2**24, "Pixels of a request's pictures together.", ge=1)

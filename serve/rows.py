@@ -27,6 +27,13 @@ class Draining(SafetykitError):
         super().__init__("The server is shutting down.", "Ask another one, or try again later.")
 
 
+class Broken(SafetykitError):
+    """What answers has ended, and nothing is answered any more."""
+
+    def __init__(self) -> None:
+        super().__init__("The server is broken and ends.", "Ask another one, or again once it was started again.")
+
+
 class TimedOut(SafetykitError):
     """A row was not answered in its time."""
 
@@ -46,11 +53,8 @@ class Engine(Protocol):
     def step(self, state: Any, tokens: Sequence[int]) -> Any:
         """The state after one more token of each row."""
 
-    def join(self, states: Sequence[Any]) -> Any:
-        """One state of the rows of several, in their order."""
-
-    def keep(self, state: Any, places: Sequence[int]) -> Any:
-        """The state of some of its rows."""
+    def join(self, parts: Sequence[tuple[Any, Sequence[int]]]) -> Any:
+        """One state of some rows of several, each given with their places, in their order."""
 
 
 class Row:
@@ -59,11 +63,13 @@ class Row:
     Attributes:
         client: whose it is; clients take turns.
         variant: which of the engine's variants answers.
+        kind: prompts of one kind are read together; others, whose lengths differ much, would only be padded.
         deadline: by the scheduler's clock; None for no limit.
     """
 
     client: Hashable = None
     variant: Hashable = None
+    kind: Hashable = None
     deadline: float | None = None
     cancelled = False
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import uvicorn
 
-from ..adapters.errors import UsageError
+from ..adapters.errors import ServerFailed, UsageError
 from ..adapters.settings import spell
 from ..export.runtime.hotswap import read_swap
 from ..export.runtime.onnx_vlm import OnnxVLM
+from ..export.runtime.sessions import CPU, computing_with
 from .access import Keys, read_keys
 from .app import application
 from .drift import Reference, least_window, references_of
@@ -49,12 +50,17 @@ class Server:
             "shadow": options.allow_shadow,
             "watched": [one.told() for one in service.watched],
             "log_prompts": options.log_prompts,
+            "threads": options.threads,
             **{name: getattr(options, name) for name in (*limits, "max_body", "timeout", "drain", *drift)},
             "max_prompt_tokens": model.inputs.max_prompt_tokens,
         }
 
     def run(self) -> None:
-        """Answer until SIGTERM or Ctrl-C; what was accepted is answered first, as far as ``drain`` allows."""
+        """Answer until SIGTERM or Ctrl-C; what was accepted is answered first, as far as ``drain`` allows.
+
+        Raises:
+            ServerFailed: what answers has failed beyond a single request; whoever watches the process starts it again.
+        """
         options = self._service.options
         config = uvicorn.Config(
             application(self._service, self._keys),
@@ -65,8 +71,12 @@ class Server:
             lifespan="on",
         )
         self._service.log("listening", **self.told)
-        _Uvicorn(config).run([self._socket])
+        server = _Uvicorn(config)
+        self._service.when_broken = lambda: setattr(server, "should_exit", True)
+        server.run([self._socket])
         self._service.log("ended")
+        if self._service.scheduler.broken:
+            raise ServerFailed("The thread that answers has failed.", "The log says why, as `broken`; start it again.")
 
 
 class _Uvicorn(uvicorn.Server):
@@ -95,8 +105,9 @@ def opened(folder: Path, options: ServeOptions, *, say: Callable[[str], None] = 
     options.require_use(
         ("allow_uncorrected_detector",), bool(options.swap or options.adapters), "an adapter (--swap or --adapter)"
     )
+    options.require_use(("threads",), CPU[0] in options.providers, f"the provider {CPU[0]}")
     allowed = options.allow_uncorrected_detector
-    with bound(options.host, options.port) as listening:
+    with bound(options.host, options.port) as listening, computing_with(options.threads):
         model = OnnxVLM.from_pretrained(folder, options.providers, index=options.external_index, opened=False)
         model.inputs.limit(options.max_prompt_tokens)
         own = None

@@ -2,26 +2,32 @@
 
 One thread owns the model. Each turn it lets go of the rows that were cancelled or are out of time, reads the prompts of
 waiting rows as far as the batch has room, and then decodes one token for every row. Prompts are read several at a time,
-which is cheaper: when a quarter of the batch is free, or its rows have had some tokens since. Clients take turns: a
-client that sends many requests waits behind its own, not in front of others'. Rows of another variant (another adapter)
-wait until the batch is empty, and nothing overtakes them meanwhile.
+which is cheaper: when a quarter of the batch is free, or its rows have had some tokens since. Prompts of different
+kinds are read apart, for the short ones would be padded to the long ones. Clients take turns: a client that sends many
+requests waits behind its own, not in front of others'. Rows of another variant (another adapter) wait until the batch
+is empty, and nothing overtakes them meanwhile.
 
-A prompt or a step that fails is tried again row by row, so that only the row fails whose fault it is.
+Rows that are complete leave when others join, or before the next step: the batch is copied once for both.
+
+A prompt or a step that fails is tried again row by row, so that only the row fails whose fault it is. If the thread
+itself fails, every row does, and nothing is accepted any more.
 
 No HTTP and no model is known here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .rows import Busy, Draining, Engine, Row, TimedOut
+from ..adapters.errors import SafetykitError
+from .rows import Broken, Busy, Draining, Engine, Row, TimedOut
+from .waiting import Waiting
 
 _ROOM = 4  # a batch that has this fraction of its places free reads prompts
 _PATIENCE = 8  # and any other after so many steps
@@ -31,11 +37,26 @@ _MOST_WAIT = 60  # seconds that a refused client is told to wait at most
 
 @dataclass
 class _Batch:
-    """Rows that decode together, and the tokens that were chosen for them and not yet fed."""
+    """Rows that decode together.
+
+    Attributes:
+        state: of these rows, and of others that have left since.
+        places: of the rows in it.
+        tokens: what was chosen for them and not yet fed.
+    """
 
     state: Any
     rows: list[Row]
+    places: list[int]
     tokens: list[int]
+
+    def only(self, keep: Callable[[Row], bool]) -> _Batch | None:
+        """Without the rows that leave; None if all do."""
+        at = [at for at, row in enumerate(self.rows) if keep(row)]
+        if not at:
+            return None
+        places, tokens = [self.places[one] for one in at], [self.tokens[one] for one in at]
+        return _Batch(self.state, [self.rows[one] for one in at], places, tokens)
 
 
 class Scheduler:
@@ -46,15 +67,26 @@ class Scheduler:
         max_batch: most rows that decode together.
         max_queue: most rows that wait.
         clock: seconds, for deadlines.
+        when_broken: called from the thread if it fails, when nothing is accepted any more and before the rows are told.
+
+    Attributes:
+        broken: whether the thread has failed.
     """
 
     def __init__(
-        self, engine: Engine, *, max_batch: int, max_queue: int, clock: Callable[[], float] = time.monotonic
+        self,
+        engine: Engine,
+        *,
+        max_batch: int,
+        max_queue: int,
+        clock: Callable[[], float] = time.monotonic,
+        when_broken: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
-        self._engine, self._clock = engine, clock
+        self._engine, self._clock, self._when_broken = engine, clock, when_broken
+        self.broken = False
         self.max_batch, self.max_queue = max_batch, max_queue
         self._changed = threading.Condition()
-        self._waiting: deque[tuple[Hashable, deque[Row]]] = deque()  # by client, in the order of turns
+        self._waiting = Waiting()
         self._since: dict[Row, float] = {}  # when the prompt of a row that is answered was read
         self._variant: Hashable = None
         self._draining = self._closed = False
@@ -67,7 +99,7 @@ class Scheduler:
     def waiting(self) -> int:
         """Rows that wait."""
         with self._changed:
-            return self._count()
+            return len(self._waiting)
 
     @property
     def running(self) -> int:
@@ -77,7 +109,19 @@ class Scheduler:
     @property
     def ready(self) -> bool:
         """Whether rows are accepted."""
-        return not self._draining and self._thread.is_alive()
+        return not self._draining and not self.broken
+
+    def require_ready(self) -> None:
+        """Refuse what would not be accepted.
+
+        Raises:
+            Draining: nothing new is accepted.
+            Broken: nothing is answered any more.
+        """
+        if self.broken:
+            raise Broken
+        if self._draining:
+            raise Draining
 
     def submit(self, rows: Sequence[Row]) -> None:
         """Queue rows, all of them or none.
@@ -85,18 +129,14 @@ class Scheduler:
         Raises:
             Busy: there is no room for them.
             Draining: nothing new is accepted.
+            Broken: nothing is answered any more.
         """
         with self._changed:
-            if not self.ready:
-                raise Draining
-            if (waiting := self._count()) + len(rows) > self.max_queue:
+            self.require_ready()
+            if (waiting := len(self._waiting)) + len(rows) > self.max_queue:
                 turns = math.ceil((waiting + len(self._since)) / self.max_batch)
                 raise Busy(waiting, min(max(1, math.ceil(turns * self._pace)), _MOST_WAIT))
-            for row in rows:
-                own = next((queue for client, queue in self._waiting if client == row.client), None)
-                if own is None:
-                    self._waiting.append((row.client, own := deque()))
-                own.append(row)
+            self._waiting.add(rows)
             self._changed.notify_all()
 
     def drain(self, seconds: float | None = None) -> bool:
@@ -119,30 +159,39 @@ class Scheduler:
 
     # --- the thread ---------------------------------------------------------------------------------------------
 
-    def _count(self) -> int:
-        return sum(len(queue) for _, queue in self._waiting)
-
     def _work(self) -> None:
+        ending: Callable[[], SafetykitError] = Broken
+        try:
+            self._answer()
+            ending = Draining
+        except BaseException as error:
+            with self._changed:
+                self.broken = True
+            self._when_broken(error)
+        finally:
+            with self._changed:
+                rows = [*self._since, *self._waiting.without(lambda row: True)]
+            for row in rows:
+                with contextlib.suppress(Exception):  # of this row; the others are told all the same
+                    self._fail(row, ending())
+
+    def _answer(self) -> None:
+        """Turn after turn, until the scheduler is closed."""
         batch: _Batch | None = None
         while True:
             with self._changed:
                 while not (batch or self._waiting or self._closed):
                     self._changed.wait()
                 if self._closed:
-                    break
+                    return
                 new, gone = self._admitted(batch)
-            for row, error in gone:
-                self._fail(row, error)
+            self._let_go(gone)
             try:
                 batch = self._turn(batch, new)
             except Exception as error:  # of the engine, in what concerns all rows
                 batch = None
                 for row in list(self._since):
                     self._fail(row, error)
-        rows = [*self._since, *(row for _, queue in self._waiting for row in queue)]
-        self._waiting.clear()
-        for row in rows:
-            self._fail(row, Draining())
 
     def _turn(self, batch: _Batch | None, new: list[Row]) -> _Batch | None:
         """Let go of rows, read new prompts and decode one token of each row."""
@@ -152,53 +201,31 @@ class Scheduler:
         batch = self._joined([*([batch] if batch else []), *self._begun(new)])
         return self._stepped(batch) if batch else None
 
-    def _admitted(self, batch: _Batch | None) -> tuple[list[Row], list[tuple[Row, BaseException | None]]]:
+    def _admitted(self, batch: _Batch | None) -> tuple[list[Row], list[Row]]:
         """Waiting rows whose prompts are read now, and those that nobody waits for or that waited too long."""
-        gone: list[tuple[Row, BaseException | None]] = []
-        for _, queue in self._waiting:
-            for row in [row for row in queue if self._is_over(row)]:
-                queue.remove(row)
-                gone.append((row, None if row.cancelled else TimedOut()))
-        self._waiting = deque((client, queue) for client, queue in self._waiting if queue)
-        rows: list[Row] = []
+        gone = self._waiting.without(self._is_over)
         free = self.max_batch - (len(batch.rows) if batch else 0)
         self._steps = self._steps + 1 if batch else 0
         if batch and free * _ROOM < self.max_batch and self._steps < _PATIENCE:
-            return rows, gone
-        variant = batch.rows[0].variant if batch else None
-        while self._waiting and len(rows) < free:
-            client, queue = self._waiting[0]
-            if not rows and batch is None:
-                variant = queue[0].variant
-            if queue[0].variant != variant:
-                break  # the batch runs empty first
-            row = queue.popleft()
-            self._waiting.popleft()
-            if queue:
-                self._waiting.append((client, queue))  # the next turn is another client's
-            rows.append(row)
-            self._since[row] = self._clock()
+            return [], gone
+        rows = self._waiting.take(free, *([batch.rows[0].variant] if batch else []))  # another waits for an empty batch
+        if rows:
             self._steps = 0
+        now = self._clock()
+        self._since.update((row, now) for row in rows)
         return rows, gone
 
     def _is_over(self, row: Row) -> bool:
         return row.cancelled or (row.deadline is not None and self._clock() > row.deadline)
 
     def _without_gone(self, batch: _Batch | None) -> _Batch | None:
-        if batch is None:
-            return None
-        over = [row for row in batch.rows if self._is_over(row)]
-        for row in over:
-            self._fail(row, None if row.cancelled else TimedOut())
-        return self._kept(batch, [at for at, row in enumerate(batch.rows) if row not in over])
+        over = [row for row in batch.rows if self._is_over(row)] if batch else []
+        self._let_go(over)
+        return batch.only(lambda row: row not in over) if batch and over else batch
 
-    def _kept(self, batch: _Batch, places: Sequence[int]) -> _Batch | None:
-        if len(places) == len(batch.rows):
-            return batch
-        if not places:
-            return None
-        state = self._engine.keep(batch.state, places)
-        return _Batch(state, [batch.rows[at] for at in places], [batch.tokens[at] for at in places])
+    def _let_go(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self._fail(row, None if row.cancelled else TimedOut())
 
     def _used(self, rows: list[Row]) -> list[Row]:
         try:
@@ -210,46 +237,50 @@ class Scheduler:
         self._variant = rows[0].variant
         return rows
 
-    def _begun(self, rows: list[Row]) -> list[_Batch]:
-        """The rows after their prompts; those whose prompt cannot be read fail."""
-        if not rows:
-            return []
+    def _begun(self, rows: Sequence[Row]) -> list[_Batch]:
+        """The rows after their prompts, those of a kind together; those whose prompt cannot be read fail."""
+        kinds: dict[Hashable, list[Row]] = {}
+        for row in rows:
+            kinds.setdefault(row.kind, []).append(row)
+        return [batch for alike in kinds.values() for batch in self._read(alike)]
+
+    def _read(self, rows: list[Row]) -> list[_Batch]:
         try:
             state = self._engine.begin(rows)
         except Exception as error:
             if len(rows) == 1:
                 self._fail(rows[0], error)
                 return []
-            return [batch for row in rows for batch in self._begun([row])]
-        found = self._advanced(_Batch(state, rows, [0] * len(rows)))
+            return [batch for row in rows for batch in self._read([row])]
+        found = self._advanced(_Batch(state, rows, list(range(len(rows))), [0] * len(rows)))
         return [found] if found else []
 
     def _joined(self, batches: Sequence[_Batch]) -> _Batch | None:
-        if len(batches) < 2:
-            return batches[0] if batches else None
-        return _Batch(
-            self._engine.join([batch.state for batch in batches]),
-            [row for batch in batches for row in batch.rows],
-            [token for batch in batches for token in batch.tokens],
-        )
+        """One batch of them, without what is left of rows that are gone."""
+        if not batches:
+            return None
+        state = self._engine.join([(batch.state, batch.places) for batch in batches])
+        rows = [row for batch in batches for row in batch.rows]
+        return _Batch(state, rows, list(range(len(rows))), [token for batch in batches for token in batch.tokens])
 
     def _stepped(self, batch: _Batch) -> _Batch | None:
+        """One token more of each row; what is left of others must be gone."""
         try:
             state = self._engine.step(batch.state, batch.tokens)
         except Exception as error:
             if len(batch.rows) == 1:
                 self._fail(batch.rows[0], error)
                 return None
-            alone = [self._kept(batch, [at]) for at in range(len(batch.rows))]
+            alone = [self._joined([part]) for row in batch.rows if (part := batch.only({row}.__contains__))]
             return self._joined([one for part in alone if part and (one := self._stepped(part))])
-        return self._advanced(_Batch(state, batch.rows, batch.tokens))
+        return self._advanced(_Batch(state, batch.rows, batch.places, batch.tokens))
 
     def _advanced(self, batch: _Batch) -> _Batch | None:
         """Every row's next token; rows that are complete or fail leave."""
-        staying = []
-        for at, row in enumerate(batch.rows):
+        staying = set()
+        for at, (row, place) in enumerate(zip(batch.rows, batch.places, strict=True)):
             try:
-                token = row.advance(batch.state, at)
+                token = row.advance(batch.state, place)
             except Exception as error:
                 self._fail(row, error)
                 continue
@@ -257,8 +288,8 @@ class Scheduler:
                 self._ended(row)
             else:
                 batch.tokens[at] = token
-                staying.append(at)
-        return self._kept(batch, staying)
+                staying.add(row)
+        return batch.only(staying.__contains__)
 
     def _fail(self, row: Row, error: BaseException | None) -> None:
         if error is not None:

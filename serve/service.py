@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,6 +70,7 @@ class Service:
         variants: names of the adapters that requests may choose.
         watched: see above.
         fingerprint: of the graph that answers.
+        when_broken: called from another thread when nothing is answered any more, see :class:`Scheduler`.
     """
 
     def __init__(
@@ -84,7 +85,13 @@ class Service:
         self.model, self.name, self.options, self.log = model, name, options, log
         self.created = int(time.time())
         self.variants, self.watched = (OWN, *(swaps or {})), tuple(watched)
-        self.scheduler = Scheduler(ExportEngine(model, swaps), max_batch=options.max_batch, max_queue=options.max_queue)
+        self.when_broken: Callable[[], None] = lambda: None
+        self.scheduler = Scheduler(
+            ExportEngine(model, swaps),
+            max_batch=options.max_batch,
+            max_queue=options.max_queue,
+            when_broken=self._broken,
+        )
         self.metrics = Metrics(self.scheduler, watched)
         self._drift = Drift(watched, window=options.drift_window, false_alarms=options.drift_false_alarms)
         self._readers = ThreadPoolExecutor(_READERS, "safetykit-reader")
@@ -99,15 +106,19 @@ class Service:
         self.scheduler.close()
         self._readers.shutdown(cancel_futures=True)
 
+    def _broken(self, error: BaseException) -> None:
+        self.log("broken", reason=f"{type(error).__name__}: {error}")
+        self.when_broken()
+
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
         """A request is there; so many may be that each could have a row.
 
         Raises:
-            ApiError: there are too many, or the server ends.
+            ApiError: there are too many.
+            Draining, Broken: the server ends.
         """
-        if not self.scheduler.ready:
-            raise ApiError(503, "The server is shutting down.", code="shutting_down", retry_after=1)
+        self.scheduler.require_ready()
         if self._present >= self.options.max_batch + self.options.max_queue:
             raise ApiError(429, "Too many requests are there.", code="queue_full", retry_after=1)
         self._present += 1

@@ -25,15 +25,22 @@ class GrowingText:
         self._decode, self._stop = decode, tuple(stop)
         self.token_ids: list[int] = []
         self.stopped = False
-        self.whole = ""
         self._given = 0
+        self._whole: str | None = ""  # None where it is not decoded yet
+
+    @property
+    def whole(self) -> str:
+        """All of it; decoded when somebody asks, which costs as much as the answer is long."""
+        if self._whole is None:
+            self._whole = self._decode(self.token_ids)
+        return self._whole
 
     def add(self, token: int) -> None:
         """Take a token."""
         self.token_ids.append(token)
-        self.whole = self._decode(self.token_ids)
+        self._whole = None
         if found := [at for stop in self._stop if (at := self.whole.find(stop)) >= 0]:
-            self.stopped, self.whole = True, self.whole[: min(found)]
+            self.stopped, self._whole = True, self.whole[: min(found)]
 
     def piece(self, *, last: bool = False) -> str:
         """What is new and will stay; all the rest at the last."""

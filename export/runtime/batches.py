@@ -14,9 +14,9 @@ On a device the cache is brought back when rows join or leave, and stays there i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
+from jaxtyping import Int
 
 from ...toolkit.model.requests import Inputs
 from ..names import TOKEN_TYPES
@@ -24,6 +24,7 @@ from .binding import as_array
 from .decoding import Decoding
 
 Axes = Mapping[str, Sequence[int | str]]  # what the axes of the decoder's further inputs are called
+Part = tuple[Decoding, Sequence[int]]  # a batch and the places of some of its rows
 _LENGTH = 2  # the axis of the cache that grows
 _PADDING, _TOKEN = 0, 1  # ids of any two tokens
 _SAME = 0.01  # of the largest number: by so much one key differs from itself in half precision, and not from another
@@ -50,48 +51,59 @@ def tokens_first(read: Callable[[Inputs], Decoding]) -> bool:
     return bool(np.abs(padded[:, 0] - alone).max() < _SAME * np.abs(alone).max())
 
 
-def joined(states: Sequence[Decoding], axes: Axes, *, first: bool) -> Decoding:
-    """One batch of the rows of several, in their order.
+def gathered(parts: Sequence[Part], axes: Axes, *, first: bool) -> Decoding:
+    """One batch of some rows of several, in their order; each array is copied once, or not at all if nothing changes.
 
     What belonged to the prompts (``extras``) is left out, as are all logits but the last.
 
     Args:
-        states: of one model, all of the same adapter; at least one.
+        parts: batches of one model, all of the same adapter, each with the places of the rows that are taken; at least
+            one row.
         axes: names of the axes of each input in ``further``: ``batch``, and ``sequence`` or ``total`` if they grow.
         first: see :func:`tokens_first`.
     """
-    one = states[0]
-    length = max(state.attention_mask.shape[1] for state in states)
+    (one, rows), *more = parts
+    if not more and np.array_equal(rows, np.arange(len(one.attention_mask))):
+        return one
+    taken = [_Taken(state, np.asarray(at, dtype=np.int64)) for state, at in parts if len(at)]
+    length = max(part.mask.shape[1] for part in taken)
     return Decoding(
-        logits=np.concatenate([state.logits[:, -1:] for state in states]),
-        past={name: _stacked([as_array(state.past[name]) for state in states], length, first) for name in one.past},
-        attention_mask=np.concatenate([_padded(state.attention_mask, {1: length}) for state in states]),
-        further={name: _together([state.further[name] for state in states], axes[name]) for name in one.further},
+        logits=np.concatenate([part.state.logits[part.rows, -1:] for part in taken]),
+        past={name: _stacked([part.cache(name, first) for part in taken], length, first) for name in one.past},
+        attention_mask=np.concatenate([_padded(part.mask, {1: length}) for part in taken]),
+        further={
+            name: _together([part.further(name, axes[name]) for part in taken], axes[name]) for name in one.further
+        },
         extras={},
         swaps=one.swaps,
-        scores={name: np.concatenate([state.scores[name] for state in states]) for name in one.scores},
+        scores={name: np.concatenate([part.state.scores[name][part.rows] for part in taken]) for name in one.scores},
     )
 
 
-def kept(state: Decoding, rows: Sequence[int], axes: Axes, *, first: bool) -> Decoding:
-    """The batch with these of its rows only; ``extras`` are left out. For ``first`` see :func:`tokens_first`."""
-    at = np.asarray(rows, dtype=np.int64)
-    mask = state.attention_mask[at]
-    spare = int(mask.any(axis=0).argmax())
-    filled = slice(mask.shape[1] - spare) if first else slice(spare, None)
-    return replace(
-        state,
-        logits=state.logits[at],
-        past={name: as_array(value)[at][:, :, filled] for name, value in state.past.items()},
-        attention_mask=mask[:, spare:],
-        further={name: _taken(value, axes[name], at, spare) for name, value in state.further.items()},
-        extras={},
-        scores={name: value[at] for name, value in state.scores.items()},
-    )
+class _Taken:
+    """Some rows of a batch, without the columns on the left that are padding for all of them."""
+
+    def __init__(self, state: Decoding, rows: Int[np.ndarray, " rows"]) -> None:
+        self.state, self.rows = state, rows
+        mask = state.attention_mask[rows]
+        self._spare = int(mask.any(axis=0).argmax())
+        self.mask = mask[:, self._spare :]
+
+    def cache(self, name: str, first: bool) -> np.ndarray:
+        """A layer's cache."""
+        filled = slice(self.mask.shape[1]) if first else slice(self._spare, None)
+        return as_array(self.state.past[name])[self.rows, :, filled]
+
+    def further(self, name: str, axes: Sequence[int | str]) -> np.ndarray:
+        """A further input; what runs along with the mask loses as much of its left."""
+        taken = np.take(self.state.further[name], self.rows, axis=list(axes).index("batch"))
+        return taken[tuple(slice(self._spare, None) if axis == "total" else slice(None) for axis in axes)]
 
 
 def _stacked(caches: Sequence[np.ndarray], length: int, first: bool) -> np.ndarray:
     """A layer's cache of all rows, padded; behind its tokens a row's last place, where held gates are, is repeated."""
+    if len(caches) == 1:
+        return caches[0]
     rows, (_, heads, _, width) = sum(len(cache) for cache in caches), caches[0].shape
     made, at = np.zeros((rows, heads, length, width), caches[0].dtype), 0
     for cache in caches:
@@ -114,10 +126,3 @@ def _together(values: Sequence[np.ndarray], axes: Sequence[int | str]) -> np.nda
     growing = [axis for axis, name in enumerate(axes) if name in _GROWING]
     sizes = {axis: max(value.shape[axis] for value in values) for axis in growing}
     return np.concatenate([_padded(value, sizes) for value in values], axis=list(axes).index("batch"))
-
-
-def _taken(value: np.ndarray, axes: Sequence[int | str], rows: np.ndarray, spare: int) -> np.ndarray:
-    """Rows of a further input; what runs along with the mask loses as much of its left."""
-    taken = np.take(value, rows, axis=list(axes).index("batch"))
-    steps = tuple(slice(spare, None) if name == "total" else slice(None) for name in axes)
-    return taken[steps]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -30,6 +31,12 @@ class Decoding:
     extras: dict[str, np.ndarray]
     swaps: int = 0
     scores: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @cached_property
+    def best(self) -> Int[np.ndarray, " batch"]:
+        """Each row's most probable next token."""
+        best: Int[np.ndarray, " batch"] = self.logits[:, -1].argmax(axis=-1)
+        return best
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from ...toolkit.model.streaming import AnswerStream, Streamer, require_one
 from ..manifest import ExportManifest, Graph, read_manifest
 from ..names import ENABLED, REFERENCE, STATE, intervention
 from ..surgery.retrieval import open_retriever
-from .batches import joined, kept, tokens_first
+from .batches import Part, gathered, tokens_first
 from .canary import Canaries, require_canaries
 from .decoding import Decoding, Seeing
 from .graphs import Graphs
@@ -170,19 +170,18 @@ class OnnxVLM(Graphs, Generating):
             scores["risk"] = scores["risk"] - np.float32(self.detector.threshold)
         return scores
 
-    def join(self, states: Sequence[Decoding]) -> Decoding:
-        """One batch of the rows of several, to be decoded together; see :mod:`.batches`.
+    def join(self, parts: Sequence[Part]) -> Decoding:
+        """One batch of some rows of several, to be decoded together; see :func:`.batches.gathered`.
+
+        Args:
+            parts: batches, each with the places of the rows that are taken.
 
         Raises:
             UsageError: the adapter was swapped since one of the prompts was read.
         """
-        for state in states:
+        for state, _ in parts:
             self._require_unswapped(state.swaps)
-        return joined(states, self._axes, first=self._tokens_first) if len(states) > 1 else states[0]
-
-    def keep(self, state: Decoding, rows: Sequence[int]) -> Decoding:
-        """The batch with these of its rows only, whose ``extras`` are left out."""
-        return kept(state, rows, self._axes, first=self._tokens_first)
+        return gathered(parts, self._axes, first=self._tokens_first)
 
     @cached_property
     def _axes(self) -> dict[str, tuple[int | str, ...]]:

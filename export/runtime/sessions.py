@@ -39,6 +39,7 @@ _COMPUTE = frozenset(
 
 
 _SPARING: ContextVar[bool] = ContextVar("sparing", default=False)
+_THREADS: ContextVar[int] = ContextVar("threads", default=0)  # 0: as many as there are cores
 
 
 @contextmanager
@@ -54,6 +55,16 @@ def sparing_memory(on: bool = True) -> Iterator[None]:
         yield
     finally:
         _SPARING.reset(token)
+
+
+@contextmanager
+def computing_with(threads: int | None) -> Iterator[None]:
+    """Have sessions that are opened in the block compute with so many threads on the CPU; None: one for each core."""
+    token = _THREADS.set(threads or 0)
+    try:
+        yield
+    finally:
+        _THREADS.reset(token)
 
 
 def installed_packages() -> dict[str, str]:
@@ -103,6 +114,7 @@ def open_session(
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
+    options.intra_op_num_threads = _THREADS.get()
     # Idle threads that spin take the cores from PyTorch, which parity runs in turn with ONNX Runtime.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # One is kept for every shape that ever came, and of prompts and answers there are always new ones.

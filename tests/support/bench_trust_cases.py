@@ -8,6 +8,8 @@ from types import SimpleNamespace
 from bench_case import BenchCase
 
 from safetykit.bench.clients import Question
+from safetykit.bench.load import CONTROL, LOOP
+from safetykit.bench.serve import BATCHES, GENAI, SINGLE, THREAD, Settings
 from safetykit.toolkit.model.requests import Generation
 
 HELD = {"measured": "5 of 5", "held": True, "failures": [], "counts": {}, "seconds": 1.0, "quick": True}
@@ -15,9 +17,22 @@ ANSWER = Generation("this is a cat", (1, 2))
 ALWAYS = SimpleNamespace(generate=lambda requests, tokens: [ANSWER] * len(requests))
 ASKED = [Question("one", {"prompt": "what is this ?"}, ANSWER)]
 
+ARM = {
+    "p50": 0.1,
+    "p95": 0.2,
+    "tokens_per_second": 40.0,
+    "over": [2.0, 1.9, 2.1],
+    "over_processor": [3, 2, 4],
+    "wrong": 0,
+}
 SERVED = {
-    "loop": {"p50": 0.1, "p95": 0.2, "tokens_per_second": 20.0},
-    "levels": [{"clients": 2, "p50": 0.1, "p95": 0.2, "tokens_per_second": 40.0, "tally": {"answers": 3}}],
+    "speeds": dict.fromkeys((LOOP, CONTROL, GENAI, SINGLE, "4", "2", THREAD), ARM),
+    "lengths": {"32": dict.fromkeys((LOOP, CONTROL, SINGLE, BATCHES), ARM)},
+    "rows": {"8": {"preparing": 0.1, "vision encoder": 0.2, "decoder, prompt": 0.3, "decoder, a token": 0.4}},
+    "same": {"alone, whole": {"answers": 3, "refusals": 1}},
+    "overload": {"answers": 3, "429": 5},
+    "peak": [300, 290],
+    "memory": {"by_minute": [200.0, 201.0], "slope": None, "answers": 9, "wrong": 0},
     "records": 1,
     "canaries": 1,
     "max_batch": 5,
@@ -88,12 +103,16 @@ TRUST = [
     BenchCase(
         "serve",
         "--out {out} --export {folder} --data {records} --limit 1 --concurrency 2 --concurrency 4 --requests 3"
-        " --max-batch 5 --quick",
+        " --rounds 2 --max-batch 5 --length 6 --canaries 7 --minutes 1 --quick",
         lambda ran: [
-            (ran.only("measured")[0].name, len(ran.only("measured")[1])) == ("folder", 1),
-            ran.only("measured")[-3:] == [[2, 4], 3, 5],
-            ran.read("serve.json") == SERVED,
-            "| 2 | 100 | 200 | 40 | 2.00 | 0 |" in (ran.path / "serve.md").read_text(),
+            (ran.only("measured")[0].name, ran.only("measured")[1], len(ran.only("measured")[2]))
+            == ("folder", None, 1),
+            ran.only("measured")[4] == Settings([2, 4], [6], 3, 2, 5, 7, 1),
+            "| 2 | 100 | 200 | 40 | 2.00 (1.90–2.10) | 3.00 (2.00–4.00) | 0 |" in (ran.path / "serve.md").read_text(),
+            "| 32 | 2.00 (1.90–2.10) | 3.00 (2.00–4.00) |" in (ran.path / "serve.md").read_text(),
+            "| 3 | 0 | 0 | 0 | 0 | 0 | 0 | 0 | 5 |" in (ran.path / "serve.md").read_text(),
+            "| 8 | 0.10 | 0.20 | 0.30 | 0.40 |" in (ran.path / "serve.md").read_text(),
+            "In 2 minutes 9 answers, 0 wrong" in (ran.path / "serve.md").read_text(),
         ],
         {"measured": SERVED},
     ),

@@ -149,8 +149,8 @@ OTHERS = [
         lambda done, made: done.value[0]["retrieved"],
     ),
     Case(
-        f"{SERVE} --host 127.0.0.1 --name mine --max-batch 3 --max-queue 5 --max-new-tokens 7 --max-pictures 2"
-        " --max-pixels 90000 --max-body 70000 --timeout 9 --drain 4 --canary --log-prompts"
+        f"{SERVE} --host 127.0.0.1 --name mine --max-batch 3 --max-queue 5 --threads 1 --max-new-tokens 7"
+        " --max-pictures 2 --max-pixels 90000 --max-body 70000 --timeout 9 --drain 4 --canary --log-prompts"
         " --provider CPUExecutionProvider --max-prompt-tokens 64 --api-key-file {keys}",
         lambda done, made: (
             [
@@ -160,6 +160,7 @@ OTHERS = [
                     "keys": 1,
                     "max_batch": 3,
                     "max_queue": 5,
+                    "threads": 1,
                     "max_new_tokens": 7,
                     "max_pictures": 2,
                     "max_pixels": 90000,

@@ -63,7 +63,8 @@ def test_rows_come_and_go(model, requests):
             for at, logits in zip(arriving[turn], read.logits[:, -1], strict=True):
                 found[at].append(logits)
             tokens = np.concatenate([*([] if state is None else [greedy(state)]), greedy(read)])
-            state = model.join([*([] if state is None else [state]), read])
+            there = [] if state is None else [(state, range(len(rows)))]
+            state = model.join([*there, (read, range(len(arriving[turn])))])
             rows += arriving[turn]
         else:
             tokens = greedy(state)
@@ -75,9 +76,27 @@ def test_rows_come_and_go(model, requests):
             rows = [rows[place] for place in staying]
             if not rows:
                 break
-            state = model.keep(state, staying)
+            state = model.join([(state, staying)])
             assert state.attention_mask.any(axis=0)[0], "no column is padding alone"
     assert not rows
     for one, other in zip(expected, found, strict=True):
         assert [int(logits.argmax()) for logits in one] == [int(logits.argmax()) for logits in other]
         assert max(np.abs(a - b).max() for a, b in zip(one, other, strict=True)) < 1e-4
+
+
+def test_leaving_and_joining_at_once_is_as_one_after_the_other(model, requests):
+    there, read = model.prefill_requests(requests[:3]), model.prefill_requests(requests[3:])
+    there = model.step(there, greedy(there))
+    staying, new = [0, 2], range(len(read.attention_mask))
+    once = model.join([(there, staying), (read, new)])
+    kept = model.join([(there, staying)])
+    twice = model.join([(kept, range(2)), (read, new)])
+    assert model.join([(kept, range(2))]) is kept, "nothing is copied where nobody leaves"
+    for name, value in twice.past.items():
+        np.testing.assert_array_equal(once.past[name], value)
+    np.testing.assert_array_equal(once.attention_mask, twice.attention_mask)
+    np.testing.assert_array_equal(once.best, twice.best)
+    assert once.further.keys() == twice.further.keys() and once.scores.keys() == twice.scores.keys()
+    for part in ("further", "scores"):
+        for name, value in getattr(twice, part).items():
+            np.testing.assert_array_equal(getattr(once, part)[name], value)

@@ -75,12 +75,34 @@ def test_limits_of_the_wrong_size(served):
     for option, value in (
         ("--max-batch", 0),
         ("--max-queue", 0),
+        ("--threads", 0),
         ("--timeout", 0),
         ("--port", 65536),
         ("--max-body", 5),
     ):
         is_refused(safetykit("serve", served, "--check", option, value), option)
     is_refused(safetykit("serve", served, "--check", "--port", 0, "--max-prompt-tokens", 10**7), "Prompts cannot have")
+
+
+def test_threads_are_those_of_every_session(served, monkeypatch):
+    import onnxruntime
+
+    opened, real = [], onnxruntime.InferenceSession
+
+    def session(source, options, **named):
+        opened.append(options.intra_op_num_threads)
+        return real(source, options, **named)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    for words, threads in ((("--threads", 1), 1), ((), 0)):
+        done = safetykit("serve", served, "--check", "--port", 0, "--json", *words)
+        assert done.code == 0 and f'"threads": {threads or "null"}' in done.out, done.err
+        assert opened == [threads] * 3
+        opened.clear()
+    is_refused(
+        safetykit("serve", served, "--check", "--threads", 1, "--provider", "CUDAExecutionProvider"),
+        "--threads does nothing without the provider CPUExecutionProvider",
+    )
 
 
 def test_an_export_without_canaries_cannot_be_asked_them(served):

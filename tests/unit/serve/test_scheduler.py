@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from safetykit.serve.rows import Busy, Draining, Row, TimedOut
+from safetykit.serve.rows import Broken, Busy, Draining, Row, TimedOut
 from safetykit.serve.scheduler import Scheduler
 
 
@@ -38,17 +38,15 @@ class Counting:
         self.steps.append([name for name, _ in state])
         return [(name, (*before, token)) for (name, before), token in zip(state, tokens, strict=True)]
 
-    def join(self, states):
-        return [one for state in states for one in state]
-
-    def keep(self, state, places):
-        return [state[at] for at in places]
+    def join(self, parts):
+        return [state[at] for state, places in parts for at in places]
 
 
 class Word(Row):
     """Answers its name's letters, one a token, and checks that the state is its own."""
 
-    def __init__(self, name, tokens=3, client=None, variant=None, deadline=None):
+    def __init__(self, name, tokens=3, client=None, variant=None, deadline=None, kind=None):
+        self.kind = kind
         self.name, self.left = name, list(range(tokens))
         self.client, self.variant, self.deadline = client, variant, deadline
         self.seen, self.error, self.done = [], None, threading.Event()
@@ -189,7 +187,7 @@ def test_a_failing_row_takes_nobody_along(engine, scheduled):
 
 
 def test_an_engine_that_cannot_join_fails_those_rows_and_goes_on(engine, scheduled, monkeypatch):
-    def broken(states):
+    def broken(parts):
         raise MemoryError("no room")
 
     scheduler = scheduled()
@@ -205,6 +203,54 @@ def test_an_engine_that_cannot_join_fails_those_rows_and_goes_on(engine, schedul
     scheduler.submit([again])
     finished(again)
     assert again.error is None
+
+
+def test_prompts_of_a_kind_are_read_together_and_all_rows_decode_together(engine, scheduled):
+    scheduler = scheduled(max_batch=8)
+    first = held(engine, scheduler)
+    rows = [Word(f"{kind}{at}", 4, kind=kind) for at in range(2) for kind in "ab"]
+    scheduler.submit(rows)
+    engine.gate.set()
+    finished(first, *rows)
+    assert engine.begun[1:] == [["a0", "a1"], ["b0", "b1"]] and max(map(len, engine.steps)) == 4
+
+
+def test_rows_leave_and_others_join_in_one_copy(engine, scheduled, monkeypatch):
+    copied, join = [], engine.join
+
+    def joined(parts):
+        if [len(state) for state, _ in parts] != [len(places) for _, places in parts] or len(parts) > 1:
+            copied.append([len(places) for _, places in parts])
+        return join(parts)
+
+    monkeypatch.setattr(engine, "join", joined)
+    scheduler = scheduled(max_batch=2)
+    first = held(engine, scheduler, Word("first", 3))
+    rows = [Word("stays", 12), Word("next", 2)]
+    scheduler.submit(rows)
+    engine.gate.set()
+    finished(first, *rows)
+    assert copied == [[1, 1], [1, 1], [1]] or copied == [[1, 1], [1]], copied
+
+
+def test_a_thread_that_fails_tells_everybody_and_accepts_nothing(engine, scheduled, monkeypatch):
+    told = []
+    scheduler = scheduled(max_batch=1, when_broken=told.append)
+    first = held(engine, scheduler, Word("first", 40))
+    waits = Word("waits")
+    scheduler.submit([waits])
+
+    def killed(state, tokens):
+        raise SystemExit("killed")
+
+    monkeypatch.setattr(engine, "step", killed)
+    engine.gate.set()
+    finished(first, waits)
+    assert isinstance(first.error, Broken) and isinstance(waits.error, Broken)
+    assert [type(one) for one in told] == [SystemExit] and not scheduler.ready and scheduler.waiting == 0
+    with pytest.raises(Broken):
+        scheduler.submit([Word("late")])
+    assert scheduler.drain(1), "nothing is left to wait for"
 
 
 def test_another_variant_waits_for_the_batch_to_end_and_is_not_overtaken(engine, scheduled):
