@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from .access import Keys
 from .errors import ApiError, as_api_error
+from .page import add_page
 from .service import Asked, Service
 
 _GONE = 499  # what logs call a request whose client left
@@ -54,7 +55,7 @@ def application(service: Service, keys: Keys) -> FastAPI:
         return Response(service.metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
     model = {"id": service.name, "object": "model", "created": service.created, "owned_by": "safetykit"}
-    model["safetykit"] = {"system_fingerprint": service.fingerprint}
+    model["safetykit"] = {"system_fingerprint": service.fingerprint, **service.policy}
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
@@ -72,6 +73,8 @@ def application(service: Service, keys: Keys) -> FastAPI:
     async def chat(request: Request) -> Response:
         return await _chat(service, keys, request)
 
+    if service.options.page:
+        add_page(app)
     return app
 
 
