@@ -138,7 +138,7 @@ def test_keys_and_errors_are_told_in_words(page, served):
         page.wait("!document.getElementById('notice').hidden && document.getElementById('settings').open")
         assert "asks for an API key" in page.text("#notice")[0]
         page.type("#key", "wrong-wrong-wrong-wrong")
-        ask_again = "document.getElementById('key').dispatchEvent(new Event('change'))"
+        ask_again = "document.getElementById('key').blur()"  # which tells the page that it changed
         page.value(ask_again)
         page.wait("document.getElementById('notice').textContent.includes('Incorrect API key')")
         page.value("document.getElementById('key').value = ''")
