@@ -15,8 +15,10 @@ from starlette.exceptions import HTTPException
 
 from .access import Keys
 from .errors import ApiError, as_api_error
+from .page import add_page
 from .service import Asked, Service
 
+CHAT = "/v1/chat/completions"
 _GONE = 499  # what logs call a request whose client left
 
 
@@ -36,7 +38,7 @@ def application(service: Service, keys: Keys) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
-        message = f"{request.method} {request.url.path} is not served here."
+        message = f"{request.method} {request.url.path} is not served here. Questions go to POST {CHAT}."
         return _told(ApiError(error.status_code, message, code="unknown_url"))
 
     @app.get("/healthz")
@@ -54,7 +56,7 @@ def application(service: Service, keys: Keys) -> FastAPI:
         return Response(service.metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
     model = {"id": service.name, "object": "model", "created": service.created, "owned_by": "safetykit"}
-    model["safetykit"] = {"system_fingerprint": service.fingerprint}
+    model["safetykit"] = {"system_fingerprint": service.fingerprint, **service.policy}
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
@@ -68,10 +70,12 @@ def application(service: Service, keys: Keys) -> FastAPI:
             raise ApiError(404, f"The model {name[:100]!r} does not exist.", param="model", code="model_not_found")
         return JSONResponse(model)
 
-    @app.post("/v1/chat/completions")
+    @app.post(CHAT)
     async def chat(request: Request) -> Response:
         return await _chat(service, keys, request)
 
+    if service.options.page:
+        add_page(app)
     return app
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..adapters.errors import BatchRefused, RequestRefused, SafetykitError, UsageError
+from ..adapters.errors import BatchRefused, RequestRefused, SafetykitError, TooLong, UsageError
 from .rows import Broken, Busy, Draining, TimedOut
 
 _TYPES = {
@@ -60,8 +60,10 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(504, str(error), code="timeout")
     if isinstance(error, (RequestRefused, BatchRefused)):
         error = next(iter(error.refused.values())).reason
-    if isinstance(error, UsageError):
-        return ApiError(400, str(error), param="messages", code="invalid_prompt")
+    if isinstance(error, TooLong):
+        return ApiError(400, str(error), param="messages", code="context_length_exceeded")
+    if isinstance(error, UsageError):  # not `invalid_prompt`, which evaluation harnesses count as a refusal
+        return ApiError(400, str(error), param="messages", code="invalid_value")
     if isinstance(error, SafetykitError):
         return ApiError(500, str(error), code=type(error).__name__)
     return ApiError(500, "The server failed to answer; its log says why.", code="internal_error")

@@ -48,4 +48,5 @@ class ServeOptions(PromptOptions, SwapOptions):
         gt=0,
         lt=1,
     )
+    page: bool = setting(False, "Serve a page at / to try the model with; it asks with the key that is typed into it.")
     log_prompts: bool = setting(False, "Write prompts and answers to the log.")

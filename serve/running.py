@@ -49,6 +49,7 @@ class Server:
             "adapters": list(service.variants),
             "shadow": options.allow_shadow,
             "watched": [one.told() for one in service.watched],
+            "page": options.page,
             "log_prompts": options.log_prompts,
             "threads": options.threads,
             **{name: getattr(options, name) for name in (*limits, "max_body", "timeout", "drain", *drift)},

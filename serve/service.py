@@ -101,6 +101,12 @@ class Service:
             "fp_" + (files.get(model.manifest.graph_file("decoder")) or model.manifest.base.fingerprint)[:12]
         )
 
+    @property
+    def policy(self) -> dict[str, Any]:
+        """JSON-able, what a request may choose."""
+        limits = {name: getattr(self.options, name) for name in ("max_new_tokens", "max_pictures")}
+        return {"adapters": list(self.variants), "shadow": self.options.allow_shadow, **limits}
+
     def close(self) -> None:
         """End the threads; what is not answered fails."""
         self.scheduler.close()

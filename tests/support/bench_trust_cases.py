@@ -39,6 +39,17 @@ SERVED = {
     "cpus": 2,
 }
 
+SAID = [{"asked": "?", "picture": True, "text": "yes .", "reason": "stop", "risk": -1.5}]
+HARNESSED = {
+    "records": 1,
+    "pictures": 0,
+    "refused": 0,
+    "harnesses": {
+        "openai": {"version": "3.57.0", "decisions": [1, 1], "texts": [0, 0], "report": "a | b", "transcript": SAID},
+        "garak": {"failed": "no hub"},
+    },
+}
+
 DRIFTED = {
     "references": [{"what": "risk", "pictures": "none", "records": 100}],
     "window": 5,
@@ -115,5 +126,18 @@ TRUST = [
             "In 2 minutes 9 answers, 0 wrong" in (ran.path / "serve.md").read_text(),
         ],
         {"measured": SERVED},
+    ),
+    BenchCase(
+        "harnesses",
+        "--out {out} --export {folder} --data {records} --limit 1 --envs {folder} --harness garak --harness openai",
+        lambda ran: [
+            (ran.only("measured")[0].name, len(ran.only("measured")[1])) == ("folder", 1),
+            (ran.only("measured")[2], ran.only("measured")[3].name) == (["garak", "openai"], "folder"),
+            "| openai 3.57.0 | whole and" in (ran.path / "clients.md").read_text(),
+            "| 1 of 1 | – | a / b |" in (ran.path / "clients.md").read_text(),
+            "| ? | yes | yes . | stop | -1.50 |" in (ran.path / "clients.md").read_text(),
+            "does not run offline: no hub" in (ran.path / "clients.md").read_text(),
+        ],
+        {"measured": HARNESSED},
     ),
 ]

@@ -176,11 +176,11 @@ OTHERS = [
         ),
     ),
     Case(
-        "serve {swappable} --check --json --port 0 --host 0.0.0.0 --allow-anonymous --allow-shadow"
+        "serve {swappable} --check --json --port 0 --host 0.0.0.0 --allow-anonymous --allow-shadow --page"
         " --adapter same={swappable} --swap {other_guard} --swap {probe} --allow-uncorrected-detector",
         lambda done, made: [
             done.value["adapters"] == ["on", "same"],
-            done.value["shadow"],
+            done.value["shadow"] and done.value["page"],
             done.value["keys"] == 0 and done.value["url"].startswith("http://0.0.0.0:"),
         ],
     ),

@@ -33,12 +33,12 @@ def serving(folder, *, keys=(), swaps=None, log=None, model=None, watched=(), **
 
 
 @contextlib.contextmanager
-def listening(folder, *, name="tiny", keys=(), change=None):
+def listening(folder, *, name="tiny", keys=(), change=None, **options):
     """The address of a server over an export; ``change`` may spoil the model before."""
     model = OnnxVLM.from_pretrained(folder)
     if change:
         change(model)
-    service = Service(model, name, ServeOptions(max_new_tokens=64), Log(io.StringIO()))
+    service = Service(model, name, ServeOptions(max_new_tokens=64, **options), Log(io.StringIO()))
     server = uvicorn.Server(uvicorn.Config(application(service, Keys(keys)), log_config=None))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         thread = threading.Thread(target=server.run, args=([taken],), daemon=True)

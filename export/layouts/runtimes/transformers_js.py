@@ -3,12 +3,14 @@
     onnx/vision_encoder[_DTYPE].onnx, onnx/embed_tokens[…].onnx, onnx/decoder_model_merged[…].onnx
     <graph>_data (the base's weights), <graph>_data_1 (the adapter's)
     config.json with ``transformers.js_config``, preprocessor_config.json, tokenizer with its chat template
+    browser/index.html and its files: a page that runs the folder in a browser
 
 It creates the empty KV cache from the shapes that the decoder states, in which it knows the axis ``batch_size`` only.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,7 @@ _STEMS: dict[Graph, str] = {
     "decoder": "decoder_model_merged",
 }
 _SUFFIXES = {"fp32": "", "fp16": "_fp16", "q8": "_quantized", "q4": "_q4", "q4f16": "_q4f16"}
+_PAGE = Path(__file__).with_name("browser")
 _DECODER = (INPUTS_EMBEDS, ATTENTION_MASK, POSITION_IDS, PAST)
 
 
@@ -74,6 +77,7 @@ class TransformersJs(RuntimeLayout):
         }
         write_json(folder, "config.json", config)
         _write_processor(folder)
+        shutil.copytree(_PAGE, folder / _PAGE.name)
         template = folder / "chat_template.jinja"
         tokenizer = read_json(folder, "tokenizer_config.json")
         if template.is_file() and "chat_template" not in tokenizer:

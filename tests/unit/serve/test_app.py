@@ -103,6 +103,8 @@ def test_keys_are_asked_for_everywhere_but_by_orchestrators(served):
 
 def test_what_is_not_served_is_told_in_the_same_form(client):
     is_refused(client.get("/v1/nothing"), 404, None, "unknown_url")
+    other = client.post("/v1/responses", json={})  # which harnesses try first
+    assert other.status_code == 404 and f"POST {CHAT}" in other.json()["error"]["message"]
     is_refused(client.get(CHAT), 405, None, "unknown_url")
     assert client.get("/v1/models").json()["data"][0]["id"] == "tiny"
     is_refused(client.get("/v1/models/other"), 404, "model", "model_not_found")

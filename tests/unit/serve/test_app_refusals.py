@@ -101,9 +101,9 @@ def test_pictures_are_counted_and_measured_before_they_are_decoded(client, as_me
 
 def test_a_prompt_that_is_too_long_is_the_clients_fault(client):
     long = [{"role": "user", "content": "the " * 3000}]
-    is_refused(client.post(CHAT, json=body(long)), 400, "messages", "invalid_prompt")
+    is_refused(client.post(CHAT, json=body(long)), 400, "messages", "context_length_exceeded")
     streamed = client.post(CHAT, json=body(long, stream=True))
-    is_refused(streamed, 400, "messages", "invalid_prompt")
+    is_refused(streamed, 400, "messages", "context_length_exceeded")
 
 
 @pytest.mark.parametrize("name", sorted(NEUTRAL))
