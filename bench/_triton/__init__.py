@@ -1,0 +1,1 @@
+"""The real Triton server, for ``bench/triton.py`` and the tests."""
