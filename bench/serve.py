@@ -122,24 +122,25 @@ class Client(threading.Thread):
             data = response.read()
             self.seconds.append(time.perf_counter() - began)
             if response.status == 200:
-                self._compare(question, _streamed(data) if stream else json.loads(data))
+                value = _streamed(data) if stream else json.loads(data)
+                self.tally.update(compared(question, value, self._canaries))
             else:
                 self.tally["failed"] += 1
 
-    def _compare(self, question: Question, value: Mapping[str, Any]) -> None:
-        expected, (choice,), verdict = question.answer, value["choices"], value["safetykit"]
-        text, tokens = choice["message"]["content"], value["usage"]["completion_tokens"]
-        risk = expected.scores.get("risk", 0.0) + question.threshold
-        self.tally["answers"] += 1
-        self.tally["refusals"] += verdict["refused"]
-        self.tally["tokens"] += 0 if verdict["refused"] else tokens
-        self.tally["another text"] += text != expected.text
-        self.tally["another number of tokens"] += tokens != len(expected.token_ids)
-        self.tally["another decision"] += verdict["refused"] != expected.refused
-        if verdict["risk"] is not None:
-            self.tally["another risk"] += abs(verdict["risk"] - risk) > SCORE * max(1.0, abs(risk))
-        foreign = words_of(text) & self._canaries - words_of(expected.text)
-        self.tally["mixed rows"] += bool(foreign)
+
+def compared(question: Question, value: Mapping[str, Any], canaries: set[str]) -> Counter[str]:
+    """What of a completion differs from the expected answer; ``canaries`` are those of all questions."""
+    expected, (choice,), verdict = question.answer, value["choices"], value["safetykit"]
+    text, tokens = choice["message"]["content"], value["usage"]["completion_tokens"]
+    risk = expected.scores.get("risk", 0.0) + question.threshold
+    tally = Counter({"answers": 1, "refusals": verdict["refused"], "tokens": 0 if verdict["refused"] else tokens})
+    tally["another text"] += text != expected.text
+    tally["another number of tokens"] += tokens != len(expected.token_ids)
+    tally["another decision"] += verdict["refused"] != expected.refused
+    if verdict["risk"] is not None:
+        tally["another risk"] += abs(verdict["risk"] - risk) > SCORE * max(1.0, abs(risk))
+    tally["mixed rows"] += bool(words_of(text) & canaries - words_of(expected.text))
+    return tally
 
 
 def _streamed(data: bytes) -> dict[str, Any]:

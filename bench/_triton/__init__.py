@@ -1,1 +1,1 @@
-"""The real Triton server, for ``bench/triton.py`` and the tests."""
+"""The real Triton server, for ``bench/triton_server.py`` and the tests."""

@@ -59,6 +59,11 @@ class Running:
     http: str
     grpc: str
 
+    def version(self) -> str:
+        """What it says of itself."""
+        with urllib.request.urlopen(f"http://{self.http}/v2", timeout=5) as response:
+            return str(json.load(response)["version"])
+
     def kill(self) -> None:
         """End it as a crash would, its models' processes with it."""
         os.killpg(self.process.pid, 9)

@@ -2,8 +2,8 @@
 
     model_repository/<graph>/config.pbtxt
     model_repository/<graph>/1/model.onnx/model.onnx, model.onnx.data, adapter.data
-    model_repository/chat_stream/{config.pbtxt, 1/{model.py, run_ort.py, growing_text.py, io.json, tokenizer.json}}
-    model_repository/chat/{config.pbtxt, 1/model.py}
+    model_repository/chat[_stream]/config.pbtxt
+    model_repository/chat[_stream]/1/model.py, run_ort.py, growing_text.py, io.json, tokenizer.json
 
 A graph of several files is a folder there, which bears the name that a single file would have. The server batches calls
 of a graph whose tensors all begin with the same axis of rows. ``chat`` and ``chat_stream`` are models of its Python
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _EXPORT = Path(__file__).parents[2]
 CHAT, STREAM = "chat", "chat_stream"
-# How `chat_stream` answers: longest answer in tokens, requests that are answered at once, and those that may wait.
+# How these answer: longest answer in tokens, requests that are answered at once, and those that may wait.
 SETTINGS = {"max_new_tokens": 512, "parallel": 8, "max_queue": 64}
 _OPTIONAL = ("switch", "kept", "parameter")  # roles of inputs that have a default, and that Triton does not know of
 MAX_BATCH = 8  # calls of a graph that the server makes one
@@ -79,20 +79,20 @@ class Triton(RuntimeLayout):
         read = {LAYOUT.interface: (folder / LAYOUT.interface).read_bytes()}
         read |= {name: (folder / name).read_bytes() for name in names}
         code = {
-            "model.py": _EXPORT / "layouts" / "triton_stream.py",
+            "model.py": _EXPORT / "layouts" / "triton_chat.py",
             PROGRAM: SOURCE,
             "growing_text.py": _EXPORT / "runtime" / "growing_text.py",
         }
-        stream = {**{name: path.read_bytes() for name, path in code.items()}, **read}
+        files = {**{name: path.read_bytes() for name, path in code.items()}, **read}
         settings = {name: str(value) for name, value in SETTINGS.items()}
         settings["rows"] = " ".join(name for name, graph in found.graphs.items() if _batches(_axes(graph)))
         settings |= {f"sha256.{name}": hashlib.sha256(data).hexdigest() for name, data in read.items()}
-        return {
-            f"{REPOSITORY}/{CHAT}/{CONFIG}": chat_config(CHAT, {}).encode(),
-            f"{REPOSITORY}/{CHAT}/1/model.py": (_EXPORT / "layouts" / "triton_chat.py").read_bytes(),
-            f"{REPOSITORY}/{STREAM}/{CONFIG}": chat_config(STREAM, settings).encode(),
-            **{f"{REPOSITORY}/{STREAM}/1/{name}": data for name, data in stream.items()},
+        configs = {
+            f"{REPOSITORY}/{name}/{CONFIG}": chat_config(name, settings, stream=name == STREAM).encode()
+            for name in (CHAT, STREAM)
         }
+        copies = {f"{REPOSITORY}/{name}/1/{file}": files[file] for name in (CHAT, STREAM) for file in files}
+        return {**configs, **copies}
 
 
 def model_config(name: Graph, model: ir.Model) -> str:
@@ -121,13 +121,13 @@ def model_config(name: Graph, model: ir.Model) -> str:
     return "\n".join(lines) + "\n"
 
 
-def chat_config(name: str, settings: Mapping[str, str]) -> str:
-    """``config.pbtxt`` of a model that answers chat requests; one with settings answers in pieces."""
+def chat_config(name: str, settings: Mapping[str, str], *, stream: bool) -> str:
+    """``config.pbtxt`` of a model that answers chat requests, whole or in pieces."""
     lines = [
         f"name: {_text(name)}",
         'backend: "python"',
         "max_batch_size: 0",
-        *(["model_transaction_policy { decoupled: true }"] if settings else []),
+        *(["model_transaction_policy { decoupled: true }"] if stream else []),
         'input { name: "request" data_type: TYPE_STRING dims: [ 1 ] }',
         'input { name: "picture" data_type: TYPE_STRING dims: [ 1 ] optional: true }',
         'output { name: "response" data_type: TYPE_STRING dims: [ 1 ] }',
