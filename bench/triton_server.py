@@ -20,7 +20,6 @@ from __future__ import annotations
 import base64
 import csv
 import json
-import shutil
 import subprocess
 import tempfile
 import threading
@@ -257,11 +256,10 @@ def main(given: Sequence[str] | None = None) -> int:
     found = installed(options.python)
     options.out.mkdir(parents=True, exist_ok=True)
     export = options.export or make_export(options.out, layout="triton")
-    with tempfile.TemporaryDirectory() as work:
+    with tempfile.TemporaryDirectory(dir=options.out) as work:
         results = measured(
             export, found, Path(work), limit=options.limit, clients=options.clients, program=options.perf_analyzer
         )
-        shutil.copyfile(Path(work) / "triton.log", options.out / "triton.log")
     write_results(options.out / "triton_server.json", results)
     write_table(options.out / "triton_server.md", table(results))
     tallies = [one["tally"] for one in (*results["ways"].values(), results["faults"], results["restart"])]

@@ -85,35 +85,44 @@ def opened(folder: Path, options: ServeOptions, *, say: Callable[[str], None] = 
     """A server that listens and does not answer yet.
 
     Raises:
-        SafetykitError: as of :meth:`OnnxVLM.from_pretrained`; or nothing can listen there, keys are missing or
-            cannot be read, or a canary fails.
+        SafetykitError: as of :func:`serving`; or nothing can listen there, or keys are missing or cannot be read.
     """
     keys = read_keys(options.api_key_file)
     require_keys(keys, options)
+    with bound(options.host, options.port) as listening, serving(folder, options, say=say) as service:
+        yield Server(service, keys, listening)
+
+
+@contextlib.contextmanager
+def serving(folder: Path, options: ServeOptions, *, say: Callable[[str], None] = print) -> Iterator[Service]:
+    """A service of an export, without a socket.
+
+    Raises:
+        SafetykitError: as of :meth:`OnnxVLM.from_pretrained`; or an adapter does not fit, or a canary fails.
+    """
     options.require_use(
         ("allow_uncorrected_detector",), bool(options.swap or options.adapters), "an adapter (--swap or --adapter)"
     )
     allowed = options.allow_uncorrected_detector
-    with bound(options.host, options.port) as listening:
-        model = OnnxVLM.from_pretrained(folder, options.providers, index=options.external_index, opened=False)
-        model.inputs.limit(options.max_prompt_tokens)
-        own = None
-        if options.swap:
-            own = read_swap(options.swap, model.manifest, allow_uncorrected_detector=allowed)
-        swaps = read_adapters(options.adapters, model.manifest, allow_uncorrected_detector=allowed)
-        if options.canary:
-            found = model.check_canaries()
-            say(f"{len(found.canaries)} canaries are answered as they were, {found.telling} of them show the adapters")
-        model.open()
-        if own is not None:
-            model.install(own)
-        name = options.name or folder.resolve().name
-        watched = () if options.swap or not options.drift_window else references_of(model.path, model.manifest)
-        options.require_use(
-            ("drift_window", "drift_false_alarms"), bool(watched), "an export with own adapters that were calibrated"
-        )
-        service = Service(model, name, options, Log(prompts=options.log_prompts), swaps, watched)
-        try:
-            yield Server(service, keys, listening)
-        finally:
-            service.close()
+    model = OnnxVLM.from_pretrained(folder, options.providers, index=options.external_index, opened=False)
+    model.inputs.limit(options.max_prompt_tokens)
+    own = None
+    if options.swap:
+        own = read_swap(options.swap, model.manifest, allow_uncorrected_detector=allowed)
+    swaps = read_adapters(options.adapters, model.manifest, allow_uncorrected_detector=allowed)
+    if options.canary:
+        found = model.check_canaries()
+        say(f"{len(found.canaries)} canaries are answered as they were, {found.telling} of them show the adapters")
+    model.open()
+    if own is not None:
+        model.install(own)
+    name = options.name or folder.resolve().name
+    watched = () if options.swap or not options.drift_window else references_of(model.path, model.manifest)
+    options.require_use(
+        ("drift_window", "drift_false_alarms"), bool(watched), "an export with own adapters that were calibrated"
+    )
+    service = Service(model, name, options, Log(prompts=options.log_prompts), swaps, watched)
+    try:
+        yield service
+    finally:
+        service.close()
