@@ -39,6 +39,8 @@ from safetykit.toolkit.data.sources import data_path
 
 _CLIENT = Path(__file__).with_name("_triton") / "client.py"
 _WAYS = ("http", "grpc", "stream")
+_WRONG = ("json", "value", "prompt", "image", "image_url", "base64")
+_CODES = ("unsupported_parameter", *(f"invalid_{one}" for one in _WRONG))
 _AGAIN = 40  # records that a restarted server is asked
 _USED = ("messages", "max_tokens", "temperature")
 
@@ -121,16 +123,21 @@ def killed(
     """The server is killed while it answers; what a new one then gives."""
     lines = [line(one, attached=False) for one in questions]
     with served(found, repository, work) as server:
-        timer = threading.Timer(2.0, server.kill)
-        timer.start()
+        threading.Thread(target=_kill_at, args=(server, _AGAIN), daemon=True).start()
         answers = asked(found, "grpc", server, lines * 20, clients)
-        timer.join()
     lost = Counter("answered" if "response" in one else "failed" for one in answers)
     began = time.perf_counter()
     with served(found, repository, work) as server:
         ready = time.perf_counter() - began
         tally = tallied(questions, asked(found, "http", server, lines, clients))
     return {"killed": dict(lost), "ready": ready, "tally": dict(tally)}
+
+
+def _kill_at(server: Running, requests: int) -> None:
+    """Kill the server when it has answered so many requests."""
+    while server.process.poll() is None and server.answered("chat") < requests:
+        time.sleep(0.1)
+    server.kill()
 
 
 def analysed(program: Path, server: Running, lines: Sequence[Mapping[str, Any]], work: Path) -> list[dict[str, Any]]:
@@ -154,7 +161,7 @@ def analysed(program: Path, server: Running, lines: Sequence[Mapping[str, Any]],
                 rows.append(
                     {"model": model, "how": how, **{key: float(one) for key, one in row.items() if key and one}}
                 )
-    return rows
+    return sorted(rows, key=lambda row: (row["model"], row["how"], row["Concurrency"]))
 
 
 def measured(
@@ -238,9 +245,9 @@ def _wrong(tally: Mapping[str, int]) -> int:
 
 
 def is_typed(told: Sequence[str]) -> bool:
-    """Whether a request failed as a wrong one: by its status, and a message that begins with a code."""
+    """Whether a request failed as a wrong one: by its status, where streams have none, and the code of its message."""
     status, message = told
-    return status in ("400", "StatusCode.INVALID_ARGUMENT") and message.split(":")[0].replace("_", "").isalpha()
+    return status in ("400", "StatusCode.INVALID_ARGUMENT", "None") and message.split(":")[0] in _CODES
 
 
 def main(given: Sequence[str] | None = None) -> int:

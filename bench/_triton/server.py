@@ -64,6 +64,12 @@ class Running:
         with urllib.request.urlopen(f"http://{self.http}/v2", timeout=5) as response:
             return str(json.load(response)["version"])
 
+    def answered(self, model: str) -> int:
+        """How many requests a model has answered."""
+        with urllib.request.urlopen(f"http://{self.http}/v2/models/{model}/stats", timeout=5) as response:
+            (stats,) = json.load(response)["model_stats"]
+        return int(stats["inference_stats"]["success"]["count"])
+
     def kill(self) -> None:
         """End it as a crash would, its models' processes with it."""
         os.killpg(self.process.pid, 9)

@@ -247,8 +247,10 @@ def picture(url, attached):
             attached = base64.b64decode(data, validate=True)
         except (binascii.Error, ValueError):
             raise Refused("invalid_base64", "messages.0.content.0", "the picture is not base64.") from None
+    if attached is None:
+        return None
     try:
-        return None if attached is None else run_ort.opened(io.BytesIO(attached))
+        return run_ort.opened(file := io.BytesIO(attached))
     except Exception as error:  # decoders raise whatever the bytes lead them to
-        words = run_ort.said(error).replace(repr(attached), "it")
-        raise Refused("invalid_image", "picture", f"{type(error).__name__}: {words}"[:300]) from None
+        words = run_ort.said(error).replace(repr(file), "of the request")
+        raise Refused("invalid_image", "picture", f"{words}."[:300]) from None

@@ -212,7 +212,7 @@ WRONG = {
         "invalid_image_url",
     ),
     "no base64": (asking([{"type": "image_url", "image_url": {"url": "data:image/png;base64,?"}}, *PARTS]), "base64"),
-    "no picture": (asking("what ?", b"%!PS"), "invalid_image: picture: UnidentifiedImageError"),
+    "no picture": (asking("what ?", b"%!PS"), "invalid_image: picture: cannot identify image file of the request."),
     "a long prompt": (asking("what " * 3000), "invalid_prompt: messages: The prompt has"),
 }
 
