@@ -198,8 +198,10 @@ def asked(data, attached, limit):
     if body.get("model", NAMES[0]) not in NAMES:
         raise Refused("model_not_found", "model", f"the model is {NAMES[0]}.")
     limits = [body[name] for name in ("max_tokens", "max_completion_tokens") if name in body]
-    if not all(type(one) is int and 0 < one <= limit for one in limits) or len(set(limits)) > 1:
+    if not all(type(one) is int and 0 < one <= limit for one in limits):
         raise Refused("invalid_value", "max_tokens", f"it is a number from 1 to {limit}.")
+    if len(set(limits)) > 1:
+        raise Refused("invalid_value", "max_tokens", "max_completion_tokens says something else.")
     stop = body.get("stop", [])
     stop = [stop] if isinstance(stop, str) else stop
     if not isinstance(stop, list) or len(stop) > 4 or not all(isinstance(one, str) and one for one in stop):
