@@ -7,14 +7,13 @@ from pathlib import Path
 
 import yaml
 from serving import KEY, serving
-from typer.testing import CliRunner
+from workshop import safetykit
 
-import safetykit
-from safetykit.cli import app
 from safetykit.serve.access import KEYS_VARIABLE
 from safetykit.serve.replicas import read_options
 
-PAGE = (Path(safetykit.__file__).parent / "docs" / "howto" / "serve.md").read_text()
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "howto" / "serve.md").read_text()
 VALUES = yaml.safe_load(re.search(r"```yaml\n(.*?)```", PAGE, re.S)[1])
 DOCKERFILE = re.search(r"```dockerfile\n(.*?)```", PAGE, re.S)[1]
 
@@ -23,9 +22,9 @@ def started(arguments, export, keys):
     """What `--check` says of a server with these arguments, in the places of this machine."""
     here = {"/models/export": str(export), "/run/secrets/keys": str(keys), "8000": "0", "0.0.0.0": "127.0.0.1"}
     words = [here.get(one, one) for one in arguments if one != "--canary"]  # the small export has no canaries
-    done = CliRunner().invoke(app, [*words, "--check", "--json"])
-    assert done.exit_code == 0, done.output
-    return json.loads(done.stdout)
+    done = safetykit(*words, "--check", "--json")
+    assert done.code == 0, done.err
+    return done.value
 
 
 def test_the_container_starts_as_its_file_says(served, tmp_path):
@@ -36,9 +35,7 @@ def test_the_container_starts_as_its_file_says(served, tmp_path):
     told = started(command[1:], served, tmp_path / "keys")
     assert told["model"] == "my-vlm" and told["keys"] == 1
     assert lines["EXPOSE"] == command[command.index("--port") + 1]
-    source = Path(safetykit.__file__).parent
-    installs = shlex.split(lines["RUN"])
-    assert "/src[cpu,serve]" in installs and (source / "constraints.txt").is_file()
+    assert "/src[cpu,serve]" in shlex.split(lines["RUN"]) and (ROOT / "constraints.txt").is_file()
 
 
 def test_the_values_start_a_server_that_has_what_they_probe(served, tmp_path, monkeypatch):
