@@ -28,7 +28,8 @@ class RuntimeLayout:
     Attributes:
         name: how ``--layout`` and manifests call it.
         title: its runtime, for help and cards.
-        template: what a card says about running the folder, in Jinja's Markdown; the manifest is ``m``.
+        template: what a card says about running the folder, in Jinja's Markdown; the manifest is ``m``, ``io.json``
+            is ``io``.
         own_loop: its runtime drives the graphs by itself: it feeds token ids, pictures and the KV cache, and reads the
             logits. It does not ask twice, looks at no risk and puts no retrieved text before a prompt.
         embeddings_only: its runtime feeds the decoder nothing but embeddings, masks, positions and the cache.
