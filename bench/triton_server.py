@@ -149,8 +149,8 @@ def analysed(program: Path, server: Running, lines: Sequence[Mapping[str, Any]],
         out = work / f"perf_{how}_{model}.csv"
         command = [program, "-m", model, "-i", how, "-u", server.http if how == "http" else server.grpc]
         command += ["--input-data", data, "--concurrency-range", "1:9:4", "-f", out]
-        command += ["--measurement-mode", "count_windows", "--measurement-request-count", min(len(lines), 100)]
-        command += ["--stability-percentage", 999, "--max-trials", 4]
+        command += ["--measurement-mode", "count_windows", "--measurement-request-count", min(len(lines), 60)]
+        command += ["--stability-percentage", 999, "--max-trials", 3]
         command += ["--streaming"] if model == "chat_stream" else []
         done = subprocess.run([str(one) for one in command], capture_output=True, text=True)
         if not out.is_file():
