@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from safetykit.adapters.errors import UsageError
 from safetykit.bench.serve import WRONG, Question, compared, percentiles, questions
 from safetykit.bench.skeleton import arguments, cpus, run, say, write_results, write_table
 from safetykit.bench.soak import make_export
@@ -59,7 +60,9 @@ def cluster(python: Path, export: Path, log: Path) -> Iterator[tuple[str, int, s
         assert process.stdout is not None and process.stdin is not None
         lines = (line for line in process.stdout if line.startswith("{"))
         try:
-            told = json.loads(next(lines))
+            told = json.loads(next(lines, "{}"))
+            if not told:
+                raise UsageError("Ray did not start.", f"See {log}.")
             yield told["url"], process.pid, told["ray"]
         finally:
             process.stdin.close()

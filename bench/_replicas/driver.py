@@ -4,7 +4,11 @@ python driver.py PORT CPUS name=value… in an environment with ``ray[serve]`` a
 """
 
 import json
+import os
 import sys
+
+# Milliseconds and seconds that its parts may take to start; on few busy cores the defaults are too short.
+os.environ |= {"RAY_agent_register_timeout_ms": "240000", "RAY_raylet_start_wait_time_s": "240"}
 
 import ray
 from ray import serve
