@@ -116,28 +116,28 @@ class Client(threading.Thread):
             spent = time.perf_counter() - began
             if response.status == 200:
                 self.seen.seconds.append(spent)
-                self._compare(question, _streamed(data) if stream else json.loads(data))
+                value = _streamed(data) if stream else json.loads(data)
+                self.seen.tally.update(compared(question, value, self._canaries))
             elif response.status == 429 and response.headers.get("retry-after"):
                 self.seen.tally["429"] += 1
             else:
                 self.seen.tally["failed"] += 1
 
-    def _compare(self, question: Question, value: Mapping[str, Any]) -> None:
-        expected, (choice,), verdict = question.answer, value["choices"], value["safetykit"]
-        text, tokens = choice["message"]["content"], value["usage"]["completion_tokens"]
-        risk = expected.scores.get("risk", 0.0) + question.threshold
-        tally = self.seen.tally
-        tally["answers"] += 1
-        tally["refusals"] += verdict["refused"]
-        tally["tokens"] += 0 if verdict["refused"] else tokens
-        tally["another text"] += text != expected.text
-        tally["another number of tokens"] += tokens != len(expected.token_ids)
-        tally["another decision"] += verdict["refused"] != expected.refused
-        if verdict["risk"] is not None:
-            tally["another risk"] += abs(verdict["risk"] - risk) > SCORE * max(1.0, abs(risk))
-        foreign = words_of(text) & self._canaries - words_of(expected.text)
-        tally["mixed rows"] += bool(foreign)
-        tally["with canaries"] += question.canary is not None
+
+def compared(question: Question, value: Mapping[str, Any], canaries: set[str]) -> Counter[str]:
+    """What of a completion differs from the expected answer; ``canaries`` are those of all questions."""
+    expected, (choice,), verdict = question.answer, value["choices"], value["safetykit"]
+    text, tokens = choice["message"]["content"], value["usage"]["completion_tokens"]
+    risk = expected.scores.get("risk", 0.0) + question.threshold
+    tally = Counter({"answers": 1, "refusals": verdict["refused"], "tokens": 0 if verdict["refused"] else tokens})
+    tally["another text"] += text != expected.text
+    tally["another number of tokens"] += tokens != len(expected.token_ids)
+    tally["another decision"] += verdict["refused"] != expected.refused
+    if verdict["risk"] is not None:
+        tally["another risk"] += abs(verdict["risk"] - risk) > SCORE * max(1.0, abs(risk))
+    tally["mixed rows"] += bool(words_of(text) & canaries - words_of(expected.text))
+    tally["with canaries"] += question.canary is not None
+    return tally
 
 
 def _streamed(data: bytes) -> dict[str, Any]:

@@ -47,13 +47,16 @@ from safetykit.toolkit.data.sources import data_path
 from safetykit.toolkit.model.requests import Generation, Request
 
 
-def make_export(folder: Path) -> Path:
+def make_export(folder: Path, layout: str = "onnx") -> Path:
     """The default export, made by the commands that a user types; kept for the next run."""
     export, data = folder / "export", ("--data", "reference")
     steps = (
         ("fit", "vlm-guard", "reference:mild", *data, "-o", folder / "guard", "--overwrite"),
         ("fit", "one-pass", "reference:mild", *data, "--with", folder / "guard", "-o", folder / "probe", "--overwrite"),
-        ("export", "reference:mild", "--adapter", folder / "guard", "--adapter", folder / "probe", "-o", export),
+        (
+            *("export", "reference:mild", "--adapter", folder / "guard", "--adapter", folder / "probe"),
+            *("-o", export, "--layout", layout),
+        ),
     )
     if not export.is_dir():
         for words in steps:

@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Float
 
 from ..export.runtime.decoding import Decoding
+from ..export.runtime.growing_text import GrowingText
 from ..export.runtime.onnx_vlm import OnnxVLM
 from ..export.runtime.sampling import Sampler
 from ..toolkit.model.generating import Sampling
 from ..toolkit.model.requests import Request
 from .rows import Row
-from .text import GrowingText
 
 _SHORT = 255  # letters of a text; how much shorter one is does not matter
 Reason = Literal["stop", "length", "content_filter"]

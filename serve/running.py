@@ -98,17 +98,27 @@ def opened(folder: Path, options: ServeOptions, *, say: Callable[[str], None] = 
     """A server that listens and does not answer yet.
 
     Raises:
-        SafetykitError: as of :meth:`OnnxVLM.from_pretrained`; or nothing can listen there, keys are missing or
-            cannot be read, or a canary fails.
+        SafetykitError: as of :func:`serving`; or nothing can listen there, or keys are missing or cannot be read.
     """
     keys = read_keys(options.api_key_file)
     require_keys(keys, options)
+    with bound(options.host, options.port) as listening, serving(folder, options, say=say) as service:
+        yield Server(service, keys, listening)
+
+
+@contextlib.contextmanager
+def serving(folder: Path, options: ServeOptions, *, say: Callable[[str], None] = print) -> Iterator[Service]:
+    """A service of an export, without a socket.
+
+    Raises:
+        SafetykitError: as of :meth:`OnnxVLM.from_pretrained`; or an adapter does not fit, or a canary fails.
+    """
     options.require_use(
         ("allow_uncorrected_detector",), bool(options.swap or options.adapters), "an adapter (--swap or --adapter)"
     )
     options.require_use(("threads",), CPU[0] in options.providers, f"the provider {CPU[0]}")
     allowed = options.allow_uncorrected_detector
-    with bound(options.host, options.port) as listening, computing_with(options.threads):
+    with computing_with(options.threads):
         model = OnnxVLM.from_pretrained(folder, options.providers, index=options.external_index, opened=False)
         model.inputs.limit(options.max_prompt_tokens)
         own = None
@@ -125,7 +135,7 @@ def opened(folder: Path, options: ServeOptions, *, say: Callable[[str], None] = 
         name = options.name or folder.resolve().name
         service = Service(model, name, options, Log(prompts=options.log_prompts), swaps, watched)
         try:
-            yield Server(service, keys, listening)
+            yield service
         finally:
             service.close()
 

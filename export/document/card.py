@@ -18,6 +18,7 @@ from markupsafe import Markup
 from ...adapters.artifact.files import read_inside, require_hashes, write_atomic
 from ...adapters.errors import InvalidArtifact
 from ...adapters.extras import IN_A_CLONE
+from ..layouts.interface import Interface
 from ..layouts.registry import get_layout
 from ..manifest import LAYOUT, ExportManifest, hash_folder, read_manifest, write_manifest
 from .figures import LATENCY, Figures, read_figures
@@ -50,16 +51,16 @@ def render_card_from(figures: Figures) -> str:
         layout=LAYOUT,
         latency_file=LATENCY,
         install=Markup(IN_A_CLONE.format(extras="cpu")),
-        running=running_words(figures.manifest),
+        running=running_words(figures.manifest, figures.interface),
     )
 
 
-def running_words(manifest: ExportManifest) -> Markup | None:
-    """What its layout says about running the folder; None for the plain one."""
+def running_words(manifest: ExportManifest, interface: Interface | None = None) -> Markup | None:
+    """What its layout says about running the folder, in the light of its ``io.json``; None for the plain one."""
     template = get_layout(manifest.layout).template
     if template is None:
         return None
-    return Markup(markdown_templates().from_string(template.read_text("utf-8")).render(m=manifest))
+    return Markup(markdown_templates().from_string(template.read_text("utf-8")).render(m=manifest, io=interface))
 
 
 def write_card(folder: Path, built: Built | None = None) -> ExportManifest:

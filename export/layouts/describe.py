@@ -2,7 +2,7 @@
 do not say: ``safetykit verify`` works it out again and compares.
 
 ``run_ort.py`` beside it is a program of NumPy, ONNX Runtime, Pillow and the tokenizers package. It is put into folders
-of the layout ``onnx`` that it can run; for others ``no_program`` says what it cannot do.
+whose graphs are those of the layout ``onnx`` and that it can run; for others ``no_program`` says what it cannot do.
 """
 
 from __future__ import annotations
@@ -58,14 +58,18 @@ from .interface import (
     read_interface,
 )
 from .prepare import PROGRAM, SOURCE, difference, prepared
+from .registry import get_layout
 
 
 def write_interface(folder: Path, manifest: ExportManifest, inputs: InputProcessor) -> Interface:
-    """Write ``io.json``, and ``run_ort.py`` where it can run the folder."""
+    """Write ``io.json``, ``run_ort.py`` where it can run the folder, and what else the layout makes of these."""
     found = interface_of(folder, manifest, inputs)
     write_atomic(folder / LAYOUT.interface, canonical_json(found.model_dump(mode="json")))
     if found.program:
         write_atomic(folder / PROGRAM, SOURCE.read_bytes())
+    for name, data in get_layout(manifest.layout).beside(folder, found).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / name, data)
     return found
 
 
@@ -217,7 +221,7 @@ def _swap(manifest: ExportManifest) -> SwapIO | None:
 
 def _unfit(found: Interface, manifest: ExportManifest) -> str | None:
     """Why the program does not fit the graphs."""
-    if manifest.layout != "onnx":
+    if not get_layout(manifest.layout).plain_graphs:
         return f"it is for the layout onnx, and this one is {manifest.layout}"
     if manifest.retrieval and manifest.retrieval.external:
         return "texts are retrieved from an index outside the folder"

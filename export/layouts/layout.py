@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ...toolkit.model.requests import Inputs
     from ..parity.gap import Gap
     from ..runtime.onnx_vlm import OnnxVLM
+    from .interface import Interface
 
 _TEMPLATES = Path(__file__).parents[2] / "model_cards"
 
@@ -27,10 +28,12 @@ class RuntimeLayout:
     Attributes:
         name: how ``--layout`` and manifests call it.
         title: its runtime, for help and cards.
-        template: what a card says about running the folder, in Jinja's Markdown; the manifest is ``m``.
+        template: what a card says about running the folder, in Jinja's Markdown; the manifest is ``m``, ``io.json``
+            is ``io``.
         own_loop: its runtime drives the graphs by itself: it feeds token ids, pictures and the KV cache, and reads the
             logits. It does not ask twice, looks at no risk and puts no retrieved text before a prompt.
         embeddings_only: its runtime feeds the decoder nothing but embeddings, masks, positions and the cache.
+        plain_graphs: its graphs are those of the layout ``onnx``, in other places, so that ``run_ort.py`` runs them.
         some_families: made only for families that state something about it in ``Family.runs_in``.
     """
 
@@ -39,6 +42,7 @@ class RuntimeLayout:
     template: ClassVar[Path | None] = None
     own_loop: ClassVar[bool] = False
     embeddings_only: ClassVar[bool] = False
+    plain_graphs: ClassVar[bool] = False
     some_families: ClassVar[bool] = False
 
     def paths(self, models: Mapping[Graph, ir.Model]) -> dict[Graph, str]:
@@ -58,6 +62,10 @@ class RuntimeLayout:
 
     def finish(self, folder: Path, models: Mapping[Graph, ir.Model], manifest: ExportManifest) -> None:
         """Write the runtime's own files."""
+
+    def beside(self, folder: Path, found: Interface) -> Mapping[str, bytes]:
+        """The runtime's own files that follow from ``io.json``, which is written: data by path in the folder."""
+        return {}
 
     def compare(self, vlm: OnnxVLM, inputs: Inputs) -> Gap | None:
         """What parity of the arranged folder asks beside logits and scores, such as a graph of the layout's own."""

@@ -15,10 +15,10 @@ import base64
 import hashlib
 import io
 import json
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from onnxruntime import InferenceSession, OrtValue, get_available_providers, set_default_logger_severity
 from PIL import Image, ImageOps
 from tokenizers import Tokenizer, pre_tokenizers
 
@@ -59,6 +59,8 @@ def require_whole(folder, files, names):
 
 def graph(path, provider):
     """A graph as a function of what it is fed, by name."""
+    from onnxruntime import InferenceSession, OrtValue, get_available_providers, set_default_logger_severity
+
     set_default_logger_severity(3)
     known, place = provider in get_available_providers(), "cuda" if provider.startswith("CUDA") else "cpu"
     session = InferenceSession(str(path), providers=[provider]) if known else None
@@ -142,21 +144,13 @@ class Requests:
         return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
 
-class Model(Requests):
-    """An export folder; ``base`` runs the unmodified model, whose graphs share the weights."""
+class Answers(Requests):
+    """How graphs answer: each of ``opened`` is a function of what the graph is fed, by name."""
 
-    def __init__(self, folder, provider="CPUExecutionProvider", base=False, skip_hashes=False):
-        self.folder, self.files = folder, json.loads((folder / "safetykit.json").read_text("utf-8"))["files"]
-        require_whole(folder, self.files, ["io.json", "tokenizer.json"])
-        super().__init__(folder, json.loads((folder / "io.json").read_text("utf-8")), base)
-        if self.io["program"] is None:
-            raise SystemExit(f"This program cannot run the folder: {self.io['no_program']}. Use `safetykit run`.")
-        read = [name for info in self.graphs.values() for name in (info["file"], *info["weights"])]
-        texts = [self.io["retrieval"]["texts"]] if self.io["retrieval"] else []
-        require_whole(folder, self.files, [*texts, *([] if skip_hashes else read)])
-        opens = {name: graph(folder / info["file"], provider) for name, info in self.graphs.items()}
-        self.vision, self.embed, self.decoder = (opens[name] for name in ("vision_encoder", "embed_tokens", "decoder"))
-        acts = {"detector": None, "retrieval": None, "gates": {"held": {}, "reference": {}}} if base else self.io
+    def __init__(self, folder, said, opened, base=False):
+        super().__init__(folder, said, base)
+        self.vision, self.embed, self.decoder = (opened[name] for name in ("vision_encoder", "embed_tokens", "decoder"))
+        acts = {"detector": None, "retrieval": None, "gates": {"held": {}, "reference": {}}} if base else said
         self.detector, self.retrieval, self.gates = acts["detector"], acts["retrieval"], acts["gates"]
         self.texts = (folder / self.retrieval["texts"]).read_bytes().splitlines() if self.retrieval else []
 
@@ -173,8 +167,8 @@ class Model(Requests):
                 feeds = {**feeds, one["name"]: np.zeros(shape, one["dtype"])}
         return self.decoder({"inputs_embeds": embeds, **self.feeds(ids, 0), **feeds})
 
-    def follow(self, prompt, picture, count):
-        """The detector's risk, the logits after the prompt, and at most `count` tokens; none of what is refused."""
+    def follow(self, prompt, picture):
+        """What the prompt gives, see the first ``yield``, and then the answer's tokens; none of what is refused."""
         seen, gates = picture and self.vision({"pixel_values": self.pixels(picture.convert("RGB"))}), {}
         if self.gates["reference"]:  # what the same prompt would give without its picture and with the ops off
             first = self.prefill(self.tokens(prompt, False), None, {self.gates["off"]: np.zeros((), np.float32)})
@@ -182,28 +176,46 @@ class Model(Requests):
         if seen and self.retrieval:
             found = " ".join(json.loads(self.texts[at])["caption"] for at in seen["retrieved_ids"][0])
             prompt = f"{self.retrieval['before']}{found}{self.retrieval['after']}{prompt}"
-        ids, tokens = self.tokens(prompt, bool(seen)), []
-        first = out = self.prefill(ids, seen, gates)
+        ids = self.tokens(prompt, bool(seen))
+        past, out = ids.shape[1], self.prefill(ids, seen, gates)
+        scores = [one["name"] for one in self.graphs["decoder"]["outputs"] if one["role"] == "score"]
+        told = {name.removeprefix("safetykit."): float(out[name][0]) for name in scores if out[name].ndim == 1}
         risk = float(out["risk_score"][0]) if self.detector else None
-        if self.detector and not risk <= np.float32(self.detector["threshold"]):  # nor is what is no number answered
-            return risk, None, []
+        refused = bool(self.detector) and not risk <= np.float32(self.detector["threshold"])  # nor what is no number
+        yield {"tokens": past, "risk": risk, "refused": refused, "logits": out["logits"][0, -1], "gates": told}
         after = {name: np.zeros_like(gate) for name, gate in gates.items()}
-        for past in range(ids.shape[1], ids.shape[1] + count):
-            tokens.append(int(out["logits"][0, -1].argmax()))
-            if tokens[-1] in self.io["end"] or len(tokens) == count:
-                break
+        while not refused:
+            yield (token := int(out["logits"][0, -1].argmax()))
+            if token in self.io["end"]:
+                return
             cache = {name.replace(PRESENT, PAST): out[name] for name in out if name.startswith(PRESENT)}
             after |= {name: out[source] for name, source in self.gates["held"].items()}
-            step = np.array([tokens[-1:]])
+            step = np.array([[token]])
             out = self.decoder({**self.embed({"input_ids": step}), **self.feeds(step, past), **cache, **after})
-        return risk, first["logits"][0, -1], tokens
+            past += 1
 
     def answer(self, prompt, picture=None, max_new_tokens=64):
         """One answer to a prompt, with a picture of Pillow or without."""
-        risk, logits, tokens = self.follow(prompt, picture, max_new_tokens)
-        kept, refused = [one for one in tokens if one not in self.io["end"]], logits is None
+        first, *tokens = islice(self.follow(prompt, picture), 1 + max_new_tokens)
+        kept, refused = [one for one in tokens if one not in self.io["end"]], first["refused"]
         text = self.detector["refusal"] if refused else self.text(kept)
-        return {"text": text, "tokens": len(kept), "refused_by_detector": refused, "risk": risk}
+        return {"text": text, "tokens": len(kept), "refused_by_detector": refused, "risk": first["risk"]}
+
+
+class Model(Answers):
+    """An export folder; ``base`` runs the unmodified model, whose graphs share the weights."""
+
+    def __init__(self, folder, provider="CPUExecutionProvider", base=False, skip_hashes=False):
+        self.folder, self.files = folder, json.loads((folder / "safetykit.json").read_text("utf-8"))["files"]
+        require_whole(folder, self.files, ["io.json", "tokenizer.json"])
+        said = json.loads((folder / "io.json").read_text("utf-8"))
+        if said["program"] is None:
+            raise SystemExit(f"This program cannot run the folder: {said['no_program']}. Use `safetykit run`.")
+        graphs = {**said["graphs"], **(said["base_graphs"] if base else {})}
+        read = [name for info in graphs.values() for name in (info["file"], *info["weights"])]
+        texts = [said["retrieval"]["texts"]] if said["retrieval"] else []
+        require_whole(folder, self.files, [*texts, *([] if skip_hashes else read)])
+        super().__init__(folder, said, {name: graph(folder / graphs[name]["file"], provider) for name in graphs}, base)
 
     def canaries(self):
         """What was asked when the folder was made, with what it gave."""
@@ -215,12 +227,13 @@ class Model(Requests):
     def differs(self, one):
         """What a canary gives otherwise than it did when the folder was made; nothing if it is the same."""
         picture = one["image"] and opened(io.BytesIO(base64.b64decode(one["image"].partition(",")[2])))
-        risk, logits, tokens = self.follow(one["prompt"], picture, max(1, len(one["tokens"])))
+        first, *tokens = islice(self.follow(one["prompt"], picture), 1 + max(1, len(one["tokens"])))
+        risk, refused, logits = first["risk"], first["refused"], first["logits"]
         if one["risk"] is not None and not (risk is not None and abs(risk - one["risk"]) <= one["risk_within"]):
             return f"the risk is {risk}, not {one['risk']}"
-        if (logits is None) != one["refused"]:
-            return "it is refused" if logits is None else "it is not refused"
-        for token, was in one["best"] if logits is not None else ():
+        if refused != one["refused"]:
+            return "it is refused" if refused else "it is not refused"
+        for token, was in one["best"] if not refused else ():
             if not (token < len(logits) and abs(logits[token] - was) <= one["within"]):
                 return f"the logit of token {token} is not {was:.4g}"
         same = tokens[: len(one["tokens"])] == one["tokens"]

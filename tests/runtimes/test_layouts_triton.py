@@ -1,14 +1,12 @@
 """The Triton repository is valid by Triton's own schema, and says of every graph what the graph says of itself."""
 
-import importlib.util
 import shutil
-from pathlib import Path
 
 import onnxruntime
 import pytest
 
 from safetykit.export.layouts.arrange import arrange
-from safetykit.export.layouts.runtimes.triton import REPOSITORY
+from safetykit.export.layouts.runtimes.triton import MAX_BATCH, REPOSITORY
 from safetykit.export.manifest import GRAPHS, read_manifest
 from safetykit.export.surgery.adapt import adapt, copy_base
 
@@ -18,20 +16,6 @@ ORT_TYPES = {
     "TYPE_FP32": "tensor(float)",
     "TYPE_FP16": "tensor(float16)",
 }
-
-
-@pytest.fixture(scope="module")
-def schema():
-    """Triton's published messages; loaded by path, because the package around them wants gRPC."""
-    pytest.importorskip("google.protobuf")
-    found = importlib.util.find_spec("tritonclient")
-    if found is None:
-        pytest.skip("tritonclient is not installed")
-    path = Path(next(iter(found.submodule_search_locations))) / "grpc" / "model_config_pb2.py"
-    spec = importlib.util.spec_from_file_location("model_config_pb2", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +32,13 @@ def repository(base_folder, make_adapter, make_detector, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def configs(schema, repository):
+def configs(triton_schema, repository):
     from google.protobuf import text_format
 
     return {
-        name: text_format.Parse((repository / REPOSITORY / name / "config.pbtxt").read_text(), schema.ModelConfig())
+        name: text_format.Parse(
+            (repository / REPOSITORY / name / "config.pbtxt").read_text(), triton_schema.ModelConfig()
+        )
         for name in GRAPHS
     }
 
@@ -69,7 +55,8 @@ def test_the_repository_is_laid_out_as_triton_wants(repository):
 def test_every_input_and_output_is_named_with_type_and_shape(configs, repository):
     manifest = read_manifest(repository)
     for name, config in configs.items():
-        assert (config.name, config.backend, config.max_batch_size) == (name, "onnxruntime", 0)
+        assert (config.name, config.backend, config.max_batch_size) == (name, "onnxruntime", MAX_BATCH)
+        assert config.HasField("dynamic_batching")
         session = onnxruntime.InferenceSession(
             str(repository / manifest.graph_file(name)), providers=["CPUExecutionProvider"]
         )
@@ -78,7 +65,9 @@ def test_every_input_and_output_is_named_with_type_and_shape(configs, repository
             for one, value in zip(told, real, strict=True):
                 kind = type(one).DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number[one.data_type].name
                 assert ORT_TYPES[kind] == value.type
-                assert list(one.dims) == [size if isinstance(size, int) else -1 for size in value.shape]
+                assert value.shape[0] in ("batch", "images")  # rows, which the dimensions leave out
+                sizes = list(one.reshape.shape if one.HasField("reshape") else one.dims)
+                assert sizes == [size if isinstance(size, int) else -1 for size in value.shape[1:]]
 
 
 def test_the_decoders_configuration_states_the_detector(configs):
@@ -88,12 +77,12 @@ def test_the_decoders_configuration_states_the_detector(configs):
     assert "risk_score" in [one.name for one in configs["decoder"].output]
 
 
-def test_an_unknown_field_would_be_noticed(schema, repository):
+def test_an_unknown_field_would_be_noticed(triton_schema, repository):
     from google.protobuf import text_format
 
     text = (repository / REPOSITORY / "decoder" / "config.pbtxt").read_text() + "max_batchsize: 1\n"
     with pytest.raises(text_format.ParseError):
-        text_format.Parse(text, schema.ModelConfig())
+        text_format.Parse(text, triton_schema.ModelConfig())
 
 
 def test_a_copied_repository_runs_elsewhere(repository, tmp_path):

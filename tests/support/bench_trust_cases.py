@@ -50,6 +50,35 @@ HARNESSED = {
     },
 }
 
+_TALLY = {"answers": 3, "refusals": 1, "tokens": 10}
+TRITON = {
+    "loop": ARM,
+    "server": "2.59.0",
+    "records": 3,
+    "clients": 2,
+    "cpus": 2,
+    "ready": 9.0,
+    "ways": {"http, 2": {"p50": 0.1, "p95": 0.2, "seconds": 2.0, "tally": _TALLY}},
+    "faults": {"kinds": {"no JSON": {"http": ["400", "invalid_json: request: none."]}}, "tally": _TALLY},
+    "restart": {"killed": {"answered": 1, "failed": 2}, "ready": 8.0, "tally": _TALLY},
+    "perf": [
+        {"model": "chat", "how": "http", "Concurrency": 1.0, "Inferences/Second": 9.0}
+        | {"p50 latency": 7000.0, "p95 latency": 8000.0}
+    ],
+}
+REPLICAS = {
+    "ray": "2.60.0",
+    "replicas": 2,
+    "requests": 6,
+    "clients": 2,
+    "cpus": 2,
+    "seconds": 1.0,
+    "back": 2.0,
+    "p50": 0.1,
+    "p95": 0.2,
+    "tally": {"answers": 6, "refusals": 1, "asked again": 2, "status 503": 2},
+}
+
 DRIFTED = {
     "references": [{"what": "risk", "pictures": "none", "records": 100}],
     "window": 5,
@@ -139,5 +168,28 @@ TRUST = [
             "does not run offline: no hub" in (ran.path / "clients.md").read_text(),
         ],
         {"measured": HARNESSED},
+    ),
+    BenchCase(
+        "triton_server",
+        "--out {out} --python other-python --export {folder} --limit 3 --clients 2 --perf-analyzer analyzer",
+        lambda ran: [
+            (ran.only("measured")[0].name, ran.only("measured")[1]) == ("folder", "other-python"),
+            ran.only("measured")[-3:] == [3, 2, Path("analyzer")],
+            ran.read("triton_server.json") == TRITON,
+            "| HTTP, 2 at once | 3 | 1 | 100 | 200 | 5 | 0 |" in (text := (ran.path / "triton_server.md").read_text()),
+            "1 of 1 got a typed error" in text and "| `chat` | http | 1 | 9 | 7 | 8 |" in text,
+        ],
+        {"measured": TRITON, "installed": lambda python: str(python)},
+    ),
+    BenchCase(
+        "replicas",
+        "--out {out} --python other-python --export {folder} --limit 3 --requests 6 --clients 2",
+        lambda ran: [
+            (ran.only("measured")[0].name, ran.only("measured")[1]) == ("folder", Path("other-python")),
+            ran.only("measured")[-3:] == [3, 6, 2],
+            ran.read("replicas.json") == REPLICAS,
+            "status 503: 2." in (text := (ran.path / "replicas.md").read_text()) and "| 6 | 1 | 2 | 0 |" in text,
+        ],
+        {"measured": REPLICAS},
     ),
 ]

@@ -77,7 +77,14 @@ EXPORTS = [
     Case(f"{EXPORT} --adapter {{guard}} --mode hot-swap", lambda done, made: manifest(done)["mode"] == "hot-swap"),
     Case(f"{EXPORT} --adapter {{held_guard}} --layout transformers.js", arranged("transformers.js")),
     Case(f"{EXPORT} --adapter {{sasa}} --enforce --layout genai", arranged("genai")),
-    Case(f"{EXPORT} --adapter {{guard}} --layout triton", arranged("triton")),
+    Case(
+        f"{EXPORT} --adapter {{guard}} --layout triton",
+        lambda done, made: [
+            arranged("triton")(done, made),
+            (done.path / "model_repository" / "chat" / "1" / "model.py").is_file(),
+            "v2/models/chat/generate" in (done.path / "README.md").read_text(),
+        ],
+    ),
     Case(
         f"{EXPORT} --adapter {{guard}} --device cpu --dtype bfloat16 --data {{unpacked}} --limit 4 --max-new-tokens 2"
         f" --batch-size 2 --max-flips 1 {UNPACKED}",

@@ -11,3 +11,4 @@ class Onnx(RuntimeLayout):
     """What ``OnnxVLM`` opens, and what the other layouts are made from."""
 
     name, title = "onnx", "ONNX Runtime, driven by safetykit"
+    plain_graphs = True

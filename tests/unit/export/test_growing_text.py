@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from safetykit.serve.text import GrowingText
+from safetykit.export.runtime.growing_text import GrowingText
 
 SAID = "naïve 🪁 kites, STOP signs and S T O P"
 

@@ -1,0 +1,1 @@
+"""A Ray cluster of this machine, for ``bench/replicas.py``."""
