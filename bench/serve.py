@@ -43,9 +43,10 @@ from safetykit.bench.batching import costs
 from safetykit.bench.batching import lines as lines_of_rows
 from safetykit.bench.clients import TOKENS
 from safetykit.bench.load import CONTROL, LOOP, WRONG, Arm, Question, Served, body, load, loop, rounds, served, wrong_of
+from safetykit.bench.memory_in_use import slope
 from safetykit.bench.runtimes import genai_answers
 from safetykit.bench.skeleton import arguments, cpus, read_results, run, say, write_results, write_table
-from safetykit.bench.soak import canary_of, make_export, slope
+from safetykit.bench.soak import canary_of, make_export
 from safetykit.export.layouts.arrange import arrange
 from safetykit.export.manifest import read_manifest
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
