@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ..adapters.errors import UsageError
 from .errors import ApiError
@@ -69,6 +71,35 @@ def read_keys(path: Path | None) -> Keys:
             "Make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'",
         )
     return Keys(found)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is this machine's own."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def require_own_host(header: str, host: str) -> None:
+    """Refuse a request that was sent to another name: a page of somebody else's, whose name was pointed at this machine
+    (DNS rebinding), could otherwise read the answers of a server that asks for no key.
+
+    Args:
+        header: ``Host``, with a port or without.
+        host: where the server listens.
+
+    Raises:
+        ApiError: it is neither this machine's own name nor where the server listens.
+    """
+    try:
+        named = urlsplit(f"//{header}").hostname or ""
+    except ValueError:
+        named = ""
+    if named != host.lower() and not is_loopback(named):
+        raise ApiError(
+            421, "Without API keys only requests to this machine's own name are answered.", code="wrong_host"
+        )
 
 
 def _digest(key: str) -> bytes:

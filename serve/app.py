@@ -8,12 +8,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
-from .access import Keys
+from .access import Keys, require_own_host
 from .errors import ApiError, as_api_error
 from .page import add_page
 from .service import Asked, Service
@@ -30,7 +30,11 @@ def application(service: Service, keys: Keys) -> FastAPI:
         yield
         await asyncio.to_thread(service.close)
 
-    app = FastAPI(lifespan=alive, openapi_url=None, docs_url=None, redoc_url=None)
+    def own_host(request: Request) -> None:
+        if not len(keys) and not service.options.allow_anonymous:
+            require_own_host(request.headers.get("host", ""), service.options.host)
+
+    app = FastAPI(lifespan=alive, openapi_url=None, docs_url=None, redoc_url=None, dependencies=[Depends(own_host)])
 
     @app.exception_handler(ApiError)
     async def told(request: Request, error: ApiError) -> Response:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from ..adapters.settings import spell
 from ..export.manifest import ExportManifest
 from ..export.runtime.hotswap import Swap, read_swap
 from ..toolkit.data.sources import is_checkpoint, is_export
-from .access import KEYS_VARIABLE, Keys
+from .access import KEYS_VARIABLE, Keys, is_loopback
 from .engine import OWN
 from .options import ServeOptions
 
@@ -58,18 +57,11 @@ def require_keys(keys: Keys, options: ServeOptions) -> None:
         raise UsageError(
             f"{spell(ServeOptions, 'allow_anonymous')} does nothing where there are API keys.", "Leave out one of them."
         )
-    if not len(keys) and not options.allow_anonymous and not _is_loopback(options.host):
+    if not len(keys) and not options.allow_anonymous and not is_loopback(options.host):
         raise UsageError(
             f"At {options.host} everybody who reaches this machine could ask.",
             f"Give --api-key-file or {KEYS_VARIABLE}, or --allow-anonymous.",
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def bound(host: str, port: int) -> socket.socket:

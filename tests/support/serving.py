@@ -27,7 +27,7 @@ def serving(folder, *, keys=(), swaps=None, log=None, model=None, watched=(), **
     model = model or OnnxVLM.from_pretrained(folder)
     log = log or Log(io.StringIO())
     service = Service(model, "tiny", ServeOptions(max_new_tokens=16, **options), log, swaps, watched)
-    with TestClient(application(service, Keys(keys)), raise_server_exceptions=False) as client:
+    with TestClient(application(service, Keys(keys)), "http://localhost", raise_server_exceptions=False) as client:
         client.service = service
         yield client
 

@@ -172,3 +172,19 @@ def test_a_thousand_malformed_bodies_are_typed_refusals(client, as_messages, req
     assert statuses[400] > 700, statuses
     deep = client.post(CHAT, content=b"[" * 100_000)
     is_refused(deep, 400, None, "invalid_json")
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *((one, 200) for one in ("localhost:8017", "127.0.0.1", "[::1]:8017", "LOCALHOST")),
+        *((one, 421) for one in ("other.example", "127.0.0.1.other.example", "", "[::1", "192.168.0.1")),
+    ],
+)
+def test_a_name_that_somebody_pointed_at_this_machine_is_refused(client, host, status):
+    """A page of that name could read what is answered without a key."""
+    found = client.get("/v1/models", headers={"host": host})
+    if status == 200:
+        assert found.status_code == 200
+    else:
+        is_refused(found, status, None, "wrong_host")
