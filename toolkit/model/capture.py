@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...adapters.artifact.sites import Site
 from ...adapters.errors import UsageError
@@ -48,9 +47,7 @@ def capture(
     if not units or not sites:
         raise UsageError("There are no records or no sites to read states from.", "Check the split and the layers.")
     order = vlm.parts.sites()
-    missing = [site for site in sites if site not in order]
-    if missing:
-        vlm.parts.module(missing[0])  # names what is wrong
+    taps = {site: vlm.parts.tap(site) for site in sites}
     deepest = max(sites, key=order.index)
     cached = not any(site.kind in ("vision", "projector") for site in sites)
     if not cached and vlm.parts.family.repacks:
@@ -73,9 +70,7 @@ def capture(
         with ExitStack() as stack:
             for site in sites:
                 hook = _reader(site, seen, weights, counts, stop=site == deepest)
-                module = vlm.parts.module(site)
-                register = module.register_forward_pre_hook if site.kind == "vision" else module.register_forward_hook
-                stack.callback(register(hook).remove)
+                stack.callback(taps[site].read(hook).remove)
             with suppress(Reached):
                 vlm.model(**vlm.arguments(inputs, cached_features=cached), use_cache=False)
         return seen
@@ -112,9 +107,8 @@ def _pool_weights(
 
 
 def _reader(site: Site, seen: dict[Site, Tensor], weights: Tensor, counts: Sequence[int], stop: bool):
-    def read(module: nn.Module, args: Any, output: Any = None) -> None:
-        value = args if output is None else output
-        hidden = (value if isinstance(value, Tensor) else value[0]).float()
+    def read(state: Tensor) -> None:
+        hidden = state.float()
         shares = weights.to(hidden.device)
         if site.kind in ("vision", "projector"):
             pooled = _picture_means(hidden, counts)

@@ -30,7 +30,7 @@ class FeatureCache:
         self._features: OrderedDict[bytes, Tensor] = OrderedDict()
         self._held = 0
         parameters = inspect.signature(model.forward).parameters
-        self.takes_features = "mm_encoder_outputs" in parameters
+        self.takes_features = "mm_encoder_outputs" in parameters and hasattr(model, "get_image_features")
         self._stacked = False
         self.runs = 0
 

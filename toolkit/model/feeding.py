@@ -81,10 +81,15 @@ class Feeding:
         """Image features of a batch's pictures, as the model's ``get_image_features`` gives them.
 
         Raises:
-            UsageError: the batch has no picture.
+            UsageError: the batch has no picture, or the model has no call for its image features alone.
         """
         if inputs.pixel_values is None:
             raise UsageError("There is no picture to look at.", "Pass requests with pictures.")
+        if not hasattr(self.model, "get_image_features"):
+            raise UsageError(
+                f"{type(self.model).__name__} sees pictures only as it reads a prompt.",
+                "Take a method that does not look at pictures alone.",
+            )
         taken = inspect.signature(self.model.get_image_features).parameters
         pictures = {name: tensor for name, tensor in self.tensors(inputs.pictures).items() if name in taken}
         return self.model.get_image_features(**pictures, return_dict=True)

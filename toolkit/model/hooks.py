@@ -23,7 +23,6 @@ from ...adapters.ops.forcing import ForcedRefusal
 from ...adapters.ops.gating import GatedOp, decides
 from ...adapters.ops.op import Detector, Observer, ScopeMask
 from .branching import BranchRun
-from .outputs import hidden_of, replace_hidden
 from .parts import Parts
 
 _VISION_SITES = ("vision", "projector")
@@ -46,7 +45,7 @@ class AppliedAdapters:
         self,
         model: nn.Module,
         parts: Parts,
-        image_token_id: int,
+        image_token_id: int | None,
         adapters: Sequence[Adapter],
         *,
         enforce: bool = False,
@@ -54,7 +53,8 @@ class AppliedAdapters:
         """With ``enforce``, the logits of refused rows are forced as an enforcing export forces them.
 
         Raises:
-            UsageError: ``enforce`` without a detector, two detectors, or a branch's site does not exist.
+            UsageError: ``enforce`` without a detector, two detectors, a branch's site does not exist, or a scope asks
+                for tokens of pictures where pictures are no tokens.
         """
         self.detector = the_detector(adapters)
         require_reading(adapters)
@@ -66,6 +66,12 @@ class AppliedAdapters:
         self.scores: dict[str, Tensor] = {}
         self.references: dict[int, Tensor] = {}
         self.enabled = True
+        scoped = next((item for item in self.interventions if item.scope in ("vision", "text")), None)
+        if scoped and image_token_id is None and scoped.site.kind not in _VISION_SITES:
+            raise UsageError(
+                f"In {type(model).__name__} pictures are no tokens of the prompt, so scope {scoped.scope!r} says nothing.",
+                "Fit with scope all or last.",
+            )
         self._held: dict[int, Tensor] = {}  # margins of held gates, by intervention index
         self._read: dict[Site, Tensor] = {}  # last positions of sites that ops elsewhere read
         self._model, self._parts, self._image_token_id = model, parts, image_token_id
@@ -103,21 +109,18 @@ class AppliedAdapters:
     @contextmanager
     def active(self) -> Iterator[AppliedAdapters]:
         """Register the hooks; they are removed on every way out, also when registering fails."""
+        sites = {site for item in self.interventions for site in (item.site, *item.reads)}
+        taps = {site: self._parts.tap(site) for site in sites}  # which may run the model
         with ExitStack() as stack:
             handle = self._model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
             stack.callback(handle.remove)
             for index, item in enumerate(self.interventions):
-                module = self._parts.module(item.site)
                 run = self._runner(index, item)
                 if item.site.kind in _VISION_SITES:
                     run = _as_one_row(run)
-                if item.site.kind == "vision":
-                    handle = module.register_forward_pre_hook(lambda _, args, run=run: (run(args[0]), *args[1:]))
-                else:
-                    handle = module.register_forward_hook(lambda _, __, output, run=run: replace_hidden(output, run))
-                stack.callback(handle.remove)
+                stack.callback(taps[item.site].change(run).remove)
             for site in {site for item in self.interventions for site in item.reads}:
-                stack.callback(self._parts.module(site).register_forward_hook(self._reader(site)).remove)
+                stack.callback(taps[site].read(self._reader(site)).remove)
             if self._branch:
                 self._branch.watch(stack, self._detecting)
             if self.detector:
@@ -147,7 +150,8 @@ class AppliedAdapters:
         self._past_length = torch.tensor(int(length))
         given = kwargs.get("inputs_embeds") if input_ids is None else input_ids
         self._new_tokens = 0 if given is None else given.shape[1]
-        self._vision_mask = None if input_ids is None else input_ids == self._image_token_id
+        known = input_ids is not None and self._image_token_id is not None
+        self._vision_mask = input_ids == self._image_token_id if known else None
 
     def _gate(self, index: int, hidden: Tensor, past: int) -> dict[str, Tensor]:
         """Whether this call decides a held gate, and the margins [batch] that were decided before.
@@ -166,9 +170,9 @@ class AppliedAdapters:
             )
         return {"decides": torch.tensor(deciding, device=hidden.device), "held": held.to(hidden.device)}
 
-    def _reader(self, site: Site) -> Callable[[nn.Module, Any, Any], None]:
-        def read(module: nn.Module, args: Any, output: Any) -> None:
-            self._read[site] = hidden_of(output)[:, -1].float()
+    def _reader(self, site: Site) -> Callable[[Tensor], None]:
+        def read(hidden: Tensor) -> None:
+            self._read[site] = hidden[:, -1].float()
 
         return read
 

@@ -31,6 +31,7 @@ R = TypeVar("R")
 _OTHER_BACKEND = "TorchvisionBackend"
 _LETTERS = 64  # of a prompt for each token that it may have: more are not even tokenised
 _PIECE, _CUT = 2**14, 64  # letters whose tokens are counted at once, and tokens that a cut may add
+_KINDS = "mm_token_type_ids"  # of each token: text, of a picture, of a video
 _PER_TOKEN = "token_type_ids"  # how the processors' outputs about tokens are called; the others are about pictures
 
 
@@ -40,6 +41,8 @@ class InputProcessor:
     Attributes:
         config: of the model.
         family: what is special about its inputs.
+        image_token_id: the token that stands for each feature of a picture; None where pictures are no tokens of the
+            prompt.
         most_tokens: the model's own maximum of a prompt's tokens, those of pictures included; None if it names none.
         max_prompt_tokens: the longest prompt that is accepted, in tokens; :attr:`most_tokens` at first.
         turn: what asks the tokenizer holds it, so that many threads may share a processor.
@@ -57,11 +60,10 @@ class InputProcessor:
             UsageError: this is no processor for pictures and text, or it does not prepare pictures by Pillow.
         """
         self.turn = RLock()
-        image_token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
-        if image_token is None or not hasattr(processor, "tokenizer"):
+        if not hasattr(processor, "tokenizer") or getattr(processor, "image_processor", None) is None:
             raise UsageError(
-                f"The model ({config.model_type}) has no image token or no processor for text and pictures.",
-                "safetykit works on vision-language models whose pictures become tokens of the decoder.",
+                f"The model ({config.model_type}) has no processor for text and pictures.",
+                "safetykit works on vision-language models; the checkpoint needs the files of their processor.",
             )
         if any(base.__name__ == _OTHER_BACKEND for base in type(getattr(processor, "image_processor", None)).__mro__):
             raise UsageError(
@@ -74,7 +76,9 @@ class InputProcessor:
         self.config, self.family = config, family_or_any(config)
         self.tokenizer = processor.tokenizer
         self.tokenizer.padding_side = "left"
-        self.image_token_id: int = image_token
+        if getattr(processor, "chat_template", None) is None:  # which not every processor's class takes
+            processor.chat_template = getattr(self.tokenizer, "chat_template", None)
+        self.image_token_id: int | None = image_token_of(processor, config)
         ends = self.tokenizer.eos_token_id if eos_token_ids is None else eos_token_ids
         self.eos_token_ids: tuple[int, ...] = (ends,) if isinstance(ends, int) else tuple(ends or ())
         if not self.eos_token_ids or any(type(one) is not int or one < 0 for one in self.eos_token_ids):
@@ -254,13 +258,22 @@ class InputProcessor:
         input_ids, attention_mask = found.pop("input_ids"), found.pop("attention_mask")
         tokens = {name: found.pop(name) for name in list(found) if name.endswith(_PER_TOKEN)}
         self._require_known(input_ids)
-        return Inputs(input_ids, attention_mask, input_ids == self.image_token_id, found, tokens)
+        if not self.family.name and found and _KINDS not in tokens and hasattr(self.processor, "create_" + _KINDS):
+            kinds = self.processor.create_mm_token_type_ids(input_ids.tolist())  # which some classes give if asked
+            tokens[_KINDS] = np.asarray(kinds, dtype=np.int64)
+        return Inputs(input_ids, attention_mask, self._shows(input_ids), found, tokens)
+
+    def _shows(self, token_ids: np.ndarray) -> np.ndarray:
+        """Which tokens stand for a picture's features."""
+        if self.image_token_id is None:
+            return np.zeros(token_ids.shape, dtype=bool)
+        return token_ids == self.image_token_id
 
     def _require_known(self, token_ids: np.ndarray) -> None:
         known = getattr(self.config.get_text_config(), "vocab_size", None)
         if known is None:
             return
-        strange = token_ids[(token_ids >= known) & (token_ids != self.image_token_id)]
+        strange = token_ids[(token_ids >= known) & ~self._shows(token_ids)]
         if strange.size:
             raise InvalidArtifact(
                 f"The tokenizer gives token {int(strange[0])}, and the model knows {known}.",
@@ -290,6 +303,13 @@ class InputProcessor:
         if refusal is not None and scores["risk"] > 0:
             return Generation(refusal, self.tokens_of(refusal), scores, refused=True)
         return Generation(self.decode(token_ids), tuple(token_ids), scores)
+
+
+def image_token_of(processor: Any, config: Any) -> int | None:
+    """The token that stands for each feature of a picture, as configuration, processor or tokenizer call it."""
+    named = [getattr(config, name, None) for name in ("image_token_id", "image_token_index", "img_context_token_id")]
+    named += [getattr(owner, "image_token_id", None) for owner in (processor, processor.tokenizer)]
+    return next((int(one) for one in named if isinstance(one, int) and one >= 0), None)
 
 
 def _faulty(error: Exception) -> InvalidArtifact:
