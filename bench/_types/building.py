@@ -15,8 +15,10 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
-from safetykit.toolkit.model.processors import without_videos
+from safetykit.toolkit.model.processors import needs_stand_ins, without_videos
+from safetykit.toolkit.model.processors import processor_class as find_class
 
+from .. import zoo
 from ..zoo.common import IM_END, IM_START, save, template, tokenizer
 from . import overrides
 from .shrinking import PATCH, TILE, shrunk
@@ -45,6 +47,10 @@ _NAMED = [
     "eof_token",
     "image_break_token",
     "image_boundary_token",
+    "vision_bos_token",
+    "vision_eos_token",
+    "audio_bos_token",
+    "audio_eos_token",
     "image_id_start_token",
     "image_id_end_token",
     "slice_start_token",
@@ -64,11 +70,13 @@ def build(name: str, folder: Path) -> Path:
         NotBuilt: with the reason.
         Exception: whatever transformers raises of a configuration that does not fit.
     """
+    if name in zoo.NAMES:
+        return zoo.build(name, folder)
     made = processor_class(name)
-    words = tokenizer(_named(name, made), [*_texts(made), IM_START, IM_END], eos=IM_END)
+    words = tokenizer(_named(name, made), [*_texts(made), *overrides.WORDS.get(name, ()), IM_START, IM_END], eos=IM_END)
     processor = _processor(name, made, words)
-    picture = overrides.PICTURE.get(name, getattr(processor, "image_token", ""))
-    processor.chat_template = template(picture or "")
+    picture = overrides.PICTURE.get(name, str(getattr(processor, "image_token", "")))
+    processor.chat_template = processor.tokenizer.chat_template = template(picture or "")
     config = configuration(name, words, processor)
     save(folder, lambda: AutoModelForImageTextToText.from_config(config), processor)
     return folder
@@ -83,9 +91,9 @@ def processor_class(name: str) -> type:
     called = overrides.CLASS.get(name) or PROCESSOR_MAPPING_NAMES.get(name)
     if called is None:
         raise NotBuilt("transformers names no processor for it")
-    made: type = getattr(transformers, called)
-    if made.__module__.endswith("dummy_torchvision_objects") or not hasattr(made, "from_pretrained"):
-        raise NotBuilt(f"{called} needs torchvision")
+    made = find_class(called)
+    if made is None:
+        raise NotBuilt(f"transformers has no {called}")
     return made
 
 
@@ -106,8 +114,9 @@ def _named(name: str, made: type) -> dict[str, str]:
         "vision_start_token": ("<|vision_start|>", "<|VISION_START|>"),
         "vision_end_token": ("<|vision_end|>", "<|VISION_END|>"),
     }
+    source = inspect.getsource(importlib.import_module(made.__module__))
     found = {}
-    for attribute in _NAMED:
+    for attribute in (one for one in _NAMED if one in source and name not in overrides.UNNAMED):
         known = [text for text in own.get(attribute, ()) if text in texts]
         found[attribute] = known[0] if known else f"<{attribute.removesuffix('_token')}>"
     return found
@@ -144,9 +153,8 @@ def _processor(name: str, made: type, words: Any) -> Any:
         "qformer_tokenizer": words,
     }
     given = {key: value for key, value in more.items() if key in accepted} | dict(overrides.PROCESSOR.get(name, {}))
-    attributes = made.get_attributes()
     parts = {"image_processor": pictures, "tokenizer": words, **given}
-    return without_videos(made, **parts) if "video_processor" in attributes else made(**parts)
+    return without_videos(made, **parts) if needs_stand_ins(made) else made(**parts)
 
 
 def _sizes(made: type) -> dict[str, Any]:
@@ -170,12 +178,19 @@ def _sizes(made: type) -> dict[str, Any]:
     return found
 
 
+def config_class(name: str) -> Any:
+    """The class of a type's configuration."""
+    return CONFIG_MAPPING[name]
+
+
 def configuration(name: str, words: Any, processor: Any) -> Any:
     """The small configuration, whose token ids are the tokenizer's."""
-    kind = CONFIG_MAPPING[name]
+    kind = config_class(name)
     given = overrides.CONFIG.get(name, {})
     start = kind(**overrides.START.get(name, {}))
     small = shrunk(start.to_dict(), len(words), given)
+    if "vocabulary_map" in small:
+        small["vocabulary_map"] = words.get_vocab()
     return kind(**_with_tokens(small, words, processor, set(given)))
 
 
@@ -187,7 +202,7 @@ def _with_tokens(settings: dict[str, Any], words: Any, processor: Any, given: se
     known = {"pad": words.pad_token_id, "bos": words.bos_token_id, "eos": words.eos_token_id, "image": image}
     found: dict[str, Any] = {}
     for name, value in settings.items():
-        stem = re.sub(r"_token_(id|index)$", "", name)
+        stem = re.sub(r"_token_(id|index)$", "", str(name))
         if isinstance(value, dict):
             found[name] = _with_tokens(value, words, processor, given)
         elif stem == name or name in given:

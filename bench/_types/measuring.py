@@ -82,6 +82,8 @@ def plain_inputs(vlm: VLM, request: Request) -> dict[str, Any]:
         request.messages(), chat_template=processor.chat_template, tokenize=False, add_generation_prompt=True
     )
     given: dict[str, Any] = {"text": text, "return_tensors": "pt"}
+    if "mm_token_type_ids" in vlm._parameters:  # which such models ask for, and not every processor gives unasked
+        given["return_mm_token_type_ids"] = True
     if request.pictures:
         given["images"] = list(request.pictures)
     return {name: value for name, value in processor(**given).items() if name in vlm._parameters}

@@ -2,31 +2,148 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .shrinking import PATCH, TILE
+from .shrinking import HEAD, PATCH, TILE, WIDTH
 
 _SIDE = TILE // PATCH
 _SQUARE = {"height": TILE, "width": TILE}
+_AREA = {"shortest_edge": TILE * TILE, "longest_edge": 16 * TILE * TILE}
+_MROPE = {
+    "rope_type": "default",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.5,
+    "mrope_section": [2, 1, 1],
+}
+_GLM: Mapping[str, Any] = {"text_config.rope_parameters": _MROPE}
 
 # By dotted name from the configuration.
-CONFIG: Mapping[str, Mapping[str, Any]] = {}
+CONFIG: Mapping[str, Mapping[str, Any]] = {
+    "glm4v": _GLM,
+    "glm46v": _GLM,
+    "glm_ocr": _GLM,
+    "glmga": _GLM,
+    "glm4v_moe": _GLM,
+    "aya_vision": {"downsample_factor": 2},
+    "aria": {
+        "vision_config.image_size": 980,
+        "vision_config.patch_size": 140,
+        "projector_patch_to_query_dict": {49: 4},
+    },
+    "cohere_compass": {
+        "text_config.rope_parameters": {"full_attention": _MROPE, "sliding_attention": _MROPE},
+    },
+    "ernie4_5_vl_moe": {"text_config.rope_parameters": {**_MROPE, "partial_rotary_factor": 1.0}},
+    "deepseek_ocr2": {
+        "text_config.mlp_layer_types": ["dense", "sparse"],
+        "text_config.num_experts_per_tok": 2,
+        "text_config.n_group": 1,
+        "text_config.topk_group": 1,
+        "vision_config.sam_config.downsample_channels": [WIDTH, WIDTH],
+    },
+    "chameleon": {
+        "vq_config.num_embeddings": 16,
+        "vq_config.base_channels": 32,
+        "vq_config.channel_multiplier": [1, 1],
+    },
+    "janus": {
+        "vq_config.num_embeddings": 16,
+        "vq_config.base_channels": 32,
+        "vq_config.channel_multiplier": [1, 1],
+        "vq_config.num_patches": 4,
+    },
+    "emu3": {
+        "vq_config.codebook_size": 16,
+        "vq_config.base_channels": 32,
+        "vq_config.channel_multiplier": [1, 1, 1, 1],
+    },
+    "llava_next_video": {"image_grid_pinpoints": [[TILE, 2 * TILE], [2 * TILE, TILE]]},
+    "hunyuan_vl": {"text_config.head_dim": HEAD},
+    "granite4_vision": {
+        "deepstack_layer_map": [[-1, 0]],
+        "downsample_rate": "2/4",
+        "spatial_target_layers": [1],
+        "image_grid_pinpoints": [[TILE, TILE], [TILE, 2 * TILE], [2 * TILE, TILE]],
+    },
+    "qwen4_exp": {
+        "text_config.indexer_n_heads": 2,
+        "text_config.indexer_kv_heads": 1,
+        "text_config.indexer_head_dim": HEAD,
+        "text_config.indexer_budget": 8,
+        "text_config.indexer_compress_ratio": 2,
+    },
+    "dots3_note": {"vision_config.adapter_in_dim": WIDTH},
+}
 
 # Arguments of the processor's class.
-PROCESSOR: Mapping[str, Mapping[str, Any]] = {}
+PROCESSOR: Mapping[str, Mapping[str, Any]] = {
+    "aya_vision": {"patch_size": PATCH, "img_size": TILE, "downsample_factor": 2},
+    "idefics2": {"image_seq_len": 4},
+    "granite_docling": {"image_seq_len": 1},
+    "aria": {"size_conversion": {980: 1}},
+    "idefics": {"image_size": TILE},
+    "chameleon": {"image_seq_length": 64},
+}
 
 # Arguments of the picture processor's class.
-PICTURES: Mapping[str, Mapping[str, Any]] = {}
+PICTURES: Mapping[str, Mapping[str, Any]] = {
+    "llava_next_video": {"image_grid_pinpoints": [[TILE, 2 * TILE], [2 * TILE, TILE]]},
+    "idefics2": {"size": {"shortest_edge": TILE, "longest_edge": 2 * TILE}, "do_image_splitting": False},
+    "idefics": {"image_size": TILE},
+    "emu3": {"min_pixels": 16 * 16, "max_pixels": 32 * 32},
+    "janus": {"min_size": TILE},
+    "deepseek_vl": {"min_size": TILE},
+    "deepseek_vl_hybrid": {"min_size": TILE, "high_res_size": _SQUARE, "high_res_min_size": TILE},
+}
 
 # What stands for a picture in the chat template, where it is not the processor's image token.
-PICTURE: Mapping[str, str] = {}
+PICTURE: Mapping[str, str] = {
+    "blip-2": "",
+    "instructblip": "",
+    "blip": "",
+    "git": "",
+    "idefics": "<image>",
+    "hunyuan_vl": "<image_start><image><image_end>",
+    "mllama": "<|image|>",
+}
+
+# Types whose processor makes the image token itself, if the tokenizer has none.
+UNNAMED = ("blip-2", "instructblip", "instructblipvideo")
+
+# Words that the tokenizer must have.
+WORDS: Mapping[str, Sequence[str]] = {
+    "chameleon": [f"IMGIMG{''.join('ABCDEFGHIJ'[int(digit)] for digit in str(at))}Z" for at in range(16)],
+    "emu3": [f"<|visual token {at:06d}|>" for at in range(16)],
+    "fuyu": ["|SPEAKER|", "|NEWLINE|"],
+}
 
 # Classes of processors that transformers does not name for the type.
-CLASS: Mapping[str, str] = {}
+CLASS: Mapping[str, str] = {
+    "cosmos3_omni": "Qwen3VLProcessor",
+    "glm_ocr": "Glm46VProcessor",
+    "glmga": "Glm46VProcessor",
+    "kosmos-2": "Kosmos2Processor",
+    "kosmos-2.5": "Kosmos2_5Processor",
+    "fast_vlm": "LlavaProcessor",
+    "qwen2_5_omni_thinker": "Qwen2_5OmniProcessor",
+    "qwen3_omni_moe_thinker": "Qwen3OmniMoeProcessor",
+}
 
 # Types whose picture processor it has.
-PICTURES_OF: Mapping[str, str] = {}
+PICTURES_OF: Mapping[str, str] = {
+    "glm4v_moe": "glm4v",
+    "glm_ocr": "glm46v",
+    "qwen3_vl_moe": "qwen3_vl",
+    "gemma4_unified": "gemma4",
+    "diffusion_gemma": "gemma4",
+    "fast_vlm": "llava",
+    "qwen2_5_omni_thinker": "qwen2_vl",
+    "qwen3_omni_moe_thinker": "qwen2_vl",
+}
 
 # Arguments of a configuration that has no usable default.
-START: Mapping[str, Mapping[str, Any]] = {}
+START: Mapping[str, Mapping[str, Any]] = {
+    "gemma4": {"vision_config": {"model_type": "gemma4_vision"}},
+    "gemma4_unified": {"vision_config": {"model_type": "gemma4_unified_vision"}},
+}

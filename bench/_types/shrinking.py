@@ -174,7 +174,14 @@ def _shrunk(value: Mapping[str, Any], vocabulary: int, more: Mapping[str, Any], 
     depth = next((value[name] for name in _DEPTHS if isinstance(value.get(name), int)), None)
     for name, old in value.items():
         place = f"{path}{name}"
-        if name in ("id2label", "label2id", "transformers_version", "architectures", "problem_type"):
+        if name in (
+            "per_layer_config",
+            "id2label",
+            "label2id",
+            "transformers_version",
+            "architectures",
+            "problem_type",
+        ):
             continue
         if isinstance(old, Mapping) and (name.endswith("config") or "model_type" in old):
             found[name] = _shrunk(old, vocabulary, more, f"{place}.")

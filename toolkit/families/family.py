@@ -130,12 +130,15 @@ class Family:
         self, processor: Any, prompts: Sequence[str], answers: Sequence[str], pictures: Sequence[Sequence[Any]]
     ) -> Mapping[str, Any]:
         """Arrays for rows of rendered prompts and how their answers begin, padded."""
-        return processor(
-            text=[self.joined(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)],
-            images=self.images(pictures),
-            padding=True,
-            return_tensors="np",
-        )
+        text = [self.joined(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        flat = self.images(pictures)
+        try:
+            return processor(text=text, images=flat, padding=True, return_tensors="np")
+        except ValueError:
+            if self.name or flat is None:
+                raise
+        # Some processors of families that are not known want the pictures of each row in a list of its own.
+        return processor(text=text, images=[list(row) for row in pictures], padding=True, return_tensors="np")
 
     # --- export -------------------------------------------------------------------------------------------------
 

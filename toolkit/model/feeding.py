@@ -118,9 +118,9 @@ class Feeding:
 
     @cached_property
     def _takes_position_ids(self) -> bool:
-        """Models must be told about padding; of unknown families, sectioned rotary ones work it out."""
-        rope = getattr(self.model.config.get_text_config(), "rope_parameters", None) or {}
-        return "position_ids" in self._parameters and (bool(self.inputs.family.name) or "mrope_section" not in rope)
+        """Models must be told about padding; of unknown families, those with positions in space work it out."""
+        own = any(hasattr(one, "get_rope_index") for one in (self.model, getattr(self.model, "model", None)))
+        return "position_ids" in self._parameters and (bool(self.inputs.family.name) or not own)
 
     def _fed(self, inputs: Inputs) -> dict[str, np.ndarray]:
         """What an exported decoder would be fed beside embeddings, mask and cache."""

@@ -45,7 +45,7 @@ class AppliedAdapters:
         self,
         model: nn.Module,
         parts: Parts,
-        image_token_id: int | None,
+        image_token_id: int,
         adapters: Sequence[Adapter],
         *,
         enforce: bool = False,
@@ -53,8 +53,7 @@ class AppliedAdapters:
         """With ``enforce``, the logits of refused rows are forced as an enforcing export forces them.
 
         Raises:
-            UsageError: ``enforce`` without a detector, two detectors, a branch's site does not exist, or a scope asks
-                for tokens of pictures where pictures are no tokens.
+            UsageError: ``enforce`` without a detector, two detectors, or a branch's site does not exist.
         """
         self.detector = the_detector(adapters)
         require_reading(adapters)
@@ -66,12 +65,6 @@ class AppliedAdapters:
         self.scores: dict[str, Tensor] = {}
         self.references: dict[int, Tensor] = {}
         self.enabled = True
-        scoped = next((item for item in self.interventions if item.scope in ("vision", "text")), None)
-        if scoped and image_token_id is None and scoped.site.kind not in _VISION_SITES:
-            raise UsageError(
-                f"In {type(model).__name__} pictures are no tokens of the prompt, so scope {scoped.scope!r} says nothing.",
-                "Fit with scope all or last.",
-            )
         self._held: dict[int, Tensor] = {}  # margins of held gates, by intervention index
         self._read: dict[Site, Tensor] = {}  # last positions of sites that ops elsewhere read
         self._model, self._parts, self._image_token_id = model, parts, image_token_id
@@ -150,8 +143,7 @@ class AppliedAdapters:
         self._past_length = torch.tensor(int(length))
         given = kwargs.get("inputs_embeds") if input_ids is None else input_ids
         self._new_tokens = 0 if given is None else given.shape[1]
-        known = input_ids is not None and self._image_token_id is not None
-        self._vision_mask = input_ids == self._image_token_id if known else None
+        self._vision_mask = None if input_ids is None else input_ids == self._image_token_id
 
     def _gate(self, index: int, hidden: Tensor, past: int) -> dict[str, Tensor]:
         """Whether this call decides a held gate, and the margins [batch] that were decided before.

@@ -19,7 +19,7 @@ from ..data.sources import model_path
 from ..families import family_or_any
 from .placing import Placing
 from .plain_text import BREAK, PlainText
-from .processors import require_sizes
+from .processors import prepares_otherwise, require_sizes
 from .reasons import reason_of
 from .requests import Generation, Inputs, Request
 from .shape import longest_prompt, require_prompt_tokens
@@ -28,7 +28,6 @@ from .turns import in_turn
 T = TypeVar("T")
 R = TypeVar("R")
 
-_OTHER_BACKEND = "TorchvisionBackend"
 _LETTERS = 64  # of a prompt for each token that it may have: more are not even tokenised
 _PIECE, _CUT = 2**14, 64  # letters whose tokens are counted at once, and tokens that a cut may add
 _KINDS = "mm_token_type_ids"  # of each token: text, of a picture, of a video
@@ -41,8 +40,7 @@ class InputProcessor:
     Attributes:
         config: of the model.
         family: what is special about its inputs.
-        image_token_id: the token that stands for each feature of a picture; None where pictures are no tokens of the
-            prompt.
+        image_token_id: the token that stands for each feature of a picture.
         most_tokens: the model's own maximum of a prompt's tokens, those of pictures included; None if it names none.
         max_prompt_tokens: the longest prompt that is accepted, in tokens; :attr:`most_tokens` at first.
         turn: what asks the tokenizer holds it, so that many threads may share a processor.
@@ -65,7 +63,7 @@ class InputProcessor:
                 f"The model ({config.model_type}) has no processor for text and pictures.",
                 "safetykit works on vision-language models; the checkpoint needs the files of their processor.",
             )
-        if any(base.__name__ == _OTHER_BACKEND for base in type(getattr(processor, "image_processor", None)).__mro__):
+        if prepares_otherwise(processor.image_processor):
             raise UsageError(
                 f"{type(processor.image_processor).__name__} prepares pictures by torchvision, exports by Pillow: "
                 "they would see other pixels.",
@@ -78,7 +76,7 @@ class InputProcessor:
         self.tokenizer.padding_side = "left"
         if getattr(processor, "chat_template", None) is None:  # which not every processor's class takes
             processor.chat_template = getattr(self.tokenizer, "chat_template", None)
-        self.image_token_id: int | None = image_token_of(processor, config)
+        self.image_token_id = image_token_of(processor, config)
         ends = self.tokenizer.eos_token_id if eos_token_ids is None else eos_token_ids
         self.eos_token_ids: tuple[int, ...] = (ends,) if isinstance(ends, int) else tuple(ends or ())
         if not self.eos_token_ids or any(type(one) is not int or one < 0 for one in self.eos_token_ids):
@@ -261,19 +259,13 @@ class InputProcessor:
         if not self.family.name and found and _KINDS not in tokens and hasattr(self.processor, "create_" + _KINDS):
             kinds = self.processor.create_mm_token_type_ids(input_ids.tolist())  # which some classes give if asked
             tokens[_KINDS] = np.asarray(kinds, dtype=np.int64)
-        return Inputs(input_ids, attention_mask, self._shows(input_ids), found, tokens)
-
-    def _shows(self, token_ids: np.ndarray) -> np.ndarray:
-        """Which tokens stand for a picture's features."""
-        if self.image_token_id is None:
-            return np.zeros(token_ids.shape, dtype=bool)
-        return token_ids == self.image_token_id
+        return Inputs(input_ids, attention_mask, input_ids == self.image_token_id, found, tokens)
 
     def _require_known(self, token_ids: np.ndarray) -> None:
         known = getattr(self.config.get_text_config(), "vocab_size", None)
         if known is None:
             return
-        strange = token_ids[(token_ids >= known) & ~self._shows(token_ids)]
+        strange = token_ids[(token_ids >= known) & (token_ids != self.image_token_id)]
         if strange.size:
             raise InvalidArtifact(
                 f"The tokenizer gives token {int(strange[0])}, and the model knows {known}.",
@@ -305,11 +297,21 @@ class InputProcessor:
         return Generation(self.decode(token_ids), tuple(token_ids), scores)
 
 
-def image_token_of(processor: Any, config: Any) -> int | None:
-    """The token that stands for each feature of a picture, as configuration, processor or tokenizer call it."""
+def image_token_of(processor: Any, config: Any) -> int:
+    """The token that stands for each feature of a picture, as configuration, processor or tokenizer call it.
+
+    Raises:
+        UsageError: there is none.
+    """
     named = [getattr(config, name, None) for name in ("image_token_id", "image_token_index", "img_context_token_id")]
     named += [getattr(owner, "image_token_id", None) for owner in (processor, processor.tokenizer)]
-    return next((int(one) for one in named if isinstance(one, int) and one >= 0), None)
+    for one in named:
+        if isinstance(one, int) and one >= 0:
+            return one
+    raise UsageError(
+        f"The model ({config.model_type}) has no image token: its pictures stand beside the prompt.",
+        "safetykit works on vision-language models whose pictures become tokens of the decoder.",
+    )
 
 
 def _faulty(error: Exception) -> InvalidArtifact:

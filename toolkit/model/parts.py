@@ -6,6 +6,7 @@ the branches of a block are, :mod:`.branches` says.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,9 @@ _PROJECTORS = (
 _OWNERS = ("model", "git", "vlm")  # how models call the one below their head
 _NORMS = ("norm", "final_layernorm", "final_norm", "ln_f", "final_layer_norm")
 _OTHER_NORMS = ("layernorm_embedding", "per_layer_projection_norm")  # of embeddings
+_GIVEN = ("input_ids", "attention_mask")
+_ALWAYS_SEEING = ("kosmos-2", "kosmos-2.5", "got_ocr2", "pp_chart2table", "idefics")  # as their code says when it runs
+_TEXT = "safetykit works on vision-language models whose decoder reads prompts, with or without pictures, and answers."
 _HELP = "safetykit reads transformers' image-text-to-text models; this one is built differently."
 
 
@@ -76,6 +80,7 @@ class Parts:
         """
         config = getattr(model, "config", None)
         require_decoder(config)
+        _require_no_more(model)
         family = family_or_any(config)
         decoder = model.get_decoder()
         found: Any = _blocks(decoder, getattr(_text_config(config), "num_hidden_layers", None))
@@ -150,13 +155,23 @@ def require_decoder(config: Any) -> None:
     if reason := _other_kind(config, kind):
         raise UsageError(
             f"The model ({kind}) {reason}.",
-            "safetykit works on vision-language models whose decoder reads the prompt and writes the answer.",
+            _TEXT,
         )
+
+
+def _require_no_more(model: Any) -> None:
+    """Refuse a model that reads no text alone: its ``forward`` has no default for a picture."""
+    taken = inspect.signature(model.forward).parameters.values()
+    given = [one for one in taken if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
+    if missing := [one.name for one in given if one.default is one.empty and one.name not in _GIVEN]:
+        raise UsageError(f"{type(model).__name__} reads no prompt without {', '.join(missing)}.", _TEXT)
 
 
 def _other_kind(config: Any, kind: str) -> str | None:
     if getattr(config, "is_encoder_decoder", False) or getattr(_text_config(config), "is_encoder_decoder", False):
         return "is an encoder with a decoder: the prompt does not pass through the decoder's blocks"
+    if kind in _ALWAYS_SEEING:
+        return "reads no prompt without a picture"
     if "diffusion" in kind:
         return "writes its answer by diffusion, not token after token"
     return None

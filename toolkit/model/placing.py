@@ -79,8 +79,7 @@ class Placing:
         self._known.add(form)
 
     def _places(self, parts: Sequence[_Part], marked: str) -> list[int]:
-        """Where each part stands in what is made of the marked conversation; -1 of a blank text, and of a picture
-        that is shown beside the prompt."""
+        """Where each part stands in what is made of the marked conversation; -1 of a blank text."""
         found = [marked.find(_MARK.format(number)) for number in range(len(parts))]
         if lost := next((part for part, at in zip(parts, found, strict=True) if part.kind == _TEXT and at < 0), None):
             raise _dropped(lost, parts)
@@ -90,8 +89,6 @@ class Placing:
     def _shown(self, count: int, marked: str) -> list[int]:
         if not count:
             return []
-        if not self._pictures:  # they are shown beside the prompt
-            return [-1] * count
         found = [[one.start() for one in re.finditer(re.escape(text), marked)] for text in self._pictures]
         if (fit := next((places for places in found if len(places) == count), None)) is not None:
             return fit
@@ -148,7 +145,7 @@ def _require_order(turns: Sequence[Sequence[tuple[str, int]]]) -> None:
     Raises:
         UsageError: they do not.
     """
-    said = [[one for one in turn if one[0] != _BLANK and one[1] >= 0] for turn in turns]
+    said = [[one for one in turn if one[0] != _BLANK] for turn in turns]
     ends = [(min(places), max(places)) for turn in said if (places := [at for _, at in turn])]
     if any(last > first for (_, last), (first, _) in pairwise(ends)):
         raise UsageError("This model's chat template puts turns, or their pictures, in another order.", _SINGLE)
