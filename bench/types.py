@@ -24,6 +24,7 @@ from safetykit.bench.matrix import chosen
 from safetykit.bench.skeleton import arguments, one_thread, read_results, run, say, write_results, write_table
 from safetykit.toolkit.data.records import subset
 from safetykit.toolkit.model.parts import require_decoder
+from safetykit.toolkit.model.reasons import reason_of
 
 _RUNS = ("inspect", "vlm-guard", "one-pass", "eval")  # what a type needs to count as one that runs
 
@@ -56,7 +57,7 @@ def one(name: str) -> dict[str, Any]:
         except NotBuilt as error:
             return {"built": {"passed": False, "reason": refused(name) or f"{error}."}}
         except Exception as error:  # of configurations that do not get along, transformers may raise anything
-            said = f"no small checkpoint was made of it ({type(error).__name__}: {error})".splitlines()[0]
+            said = f"no small checkpoint was made of it: {reason_of(error)}"
             return {"built": {"passed": False, "reason": refused(name) or said}}
         records, test = chosen()
         try:
@@ -64,7 +65,7 @@ def one(name: str) -> dict[str, Any]:
         except Exception as error:  # a bug of ours or of transformers, which the table must show
             cells["loads"] = {
                 "passed": False,
-                "reason": f"{type(error).__name__}: {error}".splitlines()[0],
+                "reason": f"{type(error).__name__}: {reason_of(error)}",
                 "bug": True,
             }
     gc.collect()

@@ -18,6 +18,7 @@ from safetykit.adapters.vlm_guard.settings import VLMGuard
 from safetykit.toolkit.commands.inspect import describe
 from safetykit.toolkit.data.records import Record
 from safetykit.toolkit.evaluation.evaluate import evaluate
+from safetykit.toolkit.model.reasons import reason_of
 from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.second_pass import SecondPass
 from safetykit.toolkit.model.vlm import VLM
@@ -72,7 +73,7 @@ def tried(step: Callable[[], Cell]) -> Cell:
     except SafetykitError as error:
         return {"passed": False, "reason": str(error).splitlines()[0]}
     except Exception as error:  # a bug of ours or of transformers, which the table must show
-        return {"passed": False, "reason": f"{type(error).__name__}: {error}".splitlines()[0], "bug": True}
+        return {"passed": False, "reason": f"{type(error).__name__}: {reason_of(error)}", "bug": True}
 
 
 def plain_inputs(vlm: VLM, request: Request) -> dict[str, Any]:

@@ -114,7 +114,7 @@ UNNAMED = ("blip-2", "instructblip", "instructblipvideo")
 # Words that the tokenizer must have.
 WORDS: Mapping[str, Sequence[str]] = {
     "chameleon": [f"IMGIMG{''.join('ABCDEFGHIJ'[int(digit)] for digit in str(at))}Z" for at in range(16)],
-    "emu3": [f"<|visual token {at:06d}|>" for at in range(16)],
+    "emu3": [*(f"<|visual token {at:06d}|>" for at in range(16)), "<|extra_200|>"],
     "fuyu": ["|SPEAKER|", "|NEWLINE|"],
 }
 

@@ -72,8 +72,8 @@ class Family:
         tower, projector: dotted paths from the model, where :class:`~safetykit.toolkit.model.parts.Parts` cannot know
         them;
             a projector of None says that there is none.
-        attention, mlp: the module of a decoder layer whose output is added to the residual stream, where that is not
-            the attention or the MLP itself.
+        attention, mlp: the module of a decoder layer whose output is added to the residual stream, where names do not
+            tell; it is checked by numbers.
         vision_outputs: outputs of the vision graph; the first are the image features, [pictures, tokens, d_model] or
             [tokens, d_model].
         taps: inner values of the vision graph that :meth:`vision` returns after its outputs: ``vision``, what the
