@@ -35,16 +35,15 @@ _HELP = "Use the site of a whole block."
 
 
 class Branches:
-    """The branches of a decoder's blocks."""
+    """The branches of a decoder's blocks.
+
+    Attributes:
+        run: one short forward pass of the model; None for one without weights, whose numbers nobody knows.
+    """
 
     def __init__(self, layers: Sequence[nn.Module], family: Family, run: Run | None, called: str) -> None:
-        """Know the names alone.
-
-        Args:
-            run: one short forward pass of the model; None for one without weights, whose numbers nobody knows.
-            called: how errors call the model.
-        """
-        self._layers, self._family, self._run, self._called = layers, family, run, called
+        """Know the names alone; ``called`` is how errors call the model."""
+        self._layers, self._family, self.run, self._called = layers, family, run, called
         self._taps: dict[Site, Tap | str] = {}  # or why there is none
         self._children: list[nn.Module] = []  # of the blocks, as they were measured
 
@@ -80,12 +79,12 @@ class Branches:
             UsageError: the block is not its input plus two branches.
         """
         self.named(site)
-        if self._run is None:
+        if self.run is None:
             return Tap(self.named(site))
         children = [child for layer in self._layers for child in layer.children()]
         if not self._taps or list(map(id, children)) != list(map(id, self._children)):  # some have been replaced
             self._children = children
-            self._measure(self._run)
+            self._measure(self.run)
         found = self._taps[site]
         if isinstance(found, str):
             raise UsageError(f"{self._called} has no site {site}: {found}.", _HELP)

@@ -19,7 +19,7 @@ from ..data.sources import model_path
 from ..families import family_or_any
 from .placing import Placing
 from .plain_text import BREAK, PlainText
-from .processors import prepares_otherwise, require_sizes
+from .processors import image_token_of, prepares_otherwise, require_sizes
 from .reasons import reason_of
 from .requests import Generation, Inputs, Request
 from .shape import longest_prompt, require_prompt_tokens
@@ -295,23 +295,6 @@ class InputProcessor:
         if refusal is not None and scores["risk"] > 0:
             return Generation(refusal, self.tokens_of(refusal), scores, refused=True)
         return Generation(self.decode(token_ids), tuple(token_ids), scores)
-
-
-def image_token_of(processor: Any, config: Any) -> int:
-    """The token that stands for each feature of a picture, as configuration, processor or tokenizer call it.
-
-    Raises:
-        UsageError: there is none.
-    """
-    named = [getattr(config, name, None) for name in ("image_token_id", "image_token_index", "img_context_token_id")]
-    named += [getattr(owner, "image_token_id", None) for owner in (processor, processor.tokenizer)]
-    for one in named:
-        if isinstance(one, int) and one >= 0:
-            return one
-    raise UsageError(
-        f"The model ({config.model_type}) has no image token: its pictures stand beside the prompt.",
-        "safetykit works on vision-language models whose pictures become tokens of the decoder.",
-    )
 
 
 def _faulty(error: Exception) -> InvalidArtifact:

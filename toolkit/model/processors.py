@@ -149,6 +149,23 @@ def _load_without_videos(made: type, folder: Path, options: dict[str, Any]) -> A
     )
 
 
+def image_token_of(processor: Any, config: Any) -> int:
+    """The token that stands for each feature of a picture, as configuration, processor or tokenizer call it.
+
+    Raises:
+        UsageError: there is none.
+    """
+    named = [getattr(config, name, None) for name in ("image_token_id", "image_token_index", "img_context_token_id")]
+    named += [getattr(owner, "image_token_id", None) for owner in (processor, processor.tokenizer)]
+    for one in named:
+        if isinstance(one, int) and one >= 0:
+            return one
+    raise UsageError(
+        f"The model ({config.model_type}) has no image token: its pictures stand beside the prompt.",
+        "safetykit works on vision-language models whose pictures become tokens of the decoder.",
+    )
+
+
 def prepares_otherwise(pictures: Any) -> bool:
     """Whether pictures are prepared by torchvision although the same class is there for Pillow, which exports use."""
     import transformers
