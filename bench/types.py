@@ -17,13 +17,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from transformers import AutoModelForImageTextToText
+
 from safetykit.adapters.errors import SafetykitError
 from safetykit.bench._types.building import NAMES, NotBuilt, build, config_class
 from safetykit.bench._types.measuring import COLUMNS, TEST, measured
 from safetykit.bench.matrix import chosen
 from safetykit.bench.skeleton import arguments, one_thread, read_results, run, say, write_results, write_table
 from safetykit.toolkit.data.records import subset
-from safetykit.toolkit.model.parts import require_decoder
+from safetykit.toolkit.model.parts import require_decoder, require_text
 from safetykit.toolkit.model.reasons import reason_of
 
 _RUNS = ("inspect", "vlm-guard", "one-pass", "eval")  # what a type needs to count as one that runs
@@ -75,7 +77,9 @@ def one(name: str) -> dict[str, Any]:
 def refused(name: str) -> str | None:
     """Why safetykit refuses the type by its configuration alone; None if it does not."""
     try:
-        require_decoder(config_class(name)())
+        config = config_class(name)()
+        require_decoder(config)
+        require_text(AutoModelForImageTextToText._model_mapping[type(config)])
     except SafetykitError as error:
         return error.message
     except Exception:  # the configuration has no default

@@ -59,7 +59,10 @@ CONFIG: Mapping[str, Mapping[str, Any]] = {
         "vq_config.channel_multiplier": [1, 1, 1, 1],
     },
     "llava_next_video": {"image_grid_pinpoints": [[TILE, 2 * TILE], [2 * TILE, TILE]]},
-    "hunyuan_vl": {"text_config.head_dim": HEAD},
+    "hunyuan_vl": {
+        "text_config.head_dim": HEAD,
+        "text_config.rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 2, 2]},
+    },
     "granite4_vision": {
         "deepstack_layer_map": [[-1, 0]],
         "downsample_rate": "2/4",
@@ -91,6 +94,8 @@ PICTURES: Mapping[str, Mapping[str, Any]] = {
     "llava_next_video": {"image_grid_pinpoints": [[TILE, 2 * TILE], [2 * TILE, TILE]]},
     "idefics2": {"size": {"shortest_edge": TILE, "longest_edge": 2 * TILE}, "do_image_splitting": False},
     "idefics": {"image_size": TILE},
+    "minicpmv4_6": {"scale_resolution": TILE, "max_slice_nums": 1},
+    "minicpmv4_7": {"scale_resolution": TILE, "max_slice_nums": 1},
     "emu3": {"min_pixels": 16 * 16, "max_pixels": 32 * 32},
     "janus": {"min_size": TILE},
     "deepseek_vl": {"min_size": TILE},
@@ -135,7 +140,6 @@ PICTURES_OF: Mapping[str, str] = {
     "glm4v_moe": "glm4v",
     "glm_ocr": "glm46v",
     "qwen3_vl_moe": "qwen3_vl",
-    "gemma4_unified": "gemma4",
     "diffusion_gemma": "gemma4",
     "fast_vlm": "llava",
     "qwen2_5_omni_thinker": "qwen2_vl",
@@ -145,5 +149,4 @@ PICTURES_OF: Mapping[str, str] = {
 # Arguments of a configuration that has no usable default.
 START: Mapping[str, Mapping[str, Any]] = {
     "gemma4": {"vision_config": {"model_type": "gemma4_vision"}},
-    "gemma4_unified": {"vision_config": {"model_type": "gemma4_unified_vision"}},
 }

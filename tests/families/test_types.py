@@ -49,13 +49,12 @@ def test_branches_add_up_to_their_blocks(vlm):
     assert branches(vlm) == {"sites": 4}
 
 
-def test_what_is_fitted_changes_the_next_token(vlm):
+def test_a_fitted_gate_decides_on_prompts_with_and_without_pictures(vlm):
     records, _ = chosen()
     adapter = VLMGuard(layers=(0,), allow_constant_gate=True).fit(vlm, records[:48])
-    plain, _ = vlm.prefill(requests()[:1])
-    with vlm.applied(adapter):
-        guarded, _ = vlm.prefill(requests()[:1])
-    assert plain.shape == guarded.shape
+    with vlm.applied(adapter) as hooks:
+        vlm.prefill(requests())
+    assert hooks.extras["0.score"].shape == (2,) and hooks.extras["0.score"].isfinite().all()
 
 
 def test_norms_that_end_the_branches_are_their_sites(made):

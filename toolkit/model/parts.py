@@ -45,7 +45,7 @@ _PROJECTORS = (
 _OWNERS = ("model", "git", "vlm")  # how models call the one below their head
 _NORMS = ("norm", "final_layernorm", "final_norm", "ln_f", "final_layer_norm")
 _OTHER_NORMS = ("layernorm_embedding", "per_layer_projection_norm")  # of embeddings
-_GIVEN = ("input_ids", "attention_mask")
+_GIVEN = ("self", "input_ids", "attention_mask")
 _ALWAYS_SEEING = ("kosmos-2", "kosmos-2.5", "got_ocr2", "pp_chart2table", "idefics")  # as their code says when it runs
 _TEXT = "safetykit works on vision-language models whose decoder reads prompts, with or without pictures, and answers."
 _HELP = "safetykit reads transformers' image-text-to-text models; this one is built differently."
@@ -80,7 +80,7 @@ class Parts:
         """
         config = getattr(model, "config", None)
         require_decoder(config)
-        _require_no_more(model)
+        require_text(model)
         family = family_or_any(config)
         decoder = model.get_decoder()
         found: Any = _blocks(decoder, getattr(_text_config(config), "num_hidden_layers", None))
@@ -159,12 +159,17 @@ def require_decoder(config: Any) -> None:
         )
 
 
-def _require_no_more(model: Any) -> None:
-    """Refuse a model that reads no text alone: its ``forward`` has no default for a picture."""
+def require_text(model: Any) -> None:
+    """Refuse a model, or a class of them, that reads no text alone: its ``forward`` has no default for a picture.
+
+    Raises:
+        UsageError: naming what it asks for.
+    """
     taken = inspect.signature(model.forward).parameters.values()
     given = [one for one in taken if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
     if missing := [one.name for one in given if one.default is one.empty and one.name not in _GIVEN]:
-        raise UsageError(f"{type(model).__name__} reads no prompt without {', '.join(missing)}.", _TEXT)
+        called = model.__name__ if isinstance(model, type) else type(model).__name__
+        raise UsageError(f"{called} reads no prompt without {', '.join(missing)}.", _TEXT)
 
 
 def _other_kind(config: Any, kind: str) -> str | None:
