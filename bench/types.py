@@ -25,7 +25,8 @@ from safetykit.bench._types.measuring import COLUMNS, TEST, measured
 from safetykit.bench.matrix import chosen
 from safetykit.bench.skeleton import arguments, one_thread, read_results, run, say, write_results, write_table
 from safetykit.toolkit.data.records import subset
-from safetykit.toolkit.model.parts import require_decoder, require_text
+from safetykit.toolkit.model.kinds import require_decoder
+from safetykit.toolkit.model.parts import require_text
 from safetykit.toolkit.model.reasons import reason_of
 
 _RUNS = ("inspect", "vlm-guard", "one-pass", "eval")  # what a type needs to count as one that runs

@@ -12,7 +12,7 @@ from safetykit.bench._types.building import build
 from safetykit.bench._types.measuring import branches, compare_answers, compare_logits, requests
 from safetykit.bench.matrix import chosen
 from safetykit.toolkit.model.inputs import InputProcessor
-from safetykit.toolkit.model.parts import require_decoder
+from safetykit.toolkit.model.kinds import require_decoder
 from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.vlm import VLM
 
@@ -80,9 +80,13 @@ def test_a_model_without_a_call_for_image_features_says_so(made):
         ("kosmos-2", "reads no prompt without a picture"),
     ],
 )
-def test_what_cannot_run_is_refused_with_the_reason(name, reason):
+def test_what_cannot_run_is_refused_with_the_reason(name, reason, tmp_path):
+    config = CONFIG_MAPPING[name]()
     with pytest.raises(UsageError, match=reason):
-        require_decoder(CONFIG_MAPPING[name]())
+        require_decoder(config)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=reason):  # before its processor and its weights are looked for
+        VLM.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("name, reason", [("git", "no image token"), ("blip", "no image token")])

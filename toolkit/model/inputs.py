@@ -17,6 +17,7 @@ import numpy as np
 from ...adapters.errors import InvalidArtifact, RequestRefused, SafetykitError, TooLong, UsageError
 from ..data.sources import model_path
 from ..families import family_or_any
+from .kinds import require_decoder
 from .placing import Placing
 from .plain_text import BREAK, PlainText
 from .processors import image_token_of, prepares_otherwise, require_sizes
@@ -108,7 +109,7 @@ class InputProcessor:
         """Read a checkpoint or export folder, or ``reference:mild``; nothing is downloaded.
 
         Raises:
-            UsageError: the folder has no processor for pictures and text.
+            UsageError: the folder has no processor for pictures and text, or its model is of a kind that is not run.
             InvalidArtifact: it asks to run code, or is not what its manifest says.
         """
         from .pretrained import config_of, generation_config_of, readable_copy
@@ -117,6 +118,7 @@ class InputProcessor:
         folder = model_path(folder)
         try:
             config, generation = config_of(folder), generation_config_of(folder)
+            require_decoder(config)
             with readable_copy(folder) as copy:
                 processor = load_processor(copy, config)
             return cls(processor, config, None if generation is None else generation.eos_token_id)

@@ -17,6 +17,7 @@ from ...adapters.artifact.sites import Site
 from ...adapters.errors import UsageError
 from ..families import Family, family_or_any
 from .branches import Branches, Run
+from .kinds import WANTED, require_decoder, text_config
 from .taps import Tap
 
 _TOWERS = (
@@ -46,8 +47,6 @@ _OWNERS = ("model", "git", "vlm")  # how models call the one below their head
 _NORMS = ("norm", "final_layernorm", "final_norm", "ln_f", "final_layer_norm")
 _OTHER_NORMS = ("layernorm_embedding", "per_layer_projection_norm")  # of embeddings
 _GIVEN = ("self", "input_ids", "attention_mask")
-_ALWAYS_SEEING = ("kosmos-2", "kosmos-2.5", "got_ocr2", "pp_chart2table", "idefics")  # as their code says when it runs
-_TEXT = "safetykit works on vision-language models whose decoder reads prompts, with or without pictures, and answers."
 _HELP = "safetykit reads transformers' image-text-to-text models; this one is built differently."
 
 
@@ -83,7 +82,7 @@ class Parts:
         require_text(model)
         family = family_or_any(config)
         decoder = model.get_decoder()
-        found: Any = _blocks(decoder, getattr(_text_config(config), "num_hidden_layers", None))
+        found: Any = _blocks(decoder, getattr(text_config(config), "num_hidden_layers", None))
         wanted: dict[str, Any] = {
             "decoder layers": found,
             "token embedding": _embedding(model),
@@ -145,20 +144,6 @@ class Parts:
         return [*found, *([Site("final_norm")] if self.final_norm is not None else []), Site("logits")]
 
 
-def require_decoder(config: Any) -> None:
-    """Refuse configurations of models that do not write their answer by one decoder that reads the prompt.
-
-    Raises:
-        UsageError: with the reason.
-    """
-    kind = getattr(config, "model_type", type(config).__name__)
-    if reason := _other_kind(config, kind):
-        raise UsageError(
-            f"The model ({kind}) {reason}.",
-            _TEXT,
-        )
-
-
 def require_text(model: Any) -> None:
     """Refuse a model, or a class of them, that reads no text alone: its ``forward`` has no default for a picture.
 
@@ -169,21 +154,7 @@ def require_text(model: Any) -> None:
     given = [one for one in taken if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
     if missing := [one.name for one in given if one.default is one.empty and one.name not in _GIVEN]:
         called = model.__name__ if isinstance(model, type) else type(model).__name__
-        raise UsageError(f"{called} reads no prompt without {', '.join(missing)}.", _TEXT)
-
-
-def _other_kind(config: Any, kind: str) -> str | None:
-    if getattr(config, "is_encoder_decoder", False) or getattr(_text_config(config), "is_encoder_decoder", False):
-        return "is an encoder with a decoder: the prompt does not pass through the decoder's blocks"
-    if kind in _ALWAYS_SEEING:
-        return "reads no prompt without a picture"
-    if "diffusion" in kind:
-        return "writes its answer by diffusion, not token after token"
-    return None
-
-
-def _text_config(config: Any) -> Any:
-    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+        raise UsageError(f"{called} reads no prompt without {', '.join(missing)}.", WANTED)
 
 
 def _blocks(decoder: nn.Module, count: int | None) -> tuple[nn.Module, nn.ModuleList] | None:
