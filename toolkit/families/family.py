@@ -135,7 +135,7 @@ class Family:
         try:
             return processor(text=text, images=flat, padding=True, return_tensors="np")
         except ValueError:
-            if self.name or flat is None:
+            if flat is None or (self.name and self.obstacle is None):
                 raise
         # Some processors of families that are not known want the pictures of each row in a list of its own.
         return processor(text=text, images=[list(row) for row in pictures], padding=True, return_tensors="np")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 
 import torch
@@ -73,11 +73,24 @@ def capture(
                 stack.callback(taps[site].read(hook).remove)
             with suppress(Reached):
                 vlm.model(**vlm.arguments(inputs, cached_features=cached), use_cache=False)
+        require_seen(vlm, sites, seen)
         return seen
 
     batches = streamed(ordered, size, USUAL, run, rows=len)
     for some, seen in counted(batches, sum(map(len, ordered)), vlm.told, rows=len):
         yield [record for unit in some for record in unit], seen
+
+
+def require_seen(vlm: Running, sites: Sequence[Site], seen: Mapping[Site, Tensor]) -> None:
+    """Refuse sites that a batch did not pass: blocks that attend to pictures are left out where there are none.
+
+    Raises:
+        UsageError: naming the first.
+    """
+    if (missed := next((site for site in sites if site.layer is not None and site not in seen), None)) is not None:
+        raise UsageError(
+            f"{type(vlm.model).__name__} leaves out {missed} where a prompt has no picture.", "Use another layer."
+        )
 
 
 def by_length(units: Sequence[Sequence[Record]]) -> list[Sequence[Record]]:

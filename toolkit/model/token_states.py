@@ -16,7 +16,7 @@ from ..data.ahead import PicturesAhead
 from ..data.records import Record
 from .asking import request_of
 from .batching import BatchSize, counted, own_share, streamed
-from .capture import USUAL, Reached, by_length
+from .capture import USUAL, Reached, by_length, require_seen
 from .running import Running
 
 R = TypeVar("R")
@@ -69,6 +69,7 @@ def stream_tokens(
                 stack.callback(taps[site].read(hook).remove)
             with suppress(Reached):
                 vlm.model(**vlm.arguments(inputs), use_cache=False)
+        require_seen(vlm, sites, seen)
         return keep(TokenBatch(list(batch), seen, mask & vision, mask & ~vision))
 
     for _, kept in counted(streamed(ordered, size, USUAL, run), len(ordered), vlm.told):
