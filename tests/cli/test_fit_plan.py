@@ -163,5 +163,5 @@ def test_branches_that_the_blocks_lack_are_refused_in_the_plan(fit, method, opti
     monkeypatch.setattr(planned_sites, "skeleton", convolving)
     code, _, err = fit(method, [*both(8), *both(8, carrier="image")], *options)
     assert code == 2
-    assert f"has no attention and MLP branches, so no site {site}. Use the site of a whole block." in err
+    assert f"has no attention and MLP branches, so no site {site}.\nnext:  Use the site of a whole block." in err
     assert "loading" not in err
