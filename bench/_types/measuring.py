@@ -79,9 +79,12 @@ def tried(step: Callable[[], Cell]) -> Cell:
 def plain_inputs(vlm: VLM, request: Request) -> dict[str, Any]:
     """What transformers' own processor makes of a request, alone and without padding."""
     processor = vlm.inputs.processor
-    text = processor.tokenizer.apply_chat_template(
-        request.messages(), chat_template=processor.chat_template, tokenize=False, add_generation_prompt=True
-    )
+    if processor.chat_template is None:  # the family has its own way
+        text = vlm.inputs.render(request)
+    else:
+        text = processor.tokenizer.apply_chat_template(
+            request.messages(), chat_template=processor.chat_template, tokenize=False, add_generation_prompt=True
+        )
     given: dict[str, Any] = {"text": text, "return_tensors": "pt"}
     if "mm_token_type_ids" in vlm._parameters:  # which such models ask for, and not every processor gives unasked
         given["return_mm_token_type_ids"] = True

@@ -59,6 +59,13 @@ CONFIG: Mapping[str, Mapping[str, Any]] = {
         "vq_config.channel_multiplier": [1, 1, 1, 1],
     },
     "llava_next_video": {"image_grid_pinpoints": [[TILE, 2 * TILE], [2 * TILE, TILE]]},
+    "mllama": {"vision_config.vision_output_dim": 3 * WIDTH, "text_config.cross_attention_layers": [0]},
+    "paddleocr_vl": {
+        "text_config.rope_parameters": {**_MROPE, "partial_rotary_factor": 1.0, "mrope_section": [4, 2, 2]}
+    },
+    "qwen2_5_omni_thinker": {"vision_start_token_id": 5},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 5},
+    "vipllava": {"vision_feature_layers": [-1, -2]},
     "hunyuan_vl": {
         "text_config.head_dim": HEAD,
         "text_config.rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 2, 2]},
@@ -94,6 +101,7 @@ PICTURES: Mapping[str, Mapping[str, Any]] = {
     "llava_next_video": {"image_grid_pinpoints": [[TILE, 2 * TILE], [2 * TILE, TILE]]},
     "idefics2": {"size": {"shortest_edge": TILE, "longest_edge": 2 * TILE}, "do_image_splitting": False},
     "idefics": {"image_size": TILE},
+    "video_llava": {"size": {"shortest_edge": TILE}, "crop_size": _SQUARE},
     "minicpmv4_6": {"scale_resolution": TILE, "max_slice_nums": 1},
     "minicpmv4_7": {"scale_resolution": TILE, "max_slice_nums": 1},
     "emu3": {"min_pixels": 16 * 16, "max_pixels": 32 * 32},
@@ -111,6 +119,7 @@ PICTURE: Mapping[str, str] = {
     "idefics": "<image>",
     "hunyuan_vl": "<image_start><image><image_end>",
     "mllama": "<|image|>",
+    "qianfan_ocr": "<image>",
 }
 
 # Types whose processor makes the image token itself, if the tokenizer has none.
