@@ -46,7 +46,10 @@ class FeatureCache:
 
     @torch.inference_mode()
     def encode(self, pixels: Float[Tensor, "pictures channels height width"]) -> dict[str, Any]:
-        """The model's ``mm_encoder_outputs`` argument for these pictures; the pictures where that is not all it asks for."""
+        """The model's ``mm_encoder_outputs`` argument for these pictures.
+
+        The pictures themselves, and no features from then on, where the model asks for more than those.
+        """
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         keys = [hashlib.sha256(row.float().cpu().numpy()).digest() for row in pixels]
