@@ -132,13 +132,16 @@ class Family:
         """Arrays for rows of rendered prompts and how their answers begin, padded."""
         text = [self.joined(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
         flat = self.images(pictures)
+        made: Mapping[str, Any]
         try:
-            return processor(text=text, images=flat, padding=True, return_tensors="np")
+            made = processor(text=text, images=flat, padding=True, return_tensors="np")
+            return made
         except ValueError:
             if flat is None or (self.name and self.obstacle is None):
                 raise
         # Some processors of families that are not known want the pictures of each row in a list of its own.
-        return processor(text=text, images=[list(row) for row in pictures], padding=True, return_tensors="np")
+        made = processor(text=text, images=[list(row) for row in pictures], padding=True, return_tensors="np")
+        return made
 
     # --- export -------------------------------------------------------------------------------------------------
 
