@@ -99,3 +99,12 @@ def test_prompts_of_models_with_odd_processors_are_read(made):
     inputs = InputProcessor.from_pretrained(made("deepseek_vl"))
     prepared = inputs.prepare([*requests(), Request("what ?")])
     assert prepared.vision_mask.sum(1).tolist() == [16, 0, 0]
+
+
+def test_a_block_that_texts_leave_out_is_named(made):
+    vlm = VLM.from_pretrained(made("mllama"))
+    records, _ = chosen()
+    with pytest.raises(UsageError, match=r"leaves out decoder.layers.0 where a prompt has no picture"):
+        VLMGuard(layers=(0,), allow_constant_gate=True).fit(vlm, records)
+    with pytest.raises(UsageError, match=r"no site decoder.layers.0.mlp: a text alone does not pass"):
+        vlm.parts.tap(Site("mlp", 0))

@@ -29,7 +29,7 @@ from ..distributed.dealing import dealt
 from ..progress import Progress
 from .asking import request_of
 from .batching import BatchSize, own_share, streamed
-from .capture import USUAL, Reached
+from .capture import USUAL, Reached, require_seen
 from .outputs import hidden_of
 from .vlm import VLM
 
@@ -126,6 +126,8 @@ class SecondPass:
             first = _normal_pass(
                 self.vlm, _arguments(self.vlm, batch, pictures), keep=_blocks(places), from_block=earliest
             )
+            passed = {Site.block(layer): state for layer, state in first.hidden.items()}
+            require_seen(self.vlm, [Site.block(layer) for layer in sorted(_blocks(places))], passed)
             found: dict[Place, Tensor] = {}
             for place in places:
                 if isinstance(place, tuple):
