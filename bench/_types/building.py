@@ -191,20 +191,22 @@ def configuration(name: str, words: Any, processor: Any) -> Any:
     small = shrunk(start.to_dict(), len(words), given)
     if "vocabulary_map" in small:
         small["vocabulary_map"] = words.get_vocab()
-    return kind(**_with_tokens(small, words, processor, set(given)))
-
-
-def _with_tokens(settings: dict[str, Any], words: Any, processor: Any, given: set[str]) -> dict[str, Any]:
-    """Token ids: the tokenizer's of that name, or that of a special token of its own."""
     image = getattr(processor, "image_token_id", None) or words.convert_tokens_to_ids(
         getattr(processor, "image_token", None) or "<image>"
     )
+    if name in overrides.FEATURE:
+        image = words.convert_tokens_to_ids(overrides.FEATURE[name])
+    return kind(**_with_tokens(small, words, processor, image, set(given)))
+
+
+def _with_tokens(settings: dict[str, Any], words: Any, processor: Any, image: int, given: set[str]) -> dict[str, Any]:
+    """Token ids: the tokenizer's of that name, or that of a special token of its own."""
     known = {"pad": words.pad_token_id, "bos": words.bos_token_id, "eos": words.eos_token_id, "image": image}
     found: dict[str, Any] = {}
     for name, value in settings.items():
         stem = re.sub(r"_token_(id|index)$", "", str(name))
         if isinstance(value, dict):
-            found[name] = _with_tokens(value, words, processor, given)
+            found[name] = _with_tokens(value, words, processor, image, given)
         elif stem == name or name in given:
             found[name] = value
         elif stem in known:

@@ -63,7 +63,10 @@ CONFIG: Mapping[str, Mapping[str, Any]] = {
     "paddleocr_vl": {
         "text_config.rope_parameters": {**_MROPE, "partial_rotary_factor": 1.0, "mrope_section": [4, 2, 2]}
     },
-    "qwen2_5_omni_thinker": {"vision_start_token_id": 5},
+    "qwen2_5_omni_thinker": {
+        "vision_start_token_id": 5,
+        "text_config.rope_parameters": {**_MROPE, "partial_rotary_factor": 1.0},
+    },
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 5},
     "vipllava": {"vision_feature_layers": [-1, -2]},
     "hunyuan_vl": {
@@ -94,6 +97,7 @@ PROCESSOR: Mapping[str, Mapping[str, Any]] = {
     "aria": {"size_conversion": {980: 1}},
     "idefics": {"image_size": TILE},
     "chameleon": {"image_seq_length": 64},
+    "qianfan_ocr": {"image_seq_length": 4},
 }
 
 # Arguments of the picture processor's class.
@@ -121,6 +125,9 @@ PICTURE: Mapping[str, str] = {
     "mllama": "<|image|>",
     "qianfan_ocr": "<image>",
 }
+
+# The token that stands for a feature, where it is not the processor's image token.
+FEATURE: Mapping[str, str] = {"ovis2": "<IMG_ATOM>"}
 
 # Types whose processor makes the image token itself, if the tokenizer has none.
 UNNAMED = ("blip-2", "instructblip", "instructblipvideo")
