@@ -51,7 +51,7 @@ def test_branches_add_up_to_their_blocks(vlm):
 
 def test_a_fitted_gate_decides_on_prompts_with_and_without_pictures(vlm):
     records, _ = chosen()
-    adapter = VLMGuard(layers=(0,), allow_constant_gate=True).fit(vlm, records)
+    adapter = VLMGuard(layers=(1,), allow_constant_gate=True).fit(vlm, records)
     with vlm.applied(adapter) as hooks:
         vlm.prefill(requests())
     assert hooks.extras["0.score"].shape == (2,) and hooks.extras["0.score"].isfinite().all()
