@@ -125,7 +125,7 @@ def _cell(value: dict[str, Any] | None, column: str, notes: list[str]) -> str:
             notes.append(reason)
         return f"no [{notes.index(reason) + 1}]"
     if "error" in value:
-        return f"{value['error']:.0e}"
+        return f"{value['error']:.0e}" if value["error"] else "exact"
     if "factor" in value:
         return f"{value['sites']}, times {value['factor']:g}"
     return str(value["sites"]) if "sites" in value else "yes"
