@@ -14,6 +14,7 @@ from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedConfig,
     Qwen2Config,
     SiglipVisionConfig,
 )
@@ -31,6 +32,11 @@ _SQUARE = {"height": TILE, "width": TILE}
 
 @checkpoint("llava")
 def llava(folder: Path) -> None:
+    llava_of(LlamaConfig, folder)
+
+
+def llava_of(decoder: type[PreTrainedConfig], folder: Path, **options: object) -> None:
+    """LLaVA-1.5 with a decoder of another type; ``options`` are of its configuration."""
     words = tokenizer({"image_token": "<image>"}, [IM_START, IM_END], eos=IM_END)
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessorPil(size={"shortest_edge": TILE}, crop_size=_SQUARE),
@@ -42,7 +48,7 @@ def llava(folder: Path) -> None:
     )
     config = LlavaConfig(
         vision_config=clip(),
-        text_config=LlamaConfig(**text(words)),
+        text_config=decoder(**text(words, **options)),
         image_token_index=words.convert_tokens_to_ids("<image>"),
         image_seq_length=(TILE // PATCH) ** 2,
         vision_feature_layer=-2,

@@ -174,7 +174,8 @@ def _require_same(item: Found, ours: np.ndarray, theirs: Dequantised) -> None:
 def _norms(vlm: VLM) -> dict[str, torch.Tensor]:
     """Weights of the norms of decoder blocks and of the final norm."""
     names = {module: name for name, module in vlm.model.named_modules()}
-    modules = [one for layer in vlm.parts.layers for one in layer.modules()] + [vlm.parts.final_norm]
+    modules = [one for layer in vlm.parts.layers for one in layer.modules()]
+    modules += [vlm.parts.final_norm] if vlm.parts.final_norm is not None else []
     return {
         f"{names[one]}.weight": one.weight
         for one in modules

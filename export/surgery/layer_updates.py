@@ -64,7 +64,12 @@ def _graph_of(vlm: VLM, layer: str) -> Graph:
         raise UsageError(f"{layer} is the token embedding, which is not updated in exports.", "Leave it out.")
     if any(module is one for part in (parts.tower, parts.projector) if part is not None for one in part.modules()):
         return "vision_encoder"
-    if any(module is one for part in (*parts.layers, parts.final_norm, parts.head) for one in part.modules()):
+    if any(
+        module is one
+        for part in (*parts.layers, parts.final_norm, parts.head)
+        if part is not None
+        for one in part.modules()
+    ):
         return "decoder"
     raise UsageError(
         f"{layer} lies in neither tower, projector, decoder blocks, final norm nor head.",

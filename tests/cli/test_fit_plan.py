@@ -140,3 +140,28 @@ def test_an_evaluation_of_few_records_says_so(call, random_checkpoint, tmp_path)
     code, out, err = call("eval", random_checkpoint, "--data", data, "--max-new-tokens", 2, "--json")
     assert code == 0 and json.loads(out)["split"] == "test"
     assert "warning: few records: 1 harmless in split test. A share of 1 is known to about" in err
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "site"),
+    [
+        ("care", ["--site", "mlp", "--layers", "2"], "decoder.layers.2.mlp"),
+        ("nullsteer", ["--site", "attn", "--layers", "3"], "decoder.layers.3.attn"),
+    ],
+)
+def test_branches_that_the_blocks_lack_are_refused_in_the_plan(fit, method, options, site, monkeypatch):
+    from safetykit.toolkit.model import planned_sites
+    from safetykit.toolkit.model.quantised import skeleton
+
+    def convolving(folder):
+        """The model with blocks of one part alone."""
+        model = skeleton(folder)
+        for layer in model.get_decoder().layers:
+            layer.mixer, layer.mlp = layer.mlp, None
+        return model
+
+    monkeypatch.setattr(planned_sites, "skeleton", convolving)
+    code, _, err = fit(method, [*both(8), *both(8, carrier="image")], *options)
+    assert code == 2
+    assert f"has no attention and MLP branches, so no site {site}.\nnext:  Use the site of a whole block." in err
+    assert "loading" not in err

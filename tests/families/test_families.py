@@ -138,6 +138,11 @@ def sites(vlm: VLM) -> list[Site]:
     return [site for site in vlm.parts.sites() if site.layer in (None, 1)]
 
 
+def test_every_block_is_its_input_and_its_branches(vlm):
+    for site in (site for site in vlm.parts.sites() if site.kind in ("attn", "mlp")):
+        vlm.parts.tap(site)  # is refused where they do not add up
+
+
 def test_every_family_has_a_checkpoint():
     assert set(family_names()) <= set(NAMES)
 

@@ -127,6 +127,12 @@ METHODS = [
         {"measure": None, "table": "| |"},
     ),
     BenchCase("matrix", "{out} --table", lambda ran: "measure" not in ran.calls, {"measure": None, "table": "| |"}),
+    BenchCase(
+        "types",
+        "{out} --type florence2",
+        lambda ran: "an encoder with a decoder" in ran.read("types.json")["florence2"]["built"]["reason"],
+    ),
+    BenchCase("types", "{out} --table", lambda ran: "one" not in ran.calls and "Of 0 types" in ran.out, {"one": None}),
 ]
 
 

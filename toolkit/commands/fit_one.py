@@ -32,6 +32,7 @@ from ..distributed.world import is_first
 from ..index.caption_index import CaptionIndex
 from ..model.asking import require_answerable
 from ..model.options import AUTO, LoadOptions
+from ..model.planned_sites import require_branches
 from ..model.shape import Shape, decoder_shape, require_adaptable, require_fitted_on, require_same_shape
 from ..model.vlm import VLM
 from ..sweep.run import fit_by_sweep, known_identity
@@ -146,6 +147,7 @@ def _fit_there(
     asks = "refusal" in method.takes and "refusal" not in inputs
     settings = require_fit(method, given, shape, records, sweep=call.sweep, asks_refusal=asks)
     require_answerable(model, records)
+    require_branches(model_path(model), settings)
     for said in (records.told(), *too_little(method, settings, records)):
         if said:
             console.warn(said)

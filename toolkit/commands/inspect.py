@@ -72,7 +72,9 @@ def _view(console: Console, value: dict[str, Any]) -> None:
     from .views import facts
 
     plain = [site for site in value["sites"] if not site.startswith("decoder.")]
-    layers = f"decoder.layers.0 … decoder.layers.{value['n_layers'] - 1} (each with .attn and .mlp)"
+    branched = sum(site.endswith(".mlp") for site in value["sites"])
+    each = "each" if branched == value["n_layers"] else f"{branched} of them" if branched else "none"
+    layers = f"decoder.layers.0 … decoder.layers.{value['n_layers'] - 1} ({each} with .attn and .mlp)"
     export = value["export"]
     rows = [
         ("architecture", value["architecture"]),

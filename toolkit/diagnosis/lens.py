@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from ...adapters.artifact.sites import Site
 from ..evaluation.refusal import RefusalTokens
 from .states import LayerStates
 
@@ -34,10 +35,10 @@ _CHUNK = 64
 def rises(vlm: VLM, states: LayerStates, refusal: RefusalTokens) -> Float[np.ndarray, "records layers"]:
     """D^l of each record, in nats."""
     rows = [np.empty((0, len(vlm.parts.layers)), np.float32)]
-    weight = vlm.parts.head.weight
+    weight, norm = vlm.parts.head.weight, vlm.parts.module(Site("final_norm"))
     for start in range(0, len(states.records), _CHUNK):
         hidden = torch.from_numpy(states.last[start : start + _CHUNK]).to(weight.device, weight.dtype)
-        found = [refusal.log_probability(vlm.parts.head(vlm.parts.final_norm(layer))) for layer in hidden.unbind(1)]
+        found = [refusal.log_probability(vlm.parts.head(norm(layer))) for layer in hidden.unbind(1)]
         rows.append(torch.stack(found, 1).diff(dim=1).float().cpu().numpy())
     return np.concatenate(rows)
 

@@ -33,7 +33,7 @@ def swapped(vlm: VLM, batch: PairBatch, site: Site, positions: Positions) -> Ite
     def swap(hidden: Tensor) -> Tensor:
         return torch.where(mask, batch.counterpart(hidden), hidden)
 
-    handle = vlm.parts.module(site).register_forward_hook(lambda _, __, output: replace_hidden(output, swap))
+    handle = vlm.parts.tap(site).change(swap)
     try:
         yield
     finally:
@@ -78,7 +78,7 @@ def mlp_output(vlm: VLM, layer: int) -> nn.Linear:
     Raises:
         UsageError: the MLP has no such layer, as in a mixture of experts.
     """
-    mlp = vlm.parts.layers[layer].mlp
+    mlp = vlm.parts.branches.mlp(layer)
     width = vlm.base.d_model
     for name in _MLP_OUTPUTS:
         child = getattr(mlp, name, None)

@@ -72,8 +72,8 @@ class Family:
         tower, projector: dotted paths from the model, where :class:`~safetykit.toolkit.model.parts.Parts` cannot know
         them;
             a projector of None says that there is none.
-        attention, mlp: the module of a decoder layer whose output is added to the residual stream, where that is not
-            the attention or the MLP itself.
+        attention, mlp: the module of a decoder layer whose output is added to the residual stream, where names do not
+            tell; it is checked by numbers.
         vision_outputs: outputs of the vision graph; the first are the image features, [pictures, tokens, d_model] or
             [tokens, d_model].
         taps: inner values of the vision graph that :meth:`vision` returns after its outputs: ``vision``, what the
@@ -130,12 +130,18 @@ class Family:
         self, processor: Any, prompts: Sequence[str], answers: Sequence[str], pictures: Sequence[Sequence[Any]]
     ) -> Mapping[str, Any]:
         """Arrays for rows of rendered prompts and how their answers begin, padded."""
-        return processor(
-            text=[self.joined(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)],
-            images=self.images(pictures),
-            padding=True,
-            return_tensors="np",
-        )
+        text = [self.joined(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        flat = self.images(pictures)
+        made: Mapping[str, Any]
+        try:
+            made = processor(text=text, images=flat, padding=True, return_tensors="np")
+            return made
+        except ValueError:
+            if flat is None or (self.name and self.obstacle is None):
+                raise
+        # Some processors of families that are not known want the pictures of each row in a list of its own.
+        made = processor(text=text, images=[list(row) for row in pictures], padding=True, return_tensors="np")
+        return made
 
     # --- export -------------------------------------------------------------------------------------------------
 

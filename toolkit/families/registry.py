@@ -43,8 +43,8 @@ def titles() -> dict[str, str]:
 
 
 def family_or_any(config: Any) -> Family:
-    """The family of a configuration; for one that cannot be exported, what all VLMs have in common."""
-    return families().get(getattr(config, "model_type", ""), _ANY)
+    """The family of a configuration, exported or not; for one that is not known, what all VLMs have in common."""
+    return FAMILIES.all().get(getattr(config, "model_type", ""), _ANY)
 
 
 def family_of(config: Any) -> Family:

@@ -165,8 +165,10 @@ def rows_beside(model: Any, memory: int) -> int:
     config, itemsize = model.config.get_text_config(), model.dtype.itemsize
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     width, inner = config.hidden_size, getattr(config, "intermediate_size", 0) or 4 * config.hidden_size
-    heads, layers = getattr(config, "num_key_value_heads", None) or config.num_attention_heads, config.num_hidden_layers
-    head = getattr(config, "head_dim", None) or width // config.num_attention_heads
+    heads, layers = vars(config).get("num_key_value_heads") or config.num_attention_heads, config.num_hidden_layers
+    # Not every layer need have the same, so that some configurations refuse to be asked for one number.
+    wide = [vars(config).get(name) for name in ("head_dim", "global_head_dim")]
+    head = max(filter(None, wide), default=width // config.num_attention_heads)
     token = itemsize * (8 * width + 3 * inner + 2 * layers * heads * head)  # a layer's work, and the caches of all
     return 1 << max(0, int(_SHARE * (memory - weights) // (_ROW * token)).bit_length() - 1)
 

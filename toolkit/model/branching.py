@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ...adapters.artifact.sites import Site
 from ...adapters.ops.branch import Branch
 from .outputs import hidden_of
 from .parts import Parts
@@ -35,7 +36,7 @@ class BranchRun:
         self._safety, self._fused = branch.safety.layer, branch.fused.layer
         assert self._safety is not None
         self._blocks = list(parts.layers)[self._safety + 1 :]
-        self._norm = parts.final_norm
+        self._norm = parts.module(Site("final_norm"))
         self._features_join = bool(parts.family.scattered)
         self._tensors = branch.tensors
         self._states: dict[int | None, Tensor] = {}

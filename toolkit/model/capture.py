@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...adapters.artifact.sites import Site
 from ...adapters.errors import UsageError
@@ -48,9 +47,7 @@ def capture(
     if not units or not sites:
         raise UsageError("There are no records or no sites to read states from.", "Check the split and the layers.")
     order = vlm.parts.sites()
-    missing = [site for site in sites if site not in order]
-    if missing:
-        vlm.parts.module(missing[0])  # names what is wrong
+    taps = {site: vlm.parts.tap(site) for site in sites}
     deepest = max(sites, key=order.index)
     cached = not any(site.kind in ("vision", "projector") for site in sites)
     if not cached and vlm.parts.family.repacks:
@@ -73,16 +70,27 @@ def capture(
         with ExitStack() as stack:
             for site in sites:
                 hook = _reader(site, seen, weights, counts, stop=site == deepest)
-                module = vlm.parts.module(site)
-                register = module.register_forward_pre_hook if site.kind == "vision" else module.register_forward_hook
-                stack.callback(register(hook).remove)
+                stack.callback(taps[site].read(hook).remove)
             with suppress(Reached):
                 vlm.model(**vlm.arguments(inputs, cached_features=cached), use_cache=False)
+        require_seen(vlm, sites, seen)
         return seen
 
     batches = streamed(ordered, size, USUAL, run, rows=len)
     for some, seen in counted(batches, sum(map(len, ordered)), vlm.told, rows=len):
         yield [record for unit in some for record in unit], seen
+
+
+def require_seen(vlm: Running, sites: Sequence[Site], seen: Mapping[Site, Tensor]) -> None:
+    """Refuse sites that a batch did not pass: blocks that attend to pictures are left out where there are none.
+
+    Raises:
+        UsageError: naming the first.
+    """
+    if (missed := next((site for site in sites if site.layer is not None and site not in seen), None)) is not None:
+        raise UsageError(
+            f"{type(vlm.model).__name__} leaves out {missed} where a prompt has no picture.", "Use another layer."
+        )
 
 
 def by_length(units: Sequence[Sequence[Record]]) -> list[Sequence[Record]]:
@@ -112,9 +120,8 @@ def _pool_weights(
 
 
 def _reader(site: Site, seen: dict[Site, Tensor], weights: Tensor, counts: Sequence[int], stop: bool):
-    def read(module: nn.Module, args: Any, output: Any = None) -> None:
-        value = args if output is None else output
-        hidden = (value if isinstance(value, Tensor) else value[0]).float()
+    def read(state: Tensor) -> None:
+        hidden = state.float()
         shares = weights.to(hidden.device)
         if site.kind in ("vision", "projector"):
             pooled = _picture_means(hidden, counts)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 _LEAST = 2**25
+_KNOWN = {"last_hidden_state", "pooler_output", "hidden_states", "attentions"}
 
 
 class FeatureCache:
@@ -30,7 +31,7 @@ class FeatureCache:
         self._features: OrderedDict[bytes, Tensor] = OrderedDict()
         self._held = 0
         parameters = inspect.signature(model.forward).parameters
-        self.takes_features = "mm_encoder_outputs" in parameters
+        self.takes_features = "mm_encoder_outputs" in parameters and hasattr(model, "get_image_features")
         self._stacked = False
         self.runs = 0
 
@@ -45,7 +46,10 @@ class FeatureCache:
 
     @torch.inference_mode()
     def encode(self, pixels: Float[Tensor, "pictures channels height width"]) -> dict[str, Any]:
-        """The model's ``mm_encoder_outputs`` argument for these pictures."""
+        """The model's ``mm_encoder_outputs`` argument for these pictures.
+
+        The pictures themselves, and no features from then on, where the model asks for more than those.
+        """
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         keys = [hashlib.sha256(row.float().cpu().numpy()).digest() for row in pixels]
@@ -53,7 +57,11 @@ class FeatureCache:
         found = {key: self._features[key] for key in keys if key in self._features}
         if new:
             rows = pixels[list(new.values())]
-            output = self._model.get_image_features(rows, return_dict=True).pooler_output
+            seen = self._model.get_image_features(rows, return_dict=True)
+            if seen.keys() - _KNOWN:  # the model asks for more than the features
+                self.takes_features = False
+                return {"pixel_values": pixels}
+            output = seen.pooler_output
             self._stacked = isinstance(output, Tensor)
             self.runs += len(rows)
             # Each row is copied: a view would keep its whole batch alive.

@@ -81,10 +81,15 @@ class Feeding:
         """Image features of a batch's pictures, as the model's ``get_image_features`` gives them.
 
         Raises:
-            UsageError: the batch has no picture.
+            UsageError: the batch has no picture, or the model has no call for its image features alone.
         """
         if inputs.pixel_values is None:
             raise UsageError("There is no picture to look at.", "Pass requests with pictures.")
+        if not hasattr(self.model, "get_image_features"):
+            raise UsageError(
+                f"{type(self.model).__name__} sees pictures only as it reads a prompt.",
+                "Take a method that does not look at pictures alone.",
+            )
         taken = inspect.signature(self.model.get_image_features).parameters
         pictures = {name: tensor for name, tensor in self.tensors(inputs.pictures).items() if name in taken}
         return self.model.get_image_features(**pictures, return_dict=True)
@@ -113,9 +118,9 @@ class Feeding:
 
     @cached_property
     def _takes_position_ids(self) -> bool:
-        """Models must be told about padding; of unknown families, sectioned rotary ones work it out."""
-        rope = getattr(self.model.config.get_text_config(), "rope_parameters", None) or {}
-        return "position_ids" in self._parameters and (bool(self.inputs.family.name) or "mrope_section" not in rope)
+        """Models must be told about padding; of unknown families, those with positions in space work it out."""
+        own = any(hasattr(one, "get_rope_index") for one in (self.model, getattr(self.model, "model", None)))
+        return "position_ids" in self._parameters and (bool(self.inputs.family.name) or not own)
 
     def _fed(self, inputs: Inputs) -> dict[str, np.ndarray]:
         """What an exported decoder would be fed beside embeddings, mask and cache."""

@@ -74,7 +74,9 @@ def fold_all(vlm: VLM, adapters: Sequence[Adapter]) -> tuple[Adapter, ...]:
             updates = [
                 update
                 for site, change in maps[index].items()
-                for update in _fold_into(writers[site], vlm.model.get_submodule(writers[site]), change)
+                for update in _fold_into(
+                    writers[site], vlm.model.get_submodule(writers[site]), _before(change, vlm.parts.tap(site).factor)
+                )
             ]
         _require_kept(updates, adapters[index + 1 :])
         hyperparameters = {**adapter.info.hyperparameters, FOLDED: [str(site) for site in maps[index]]}
@@ -134,6 +136,11 @@ def _obstacle(item: Intervention, op: Op, change: AffineMap | None) -> str | Non
     return None
 
 
+def _before(change: AffineMap, factor: float) -> AffineMap:
+    """What changes h as ``change`` does factor · h."""
+    return change if factor == 1 else replace(change, shift=change.shift / factor)
+
+
 def _fold_into(layer: str, module: nn.Linear, change: AffineMap) -> list[WeightUpdate]:
     down = change.down @ module.weight.detach().double().cpu()
     updates = [WeightUpdate(f"{layer}.weight", {"up": _single(change.up), "down": _single(down)})]
@@ -158,7 +165,7 @@ def find_writers(vlm: VLM, sites: Sequence[Site]) -> dict[Site, str]:
     """
     from .requests import Request
 
-    branches = {site: vlm.parts.module(site) for site in sites}
+    branches = {site: vlm.parts.tap(site).module for site in sites}
     ends: dict[Site, Tensor] = {}
     made: list[tuple[str, nn.Linear, Tensor]] = []
     names = {module: name for name, module in vlm.model.named_modules()}

@@ -23,7 +23,6 @@ from ...adapters.ops.forcing import ForcedRefusal
 from ...adapters.ops.gating import GatedOp, decides
 from ...adapters.ops.op import Detector, Observer, ScopeMask
 from .branching import BranchRun
-from .outputs import hidden_of, replace_hidden
 from .parts import Parts
 
 _VISION_SITES = ("vision", "projector")
@@ -103,21 +102,18 @@ class AppliedAdapters:
     @contextmanager
     def active(self) -> Iterator[AppliedAdapters]:
         """Register the hooks; they are removed on every way out, also when registering fails."""
+        sites = {site for item in self.interventions for site in (item.site, *item.reads)}
+        taps = {site: self._parts.tap(site) for site in sites}  # which may run the model
         with ExitStack() as stack:
             handle = self._model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
             stack.callback(handle.remove)
             for index, item in enumerate(self.interventions):
-                module = self._parts.module(item.site)
                 run = self._runner(index, item)
                 if item.site.kind in _VISION_SITES:
                     run = _as_one_row(run)
-                if item.site.kind == "vision":
-                    handle = module.register_forward_pre_hook(lambda _, args, run=run: (run(args[0]), *args[1:]))
-                else:
-                    handle = module.register_forward_hook(lambda _, __, output, run=run: replace_hidden(output, run))
-                stack.callback(handle.remove)
+                stack.callback(taps[item.site].change(run).remove)
             for site in {site for item in self.interventions for site in item.reads}:
-                stack.callback(self._parts.module(site).register_forward_hook(self._reader(site)).remove)
+                stack.callback(taps[site].read(self._reader(site)).remove)
             if self._branch:
                 self._branch.watch(stack, self._detecting)
             if self.detector:
@@ -166,9 +162,9 @@ class AppliedAdapters:
             )
         return {"decides": torch.tensor(deciding, device=hidden.device), "held": held.to(hidden.device)}
 
-    def _reader(self, site: Site) -> Callable[[nn.Module, Any, Any], None]:
-        def read(module: nn.Module, args: Any, output: Any) -> None:
-            self._read[site] = hidden_of(output)[:, -1].float()
+    def _reader(self, site: Site) -> Callable[[Tensor], None]:
+        def read(hidden: Tensor) -> None:
+            self._read[site] = hidden[:, -1].float()
 
         return read
 

@@ -17,9 +17,10 @@ import numpy as np
 from ...adapters.errors import InvalidArtifact, RequestRefused, SafetykitError, TooLong, UsageError
 from ..data.sources import model_path
 from ..families import family_or_any
+from .kinds import require_decoder
 from .placing import Placing
 from .plain_text import BREAK, PlainText
-from .processors import require_sizes
+from .processors import image_token_of, prepares_otherwise, require_sizes
 from .reasons import reason_of
 from .requests import Generation, Inputs, Request
 from .shape import longest_prompt, require_prompt_tokens
@@ -28,9 +29,9 @@ from .turns import in_turn
 T = TypeVar("T")
 R = TypeVar("R")
 
-_OTHER_BACKEND = "TorchvisionBackend"
 _LETTERS = 64  # of a prompt for each token that it may have: more are not even tokenised
 _PIECE, _CUT = 2**14, 64  # letters whose tokens are counted at once, and tokens that a cut may add
+_KINDS = "mm_token_type_ids"  # of each token: text, of a picture, of a video
 _PER_TOKEN = "token_type_ids"  # how the processors' outputs about tokens are called; the others are about pictures
 
 
@@ -40,6 +41,7 @@ class InputProcessor:
     Attributes:
         config: of the model.
         family: what is special about its inputs.
+        image_token_id: the token that stands for each feature of a picture.
         most_tokens: the model's own maximum of a prompt's tokens, those of pictures included; None if it names none.
         max_prompt_tokens: the longest prompt that is accepted, in tokens; :attr:`most_tokens` at first.
         turn: what asks the tokenizer holds it, so that many threads may share a processor.
@@ -57,13 +59,12 @@ class InputProcessor:
             UsageError: this is no processor for pictures and text, or it does not prepare pictures by Pillow.
         """
         self.turn = RLock()
-        image_token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
-        if image_token is None or not hasattr(processor, "tokenizer"):
+        if not hasattr(processor, "tokenizer") or getattr(processor, "image_processor", None) is None:
             raise UsageError(
-                f"The model ({config.model_type}) has no image token or no processor for text and pictures.",
-                "safetykit works on vision-language models whose pictures become tokens of the decoder.",
+                f"The model ({config.model_type}) has no processor for text and pictures.",
+                "safetykit works on vision-language models; the checkpoint needs the files of their processor.",
             )
-        if any(base.__name__ == _OTHER_BACKEND for base in type(getattr(processor, "image_processor", None)).__mro__):
+        if prepares_otherwise(processor.image_processor):
             raise UsageError(
                 f"{type(processor.image_processor).__name__} prepares pictures by torchvision, exports by Pillow: "
                 "they would see other pixels.",
@@ -74,7 +75,9 @@ class InputProcessor:
         self.config, self.family = config, family_or_any(config)
         self.tokenizer = processor.tokenizer
         self.tokenizer.padding_side = "left"
-        self.image_token_id: int = image_token
+        if getattr(processor, "chat_template", None) is None:  # which not every processor's class takes
+            processor.chat_template = getattr(self.tokenizer, "chat_template", None)
+        self.image_token_id = image_token_of(processor, config)
         ends = self.tokenizer.eos_token_id if eos_token_ids is None else eos_token_ids
         self.eos_token_ids: tuple[int, ...] = (ends,) if isinstance(ends, int) else tuple(ends or ())
         if not self.eos_token_ids or any(type(one) is not int or one < 0 for one in self.eos_token_ids):
@@ -106,7 +109,7 @@ class InputProcessor:
         """Read a checkpoint or export folder, or ``reference:mild``; nothing is downloaded.
 
         Raises:
-            UsageError: the folder has no processor for pictures and text.
+            UsageError: the folder has no processor for pictures and text, or its model is of a kind that is not run.
             InvalidArtifact: it asks to run code, or is not what its manifest says.
         """
         from .pretrained import config_of, generation_config_of, readable_copy
@@ -115,6 +118,7 @@ class InputProcessor:
         folder = model_path(folder)
         try:
             config, generation = config_of(folder), generation_config_of(folder)
+            require_decoder(config)
             with readable_copy(folder) as copy:
                 processor = load_processor(copy, config)
             return cls(processor, config, None if generation is None else generation.eos_token_id)
@@ -254,6 +258,9 @@ class InputProcessor:
         input_ids, attention_mask = found.pop("input_ids"), found.pop("attention_mask")
         tokens = {name: found.pop(name) for name in list(found) if name.endswith(_PER_TOKEN)}
         self._require_known(input_ids)
+        if not self.family.name and found and _KINDS not in tokens and hasattr(self.processor, "create_" + _KINDS):
+            kinds = self.processor.create_mm_token_type_ids(input_ids.tolist())  # which some classes give if asked
+            tokens[_KINDS] = np.asarray(kinds, dtype=np.int64)
         return Inputs(input_ids, attention_mask, input_ids == self.image_token_id, found, tokens)
 
     def _require_known(self, token_ids: np.ndarray) -> None:

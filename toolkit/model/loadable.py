@@ -57,6 +57,8 @@ class Loadable:
         @property
         def device(self) -> torch.device: ...
 
+        def _run_shortly(self) -> None: ...
+
     @classmethod
     def from_pretrained(
         cls,
@@ -143,6 +145,7 @@ class Loadable:
             _share_buffers(self.model, full.model)
             self._empty = (self.model, self.parts, self.weights, self.features)
             self.model, self.parts, self.weights, self.features = full.model, full.parts, full.weights, full.features
+            self.parts.branches.run = self._run_shortly
             self.batch_size, self._stored = full.batch_size, full.stored_dtype
             if self._computes is not None:
                 dtype, stack = self._computes

@@ -29,7 +29,7 @@ from ..distributed.dealing import dealt
 from ..progress import Progress
 from .asking import request_of
 from .batching import BatchSize, own_share, streamed
-from .capture import USUAL, Reached
+from .capture import USUAL, Reached, require_seen
 from .outputs import hidden_of
 from .vlm import VLM
 
@@ -37,6 +37,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 OP = "FusedProjection"
+_NORM = Site("final_norm")
 
 
 @dataclass
@@ -86,7 +87,7 @@ class SecondPass:
         Raises:
             UsageError: the norm centres states or adds a bias, so that this does not say all that it does.
         """
-        norm = self.vlm.parts.final_norm
+        norm = self.vlm.parts.module(_NORM)
         ones = torch.ones(1, 1, self.base.d_model, dtype=self.vlm.dtype, device=self.vlm.device)
         found: Tensor = norm(ones).float().cpu().flatten()
         other: Tensor = norm(-2 * ones).float().cpu().flatten()
@@ -125,6 +126,8 @@ class SecondPass:
             first = _normal_pass(
                 self.vlm, _arguments(self.vlm, batch, pictures), keep=_blocks(places), from_block=earliest
             )
+            passed = {Site.block(layer): state for layer, state in first.hidden.items()}
+            require_seen(self.vlm, [Site.block(layer) for layer in sorted(_blocks(places))], passed)
             found: dict[Place, Tensor] = {}
             for place in places:
                 if isinstance(place, tuple):
@@ -154,7 +157,7 @@ class SecondPass:
         for index in range(safety + 1, len(self.vlm.parts.layers)):
             args, kwargs = first.calls[index]
             hidden = hidden_of(self.vlm.parts.layers[index](first.joined(index, hidden), *args, **kwargs))
-        return self.vlm.parts.final_norm(first.joined(len(self.vlm.parts.layers), hidden))
+        return self.vlm.parts.module(_NORM)(first.joined(len(self.vlm.parts.layers), hidden))
 
 
 @torch.inference_mode()
@@ -275,7 +278,7 @@ def _normal_pass(vlm: VLM, arguments: Mapping[str, Any], keep: set[int], from_bl
                 stack.callback(layer.register_forward_pre_hook(note_call(index), with_kwargs=True).remove)
             if index >= first or index in keep:
                 stack.callback(layer.register_forward_hook(note_output(index)).remove)
-        norm = vlm.parts.final_norm
+        norm = vlm.parts.module(_NORM)
         if first < depth:
             stack.callback(norm.register_forward_pre_hook(note_joining(depth), with_kwargs=True).remove)
         stack.callback(norm.register_forward_hook(note_normed).remove)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...adapters.artifact.sites import Site
 from ...adapters.errors import UsageError
@@ -16,8 +16,7 @@ from ..data.ahead import PicturesAhead
 from ..data.records import Record
 from .asking import request_of
 from .batching import BatchSize, counted, own_share, streamed
-from .capture import USUAL, Reached, by_length
-from .outputs import hidden_of
+from .capture import USUAL, Reached, by_length, require_seen
 from .running import Running
 
 R = TypeVar("R")
@@ -53,7 +52,7 @@ def stream_tokens(
     for site in sites:
         if site.kind in _WITHOUT_POSITIONS:
             raise UsageError(f"Site {site} has no hidden state per token.", "Use a site of a decoder layer.")
-        vlm.parts.module(site)  # names what is wrong
+    taps = {site: vlm.parts.tap(site) for site in sites}
     deepest = max(sites, key=order.index)
 
     ordered = [unit[0] for unit in by_length([(record,) for record in records])]
@@ -67,9 +66,10 @@ def stream_tokens(
         with ExitStack() as stack:
             for site in sites:
                 hook = _reader(site, seen, stop=site == deepest)
-                stack.callback(vlm.parts.module(site).register_forward_hook(hook).remove)
+                stack.callback(taps[site].read(hook).remove)
             with suppress(Reached):
                 vlm.model(**vlm.arguments(inputs), use_cache=False)
+        require_seen(vlm, sites, seen)
         return keep(TokenBatch(list(batch), seen, mask & vision, mask & ~vision))
 
     for _, kept in counted(streamed(ordered, size, USUAL, run), len(ordered), vlm.told):
@@ -77,8 +77,8 @@ def stream_tokens(
 
 
 def _reader(site: Site, seen: dict[Site, Tensor], stop: bool):
-    def read(module: nn.Module, args: Any, output: Any) -> None:
-        seen[site] = hidden_of(output).float().cpu()
+    def read(hidden: Tensor) -> None:
+        seen[site] = hidden.float().cpu()
         if stop:
             raise Reached
 

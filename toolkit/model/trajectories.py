@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import takewhile
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
 from ...adapters.artifact.sites import Site
@@ -19,7 +18,6 @@ from ..data.records import Record
 from .asking import request_of
 from .batching import BatchSize, counted, own_share, streamed
 from .capture import USUAL, by_length
-from .outputs import hidden_of
 from .running import Stepping
 
 
@@ -36,19 +34,19 @@ def stream_trajectories(
     Raises:
         UsageError: a site does not exist.
     """
-    modules = [vlm.parts.module(site) for site in sites]
+    taps = [vlm.parts.tap(site) for site in sites]
     ordered = [unit[0] for unit in by_length([(record,) for record in records])]
     pictures = PicturesAhead(own_share(ordered, size, USUAL))
     ends = torch.tensor(sorted(vlm.inputs.eos_token_ids))
 
     def run(batch: Sequence[Record]) -> Trajectories:
-        seen: list[Tensor] = [torch.empty(0)] * len(modules)
+        seen: list[Tensor] = [torch.empty(0)] * len(taps)
         states: list[Tensor] = []
         said: list[Tensor] = []
         cache = DynamicCache()
         with ExitStack() as stack:
-            for at, module in enumerate(modules):
-                stack.callback(module.register_forward_hook(_reader(seen, at)).remove)
+            for at, tap in enumerate(taps):
+                stack.callback(tap.read(_reader(seen, at)).remove)
             logits, inputs = vlm.prefill([request_of(one, pictures) for one in batch], cache)
             mask = torch.from_numpy(inputs.attention_mask).to(logits.device)
             lengths = torch.zeros(len(batch), dtype=torch.int64)
@@ -73,8 +71,8 @@ def stream_trajectories(
         yield from counted(streamed(ordered, size, USUAL, run), len(ordered), vlm.told)
 
 
-def _reader(seen: list[Tensor], at: int) -> Callable[[nn.Module, Any, Any], None]:
-    def read(module: nn.Module, args: Any, output: Any) -> None:
-        seen[at] = hidden_of(output)[:, -1].float().cpu()
+def _reader(seen: list[Tensor], at: int) -> Callable[[Tensor], None]:
+    def read(hidden: Tensor) -> None:
+        seen[at] = hidden[:, -1].float().cpu()
 
     return read

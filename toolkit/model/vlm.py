@@ -84,7 +84,7 @@ class VLM(Loadable, Feeding, Generating):
             ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
             processor = InputProcessor(processor, model.config, ends)
         self.inputs: InputProcessor = processor
-        self.parts = Parts.find(model)
+        self.parts = Parts.find(model, self._run_shortly)
         self.weights = Weights(model)
         self.features = FeatureCache(model)
         self.batch_size = BatchSize()
@@ -97,6 +97,18 @@ class VLM(Loadable, Feeding, Generating):
         self._last_fed: WeakKeyDictionary[Any, dict[str, np.ndarray]] = WeakKeyDictionary()  # by KV cache
         self._hooks: AppliedAdapters | None = None
         self._retriever: Retriever | None = None
+
+    def _run_shortly(self) -> None:
+        """Run one short prompt, with the ops of applied adapters off."""
+        hooks = self._hooks
+        before = (hooks.enabled, hooks.references) if hooks else None
+        if hooks:
+            hooks.enabled, hooks.references = False, {}
+        try:
+            self.model(**self.arguments(self.inputs.prepare([Request("?")])), use_cache=False)
+        finally:
+            if hooks and before:
+                hooks.enabled, hooks.references = before
 
     def __repr__(self) -> str:
         """Where it comes from, its architecture, size and type, and whether adapters are applied."""
