@@ -82,6 +82,13 @@ class Client:
             chosen[self._random.randrange(len(chosen))] = self._random.choice(self._bad)
         self._send(chosen)
 
+    def warm(self) -> None:
+        """Send the largest batches there can be: the longest requests, with pictures and without."""
+        for pictured in (True, False):
+            some = [one for one in self._good if (one.given.get("image") is not None) == pictured]
+            if longest := sorted(some, key=lambda one: len(one.given["prompt"]))[-1:]:
+                self._send(longest * self.rows)
+
     def _send(self, chosen: Sequence[Question]) -> None:
         bad = [one for one in chosen if one.answer is None]
         began = time.monotonic()

@@ -6,8 +6,9 @@ By default the export is of the reference VLM `mild` with a gated corrector and 
 probe fitted under it), so that some requests are refused before generation. Requests are the reference test records,
 with and without pictures, and odd ones: special tokens in the text, prompts that are too long or empty, files that are
 no pictures, two pictures where one is taken. Each is first asked alone; that answer, or that typed error, is the
-expected one. Then every thread draws batches of 1 to ``--rows`` of them until the time is over. A batch that is refused
-because of an odd request is sent again without the odd ones, as a server would.
+expected one. Then all threads at once send the largest batches there can be, and from there on each draws batches of 1
+to ``--rows`` requests until the time is over. A batch that is refused because of an odd request is sent again without
+the odd ones, as a server would.
 
 Counted are answers that differ from the expected ones in their tokens, in the decision or in a score, errors that are
 not typed, and leaks. Every record about a picture has a canary word: the name of what is shown, which the picture
@@ -30,7 +31,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,7 @@ def soak(
         the most that was resident before that.
     """
     clients = [Client(vlm, asked, rows, seed) for seed in range(threads)]
+    _at_once(clients, Client.warm)
     gc.collect()
     began, samples, most = time.monotonic(), list[Memory](), 0.0
     over = threading.Event()
@@ -161,6 +163,15 @@ def soak(
         "most_mb": round(most, 1),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
     }
+
+
+def _at_once(clients: Sequence[Client], work: Callable[[Client], None]) -> None:
+    """Work of each client in a thread of its own, until all are done."""
+    threads = [threading.Thread(target=work, args=(client,), daemon=True) for client in clients]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def table(results: Mapping[str, Any]) -> str:
