@@ -12,7 +12,10 @@ from safetykit.bench import skeleton, summary
 
 BENCH = Path(skeleton.__file__).parent
 # Parts that benchmarks import, and one that runs where safetykit is not installed.
-PARTS = {"skeleton", "random_decoder", "runtimes", "optimum_loader", "arm", "batching", "clients", "load", "memory_in_use"}
+PARTS = {
+    *("skeleton", "random_decoder", "runtimes", "optimum_loader", "arm", "batching", "clients", "load"),
+    "memory_in_use",
+}
 NAMES = sorted(path.stem for path in BENCH.glob("*.py") if path.stem not in PARTS)
 
 
