@@ -13,7 +13,7 @@ from ..export.manifest import ExportManifest
 from ..export.runtime.hotswap import Swap, read_swap
 from ..toolkit.data.sources import is_checkpoint, is_export
 from .access import KEYS_VARIABLE, Keys, is_loopback
-from .engine import OWN
+from .engine import OFF, OWN
 from .options import ServeOptions
 
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
@@ -100,9 +100,9 @@ def read_adapters(
     found: dict[str, Swap] = {}
     for one in named:
         name, _, folder = one.partition("=")
-        if not name or not folder or name in (OWN, "off") or name in found:
+        if not name or not folder or name in (OWN, OFF) or name in found:
             raise UsageError(
-                f"--adapter {one!r} names no adapter.", f"Write NAME=FOLDER, each name once; {OWN} and off are taken."
+                f"--adapter {one!r} names no adapter.", f"Write NAME=FOLDER, each name once; {OWN} and {OFF} are taken."
             )
         found[name] = read_swap([Path(folder)], manifest, allow_uncorrected_detector=allow_uncorrected_detector)
     return found

@@ -13,6 +13,7 @@ import uvicorn
 
 from ..adapters.errors import ServerFailed, UsageError
 from ..adapters.settings import spell
+from ..export.runtime.graphs import base_graphs
 from ..export.runtime.hotswap import read_swap
 from ..export.runtime.onnx_vlm import OnnxVLM
 from ..export.runtime.sessions import CPU, computing_with
@@ -118,6 +119,8 @@ def serving(folder: Path, options: ServeOptions, *, say: Callable[[str], None] =
     )
     options.require_use(("threads",), CPU[0] in options.providers, f"the provider {CPU[0]}")
     allowed = options.allow_uncorrected_detector
+    if options.allow_off:
+        base_graphs(folder)
     with computing_with(options.threads):
         model = OnnxVLM.from_pretrained(folder, options.providers, index=options.external_index, opened=False)
         model.inputs.limit(options.max_prompt_tokens)
@@ -130,10 +133,13 @@ def serving(folder: Path, options: ServeOptions, *, say: Callable[[str], None] =
             found = model.check_canaries()
             say(f"{len(found.canaries)} canaries are answered as they were, {found.telling} of them show the adapters")
         model.open()
+        plain = model.unmodified() if options.allow_off else None
+        if plain is not None:
+            plain.open()
         if own is not None:
             model.install(own)
         name = options.name or folder.resolve().name
-        service = Service(model, name, options, Log(prompts=options.log_prompts), swaps, watched)
+        service = Service(model, name, options, Log(prompts=options.log_prompts), swaps, watched, plain)
         try:
             yield service
         finally:

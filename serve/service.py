@@ -64,6 +64,7 @@ class Service:
         model: used by one thread of the service's own from now on.
         name: what clients call it.
         swaps: adapters that requests may choose, by name.
+        plain: the model without adapters, if requests may choose that.
         watched: what the export's own adapters said in their calibration.
 
     Attributes:
@@ -81,13 +82,15 @@ class Service:
         log: Log,
         swaps: Mapping[str, Swap] | None = None,
         watched: Sequence[Reference] = (),
+        plain: OnnxVLM | None = None,
     ) -> None:
         self.model, self.name, self.options, self.log = model, name, options, log
         self.created = int(time.time())
-        self.variants, self.watched = (OWN, *(swaps or {})), tuple(watched)
+        self.watched, self._engine = tuple(watched), ExportEngine(model, swaps, plain)
+        self.variants = self._engine.variants
         self.when_broken: Callable[[], None] = lambda: None
         self.scheduler = Scheduler(
-            ExportEngine(model, swaps),
+            self._engine,
             max_batch=options.max_batch,
             max_queue=options.max_queue,
             when_broken=self._broken,
@@ -148,7 +151,7 @@ class Service:
                 with contextlib.suppress(RuntimeError):  # the loop has ended
                     loop.call_soon_threadsafe(asked.events.put_nowait, (at, event))
 
-            answer = Answer(self.model, request, self._wanted(body, at), tell)
+            answer = Answer(self._engine.of(body.safetykit.adapter), request, self._wanted(body, at), tell)
             answer.client, answer.variant = client, body.safetykit.adapter
             answer.deadline = began + self.options.timeout
             asked.answers.append(answer)

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from ...adapters.errors import InvalidArtifact, UsageError
 from ...toolkit.model.inputs import InputProcessor
 from ...toolkit.model.requests import Inputs
-from ..manifest import GRAPHS, ExportManifest, Graph
+from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph
 from ..metadata import read_metadata, read_state
 from ..names import (
     ATTENTION_MASK,
@@ -63,7 +63,7 @@ class Graphs:
         manifest: ExportManifest,
         inputs: InputProcessor,
         providers: Sequence[str],
-        graphs: Mapping[Graph, bytes] | None = None,
+        graphs: Mapping[Graph, bytes | Path] | None = None,
         *,
         bind_to: tuple[str, int] | None = None,
         opened: bool = True,
@@ -315,3 +315,18 @@ class Graphs:
             swaps=swaps,
             extras={name.removeprefix(own("")): value for name, value in results.items() if is_own(name)},
         )
+
+
+def base_graphs(folder: Path) -> dict[Graph, Path]:
+    """Graphs of the unmodified model in an export folder; a graph that is not among them has no adapter.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = {name: path for name in GRAPHS if (path := folder / LAYOUT.base_graph(name)).is_file()}
+    if not found:
+        raise UsageError(
+            f"{folder} holds no graphs of the model without adapters (*.base.onnx).",
+            "Exports of the layout onnx that have adapters hold them.",
+        )
+    return found

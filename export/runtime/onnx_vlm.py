@@ -32,7 +32,7 @@ from ..surgery.retrieval import open_retriever
 from .batches import Part, gathered, tokens_first
 from .canary import Canaries, require_canaries
 from .decoding import Decoding, Seeing
-from .graphs import Graphs
+from .graphs import Graphs, base_graphs
 from .hotswap import Swap, read_swap
 from .sampling import Sampler
 from .sessions import CPU, require_available
@@ -59,7 +59,7 @@ class OnnxVLM(Graphs, Generating):
         manifest: ExportManifest,
         inputs: InputProcessor,
         providers: Sequence[str],
-        graphs: Mapping[Graph, bytes] | None = None,
+        graphs: Mapping[Graph, bytes | Path] | None = None,
         *,
         index: CaptionIndex | Path | None = None,
         bind_to: tuple[str, int] | None = None,
@@ -210,6 +210,23 @@ class OnnxVLM(Graphs, Generating):
     def reset(self) -> None:
         """Run with the export's own adapters again."""
         self.install(None)
+
+    def unmodified(self) -> OnnxVLM:
+        """The model without its adapters, by the graphs in the folder that share its weights; opened when it is run.
+
+        Its sessions hold weights of their own in memory. Requests are prepared by the same :attr:`inputs`.
+
+        Raises:
+            UsageError: the export holds no such graphs.
+        """
+        plain = self.manifest.model_copy(
+            update={
+                **dict.fromkeys(("adapters", "interventions", "parameters", "updates"), ()),
+                **dict.fromkeys(("gate_state", "branch", "detector", "detector_state", "retrieval")),
+                "enforce": False,
+            }
+        )
+        return OnnxVLM(self.path, plain, self.inputs, self.providers, base_graphs(self.path), opened=False)
 
     def check_canaries(self) -> Canaries:
         """Ask the requests that were recorded with the export, for a server to do at its start.

@@ -27,7 +27,7 @@ async function connect() {
   const { adapters, shadow, max_new_tokens: most } = model.safetykit;
   at("tokens").max = most;
   at("tokens").value = Math.min(most, Number(at("tokens").value) || most);
-  const others = adapters.slice(1).map((name) => [`adapter:${name}`, `adapter ${name}`]);
+  const others = adapters.slice(1).map((name) => [`adapter:${name}`, titled(name)]);
   if (shadow) others.push([SHADOW, "shadow mode: nothing refused"]);
   const chosen = at("compare").value;
   at("compare").replaceChildren(...[["", "nothing"], ...others].map(([value, text]) => new Option(text, value)));
@@ -77,13 +77,17 @@ function drawPictures() {
 
 // --- answers
 
+function titled(adapter) {
+  return adapter === "off" ? "without adapters" : `adapter ${adapter}`;
+}
+
 function columns() {
   const first = { name: "on", title: "the export's own adapters", choice: {} };
   const chosen = at("compare").value;
   if (chosen === SHADOW) return [{ name: SHADOW, title: "shadow mode", choice: { shadow: true } }, first];
   if (chosen) {
     const adapter = chosen.slice("adapter:".length);
-    return [first, { name: chosen, title: `adapter ${adapter}`, choice: { adapter } }];
+    return [first, { name: chosen, title: titled(adapter), choice: { adapter } }];
   }
   return [first];
 }

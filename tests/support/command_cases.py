@@ -176,10 +176,10 @@ OTHERS = [
         ),
     ),
     Case(
-        "serve {swappable} --check --json --port 0 --host 0.0.0.0 --allow-anonymous --allow-shadow --page"
+        "serve {swappable} --check --json --port 0 --host 0.0.0.0 --allow-anonymous --allow-shadow --page --allow-off"
         " --adapter same={swappable} --swap {other_guard} --swap {probe} --allow-uncorrected-detector",
         lambda done, made: [
-            done.value["adapters"] == ["on", "same"],
+            done.value["adapters"] == ["on", "off", "same"],
             done.value["shadow"] and done.value["page"],
             done.value["keys"] == 0 and done.value["url"].startswith("http://0.0.0.0:"),
         ],

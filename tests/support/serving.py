@@ -23,10 +23,10 @@ TOKENS = 8
 
 
 @contextlib.contextmanager
-def serving(folder, *, keys=(), swaps=None, log=None, model=None, watched=(), **options):
+def serving(folder, *, keys=(), swaps=None, log=None, model=None, watched=(), plain=None, **options):
     model = model or OnnxVLM.from_pretrained(folder)
     log = log or Log(io.StringIO())
-    service = Service(model, "tiny", ServeOptions(max_new_tokens=16, **options), log, swaps, watched)
+    service = Service(model, "tiny", ServeOptions(max_new_tokens=16, **options), log, swaps, watched, plain)
     with TestClient(application(service, Keys(keys)), "http://localhost", raise_server_exceptions=False) as client:
         client.service = service
         yield client

@@ -2,11 +2,13 @@
 
 import io
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 from serving import CHAT, KEY, TOKENS, body, check, events, is_refused, serving
 
 from safetykit import OnnxVLM
+from safetykit.export.manifest import LAYOUT
 from safetykit.serve.logs import Log
 
 
@@ -179,6 +181,30 @@ def test_a_request_may_choose_among_named_adapters(served, as_messages, requests
     for sent, value, answer in zip(bodies, found, expected, strict=True):
         assert value["choices"][0]["message"]["content"] == answer.text
         assert value["safetykit"]["adapter"] == sent["safetykit"]["adapter"]
+
+
+def test_a_request_may_ask_the_model_without_adapters(served, base_folder, as_messages, requests, tmp_path):
+    """What the base graphs' own export answers, whatever the detector would say, beside answers with adapters."""
+    folder = shutil.copytree(served, tmp_path / "served")
+    shutil.copyfile(base_folder / LAYOUT.decoder, folder / LAYOUT.base_graph("decoder"))
+    model = OnnxVLM.from_pretrained(folder)
+    answers = [model.generate(one, TOKENS) for one in requests]
+    plain = OnnxVLM.from_pretrained(base_folder)
+    unmodified = [plain.generate(one, TOKENS) for one in requests]
+    assert any(one.refused for one in answers) and [one.text for one in answers] != [one.text for one in unmodified]
+    with serving(folder, model=model, plain=model.unmodified()) as client, ThreadPoolExecutor(8) as pool:
+        assert client.get("/v1/models").json()["data"][0]["safetykit"]["adapters"] == ["on", "off"]
+        names = ["off", "on"] * len(requests)
+        bodies = [
+            body(as_messages(one), safetykit={"adapter": name})
+            for one, name in zip([one for one in requests for _ in range(2)], names, strict=True)
+        ]
+        found = list(pool.map(lambda sent: client.post(CHAT, json=sent).json(), bodies))
+    expected = [one for pair in zip(unmodified, answers, strict=True) for one in pair]
+    for name, value, answer in zip(names, found, expected, strict=True):
+        assert value["choices"][0]["message"]["content"] == answer.text, name
+        assert (value["safetykit"]["adapter"], value["safetykit"]["refused"]) == (name, answer.refused)
+        assert (value["safetykit"]["risk"] is None) == (name == "off")
 
 
 def test_an_answer_that_takes_too_long_fails_with_504(served, as_messages, answered):

@@ -69,6 +69,7 @@ def test_adapters_that_are_none(served, tmp_path):
     done = safetykit(*command, "--adapter", f"x={tmp_path}")
     assert done.code in (2, 3) and str(tmp_path) in done.err and not done.out
     is_refused(safetykit(*command, "--allow-uncorrected-detector"), "does nothing without an adapter")
+    is_refused(safetykit(*command, "--allow-off"), "holds no graphs of the model without adapters")
 
 
 def test_limits_of_the_wrong_size(served):
