@@ -16,7 +16,7 @@ from ..adapters.settings import spell
 from ..export.runtime.graphs import base_graphs
 from ..export.runtime.hotswap import read_swap
 from ..export.runtime.onnx_vlm import OnnxVLM
-from ..export.runtime.sessions import CPU, computing_with
+from ..export.runtime.sessions import CPU, computing_with, require_cores
 from .access import Keys, read_keys
 from .app import application
 from .drift import Reference, least_window, references_of
@@ -118,6 +118,7 @@ def serving(folder: Path, options: ServeOptions, *, say: Callable[[str], None] =
         ("allow_uncorrected_detector",), bool(options.swap or options.adapters), "an adapter (--swap or --adapter)"
     )
     options.require_use(("threads",), CPU[0] in options.providers, f"the provider {CPU[0]}")
+    require_cores(options.threads, spell(ServeOptions, "threads"))
     allowed = options.allow_uncorrected_detector
     if options.allow_off:
         base_graphs(folder)

@@ -8,7 +8,6 @@ interval lies above the control's. A ratio below the control is noise and is nev
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Literal
@@ -19,6 +18,7 @@ from jaxtyping import Float
 from ...adapters.artifact.manifest import Strict
 from ...adapters.errors import UsageError
 from ...toolkit.model.requests import Request
+from ..runtime.sessions import cores
 
 if TYPE_CHECKING:
     from ..runtime.decoding import Decoding
@@ -159,7 +159,7 @@ def measure_latency(
         seed=seed,
         separate_control=control is not None,
         providers=tuple(providers),
-        cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cpus=cores(),
         precision=ours.precision,
     )
 

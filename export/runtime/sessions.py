@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -55,6 +56,26 @@ def sparing_memory(on: bool = True) -> Iterator[None]:
         yield
     finally:
         _SPARING.reset(token)
+
+
+def require_cores(threads: int | None, spelled: str) -> None:
+    """Refuse more threads than this machine has cores: they would wait for one another, and very many bring it down.
+
+    Args:
+        spelled: how the user says the number.
+
+    Raises:
+        UsageError: see above.
+    """
+    if threads is not None and threads > (most := cores()):
+        raise UsageError(
+            f"{spelled} {threads} is more than this machine has cores ({most}).", "Take no more than that."
+        )
+
+
+def cores() -> int:
+    """Of this machine, that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -104,6 +104,7 @@ def test_threads_are_those_of_every_session(served, monkeypatch):
         safetykit("serve", served, "--check", "--threads", 1, "--provider", "CUDAExecutionProvider"),
         "--threads does nothing without the provider CPUExecutionProvider",
     )
+    is_refused(safetykit("serve", served, "--check", "--threads", 100_000), "more than this machine has cores")
 
 
 def test_an_export_without_canaries_cannot_be_asked_them(served):
