@@ -242,7 +242,7 @@ class Service:
         if asked:
             first = asked.choices[0]
             self.metrics.latency.observe(seconds)
-            fields |= {"id": asked.identity, "finish_reason": first.reason}
+            fields |= {"id": asked.identity, **asked.body.safetykit.chosen, "finish_reason": first.reason}
             fields |= {"completion_tokens": sum(one.tokens for one in asked.choices), "prompt": asked.request.prompt}
             fields["answer"] = first.text
             if first.begun:

@@ -1,6 +1,8 @@
 """A strength that a request chooses, where the server allows it, is that of adapters that were fitted so."""
 
 import dataclasses
+import io
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,6 +18,7 @@ from safetykit.export.runtime.hotswap import read_swap
 from safetykit.export.runtime.strength import scaled, strengths
 from safetykit.export.surgery.adapt import adapt, copy_base
 from safetykit.serve.drift import Reference
+from safetykit.serve.logs import Log
 
 FACTORS = (0.0, 0.4, 1.0, 2.0)
 OPS = (("GatedSteering", "decoder.layers.0", "all", "both"), ("SubspaceProjection", "decoder.layers.2", "all", "both"))
@@ -86,19 +89,19 @@ def test_answers_are_those_of_adapters_that_were_fitted_so(scalable, other, make
 
 
 def test_at_0_the_model_is_unmodified_and_only_the_detector_acts(scalable, base_folder, as_messages, requests):
-    plain = answers(OnnxVLM.from_pretrained(base_folder), requests)
-    with serving(scalable, allow_strength=1.0, allow_shadow=True) as client:
+    plain, log = answers(OnnxVLM.from_pretrained(base_folder), requests), io.StringIO()
+    with serving(scalable, allow_strength=1.0, allow_shadow=True, log=Log(log)) as client:
         assert client.get("/v1/models").json()["data"][0]["safetykit"]["max_strength"] == 1.0
         for one, answer in zip(requests, plain, strict=True):
             off = {"strength": 0, "shadow": True}
             value = client.post(CHAT, json=body(as_messages(one), safetykit=off)).json()
             assert value["choices"][0]["message"]["content"] == answer.text
+    for line in log.getvalue().splitlines():
+        assert {"adapter": "on", "strength": 0}.items() <= json.loads(line).items()
 
 
 @pytest.mark.parametrize("strength", [-0.1, 2.1, "1", True, [1], 1e309])
 def test_a_strength_beyond_what_is_allowed_is_refused(scalable, as_messages, requests, strength):
-    import json
-
     sent = json.dumps(body(as_messages(requests[0]), safetykit={"strength": strength}))
     with serving(scalable, allow_strength=2.0) as client:
         if strength == 1e309:  # a number of JSON that is none of ours
@@ -132,7 +135,7 @@ def test_a_server_says_what_it_scales_and_refuses_what_it_cannot(scalable, serve
     done = safetykit(*typed, "--allow-strength", 2.5, "--swap", scalable, "--allow-uncorrected-detector")
     assert done.code == 0 and done.value["max_strength"] == 2.5, done.err
     assert safetykit(*typed).value["max_strength"] is None
-    for value, said in ((0, "--allow-strength"), ("inf", "strength"), (1e39, "overflows float32"), ("x", "float")):
+    for value, said in ((0, "--allow-strength"), ("inf", "strength"), (1e39, "overflows float32"), ("x", "number")):
         done = safetykit(*typed, "--allow-strength", value)
         assert done.code == 2 and said in done.err and "Traceback" not in done.err, done.err
     done = safetykit("serve", served, "--check", "--port", 0, "--allow-strength", 2)
@@ -150,6 +153,10 @@ def test_only_the_strengths_are_scaled(scalable):
     for name, array in swap.arrays.items():
         factor = 0.5 if name in names else 1
         assert np.array_equal(half.arrays[name], factor * array) and half.arrays[name].dtype == array.dtype
+    small = dataclasses.replace(swap, arrays={name: one.astype(np.float16) for name, one in swap.arrays.items()})
+    assert {one.dtype for one in scaled(small, manifest, 0.3).arrays.values()} == {np.dtype(np.float16)}
+    with pytest.raises(UsageError, match="overflows float16"):
+        scaled(small, manifest, 1e5)
     for factor in (-1, float("nan"), float("inf")):
         with pytest.raises(UsageError, match="is no strength"):
             scaled(swap, manifest, factor)
