@@ -140,6 +140,7 @@ class ParameterInfo(Strict):
         shape: an axis that an override may size as it likes has a name, equal names are equal sizes.
         dtype: as NumPy calls it.
         transposed: the graph reads a weight [in, out] where the base has [out, in].
+        strength: what its op adds to the state is proportional to it.
     """
 
     name: str
@@ -148,6 +149,7 @@ class ParameterInfo(Strict):
     shape: tuple[int | str, ...]
     dtype: Literal["float32", "float16", "int64"]
     transposed: bool = False
+    strength: bool = False
 
 
 class BranchInfo(Strict):

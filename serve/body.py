@@ -58,10 +58,17 @@ class Extension(_Fields):
     Attributes:
         adapter: the name of another adapter, or ``on`` for the export's own.
         shadow: a risk above the threshold is told and not acted on.
+        strength: how strongly the adapter acts, as a multiple of how it was fitted; None for as it was.
     """
 
     adapter: str = "on"
     shadow: bool = False
+    strength: Annotated[float, Field(ge=0)] | None = None
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What is told with the answer: the adapter, and its strength if the request has one."""
+        return {"adapter": self.adapter} | ({} if self.strength is None else {"strength": self.strength})
 
 
 class ChatBody(_Fields):

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ..export.runtime.batches import Part
 from ..export.runtime.decoding import Decoding
-from ..export.runtime.hotswap import Swap
+from ..export.runtime.hotswap import Swap, swap_in
 from ..export.runtime.onnx_vlm import OnnxVLM
+from ..export.runtime.strength import scaled
 
 if TYPE_CHECKING:
     from .answer import Answer
 
-OWN, OFF = "on", "off"  # the variants of the export's own adapters, and of none
+OWN, OFF = "on", "off"  # the names of the export's own adapters, and of none
+
+
+class Variant(NamedTuple):
+    """What answers: an adapter by its name, and how strongly it acts, as a multiple of how it was fitted."""
+
+    adapter: str = OWN
+    strength: float = 1.0
 
 
 class ExportEngine:
@@ -25,25 +33,47 @@ class ExportEngine:
         model: the opened export; used by one thread from now on.
         swaps: what requests may choose in the place of its own adapters, by name.
         plain: the model without adapters, if requests may choose that.
+        scales: whether requests may choose a strength.
 
     Attributes:
-        variants: what there is to choose from.
+        adapters: names of what there is to choose from.
+
+    Raises:
+        SafetykitError: what would be scaled cannot be read.
     """
 
-    def __init__(self, model: OnnxVLM, swaps: Mapping[str, Swap] | None = None, plain: OnnxVLM | None = None) -> None:
+    def __init__(
+        self,
+        model: OnnxVLM,
+        swaps: Mapping[str, Swap] | None = None,
+        plain: OnnxVLM | None = None,
+        *,
+        scales: bool = False,
+    ) -> None:
         self._own, self._plain, self._swaps = model, plain, {OWN: model.swapped, **(swaps or {})}
         self._model = model
-        self.variants = (OWN, *((OFF,) if plain is not None else ()), *(swaps or {}))
+        self.adapters = (OWN, *((OFF,) if plain is not None else ()), *(swaps or {}))
+        self._fitted = model.swapped
+        if scales and self._fitted is None:
+            self._fitted = swap_in(model.path, model.manifest, model.manifest)
 
-    def of(self, variant: str) -> OnnxVLM:
-        """What answers as this variant."""
-        return self._plain if variant == OFF and self._plain is not None else self._own
+    def of(self, adapter: str) -> OnnxVLM:
+        """What answers with the adapter of this name."""
+        return self._plain if adapter == OFF and self._plain is not None else self._own
 
-    def use(self, variant: str) -> None:
+    def use(self, variant: Variant) -> None:
         """Run this variant's graphs with its parameters."""
-        self._model = self.of(variant)
+        self._model = self.of(variant.adapter)
         if self._model is self._own:
-            self._own.install(self._swaps[variant])
+            self._own.install(self._swap(variant))
+
+    def _swap(self, variant: Variant) -> Swap | None:
+        swap = self._swaps[variant.adapter]
+        if variant.strength == 1:
+            return swap
+        fitted = self._fitted if variant.adapter == OWN else swap
+        assert fitted is not None
+        return scaled(fitted, self._own.manifest, variant.strength)
 
     def begin(self, rows: Sequence[Answer]) -> Decoding:
         """Read the prompts together."""

@@ -37,6 +37,12 @@ class ServeOptions(PromptOptions, SwapOptions):
         (), "NAME=FOLDER: an adapter that requests may choose; a hot-swap export; repeat for several.", option="adapter"
     )
     allow_off: bool = setting(False, "Let requests ask the model without its adapters; it takes its memory once more.")
+    allow_strength: float | None = setting(
+        None,
+        "Let requests scale what adapters add, from 0 (nothing) over 1 (as fitted) to this; a hot-swap export.",
+        shown="as fitted",
+        gt=0,
+    )
     allow_shadow: bool = setting(False, "Let requests ask for the risk alone: it is told, and nothing is refused.")
     canary: bool = setting(False, "Ask the requests recorded with the export first; serve only if all is as it was.")
     drift_window: int = setting(

@@ -10,7 +10,8 @@ from ..adapters.errors import UsageError
 from ..adapters.extras import missing
 from ..adapters.settings import spell
 from ..export.manifest import ExportManifest
-from ..export.runtime.hotswap import Swap, read_swap
+from ..export.runtime.hotswap import Swap, read_swap, swap_in
+from ..export.runtime.strength import scaled, strengths
 from ..toolkit.data.sources import is_checkpoint, is_export
 from .access import KEYS_VARIABLE, Keys, is_loopback
 from .engine import OFF, OWN
@@ -106,3 +107,20 @@ def read_adapters(
             )
         found[name] = read_swap([Path(folder)], manifest, allow_uncorrected_detector=allow_uncorrected_detector)
     return found
+
+
+def require_strength(folder: Path, manifest: ExportManifest, swaps: Sequence[Swap], most: float) -> None:
+    """Refuse a strength that requests could not choose.
+
+    Args:
+        folder: of the export.
+        swaps: what else than its own adapters would be scaled.
+        most: the largest strength.
+
+    Raises:
+        UsageError: the export's adapters have no strength, or the largest is too large for the graphs.
+        SafetykitError: their parameters cannot be read.
+    """
+    strengths(manifest)
+    for swap in (swap_in(folder, manifest, manifest), *swaps):
+        scaled(swap, manifest, most)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -32,7 +32,7 @@ class Replies:
         created: seconds since 1970.
         model: as clients call it.
         fingerprint: of what answers.
-        adapter: that answers.
+        chosen: what the request chose to be answered by.
         token_text: a token's own text.
         logprobs: whether they were asked for.
     """
@@ -43,13 +43,13 @@ class Replies:
         created: int,
         model: str,
         fingerprint: str,
-        adapter: str,
+        chosen: Mapping[str, Any],
         token_text: Callable[[int], str],
         *,
         logprobs: bool,
     ) -> None:
         self._shared = {"id": identity, "created": created, "model": model, "system_fingerprint": fingerprint}
-        self._adapter, self._token_text, self._logprobs = adapter, token_text, logprobs
+        self._chosen, self._token_text, self._logprobs = chosen, token_text, logprobs
 
     def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """The completion."""
@@ -101,7 +101,7 @@ class Replies:
 
     def _verdict(self, choice: Choice) -> dict[str, Any]:
         assert choice.begun is not None
-        return {**verdict_told(choice.begun.verdict), "adapter": self._adapter}
+        return {**verdict_told(choice.begun.verdict), **self._chosen}
 
     def _told(self, found: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         if not self._logprobs or not found:

@@ -22,7 +22,7 @@ from .app import application
 from .drift import Reference, least_window, references_of
 from .logs import Log
 from .options import ServeOptions
-from .plan import bound, read_adapters, require_keys
+from .plan import bound, read_adapters, require_keys, require_strength
 from .service import Service
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -47,8 +47,7 @@ class Server:
             "keys": len(keys),
             "providers": list(model.providers),
             "threshold": None if detector is None else detector.threshold,
-            "adapters": list(service.variants),
-            "shadow": options.allow_shadow,
+            **service.choices,
             "watched": [one.told() for one in service.watched],
             "page": options.page,
             "log_prompts": options.log_prompts,
@@ -129,6 +128,9 @@ def serving(folder: Path, options: ServeOptions, *, say: Callable[[str], None] =
         if options.swap:
             own = read_swap(options.swap, model.manifest, allow_uncorrected_detector=allowed)
         swaps = read_adapters(options.adapters, model.manifest, allow_uncorrected_detector=allowed)
+        if options.allow_strength is not None:
+            others = (*swaps.values(), *([own] if own is not None else ()))
+            require_strength(model.path, model.manifest, others, options.allow_strength)
         watched = _watched(model, options, say)
         if options.canary:
             found = model.check_canaries()

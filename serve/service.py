@@ -19,12 +19,13 @@ from ..toolkit.model.requests import Request
 from .answer import Answer, Begun, Ended, Event, Failed, Piece, Verdict, Wanted
 from .body import ChatBody, read_body
 from .drift import RISK, Drift, Reference
-from .engine import OWN, ExportEngine
+from .engine import ExportEngine, Variant
 from .errors import ApiError, as_api_error
 from .logs import Log
 from .messages import Limits, read_messages
 from .metrics import Metrics
 from .options import ServeOptions
+from .policy import choices, require_allowed
 from .replies import DONE, Choice, Replies, failure
 from .scheduler import Scheduler
 
@@ -68,7 +69,6 @@ class Service:
         watched: what the export's own adapters said in their calibration.
 
     Attributes:
-        variants: names of the adapters that requests may choose.
         watched: see above.
         fingerprint: of the graph that answers.
         when_broken: called from another thread when nothing is answered any more, see :class:`Scheduler`.
@@ -86,8 +86,8 @@ class Service:
     ) -> None:
         self.model, self.name, self.options, self.log = model, name, options, log
         self.created = int(time.time())
-        self.watched, self._engine = tuple(watched), ExportEngine(model, swaps, plain)
-        self.variants = self._engine.variants
+        self.watched = tuple(watched)
+        self._engine = ExportEngine(model, swaps, plain, scales=options.allow_strength is not None)
         self.when_broken: Callable[[], None] = lambda: None
         self.scheduler = Scheduler(
             self._engine,
@@ -105,10 +105,14 @@ class Service:
         )
 
     @property
+    def choices(self) -> dict[str, Any]:
+        """JSON-able, how a request may choose to be answered."""
+        return choices(self.options, self._engine.adapters)
+
+    @property
     def policy(self) -> dict[str, Any]:
         """JSON-able, what a request may choose."""
-        limits = {name: getattr(self.options, name) for name in ("max_new_tokens", "max_pictures")}
-        return {"adapters": list(self.variants), "shadow": self.options.allow_shadow, **limits}
+        return {**self.choices, **{name: getattr(self.options, name) for name in ("max_new_tokens", "max_pictures")}}
 
     def close(self) -> None:
         """End the threads; what is not answered fails."""
@@ -152,7 +156,7 @@ class Service:
                     loop.call_soon_threadsafe(asked.events.put_nowait, (at, event))
 
             answer = Answer(self._engine.of(body.safetykit.adapter), request, self._wanted(body, at), tell)
-            answer.client, answer.variant = client, body.safetykit.adapter
+            answer.client, answer.variant = client, _variant(body)
             answer.deadline = began + self.options.timeout
             asked.answers.append(answer)
             asked.choices.append(Choice())
@@ -238,7 +242,7 @@ class Service:
         if asked:
             first = asked.choices[0]
             self.metrics.latency.observe(seconds)
-            fields |= {"id": asked.identity, "finish_reason": first.reason}
+            fields |= {"id": asked.identity, **asked.body.safetykit.chosen, "finish_reason": first.reason}
             fields |= {"completion_tokens": sum(one.tokens for one in asked.choices), "prompt": asked.request.prompt}
             fields["answer"] = first.text
             if first.begun:
@@ -248,7 +252,7 @@ class Service:
 
     def _compare(self, asked: Asked, verdict: Verdict) -> None:
         """Whether prompts are still what the adapters were calibrated on; told once when that changes."""
-        if asked.body.safetykit.adapter != OWN:
+        if _variant(asked.body) != Variant():
             return  # which says other things than what was calibrated
         scores = verdict.gates if verdict.risk is None else {**verdict.gates, RISK: verdict.risk}
         for window in self._drift.note(scores, pictured=bool(asked.request.pictures)):
@@ -260,22 +264,7 @@ class Service:
 
     def _read(self, data: bytes) -> tuple[ChatBody, Request]:
         body, options = read_body(data), self.options
-        if body.model != self.name:
-            message = f"The model {body.model[:100]!r} does not exist; this server has {self.name!r}."
-            raise ApiError(404, message, param="model", code="model_not_found")
-        wanted = max(body.max_tokens or 0, body.max_completion_tokens or 0)
-        if wanted > options.max_new_tokens:
-            name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-            raise ApiError(400, f"{name} is at most {options.max_new_tokens}.", param=name, code="invalid_value")
-        if body.n > (most := min(options.max_batch, options.max_queue)):
-            raise ApiError(400, f"n is at most {most}.", param="n", code="invalid_value")
-        if body.safetykit.adapter not in self.variants:
-            known = ", ".join(self.variants)
-            message = f"The policy of this server allows no adapter of that name; it has {known}."
-            raise ApiError(403, message, param="safetykit.adapter", code="not_allowed")
-        if body.safetykit.shadow and not options.allow_shadow:
-            message = "The policy of this server does not allow shadow mode."
-            raise ApiError(403, message, param="safetykit.shadow", code="not_allowed")
+        require_allowed(body, self.name, options, self._engine.adapters)
         return body, read_messages(body.messages, Limits(options.max_pictures, options.max_pixels))
 
     def _wanted(self, body: ChatBody, at: int) -> Wanted:
@@ -292,7 +281,12 @@ class Service:
             created,
             self.name,
             self.fingerprint,
-            body.safetykit.adapter,
+            body.safetykit.chosen,
             lambda token: self.model.inputs.tokenizer.decode([token]),
             logprobs=body.logprobs,
         )
+
+
+def _variant(body: ChatBody) -> Variant:
+    chosen = body.safetykit
+    return Variant(chosen.adapter, 1.0 if chosen.strength is None else chosen.strength)

@@ -32,6 +32,7 @@ class _TwoSubspaces(Corrector):
     """Shared shape: both corrections are read off the same state and combined."""
 
     params = ("visual_basis", "visual_mean", "textual_basis", "textual_mean", "alpha")
+    strength = "alpha"
     ranked = ("visual_basis", "textual_basis")
 
     def invariant(

@@ -14,6 +14,7 @@ class NullSpaceSteering(Corrector):
 
     name = "NullSpaceSteering"
     params = ("up", "down", "strength")
+    strength = "strength"
     ranked = ("up", "down")
 
     def forward(self, hidden: Hidden, scope: Mask, *, up: Tensor, down: Tensor, strength: Tensor) -> tuple[Tensor]:

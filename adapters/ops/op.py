@@ -56,7 +56,19 @@ class Op(nn.Module, ABC):
 
 
 class Corrector(Op):
-    """An op that changes the hidden state."""
+    """An op that changes the hidden state.
+
+    Class attributes:
+        strength: the parameter that what the op adds to the state is proportional to, so that the op changes nothing
+            where it is 0; None where there is none. What opens a gate is no strength.
+    """
+
+    strength: ClassVar[str | None] = None
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        if cls.strength is not None and cls.strength not in cls.params:
+            raise TypeError(f"{cls.__qualname__} has no parameter {cls.strength!r} that could be its strength.")
+        super().__init_subclass__(**kwargs)
 
     @abstractmethod
     def forward(self, hidden: Hidden, scope: Mask, **tensors: Tensor) -> tuple[Tensor, ...]:

@@ -15,6 +15,7 @@ class SubspaceProjection(Corrector):
     name = "SubspaceProjection"
     ranked = ("basis",)
     params = ("basis", "mean", "beta")
+    strength = "beta"
 
     def forward(self, hidden: Hidden, scope: Mask, *, basis: Tensor, mean: Tensor, beta: Tensor) -> tuple[Tensor]:
         x = hidden.float()

@@ -14,6 +14,7 @@ class DirectionAddition(Corrector):
 
     name = "DirectionAddition"
     params = ("direction", "strength")
+    strength = "strength"
 
     def forward(self, hidden: Hidden, scope: Mask, *, direction: Tensor, strength: Tensor) -> tuple[Tensor]:
         x = hidden.float()

@@ -114,6 +114,7 @@ class RetrievalCorrection(Corrector):
 
     name = "RetrievalCorrection"
     params = ("query_weight", "query_bias", "keys", "ranks", "values", "strength")
+    strength = "strength"
     outputs = ("retrieved_ids", "retrieved_scores")
 
     def forward(

@@ -21,6 +21,7 @@ class _ProbedPush(GatedOp):
     """Shared shape: (wᵀ(h^a, h^b, …)_last + b) − τ opens the gate, and the push is a multiple of one direction."""
 
     params = ("weight", "bias", "threshold", "direction", "alpha")
+    strength = "alpha"
     reads_earlier = True
 
     def forced_open(self) -> dict[str, float]:
@@ -45,14 +46,14 @@ class _ProbedPush(GatedOp):
         return size
 
     @abstractmethod
-    def strength(self, margin: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    def length(self, margin: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """The push's length in units of α·direction."""
 
     def act(
         self, hidden: Hidden, scope: Mask, margin: Tensor, *, direction: Tensor, alpha: Tensor, **_: Tensor
     ) -> tuple[Tensor, ...]:
         x = hidden.float()
-        push = alpha * self.strength(margin)[:, None, None] * direction
+        push = alpha * self.length(margin)[:, None, None] * direction
         return torch.where((scope > 0) & (margin > 0)[:, None, None], x + push, x).to(hidden.dtype), margin
 
     def kept(
@@ -68,7 +69,7 @@ class _ProbedPush(GatedOp):
     ) -> Tensor:
         """The state has moved by the push and by nothing else."""
         opened = (scope > 0) & (margin > 0)[:, None, None]
-        push = opened * alpha.double() * self.strength(margin.double())[:, None, None] * direction.double()
+        push = opened * alpha.double() * self.length(margin.double())[:, None, None] * direction.double()
         left = after.double() - before.double() - push
         share: Tensor = left.abs().max() / before.double().norm(dim=-1).max()
         return share
@@ -80,7 +81,7 @@ class RampedPush(_ProbedPush):
     name = "RampedPush"
     holdable = False
 
-    def strength(self, margin: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    def length(self, margin: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         return torch.where(margin < FULL, margin.relu(), FULL) / 2
 
 
@@ -89,5 +90,5 @@ class ProbedPush(_ProbedPush):
 
     name = "ProbedPush"
 
-    def strength(self, margin: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    def length(self, margin: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         return (margin > 0).to(margin.dtype)

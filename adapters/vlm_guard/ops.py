@@ -39,6 +39,7 @@ class GatedSteering(_SubspaceGate):
 
     name = "GatedSteering"
     params = ("basis", "mean", "gate", "threshold", "alpha")
+    strength = "alpha"
 
     def act(
         self, hidden: Hidden, scope: Mask, margin: Tensor, *, basis: Tensor, alpha: Tensor, **_: Tensor

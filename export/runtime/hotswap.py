@@ -164,11 +164,23 @@ def _of_export(folder: Path, manifest: ExportManifest, allow_uncorrected_detecto
         raise UsageError(f"The mode of {folder} is {other.mode}.", "Export it with --mode hot-swap.")
     if difference := _difference(signature(manifest), signature(other)):
         raise UsageError(f"{folder} cannot take the export's place: {difference}.", _ADVICE)
+    return swap_in(folder, other, manifest)
+
+
+def swap_in(folder: Path, its: ExportManifest, manifest: ExportManifest) -> Swap:
+    """The adapters of the export in ``folder`` for one with ``manifest``, which may be the same.
+
+    Args:
+        its: the manifest of ``folder``.
+
+    Raises:
+        SafetykitError: as of :func:`read_adapter_file` and :func:`checked`.
+    """
     arrays: dict[str, np.ndarray] = {}
-    for graph in sorted({one.graph for one in other.parameters}):
-        path = (folder / other.graph_file(graph)).parent / LAYOUT.adapter_file(graph)
+    for graph in sorted({one.graph for one in its.parameters}):
+        path = (folder / its.graph_file(graph)).parent / LAYOUT.adapter_file(graph)
         arrays |= read_adapter_file(path, manifest)
-    return Swap(checked(arrays, manifest, str(folder)), other.detector)
+    return Swap(checked(arrays, manifest, str(folder)), its.detector)
 
 
 def swap_of(adapters: Sequence[Adapter], manifest: ExportManifest) -> Swap:

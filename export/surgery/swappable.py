@@ -12,7 +12,7 @@ from ...adapters.artifact.adapter import Adapter
 from ...adapters.artifact.updates import WeightUpdate
 from ...adapters.errors import UnsupportedGraph, UsageError
 from ...adapters.ops.branch import Branch
-from ...adapters.ops.op import Observer
+from ...adapters.ops.op import Corrector, Observer
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph, ParameterInfo
 from ..names import BRANCH, THRESHOLD, TOKEN, own
 from ..passes import GraphPass, broken
@@ -61,7 +61,14 @@ def describe_parameters(
     """
     found = []
 
-    def add(name: str, source: str, open_axes: dict[int, str] | None = None, *, weight: bool = False) -> None:
+    def add(
+        name: str,
+        source: str,
+        open_axes: dict[int, str] | None = None,
+        *,
+        weight: bool = False,
+        strength: bool = False,
+    ) -> None:
         value = model.graph.initializers.get(name)
         if value is None or value.const_value is None or value.is_graph_input() or not value.uses():
             raise UnsupportedGraph(f"The graph does not read the parameter {name}.", "Report this graph.")
@@ -75,13 +82,16 @@ def describe_parameters(
                 shape=tuple((open_axes or {}).get(axis, size) for axis, size in enumerate(array.shape)),
                 dtype=str(array.dtype),  # type: ignore[arg-type]
                 transposed=weight and array.ndim == 2 and reads_transposed(node, index),
+                strength=strength,
             )
         )
 
     for one in placed:
         op = one.item.make_op()
+        scales = op.strength if isinstance(op, Corrector) else None
         for name in op.params:
-            add(one.name(name), f"{one.index}.{name}", {1: f"{one.index}_{name}_rank"} if name in op.ranked else None)
+            axes = {1: f"{one.index}_{name}_rank"} if name in op.ranked else None
+            add(one.name(name), f"{one.index}.{name}", axes, strength=name == scales)
     if branch:
         for name in branch.make_op().params:
             add(f"{BRANCH}.{name}", f"branch.{name}")

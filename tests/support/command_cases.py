@@ -177,8 +177,10 @@ OTHERS = [
     ),
     Case(
         "serve {swappable} --check --json --port 0 --host 0.0.0.0 --allow-anonymous --allow-shadow --page --allow-off"
-        " --adapter same={swappable} --swap {other_guard} --swap {probe} --allow-uncorrected-detector",
+        " --adapter same={swappable} --swap {other_guard} --swap {probe} --allow-uncorrected-detector"
+        " --allow-strength 2",
         lambda done, made: [
+            done.value["max_strength"] == 2,
             done.value["adapters"] == ["on", "off", "same"],
             done.value["shadow"] and done.value["page"],
             done.value["keys"] == 0 and done.value["url"].startswith("http://0.0.0.0:"),

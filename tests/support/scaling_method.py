@@ -28,6 +28,7 @@ class TowardsMean(Corrector):
 
     name = "TowardsMean"
     params = ("mean", "strength")
+    strength = "strength"
 
     def forward(self, hidden, scope, *, mean, strength):
         states = hidden.float()

@@ -34,6 +34,7 @@ WRONG = {
     ),
     "another adapter": ({"safetykit": {"adapter": "off"}}, "safetykit.adapter", "not_allowed"),
     "shadow": ({"safetykit": {"shadow": True}}, "safetykit.shadow", "not_allowed"),
+    "a strength": ({"safetykit": {"strength": 1}}, "safetykit.strength", "not_allowed"),
     "an unknown choice": ({"safetykit": {"threshold": 9}}, "safetykit.threshold", "unknown_parameter"),
     "half a letter": ({"messages": [{"role": "user", "content": "\ud800"}]}, None, "invalid_json"),
 }
