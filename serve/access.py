@@ -6,9 +6,9 @@ import hashlib
 import hmac
 import ipaddress
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from ..adapters.errors import UsageError
 from .errors import ApiError
@@ -16,6 +16,7 @@ from .errors import ApiError
 KEYS_VARIABLE = "SAFETYKIT_API_KEYS"  # of the environment: keys, separated by white space or commas
 ANONYMOUS = "anonymous"
 _SHORTEST = 16  # letters of a key
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(?::\d{1,5})?")  # of a header
 _SHOWN = 8  # hexadecimal digits of a key's hash that name it in logs
 
 
@@ -92,10 +93,8 @@ def require_own_host(header: str, host: str) -> None:
     Raises:
         ApiError: it is neither this machine's own name nor where the server listens.
     """
-    try:
-        named = urlsplit(f"//{header}").hostname or ""
-    except ValueError:
-        named = ""
+    found = _HOST.fullmatch(header)
+    named = found[1].strip("[]").lower() if found else ""
     if named != host.lower() and not is_loopback(named):
         raise ApiError(
             421, "Without API keys only requests to this machine's own name are answered.", code="wrong_host"

@@ -14,12 +14,11 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from .access import Keys, require_own_host
-from .errors import ApiError, as_api_error
+from .errors import ApiError, as_api_error, gone
 from .page import add_page
 from .service import Asked, Service
 
 CHAT = "/v1/chat/completions"
-_GONE = 499  # what logs call a request whose client left
 
 
 def application(service: Service, keys: Keys) -> FastAPI:
@@ -141,7 +140,7 @@ async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        raise ApiError(_GONE, "The client left.", code="client_left")
+        raise gone()
     finally:
         for one in (working, leaving):
             if not one.done():
@@ -182,7 +181,7 @@ def _ending(service: Service, asked: Asked, held: contextlib.ExitStack) -> Calla
         asked.cancel()
         held.close()
         if any(choice.reason is None for choice in asked.choices):
-            service.note(asked, ApiError(_GONE, "The client left.", code="client_left"))
+            service.note(asked, gone())
 
     return end
 

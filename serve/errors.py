@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from starlette.requests import ClientDisconnect
+
 from ..adapters.errors import BatchRefused, RequestRefused, SafetykitError, TooLong, UsageError
 from .rows import Broken, Busy, Draining, TimedOut
 
+_GONE = 499
 _TYPES = {
     401: "authentication_error",
     404: "not_found_error",
@@ -46,10 +49,17 @@ class ApiError(Exception):
         return {"Retry-After": str(self.retry_after)} if self.retry_after else {}
 
 
+def gone() -> ApiError:
+    """What logs call a request whose client left; nobody reads it."""
+    return ApiError(_GONE, "The client left.", code="client_left")
+
+
 def as_api_error(error: BaseException) -> ApiError:
     """What a client is told of any error; of one that is nobody's word, nothing but that it happened."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, ClientDisconnect):
+        return gone()
     if isinstance(error, Busy):
         return ApiError(429, str(error), code="queue_full", retry_after=error.retry_after)
     if isinstance(error, Draining):

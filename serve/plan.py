@@ -6,11 +6,13 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..adapters.artifact.hub import located
 from ..adapters.errors import UsageError
 from ..adapters.extras import missing
 from ..adapters.settings import spell
-from ..export.manifest import ExportManifest
-from ..export.runtime.hotswap import Swap, read_swap, swap_in
+from ..export.manifest import ExportManifest, read_manifest
+from ..export.runtime.graphs import base_graphs
+from ..export.runtime.hotswap import Swap, require_swappable, swap_in
 from ..export.runtime.strength import scaled, strengths
 from ..toolkit.data.sources import is_checkpoint, is_export
 from .access import KEYS_VARIABLE, Keys, is_loopback
@@ -89,24 +91,36 @@ def bound(host: str, port: int) -> socket.socket:
     return made
 
 
-def read_adapters(
-    named: Sequence[str], manifest: ExportManifest, *, allow_uncorrected_detector: bool
-) -> dict[str, Swap]:
-    """What requests may choose, by name.
+def named_adapters(named: Sequence[str]) -> dict[str, Path]:
+    """The folders of adapters that requests may choose, by name.
 
     Raises:
-        UsageError: a name is missing, given twice or taken, or the export takes no other adapters.
-        SafetykitError: as of :func:`read_swap`.
+        UsageError: a name is missing, given twice or taken, or nothing is there.
     """
-    found: dict[str, Swap] = {}
+    found: dict[str, Path] = {}
     for one in named:
         name, _, folder = one.partition("=")
         if not name or not folder or name in (OWN, OFF) or name in found:
             raise UsageError(
                 f"--adapter {one!r} names no adapter.", f"Write NAME=FOLDER, each name once; {OWN} and {OFF} are taken."
             )
-        found[name] = read_swap([Path(folder)], manifest, allow_uncorrected_detector=allow_uncorrected_detector)
+        found[name] = located(folder)
+        if not found[name].exists():
+            raise UsageError(f"There is no adapter at {folder}.", "Correct the path of --adapter.")
     return found
+
+
+def require_choices(folder: Path, options: ServeOptions) -> None:
+    """Refuse what requests could not choose, by what can be seen before the export's files are hashed.
+
+    Raises:
+        UsageError: an adapter is not there, the export takes no others, or it holds no graphs without adapters.
+    """
+    named_adapters(options.adapters)
+    if options.adapters or options.swap or options.allow_strength is not None:
+        require_swappable(read_manifest(folder, verify=False))
+    if options.allow_off:
+        base_graphs(folder)
 
 
 def require_strength(folder: Path, manifest: ExportManifest, swaps: Sequence[Swap], most: float) -> None:

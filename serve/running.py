@@ -13,7 +13,6 @@ import uvicorn
 
 from ..adapters.errors import ServerFailed, UsageError
 from ..adapters.settings import spell
-from ..export.runtime.graphs import base_graphs
 from ..export.runtime.hotswap import read_swap
 from ..export.runtime.onnx_vlm import OnnxVLM
 from ..export.runtime.sessions import CPU, computing_with, require_cores
@@ -22,7 +21,7 @@ from .app import application
 from .drift import Reference, least_window, references_of
 from .logs import Log
 from .options import ServeOptions
-from .plan import bound, read_adapters, require_keys, require_strength
+from .plan import bound, named_adapters, require_choices, require_keys, require_strength
 from .service import Service
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -119,15 +118,17 @@ def serving(folder: Path, options: ServeOptions, *, say: Callable[[str], None] =
     options.require_use(("threads",), CPU[0] in options.providers, f"the provider {CPU[0]}")
     require_cores(options.threads, spell(ServeOptions, "threads"))
     allowed = options.allow_uncorrected_detector
-    if options.allow_off:
-        base_graphs(folder)
+    require_choices(folder, options)
     with computing_with(options.threads):
         model = OnnxVLM.from_pretrained(folder, options.providers, index=options.external_index, opened=False)
         model.inputs.limit(options.max_prompt_tokens)
         own = None
         if options.swap:
             own = read_swap(options.swap, model.manifest, allow_uncorrected_detector=allowed)
-        swaps = read_adapters(options.adapters, model.manifest, allow_uncorrected_detector=allowed)
+        swaps = {
+            name: read_swap([one], model.manifest, allow_uncorrected_detector=allowed)
+            for name, one in named_adapters(options.adapters).items()
+        }
         if options.allow_strength is not None:
             others = (*swaps.values(), *([own] if own is not None else ()))
             require_strength(model.path, model.manifest, others, options.allow_strength)

@@ -19,8 +19,10 @@ class Sampler:
         """The next token of each row."""
         if not self._sampling.do_sample:
             return logits.argmax(axis=-1)
-        scaled = logits.astype(np.float64) / self._sampling.temperature
-        probabilities = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+        wide = logits.astype(np.float64)
+        below = wide - wide.max(axis=-1, keepdims=True)  # before it is divided: the temperature may be tiny
+        with np.errstate(over="ignore"):
+            probabilities = np.exp(below / self._sampling.temperature)
         probabilities /= probabilities.sum(axis=-1, keepdims=True)
         order = np.argsort(-probabilities, axis=-1, kind="stable")
         ranked = np.take_along_axis(probabilities, order, axis=-1)

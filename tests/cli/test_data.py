@@ -56,6 +56,16 @@ def test_a_split_carries_the_pictures_along(call, records, tmp_path):
     assert {one.split for one in after} == {"fit", "calibration", "test"}
 
 
+def test_a_record_without_a_prompt_is_named(call, records, tmp_path):
+    lines = [json.loads(line) for line in (records / "records.jsonl").read_text().splitlines()]
+    lines[0]["prompt"] = ""
+    (records / "records.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    for command in ("split", "carriers"):
+        code, _, err = call("data", command, records, "-o", tmp_path / "out")
+        assert code == 2 and f"Record {lines[0]['id']}" in err and "the prompt" in err, err
+        assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("shares", ["60,20", "a,b,c", "60,30,20", "-10,60,50"])
 def test_shares_that_are_none_are_refused(call, records, tmp_path, shares):
     code, _, err = call("data", "split", records, "-o", tmp_path / "out", "--shares", shares)

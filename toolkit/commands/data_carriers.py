@@ -61,12 +61,15 @@ def carriers(
     if made.too_long:
         left = ", ".join(f"{count} of {name}" for name, count in made.too_long.items())
         console.warn(f"Requests that do not fit were left out: {left}. Draw larger pictures (--side).")
+    if made.too_short:
+        console.warn(f"Requests of one word cannot be parted and were left out: {sum(made.too_short.values())}.")
     if made.pictured:
         console.warn(f"{made.pictured} records show a picture or are a conversation; they were not drawn.")
     value = {
         "records": str(out),
         "drawn": dict(made.drawn),
         "too_long": dict(made.too_long),
+        "too_short": dict(made.too_short),
         "not_drawn": made.pictured,
         "counts": dict(made.counts),
     }

@@ -63,8 +63,11 @@ def line_of(fields: Mapping[str, Any]) -> tuple[Record, bytes]:
     """A record and its line of JSON; fields that are empty are left out.
 
     Raises:
-        UsageError: it holds half of a pair of UTF-16, which UTF-8 cannot hold, or its line is longer than any may be.
+        UsageError: its prompt is empty, it holds half of a pair of UTF-16, which UTF-8 cannot hold, or its line is
+            longer than any may be.
     """
+    if fields.get("prompt") == "" and not fields.get("messages"):
+        raise UsageError(f"Record {fields.get('id')}: the prompt is empty.", "Write what a user asks, or leave it out.")
     record = Record.model_validate({name: value for name, value in fields.items() if value not in (None, "", ())})
     try:
         line = record.model_dump_json(exclude_unset=True).encode() + b"\n"

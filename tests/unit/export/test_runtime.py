@@ -85,6 +85,13 @@ def test_a_tiny_nucleus_is_greedy(bare, requests):
     assert bare.generate(requests, 6, do_sample=True, top_p=1e-6) == bare.generate(requests, 6)
 
 
+@pytest.mark.parametrize("temperature", [1e-12, 1e-308, 5e-324])
+def test_a_tiny_temperature_is_greedy(temperature):
+    logits = np.array([[3.0, -2.0, 1e4, 1e4 - 1], [0.0, 7.0, 7.0 - 1e-3, -1e4]], np.float32)
+    drawn = Sampler(Sampling(do_sample=True, temperature=temperature)).choose(logits)
+    assert drawn.tolist() == logits.argmax(axis=-1).tolist()
+
+
 def test_draws_follow_the_probabilities():
     sampler = Sampler(Sampling(do_sample=True, top_p=0.85, seed=0))
     logits = np.log(np.tile([0.6, 0.3, 0.08, 0.02], (20_000, 1)))

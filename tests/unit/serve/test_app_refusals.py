@@ -179,7 +179,18 @@ def test_a_thousand_malformed_bodies_are_typed_refusals(client, as_messages, req
     ("host", "status"),
     [
         *((one, 200) for one in ("localhost:8017", "127.0.0.1", "[::1]:8017", "LOCALHOST")),
-        *((one, 421) for one in ("other.example", "127.0.0.1.other.example", "", "[::1", "192.168.0.1")),
+        *(
+            (one, 421)
+            for one in (
+                "other.example",
+                "127.0.0.1.other.example",
+                "",
+                "[::1",
+                "192.168.0.1",
+                "x@127.0.0.1",
+                "127.0.0.1:x",
+            )
+        ),
     ],
 )
 def test_a_name_that_somebody_pointed_at_this_machine_is_refused(client, host, status):

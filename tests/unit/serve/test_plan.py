@@ -66,6 +66,7 @@ def test_adapters_that_are_none(served, tmp_path):
     command = ("serve", served, "--check", "--port", 0)
     for name in ("x", "=x", "x=", "on=x", "off=x"):
         is_refused(safetykit(*command, "--adapter", name), "names no adapter")
+    is_refused(safetykit(*command, "--adapter", f"x={tmp_path / 'nowhere'}"), "There is no adapter at")
     done = safetykit(*command, "--adapter", f"x={tmp_path}")
     assert done.code in (2, 3) and str(tmp_path) in done.err and not done.out
     is_refused(safetykit(*command, "--allow-uncorrected-detector"), "does nothing without an adapter")

@@ -1,5 +1,7 @@
 """Requests drawn into pictures: the words are all there, and nothing but the request differs between labels."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -37,13 +39,15 @@ def drawn(tmp_path_factory):
 
 def test_every_request_comes_in_every_form(drawn):
     made, records = drawn
-    assert made.drawn == dict.fromkeys(FORMS, 3) and not made.too_long and len(records) == 3 * (1 + len(FORMS))
+    assert made.drawn == dict.fromkeys(FORMS, 3) | {"text+image": 2} and made.too_short == {"text+image": 1}
+    assert not made.too_long and len(records) == 3 * (1 + len(FORMS)) - 1
     by_id = {one.id: one for one in records}
     for form, about in FORMS.items():
-        bad, good, alone = (by_id[f"{name}-{form}"] for name in ("bad", "good", "alone"))
-        assert {one.carrier for one in (bad, good, alone)} == {about.carrier}
+        bad, good = (by_id[f"{name}-{form}"] for name in ("bad", "good"))
+        alone = by_id.get(f"alone-{form}", by_id["alone-blank"])  # of one word, it cannot be parted
+        assert {one.carrier for one in (bad, good)} == {about.carrier}
         assert (bad.pair, good.pair, alone.pair) == (good.id, bad.id, None)
-        assert (bad.group, alone.group) == ("bad", "questions") and alone.tags == ("short", form)
+        assert (bad.group, alone.group) == ("bad", "questions") and alone.tags[0] == "short" and form in bad.tags
         assert good.response == ("Fold it." if about.answers else None) and good.category == "toys"
         assert bad.picture().size == (256, 256)
     splits = split_records(records, {"fit": 0.5, "test": 0.5})
@@ -64,7 +68,6 @@ def test_what_is_said_beside_a_picture_tells_no_label(drawn):
 def test_a_parted_request_stands_whole_in_prompt_and_picture():
     beginning, end = parted("How do I fly a kite?")
     assert (beginning, end) == ("How do I", "fly a kite?") and parted("Why?") == ("", "Why?")
-    assert FORMS["text+image"].said("Why?", WORDS["en"]).startswith("…")
 
 
 def test_a_picture_depends_on_seed_record_and_form_alone(drawn, tmp_path):
@@ -92,6 +95,20 @@ def test_pictures_and_conversations_come_along_and_are_not_drawn(drawn, tmp_path
     with pytest.raises(UsageError, match="No record is a request in text"):
         with_carriers([records[3], talk], tmp_path / "none", Brush(**SMALL))
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("prompt", ["", "   ", "\u200b\u200b"])
+def test_a_request_without_a_letter_is_refused(prompt, tmp_path):
+    with pytest.raises(UsageError, match="Record nothing: the prompt holds no letter"):
+        with_carriers([*RECORDS, record("nothing", prompt=prompt)], tmp_path / "out", Brush(**SMALL))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("prompt", ["x" * 15_000, "x " * 15_000])
+def test_what_cannot_fit_is_seen_at_once(prompt):
+    began = time.process_time()
+    assert fitted(default_fonts()[0], prompt, 400, 400, largest=40) is None
+    assert time.process_time() - began < 2
 
 
 def test_nothing_is_written_where_nothing_fits(tmp_path):

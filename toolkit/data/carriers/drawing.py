@@ -81,6 +81,7 @@ class Form:
         lettering: what of the request is drawn, as letters; nothing of those that draw none.
         about: what it is, in a few words.
         photos: whether the picture has a photo in it.
+        takes: whether a request can come in this form.
     """
 
     carrier: Carrier
@@ -90,6 +91,7 @@ class Form:
     answers: bool = True
     lettering: Callable[[str], str] = str
     photos: bool = False
+    takes: Callable[[str], bool] = bool
 
 
 def _typographic(request: str, canvas: Canvas) -> Image.Image | None:
@@ -143,6 +145,7 @@ FORMS: Mapping[FormName, Form] = {
         lambda request, canvas: canvas.lettered(parted(request)[1], canvas.side, canvas.side),
         "the request's beginning as text, its end drawn",
         lettering=lambda request: parted(request)[1],
+        takes=lambda request: bool(parted(request)[0]),
     ),
     "blank": Form(
         "text+image", lambda request, _: request, _blank, "the request beside an empty picture", lettering=lambda _: ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from ....adapters.extras import missing
 SMALLEST = 12  # pixels of a letter's height, below which models read little
 _DEJAVU = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono")
 _SPACING = 1.25  # of lines, in letters' heights
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs")  # categories of Unicode
 _NONE = "\uffff"  # a code point that no font has a letter for
 
 
@@ -101,12 +103,18 @@ def fitted(
         largest: size of letters.
         below: lines that stand below it, which are not broken.
     """
-    for size in range(largest, SMALLEST - 1, -1):
-        step = round(size * _SPACING)
-        lines = (*_broken(font.of_size(size), text, width), *below)
-        if len(lines) * step <= height:
-            return Letters(font, lines, size, step)
-    return None
+
+    def of(size: int) -> Letters:
+        return Letters(font, (*_broken(font.of_size(size), text, width), *below), size, round(size * _SPACING))
+
+    if of(SMALLEST).height > height:
+        return None
+    return next((found for size in range(largest, SMALLEST, -1) if (found := of(size)).height <= height), of(SMALLEST))
+
+
+def visible(text: str) -> bool:
+    """Whether a text has a letter that is seen: white space and marks of format are not."""
+    return any(not one.isspace() and unicodedata.category(one) not in _UNSEEN for one in text)
 
 
 def _broken(font: ImageFont.FreeTypeFont, text: str, width: int) -> Iterator[str]:
@@ -114,12 +122,12 @@ def _broken(font: ImageFont.FreeTypeFont, text: str, width: int) -> Iterator[str
     for paragraph in text.splitlines():
         line = ""
         for word in paragraph.split():
-            if line and font.getlength(f"{line} {word}") > width:
+            if line and font.getlength(f"{line} {word}"[: width + 1]) > width:
                 yield line
                 line = ""
             line = f"{line} {word}" if line else word
-            while font.getlength(line) > width:
-                count = _most(font, line, width)
+            while font.getlength(line[: width + 1]) > width:  # a letter is a pixel wide at least
+                count = _most(font, line[: width + 1], width)
                 yield line[:count]
                 line = line[count:]
         yield line

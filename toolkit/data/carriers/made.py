@@ -18,7 +18,7 @@ from ..importing import SOURCE
 from ..record import Record
 from ..writing import RecordsFolder, picture_bytes, renamed, writing
 from .drawing import FORMS, Canvas, Photo
-from .lettering import SMALLEST, Font, default_fonts
+from .lettering import SMALLEST, Font, default_fonts, visible
 from .names import FormName, Language
 from .photos import photos_of
 from .words import WORDS
@@ -58,12 +58,14 @@ class Made:
         counts: records by ``split/carrier/label``, the given ones included.
         drawn: by form.
         too_long: requests that do not fit, by form.
+        too_short: those of one word, which cannot be parted, by form.
         pictured: records that were not drawn, since they show a picture or are a conversation.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     drawn: Counter[str] = field(default_factory=Counter)
     too_long: Counter[str] = field(default_factory=Counter)
+    too_short: Counter[str] = field(default_factory=Counter)
     pictured: int = 0
 
 
@@ -81,12 +83,17 @@ def with_carriers(
         drawn_only: leave out the given ones.
 
     Raises:
-        UsageError: no record is a request in text, or none fits; a letter is in no font; ``out`` is taken.
+        UsageError: no record is a request in text, one has no letter, or none fits; a letter is in no font; ``out`` is
+            taken.
     """
     given = [record for record in records if not record.pictured and not record.messages]
     if not given:
         raise UsageError("No record is a request in text.", "Give records without pictures and conversations.")
     for record in given:
+        if not visible(record.prompt):
+            raise UsageError(
+                f"{record.place}: the prompt holds no letter.", "`safetykit data check` tells what is wrong."
+            )
         for form in brush.forms:
             _fonts(brush, record, form)
     photo, source = photos_of(brush.photos) if brush.shows_photos else (_none, None)
@@ -112,6 +119,9 @@ def _draw(
     """Add every request in one form."""
     fields: dict[str, dict[str, Any]] = {}
     for record in given:
+        if not FORMS[form].takes(record.prompt):
+            made.too_short[form] += 1
+            continue
         draw = random.Random(f"{brush.seed} {form} {record.id}")
         font, words = draw.choice(_fonts(brush, record, form)), WORDS[draw.choice(brush.languages)]
         picture = FORMS[form].shown(record.prompt, Canvas(brush.side, font, words, draw, photo))
