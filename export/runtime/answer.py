@@ -17,6 +17,7 @@ from ...toolkit.model.generating import Sampling
 from ...toolkit.model.inputs import InputProcessor
 from ...toolkit.model.requests import Request
 from ...toolkit.model.shortening import shortened
+from ..manifest import read_manifest
 from .onnx_vlm import OnnxVLM
 from .sessions import CPU
 
@@ -74,6 +75,7 @@ def answer(
     pictures = {at: one.pictures for at, one in enumerate(requests) if isinstance(one, Request)}
     say = progress or (lambda step: None)
     if len(asked) == 1 and not refused and not truncate and is_export(folder):
+        read_manifest(located(folder), verify=False)  # which a policy may refuse before anything else is read
         inputs = InputProcessor.from_pretrained(located(folder))
         inputs.limit(max_prompt_tokens)
         inputs.prepare(asked)  # a prompt that cannot be answered is refused before the export's files are read

@@ -244,11 +244,11 @@ def test_rows_that_join_a_batch_get_what_they_get_alone(base):
     token = base.inputs.eos_token_ids[0]
     alone = [base.step(base.prefill_requests([one]), [token]) for one in requests]
     first, *others = (base.prefill_requests([one]) for one in requests)
-    batch = base.join([base.step(first, [token]), *others])
+    batch = base.join([(one, [0]) for one in (base.step(first, [token]), *others)])
     fed = base.step(batch, [token] * len(requests))  # the first row's second token, the others' first
     for at, one in enumerate(alone[1:], 1):
         assert np.abs(fed.logits[at] - one.logits[0]).max() < 1e-4
-    kept = base.keep(fed, [0, 2])
+    kept = base.join([(fed, [0, 2])])
     expected = [base.step(base.step(alone[0], [token]), [token]), base.step(alone[2], [token])]
     for found, one in zip(base.step(kept, [token, token]).logits, expected, strict=True):
         assert np.abs(found - one.logits[0]).max() < 1e-4

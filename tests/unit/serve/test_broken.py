@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 
-import httpx
+import httpx2
 import pytest
 from serving import CHAT, body, is_refused, serving
 from workshop import safetykit
@@ -52,9 +52,9 @@ def test_the_process_ends_with_an_error(served, as_messages, answered, monkeypat
         sent = {**body(as_messages(answered)), "stream": stream}
         for _ in range(200):
             try:
-                found.append(httpx.post(f"http://127.0.0.1:{port}{CHAT}", json=sent, timeout=20))
+                found.append(httpx2.post(f"http://127.0.0.1:{port}{CHAT}", json=sent, timeout=20))
                 return
-            except httpx.ConnectError:
+            except httpx2.ConnectError:
                 time.sleep(0.05)
 
     asking = threading.Thread(target=ask, daemon=True)

@@ -8,6 +8,7 @@ from planted_vlm import SMALL
 from ranks import Ranks
 
 from safetykit.adapters.artifact.output import claimed
+from safetykit.adapters.artifact.sites import Site
 from safetykit.adapters.care.settings import CARE
 from safetykit.adapters.errors import LeftBehind, UsageError
 from safetykit.adapters.nullsteer.settings import NullSteer
@@ -49,8 +50,11 @@ def records():
 
 @pytest.fixture(scope="module")
 def vlms(random_checkpoint):
-    """One for each thread."""
-    return [VLM.from_pretrained(random_checkpoint) for _ in range(2)]
+    """One for each thread, whose branches were measured by a pass of their own."""
+    found = [VLM.from_pretrained(random_checkpoint) for _ in range(2)]
+    for vlm in found:
+        vlm.parts.tap(Site("mlp", 0))
+    return found
 
 
 def contents(adapter):
