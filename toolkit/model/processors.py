@@ -39,8 +39,7 @@ def load_processor(folder: Path, config: Any) -> Any:
         raise UsageError(
             f"The processor of this model ({config.model_type}) needs torchvision, which is missing here or made for "
             "another torch.",
-            "pip install 'safetykit[torchvision]'; beside a torch for CPUs alone add --index-url "
-            "https://download.pytorch.org/whl/cpu, for the one of PyPI needs CUDA.",
+            "pip install 'safetykit[torchvision]'; beside a torch for CPUs take PyTorch's own build for CPUs.",
         ) from None
 
 
