@@ -175,6 +175,24 @@ def _malicious_instruct(folder: Path) -> None:
     (folder / "data/MaliciousInstruct.txt").write_text("an instruction\nanother instruction\n")
 
 
+def _do_not_answer(folder: Path) -> None:
+    rows = [
+        {"id": at, "risk_area": "Malicious Uses", "types_of_harm": "a harm", "question": f"q {at}"} for at in range(2)
+    ]
+    write_table(folder / "datasets/Instruction/do_not_answer_en.csv", rows)
+
+
+def _pyrit(folder: Path) -> None:
+    write_seeds(folder / "datasets/seed_datasets/local/airt/illegal.prompt", "an objective", "another objective")
+
+
+def write_seeds(path: Path, *values: str) -> None:
+    """Seeds as PyRIT keeps them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    seeds = "".join(f"  - value: {value}\n    harm_categories:\n    - violence\n" for value in values)
+    path.write_text(f"dataset_name: a_set\nharm_categories: illegal\ndata_type: text\nseeds:\n{seeds}")
+
+
 SAFETY: dict[str, Published] = {
     "mm-safetybench": Published(
         _mm_safetybench,
@@ -262,5 +280,12 @@ SAFETY: dict[str, Published] = {
         **only(2, "harmful", "text"),
         field="forbidden_prompt",
     ),
+    "do-not-answer": Published(
+        _do_not_answer,
+        "datasets/Instruction/do_not_answer_en.csv",
+        **only(2, "harmful", "text"),
+        field="question",
+    ),
+    "pyrit": Published(_pyrit, "datasets/seed_datasets/local/airt/illegal.prompt", **only(2, "harmful", "text")),
     "malicious-instruct": Published(_malicious_instruct, "data/MaliciousInstruct.txt", **only(2, "harmful", "text")),
 }

@@ -24,7 +24,7 @@ _NAMED = 10  # columns or files of which nothing was made that are told
 @takes(ImportOptions)
 def import_(
     kind: Annotated[str, typer.Argument(help="Data set or format, or auto: by the files in the folder.")],
-    path: Annotated[Path, typer.Argument(help="Its folder as it was published, or a file of it.")],
+    path: Annotated[Path, typer.Argument(help="Its folder as it was published, a file of it, or package:NAME.")],
     out: Records,
     options: ImportOptions,
     overwrite: Overwrite = False,
@@ -38,8 +38,10 @@ def import_(
     from ...adapters.errors import UsageError
     from ..data.importers import Source, get_importer, recognised
     from ..data.importing import TOLD, import_records
+    from ..data.packages import package_folder
     from . import console
 
+    path = package_folder(path)
     importer = None if kind == "auto" else get_importer(kind)
     for place, what in ((path, "data set"), (options.images, "folder of pictures")):
         if place is not None and not place.exists():

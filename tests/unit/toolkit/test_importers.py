@@ -140,7 +140,7 @@ def missing_file(case, folder):
     return "no such file"
 
 
-TEXTUAL = (".csv", ".tsv", ".json", ".jsonl", ".txt")
+TEXTUAL = (".csv", ".tsv", ".json", ".jsonl", ".txt", ".prompt")
 FAULTS = {
     missing_picture: lambda case: case.picture and not case.pictures_only,
     linked_picture: lambda case: case.picture,
