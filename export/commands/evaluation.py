@@ -18,6 +18,7 @@ from ...adapters.errors import ServerFailed, UsageError
 from ...toolkit.data.journal import Journal, require_journal
 from ...toolkit.data.records import Record, require_pictures
 from ...toolkit.data.sources import is_address, is_export
+from ...toolkit.defences.registry import defended, require_defensible
 from ...toolkit.distributed.output import by_first
 from ...toolkit.distributed.world import is_first
 from ...toolkit.evaluation.evaluate import Evaluation, Generator, evaluate
@@ -92,11 +93,14 @@ def _evaluated(
 ) -> Evaluation:
     records = options.records()
     require_pictures(records)
+    if options.defence:
+        require_defensible(options.defence, records)
     say = say or (lambda _: None)
     what: dict[str, Any] = {
         "records (--data, --split, --limit)": _digest(records),
         "--max-new-tokens": options.max_new_tokens,
         "--system": options.system,
+        "--defence": options.defence or "",
     }
     if journal_path:
         require_journal(journal_path, what)
@@ -105,7 +109,7 @@ def _evaluated(
         say("answering")
         with _kept(journal):
             result = evaluate(
-                asked.model,
+                defended(asked.model, options.defence) if options.defence else asked.model,
                 records,
                 name=model,
                 max_new_tokens=options.max_new_tokens,

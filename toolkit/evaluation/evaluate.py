@@ -67,7 +67,11 @@ class Rate(_Model):
 
 
 class Decision(_Model):
-    """One record's answer and its outcome."""
+    """One record's answer and its outcome.
+
+    Attributes:
+        calls: how often the model was asked for it; a defence may ask several times.
+    """
 
     id: str
     carrier: str
@@ -76,6 +80,7 @@ class Decision(_Model):
     text: str
     outcome: Outcome
     scores: dict[str, float]
+    calls: int = 1
 
 
 class Row(_Model):
@@ -98,11 +103,13 @@ class Evaluation(_Model):
     Attributes:
         skipped_rows: how many rows of the records were left out because they are none.
         system: what the operator told the model before every request.
+        defence: the defence that the model stood behind; empty without one.
         ran: how a checkpoint ran; None for an export.
     """
 
     model: str
     system: str = ""
+    defence: str = ""
     split: str
     skipped_rows: int = 0
     max_new_tokens: int
@@ -120,6 +127,11 @@ class Evaluation(_Model):
             if row.group == group:
                 return row.metrics[metric]
         raise KeyError(group)
+
+    @property
+    def calls(self) -> float:
+        """How often the model was asked for an answer, on average."""
+        return sum(item.calls for item in self.decisions) / len(self.decisions)
 
 
 def decide(
@@ -181,6 +193,7 @@ def _decided(record: Record, answer: Generation) -> Decision:
         text=answer.text,
         outcome=judge(record, answer.text),
         scores=answer.scores,
+        calls=answer.calls,
     )
 
 
@@ -214,7 +227,9 @@ def evaluate(
     """Decide and tabulate; see :func:`decide`.
 
     Args:
-        model: a VLM, an opened export, or a checkpoint's folder or name such as ``reference:mild``.
+        model: a VLM, an opened export, one of these behind a defence
+            (:func:`~safetykit.toolkit.defences.registry.defended`), or a checkpoint's folder or name such as
+            ``reference:mild``.
         records: or what :func:`load_records` reads, such as ``reference``; of these the split ``test``.
         name: how the evaluation calls the model; by default its folder.
 
@@ -240,6 +255,7 @@ def evaluate(
     return Evaluation(
         model=name,
         system=system,
+        defence=getattr(model, "defence", ""),
         split="+".join(sorted({record.split for record in records})),
         skipped_rows=records.skipped if isinstance(records, Records) else 0,
         max_new_tokens=max_new_tokens,
