@@ -43,12 +43,14 @@ class Subject:
 
     Attributes:
         name: in the grid.
+        known: a checkpoint's fingerprint, an export's manifest digest, or a server's address.
         digest: of everything that its answers depend on.
     """
 
     name: str
     entry: ModelEntry
     kind: Kind
+    known: str
     digest: str
 
     @classmethod
@@ -72,7 +74,7 @@ class Subject:
             known = fingerprint(model_path(path))
         how: dict[str, JsonValue] = {one: str(getattr(entry.loading, one)) for one in entry.loading.model_fields_set}
         digest = digest_of({"kind": kind, "known": known, "how": how, "served": entry.served_model})
-        return cls(name, entry, kind, digest)
+        return cls(name, entry, kind, known, digest)
 
 
 @dataclass(frozen=True)
