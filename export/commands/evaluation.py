@@ -93,8 +93,6 @@ def _evaluated(
 ) -> Evaluation:
     records = options.records()
     require_pictures(records)
-    if options.defence:
-        require_defensible(options.defence, records)
     say = say or (lambda _: None)
     what: dict[str, Any] = {
         "records (--data, --split, --limit)": _digest(records),
@@ -104,6 +102,8 @@ def _evaluated(
     }
     if journal_path:
         require_journal(journal_path, what)
+    if options.defence:
+        require_defensible(options.defence, records)
     with _opened(model, adapters, options, records, say, waiting) as asked:
         journal = Journal(journal_path, {**what, **asked.identity}) if journal_path else None
         say("answering")
