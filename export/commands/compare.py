@@ -55,8 +55,7 @@ def compare(
         console.emit(_plan_value(found), as_json=as_json, human=_plan_view)
         return
     console.note(_told(found))
-    with console.work() as doing:
-        value = run(found, config, jobs, doing)
+    value = run(found, config, jobs)
     console.emit(value, as_json=as_json, human=_view)
 
 

@@ -21,6 +21,7 @@ from ...adapters.settings import spelled_as_options
 from ...toolkit.commands import console
 from ...toolkit.commands.fit_call import FitCall, plan_fit
 from ...toolkit.commands.fit_plan import require_layers, require_options
+from ...toolkit.commands.progress import Work
 from ...toolkit.comparison.analysis import Answered, Compared, families
 from ...toolkit.comparison.plan import Arm, Cell, Fit, Plan, Subject
 from ...toolkit.comparison.results import ArmInfo, BenchmarkInfo, Results
@@ -29,9 +30,12 @@ from ...toolkit.data.options import ReadOptions
 from ...toolkit.data.records import require_pictures
 from ...toolkit.data.sources import model_path
 from ...toolkit.defences.registry import DEFENCES, defended
-from ...toolkit.distributed.world import is_first
+from ...toolkit.distributed.world import from_first, is_first
 from ...toolkit.evaluation.evaluate import Evaluation
 from ...toolkit.evaluation.few import count_records, few_records
+from ...toolkit.evaluation.judges.judge import Item, Judge, Verdict, opened_all
+from ...toolkit.evaluation.judges.judging import judged_by
+from ...toolkit.evaluation.result import Judged
 from ...toolkit.model.asking import require_answerable
 from ...toolkit.model.shape import decoder_shape, require_adaptable
 from .choices import EvalOptions
@@ -49,6 +53,8 @@ def require_plan(plan: Plan) -> list[str]:
         SafetykitError: naming the part of the grid.
     """
     said: dict[str, None] = {}
+    with _of("judges"):
+        opened_all(plan.grid.judges)
     for bench in plan.benches:
         with _of(f"benchmarks.{bench.name}"):
             require_pictures(bench.records)
@@ -277,11 +283,38 @@ def _loaded(arm: Arm) -> list[Any]:
         return [load_adapter(folder) for folder in arm.adapters]
 
 
-def judge_cells(plan: Plan, say: Say) -> None:
-    """Have every judge judge the answers of every cell; those that are judged are not judged again."""
+class _Kept(Judge):
+    """A judge that repeats what it said of an evaluation."""
+
+    def __init__(self, said: Judged, exact: bool) -> None:
+        self.name, self._said = said.judge, said
+        self.exact = exact  # type: ignore[misc]
+
+    def judge(self, items: Sequence[Item]) -> list[Verdict]:
+        said = self._said
+        return [
+            Verdict(said.outcomes[record.id], said.scores.get(record.id), said.failures.get(record.id, ""))
+            for record, _ in items
+        ]
 
 
-def write_cell(cell: Cell, evaluation: Evaluation) -> None:
-    """Replace a cell's evaluation."""
-    if is_first():
-        write_output(cell.path, canonical_json(evaluation.model_dump(mode="json")))
+def judge_cells(plan: Plan, doing: Work) -> None:
+    """Have every judge judge the answers of every cell, a judge at a time; what is judged is not judged again.
+
+    Raises:
+        SafetykitError: a judge cannot be used.
+    """
+    judges = opened_all(plan.grid.judges, waiting=doing.hold)
+    for at, judge in enumerate(judges):
+        doing(f"judging: {judge.name}")
+        for number, cell in enumerate(plan.cells):
+            found = read_cell(cell)
+            if all(one.judge != judge.name for one in found.judged):
+                known = {one.judge: one for one in found.judged}
+                before = [_Kept(known[one.name], one.exact) for one in judges[:at]]
+                with _of(cell.name):
+                    judged = judged_by(found, cell.bench.records, [*before, judge])
+                if is_first():
+                    write_output(cell.path, canonical_json(judged.model_dump(mode="json")))
+            doing.count(number + 1, len(plan.cells))
+        from_first(None)  # nobody reads on before the last is written

@@ -52,7 +52,7 @@ def _require_folder(folder: Path) -> None:
         raise UsageError(f"{folder} holds {sorted(strange)[0]}, which no comparison wrote.", "Choose another folder.")
 
 
-def run(plan: Plan, config: Path, jobs: int, doing: Work) -> dict[str, Any]:
+def run(plan: Plan, config: Path, jobs: int) -> dict[str, Any]:
     """Fit, answer, judge, and write the report.
 
     Raises:
@@ -60,29 +60,36 @@ def run(plan: Plan, config: Path, jobs: int, doing: Work) -> dict[str, Any]:
     """
     results = plan.folder / RESULTS
     with by_first(claimed_file(results, overwrite=True, keys=("schema_version", "arms", "verdicts"))):
-        fits = [fit for fit in plan.fits if not fit.done]
-        cells = [cell for cell in plan.cells if not cell.done]
         if jobs > 1:
-            _shared(plan, config, jobs, doing)
+            with console.work() as doing:
+                _shared(plan, config, jobs, doing)
         else:
-            for at, fit in enumerate(fits):
-                console.note(f"fit {at + 1} of {len(fits)}: {fit.method.name} on {fit.subject.name}")
-                make_fit(fit)
-            for at, cell in enumerate(cells):
-                doing(f"{at + 1} of {len(cells)}: {cell.name}")
-                answer(cell, progress=doing.count)
-        judge_cells(plan, doing)
-        doing("comparing")
-        found = compared(plan)
-        doing("drawing")
-        if is_first():
-            from ..document.comparison.report import documents
+            _alone(plan)
+        with console.work() as doing:
+            judge_cells(plan, doing)
+            doing("comparing")
+            found = compared(plan)
+            doing("drawing")
+            if is_first():
+                from ..document.comparison.report import documents
 
-            for name, data in documents(found).items():
-                write_output(plan.folder / name, data)
-            write_output(results, dump_sealed(found.results))
+                for name, data in documents(found).items():
+                    write_output(plan.folder / name, data)
+                write_output(results, dump_sealed(found.results))
     value: dict[str, Any] = json.loads(dump_sealed(found.results))
     return {**value, "folder": str(plan.folder), "report": str(plan.folder / "report.html")}
+
+
+def _alone(plan: Plan) -> None:
+    fits = [fit for fit in plan.fits if not fit.done]
+    for at, fit in enumerate(fits):
+        console.note(f"fit {at + 1} of {len(fits)}: {fit.method.name} on {fit.subject.name}")
+        make_fit(fit)
+    cells = [cell for cell in plan.cells if not cell.done]
+    with console.work() as doing:
+        for at, cell in enumerate(cells):
+            doing(f"{at + 1} of {len(cells)}: {cell.name}")
+            answer(cell, progress=doing.count)
 
 
 def _shared(plan: Plan, config: Path, jobs: int, doing: Work) -> None:

@@ -10,11 +10,12 @@ from itertools import combinations
 import numpy as np
 
 from ..data.records import Record
-from ..evaluation.evaluate import Evaluation, Metric, Rate, Row, tabulate
+from ..evaluation.evaluate import Evaluation, Metric, Rate, Row
+from ..evaluation.rates import kappa
 from .frontier import front
 from .grid import NONE, Budgets
 from .results import ALL, METRICS, Agreement, ArmInfo, CarrierTest, Figures, Results, Summary, Test
-from .statistics import Paired, carrier_effects, holm, kappa, paired
+from .statistics import Paired, carrier_effects, holm, paired
 
 _LABEL: dict[Metric, str] = {"attack_success": "harmful", "over_refusal": "harmless", "exact": "harmless"}
 _OUTCOME: dict[Metric, str] = {"attack_success": "answered", "over_refusal": "refused", "exact": "answered"}
@@ -32,17 +33,11 @@ class Answered:
     @cached_property
     def by_judge(self) -> dict[str, dict[str, str | None]]:
         """Outcomes by the record's id, by judge."""
-        if judged := getattr(self.evaluation, "judged", ()):
-            return {one.judge: dict(one.outcomes) for one in judged}
-        return {"expected": {one.id: one.outcome for one in self.evaluation.decisions}}
+        return {one.judge: dict(one.outcomes) for one in self.evaluation.judged}
 
     def rows(self, judge: str) -> tuple[Row, ...]:
         """The table by a judge."""
-        for one in getattr(self.evaluation, "judged", ()):
-            if one.judge == judge:
-                rows: tuple[Row, ...] = one.rows
-                return rows
-        return tabulate(self.evaluation.decisions)
+        return next(one.rows for one in self.evaluation.judged if one.judge == judge)
 
     def metrics(self, judge: str) -> list[Metric]:
         """Those that the judge counts here."""
@@ -159,7 +154,7 @@ class Family:
         for arm, answers in self.arms.items():
             for one in answers:
                 harmful = [record for record in one.records if record.label == "harmful"]
-                intents = {record.id: record.group for record in harmful if record.group}
+                intents = intents_of(harmful)
                 for judge in self.judges:
                     answered = {record.id: one.by_judge[judge][record.id] == "answered" for record in harmful}
                     for effect in carrier_effects(answered, intents, {one.id: one.carrier for one in harmful}):
@@ -197,7 +192,7 @@ class Family:
                     other=other,
                     n=len(both),
                     equal=sum(first == second for first, second in both) / len(both),
-                    kappa=kappa([first for first, _ in both], [second for _, second in both]),
+                    kappa=kappa(both),
                 )
 
     def summaries(self) -> list[Summary]:
@@ -227,6 +222,19 @@ class Family:
         lost = before["exact"].rate - after["exact"].rate if "exact" in after else 0.0
         slack = 1e-9  # of sums of shares
         return over <= self.budgets.over_refusal + slack and lost <= self.budgets.utility_loss + slack
+
+
+def intents_of(records: Sequence[Record]) -> dict[str, str]:
+    """What records ask for, by their ids: records that share it ask the same in several ways.
+
+    It is the group, or where that is empty the id, if others are grouped under it, or the intent.
+    """
+    groups = {record.group for record in records if record.group}
+    found = {}
+    for record in records:
+        if said := record.group or (record.id if record.id in groups else record.intent):
+            found[record.id] = said
+    return found
 
 
 def _cost(metric: Metric, rate: float) -> float:

@@ -11,7 +11,6 @@ Of n records let b lose an outcome and c gain it; the difference of shares is δ
 - **Holm's step-down** over the defences that are compared at once (Holm 1979).
 - **Smallest difference seen**: the δ at which McNemar's test at level α rejects with probability 0.8, where changes the
   other way are as frequent as they were. The power is summed exactly over the number of changes.
-- **Agreement**: Cohen's κ of two judges' outcomes (Cohen 1960).
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -179,16 +177,6 @@ def _critical(n: int, alpha: float) -> tuple[Int[np.ndarray, " n+1"], Int[np.nda
     most = binom.ppf(alpha / 2, counts, 0.5).astype(int)
     most = np.where(2 * binom.cdf(most, counts, 0.5) > alpha, most - 1, most)
     return counts, np.where(counts == 0, -1, most)
-
-
-def kappa(first: Sequence[Any], second: Sequence[Any]) -> float | None:
-    """Cohen's κ of two lists of outcomes; None where both give everything the same one, or there are none."""
-    if not first:
-        return None
-    names = sorted({*first, *second}, key=str)
-    agreed = sum(one == other for one, other in zip(first, second, strict=True)) / len(first)
-    chance = sum(list(first).count(name) * list(second).count(name) for name in names) / len(first) ** 2
-    return None if chance == 1 else (agreed - chance) / (1 - chance)
 
 
 @dataclass(frozen=True)

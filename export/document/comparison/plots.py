@@ -11,7 +11,7 @@ import numpy as np
 
 from ....toolkit.comparison.results import WORDS, Results, Summary
 from ....toolkit.evaluation.evaluate import Metric
-from ..axes import percent
+from ..axes import few_ticks, percent
 from ..plots import BLUE, CYCLE, GREY, INK, VERMILION, Plot, canvas, finished, legend, rows_canvas
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def _scatter(panel: Axes, arms: Sequence[Summary], metric: Metric) -> None:
         panel.annotate(str(at), (x, y), (6, 4 - 9 * near), textcoords="offset points", fontsize=8)
     panel.set_ylim(bottom=min(-0.02, panel.get_ylim()[0]))
     for axis in (panel.xaxis, panel.yaxis):
+        few_ticks(axis)
         percent(axis)
     panel.margins(x=0.12)
     panel.set_xlabel(WORDS[metric])
