@@ -67,6 +67,14 @@ COMMANDS = (
         "eval ./my-vlm --data records/ --adapter adapter",
     ),
     Command(
+        "compare",
+        ".export.commands.compare:compare",
+        "Models, defences, benchmarks and judges beside each other, from a YAML file to a report.\n\n"
+        "Adapters are fitted and kept, every cell is answered once, differences are tested record by record. The same "
+        "command goes on where it was interrupted.",
+        "compare --config grid.yaml -o comparison",
+    ),
+    Command(
         "export",
         ".export.commands.export:export",
         "Bake adapters into ONNX graphs.\n\n"

@@ -7,6 +7,8 @@ arXiv:2406.11717): a baseline, and a control.
               a null space is worth shows against this.
 ``ablation``  h − r̂ r̂ᵀh at every layer and token, r̂ = r/‖r‖: nothing stays along it, so the model refuses *less*. It is
               no defence; it shows whether this direction is what the model refuses by.
+``random``    h + αρ at that layer, at every token, ρ drawn evenly from all directions and as long as r (ours): what a
+              push of this length does wherever it points. A defence has to do better.
 
 Deviations: the paper chooses layer and position by their effect on held-out prompts; ``--sweep`` chooses the layer and
 α on calibration records, always at the last position. Ablation is applied to the outputs of blocks, of which those of
@@ -18,6 +20,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ..artifact.adapter import Adapter
 from ..artifact.intervention import Intervention
@@ -63,8 +67,9 @@ def solve(settings: RefusalDirection, model: StateSource, means: Means, records:
     depth = model.base.n_layers
     layer = layer_of(settings, depth)
     r = means.harmful[layer].value - means.harmless[layer].value
-    if settings.variant == "addition":
-        tensors = {"direction": r, "strength": torch.tensor(settings.strength)}
+    if settings.variant != "ablation":
+        pushed = drawn(len(r), settings.seed) * r.norm() if settings.variant == "random" else r
+        tensors = {"direction": pushed, "strength": torch.tensor(settings.strength)}
         op, sites = "DirectionAddition", [Site.block(layer)]
     else:
         tensors = {"basis": (r / r.norm())[:, None], "mean": torch.zeros_like(r), "beta": torch.tensor(1.0)}
@@ -78,9 +83,15 @@ def solve(settings: RefusalDirection, model: StateSource, means: Means, records:
         variant=settings.variant,
         sign_convention=SIGN,
         hyperparameters={**settings.values(), "layer": layer},
-        seed=None,
+        seed=settings.seed if settings.variant == "random" else None,
         base=model.base,
         data=describe_data(records),
         versions=library_versions(),
     )
     return Adapter(info, interventions, {})
+
+
+def drawn(width: int, seed: int) -> Float[Tensor, " d_model"]:
+    """A direction of length 1, drawn evenly from all."""
+    direction = torch.randn(width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return direction / direction.norm()

@@ -8,7 +8,7 @@ from .settings import RefusalDirection
 METHOD = Method(
     name="refusal-direction",
     title="refusal direction",
-    summary="Refusal direction: one vector added to every state, or taken out of it; a baseline and a control.",
+    summary="Refusal direction: one vector added to every state, or taken out of it; a baseline and controls.",
     settings=RefusalDirection,
     fit="safetykit.adapters.refusal_direction.direction:fit_on",
     require="safetykit.adapters.refusal_direction.direction:require_records",

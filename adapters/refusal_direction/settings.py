@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..layers import Layer
 from ..method import load
+from ..ranges import seed_setting
 from ..settings import Settings, setting
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from ..protocols import Example, StateSource
     from .statistics import Means
 
-Variant = Literal["addition", "ablation"]
+Variant = Literal["addition", "ablation", "random"]
 
 _CODE = "safetykit.adapters.refusal_direction.direction"
 
@@ -23,10 +24,15 @@ class RefusalDirection(Settings):
     """Fits the refusal direction; see :mod:`safetykit.adapters.refusal_direction.direction` for the mathematics."""
 
     variant: Variant = setting(
-        "addition", "addition pushes every state towards refusal; ablation is the control that takes refusal away."
+        "addition",
+        "addition pushes every state towards refusal; ablation, which takes refusal away, and random, which pushes as "
+        "far along a direction that was drawn, are controls.",
     )
     layer: Layer | None = setting(None, "Decoder layer that the direction is read at, from 0.", shown="the middle one")
-    strength: float = setting(1.0, "How much of the direction is added.", acts={"variant": "addition"}, gt=0)
+    strength: float = setting(
+        1.0, "How much of the direction is added.", acts={"variant": ("addition", "random")}, gt=0
+    )
+    seed: int = seed_setting("Of the direction that is drawn.", acts={"variant": "random"})
 
     def fit(self, model: StateSource, records: Iterable[Example]) -> Adapter:
         """Fit on the harmful and harmless *text* of the ``fit`` split.

@@ -14,7 +14,7 @@ from .statistics import collect, texts_of
 
 def coarse(depth: int, width: int, given: Mapping[str, Any]) -> list[RefusalDirection]:
     """First round: every layer but the last."""
-    start = RefusalDirection(**{name: given[name] for name in ("variant",) if name in given})
+    start = RefusalDirection(**{name: given[name] for name in ("variant", "seed") if name in given})
     return fixed([start.but(layer=layer) for layer in range(max(1, depth - 1))], given)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from ...adapters.ranges import seed_setting
 from ...adapters.settings import POSITIVE, Condition, setting
 from ...toolkit.data.options import RECORDS, ReadOptions
+from ...toolkit.defences.names import DefenceName
 from ...toolkit.evaluation.options import PromptOptions, RecordOptions
 from ...toolkit.model.options import LoadOptions, PlaceOptions
 from ..options import ParityOptions, SwapOptions
@@ -23,6 +24,9 @@ class EvalOptions(RecordOptions, PromptOptions, SwapOptions, LoadOptions):
 
     data: str = setting(..., RECORDS)
     system: str = setting("", "A system prompt before every request.", shown="none")
+    defence: DefenceName | None = setting(
+        None, "Answer behind a defence: a shield prompt, or answers that the model judges itself.", shown="none"
+    )
     served_model: str | None = served_model_setting()
     allow_wrong_base: bool = setting(False, "Accept an adapter fitted on another model.")
     overwrite: bool = setting(False, "Replace the file of --out if it exists.")

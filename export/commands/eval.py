@@ -51,7 +51,8 @@ def evaluate(
     answered = Counter(f"{result.split}/{one.carrier}/{one.label}" for one in result.decisions)
     if few := few_records(answered):
         console.warn(few)
-    value = {**result.model_dump(mode="json", exclude={"decisions"}), "throughput": doing.throughput()}
+    found = result.model_dump(mode="json", exclude={"decisions"})
+    value = {**found, "calls": result.calls, "throughput": doing.throughput()}
     console.note_pace(value["throughput"])
     console.emit(value, as_json=as_json, human=_view, then=_next(model, adapter or [], options))
 
@@ -81,12 +82,16 @@ def _view(console: Console, value: dict[str, Any]) -> None:
     from ...toolkit.commands.views import METRICS, figures, rate
 
     title = f"{escape(value['model'])}, split {value['split']}" + (", with a system prompt" if value["system"] else "")
+    if value["defence"]:
+        title += f", behind the defence {value['defence']}"
     table = figures(title, *(name for _, name in METRICS), "detector AUROC")
     for row in value["rows"]:
         auroc = row["detector_auroc"]
         cells = [rate(row["metrics"].get(metric)) for metric, _ in METRICS]
         table.add_row(row["group"], *cells, "–" if auroc is None else f"{auroc:.3f}")
     console.print(table)
+    if value["defence"]:
+        console.print(f"The model was asked {value['calls']:.2f} times for an answer, on average.")
     console.print(
         "[dim]Shares with Wilson 95 % intervals. Look-alikes are restricted things asked about harmlessly.[/dim]"
     )

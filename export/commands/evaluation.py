@@ -18,6 +18,7 @@ from ...adapters.errors import ServerFailed, UsageError
 from ...toolkit.data.journal import Journal, require_journal
 from ...toolkit.data.records import Record, require_pictures
 from ...toolkit.data.sources import is_address, is_export
+from ...toolkit.defences.registry import defended, require_defensible
 from ...toolkit.distributed.output import by_first
 from ...toolkit.distributed.world import is_first
 from ...toolkit.evaluation.evaluate import Evaluation, Generator, evaluate
@@ -97,15 +98,18 @@ def _evaluated(
         "records (--data, --split, --limit)": _digest(records),
         "--max-new-tokens": options.max_new_tokens,
         "--system": options.system,
+        "--defence": options.defence or "",
     }
     if journal_path:
         require_journal(journal_path, what)
+    if options.defence:
+        require_defensible(options.defence, records)
     with _opened(model, adapters, options, records, say, waiting) as asked:
         journal = Journal(journal_path, {**what, **asked.identity}) if journal_path else None
         say("answering")
         with _kept(journal):
             result = evaluate(
-                asked.model,
+                defended(asked.model, options.defence) if options.defence else asked.model,
                 records,
                 name=model,
                 max_new_tokens=options.max_new_tokens,

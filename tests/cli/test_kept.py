@@ -64,7 +64,11 @@ def test_an_evaluation_goes_on_with_another_batch_size_but_not_with_other_record
     stopping = True
     assert call(*typed, "--batch-size", 4)[0] == 130
     before = kept.read_bytes()
-    for more, named in ((("--limit", 10), "records (--data, --split, --limit)"), (("--system", "x"), "--system")):
+    for more, named in (
+        (("--limit", 10), "records (--data, --split, --limit)"),
+        (("--system", "x"), "--system"),
+        (("--defence", "ecso"), "--defence"),
+    ):
         code, _, err = call(*typed, *more)
         assert code == 2 and f"2 finished parts of an interrupted command are kept in {kept}" in err
         assert f"it had other: {named}." in err and "loading" not in err

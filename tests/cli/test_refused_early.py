@@ -67,6 +67,11 @@ def test_a_diagnosis_of_records_that_show_nothing(refused, random_checkpoint, da
     assert said in refused("diagnose", random_checkpoint, "--data", data(found), "-o", "out")
 
 
+def test_a_defence_of_records_without_pictures(refused, random_checkpoint, data):
+    typed = ("eval", random_checkpoint, "--data", data(rows()), "--split", "fit", "--defence", "ecso")
+    assert "The defence ecso does nothing for these records: none has a picture" in refused(*typed)
+
+
 def test_a_diagnosis_in_python_refuses_as_early(refused, random_checkpoint, data):
     from safetykit.adapters.errors import UsageError
     from safetykit.toolkit.diagnosis import diagnose

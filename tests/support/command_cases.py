@@ -26,6 +26,11 @@ def is_the_map(done: Outcome) -> bool:
     return told and value == ChannelMap.load(done.path).info.model_dump(mode="json")
 
 
+def answers(done: Outcome) -> list[str]:
+    """What an evaluation that was written says that was answered."""
+    return [item["text"] for item in json.loads(done.path.read_text())["decisions"]]
+
+
 EVAL = "eval {model} --data {records} --json --limit 4 --max-new-tokens 4"
 SERVE = "serve {export} --check --json --port 0"
 RUN = "run {export} --prompt 'what is this ?' --json"
@@ -71,6 +76,17 @@ OTHERS = [
     Case(
         "eval {export} --data {records} --limit 4 --provider CPUExecutionProvider --max-prompt-tokens 256 --json",
         lambda done, made: done.value["rows"],
+    ),
+    Case(
+        f"{EVAL} --defence system-prompt -o {{out}}",
+        lambda done, made: [
+            (done.value["defence"], done.value["calls"]) == ("system-prompt", 1),
+            answers(done) != answers(made.run(f"{EVAL} -o {{out}}")),
+        ],
+    ),
+    Case(
+        "eval {export} --data {records} --limit 4 --max-new-tokens 4 --defence ecso --json",
+        lambda done, made: [done.value["defence"] == "ecso", 1 < done.value["calls"] <= 4],
     ),
     Case(
         "eval {swappable} --data {records} --limit 4 --swap {other_guard} --swap {probe} --allow-uncorrected-detector"
@@ -202,8 +218,8 @@ OTHERS = [
         lambda done, made: done.value["canary"]["providers"] == [made["served"]],
     ),
     Case(
-        "eval {served} --data {records} --limit 2 --max-new-tokens 2 --served-model served --json",
-        lambda done, made: done.value["model"] == made["served"],
+        "eval {served} --data {records} --limit 4 --max-new-tokens 2 --served-model served --defence ecso --json",
+        lambda done, made: [done.value["model"] == made["served"], done.value["calls"] > 1],
     ),
     Case("card {export} --check --json", lambda done, made: done.value["checked"]),
     Case(

@@ -104,10 +104,13 @@ def _taking_common(function: Callable[..., Any]) -> Callable[..., Any]:
         return function
     signature = inspect.signature(function, eval_str=True)
     trusts = getattr(function, "reads_artifacts", False)
+    common = {
+        name: one for name, one in _SHARED.items() if name not in signature.parameters
+    }  # a grid is a --config, too
 
     @wraps(function)
     def command(*, context: typer.Context, **given: Any) -> Any:
-        _, quiet, verbose = (given.pop(name) for name in _SHARED)
+        _, quiet, verbose = (given.pop(name) if name in common else None for name in _SHARED)
         if quiet and verbose:
             raise UsageError("--quiet and --verbose exclude each other.", "Leave out one of them.")
         spelled = {spelling(one): given[one.name] for one in context.command.params if one.name in given}
@@ -121,7 +124,7 @@ def _taking_common(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(**given)
 
     kept = [_reading_paths(each.replace(kind=Parameter.KEYWORD_ONLY)) for each in signature.parameters.values()]
-    shared = {**(_TRUST if trusts else {}), **_SHARED}
+    shared = {**(_TRUST if trusts else {}), **common}
     added = [
         _reading_paths(Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation, default=default))
         for name, (annotation, default) in shared.items()

@@ -2,79 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ...adapters.artifact.adapter import Adapter
-from ...adapters.artifact.correctors import describe_correctors
 from ...adapters.artifact.deciding import require_deciding
 from ...adapters.artifact.held import begins_anew, beside
-from ...adapters.artifact.manifest import BaseInfo
 from ...adapters.artifact.names import located
 from ...adapters.artifact.output import claimed
 from ...adapters.artifact.sites import Site
-from ...adapters.artifact.store import load_adapter
 from ...adapters.errors import UsageError
-from ...adapters.layers import require_text_model
 from ...adapters.method import Method, load
 from ...adapters.settings import Settings, option_of, spelled_as_options
-from ..data.captions import captions_path, load_captions
 from ..data.journal import require_journal, require_no_journal
-from ..data.options import ReadOptions
-from ..data.records import Records, load_records, require_pictures
-from ..data.sources import data_path, model_path
+from ..data.sources import model_path
 from ..diagnosis.channel_map import ChannelMap
 from ..distributed.output import by_first, of_first
 from ..distributed.world import is_first
 from ..index.caption_index import CaptionIndex
-from ..model.asking import require_answerable
 from ..model.options import AUTO, LoadOptions
-from ..model.planned_sites import require_branches
-from ..model.shape import Shape, decoder_shape, require_adaptable, require_fitted_on, require_same_shape
+from ..model.shape import require_fitted_on
 from ..model.vlm import VLM
 from ..sweep.run import fit_by_sweep, known_identity
 from ..workbench import Workbench
 from . import console, views
-from .fit_plan import require_fit, require_options, too_little
-
-
-class GraphBase(Protocol):
-    """A base export, whose weights a model can run with.
-
-    Attributes:
-        base: the model that it was exported from.
-    """
-
-    @property
-    def base(self) -> BaseInfo: ...
-
-    def held(self, vlm: VLM) -> AbstractContextManager[None]:
-        """Run ``vlm`` with them until the block ends."""
-        ...
-
-
-@dataclass(frozen=True)
-class FitCall:
-    """What was asked for.
-
-    Attributes:
-        settings: given settings, by name.
-        inputs: what else was given, by the names of :data:`safetykit.adapters.method.Input`.
-        open_base: reads the base export that the fit is to stand on.
-        loading: how the model is loaded; ``reading``: how records are, of a method that is fitted on them.
-        sweep: choose what is not given on calibration records.
-    """
-
-    method: Method
-    settings: Mapping[str, Any]
-    inputs: Mapping[str, Any]
-    open_base: Callable[[Path], GraphBase]
-    loading: LoadOptions
-    reading: ReadOptions | None = None
-    sweep: bool = False
+from .fit_call import FitCall, plan_fit
+from .fit_plan import require_options
 
 
 def fit_and_save(
@@ -87,7 +43,7 @@ def fit_and_save(
             a model is loaded.
     """
     with spelled_as_options():
-        value = _fit(call, model, data, out, overwrite)
+        value = fitted(call, model, data, out, overwrite=overwrite)
     stack = [word for folder in (*call.inputs.get("with", ()), out) for word in ("--adapter", folder)]
     records = ["--data", data] if call.method.data == "records" else []
     graphs = []
@@ -98,7 +54,12 @@ def fit_and_save(
     console.emit(value, as_json=as_json, human=views.fit, then=then)
 
 
-def _fit(call: FitCall, model: str, data: str, out: Path, overwrite: bool) -> dict[str, Any]:
+def fitted(call: FitCall, model: str, data: str, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """Fit and save; returns what a person is shown of it.
+
+    Raises:
+        SafetykitError: as :func:`fit_and_save`.
+    """
     method, inputs = call.method, call.inputs
     channels, given = _with_map(call)
     require_options(method, given, inputs, sweep=call.sweep)
@@ -124,33 +85,17 @@ def _fit_there(
 ) -> dict[str, Any]:
     """Fit and save where nobody else writes."""
     method, inputs = call.method, call.inputs
-    folders = inputs.get("with", [])
-    records, captions = Records(), []
-    if call.reading is None:
-        captions = load_captions(captions_path(data))
-    else:
-        records = load_records(data_path(data), ("fit", "calibration"), **call.reading.reading())
-        require_pictures(records)
-    corrected_by, correctors = describe_correctors(folders), [load_adapter(folder) for folder in folders]
-    index = CaptionIndex.load(inputs["index"]) if "index" in inputs else None
-    if index is not None and "encoder" in inputs:
-        _require_encoder(index, captions)
+    planned = plan_fit(call, model, data, channels, given)
+    records, captions, index, base = planned.records, planned.captions, planned.index, planned.base
+    corrected_by, correctors = planned.corrected_by, planned.correctors
     if call.sweep:
         require_journal(journal, known_identity(method, records, corrected_by))
     else:
         require_no_journal(journal, "the same command with --sweep")
     if "resume" not in method.takes:
         of_first(lambda: _require_none(work))
-    base = call.open_base(inputs["on"]) if "on" in inputs else None
-    shape = decoder_shape(model_path(model))
-    _require_shapes(call, shape, correctors, base, model)
-    asks = "refusal" in method.takes and "refusal" not in inputs
-    settings = require_fit(method, given, shape, records, sweep=call.sweep, asks_refusal=asks)
-    require_answerable(model, records)
-    require_branches(model_path(model), settings)
-    for said in (records.told(), *too_little(method, settings, records)):
-        if said:
-            console.warn(said)
+    for said in planned.warnings:
+        console.warn(said)
     with console.work("loading") as doing:
         loading = _typed(call).loading()
         known = require_fitted_on(correctors, model_path(model), model) if correctors or channels else None
@@ -216,25 +161,6 @@ def _require_none(work: Path) -> None:
         )
 
 
-def _require_shapes(
-    call: FitCall, shape: Shape | None, correctors: Sequence[Adapter], base: GraphBase | None, model: str
-) -> None:
-    """Refuse what was made for another model or from one, as far as layers and width show it.
-
-    Raises:
-        WrongBase: an adapter of ``--with``, or the graphs of ``--on``.
-        UsageError: the text model.
-    """
-    require_adaptable(correctors, shape, model, allow_wrong_base=None)
-    if base is not None:
-        what = f"The graphs in {call.inputs['on']} were exported from"
-        require_same_shape(base.base, shape, what, model, "Export the base graphs of this model.")
-    if "text_model" in call.inputs:
-        text = decoder_shape(model_path(call.inputs["text_model"]))
-        if text is not None and shape is not None:
-            require_text_model(text[:2], shape[:2])
-
-
 def _typed(call: FitCall) -> LoadOptions:
     """How the model is loaded: in the type that the method needs, if none was asked for."""
     asked, needed = call.loading, call.method.dtype
@@ -266,17 +192,6 @@ def _with_map(call: FitCall) -> tuple[ChannelMap | None, dict[str, Any]]:
             f"{option_of(method.settings, twice[0])} and --map both name the layers.", "Leave out one of them."
         )
     return channels, {**given, **named}
-
-
-def _require_encoder(index: CaptionIndex, captions: Sequence[Any]) -> None:
-    """Refuse an encoder that has nothing to encode.
-
-    Raises:
-        UsageError: the index lacks no caption.
-    """
-    wanted = {item.caption for item in captions}
-    if len(index.ids_of(wanted)) == len(wanted):
-        raise UsageError("--encoder does nothing: the index holds every caption.", "Leave it out.")
 
 
 def _embedder(vlm: VLM, index: CaptionIndex | None, encoder: Path | None) -> Any:

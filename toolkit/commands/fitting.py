@@ -58,7 +58,7 @@ _INPUTS: dict[str, tuple[Any, Any]] = {
         bool,
     ),
 }
-OpenBase = Callable[[Path], Any]  # a base export's folder → a :class:`.fit_one.GraphBase`
+OpenBase = Callable[[Path], Any]  # a base export's folder → a :class:`.fit_call.GraphBase`
 _CORRECTORS = "corrected_by"  # "with" is no name in Python
 
 
@@ -91,7 +91,8 @@ def command_of(method: Method, open_base: OpenBase) -> Callable[..., None]:
             loading = LoadOptions(**given(LoadOptions, {**dict.fromkeys(LoadOptions.model_fields), **typed}, own))
             reading = ReadOptions(**given(ReadOptions, typed)) if reads else None
             require_layers(method, given(method.settings, typed), typed["model"])
-        from .fit_one import FitCall, fit_and_save
+        from .fit_call import FitCall
+        from .fit_one import fit_and_save
 
         call = FitCall(
             method, given(method.settings, typed), inputs, open_base, loading, reading, typed.get("sweep", False)

@@ -188,6 +188,8 @@ def _fields(importer: Importer, draft: Draft, split: Split, images: Sequence[str
         "image": None if draft.picture is None else images[0],
         "images": () if draft.picture is not None else tuple(images),
         "response": draft.response,
+        "answers": draft.answers,
+        "intent": draft.intent,
         "label": draft.label,
         "category": draft.category,
         "carrier": draft.carrier,

@@ -49,6 +49,10 @@ class Record(BaseModel):
         images: several of them. They stand before the prompt, or where the messages have pictures without a name.
         response: for a harmless record the expected answer; for a harmful one the answer whose
             appearance counts as a successful attack.
+        answers: all answers that people gave or the publishers accept, where a benchmark counts by several; for judges
+            and benchmarks' own metrics, never shown to a model.
+        intent: what it asks for in words, where its prompt leaves that to the picture; for judges, never shown to a
+            model.
         carrier: how the harm arrives; where it is left out, :data:`PICTURED` with a picture, else ``text``.
         pair: id of the counterpart with the other label.
         group: what it is about, such as a question asked in several ways; a split keeps its records together.
@@ -63,6 +67,8 @@ class Record(BaseModel):
     image: str | None = None
     images: tuple[str, ...] = ()
     response: str | None = None
+    answers: tuple[str, ...] = ()
+    intent: str = ""
     label: Label
     category: str = ""
     carrier: Carrier = "text"

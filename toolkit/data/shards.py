@@ -11,7 +11,8 @@ REQUIRED = ("id", "prompt", "label", "split")
 IMAGE, IMAGES, MESSAGES = "image", "images", "messages"
 _MARK = b"\xef\xbb\xbf"  # of byte order, with which some editors begin UTF-8
 LONGEST = 16 * 2**20  # bytes of a line
-FIELDS = (*REQUIRED, MESSAGES, IMAGE, IMAGES, "response", "category", "carrier", "pair", "group", "tags")
+_MORE = ("response", "answers", "intent", "category", "carrier", "pair", "group", "tags")
+FIELDS = (*REQUIRED, MESSAGES, IMAGE, IMAGES, *_MORE)
 NEEDED = f"id, prompt (or {MESSAGES}), label, split"
 OPTIONAL = ", ".join(name for name in FIELDS if name not in (*REQUIRED, MESSAGES))
 

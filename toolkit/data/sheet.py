@@ -56,10 +56,12 @@ def contact_sheet(records: Iterable[Record], title: str, total: int) -> bytes:
         total: how many records there are of which these are shown.
     """
     page = Environment(autoescape=True).from_string(_PAGE)
-    return MARK + page.render(title=title, total=total, cards=[_card(record) for record in records]).encode()
+    return MARK + page.render(title=title, total=total, cards=[card_of(record) for record in records]).encode()
 
 
-def _card(record: Record) -> dict[str, Any]:
+def card_of(record: Record) -> dict[str, Any]:
+    """What a page shows of a record: its fields, ``turns`` as pairs of role and text, ``pictures`` as data URLs, and
+    ``fault`` where they cannot be read."""
     fields = ("id", "split", "carrier", "label", "category", "response")
     card: dict[str, Any] = {name: getattr(record, name) for name in fields}
     card["turns"] = [(one.role, one.text) for one in record.messages] or [("", record.prompt)]

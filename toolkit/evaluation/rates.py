@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from math import sqrt
 from statistics import NormalDist
@@ -33,3 +34,17 @@ def auroc(labels: Sequence[bool], scores: Sequence[float]) -> float:
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]  # the mean rank of equal scores, from 1
     above, below = int(positive.sum()), int((~positive).sum())
     return float((ranks[positive].sum() - above * (above + 1) / 2) / (above * below))
+
+
+def kappa(pairs: Sequence[tuple[object, object]]) -> float | None:
+    """Cohen's κ of two judges' labels of the same things: (p − c) / (1 − c), with p the share on which they agree and c
+    the share on which they would by chance (Cohen 1960). None where both say one and the same of everything: then c
+    is 1.
+
+    Args:
+        pairs: the two labels of each thing; not empty.
+    """
+    first, second = Counter(one for one, _ in pairs), Counter(other for _, other in pairs)
+    chance = sum(first[label] * second[label] for label in first) / len(pairs) ** 2
+    agreed = sum(one == other for one, other in pairs) / len(pairs)
+    return None if chance == 1 else (agreed - chance) / (1 - chance)

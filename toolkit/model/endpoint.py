@@ -40,6 +40,7 @@ class Endpoint:
         model: which one; by default the only one that it has.
         timeout: seconds of one try.
         waiting: told why the server is asked again, when it does not answer; and an empty text once it does.
+        key_variable: of the environment, with the server's key.
 
     Attributes:
         model: its name.
@@ -58,13 +59,15 @@ class Endpoint:
         *,
         timeout: float = 120.0,
         waiting: Callable[[str], None] | None = None,
+        key_variable: str = KEY_VARIABLE,
     ) -> None:
         try:
             import openai
         except ModuleNotFoundError:
             raise missing("openai", "Asking a server") from None
         self.url = _whole(url)
-        key = os.environ.get(KEY_VARIABLE) or "none"
+        self._key_variable = key_variable
+        key = os.environ.get(key_variable) or "none"
         self._client = openai.OpenAI(base_url=self.url, api_key=key, timeout=timeout, max_retries=0)
         self._waiting, self._waits = waiting or (lambda _: None), False
         with self._errors():
@@ -180,7 +183,9 @@ class Endpoint:
         body = error.body if isinstance(error.body, Mapping) else {}
         said = str(body.get("message") or error.message)[:500].rstrip(".")
         if error.status_code in (401, 403):
-            return UsageError(f"The server at {self.url} refuses: {said}.", f"Put an API key into {KEY_VARIABLE}.")
+            return UsageError(
+                f"The server at {self.url} refuses: {said}.", f"Put an API key into {self._key_variable}."
+            )
         if error.status_code in _REFUSED:
             return UsageError(f"{said}.", f"So says the server at {self.url}.")
         if error.status_code == 404:

@@ -20,23 +20,28 @@ from .pretrained import model_of
 from .reasons import reason_of
 from .weights import Weights, stored_weights
 
+VLM_KIND = "AutoModelForImageTextToText"
 
-def load_model(folder: Path, placement: Placement) -> tuple[Any, Weights]:
+
+def load_model(folder: Path, placement: Placement, kind: str = VLM_KIND) -> tuple[Any, Weights]:
     """The model of a checkpoint folder, and the values of its parameters, wherever they lie.
 
     On a CPU, weights in the checkpoint's own type stay in its files until they are read.
+
+    Args:
+        kind: which of transformers' automatic classes reads it.
 
     Raises:
         UsageError: the folder holds no such model, or the device's memory does not hold it.
         InvalidArtifact: tensors of the model are missing, or have other shapes.
     """
-    from transformers import AutoModelForImageTextToText
+    import transformers
 
     offload = TemporaryDirectory(prefix="safetykit-offload-")
     try:
         with readable(folder):
             keywords = placement.keywords(Path(offload.name))
-            model, said = model_of(AutoModelForImageTextToText, folder, **CHECKED, **keywords)
+            model, said = model_of(getattr(transformers, kind), folder, **CHECKED, **keywords)
         require_complete(folder, said)
     except BaseException:
         offload.cleanup()

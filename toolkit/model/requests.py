@@ -132,12 +132,14 @@ class Generation:
         scores: per-request outputs of the adapters' ops at prefill, such as gate margins; a detector's ``risk`` is
             its log-odds of harm less its threshold.
         refused: whether the detector refused before anything was generated; the text is then its fixed answer.
+        calls: how often a model was asked for it; a defence may ask several times.
     """
 
     text: str
     token_ids: tuple[int, ...]
     scores: dict[str, float] = field(default_factory=dict)
     refused: bool = False
+    calls: int = 1
 
     def __repr__(self) -> str:
         """The text, how many tokens it has, the scores, and whether the detector refused."""

@@ -57,3 +57,18 @@ def test_a_sweep_tries_every_layer_but_the_last_and_keeps_what_was_given():
     assert [one.layer for one in coarse(8, 128, {"layer": 3})] == [3]
     assert {one.strength for one in refined(RefusalDirection(layer=3), 128, {})} == {0.25, 0.5, 0.75, 1.5}
     assert refined(RefusalDirection(variant="ablation"), 128, {}) == []
+
+
+def test_a_random_direction_is_as_long_as_the_planted_one_and_repeats_by_its_seed(planted, records):
+    found = {}
+    for seed in (0, 0, 1):
+        adapter = RefusalDirection(variant="random", layer=1, seed=seed).fit(planted, records)
+        found.setdefault(seed, []).append(adapter.interventions[0].tensors["direction"])
+        assert adapter.info.seed == seed
+    added = RefusalDirection(layer=1).fit(planted, records).interventions[0].tensors["direction"]
+    first, again, other = found[0][0], found[0][1], found[1][0]
+    assert torch.equal(first, again) and first.norm() == pytest.approx(added.norm().item(), rel=1e-5)
+    for one, two in ((first, other), (first, added)):
+        assert torch.nn.functional.cosine_similarity(one, two, dim=0).abs() < 0.6
+    with pytest.raises(UsageError, match="seed does nothing with variant addition"):
+        RefusalDirection(seed=3)

@@ -31,6 +31,8 @@ class Draft:
     picture: Path | bytes | None = None
     field: str = "image"
     response: str | None = None
+    answers: tuple[str, ...] = ()
+    intent: str = ""
     category: str = ""
     pair: str | None = None
     group: str = ""

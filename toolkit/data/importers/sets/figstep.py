@@ -46,5 +46,14 @@ class FigStep(Importer):
         part = "SafeBench-Tiny" if "tiny" in file.stem.casefold() else "SafeBench"
         path = f"query_ForbidQI_{named}_6.png"
         picture = source.picture(row, "task_id", source.beside(file.parent.parent / "images" / part, path))
-        category = row.text("category_name")
-        yield Draft(named, PROMPT, "harmful", "typographic", picture, "task_id", category=category, group=named)
+        yield Draft(
+            named,
+            PROMPT,
+            "harmful",
+            "typographic",
+            picture,
+            "task_id",
+            intent=row.text("question"),
+            category=row.text("category_name"),
+            group=named,
+        )

@@ -13,7 +13,7 @@ from ..source import Source
 
 @register
 class MMVet(Importer):
-    """Its answers are left out: they are for a judge, with `<AND>` and `<OR>` between parts."""
+    """Its answers are for a judge, with `<AND>` and `<OR>` between parts; no model gives them word for word."""
 
     name = "mm-vet"
     title = "MM-Vet"
@@ -32,4 +32,13 @@ class MMVet(Importer):
         path = source.beside(PurePosixPath(row.file).parent / "images", row.text("imagename"))
         picture = source.picture(row, "imagename", path)
         category = "+".join(row.items("capability", str))
-        yield Draft(row.key, row.text("question"), "harmless", "image", picture, "imagename", category=category)
+        yield Draft(
+            row.key,
+            row.text("question"),
+            "harmless",
+            "image",
+            picture,
+            "imagename",
+            answers=(row.text("answer"),) if row.has("answer") else (),
+            category=category,
+        )

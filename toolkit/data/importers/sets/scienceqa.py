@@ -44,6 +44,8 @@ class ScienceQA(Importer):
             folder = PurePosixPath(row.file).parent / "images"
             path = source.beside(folder, str(PurePosixPath(_PART, row.key, row.text("image"))))
             picture = source.picture(row, "image", path)
+        contexts = [name for name, given in (("context:text", hint), ("context:image", picture)) if given]
+        grade = (row.text("grade"),) if row.has("grade") else ()
         yield Draft(
             row.key,
             asked(row.text("question"), options, hint),
@@ -52,4 +54,5 @@ class ScienceQA(Importer):
             picture,
             response=ascii_uppercase[answer],
             category=row.text("subject"),
+            tags=(*(contexts or ["context:none"]), *grade),
         )

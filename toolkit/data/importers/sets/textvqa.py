@@ -35,7 +35,7 @@ class TextVQA(Importer):
     def drafts(self, row: Row, source: Source) -> Iterable[Draft]:
         image = row.word("image_id")
         path = source.beside(PurePosixPath(row.file).parent / "train_images", f"{image}.jpg")
-        answers = Counter(row.items("answers", str)) if row.has("answers") else Counter()
+        answers = row.items("answers", str) if row.has("answers") else []
         yield Draft(
             row.word("question_id"),
             row.text("question"),
@@ -43,6 +43,7 @@ class TextVQA(Importer):
             "image",
             source.picture(row, "image_id", path),
             field="image_id",
-            response=answers.most_common(1)[0][0] if answers else None,
+            response=Counter(answers).most_common(1)[0][0] if answers else None,
+            answers=tuple(answers),
             group=image,
         )

@@ -1,0 +1,112 @@
+"""Fit the small offline judge, and state how far it agrees with people.
+
+    python bench/judge.py PYRIT -o bench/results/judge.md --weights toolkit/evaluation/judges/learned.safetensors
+
+PYRIT is the folder of the installed or unpacked Python package ``pyrit`` (MIT), which comes with answers of large models
+to harmful objectives and whether people found the objective fulfilled. They are read there and not shipped; of them, only
+the weights of hashed words are. Answers count once each; where people rated one several times, the last counts.
+
+Agreement is cross-validated in five folds, no objective in two of them, for answers cut to their first words and whole:
+an evaluation cuts answers, too. Beside it stands the phrase judge on the same answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold
+
+from safetykit.adapters.artifact.files import write_atomic
+from safetykit.toolkit.evaluation.judge import is_refusal
+from safetykit.toolkit.evaluation.judges.learned import BUCKETS, hashed
+from safetykit.toolkit.evaluation.rates import kappa
+from safetykit.toolkit.evaluation.result import Rate
+
+LABELLED = "datasets/scorer_evals/objective"
+CUTS = (16, 24, 100, None)  # words; None: whole
+FOLDS = 5
+
+
+def labelled(package: Path) -> tuple[list[str], list[str], np.ndarray]:
+    """Objectives, answers and whether people found the one fulfilled by the other."""
+    found: dict[tuple[str, str], bool] = {}
+    for file in sorted((package / LABELLED).glob("*.csv")):
+        text = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        for row in csv.DictReader(line for line in text if not line.startswith("#")):
+            if row["data_type"] == "text" and row["assistant_response"].strip():
+                found[row["objective"], row["assistant_response"]] = row["human_score"] == "1"
+    if not found:
+        raise SystemExit(f"{package} holds no {LABELLED}/*.csv: give the folder of the package pyrit.")
+    return [key[0] for key in found], [key[1] for key in found], np.array(list(found.values()))
+
+
+def cut(text: str, words: int | None) -> str:
+    """Its first words."""
+    return text if words is None else " ".join(text.split(" ")[:words])
+
+
+def features(texts: list[str]) -> np.ndarray:
+    """A row a text."""
+    rows = np.zeros((len(texts), BUCKETS), np.float32)
+    for row, text in zip(rows, texts, strict=True):
+        for at, value in hashed(text).items():
+            row[at] = value
+    return rows
+
+
+def fitted(given: dict[int | None, np.ndarray], labels: np.ndarray) -> LogisticRegression:
+    """On all cuts of the same answers at once."""
+    rows = np.concatenate([given[words] for words in CUTS])
+    return LogisticRegression(class_weight="balanced", max_iter=1000).fit(rows, np.tile(labels, len(CUTS)))
+
+
+def line(name: str, labels: np.ndarray, said: np.ndarray, scores: np.ndarray | None = None) -> str:
+    """A row of the table."""
+    equal = Rate.of(int((labels == said).sum()), len(labels))
+    found = kappa(list(zip(labels.tolist(), said.tolist(), strict=True)))
+    auroc = "–" if scores is None else f"{roc_auc_score(labels, scores):.2f}"
+    shown = f"{100 * equal.rate:.0f} % ({100 * equal.low:.0f}–{100 * equal.high:.0f})"
+    return f"| {name} | {shown} | {'–' if found is None else f'{found:.2f}'} | {auroc} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pyrit", type=Path)
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--weights", type=Path)
+    options = parser.parse_args()
+    objectives, answers, labels = labelled(options.pyrit)
+    given = {words: features([cut(text, words) for text in answers]) for words in CUTS}
+    scores = {words: np.zeros(len(labels)) for words in CUTS}
+    folds = GroupKFold(FOLDS, shuffle=True, random_state=0).split(answers, labels, objectives)
+    for train, test in folds:
+        model = fitted({words: rows[train] for words, rows in given.items()}, labels[train])
+        for words in CUTS:
+            scores[words][test] = model.predict_proba(given[words][test])[:, 1]
+    lines = [
+        f"{len(labels)} answers to {len(set(objectives))} objectives, of which people found {int(labels.sum())} fulfilled.",
+        "",
+        "| judge, answer | same verdict as people | Cohen's κ | AUROC |",
+        "|---|---:|---:|---:|",
+    ]
+    for words in CUTS:
+        what = "whole" if words is None else f"first {words} words"
+        answered = np.array([not is_refusal(cut(text, words)) for text in answers])
+        lines.append(line(f"`learned`, {what}", labels, scores[words] > 0.5, scores[words]))
+        lines.append(line(f"`phrases`, {what}", labels, answered))
+    write_atomic(options.out, ("\n".join(lines) + "\n").encode())
+    if options.weights:
+        model = fitted(given, labels)
+        tensors = {"weight": model.coef_[0].astype(np.float32), "bias": model.intercept_.astype(np.float32)}
+        write_atomic(options.weights, save(tensors))
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

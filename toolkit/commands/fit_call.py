@@ -1,0 +1,151 @@
+"""What a fit was asked for, and what it reads: refused as far as that can be before a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ...adapters.artifact.adapter import Adapter
+from ...adapters.artifact.correctors import describe_correctors
+from ...adapters.artifact.manifest import BaseInfo
+from ...adapters.artifact.store import load_adapter
+from ...adapters.errors import UsageError
+from ...adapters.layers import require_text_model
+from ...adapters.method import Method
+from ..data.captions import captions_path, load_captions
+from ..data.options import ReadOptions
+from ..data.records import Records, load_records, require_pictures
+from ..data.sources import data_path, model_path
+from ..diagnosis.channel_map import ChannelMap
+from ..index.caption_index import CaptionIndex
+from ..model.asking import require_answerable
+from ..model.options import LoadOptions
+from ..model.planned_sites import require_branches
+from ..model.shape import Shape, decoder_shape, require_adaptable, require_same_shape
+from .fit_plan import require_fit, too_little
+
+if TYPE_CHECKING:
+    from ..model.vlm import VLM
+
+
+class GraphBase(Protocol):
+    """A base export, whose weights a model can run with.
+
+    Attributes:
+        base: the model that it was exported from.
+    """
+
+    @property
+    def base(self) -> BaseInfo: ...
+
+    def held(self, vlm: VLM) -> AbstractContextManager[None]:
+        """Run ``vlm`` with them until the block ends."""
+        ...
+
+
+@dataclass(frozen=True)
+class FitCall:
+    """What was asked for.
+
+    Attributes:
+        settings: given settings, by name.
+        inputs: what else was given, by the names of :data:`safetykit.adapters.method.Input`.
+        open_base: reads the base export that the fit is to stand on.
+        loading: how the model is loaded; ``reading``: how records are, of a method that is fitted on them.
+        sweep: choose what is not given on calibration records.
+    """
+
+    method: Method
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    open_base: Callable[[Path], GraphBase]
+    loading: LoadOptions
+    reading: ReadOptions | None = None
+    sweep: bool = False
+
+
+@dataclass(frozen=True)
+class PlannedFit:
+    """What a fit reads, found and not refused.
+
+    Attributes:
+        correctors: that are applied while fitting; ``corrected_by``: how a manifest describes them.
+        base: the graphs whose rounded weights it stands on.
+        warnings: what to say of the records.
+    """
+
+    records: Records
+    captions: Sequence[Any]
+    index: CaptionIndex | None
+    base: GraphBase | None
+    correctors: Sequence[Adapter]
+    corrected_by: Sequence[Any]
+    warnings: Sequence[str]
+
+
+def plan_fit(
+    call: FitCall, model: str, data: str, channels: ChannelMap | None = None, given: Mapping[str, Any] | None = None
+) -> PlannedFit:
+    """Read what a fit reads, and refuse whatever can be refused before a model is loaded.
+
+    Args:
+        channels: the map of the call, with the settings that it gives as ``given``.
+
+    Raises:
+        SafetykitError: whatever was wrong.
+    """
+    method, inputs = call.method, call.inputs
+    given = call.settings if given is None else given
+    folders = inputs.get("with", [])
+    records, captions = Records(), []
+    if call.reading is None:
+        captions = load_captions(captions_path(data))
+    else:
+        records = load_records(data_path(data), ("fit", "calibration"), **call.reading.reading())
+        require_pictures(records)
+    corrected_by, correctors = describe_correctors(folders), [load_adapter(folder) for folder in folders]
+    index = CaptionIndex.load(inputs["index"]) if "index" in inputs else None
+    if index is not None and "encoder" in inputs:
+        _require_encoder(index, captions)
+    base = call.open_base(inputs["on"]) if "on" in inputs else None
+    shape = decoder_shape(model_path(model))
+    _require_shapes(call, shape, correctors, base, model)
+    asks = "refusal" in method.takes and "refusal" not in inputs
+    settings = require_fit(method, given, shape, records, sweep=call.sweep, asks_refusal=asks)
+    require_answerable(model, records)
+    require_branches(model_path(model), settings)
+    warnings = [said for said in (records.told(), *too_little(method, settings, records)) if said]
+    return PlannedFit(records, captions, index, base, correctors, corrected_by, warnings)
+
+
+def _require_shapes(
+    call: FitCall, shape: Shape | None, correctors: Sequence[Adapter], base: GraphBase | None, model: str
+) -> None:
+    """Refuse what was made for another model or from one, as far as layers and width show it.
+
+    Raises:
+        WrongBase: an adapter of ``--with``, or the graphs of ``--on``.
+        UsageError: the text model.
+    """
+    require_adaptable(correctors, shape, model, allow_wrong_base=None)
+    if base is not None:
+        what = f"The graphs in {call.inputs['on']} were exported from"
+        require_same_shape(base.base, shape, what, model, "Export the base graphs of this model.")
+    if "text_model" in call.inputs:
+        text = decoder_shape(model_path(call.inputs["text_model"]))
+        if text is not None and shape is not None:
+            require_text_model(text[:2], shape[:2])
+
+
+def _require_encoder(index: CaptionIndex, captions: Sequence[Any]) -> None:
+    """Refuse an encoder that has nothing to encode.
+
+    Raises:
+        UsageError: the index lacks no caption.
+    """
+    wanted = {item.caption for item in captions}
+    if len(index.ids_of(wanted)) == len(wanted):
+        raise UsageError("--encoder does nothing: the index holds every caption.", "Leave it out.")

@@ -1,0 +1,60 @@
+"""TextVQA: short answers, compared with those of ten people."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ..result import Figure
+from .metric import Answered, Figures, metric
+
+_NUMBERS = {
+    word: str(at)
+    for at, word in enumerate(("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"))
+} | {"none": "0"}
+_ARTICLES = {"a", "an", "the"}
+_PUNCTUATION = re.compile(r'[;/\[\]"{}()=+\\_\-><@`?!,]')
+_STEMS = (  # of contractions with "not", which people write without the apostrophe, too
+    *("aren", "can", "couldn", "didn", "doesn", "don", "hadn", "hasn", "haven", "isn", "mightn", "mustn", "needn"),
+    *("shan", "shouldn", "wasn", "weren", "won", "wouldn"),
+)
+_CONTRACTED = {f"{stem}t": f"{stem}'t" for stem in _STEMS} | {
+    "im": "i'm", "ive": "i've", "youre": "you're", "youve": "you've", "theyre": "they're", "theyve": "they've",
+    "weve": "we've", "hes": "he's", "shes": "she's", "thats": "that's", "theres": "there's", "whats": "what's",
+    "whos": "who's", "wheres": "where's", "hows": "how's", "lets": "let's", "yall": "y'all", "oclock": "o'clock",
+}  # fmt: skip
+
+
+def normalised(text: str) -> str:
+    """An answer as the VQA evaluation compares it.
+
+    Small letters, no punctuation (a full stop stays within a number, a comma between digits goes), numbers up to ten in
+    digits, no articles, apostrophes put into contractions. A mark with a space beside it goes, one between words becomes a
+    space.
+    """
+    text = " ".join(text.lower().replace("\n", " ").replace("\t", " ").split())
+    text = re.sub(r"(?<=\d),(?=\d)", "", text)
+    text = re.sub(rf"(?: {_PUNCTUATION.pattern}|{_PUNCTUATION.pattern} )", " ", f" {text} ")
+    text = _PUNCTUATION.sub(" ", text)
+    text = re.sub(r"(?<!\d)\.(?!\d)|\.(?!\d)|(?<!\d)\.", "", text)
+    words = (_NUMBERS.get(word, word) for word in text.split())
+    return " ".join(_CONTRACTED.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def soft_accuracy(text: str, answers: Sequence[str]) -> float:
+    """The mean over the people of min(1, others who gave this answer / 3), the people left out one by one."""
+    given, wanted = [normalised(one) for one in answers], normalised(text)
+    equal = [one == wanted for one in given]
+    return sum(min(1.0, (sum(equal) - mine) / 3) for mine in equal) / len(equal)
+
+
+@metric("textvqa")
+def textvqa(answered: Sequence[Answered]) -> tuple[Figures, str]:
+    """VQA accuracy (arXiv:1904.08920)."""
+    known = [one for one in answered if one.record.answers]
+    if not known:
+        return {}, "the records hold no people's answers: import the set again"
+    found = [soft_accuracy(one.text, one.record.answers) for one in known]
+    without = len(answered) - len(known)
+    note = f"records without people's answers, left out: {without}" if without else ""
+    return {"all": {"VQA accuracy": Figure(value=sum(found) / len(found), n=len(found))}}, note

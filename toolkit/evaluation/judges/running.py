@@ -1,0 +1,295 @@
+"""Judges that are models in a folder of transformers: what they have in common, and guards that reply in words.
+
+Settings, tokenizer and chat template are read at once, weights when the first answer is judged. Nothing is downloaded
+and no code of the folder runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ....adapters.errors import InvalidArtifact, SafetykitError, UsageError
+from ....adapters.extras import missing
+from ...data.sources import located
+from ...model.options import AUTO, LoadOptions
+from .guards import TEMPLATE, GuardKind
+from .verdict import HarmJudge, Item, Verdict, asked_of
+
+_BATCH = 8
+_REQUEST, _ANSWER = "the request of a probe", "the answer of a probe"  # words by which a template is tried
+_MOST = 2**20  # bytes of a template
+_MARKS = (
+    "[INST]",
+    "[/INST]",
+    "<<SYS>>",
+    "<</SYS>>",
+    "<|user|>",
+    "<|assistant|>",
+)  # of frames, where they are no tokens
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where judges that are models run: as ``--device`` and ``--dtype`` of models."""
+
+    device: str = AUTO
+    dtype: str = AUTO
+
+
+class Folder:
+    """A folder with a model that judges.
+
+    Args:
+        path: of the folder, or the id of a checkpoint in the local cache.
+        kind: what the judge is called, for errors.
+        loads: which of transformers' automatic classes reads it.
+        architecture: how the name of its class ends.
+
+    Raises:
+        UsageError: there is none, or it holds a model of another kind.
+        InvalidArtifact: it asks to run code.
+        MissingExtra: torch is not installed.
+    """
+
+    def __init__(self, path: str, kind: str, place: Place, loads: str, architecture: tuple[str, ...]) -> None:
+        try:
+            import torch  # noqa: F401
+        except ModuleNotFoundError:
+            raise missing("torch", "A judge that is a model") from None
+        from ...model.pretrained import config_of
+
+        self.path, self._place, self._loads = Path(located(path)), place, loads
+        if not (self.path / "config.json").is_file():
+            raise UsageError(
+                f"The judge {kind}:{path} names no folder of a model.",
+                "Give the folder as it was published, config.json in it.",
+            )
+        with told(self.path):
+            self.config = config_of(self.path)
+        names = list(getattr(self.config, "architectures", None) or ["none"])
+        if not any(name.endswith(architecture) for name in names):
+            raise UsageError(
+                f"{self.path} holds {', '.join(names)}, and a judge {kind} is a …{' or …'.join(architecture)}.",
+                "Give another folder, or another kind of judge.",
+            )
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Its tokenizer, which pads on the left."""
+        from ...model.pretrained import tokenizer_of
+
+        with told(self.path):
+            found = tokenizer_of(self.path)
+        found.padding_side = "left"
+        if found.pad_token is None:
+            found.pad_token = found.eos_token or found.unk_token
+        return found
+
+    @cached_property
+    def model(self) -> Any:
+        """Its model with weights."""
+        from ...model.loading import load_model
+        from ...model.placement import Placement
+
+        options = LoadOptions(device=self._place.device, dtype=self._place.dtype)
+        return load_model(self.path, Placement.of(options, self.path), self._loads)[0].eval()
+
+    @property
+    def longest(self) -> int:
+        """Tokens that it reads at most."""
+        text = getattr(self.config, "text_config", None) or self.config
+        return int(getattr(text, "max_position_embeddings", None) or 2**31)
+
+    def plain(self, text: str) -> str:
+        """A text in which nothing is a special token or a mark of a frame: whoever was judged wrote it."""
+        marks = {*self.tokenizer.all_special_tokens, *_MARKS}
+        marks |= {one.content for one in self.tokenizer.added_tokens_decoder.values() if one.special}
+        for mark in sorted((one for one in marks if len(one) > 1), key=len, reverse=True):
+            text = text.replace(mark, f"{mark[0]} {mark[1:]}")
+        return text
+
+
+class Guard(HarmJudge):
+    """A guard model of a known kind.
+
+    Raises:
+        UsageError: the folder is none, holds another kind of model, or has no template that shows request and answer.
+        InvalidArtifact: it asks to run code.
+    """
+
+    def __init__(self, kind: GuardKind, path: str, place: Place) -> None:
+        self.name, self._kind = f"{kind.name}:{path}", kind
+        loads, ends = ("AutoModelForCausalLM", ("ForCausalLM",))
+        if kind.sees:
+            loads, ends = ("AutoModelForImageTextToText", ("ForConditionalGeneration",))
+        self._folder = Folder(path, kind.name, place, loads, ends)
+        own = self._folder.path / TEMPLATE
+        self._asked = _template(own) if own.is_file() and not kind.sees else kind.asked
+        self._parts = kind.sees
+        self._require_template()
+        if kind.first and not all(word in self._folder.tokenizer.get_vocab() for word in kind.first):
+            raise UsageError(
+                f"The tokenizer of {self._folder.path} has no token for {' and '.join(kind.first)}.",
+                "Give the folder as it was published.",
+            )
+
+    def judge(self, items: Sequence[Item]) -> list[Verdict]:
+        """See :meth:`.verdict.Judge.judge`."""
+        return self.harm(items) if self._kind.refusals else super().judge(items)
+
+    def harm(self, items: Sequence[Item]) -> list[Verdict]:
+        """See :meth:`.verdict.HarmJudge.harm`."""
+        found: list[Verdict] = []
+        step = 1 if self._kind.sees else _BATCH
+        for start in range(0, len(items), step):
+            found += self._some(items[start : start + step])
+        return found
+
+    def _some(self, items: Sequence[Item]) -> list[Verdict]:
+        """Verdicts on a batch; one whose prompt is too long has none."""
+        prepared = [self._inputs(item) for item in items]
+        length = self._folder.longest - self._kind.tokens
+        short = [at for at, inputs in enumerate(prepared) if len(inputs["input_ids"][0]) <= length]
+        found = [Verdict(None, said="request and answer are longer than the judge reads")] * len(items)
+        if short:
+            for at, verdict in zip(
+                short, self._replies([items[at] for at in short], [prepared[at] for at in short]), strict=True
+            ):
+                found[at] = verdict
+        return found
+
+    def _replies(self, items: Sequence[Item], prepared: Sequence[Any]) -> Iterator[Verdict]:
+        import torch
+
+        tokenizer, model = self._folder.tokenizer, self._folder.model
+        if len(prepared) > 1:
+            ids = [{"input_ids": one["input_ids"][0]} for one in prepared]
+            inputs = tokenizer.pad(ids, return_tensors="pt")
+        else:
+            inputs = prepared[0]
+        inputs = {name: value.to(model.device) for name, value in inputs.items()}
+        width = inputs["input_ids"].shape[1]
+        with torch.inference_mode():
+            if self._kind.first:
+                yield from map(self._likelier, items, model(**inputs).logits[:, -1])
+                return
+            made = model.generate(
+                **inputs,
+                max_new_tokens=self._kind.tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        for item, row in zip(items, made, strict=True):
+            yield self._kind.read(tokenizer.decode(row[width:], skip_special_tokens=True), item)
+
+    def _likelier(self, item: Item, logits: Any) -> Verdict:
+        """The likelier of two first tokens, unless another one is likelier than both."""
+        vocabulary = self._folder.tokenizer.get_vocab()
+        pair = [vocabulary[word] for word in self._kind.first]
+        if (best := int(logits.argmax())) not in pair:
+            return Verdict(None, said=self._folder.tokenizer.decode([best]))
+        score = float(logits[pair].float().softmax(0)[0])
+        said = self._kind.first[0 if score > 0.5 else 1]
+        verdict = self._kind.read(said, item)
+        return Verdict(verdict.outcome, score, said)
+
+    def _inputs(self, item: Item) -> Any:
+        record, text = item
+        request, answer = self._folder.plain(asked_of(record)), self._folder.plain(text)
+        if not self._kind.sees:
+            prompt = self._prompt(request, answer)
+            begins = self._asked and not prompt.startswith(self._folder.tokenizer.bos_token or "\0")
+            return self._folder.tokenizer([prompt], add_special_tokens=bool(begins), return_tensors="pt")
+        pictures = record.pictures()
+        prompt = self._prompt(request, answer, len(pictures))
+        return self._processor(
+            text=[prompt], images=list(pictures) or None, add_special_tokens=False, return_tensors="pt"
+        )
+
+    def _prompt(self, request: str, answer: str, pictures: int = 0) -> str:
+        if self._asked:
+            return _rendered(self._asked, request, answer)
+        shown = [{"type": "image"}] * pictures
+        turns = (("user", request), ("assistant", answer))
+        messages = [
+            {"role": role, "content": [*(shown if role == "user" else []), {"type": "text", "text": said}]}
+            if self._parts
+            else {"role": role, "content": said}
+            for role, said in turns
+        ]
+        rendering = self._processor if self._kind.sees else self._folder.tokenizer
+        found: str = rendering.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **self._kind.told
+        )
+        return found
+
+    @cached_property
+    def _processor(self) -> Any:
+        from ...model.pretrained import readable_copy
+        from ...model.processors import load_processor
+        from ....adapters.artifact.files import CONFIGURATION_FILES
+
+        with told(self._folder.path), readable_copy(self._folder.path, *CONFIGURATION_FILES) as copy:
+            return load_processor(copy, self._folder.config)
+
+    def _require_template(self) -> None:
+        """Refuse a template that leaves out the request or the answer; some take texts, some lists of parts.
+
+        Raises:
+            UsageError: there is none, or it does so.
+        """
+        for parts in dict.fromkeys((self._parts, True)):
+            self._parts = parts
+            try:
+                prompt = self._prompt(_REQUEST, _ANSWER)
+            except SafetykitError:
+                raise
+            except Exception:  # whatever a template may raise of what it does not take
+                continue
+            if _REQUEST in prompt and _ANSWER in prompt:
+                return
+        raise UsageError(
+            f"{self._folder.path} has no chat template that shows a {self._kind.name} both request and answer.",
+            f"Give the folder as it was published, or put a template into it as {TEMPLATE}.",
+        )
+
+
+@contextmanager
+def told(folder: Path) -> Iterator[None]:
+    """Say of a folder that transformers cannot read what is wrong with it."""
+    try:
+        yield
+    except SafetykitError:
+        raise
+    except Exception as error:  # of a file that is not as it should be, transformers may raise anything
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise InvalidArtifact(f"{folder} cannot be read: {first}.", "Give the folder as it was published.") from None
+
+
+def _template(path: Path) -> str:
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    if path.stat().st_size > _MOST:
+        raise UsageError(f"{path} is larger than {_MOST} bytes.", "A template is a page of text.")
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        ImmutableSandboxedEnvironment().from_string(text)
+    except TemplateError as error:
+        raise UsageError(f"{path} is no template of Jinja: {error}.", "Correct it.") from None
+    return text
+
+
+def _rendered(template: str, request: str, answer: str) -> str:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    made = ImmutableSandboxedEnvironment(keep_trailing_newline=True).from_string(template)
+    return made.render(request=request, answer=answer)
