@@ -13,6 +13,7 @@ METHOD = Method(
     fit="safetykit.adapters.hidden_detect.detect:fit_on",
     require="safetykit.adapters.hidden_detect.detect:require_records",
     example="--false-positive-rate 0.01",
+    budgeted=True,
     takes=("refusal", "with", "on"),
     ops=("safetykit.adapters.hidden_detect.ops",),
 )
