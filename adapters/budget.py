@@ -9,7 +9,7 @@ The mathematics is :mod:`.statistics.budget`; this file imports neither NumPy no
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -51,9 +51,14 @@ class Budget(Settings):
         """Whether there is one."""
         return bool(self.max_over_refusal or self.max_utility_loss)
 
+    @property
+    def recorded_values(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        return {name: value for name, value in self.values().items() if value is not None}
+
     def recorded_with(self, settings: Settings) -> dict[str, Any]:
         """A method's settings for its manifest, with the budget in the place of the rate that it supersedes."""
-        return {**{name: value for name, value in settings.values().items() if name != RATE}, **self.values()}
+        return {**{name: value for name, value in settings.values().items() if name != RATE}, **self.recorded_values}
 
     @property
     def smaller(self) -> float:
@@ -95,7 +100,7 @@ def groups_of(
     if by == "record":
         return Groups(tuple(chosen), tuple(one.id for one in chosen))
     by_id = {one.id: one for one in records}
-    names = [_name(one, by, by_id) for one in chosen]
+    names = [group_name(one, by, by_id) for one in chosen]
     spelled = spell(Budget, "budget_by")
     if missing := names.count(""):
         others = " or ".join(f"{spelled} {unit}" for unit in _UNITS if unit != by)
@@ -104,7 +109,7 @@ def groups_of(
             "are no evidence about others.",
             f"Give them the field {by!r}, or say what is new when a request is: {others}.",
         )
-    known = {_name(one, by, by_id) for one in records if one.split in seen} - {""}
+    known = {group_name(one, by, by_id) for one in records if one.split in seen} - {""}
     kept = [(one, name) for one, name in zip(chosen, names, strict=True) if name not in known]
     left_out = tuple(sorted(set(names) & known))
     if chosen and not kept:
@@ -115,7 +120,8 @@ def groups_of(
     return Groups(tuple(one for one, _ in kept), tuple(name for _, name in kept), left_out)
 
 
-def _name(record: Example, by: Unit, by_id: dict[str, Example]) -> str:
+def group_name(record: Example, by: Unit, by_id: Mapping[str, Example]) -> str:
+    """What a record is about; empty where neither it nor its pair says so."""
     own: str = getattr(record, by)
     if by == "group" and not own and record.pair in by_id:
         own = by_id[record.pair].group

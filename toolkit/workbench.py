@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,6 +71,14 @@ class Workbench:
         self._index, self._embedder = index, embedder
         self._refusal, self._text_model = refusal, text_model
         self._work, self._resume, self._progress, self._say = work, resume, progress, say
+
+    def of(self, records: Sequence[Record]) -> Workbench:
+        """The same with other records, and nothing yet learnt from any."""
+        other = copy(self)
+        other.records = list(records)
+        for name in ("_outcomes", "_aligner"):
+            other.__dict__.pop(name, None)
+        return other
 
     def phase(self, name: str) -> None:
         """Say what is done from now on."""

@@ -73,6 +73,11 @@ def require_records(settings: HiddenDetect, records: Sequence[Example], d_model:
     labelled(records)
 
 
+def used_records(settings: HiddenDetect, records: Sequence[Example]) -> list[Example]:
+    """What a fit looks at: nothing is learnt from other splits."""
+    return labelled(records)
+
+
 def labelled(records: Sequence[Example]) -> list[Example]:
     """The calibration records.
 

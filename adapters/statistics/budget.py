@@ -14,8 +14,8 @@ Test (Waudby-Smith & Ramdas, arXiv:2010.09686, as risk-controlling sets use it, 
 
     σ̂² is the running variance, from ¼ on. It holds for finite n and any ℓ ≤ 1, also for differences that fall below 0,
     and profits where groups differ little; the Hoeffding–Bentkus bound does not. Bets follow the digests of the groups'
-    names, an order that knows nothing of losses. Where every group is one record and a loss is 0 or 1, the test is the
-    exact binomial one.
+    names, an order that knows nothing of losses. A mean above α does not pass, even if the stake had grown before it
+    fell. Where every group is one record and a loss is 0 or 1, the test is the exact binomial one.
 
 Family (Learn then Test, Angelopoulos et al., arXiv:2110.01052)
     Choices are tested in an order that calibration losses had no part in, from the one that refuses least; the first
@@ -134,7 +134,7 @@ def holds(means: Float[np.ndarray, " groups"], limit: float, confidence: float, 
         alone: each is one record, lost (1) or not (0).
     """
     count = len(means)
-    if not count or not 0 < limit < 1:
+    if not count or not 0 < limit < 1 or means.mean() > limit:
         return False
     risk = 1 - confidence
     if alone:
@@ -260,7 +260,7 @@ def strongest_within(
     return at, _promise(budget, groups, kept, tested, choice.words)
 
 
-def halves(groups: Groups, share: float) -> tuple[frozenset[str], frozenset[str]]:
+def parts_of(groups: Groups, share: float) -> tuple[frozenset[str], frozenset[str]]:
     """Names of the groups that choices may be looked for on, and of those that test them; by the names' digests."""
     names = sorted(set(groups.names), key=lambda name: hashlib.sha256(f"part {name}".encode()).digest())
     count = max(1, round(share * len(names)))

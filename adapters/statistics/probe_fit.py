@@ -153,7 +153,10 @@ def _solved(
         info,
         interventions,
         {
-            "detector": describe(detector, fitted, table, part, fit, calibration),
+            "detector": {
+                **describe(detector, fitted, table, part, fit, calibration),
+                **({"budgeted": True} if promise is not None else {}),
+            },
             "calibration": [{"what": "detector", **fitted.measured(calibration), "scores": seen}],
             **({"budget": promise.table()} if promise is not None else {}),
         },

@@ -17,6 +17,7 @@ from ...adapters.artifact.names import located
 from ...adapters.artifact.output import claimed
 from ...adapters.artifact.sites import Site
 from ...adapters.artifact.store import load_adapter
+from ...adapters.budget import Budget
 from ...adapters.errors import UsageError
 from ...adapters.layers import require_text_model
 from ...adapters.method import Method, load
@@ -38,7 +39,7 @@ from ..model.vlm import VLM
 from ..sweep.run import fit_by_sweep, known_identity
 from ..workbench import Workbench
 from . import console, views
-from .fit_plan import require_fit, require_options, too_little
+from .fit_plan import require_budget, require_fit, require_kept, require_options, too_little
 
 
 class GraphBase(Protocol):
@@ -66,6 +67,7 @@ class FitCall:
         open_base: reads the base export that the fit is to stand on.
         loading: how the model is loaded; ``reading``: how records are, of a method that is fitted on them.
         sweep: choose what is not given on calibration records.
+        budget: what the adapter may cost on new groups.
     """
 
     method: Method
@@ -75,6 +77,7 @@ class FitCall:
     loading: LoadOptions
     reading: ReadOptions | None = None
     sweep: bool = False
+    budget: Budget | None = None
 
 
 def fit_and_save(
@@ -102,6 +105,8 @@ def _fit(call: FitCall, model: str, data: str, out: Path, overwrite: bool) -> di
     method, inputs = call.method, call.inputs
     channels, given = _with_map(call)
     require_options(method, given, inputs, sweep=call.sweep)
+    if call.budget is not None:
+        require_budget(method, given, call.budget, sweep=call.sweep)
     folders = inputs.get("with", [])
     read = [value for name, value in inputs.items() if name != "with" and isinstance(value, str | Path)]
     target = located(out)
@@ -136,7 +141,7 @@ def _fit_there(
     if index is not None and "encoder" in inputs:
         _require_encoder(index, captions)
     if call.sweep:
-        require_journal(journal, known_identity(method, records, corrected_by))
+        require_journal(journal, known_identity(method, records, corrected_by, call.budget))
     else:
         require_no_journal(journal, "the same command with --sweep")
     if "resume" not in method.takes:
@@ -148,7 +153,8 @@ def _fit_there(
     settings = require_fit(method, given, shape, records, sweep=call.sweep, asks_refusal=asks)
     require_answerable(model, records)
     require_branches(model_path(model), settings)
-    for said in (records.told(), *too_little(method, settings, records)):
+    kept = require_kept(method, settings, call.budget, records, sweep=call.sweep) if call.budget is not None else ""
+    for said in (records.told(), *too_little(method, settings, records, call.budget), kept):
         if said:
             console.warn(said)
     with console.work("loading") as doing:
@@ -174,6 +180,7 @@ def _fit_there(
                 refusal=inputs.get("refusal"),
                 text_model=text_model,
                 corrected_by=corrected_by,
+                budget=call.budget,
                 work=work,
                 resume=inputs.get("resume", True),
                 progress=doing.count,
@@ -197,6 +204,7 @@ def _fit_there(
         "adapter": str(out),
         **adapter.info.model_dump(mode="json"),
         "sweep": adapter.attachments.get("sweep"),
+        "budget": adapter.attachments.get("budget"),
         "accuracy": adapter.attachments.get("retrieval_accuracy"),
         "calibration": adapter.attachments.get("calibration"),
         "throughput": doing.throughput() if call.reading and not call.sweep else None,
