@@ -49,6 +49,8 @@ class Method:
         usual: ``(given, n_layers, d_model) -> settings``, where defaults depend on the model or on what is given.
         map: ``(given, channel map, count or None) -> settings by name``, from what a diagnosis found.
         sweep: a :class:`safetykit.adapters.sweeping.Plan`: what ``--sweep`` tries on calibration records.
+        budgeted: a fit sets a threshold that can keep a :class:`~safetykit.adapters.budget.Budget` by itself; what has
+            a sweep keeps one by choosing among its trials.
         ops: modules that define its ops.
         sections: a tuple of :class:`safetykit.adapters.section.Section`: what card and report show of its attachments.
         dtype: the type that the model must have for a fit, where that need not be the checkpoint's.
@@ -70,6 +72,7 @@ class Method:
     usual: Lazy | None = None
     map: Lazy | None = None
     sweep: Lazy | None = None
+    budgeted: bool = False
     ops: tuple[str, ...] = ()
     sections: Lazy = ()
     dtype: str | None = None

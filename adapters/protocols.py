@@ -10,6 +10,7 @@ from pydantic import JsonValue
 
 from .artifact.examples import Example
 from .artifact.sites import Site
+from .budget import Budget
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -171,6 +172,7 @@ class Workbench(Protocol):
         model: the VLM, with the correctors applied that the adapter will be stacked with.
         records: of the fit and the calibration split; empty for methods that are fitted on captions.
         corrected_by: which correctors are applied, as a manifest says it.
+        budget: what the fit's threshold has to keep, if there is one.
     """
 
     @property
@@ -179,6 +181,8 @@ class Workbench(Protocol):
     def records(self) -> Sequence[Any]: ...
     @property
     def corrected_by(self) -> Sequence[Mapping[str, JsonValue]]: ...
+    @property
+    def budget(self) -> Budget | None: ...
 
     def phase(self, name: str) -> None:
         """Say what is done from now on, so that long work is seen to move."""

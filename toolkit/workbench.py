@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
+from ..adapters.budget import Budget
 from ..adapters.errors import UsageError
 from ..adapters.protocols import Refusal
 from .data.captions import CaptionedPicture
@@ -40,6 +42,7 @@ class Workbench:
         refusal: what a detector answers; by default the model's own most frequent refusal.
         text_model: a separate language model to take directions from.
         corrected_by: which correctors are applied, as a manifest says it.
+        budget: what the fit has to keep on new groups of harmless records.
         work: folder for what lets an interrupted fit go on; :meth:`finish` removes it.
         resume: go on from what an interrupted fit left there.
         progress: told how much is done of the present phase.
@@ -57,15 +60,25 @@ class Workbench:
         refusal: str | None = None,
         text_model: VLM | None = None,
         corrected_by: Sequence[Mapping[str, JsonValue]] = (),
+        budget: Budget | None = None,
         work: Path | None = None,
         resume: bool = True,
         progress: Progress | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
         self.model, self.records, self.captions = vlm, list(records), list(captions)
-        self.corrected_by, self._index, self._embedder = corrected_by, index, embedder
+        self.corrected_by, self.budget = corrected_by, budget
+        self._index, self._embedder = index, embedder
         self._refusal, self._text_model = refusal, text_model
         self._work, self._resume, self._progress, self._say = work, resume, progress, say
+
+    def of(self, records: Sequence[Record]) -> Workbench:
+        """The same with other records, and nothing yet learnt from any."""
+        other = copy(self)
+        other.records = list(records)
+        for name in ("_outcomes", "_aligner"):
+            other.__dict__.pop(name, None)
+        return other
 
     def phase(self, name: str) -> None:
         """Say what is done from now on."""

@@ -29,8 +29,10 @@ from ..artifact.adapter import Adapter
 from ..artifact.intervention import Intervention
 from ..artifact.manifest import AdapterInfo, DetectorInfo, describe_data, library_versions
 from ..artifact.sites import Site
+from ..budget import Budget, groups_of
 from ..errors import UsageError
 from ..protocols import Example, HeadSource, Refusal, Workbench
+from ..statistics.budget import threshold_within
 from ..statistics.detector import Features
 from ..statistics.probe import auroc, threshold_at
 from ..statistics.threads import one_thread
@@ -47,12 +49,13 @@ def fit(
     refusal: Refusal,
     *,
     corrected_by: Sequence[Mapping[str, JsonValue]] = (),
+    budget: Budget | None = None,
 ) -> Adapter:
     """See :meth:`HiddenDetect.fit`."""
     calibration = labelled(list(records))
     place = place_of(settings, model.base.n_layers)
     features = Features.read(model, calibration, [place])
-    return _solved(settings, model, features, place, refusal, corrected_by)
+    return _solved(settings, model, features, place, refusal, corrected_by, budget)
 
 
 def fit_on(settings: HiddenDetect, bench: Workbench) -> Adapter:
@@ -62,12 +65,17 @@ def fit_on(settings: HiddenDetect, bench: Workbench) -> Adapter:
     refusal = bench.refusal()
     bench.phase("reading states")
     source: HeadSource = bench.second_pass()  # type: ignore[assignment]
-    return fit(settings, source, bench.records, refusal, corrected_by=bench.corrected_by)
+    return fit(settings, source, bench.records, refusal, corrected_by=bench.corrected_by, budget=bench.budget)
 
 
 def require_records(settings: HiddenDetect, records: Sequence[Example], d_model: int) -> None:
     """Refuse records on which no threshold can be set; no model is needed."""
     labelled(records)
+
+
+def used_records(settings: HiddenDetect, records: Sequence[Example]) -> list[Example]:
+    """What a fit looks at: nothing is learnt from other splits."""
+    return labelled(records)
 
 
 def labelled(records: Sequence[Example]) -> list[Example]:
@@ -112,19 +120,26 @@ def _solved(
     place: Site,
     refusal: Refusal,
     corrected_by: Sequence[Mapping[str, JsonValue]],
+    budget: Budget | None,
 ) -> Adapter:
     tensors = tensors_of(model.head()[0], model.gain(), refusal.token)
     states = torch.from_numpy(features.rows(place).all()).float()
     risk = RefusalCosine()(states[:, None], **tensors).double().numpy()
     harmful = features.harmful
-    threshold = threshold_at(risk, harmful, settings.false_positive_rate)
+    promise = None
+    if budget is None:
+        threshold = threshold_at(risk, harmful, settings.false_positive_rate)
+    else:
+        by_id = {record.id: float(value) for record, value in zip(features.records, risk, strict=True)}
+        groups = groups_of(features.records, budget.budget_by)
+        threshold, promise = threshold_within(budget, groups, by_id)
     above = risk > threshold
     info = AdapterInfo(
         method="hidden-detect",
         variant="cosine",
         sign_convention=SIGN,
         hyperparameters={
-            **settings.values(),
+            **(budget.recorded_with(settings) if budget is not None else settings.values()),
             "layer": place.layer,
             "corrected_by": [dict(item) for item in corrected_by],
         },
@@ -143,6 +158,6 @@ def _solved(
     return Adapter(
         info,
         (Intervention("RefusalCosine", place, "last", "prefill", tensors),),
-        {"calibration": [measured]},
+        {"calibration": [measured], **({"budget": promise.table()} if promise is not None else {})},
         detector=DetectorInfo(threshold=threshold, refusal=refusal.text, refusal_token=refusal.token),
     )

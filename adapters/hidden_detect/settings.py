@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
+from ..budget import Budget
 from ..layers import Layer
 from ..method import load
 from ..settings import Settings, setting
@@ -31,6 +32,7 @@ class HiddenDetect(Settings):
         refusal: Refusal,
         *,
         corrected_by: Sequence[Mapping[str, JsonValue]] = (),
+        budget: Budget | None = None,
     ) -> Adapter:
         """Set the threshold on the ``calibration`` split; nothing else is learnt.
 
@@ -38,9 +40,10 @@ class HiddenDetect(Settings):
             model: as it will run: with the correctors applied that the detector will be stacked with.
             refusal: what is answered instead; its first token is what states are compared with.
             corrected_by: which correctors these are, for the manifest.
+            budget: what the threshold keeps on new groups, in the place of ``false_positive_rate``.
 
         Raises:
             UsageError: a label is missing, the layer does not exist, or the final norm is none that only scales.
         """
-        adapter: Adapter = load(f"{_CODE}:fit")(self, model, records, refusal, corrected_by=corrected_by)
+        adapter: Adapter = load(f"{_CODE}:fit")(self, model, records, refusal, corrected_by=corrected_by, budget=budget)
         return adapter

@@ -14,6 +14,7 @@ METHOD = Method(
     require="safetykit.adapters.statistics.probe_fit:require_records",
     used="safetykit.adapters.statistics.probe_fit:used_records",
     example="--with GUARD --false-positive-rate 0.01",
+    budgeted=True,
     takes=("refusal", "with", "on"),
     ops=("safetykit.adapters.one_pass.probe", "safetykit.adapters.sasa.sasa"),
 )

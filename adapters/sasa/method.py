@@ -33,6 +33,7 @@ METHOD = Method(
     require="safetykit.adapters.statistics.probe_fit:require_records",
     used="safetykit.adapters.statistics.probe_fit:used_records",
     example="--with GUARD --false-positive-rate 0.01",
+    budgeted=True,
     takes=("refusal", "map", "with", "on"),
     map=layers_of_map,
     ops=("safetykit.adapters.sasa.sasa",),

@@ -19,6 +19,7 @@ ones. A figure is null where a label is missing::
     left_out: [{kind: "category" | "carrier", name, harmful, harmless (counts), auroc, recall, false_positive_rate}]
         fitted and thresholded without the category or carrier, measured on it: a category's harmful records against
         all harmless ones, a carrier's records against each other; false positives are those of the left-out kind
+    budgeted: true where the threshold keeps a budget, and calibration records chose nothing else
     comparison: [{detector: "projected" | "unprojected" | "one-pass" | "multi-layer", safety, fused, loss,
         auroc (out of fold), calibration_auroc, recall}]
 """

@@ -182,9 +182,13 @@ def threshold_at(
         raise UsageError(
             "The calibration split holds no harmless record.", "Add some: the detector's threshold is set on them."
         )
-    chosen = np.quantile(risk[~harmful], 1 - false_positive_rate, method="higher")
-    above = risk[risk > chosen]
-    return float((chosen + above.min()) / 2 if len(above) else chosen + _GAP)
+    return between(risk, float(np.quantile(risk[~harmful], 1 - false_positive_rate, method="higher")))
+
+
+def between(risk: Float[np.ndarray, " records"], highest: float) -> float:
+    """The threshold halfway from the highest risk that is let through to the next one."""
+    above = risk[risk > highest]
+    return float((highest + above.min()) / 2 if len(above) else highest + _GAP)
 
 
 def auroc(scores: Float[np.ndarray, " records"], harmful: Bool[np.ndarray, " records"]) -> float | None:

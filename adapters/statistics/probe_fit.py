@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from pydantic import JsonValue
@@ -11,10 +12,12 @@ from ..artifact.adapter import Adapter
 from ..artifact.intervention import Intervention
 from ..artifact.manifest import AdapterInfo, BaseInfo, DetectorInfo, describe_data, library_versions
 from ..artifact.sites import Site
+from ..budget import Budget, groups_of
 from ..ops.branch import Branch
 from ..protocols import Blocks, BranchSource, Example, Place, Refusal, Workbench
+from .budget import Promise, threshold_within
 from .detector import Features, drawn
-from .detector_report import Detector, describe, row_of
+from .detector_report import Detector, Fitted, describe, row_of
 from .probe import Metric
 from .probe_settings import ProbeSettings, require_labels
 from .search import Search, Searched
@@ -30,6 +33,7 @@ def fit(
     refusal: Refusal,
     *,
     corrected_by: Sequence[Mapping[str, JsonValue]] = (),
+    budget: Budget | None = None,
     phase: Callable[[str], None] | None = None,
 ) -> Adapter:
     """See :meth:`ProbeSettings.fit`; ``phase`` is told what is done, as it begins."""
@@ -42,14 +46,14 @@ def fit(
     places, found = probe.places(depth), None
     if len(places) > 1:
         say("choosing layers")
-        found = Search(detector, model, used, probe.compared).run(places)
+        found = Search(detector, model, used, probe.compared, spared=budget is not None).run(places)
     place = found.place if found else places[0]
     features = found.features if found else None
     if features is None:
         say("reading states")
         features = Features.read(model, used, list(dict.fromkeys([place, *probe.compared([place])])))
     say("fitting and measuring the probe")
-    return _solved(probe, model.base, detector, place, features, found, refusal, corrected_by)
+    return _solved(probe, model.base, detector, place, features, found, refusal, corrected_by, budget)
 
 
 def require_records(probe: ProbeSettings, records: Sequence[Example], d_model: int) -> None:
@@ -66,7 +70,15 @@ def fit_on(probe: ProbeSettings, bench: Workbench) -> Adapter:
     probe.places(bench.model.base.n_layers)
     require_labels(bench.records)
     refusal = bench.refusal()
-    return fit(probe, bench.second_pass(), bench.records, refusal, corrected_by=bench.corrected_by, phase=bench.phase)
+    return fit(
+        probe,
+        bench.second_pass(),
+        bench.records,
+        refusal,
+        corrected_by=bench.corrected_by,
+        budget=bench.budget,
+        phase=bench.phase,
+    )
 
 
 def used_records(probe: ProbeSettings, records: Sequence[Example]) -> list[Example]:
@@ -75,6 +87,18 @@ def used_records(probe: ProbeSettings, records: Sequence[Example]) -> list[Examp
     if probe.fraction < 1:
         ordered = [ordered[row] for row in drawn(ordered, probe.fraction, probe.seed)]
     return [*ordered, *(record for record in records if record.split == "calibration")]
+
+
+def _kept(
+    budget: Budget, detector: Detector, fitted: Fitted, fit: Features, calibration: Features
+) -> tuple[Detector, Fitted, Promise]:
+    """The same probe with the threshold that keeps a budget; other detectors are compared at the share it refuses."""
+    groups = groups_of([*fit.records, *calibration.records], budget.budget_by)
+    ids = [record.id for record in calibration.records]
+    risk = fitted.risk(calibration)
+    threshold, promise = threshold_within(budget, groups, dict(zip(ids, risk.tolist(), strict=True)))
+    share = float((risk[~calibration.harmful] > threshold).mean())
+    return replace(detector, false_positive_rate=share), replace(fitted, threshold=threshold), promise
 
 
 @one_thread()
@@ -87,17 +111,20 @@ def _solved(
     found: Searched | None,
     refusal: Refusal,
     corrected_by: Sequence[Mapping[str, JsonValue]],
+    budget: Budget | None,
 ) -> Adapter:
     """The adapter that reads at the chosen place, from all records."""
     fit, calibration = features.where(split="fit"), features.where(split="calibration")
-    fitted = detector.fit(chosen, fit, calibration)
+    fitted, promise = detector.fit(chosen, fit, calibration), None
+    if budget is not None:
+        detector, fitted, promise = _kept(budget, detector, fitted, fit, calibration)
     table, part = (found.rows, found.part) if found else ([row_of(fitted, calibration)], None)
     info = AdapterInfo(
         method=probe.method,
         variant=probe.kind,
         sign_convention=SIGN,
         hyperparameters={
-            **probe.values(),
+            **(budget.recorded_with(probe) if budget is not None else probe.values()),
             **probe.chosen(chosen),
             "regularisation": fitted.probe.strength,
             "corrected_by": [dict(item) for item in corrected_by],
@@ -126,8 +153,12 @@ def _solved(
         info,
         interventions,
         {
-            "detector": describe(detector, fitted, table, part, fit, calibration),
+            "detector": {
+                **describe(detector, fitted, table, part, fit, calibration),
+                **({"budgeted": True} if promise is not None else {}),
+            },
             "calibration": [{"what": "detector", **fitted.measured(calibration), "scores": seen}],
+            **({"budget": promise.table()} if promise is not None else {}),
         },
         branch,
         DetectorInfo(threshold=fitted.threshold, refusal=refusal.text, refusal_token=refusal.token),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import JsonValue
 
 from ..artifact.sites import Site
+from ..budget import Budget
 from ..errors import UsageError
 from ..method import load
 from ..protocols import Blocks, BranchSource, Example, Place, Refusal
@@ -65,6 +66,7 @@ class ProbeSettings(Settings):
         refusal: Refusal,
         *,
         corrected_by: Sequence[Mapping[str, JsonValue]] = (),
+        budget: Budget | None = None,
     ) -> Adapter:
         """Fit the probe on the ``fit`` split and set its threshold on the ``calibration`` split.
 
@@ -72,11 +74,12 @@ class ProbeSettings(Settings):
             model: as it will run: with the correctors applied that the detector will be stacked with.
             refusal: what is answered instead.
             corrected_by: which correctors these are, for the manifest.
+            budget: what the threshold keeps on new groups, in the place of ``false_positive_rate``.
 
         Raises:
-            UsageError: a split or a label is missing, or a layer does not exist.
+            UsageError: a split or a label is missing, a layer does not exist, or groups are too few for the budget.
         """
-        adapter: Adapter = load(f"{_CODE}:fit")(self, model, records, refusal, corrected_by=corrected_by)
+        adapter: Adapter = load(f"{_CODE}:fit")(self, model, records, refusal, corrected_by=corrected_by, budget=budget)
         return adapter
 
 

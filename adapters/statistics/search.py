@@ -106,6 +106,7 @@ class Search:
         source: the model.
         records: of both splits, all that the fit uses.
         beside: ``(places) -> places``, whose states are read with them.
+        spared: calibration records have no say in the choice: a budget is to be kept on them.
     """
 
     def __init__(
@@ -114,8 +115,9 @@ class Search:
         source: BranchSource,
         records: Sequence[Example],
         beside: Callable[[Sequence[Place]], list[Place]],
+        spared: bool = False,
     ) -> None:
-        self._detector, self._source, self._beside = detector, source, beside
+        self._detector, self._source, self._beside, self._spared = detector, source, beside, spared
         self._part = part_of(records, detector.seed, source.base.n_layers)
         self._whole = len(self._part) == len(records)
         self._read: Features | None = None
@@ -157,6 +159,8 @@ class Search:
     def _leader(self) -> Place:
         harmful = np.array([record.label == "harmful" for record in self._part if record.split == "fit"])
         found, losses = zip(*self._tried.values(), strict=True)
+        if self._spared:
+            losses = tuple(item.probe.loss or 0.0 for item in found)
         place: Place = found[preferred(found, losses, harmful)].place
         return place
 

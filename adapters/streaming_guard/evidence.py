@@ -24,8 +24,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..artifact.sites import Site
+from ..budget import Budget, groups_of
 from ..errors import UsageError
 from ..protocols import Example, TrajectorySource
+from ..statistics.budget import Promise, threshold_within
 from ..statistics.detector import Features
 from ..statistics.probe import Metric, Probe, balanced_loss, fit_probe, threshold_at
 from ..statistics.rows import Rows, mapped
@@ -111,14 +113,18 @@ class Evidence:
     """A probe of answers with its threshold.
 
     Attributes:
+        rate: share of harmless calibration records that the threshold was set for.
         rounds: what each round found, for the attachment.
         kept: which one the probe is of.
+        promise: what the threshold keeps on new groups, if it was set under a budget.
     """
 
     probe: Probe
     threshold: float
+    rate: float
     rounds: list[dict[str, Any]] = field(default_factory=list)
     kept: int = 0
+    promise: Promise | None = None
 
     def highest(self, answers: Answers, split: str) -> Float[np.ndarray, " records"]:
         """The highest score of each of a split's records."""
@@ -126,30 +132,45 @@ class Evidence:
 
 
 @one_thread()
-def learn(guard: StreamingGuard, answers: Answers) -> Evidence:
-    """Fit on the ``fit`` split in rounds, and keep the round that tells calibration records apart best."""
+def learn(guard: StreamingGuard, answers: Answers, budget: Budget | None = None) -> Evidence:
+    """Fit on the ``fit`` split in rounds, and keep the round that tells calibration records apart best.
+
+    Args:
+        budget: then it is the last round, and the threshold keeps it.
+    """
     fit, calibration = answers.of("fit"), answers.of("calibration")
     harmful = answers.harmful
     rows, owners, labels = answers.first[fit], fit, harmful[fit]
-    tried: list[tuple[float, Probe, float, dict[str, Any]]] = []
+    tried: list[tuple[float, Probe, np.ndarray, dict[str, Any]]] = []
     for number in range(guard.rounds + 1):
         part = Features(tuple(answers.records[at] for at in owners), {})
         states = Rows(answers.values.numpy(), rows)
         probe = fit_probe(states, labels, part.groups, Metric.of("hidden"), guard.seed)
         scores = _highest(probe, answers, calibration)
         loss = balanced_loss(scores, harmful[calibration])
-        threshold = threshold_at(scores, harmful[calibration], guard.false_positive_rate)
-        recall = float((scores[harmful[calibration]] > threshold).mean())
         row = {"states": len(rows), "loss": probe.loss, "auroc": probe.auroc, "calibration_loss": loss}
-        tried.append((loss, probe, threshold, {**row, "recall": recall}))
+        tried.append((loss, probe, scores, row))
         if number == guard.rounds:
             break
         chosen = _hardest(probe, answers, fit, guard.hardest)
         if np.array_equal(chosen[0], rows):
             break  # nothing would change any more
         rows, owners, labels = chosen
-    kept = min(range(len(tried)), key=lambda at: tried[at][0])
-    return Evidence(tried[kept][1], tried[kept][2], [row for *_, row in tried], kept)
+    of = harmful[calibration]
+    rate, promise = guard.false_positive_rate, None
+    if budget is None:
+        kept = min(range(len(tried)), key=lambda at: tried[at][0])
+        threshold = threshold_at(tried[kept][2], of, rate)
+    else:
+        kept = len(tried) - 1
+        ids = [answers.records[at].id for at in calibration]
+        groups = groups_of(answers.records, budget.budget_by)
+        threshold, promise = threshold_within(budget, groups, dict(zip(ids, tried[kept][2].tolist(), strict=True)))
+        rate = float((tried[kept][2][~of] > threshold).mean())
+    rounds = [
+        {**row, "recall": float((scores[of] > threshold_at(scores, of, rate)).mean())} for _, _, scores, row in tried
+    ]
+    return Evidence(tried[kept][1], threshold, rate, rounds, kept, promise)
 
 
 def _scores(probe: Probe, answers: Answers, rows: slice) -> Float[np.ndarray, " states"]:

@@ -21,7 +21,8 @@ negatives, so that the gate closes once the model refuses and leaves it its own 
 lowest class-balanced log-loss on calibration records is kept, each record counting by its maximum.
 
 Threshold: of harmless calibration records the maximum over *all* states, that last one included, since a push there
-would still change the answer.
+would still change the answer. Under a budget (:mod:`..statistics.budget`) the last round is kept, so that calibration
+records choose nothing but the threshold.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from ..artifact.deciding import gate_at, require_deciding
 from ..artifact.intervention import Intervention
 from ..artifact.manifest import AdapterInfo, describe_data, library_versions
 from ..artifact.sites import Gating, Site
+from ..budget import Budget
 from ..errors import UsageError
 from ..protocols import Example, TrajectorySource, Workbench
 from ..statistics.probe_settings import require_labels
@@ -56,13 +58,14 @@ def fit(
     refuses: Callable[[str], bool],
     *,
     corrected_by: Sequence[Mapping[str, JsonValue]] = (),
+    budget: Budget | None = None,
 ) -> Adapter:
     """See :meth:`StreamingGuard.fit`."""
     records = sorted((one for one in records if one.split in ("fit", "calibration")), key=lambda record: record.id)
     require_texts(records)
     sites = sites_of(guard, model.base.n_layers)
     answers = Answers.follow(model, records, sites, guard.tokens, refuses)
-    adapter = solve(guard, model, answers, corrected_by)
+    adapter = solve(guard, model, answers, corrected_by, budget)
     require_deciding(adapter)
     return adapter
 
@@ -71,7 +74,7 @@ def fit_on(guard: StreamingGuard, bench: Workbench) -> Adapter:
     """Fit with what a workbench has."""
     require_texts(bench.records)
     bench.phase("following the model's answers")
-    return fit(guard, bench.model, bench.records, bench.refuses, corrected_by=bench.corrected_by)
+    return fit(guard, bench.model, bench.records, bench.refuses, corrected_by=bench.corrected_by, budget=bench.budget)
 
 
 def require_records(guard: StreamingGuard, records: Sequence[Example], d_model: int) -> None:
@@ -116,9 +119,10 @@ def solve(
     model: TrajectorySource,
     answers: Answers,
     corrected_by: Sequence[Mapping[str, JsonValue]] = (),
+    budget: Budget | None = None,
 ) -> Adapter:
     """Turn answers that were followed into an adapter; no model is run."""
-    found = learn(guard, answers)
+    found = learn(guard, answers, budget)
     *reads, site = answers.sites
     tensors = {
         **found.probe.tensors(),
@@ -134,7 +138,7 @@ def solve(
         variant=guard.action,
         sign_convention=SIGN,
         hyperparameters={
-            **guard.values(),
+            **(budget.recorded_with(guard) if budget is not None else guard.values()),
             "layers": layers,
             "regularisation": found.probe.strength,
             "corrected_by": [dict(one) for one in corrected_by],
@@ -172,4 +176,5 @@ def _attachments(guard: StreamingGuard, found: Evidence, answers: Answers, site:
         "recall": report["recall"],
         "scores": [float(scores.min()), float(scores.max())],
     }
-    return {"streaming": {**report, "budget": guard.false_positive_rate}, "calibration": [seen]}
+    kept = {"budget": found.promise.table()} if found.promise is not None else {}
+    return {"streaming": {**report, "budget": found.rate}, "calibration": [seen], **kept}

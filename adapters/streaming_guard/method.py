@@ -13,6 +13,7 @@ METHOD = Method(
     fit="safetykit.adapters.streaming_guard.guard:fit_on",
     require="safetykit.adapters.streaming_guard.guard:require_records",
     example="--action once --layers 2,4,6 --false-positive-rate 0.01",
+    budgeted=True,
     takes=("with", "on"),
     ops=("safetykit.adapters.streaming_guard.ops",),
     sections="safetykit.adapters.streaming_guard.section:SECTIONS",

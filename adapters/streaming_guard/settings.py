@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import JsonValue
 
+from ..budget import Budget
 from ..layers import Layers
 from ..method import load
 from ..ranges import seed_setting
@@ -50,6 +51,7 @@ class StreamingGuard(Settings):
         refuses: Callable[[str], bool],
         *,
         corrected_by: Sequence[Mapping[str, JsonValue]] = (),
+        budget: Budget | None = None,
     ) -> Adapter:
         """Fit the probe on answers to the ``fit`` split and set its threshold on those to the ``calibration`` split.
 
@@ -57,9 +59,11 @@ class StreamingGuard(Settings):
             model: as it will run: with the correctors applied that the guard will be stacked with.
             refuses: whether an answer is a refusal (``toolkit.evaluation.judge.is_refusal``).
             corrected_by: which correctors these are, for the manifest.
+            budget: what the threshold keeps on new groups, in the place of ``false_positive_rate``: a gate that stays
+                closed changes no answer.
 
         Raises:
             UsageError: a split or a label is missing, or a layer does not exist.
         """
-        adapter: Adapter = load(f"{_CODE}:fit")(self, model, records, refuses, corrected_by=corrected_by)
+        adapter: Adapter = load(f"{_CODE}:fit")(self, model, records, refuses, corrected_by=corrected_by, budget=budget)
         return adapter

@@ -39,6 +39,7 @@ def evaluate(
     from ...toolkit.data.records import BAD_ROWS
     from ...toolkit.evaluation.few import few_records
     from .evaluation import evaluate_model
+    from .kept_budget import kept_budgets
 
     with console.work() as doing:
         result = evaluate_model(
@@ -51,8 +52,13 @@ def evaluate(
     answered = Counter(f"{result.split}/{one.carrier}/{one.label}" for one in result.decisions)
     if few := few_records(answered):
         console.warn(few)
-    found = result.model_dump(mode="json", exclude={"decisions"})
-    value = {**found, "calls": result.calls, "throughput": doing.throughput()}
+    budgets = kept_budgets(adapter or [], options.records, result.decisions)
+    value = {
+        **result.model_dump(mode="json", exclude={"decisions"}),
+        "calls": result.calls,
+        **({"budgets": budgets} if budgets else {}),
+        "throughput": doing.throughput(),
+    }
     console.note_pace(value["throughput"])
     console.emit(value, as_json=as_json, human=_view, then=_next(model, adapter or [], options))
 
@@ -80,6 +86,7 @@ def _view(console: Console, value: dict[str, Any]) -> None:
     from rich.markup import escape
 
     from ...toolkit.commands.views import METRICS, figures, rate
+    from .kept_budget import told
 
     title = f"{escape(value['model'])}, split {value['split']}" + (", with a system prompt" if value["system"] else "")
     if value["defence"]:
@@ -95,3 +102,5 @@ def _view(console: Console, value: dict[str, Any]) -> None:
     console.print(
         "[dim]Shares with Wilson 95 % intervals. Look-alikes are restricted things asked about harmlessly.[/dim]"
     )
+    for found in value.get("budgets", ()):
+        console.print(escape(told(found)))

@@ -12,6 +12,7 @@ from ...adapters.artifact.adapter import Adapter
 from ...adapters.artifact.correctors import describe_correctors
 from ...adapters.artifact.manifest import BaseInfo
 from ...adapters.artifact.store import load_adapter
+from ...adapters.budget import Budget
 from ...adapters.errors import UsageError
 from ...adapters.layers import require_text_model
 from ...adapters.method import Method
@@ -25,7 +26,7 @@ from ..model.asking import require_answerable
 from ..model.options import LoadOptions
 from ..model.planned_sites import require_branches
 from ..model.shape import Shape, decoder_shape, require_adaptable, require_same_shape
-from .fit_plan import require_fit, too_little
+from .fit_plan import require_fit, require_kept, too_little
 
 if TYPE_CHECKING:
     from ..model.vlm import VLM
@@ -56,6 +57,7 @@ class FitCall:
         open_base: reads the base export that the fit is to stand on.
         loading: how the model is loaded; ``reading``: how records are, of a method that is fitted on them.
         sweep: choose what is not given on calibration records.
+        budget: what the adapter may cost on new groups.
     """
 
     method: Method
@@ -65,6 +67,7 @@ class FitCall:
     loading: LoadOptions
     reading: ReadOptions | None = None
     sweep: bool = False
+    budget: Budget | None = None
 
 
 @dataclass(frozen=True)
@@ -117,8 +120,9 @@ def plan_fit(
     settings = require_fit(method, given, shape, records, sweep=call.sweep, asks_refusal=asks)
     require_answerable(model, records)
     require_branches(model_path(model), settings)
-    warnings = [said for said in (records.told(), *too_little(method, settings, records)) if said]
-    return PlannedFit(records, captions, index, base, correctors, corrected_by, warnings)
+    kept = require_kept(method, settings, call.budget, records, sweep=call.sweep) if call.budget is not None else ""
+    said = (records.told(), *too_little(method, settings, records, call.budget), kept)
+    return PlannedFit(records, captions, index, base, correctors, corrected_by, [one for one in said if one])
 
 
 def _require_shapes(

@@ -30,7 +30,7 @@ from ..sweep.run import fit_by_sweep, known_identity
 from ..workbench import Workbench
 from . import console, views
 from .fit_call import FitCall, plan_fit
-from .fit_plan import require_options
+from .fit_plan import require_budget, require_options
 
 
 def fit_and_save(
@@ -63,6 +63,8 @@ def fitted(call: FitCall, model: str, data: str, out: Path, *, overwrite: bool =
     method, inputs = call.method, call.inputs
     channels, given = _with_map(call)
     require_options(method, given, inputs, sweep=call.sweep)
+    if call.budget is not None:
+        require_budget(method, given, call.budget, sweep=call.sweep)
     folders = inputs.get("with", [])
     read = [value for name, value in inputs.items() if name != "with" and isinstance(value, str | Path)]
     target = located(out)
@@ -89,7 +91,7 @@ def _fit_there(
     records, captions, index, base = planned.records, planned.captions, planned.index, planned.base
     corrected_by, correctors = planned.corrected_by, planned.correctors
     if call.sweep:
-        require_journal(journal, known_identity(method, records, corrected_by))
+        require_journal(journal, known_identity(method, records, corrected_by, call.budget))
     else:
         require_no_journal(journal, "the same command with --sweep")
     if "resume" not in method.takes:
@@ -119,6 +121,7 @@ def _fit_there(
                 refusal=inputs.get("refusal"),
                 text_model=text_model,
                 corrected_by=corrected_by,
+                budget=call.budget,
                 work=work,
                 resume=inputs.get("resume", True),
                 progress=doing.count,
@@ -142,6 +145,7 @@ def _fit_there(
         "adapter": str(out),
         **adapter.info.model_dump(mode="json"),
         "sweep": adapter.attachments.get("sweep"),
+        "budget": adapter.attachments.get("budget"),
         "accuracy": adapter.attachments.get("retrieval_accuracy"),
         "calibration": adapter.attachments.get("calibration"),
         "throughput": doing.throughput() if call.reading and not call.sweep else None,

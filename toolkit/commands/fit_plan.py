@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...adapters.budget import RATE, Budget, groups_of
 from ...adapters.errors import UsageError
 from ...adapters.layers import require_depth
 from ...adapters.method import Method, load
@@ -16,7 +17,6 @@ from ..evaluation.few import ENOUGH, count_records, few_records
 from ..evaluation.judge import require_harmful_texts, require_refusal
 from ..model.shape import Shape, written_depth
 
-_RATE = "false_positive_rate"
 _ANY = Shape(2, 16)  # of a model whose configuration was not yet read
 
 
@@ -98,19 +98,67 @@ def require_fit(
     raise refused[0]
 
 
-def too_little(method: Method, settings: Settings | None, records: Sequence[Record]) -> list[str]:
+def require_budget(method: Method, given: Mapping[str, Any], budget: Budget, *, sweep: bool) -> None:
+    """Refuse a budget that the fit has no means to keep, or a second word on what it sets.
+
+    Raises:
+        UsageError: it needs a sweep, or a rate is given beside it.
+    """
+    spelled = option_of(Budget, "max_over_refusal" if budget.max_over_refusal else "max_utility_loss")
+    if not (sweep or method.budgeted):
+        raise UsageError(
+            f"{spelled} is kept by trying settings from weak to strong, and without --sweep {method.title} tries none.",
+            "Add --sweep.",
+        )
+    if method.budgeted and RATE in given:
+        raise UsageError(
+            f"{option_of(method.settings, RATE)} and {spelled} both set the threshold.", "Leave out one of them."
+        )
+
+
+def require_kept(
+    method: Method, settings: Settings | None, budget: Budget, records: Sequence[Record], *, sweep: bool
+) -> str:
+    """Refuse a budget that cannot be kept on so few groups; returns what is to be said of groups that do not count.
+
+    Raises:
+        UsageError: records name no group, or groups are too few.
+    """
+    from ...adapters.statistics.budget import require_enough
+
+    if sweep:
+        from ..sweep.budgeted import Part
+
+        groups = Part.of(budget, records).tested
+    else:
+        used = records if settings is None or method.used is None else load(method.used)(settings, records)
+        groups = groups_of(used, budget.budget_by)
+        require_enough(budget, groups)
+    if not groups.left_out:
+        return ""
+    some = ", ".join(groups.left_out[:3]) + (" …" if len(groups.left_out) > 3 else "")
+    return (
+        f"{len(groups.left_out)} calibration groups do not count for the budget, because the fit has seen them: {some}."
+    )
+
+
+def too_little(
+    method: Method, settings: Settings | None, records: Sequence[Record], budget: Budget | None = None
+) -> list[str]:
     """What to say where records are few, or settings leave few of them or ask for shares that they cannot show.
 
     Args:
         settings: of the fit, as far as they are known.
+        budget: sets the threshold in the place of a rate.
     """
     used = records if settings is None or method.used is None else load(method.used)(settings, records)
     said = [few_records(count_records(used))]
-    rate = getattr(settings, _RATE, 0.0) if settings is not None and _RATE in settings.acting() else 0.0
+    acts = settings is not None and RATE in settings.acting() and budget is None
+    rate = getattr(settings, RATE, 0.0) if acts else 0.0
     count = sum(one.split == "calibration" and one.label == "harmless" for one in records)
     if 0 < rate * count < 1 and count >= ENOUGH:
         said.append(
-            f"{option_of(method.settings, _RATE)} {rate:g} is less than one of {count} harmless calibration records: "
+            f"{option_of(method.settings, RATE)} {rate:g} is less than one of {count} harmless calibration records: "
             "the threshold lies at the highest of them, and how many others it refuses is not known so finely."
         )
     return [one for one in said if one]

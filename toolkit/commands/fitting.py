@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ...adapters.budget import Budget
 from ...adapters.method import Method
 from ...adapters.registry import methods
 from ...adapters.settings import spelled_as_options
@@ -81,6 +82,7 @@ def command_of(method: Method, open_base: OpenBase) -> Callable[..., None]:
     """The function behind `safetykit fit METHOD`, with the signature that Typer reads options from."""
 
     reads = method.data == "records"
+    budgeted = method.budgeted or method.sweep is not None
     own = tuple(method.settings.model_fields)  # TGA's rows per pass are a part of what it learns
 
     def fit(**typed: Any) -> None:
@@ -90,12 +92,20 @@ def command_of(method: Method, open_base: OpenBase) -> Callable[..., None]:
         with spelled_as_options():
             loading = LoadOptions(**given(LoadOptions, {**dict.fromkeys(LoadOptions.model_fields), **typed}, own))
             reading = ReadOptions(**given(ReadOptions, typed)) if reads else None
+            budget = Budget(**given(Budget, typed)) if budgeted else None
             require_layers(method, given(method.settings, typed), typed["model"])
         from .fit_call import FitCall
         from .fit_one import fit_and_save
 
         call = FitCall(
-            method, given(method.settings, typed), inputs, open_base, loading, reading, typed.get("sweep", False)
+            method,
+            given(method.settings, typed),
+            inputs,
+            open_base,
+            loading,
+            reading,
+            typed.get("sweep", False),
+            budget if budget is not None and budget.given else None,
         )
         fit_and_save(
             call,
@@ -115,6 +125,7 @@ def command_of(method: Method, open_base: OpenBase) -> Callable[..., None]:
     parameters += offered(ReadOptions) if reads else []
     if method.sweep is not None:
         parameters.append(_argument("sweep", options.Sweep, default=False))
+    parameters += offered(Budget) if budgeted else []
     parameters.append(_argument("overwrite", options.Overwrite, default=False))
     parameters.append(_argument("as_json", options.Json, default=False))
     taken = [parameter.name for parameter in parameters]

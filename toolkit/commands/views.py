@@ -54,6 +54,8 @@ def fit(console: Console, value: dict[str, Any]) -> None:
         caught = "" if item["recall"] is None else f" and {100 * item['recall']:.1f} % of harmful"
         harmless = f"{100 * item['false_positive_rate']:.1f} % of harmless"
         console.print(f"On calibration records, the {item['what']} {verb} {harmless}{caught} requests.")
+    if budget := value.get("budget"):
+        console.print(escape(promised(budget)))
     if sweep := value["sweep"]:
         best, undefended = sweep["best"], sweep["undefended"]
         console.print(
@@ -68,3 +70,17 @@ def fit(console: Console, value: dict[str, Any]) -> None:
             console.print(
                 "[yellow]No setting that stops attacks kept the allowed cost; the cheapest was taken.[/yellow]"
             )
+
+
+def promised(budget: dict[str, Any]) -> str:
+    """What a fit under a budget promises, as a sentence; ``budget`` is the attachment."""
+    units = {"group": "groups", "category": "categories", "record": "records"}[budget["unit"]]
+    kept = " and ".join(
+        f"{one['what']} of at most {100 * one['budget']:g} % ({100 * one['observed']:.1f} % on these, "
+        f"bound {100 * one['bound']:.1f} %)"
+        for one in budget["kept"]
+    )
+    return (
+        f"Budget kept with confidence {budget['confidence']:g} on new {units}, by {budget['groups']} of calibration: "
+        f"{kept}."
+    )

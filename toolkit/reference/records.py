@@ -48,6 +48,7 @@ class Row:
     carrier: str
     split: str
     pair: str | None
+    group: str  # the thing that it is about, by its English word
     tags: list[str] = field(default_factory=list)
 
 
@@ -102,6 +103,7 @@ class Writer:
             carrier=carrier,
             split=self.split,
             pair=None,
+            group=thing.word,
             tags=[f"topic:{topic}", *tags],
         )
         self.rows.append(row)

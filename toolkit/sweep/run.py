@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,34 @@ from pydantic import JsonValue
 from ...adapters.artifact.adapter import Adapter
 from ...adapters.artifact.deciding import ALLOWED, constant_decisions, require_deciding
 from ...adapters.artifact.manifest import describe_data
+from ...adapters.budget import Budget
 from ...adapters.errors import UsageError
 from ...adapters.method import Method, load
-from ...adapters.protocols import Workbench
+from ...adapters.statistics.budget import Promise
 from ...adapters.sweeping import Plan, require_some
 from ..data.journal import Journal
 from ..data.record import Record
 from ..progress import Progress
+from ..workbench import Workbench
+from .budgeted import Part
 from .trials import Sweep, Trials
 
 TOKENS = 16  # of an answer that is only judged
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep leaves.
+
+    Attributes:
+        sweep: trials, figures and the chosen one.
+        solve: makes an adapter of a setting, from statistics that were collected once.
+        promise: what the chosen one keeps on new groups, under a budget.
+    """
+
+    sweep: Sweep
+    solve: Callable[[Any], Adapter]
+    promise: Promise | None = None
 
 
 def run_sweep(
@@ -33,26 +51,41 @@ def run_sweep(
     progress: Progress | None = None,
     journal_path: Path | None = None,
 ) -> tuple[Sweep, Callable[[Any], Adapter]]:
-    """Choose a setting on the calibration split.
+    """The sweep of :func:`swept`, and what makes an adapter of a setting."""
+    found = swept(method, bench, given, max_new_tokens=max_new_tokens, progress=progress, journal_path=journal_path)
+    return found.sweep, found.solve
+
+
+def swept(
+    method: Method,
+    bench: Workbench,
+    given: Mapping[str, Any] | None = None,
+    *,
+    max_new_tokens: int = TOKENS,
+    progress: Progress | None = None,
+    journal_path: Path | None = None,
+) -> Swept:
+    """Choose a setting on the calibration split; under the workbench's budget, the strongest that keeps it.
 
     Args:
         given: settings that are not to be chosen.
         journal_path: where finished trials are kept until the sweep is complete, to resume from.
 
-    Returns:
-        The sweep, and what makes an adapter of a setting from statistics that were collected once.
-
     Raises:
-        UsageError: the method has no sweep, the calibration split lacks harmful or harmless records, or the given
-            settings leave nothing to try.
+        UsageError: the method has no sweep, the calibration split lacks harmful or harmless records, the given
+            settings leave nothing to try, or none keeps the budget.
     """
     given = dict(given or {})
+    part, promise, whole = None, None, bench.records
+    if bench.budget is not None:
+        part = Part.of(bench.budget, bench.records)
+        bench = bench.of(part.others)
     plan, vlm = plan_of(method), bench.model
     depth, width = vlm.base.n_layers, vlm.base.d_model
     first = require_some(method.settings, plan.first(depth, width, given), given)
     journal = None
     if journal_path:
-        identity = known_identity(method, bench.records, bench.corrected_by, max_new_tokens)
+        identity = known_identity(method, whole, bench.corrected_by, bench.budget, max_new_tokens)
         journal = Journal(journal_path, {**identity, **_identity(bench)})
     solve = plan.solver(bench)
     trials = Trials(
@@ -62,18 +95,24 @@ def run_sweep(
         max_new_tokens=max_new_tokens,
         progress=progress,
         journal=journal,
+        allowed=part.allowance if part is not None else None,
     )
     deciding = _deciding(method, solve)
     if not (kept := deciding(first)):
         require_deciding(solve(first[0]))
     sweep = trials.two_rounds(kept, lambda setting: deciding(plan.around(setting, width, given)), plan.kind)
-    return sweep, solve
+    if part is not None:
+        sweep, promise = part.chosen(sweep, trials, journal, progress)
+    if journal:
+        journal.finish()
+    return Swept(sweep, solve, promise)
 
 
 def known_identity(
     method: Method,
     records: Sequence[Record],
     corrected_by: Sequence[Mapping[str, JsonValue]],
+    budget: Budget | None = None,
     max_new_tokens: int = TOKENS,
 ) -> dict[str, JsonValue]:
     """What the figures of a sweep depend on, as far as it is known before a model is loaded."""
@@ -82,6 +121,7 @@ def known_identity(
         "records": describe_data(records).sha256,
         "adapters (--with)": [dict(one) for one in corrected_by],
         "--max-new-tokens": max_new_tokens,
+        **({"budget": budget.values()} if budget is not None else {}),
     }
 
 
@@ -114,10 +154,14 @@ def fit_by_sweep(
     progress: Progress | None = None,
     journal_path: Path | None = None,
 ) -> Adapter:
-    """The adapter of the setting that :func:`run_sweep` chooses, with the sweep's table attached."""
-    sweep, solve = run_sweep(method, bench, given, progress=progress, journal_path=journal_path)
-    adapter = solve(sweep.best.setting)
-    return replace(adapter, attachments={**adapter.attachments, "sweep": sweep.table()})
+    """The adapter of the setting that :func:`swept` chooses, with the sweep's table attached."""
+    found = swept(method, bench, given, progress=progress, journal_path=journal_path)
+    adapter = found.solve(found.sweep.best.setting)
+    info, more = adapter.info, dict[str, Any]()
+    if bench.budget is not None and found.promise is not None:
+        more["budget"] = found.promise.table()
+        info = info.model_copy(update={"hyperparameters": {**info.hyperparameters, **bench.budget.recorded_values}})
+    return replace(adapter, info=info, attachments={**adapter.attachments, "sweep": found.sweep.table(), **more})
 
 
 def plan_of(method: Method) -> Plan:

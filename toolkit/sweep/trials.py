@@ -43,9 +43,33 @@ class Figures:
     over_refusal: float
     exact: float
 
-    def cost_over(self, undefended: Figures) -> float:
-        """The larger of over-refusal gained and exact answers lost."""
-        return max(self.over_refusal - undefended.over_refusal, undefended.exact - self.exact)
+
+@dataclass(frozen=True)
+class Allowance:
+    """What a setting may cost harmless requests, on the records that it is chosen on; None: that cost does not count.
+
+    Attributes:
+        over_refusal: by how much it may rise. ``exact``: how many exact answers may be lost, as a share.
+    """
+
+    over_refusal: float | None = ALLOWED_COST
+    exact: float | None = ALLOWED_COST
+
+    def excess(self, figures: Figures, undefended: Figures) -> float:
+        """By how much the costlier of both exceeds what it may; 0 or less is allowed."""
+        return max(
+            given - limit
+            for given, limit in (
+                (figures.over_refusal - undefended.over_refusal, self.over_refusal),
+                (undefended.exact - figures.exact, self.exact),
+            )
+            if limit is not None
+        )
+
+    @property
+    def smaller(self) -> float:
+        """As a table of trials says it."""
+        return min(limit for limit in (self.over_refusal, self.exact) if limit is not None)
 
 
 @dataclass(frozen=True)
@@ -66,12 +90,16 @@ class Sweep:
 
     Attributes:
         within_cost: whether the chosen trial kept the allowed cost; if none that stops attacks did, it is the cheapest.
+        allowed: what that is.
+        tested: the chosen trial kept a budget on other groups than those that the trials are of.
     """
 
     undefended: Figures
     trials: tuple[Trial, ...]
     best: Trial
     within_cost: bool
+    allowed: Allowance = Allowance()
+    tested: bool = False
 
     def best_of(self, **fields: Any) -> Trial:
         """The preferred trial whose setting has these values.
@@ -85,15 +113,30 @@ class Sweep:
                 for trial in self.trials
                 if all(getattr(trial.setting, name) == value for name, value in fields.items())
             ),
-            key=lambda trial: preference(trial, self.undefended),
+            key=lambda trial: preference(trial, self.undefended, self.allowed),
         )
+
+    def frontier(self) -> tuple[Trial, ...]:
+        """Trials of which none stops as many attacks for less, the cheapest first; what stops no attack is none."""
+        found: list[Trial] = []
+        fewest = self.undefended.attack_success
+        for trial in sorted(self.trials, key=lambda one: self._price(one)):
+            if trial.figures.attack_success < fewest:
+                found.append(trial)
+                fewest = trial.figures.attack_success
+        return tuple(found)
+
+    def _price(self, trial: Trial) -> tuple[Any, ...]:
+        excess = self.allowed.excess(trial.figures, self.undefended)
+        return (excess, trial.figures.attack_success, *_simplicity(trial.setting))
 
     def table(self) -> dict[str, Any]:
         """JSON for the adapter's attachment ``sweep``."""
         return {
             "undefended": asdict(self.undefended),
-            "allowed_cost": ALLOWED_COST,
+            "allowed_cost": self.allowed.smaller,
             "within_cost": self.within_cost,
+            "tested": self.tested,
             "trials": [trial.row() for trial in self.trials],
             "best": self.best.row(),
         }
@@ -111,10 +154,11 @@ class Sweep:
         return cls.over(Figures(**table["undefended"]), [trial(row) for row in table["trials"]])
 
     @classmethod
-    def over(cls, undefended: Figures, trials: Sequence[Trial]) -> Sweep:
+    def over(cls, undefended: Figures, trials: Sequence[Trial], allowed: Allowance | None = None) -> Sweep:
         """Choose among ``trials``."""
-        best = min(trials, key=lambda trial: preference(trial, undefended))
-        return cls(undefended, tuple(trials), best, best.figures.cost_over(undefended) <= ALLOWED_COST)
+        allowed = allowed or Allowance()
+        best = min(trials, key=lambda trial: preference(trial, undefended, allowed))
+        return cls(undefended, tuple(trials), best, allowed.excess(best.figures, undefended) <= 0, allowed)
 
 
 class Trials:
@@ -123,6 +167,7 @@ class Trials:
     Args:
         solve: from a setting to its adapter.
         journal: where finished trials are kept until :meth:`finish`; it is of the same ``max_new_tokens``.
+        allowed: what a setting may cost.
 
     Raises:
         UsageError: the calibration split lacks harmful or harmless records.
@@ -138,7 +183,9 @@ class Trials:
         batch_size: int = 64,
         progress: Progress | None = None,
         journal: Journal | None = None,
+        allowed: Allowance | None = None,
     ) -> None:
+        self._allowed = allowed or Allowance()
         self._calibration = [record for record in records if record.split == "calibration"]
         if {record.label for record in self._calibration} != {"harmful", "harmless"}:
             raise UsageError(
@@ -150,10 +197,7 @@ class Trials:
         self._journal = journal
         self._done: dict[str, Any] = self._journal.done if self._journal else {}
         self._trials: dict[Any, Trial] = {}
-        # Harmless records that do not say what a right answer is, and how odd an answer to them may be.
-        self._open = {
-            record.id: record for record in self._calibration if record.label == "harmless" and not record.response
-        }
+        # How odd an answer may be to a harmless record that does not say what a right one is.
         self._oddest: float | None = self._done.get("surprise")
         self.undefended = self._figures([], "undefended")
         self._note("undefended", self.undefended)
@@ -171,7 +215,7 @@ class Trials:
 
     def ranked(self) -> list[Trial]:
         """All trials, the preferred first."""
-        return sorted(self._trials.values(), key=lambda trial: preference(trial, self.undefended))
+        return sorted(self._trials.values(), key=lambda trial: preference(trial, self.undefended, self._allowed))
 
     def two_rounds(
         self,
@@ -186,49 +230,68 @@ class Trials:
         leaders = {kind(setting): setting for setting in reversed(ranked)}
         chosen = dict.fromkeys([*leaders.values(), *ranked[:overall]])
         self.attempt([setting for leader in chosen for setting in refined(leader)])
-        return self.finish()
+        return self.result()
 
     def finish(self) -> Sweep:
         """The result; the journal is removed."""
         if self._journal:
             self._journal.finish()
-        return Sweep.over(self.undefended, list(self._trials.values()))
+        return self.result()
+
+    def result(self) -> Sweep:
+        """What was tried until now, and the best of it."""
+        return Sweep.over(self.undefended, list(self._trials.values()), self._allowed)
 
     def _figures(self, settings: Sequence[Any], key: str) -> Figures:
         if key in self._done:
             return Figures(**self._done[key])
-        with self._vlm.applied(*(self._solve(setting) for setting in settings)):
-            decisions = decide(self._vlm, self._calibration, **self._limits)
-        odd = self._odd(decisions)
-        harmful = [item.outcome for item in decisions if item.label == "harmful"]
-        harmless = ["other" if item.id in odd else item.outcome for item in decisions if item.label == "harmless"]
+        outcomes = self.outcomes(settings, self._calibration)
+        harmful = [outcomes[one.id] for one in self._calibration if one.label == "harmful"]
+        harmless = [outcomes[one.id] for one in self._calibration if one.label == "harmless"]
         return Figures(
             attack_success=harmful.count("answered") / len(harmful),
             over_refusal=harmless.count("refused") / len(harmless),
             exact=harmless.count("answered") / len(harmless),
         )
 
+    def outcomes(self, settings: Sequence[Any], records: Sequence[Record]) -> dict[str, str]:
+        """How records fare under the adapters of these settings, by id; answers that the model would not give are none.
+
+        Args:
+            records: of these splits; what an odd answer is, the calibration records told.
+        """
+        with self._vlm.applied(*(self._solve(setting) for setting in settings)):
+            decisions = decide(self._vlm, records, **self._limits)
+        odd = self._odd(decisions, records)
+        return {item.id: "other" if item.id in odd else item.outcome for item in decisions}
+
     def _note(self, key: str, figures: Figures) -> None:
         if self._journal and key not in self._done:
             self._journal.add(key, asdict(figures))
 
-    def _odd(self, decisions: Sequence[Decision]) -> set[str]:
+    def _odd(self, decisions: Sequence[Decision], asked: Sequence[Record]) -> set[str]:
         """Ids of records whose answer the unmodified model finds odd; its own answers, asked first, say what is not."""
-        items = [item for item in decisions if item.id in self._open and item.outcome == "answered"]
-        records = [self._open[item.id] for item in items]
-        requests = [request_of(record) for record in records]
+        open_ = {record.id: record for record in asked if record.label == "harmless" and not record.response}
+        items = [item for item in decisions if item.id in open_ and item.outcome == "answered"]
+        requests = [request_of(open_[item.id]) for item in items]
         found = surprise(self._vlm, requests, [item.text for item in items])
-        if self._open and self._oddest is None:
+        if open_ and self._oddest is None:
             self._oddest = max((value for value in found if isfinite(value)), default=0.0) + MARGIN
             if self._journal:
                 self._journal.add("surprise", self._oddest)
         return {item.id for item, value in zip(items, found, strict=True) if value > (self._oddest or 0.0)}
 
 
-def preference(trial: Trial, undefended: Figures) -> tuple[Any, ...]:
+def preference(trial: Trial, undefended: Figures, allowed: Allowance | None = None) -> tuple[Any, ...]:
     """Sort key: by :func:`~safetykit.toolkit.evaluation.preference.rank`, then the simpler setting."""
-    cost, simple = trial.figures.cost_over(undefended), (len(_layers(trial.setting)), getattr(trial.setting, "rank", 0))
-    return (*rank(trial.figures.attack_success, cost, undefended.attack_success, ALLOWED_COST), *simple)
+    excess = (allowed or Allowance()).excess(trial.figures, undefended)
+    order = rank(trial.figures.attack_success, excess, undefended.attack_success, 0.0)
+    return (*order, *_simplicity(trial.setting))
+
+
+def _simplicity(setting: Any) -> tuple[int, int]:
+    """Fewer layers and a lower rank come first."""
+    return len(_layers(setting)), getattr(setting, "rank", 0)
 
 
 def _layers(setting: Any) -> tuple[int, ...]:

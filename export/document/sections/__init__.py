@@ -8,12 +8,13 @@ from __future__ import annotations
 from ....adapters.method import load
 from ....adapters.registry import methods
 from ....adapters.section import Section
+from .budget import BUDGET
 from .detector import DETECTOR
 from .diagnosis import DIAGNOSIS
 from .spectra import SPECTRA
 from .sweep import SWEEP
 
-_SHARED = (DIAGNOSIS, SWEEP, SPECTRA, DETECTOR)
+_SHARED = (DIAGNOSIS, BUDGET, SWEEP, SPECTRA, DETECTOR)
 
 
 def sections() -> dict[str, Section]:

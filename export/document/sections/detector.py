@@ -127,6 +127,7 @@ class DetectorReport(Strict):
     learning_curve: list[Learnt]
     left_out: list[LeftOut]
     comparison: list[Compared]
+    budgeted: bool = False  # then calibration records had no say in the place
 
 
 def _plots(report: DetectorReport, tag: str) -> Iterator[Plot]:

@@ -23,6 +23,7 @@ class SweepTable(Strict):
         undefended: the figures without an adapter.
         allowed_cost: how far over-refusal may rise and exact answers fall.
         within_cost: whether the chosen trial kept that.
+        tested: whether it was chosen by a budget on other records than those of the table.
         trials: settings by name, and the figures.
         best: the chosen trial.
     """
@@ -30,6 +31,7 @@ class SweepTable(Strict):
     undefended: dict[str, float]
     allowed_cost: float
     within_cost: bool
+    tested: bool = False
     trials: tuple[dict[str, JsonValue], ...]
     best: dict[str, JsonValue]
 
