@@ -1,4 +1,4 @@
-"""Attacks for evaluation: adversarial pictures found by gradients, and corruptions that any channel may do to a picture.
+"""Attacks for evaluation: adversarial pictures found by gradients, and what may happen to a picture on its way.
 
 They find out what a defence is worth against somebody who tries, and against pictures that were turned, cut or
 compressed. Nothing here writes harmful text: what an attack aims at are the responses of the records themselves, the

@@ -11,10 +11,10 @@ plus, where adapters are applied and have gates or a detector with margins g (po
 
     evade · Σ max(0, g / |g₀| + ½)                   g₀ its margin at the picture the attack begins with.
 
-Adapters act as in an answer. A gate is a step: no gradient says how to close one that is open, so the attack would never
-see it; the second term is that gradient, and it has none left once the margin is half its first size on the safe side. A
-detector's refusal is not differentiable at all: the term is all that the attack sees of it. In both cases what is
-replayed is the gate itself.
+Adapters act as in an answer. A gate is a step: gradients go through what it lets act, and none says how to close it or
+what it would do if it opened; the second term is that gradient, and has none left once the margin is half its first size
+on the safe side. A detector's refusal is not differentiable at all: the term is all that the attack sees of it. What is
+replayed is the gate and the detector themselves.
 
 Without adapters a target is read in one pass. With adapters the prompt is read, then the target token by token, as it
 would be generated: ops that act in one phase only, or look at the last position, then see what they see in an answer.
@@ -77,7 +77,9 @@ class Aim:
         self._keeps_logits = "logits_to_keep" in inspect.signature(vlm.model.forward).parameters
         self._full: Inputs | None = None
         if targets is not None:
-            self._full = vlm.inputs.prepare([replace(one, answer=said) for one, said in zip(requests, targets, strict=True)])
+            self._full = vlm.inputs.prepare(
+                [replace(one, answer=said) for one, said in zip(requests, targets, strict=True)]
+            )
             self._ids, self._counts = _targets(self._inputs, self._full, targets)
 
     def __call__(self, values: Float[Tensor, "..."]) -> Float[Tensor, " batch"]:
@@ -94,7 +96,7 @@ class Aim:
             found = self._at_once(self._full, pictures)
         else:
             found = self._by_token(pictures)
-        return found + self._evaded() if self._evade and self._hooks is not None else found
+        return found + self._evaded() if self._evade and self._margins else found
 
     def _prompt(self, pictures: Mapping[str, Tensor], cache: DynamicCache | None = None) -> Tensor:
         """Logits of a pass over the prompts; of their last positions, where the model can leave out the others."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Final, Literal
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from ...adapters.errors import UsageError
 from ...adapters.ranges import seed_setting
@@ -17,6 +18,9 @@ from ..reference import Split
 
 Objective = Literal["jailbreak", "toxic", "refusal"]
 Kind = Literal["rotate", "crop", "resize", "jpeg", "noise", "blur", "brightness", "contrast"]
+
+SEVERITIES: Final = (1, 2, 3, 4, 5)
+Severity = Annotated[int, Field(ge=1, le=5)]
 
 NONE: Final = "none"
 AUTO: Final = "auto"
@@ -84,6 +88,9 @@ class PgdOptions(AttackedRecords, LoadOptions):
         "", "How every answer is to begin, in the place of the responses.", acts={"objective": _AIMED}, shown="none"
     )
     target_tokens: int = setting(32, "Most tokens of a target that are aimed at.", acts={"objective": _AIMED}, ge=1)
+    picture: Path | None = setting(
+        None, "Picture that records without one begin with.", shown="a grey square, as the model sees it"
+    )
     evade: float = setting(1.0, "Weight of staying below gates and detectors of the adapters; 0 for none.", ge=0)
     seed: int = seed_setting("Of the first step, and of the order of records with --universal.")
     allow_wrong_base: bool = setting(False, "Accept an adapter fitted on another model.")
@@ -115,6 +122,6 @@ class CorruptOptions(AttackedRecords):
     """How pictures are corrupted."""
 
     data: str | None = setting(None, RECORDS, hidden=True)
-    kind: tuple[Kind, ...] = setting((), "What is done to a picture; repeat for several.", shown="all of them")
-    severity: tuple[int, ...] = setting((), "From 1 to 5; repeat for several.", shown="all of them")
+    kinds: tuple[Kind, ...] = setting(get_args(Kind), "What is done to a picture.", hidden=True, min_length=1)
+    severities: tuple[Severity, ...] = setting(SEVERITIES, "How much of it, from 1 to 5.", hidden=True, min_length=1)
     seed: int = seed_setting("Of what is left to chance, such as which way a picture is turned.")

@@ -1,16 +1,16 @@
-"""Projected gradient descent on the picture (Madry et al. 2018, arXiv 1706.06083), as Qi et al. (2023, arXiv 2306.13213)
-and Carlini et al. (2023, arXiv 2306.15447) aim it at vision-language models:
+"""Projected gradient descent on the picture (Madry et al. 2018, arXiv 1706.06083), as it is aimed at vision-language
+models (Qi et al. 2023, arXiv 2306.13213; Carlini et al. 2023, arXiv 2306.15447):
 
     x ← Π(x − α · sign ∇ₓ L(x)),   Π onto ‖x − x₀‖∞ ≤ ε and onto 0 … 255.
 
 x₀ is the picture as the model sees it (:mod:`.pixels`), L the loss of :mod:`.objectives`. A universal attack has one
-change δ for all records, x = Π(x₀ + δ), and takes a step for each batch; where all begin with the same picture, it is one
-picture. What is kept is the best that was seen, rounded to 8 bits: ε is a whole number of levels, so that rounding leaves
-neither the ball nor the range.
+change δ for all records, x = Π(x₀ + δ), and takes a step for each batch; where all begin with the same picture, it is
+one picture. What is kept is the best that was seen, rounded to 8 bits: ε is a whole number of levels, so that rounding
+leaves neither the ball nor the range.
 
 Deviations: the first step is a random one of at most α, not one anywhere in the ball, which at wide ε would wash out
-what the picture shows. Of a universal attack the mean loss over all records is looked at ten times, and the best of these
-is kept.
+what the picture shows. Of a universal attack the mean loss over all records is looked at ten times, and the best of
+these is kept.
 """
 
 from __future__ import annotations
@@ -195,7 +195,11 @@ class Pgd:
         """The beginning of an answer that a record's attack aims at."""
         text = self._options.target or record.response or ""
         ids = self._vlm.inputs.tokens_of(text)
-        return text if len(ids) <= self._options.target_tokens else self._vlm.inputs.decode(ids[: self._options.target_tokens])
+        return (
+            text
+            if len(ids) <= self._options.target_tokens
+            else self._vlm.inputs.decode(ids[: self._options.target_tokens])
+        )
 
     def _first(self, shape: Sequence[int], name: str) -> Tensor:
         """The random first step; the same for a record whichever batch it is in."""
