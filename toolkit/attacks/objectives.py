@@ -12,7 +12,7 @@ plus, where adapters are applied and have gates or a detector with margins g (po
     evade · Σ max(0, g / |g₀| + ½)                   g₀ its margin at the picture the attack begins with.
 
 Adapters act as in an answer. A gate is a step: gradients go through what it lets act, and none says how to close it or
-what it would do if it opened; the second term is that gradient, and has none left once the margin is half its first size
+what it would do if it opened; the second term is that gradient, and is 0 once the margin is half its first size
 on the safe side. A detector's refusal is not differentiable at all: the term is all that the attack sees of it. What is
 replayed is the gate and the detector themselves.
 
