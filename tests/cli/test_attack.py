@@ -1,4 +1,4 @@
-"""`safetykit attack`: it goes on where it stopped, its pictures are answered alike everywhere, what is wrong is named."""
+"""`safetykit attack`: it goes on where it stopped, what it makes is answered alike everywhere, errors are named."""
 
 import json
 

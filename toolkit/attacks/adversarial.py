@@ -24,7 +24,7 @@ from ..data.pictures import as_picture, open_picture
 from ..data.records import Record
 from ..data.writing import RecordsFolder, writing
 from ..evaluation.refusal import RefusalTokens
-from ..model.batching import fitting
+from ..model.batching import fitting, is_out_of_memory
 from ..model.opening import Opened
 from ..model.vlm import VLM
 from ..progress import Progress
@@ -169,8 +169,6 @@ def _universal(
     progress: Progress | None,
 ) -> Iterator[Step]:
     starts = list(_starts(_in_order(records), options, PixelMaps(vlm.inputs)))
-    rows = vlm.batch_size.of(_USUAL)
-    batches = [starts[at : at + rows] for at in range(0, len(starts), rows)]
     state, count = None, 0
     if journal.done:
         step, last = max((int(step), one) for step, one in journal.done.items())
@@ -188,12 +186,19 @@ def _universal(
         if progress:
             progress(count, options.steps)
 
-    found = pgd.on_all(batches, state, keep, told)
-    made = {
-        start.record.id: one
-        for batch, several in zip(batches, found, strict=True)
-        for start, one in zip(batch, several, strict=True)
-    }
+    made: dict[str, Found] = {}
+    while not made:
+        rows = vlm.batch_size.of(_USUAL)
+        batches = [starts[at : at + rows] for at in range(0, len(starts), rows)]
+        try:
+            found = pgd.on_all(batches, state, keep, told)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            vlm.batch_size.shrink(min(rows, len(starts)))
+            continue
+        for batch, several in zip(batches, found, strict=True):
+            made |= zip((start.record.id for start in batch), several, strict=True)
     for record in records:
         yield record, made[record.id]
 

@@ -90,9 +90,7 @@ def _require_use(adapters: list[Any], options: PgdOptions) -> None:
     detects = any(adapter.detector is not None for adapter in adapters)
     options.require_use(("allow_uncorrected_detector",), detects, "a detector")
     gated = any(isinstance(item.make_op(), GatedOp) for adapter in adapters for item in adapter.interventions)
-    if "evade" in options.model_fields_set:
-        used = detects or gated
-        options.require_use(("evade",), used, "an adapter that has a gate or a detector")
+    options.require_use(("evade",), detects or gated, "an adapter that has a gate or a detector")
 
 
 def _show(console: Any, value: dict[str, Any]) -> None:

@@ -56,11 +56,13 @@ def options(**given):
 # --- gradients ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("by_token", [False, True])
-def test_gradients_are_those_of_finite_differences(vlm, by_token):  # noqa: F811
+@pytest.mark.parametrize("through", ["nothing at once", "nothing by token", "adapters"])
+def test_gradients_are_those_of_finite_differences(vlm, make_adapter, through):  # noqa: F811
     model = VLM.from_pretrained(vlm.path, dtype="float64")
-    with model.applied() as hooks:
-        aim = aimed(model, hooks if by_token else None)
+    ops = [("SubspaceProjection", "decoder.layers.0"), ("SupervisedSteering", "decoder.layers.1")]
+    adapters = [make_adapter((op, site, "all", "both")) for op, site in ops] if through == "adapters" else []
+    with model.applied(*adapters, allow_wrong_base=True) as hooks:
+        aim = aimed(model, None if through == "nothing at once" else hooks)
         x = torch.from_numpy(aim.values).double().requires_grad_()
         (slope,) = torch.autograd.grad(aim(x).sum(), x)
         way = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
