@@ -84,6 +84,11 @@ COMMANDS = (
         "export ./my-vlm --adapter adapter --data records/ -o export",
     ),
     Command(
+        "attack",
+        ".toolkit.commands.attack:attack",
+        "Make pictures that a defence is to withstand: adversarial ones, and corrupted ones. For evaluation.",
+    ),
+    Command(
         "verify",
         ".export.commands.verify:verify",
         "Check files, card and, with --model, parity.\n\n"

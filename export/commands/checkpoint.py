@@ -7,15 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...adapters.artifact.adapter import the_detector
-from ...adapters.artifact.stack import require_fitted_stack, require_reading
-from ...adapters.artifact.store import load_adapter, manifest_digest
+from ...adapters.artifact.store import load_adapter
 from ...adapters.errors import UsageError
 from ...adapters.retrieval.retrieval import retrieval_of
-from ...toolkit.data.sources import model_path
 from ...toolkit.index.caption_index import CaptionIndex
-from ...toolkit.model.retriever import retriever_of
-from ...toolkit.model.shape import decoder_shape, require_adaptable, require_fitted_on, require_prompt_tokens
+from ...toolkit.model.opening import opened
 from ...toolkit.model.vlm import VLM
 from .choices import EvalOptions
 
@@ -31,37 +27,19 @@ def opened_checkpoint(
     """
     loaded = [load_adapter(folder) for folder in adapters]
     _require_use(loaded, options)
-    require_fitted_stack(
-        loaded, [str(folder) for folder in adapters], model=model, data=options.data,
-        allow=options.allow_uncorrected_detector,
-    )  # fmt: skip
-    folder = model_path(model)
-    shape = decoder_shape(folder)
-    require_prompt_tokens(options.max_prompt_tokens, shape and shape.most_tokens)
-    require_adaptable(loaded, shape, model, allow_wrong_base=options.allow_wrong_base)
-    the_detector(loaded)
-    require_reading(loaded)
-    index = CaptionIndex.load(options.external_index) if options.external_index else None
-    retriever_of(loaded, index)
-    known = None
-    if loaded and not options.allow_wrong_base:
-        say("comparing fingerprints")
-        known = require_fitted_on(loaded, folder, model)
-    say("loading")
-    vlm = VLM.from_pretrained(folder, **options.loading())
-    if known is not None:
-        vlm.fingerprint = known
-    vlm.inputs.limit(options.max_prompt_tokens)
-    vlm.index = index
-    with vlm.applied(*loaded, allow_wrong_base=options.allow_wrong_base):
-        yield (
-            vlm,
-            {
-                "model": vlm.fingerprint,
-                "device or type": vlm.ran and vlm.ran.model_dump(),
-                "adapters": [*map(manifest_digest, loaded)],
-            },
-        )
+    with opened(
+        model,
+        loaded,
+        [str(folder) for folder in adapters],
+        data=options.data,
+        loading=options.loading(),
+        say=say,
+        index=CaptionIndex.load(options.external_index) if options.external_index else None,
+        max_prompt_tokens=options.max_prompt_tokens,
+        allow_wrong_base=options.allow_wrong_base,
+        allow_uncorrected_detector=options.allow_uncorrected_detector,
+    ) as found:
+        yield found.vlm, found.identity
 
 
 def _require_use(adapters: Sequence[Any], options: EvalOptions) -> None:

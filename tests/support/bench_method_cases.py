@@ -33,6 +33,27 @@ METHODS = [
         },
     ),
     BenchCase(
+        "attacks",
+        "-o {out} --checkpoint mild --records 2 --steps 3 --arm 'Probe: one-pass'",
+        lambda ran: [
+            ran.only("Lab")[1:3] == [2, 3],
+            ran.only("effects.fitted")[0].title == "Probe",
+            list(ran.read("attacks.json")["mild"]["arms"]) == ["Probe", "undefended"],
+        ],
+        {
+            **NO_MODEL,
+            "Lab": None,
+            "export_base": None,
+            "export_onnx": None,
+            "OnnxVLM.from_pretrained": None,
+            "effects.fitted": [],
+            "undefended": {},
+            "defended": {},
+            "robustness": {},
+            "table": "| |",
+        },
+    ),
+    BenchCase(
         "vlm_guard",
         "--out {out} --checkpoint mild",
         lambda ran: ran.only("table")[0] == {"mild": {}} and (ran.path / "vlm_guard.md").read_text() == "| |",

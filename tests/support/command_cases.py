@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 
+from attack_cases import ATTACKS
 from case import Case
 from data_cases import DATA
 from export_cases import EXPORTS
@@ -272,4 +273,4 @@ OTHERS = [
     ),
 ]
 
-CASES = [*FITS, *EXPORTS, *DATA, *OTHERS]
+CASES = [*FITS, *EXPORTS, *DATA, *ATTACKS, *OTHERS]

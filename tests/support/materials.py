@@ -87,6 +87,12 @@ class Materials:
         record.picture().save(path)
         return path
 
+    def _grey(self) -> Path:
+        from safetykit.toolkit.attacks.pixels import grey
+
+        grey(64).save(path := self.folder / "grey.png")
+        return path
+
     def _conversation(self) -> Path:
         picture = {"type": "image", "image": Path(self["picture"]).name}
         path = self.folder / "conversation.json"

@@ -47,13 +47,12 @@ class PromptOptions(Options):
     )
 
 
-class RecordOptions(Options, ReadOptions):
+class ChosenRecords(Options, ReadOptions):
     """A choice of records."""
 
     data: str | None = setting(None, RECORDS)
     split: Split = setting("test", "Which split of the records is answered.")
     limit: int | None = setting(None, "Answer at most this many records, spread over the groups.", ge=1, shown="all")
-    max_new_tokens: int = setting(32, "Longest answer, in tokens.", ge=1)
 
     def records(self) -> Records:
         """The records that are chosen; none without ``data``.
@@ -69,3 +68,9 @@ class RecordOptions(Options, ReadOptions):
             return Records()
         found = load_records(data_path(self.data), [self.split], **self.reading())
         return found.of(subset(found, self.limit)) if self.limit else found
+
+
+class RecordOptions(ChosenRecords):
+    """A choice of records that are answered."""
+
+    max_new_tokens: int = setting(32, "Longest answer, in tokens.", ge=1)

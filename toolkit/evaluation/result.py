@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
 from ...adapters.artifact.manifest import RunInfo
+from ..data.carriers.names import FormName
 from ..data.record import CARRIERS
 from .judge import Outcome
 from .rates import auroc, wilson
@@ -15,7 +17,10 @@ from .rates import auroc, wilson
 Metric = Literal["attack_success", "refused", "exact", "over_refusal"]
 EXPECTED = "expected"  # the judge of decisions of which nothing else is said
 
-_GROUP_TAGS = ("look-alike", "rendering-unseen")
+# Tags that are reported apart: what the records' makers mark so, and what says how a picture was made.
+_MARKS = ("look-alike", "rendering-unseen")
+_FORMS = get_args(FormName)
+_PREFIXES = ("apart:", "attack:", "from:", "corruption:")
 
 
 class _Model(BaseModel):
@@ -60,7 +65,8 @@ class Row(_Model):
     """One line of the table.
 
     Attributes:
-        group: a carrier, ``all``, or ``carrier/tag`` for look-alikes and unseen renderings.
+        group: a carrier, ``all``, or ``carrier/tag`` for look-alikes, unseen renderings, forms in which a request was
+            drawn, attacks, corruptions, and tags that begin with ``apart:``.
         metrics: shares of all records. One without a verdict counts as neither answered nor refused, so that attack
             success and over-refusal are what they are at best.
         no_verdict: how many records the judge reached no verdict on.
@@ -207,9 +213,16 @@ def tabulate(decisions: Iterable[Decision], *, exact: bool = True) -> tuple[Row,
     for carrier in CARRIERS:
         members = [item for item in decisions if item.carrier == carrier]
         groups[carrier] = members
-        for tag in _GROUP_TAGS:
+        for tag in _apart(members):
             groups[f"{carrier}/{tag}"] = [item for item in members if tag in item.tags]
     return tuple(_row(name, members, exact) for name, members in groups.items() if members)
+
+
+def _apart(members: Sequence[Decision]) -> list[str]:
+    """The tags of a carrier's records that are reported apart; of forms only if they came in more than one."""
+    counts = Counter(tag for item in members for tag in item.tags)
+    forms = [tag for tag in _FORMS if 0 < counts[tag] < len(members)]
+    return [*_MARKS, *forms, *sorted(tag for tag in counts if tag.startswith(_PREFIXES))]
 
 
 def rejudged(decisions: Iterable[Decision], outcomes: Mapping[str, Outcome | None]) -> tuple[Decision, ...]:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -77,9 +76,8 @@ class BranchRun:
         for block in self._blocks:
             stack.callback(block.register_forward_pre_hook(keep_call, with_kwargs=True).remove)
 
-    @torch.no_grad()
     def risk(self) -> Float[Tensor, " batch"]:
-        """Log-odds of harm of the prefill that the hooks have just seen."""
+        """Log-odds of harm of the prefill that the hooks have just seen, with gradients if that has recorded them."""
         self.running = True
         try:
             safety = self._states[self._safety]

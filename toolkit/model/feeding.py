@@ -94,6 +94,21 @@ class Feeding:
         pictures = {name: tensor for name, tensor in self.tensors(inputs.pictures).items() if name in taken}
         return self.model.get_image_features(**pictures, return_dict=True)
 
+    def forward(
+        self, inputs: Inputs, cache: Any = None, pictures: Mapping[str, Any] | None = None, **more: Any
+    ) -> Float[Tensor, "batch seq vocab"]:
+        """Logits of one pass over prompts, with their gradients where those are recorded.
+
+        Args:
+            cache: a transformers ``DynamicCache`` to fill for later steps.
+            pictures: see :meth:`arguments`; ``more``: further arguments of the model's ``forward``.
+        """
+        if cache is not None:
+            self._last_fed[cache] = self._fed(inputs)
+        arguments = self.arguments(inputs, pictures=pictures)
+        logits: Tensor = self.model(**arguments, past_key_values=cache, use_cache=cache is not None, **more).logits
+        return logits
+
     def step(self, token_ids: Tensor, mask: Tensor, cache: Any) -> Float[Tensor, "batch 1 vocab"]:
         """Logits after one more token a row.
 

@@ -253,10 +253,7 @@ class VLM(Loadable, Feeding, Generating):
         """
         self.fill_references(requests)
         inputs = self.prepare(requests)
-        arguments = self.arguments(inputs)
-        if cache is not None:
-            self._last_fed[cache] = self._fed(inputs)
-        return self.model(**arguments, past_key_values=cache, use_cache=cache is not None).logits, inputs
+        return self.forward(inputs, cache), inputs
 
     @torch.inference_mode()
     def answered(
