@@ -24,7 +24,7 @@ from ...adapters.settings import Settings, option_of, spelled_as_options
 from ..data.captions import captions_path, load_captions
 from ..data.journal import require_journal, require_no_journal
 from ..data.options import ReadOptions
-from ..data.records import Records, load_records, require_pictures
+from ..data.records import Records, load_records, require_pictures, subset
 from ..data.sources import data_path, model_path
 from ..diagnosis.channel_map import ChannelMap
 from ..distributed.output import by_first, of_first
@@ -65,7 +65,8 @@ class FitCall:
         inputs: what else was given, by the names of :data:`safetykit.adapters.method.Input`.
         open_base: reads the base export that the fit is to stand on.
         loading: how the model is loaded; ``reading``: how records are, of a method that is fitted on them.
-        sweep: choose what is not given on calibration records.
+        sweep: choose what is not given on calibration records; ``trials``: of at most so many settings.
+        limit: at most so many calibration records, spread over carriers and labels.
     """
 
     method: Method
@@ -75,6 +76,8 @@ class FitCall:
     loading: LoadOptions
     reading: ReadOptions | None = None
     sweep: bool = False
+    trials: int | None = None
+    limit: int | None = None
 
 
 def fit_and_save(
@@ -87,7 +90,7 @@ def fit_and_save(
             a model is loaded.
     """
     with spelled_as_options():
-        value = _fit(call, model, data, out, overwrite)
+        value = fit_folder(call, model, data, out, overwrite=overwrite)
     stack = [word for folder in (*call.inputs.get("with", ()), out) for word in ("--adapter", folder)]
     records = ["--data", data] if call.method.data == "records" else []
     graphs = []
@@ -98,7 +101,12 @@ def fit_and_save(
     console.emit(value, as_json=as_json, human=views.fit, then=then)
 
 
-def _fit(call: FitCall, model: str, data: str, out: Path, overwrite: bool) -> dict[str, Any]:
+def fit_folder(call: FitCall, model: str, data: str, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """Fit and save; gives what is shown.
+
+    Raises:
+        SafetykitError: as :func:`fit_and_save`.
+    """
     method, inputs = call.method, call.inputs
     channels, given = _with_map(call)
     require_options(method, given, inputs, sweep=call.sweep)
@@ -130,6 +138,7 @@ def _fit_there(
         captions = load_captions(captions_path(data))
     else:
         records = load_records(data_path(data), ("fit", "calibration"), **call.reading.reading())
+        records = _limited(records, call.limit)
         require_pictures(records)
     corrected_by, correctors = describe_correctors(folders), [load_adapter(folder) for folder in folders]
     index = CaptionIndex.load(inputs["index"]) if "index" in inputs else None
@@ -180,7 +189,9 @@ def _fit_there(
                 say=doing,
             )
             if call.sweep:
-                adapter = fit_by_sweep(method, bench, given, progress=doing.count, journal_path=journal)
+                adapter = fit_by_sweep(
+                    method, bench, given, most=call.trials, progress=doing.count, journal_path=journal
+                )
             else:
                 with vlm.telling(doing.count):
                     adapter = fit_with(method, bench, given)
@@ -201,6 +212,14 @@ def _fit_there(
         "calibration": adapter.attachments.get("calibration"),
         "throughput": doing.throughput() if call.reading and not call.sweep else None,
     }
+
+
+def _limited(records: Records, limit: int | None) -> Records:
+    """All records to fit on, and at most ``limit`` of the others."""
+    if limit is None:
+        return records
+    others = [one for one in records if one.split != "fit"]
+    return records.of([*(one for one in records if one.split == "fit"), *subset(others, limit)])
 
 
 def _require_none(work: Path) -> None:

@@ -19,7 +19,7 @@ from ...adapters.sweeping import Plan, require_some
 from ..data.journal import Journal
 from ..data.record import Record
 from ..progress import Progress
-from .trials import Sweep, Trials
+from .trials import Sweep, Trials, spread
 
 TOKENS = 16  # of an answer that is only judged
 
@@ -30,6 +30,7 @@ def run_sweep(
     given: Mapping[str, Any] | None = None,
     *,
     max_new_tokens: int = TOKENS,
+    most: int | None = None,
     progress: Progress | None = None,
     journal_path: Path | None = None,
 ) -> tuple[Sweep, Callable[[Any], Adapter]]:
@@ -37,6 +38,8 @@ def run_sweep(
 
     Args:
         given: settings that are not to be chosen.
+        most: of the settings, at most so many are tried, evenly spread over each round; at most half of them in the
+            first.
         journal_path: where finished trials are kept until the sweep is complete, to resume from.
 
     Returns:
@@ -66,7 +69,12 @@ def run_sweep(
     deciding = _deciding(method, solve)
     if not (kept := deciding(first)):
         require_deciding(solve(first[0]))
-    sweep = trials.two_rounds(kept, lambda setting: deciding(plan.around(setting, width, given)), plan.kind)
+    sweep = trials.two_rounds(
+        kept if most is None else spread(kept, max(1, most // 2)),
+        lambda setting: deciding(plan.around(setting, width, given)),
+        plan.kind,
+        most=most,
+    )
     return sweep, solve
 
 
@@ -111,11 +119,12 @@ def fit_by_sweep(
     bench: Workbench,
     given: Mapping[str, Any] | None = None,
     *,
+    most: int | None = None,
     progress: Progress | None = None,
     journal_path: Path | None = None,
 ) -> Adapter:
     """The adapter of the setting that :func:`run_sweep` chooses, with the sweep's table attached."""
-    sweep, solve = run_sweep(method, bench, given, progress=progress, journal_path=journal_path)
+    sweep, solve = run_sweep(method, bench, given, most=most, progress=progress, journal_path=journal_path)
     adapter = solve(sweep.best.setting)
     return replace(adapter, attachments={**adapter.attachments, "sweep": sweep.table()})
 
