@@ -23,7 +23,7 @@ def starter(
     by: Annotated[
         str, one_of(By, "What stays in one split: a topic, or its whole category, so that the test asks unknown ones.")
     ] = "group",
-    side: Annotated[int, typer.Option(min=224, max=4096, help="Of a picture, in pixels.")] = 336,
+    side: Annotated[int, typer.Option(min=224, max=4096, help="Of a picture, in pixels.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Of phrasings, splits, forms and pictures.")] = 0,
     overwrite: Overwrite = False,
     as_json: Json = False,

@@ -23,6 +23,8 @@ from .names import FormName, Language
 from .photos import photos_of
 from .words import WORDS
 
+_FAST = 1  # of PNG's levels of compression: noise and photos gain little from higher ones, and take long
+
 
 @dataclass(frozen=True)
 class Brush:
@@ -180,7 +182,7 @@ def _draw(
         if picture is None:
             made.too_long[form] += 1
             continue
-        picture.save(data := io.BytesIO(), "PNG")
+        picture.save(data := io.BytesIO(), "PNG", compress_level=_FAST)
         fields[record.id] = {
             **record.model_dump(exclude_unset=True),
             "id": _named(record.id, form),

@@ -45,7 +45,7 @@ class Starter:
     records: int = 2000
     packages: str = AUTO
     by: By = "group"
-    side: int = 336
+    side: int = 256
     seed: int = 0
 
 
