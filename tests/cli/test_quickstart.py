@@ -4,6 +4,8 @@ The whole of it, unreplaced, is a case of test_options.py.
 """
 
 import json
+import re
+import shutil
 
 import pytest
 
@@ -14,6 +16,7 @@ from safetykit.export.commands.advice import not_aligned
 from safetykit.export.commands.quickstart_plan import STATE
 from safetykit.toolkit.data.records import load_records
 from safetykit.toolkit.data.sources import data_path
+from safetykit.toolkit.data.starter.made import Starter, write_starter
 from safetykit.toolkit.evaluation.evaluate import Decision, Evaluation, tabulate
 
 NO = "I'm sorry, but no."
@@ -64,7 +67,7 @@ class Stand:
     def export(self, model, adapter, folder, options, *, vlm, answered, progress):
         self.note("export")
         self.answered = answered
-        (folder / "export").mkdir()
+        (folder / "export").mkdir(exist_ok=True)
         after = [outcome(one, lambda record: record.label == "harmful") for one in options.records()]
         rows = [[row.model_dump(mode="json") for row in tabulate(side)] for side in (answered, after)]
         return {
@@ -77,13 +80,23 @@ class Stand:
         }
 
 
+@pytest.fixture(scope="module")
+def starter(tmp_path_factory):
+    """As the command makes them, once."""
+    out = tmp_path_factory.mktemp("starter") / "records"
+    write_starter(out, Starter(records=96, packages="none"))
+    return out
+
+
 ONE, PHASES = {"value": 1.0, "low": 0.9, "high": 1.1}, ("prefill", "decode")
 
 
 @pytest.fixture
-def stand(make_adapter, monkeypatch):
+def stand(make_adapter, monkeypatch, starter):
     found = Stand(make_adapter())
     replaced = {"evaluate_model": found.evaluate, "fit_folder": found.fit, "export_loop": found.export}
+
+    replaced["write_starter"] = lambda out, asked: shutil.copytree(starter, out) if asked.records == 96 else None
     for name, by in replaced.items():
         monkeypatch.setattr(quickstart_loop, name, by)
     return found
@@ -93,7 +106,7 @@ def stand(make_adapter, monkeypatch):
 def start(call, random_checkpoint, tmp_path, stand):
     def run(*typed, model=random_checkpoint, out="quick", as_json=True):
         code, told, err = call("quickstart", model, "-o", tmp_path / out, *typed, *(["--json"] if as_json else []))
-        return code, json.loads(told) if as_json and told else told, err
+        return code, json.loads(told) if as_json and told else " ".join(told.split()), err
 
     return run
 
@@ -111,8 +124,7 @@ def test_a_checkpoint_alone_ends_in_an_export_with_figures(start, stand, tmp_pat
     assert {one.id for one in stand.answered} == {one.id for one in stand.asked.records()}
     assert found["export"] == str(tmp_path / "quick" / "export") and f"run {found['export']}" in found["next"]
     assert found["judged_by"]["harmful"] == 0 and not found["stopped"] and not found["obstacle"]
-    rates = {row["group"]: row["metrics"]["attack_success"]["rate"] for row in found["comparison"]["after"]["rows"]}
-    assert rates["all"] == 0
+    assert found["comparison"]["after"]["rows"][0]["metrics"]["attack_success"]["rate"] == 0
     said = " ".join(found["better"])
     for reason in ("name harms in the abstract", "attack success is overstated", "few records"):
         assert reason in said
@@ -190,7 +202,7 @@ def test_a_model_that_refuses_no_text_is_asked_and_nothing_is_fitted(start, stan
     stand.aligned = False
     code, found, err = start(*STARTED)
     assert code == 0 and stand.done == ["before.json"], err
-    assert "refuses none of 4 harmful requests in text" in found["stopped"] and "VLM-Guard" in found["stopped"]
+    assert re.match(r"The model refuses none of \d harmful requests in text,.* VLM-Guard", found["stopped"])
     assert found["export"] is None and found["undefended"]["rows"] and "next" not in found
     assert any("--method one-pass" in said for said in found["better"])
     assert any("before.json" in said and "phrases" in said for said in found["better"])

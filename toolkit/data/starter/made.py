@@ -24,7 +24,7 @@ from .pairs import Pair, most_pairs, text_pairs
 from .texts import texts
 
 NOTICE = "NOTICE"
-SHARES: Mapping[Split, float] = {"fit": 0.5, "calibration": 0.25, "test": 0.25}
+SHARES: Mapping[Split, float] = {"fit": 0.44, "calibration": 0.28, "test": 0.28}
 _FORMS: tuple[FormName, ...] = get_args(FormName)
 _DRAWN = 3  # forms in which a pair is drawn, beside its text
 EACH = 2 * (1 + _DRAWN)  # records that a pair becomes
@@ -81,7 +81,7 @@ def write_starter(out: Path, asked: Starter, *, overwrite: bool = False) -> Writ
             f"--records cannot be {asked.records:,}: there are {most * EACH:,} at most.",
             "Ask for fewer, or add yours: `safetykit data import`.",
         )
-    pairs = _split(text_pairs(count, packages, seed=asked.seed), asked)
+    pairs = split_pairs(text_pairs(count, packages, seed=asked.seed), asked.by, asked.seed)
     brush = Brush(_FORMS, side=asked.side, seed=asked.seed)
     requests, chosen = [record for pair in pairs for record in pair], _forms(pairs, asked.seed)
     drawing = Drawing.of(requests, brush, lambda record, form: form in chosen[record.id])
@@ -100,12 +100,24 @@ def write_starter(out: Path, asked: Starter, *, overwrite: bool = False) -> Writ
     return written
 
 
-def _split(pairs: Sequence[Pair], asked: Starter) -> list[Pair]:
-    """The pairs with their splits."""
-    requests = [record for pair in pairs for record in pair]
-    splits = split_records(requests, SHARES, by=asked.by, seed=asked.seed)
-    parted = [record.model_copy(update={"split": split}) for record, split in zip(requests, splits, strict=True)]
-    return list(zip(parted[::2], parted[1::2], strict=True))
+def split_pairs(pairs: Sequence[Pair], by: By = "group", seed: int = 0) -> list[Pair]:
+    """The pairs with their splits; where topics are parted and a category has enough of them, it is in every split."""
+    strata: dict[str, list[int]] = {}
+    topics: dict[str, set[str]] = {}
+    for at, (record, _) in enumerate(pairs):
+        category = record.category if by == "group" and record.category in texts().hazards else ""
+        strata.setdefault(category, []).append(at)
+        topics.setdefault(category, set()).add(record.group)
+    for category in [name for name, held in topics.items() if name and len(held) < len(SHARES)]:
+        strata.setdefault("", []).extend(strata.pop(category))
+    found = list(pairs)
+    for rows in strata.values():
+        requests = [record for at in rows for record in pairs[at]]
+        splits = split_records(requests, SHARES, by=by, seed=seed)
+        for at, split in zip(rows, splits[::2], strict=True):  # a pair is never torn
+            bad, good = (record.model_copy(update={"split": split}) for record in pairs[at])
+            found[at] = bad, good
+    return found
 
 
 def _forms(pairs: Sequence[Pair], seed: int) -> dict[str, Sequence[FormName]]:
