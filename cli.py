@@ -47,6 +47,14 @@ COMMANDS = (
         "demo -o safetykit-demo",
     ),
     Command(
+        "quickstart",
+        ".export.commands.quickstart:quickstart",
+        "From a checkpoint alone to figures before and after.\n\n"
+        "Makes records, asks the model as it is, fits, exports and asks the export; then says what would make it "
+        "better. It goes on where it was interrupted. What cannot be exported is fitted and asked in PyTorch.",
+        "quickstart ./my-vlm -o quickstart",
+    ),
+    Command(
         "inspect",
         ".toolkit.commands.inspect:inspect",
         "Parts, sites, layers, fingerprint; whether it can be exported.",

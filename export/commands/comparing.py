@@ -137,11 +137,11 @@ def make_fit(fit: Fit) -> None:
     Raises:
         SafetykitError: whatever was wrong.
     """
-    from ...toolkit.commands.fit_one import fitted  # needs torch
+    from ...toolkit.commands.fit_one import fit_folder  # needs torch
 
     given = dict(fit.settings)
     with _options(data=fit.part.data, **given), own_work(), _of(f"the fit of {fit.method.name}"):
-        fitted(_call(fit, whole=True), fit.subject.entry.path, str(fit.part.data), fit.folder)
+        fit_folder(_call(fit, whole=True), fit.subject.entry.path, str(fit.part.data), fit.folder)
 
 
 @contextmanager

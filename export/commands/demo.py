@@ -42,14 +42,14 @@ def _view(console: Console, value: dict[str, Any]) -> None:
     )
     comparison(console, value["comparison"])
     parity(console, value["parity"])
-    _latency(console, value["latency"])
+    latency(console, value["latency"])
     console.print(
         f"\nExport: {escape(value['folder'])}\nCard:   {escape(value['card'])}\nReport: {escape(value['report'])}"
     )
     console.print(f"[dim]{value['seconds']:.0f} s in all.[/dim]")
 
 
-def _latency(console: Console, value: dict[str, Any]) -> None:
+def latency(console: Console, value: dict[str, Any]) -> None:
     """Ratios baked/unmodified beside the A/A control."""
     from ...toolkit.commands.views import figures
 

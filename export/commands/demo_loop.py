@@ -7,24 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...adapters.artifact.files import write_atomic
-from ...adapters.artifact.manifest import canonical_json
 from ...adapters.artifact.output import atomic_folder
 from ...adapters.artifact.policy import own_work
 from ...adapters.errors import UsageError
 from ...adapters.statistics.threads import one_thread
 from ...adapters.vlm_guard.settings import VLMGuard
 from ...toolkit.commands.console import command_line
-from ...toolkit.data.records import load_records, subset
+from ...toolkit.data.records import load_records
 from ...toolkit.data.sources import PREFIX, data_path, model_path
-from ...toolkit.model.asking import request_of
 from ...toolkit.model.vlm import VLM
-from ..base.own import Progress, export_base
-from ..document.figures import LATENCY
-from ..document.latency import Latency, measure_latency
-from ..pipeline.export import export_onnx
-from ..runtime.onnx_vlm import OnnxVLM
-from ..runtime.sessions import CPU
+from ..base.own import Progress
+from ..pipeline.options import ExportOptions
+from .loop import ADAPTER, EXPORT, export_loop
 
 # What the sweep of bench/vlm_guard.py chose on the calibration records of each checkpoint.
 SETTINGS = {
@@ -75,23 +69,13 @@ def run_demo(
         records = load_records(data_path(PREFIX), ["fit", "calibration"])
         clock("fitting VLM-Guard")
         adapter = SETTINGS[checkpoint].fit(vlm, records)
-        adapter.save(work / "adapter")
-        export_base(vlm, work / "base", progress=clock)
-        found: list[Latency] = []
-
-        def measure(folder: Path) -> None:
-            clock("measuring latency")
-            found.append(_latency(folder, work / "base"))
-            write_atomic(folder / LATENCY, canonical_json(found[0].model_dump(mode="json")))
-
+        adapter.save(work / ADAPTER)
         asked = next(record for record in load_records(data_path(PREFIX), ["test"]) if record.carrier == "image")
         picture = asked.picture()
         assert picture is not None  # its carrier is `image`
         picture.save(work / "picture.png")
-        result = export_onnx(
-            model, [adapter], work / "export", data=PREFIX, base_onnx=work / "base", measure=measure, progress=clock
-        ).describe()
-    export = out / "export"
+        result = export_loop(model, adapter, work, ExportOptions(data=PREFIX), vlm=lambda: vlm, progress=clock)
+    export = out / EXPORT
     return {
         **result,
         "folder": str(export),
@@ -99,14 +83,6 @@ def run_demo(
         "report": str(export / Path(result["report"]).name),
         "checkpoint": checkpoint,
         "adapter": adapter.info.model_dump(mode="json"),
-        "latency": found[0].model_dump(mode="json"),
         "seconds": clock.seconds,
         "try": command_line("run", export, "--prompt", asked.prompt, "--image", out / "picture.png"),
     }
-
-
-def _latency(baked: Path, base: Path) -> Latency:
-    records = [record for record in load_records(data_path(PREFIX), ["test"]) if record.image]
-    requests = [request_of(record) for record in subset(records, 4)]
-    models = [OnnxVLM.from_pretrained(folder, verify=False) for folder in (baked, base, base)]
-    return measure_latency(models[0], models[1], requests, control=models[2], providers=CPU)

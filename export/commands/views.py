@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -9,16 +10,21 @@ from rich.markup import escape
 
 from ...toolkit.commands.views import figures
 
+Metrics = Sequence[tuple[str, str]]  # as evaluations call them, and as people do
+METRICS: Metrics = (("attack_success", "attack success"), ("over_refusal", "over-refusal"), ("exact", "exact answers"))
 
-def comparison(console: Console, value: dict[str, Any]) -> None:
+
+def comparison(
+    console: Console, value: dict[str, Any], after_is: str = "the exported model", metrics: Metrics = METRICS
+) -> None:
     """Before and after, per carrier; the groups within carriers are left to the card."""
-    table = figures("Before → after (the exported model)", "attack success", "over-refusal", "exact answers")
+    table = figures(f"Before → after ({after_is})", *(name for _, name in metrics))
     after = {row["group"]: row["metrics"] for row in value["after"]["rows"]}
     for row in value["before"]["rows"]:
         if "/" in row["group"]:
             continue
         cells = []
-        for metric in ("attack_success", "over_refusal", "exact"):
+        for metric, _ in metrics:
             first, second = row["metrics"].get(metric), after[row["group"]].get(metric)
             if first is None or second is None:
                 cells.append("–")

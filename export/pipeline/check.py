@@ -123,8 +123,10 @@ def _answered(plan: Plan, vlm: VLM, written: Written, say: Say) -> _Answers:
         vlm.applied(*written.compared, allow_wrong_base=options.allow_wrong_base, enforce=options.enforce),
     ):
         adapted = answers()
-    say("answering the records without the adapter")
-    asked = answers()
+    asked: Sequence[Decision] = plan.source.answered
+    if not asked:
+        say("answering the records without the adapter")
+        asked = answers()
     bare: Sequence[Decision] = ()
     if _rounded(plan):
         with written.standing.held(vlm):

@@ -74,6 +74,7 @@ def export_onnx(
     options: ExportOptions | None = None,
     *,
     records: Sequence[Record] = (),
+    answered: Sequence[Decision] = (),
     progress: Callable[[str], None] | None = None,
     measure: Measure | None = None,
     **given: Any,
@@ -88,6 +89,7 @@ def export_onnx(
         options: see :class:`ExportOptions`; its fields can be given as keywords too, which win.
         records: records whose decisions are compared, and that the card's evaluation is of; instead of the option
             ``data``. With ``recalibrate``, those of split calibration set thresholds instead.
+        answered: what the unmodified model answers to these records, if it was asked already.
         progress: called with the name of each step as it starts.
         measure: called with the unfinished folder, to add measurements that the card shows.
 
@@ -101,7 +103,7 @@ def export_onnx(
     chosen = ExportOptions.of(options, given)
     named = isinstance(model, (str, Path))
     chosen.require_use(tuple(LoadOptions.model_fields), named, "a model's name: this one is loaded already")
-    plan = plan_export(_source(model, adapters, records, chosen), Path(out), chosen, named=named)
+    plan = plan_export(_source(model, adapters, records, chosen, answered), Path(out), chosen, named=named)
     vlm = _opened(model, plan)
     require_model(plan, vlm)
     with (
@@ -118,7 +120,11 @@ def export_onnx(
 
 
 def _source(
-    model: VLM | str | Path, adapters: Sequence[Adapter | str | Path], records: Sequence[Record], options: ExportOptions
+    model: VLM | str | Path,
+    adapters: Sequence[Adapter | str | Path],
+    records: Sequence[Record],
+    options: ExportOptions,
+    answered: Sequence[Decision],
 ) -> Source:
     """What is exported, without the model's weights unless it is loaded already."""
     if options.data is not None and records:
@@ -142,6 +148,7 @@ def _source(
         names=tuple("ADAPTER" if isinstance(item, Adapter) else str(item) for item in adapters),
         records=(*(records or chosen), *_calibration(options)),
         dataset=options.data or "records",
+        answered=tuple(answered),
         skipped_rows=chosen.skipped,
         index=index,
     )

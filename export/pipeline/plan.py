@@ -83,6 +83,8 @@ def plan_export(source: Source, out: Path, options: ExportOptions, *, named: boo
     if adapters and all(adapter.empty for adapter in adapters):
         raise UsageError("There is nothing to bake: the adapters are empty.", "Fit one, or leave out --adapter.")
     records, calibration = _parted(source.records, options)
+    if source.answered and [one.id for one in source.answered] != [one.id for one in records]:
+        raise UsageError("The answers that are known are to other records.", "Leave them out, or ask these records.")
     requirements.require_use(options, adapters, records, calibration)
     if the_detector(adapters) is None and options.enforce:
         raise UsageError("There is no detector whose refusal could be enforced.", "Give one, or leave out --enforce.")

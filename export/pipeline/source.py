@@ -11,6 +11,7 @@ from ...toolkit.model.inputs import InputProcessor
 
 if TYPE_CHECKING:
     from ...toolkit.data.records import Record
+    from ...toolkit.evaluation.evaluate import Decision
     from ...toolkit.index.caption_index import CaptionIndex
 
 
@@ -26,6 +27,7 @@ class Source:
         names: how the user called the adapters.
         records: those that decisions are compared on, and of split calibration those that thresholds are set on.
         dataset: how the records are called, for the card.
+        answered: what the unmodified model answers to the records that decisions are compared on, if that is known.
         skipped_rows: how many rows of them were left out because they are no records.
         index: what an adapter searches whose index is not its own.
     """
@@ -37,6 +39,7 @@ class Source:
     names: tuple[str, ...] = ()
     records: tuple[Record, ...] = ()
     dataset: str = "records"
+    answered: tuple[Decision, ...] = ()
     skipped_rows: int = 0
     index: CaptionIndex | None = None
 

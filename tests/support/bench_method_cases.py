@@ -7,7 +7,31 @@ from types import SimpleNamespace
 
 from bench_case import NO_MODEL, SEEN, BenchCase
 
+QUICK = {
+    "undefended": {"rows": [{"group": "all", "metrics": {}}]},
+    "comparison": None,
+    "fitted": [],
+    "method": None,
+    "stopped": "It refuses nothing.",
+    "obstacle": "",
+    "passed": None,
+    "wall": 7,
+    "cores": 2,
+}
+
 METHODS = [
+    BenchCase(
+        "quickstart",
+        "--out {out} --model tiny=there --records 100 --limit 9 --trials 3 --quick",
+        lambda ran: [
+            [call[0] for call in ran.calls["quickstart"]] == ["reference:mild", "there"],
+            ran.calls["quickstart"][0][2] == ["--limit", "9", "--trials", "3"],
+            ran.calls["quickstart"][1][2] == ["--limit", "9", "--trials", "3", "--records", "100"],
+            list(ran.read("quickstart.json")) == ["reference VLM `mild`", "tiny"],
+            "**tiny**: It refuses nothing; 7 s on 2 cores." in (ran.path / "quickstart.md").read_text(),
+        ],
+        {"quickstart": QUICK},
+    ),
     BenchCase(
         "effects",
         "--out {out} --checkpoint mild --arm 'Guard: vlm-guard alpha=4' --arm 'nullsteer sweep layers=4-6 + one-pass'",

@@ -271,6 +271,26 @@ OTHERS = [
         lambda done, made: done.value["checkpoint"] == "severe",
         few=True,
     ),
+    Case(
+        "quickstart reference:mild -o {out} --data {records} --method vlm-guard --limit 16 --trials 2"
+        " --max-new-tokens 8 --device cpu --dtype float32 --batch-size 8 --json",
+        lambda done, made: [
+            done.value["parity"]["passed"] and done.value["latency"]["decode"]["ratio"],
+            done.value["fitted"][0]["sweep"]["trials"] == 2,
+            done.value["comparison"]["before"]["rows"] == done.value["undefended"]["rows"],
+            done.value["undefended"]["ran"]["dtype"] == "float32",
+            made.run(f"verify {done.value['export']} --json").code == 0,
+        ],
+    ),
+    Case(
+        "quickstart {random} -o {out} --records 96 --limit 8 --max-new-tokens 2 --device-map auto --max-memory cpu=4MiB"
+        " --json",
+        lambda done, made: [
+            "refuses none of" in done.value["stopped"],
+            done.value["undefended"]["ran"]["spread"],
+            len((done.path / "records" / "records.jsonl").read_text().splitlines()) == 96,
+        ],
+    ),
 ]
 
 CASES = [*FITS, *EXPORTS, *DATA, *ATTACKS, *OTHERS]

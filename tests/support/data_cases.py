@@ -42,6 +42,18 @@ DATA = [
     ),
     Case("data show {begun} -o {out} --limit 5 --json", lambda done, made: done.value["shown"] == 5),
     Case("data show {begun} -o {drawn_sheet} --overwrite --json", lambda done, made: done.value["shown"] == 24),
+    Case(
+        "data starter -o {taken} --records 100 --packages none --side 224 --seed 3 --by group --overwrite --json",
+        lambda done, made: [
+            done.value["count"] == 96 and not done.value["packages"],
+            '"blank"' in (done.path / "records.jsonl").read_text(),
+            '"seed":3' in (done.path / "source.json").read_text().replace(" ", ""),
+        ],
+    ),
+    Case(
+        "data starter -o {out} --records 96 --packages none --side 224 --by category --json",
+        lambda done, made: _in_one_split_each("category", done),
+    ),
     Case("data init {taken} --overwrite --json", lambda done, made: done.value["count"] == 24),
     Case(
         f"data carriers {{begun}} -o {{taken}} {' '.join(f'--form {form}' for form in FORMS)} --font {{font}} --photos"
@@ -60,3 +72,11 @@ DATA = [
 
 def _lines(done):
     return (done.path / "records.jsonl").read_text().splitlines()
+
+
+def _in_one_split_each(field, done):
+    """Whether no value of a field is in two splits."""
+    splits: dict[str, set[str]] = {}
+    for one in map(json.loads, _lines(done)):
+        splits.setdefault(one[field], set()).add(one["split"])
+    return len(splits) > 3 and all(len(found) == 1 for found in splits.values())

@@ -65,6 +65,15 @@ class Materials:
         parquet.write_table(pa.Table.from_pylist([*rows, bad]), path, row_group_size=32)
         return path
 
+    def _random(self) -> Path:
+        """A checkpoint that was not trained, and refuses nothing."""
+        from safetykit.toolkit.reference.model import build_model, build_processor, build_tokenizer
+
+        folder = self.folder / "random"
+        build_model(seed=1).save_pretrained(folder)
+        build_processor(build_tokenizer()).save_pretrained(folder)
+        return folder
+
     def _font(self) -> Path:
         import matplotlib
 

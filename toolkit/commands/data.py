@@ -11,6 +11,7 @@ from .data_carriers import carriers
 from .data_check import check
 from .data_import import import_
 from .data_records import init, show, split
+from .data_starter import starter
 
 
 class ImportCommand(TyperCommand):
@@ -29,6 +30,7 @@ class ImportCommand(TyperCommand):
 
 data = typer.Typer(no_args_is_help=True)
 for name, command, example in (
+    ("starter", starter, "starter -o records"),
     ("import", import_, "import mm-safetybench ./MM-SafetyBench -o records"),
     ("check", check, "check records"),
     ("carriers", carriers, "carriers prompts -o records --form typographic --form blank"),

@@ -42,14 +42,14 @@ def split(
     from ..data.records import load_records
     from ..data.sources import data_path
     from ..data.splitting import split_records
-    from ..data.writing import picture_bytes, renamed, writing
+    from ..data.writing import picture_bytes, renamed, telling, writing
     from . import console
 
     require_choice("--by", by, get_args(By))
     parts = _shares(shares)
     with claimed(out, overwrite=overwrite, inputs=[data_path(records)]), console.steps("splitting"):
         found = load_records(records)
-        pictures = [[hashlib.sha256(one).hexdigest() for one in picture_bytes(record)] for record in found]
+        pictures = [[hashlib.sha256(one).hexdigest() for one in telling(picture_bytes(record))] for record in found]
         drawn = split_records(found, parts, by=by, seed=seed, pictures=pictures)  # type: ignore[arg-type]
         counts = Counter[str]()
         with writing(out, overwrite=overwrite) as folder:

@@ -18,7 +18,7 @@ from ...adapters.layers import require_text_model
 from ...adapters.method import Method
 from ..data.captions import captions_path, load_captions
 from ..data.options import ReadOptions
-from ..data.records import Records, load_records, require_pictures
+from ..data.records import Records, load_records, require_pictures, subset
 from ..data.sources import data_path, model_path
 from ..diagnosis.channel_map import ChannelMap
 from ..index.caption_index import CaptionIndex
@@ -56,7 +56,8 @@ class FitCall:
         inputs: what else was given, by the names of :data:`safetykit.adapters.method.Input`.
         open_base: reads the base export that the fit is to stand on.
         loading: how the model is loaded; ``reading``: how records are, of a method that is fitted on them.
-        sweep: choose what is not given on calibration records.
+        sweep: choose what is not given on calibration records; ``trials``: of at most so many settings.
+        limit: at most so many calibration records, spread over carriers and labels.
         budget: what the adapter may cost on new groups.
     """
 
@@ -67,6 +68,8 @@ class FitCall:
     loading: LoadOptions
     reading: ReadOptions | None = None
     sweep: bool = False
+    trials: int | None = None
+    limit: int | None = None
     budget: Budget | None = None
 
 
@@ -108,6 +111,7 @@ def plan_fit(
         captions = load_captions(captions_path(data))
     else:
         records = load_records(data_path(data), ("fit", "calibration"), **call.reading.reading())
+        records = _limited(records, call.limit)
         require_pictures(records)
     corrected_by, correctors = describe_correctors(folders), [load_adapter(folder) for folder in folders]
     index = CaptionIndex.load(inputs["index"]) if "index" in inputs else None
@@ -153,3 +157,11 @@ def _require_encoder(index: CaptionIndex, captions: Sequence[Any]) -> None:
     wanted = {item.caption for item in captions}
     if len(index.ids_of(wanted)) == len(wanted):
         raise UsageError("--encoder does nothing: the index holds every caption.", "Leave it out.")
+
+
+def _limited(records: Records, limit: int | None) -> Records:
+    """All records to fit on, and at most ``limit`` of the others."""
+    if limit is None:
+        return records
+    others = [one for one in records if one.split != "fit"]
+    return records.of([*(one for one in records if one.split == "fit"), *subset(others, limit)])

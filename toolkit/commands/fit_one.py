@@ -43,7 +43,7 @@ def fit_and_save(
             a model is loaded.
     """
     with spelled_as_options():
-        value = fitted(call, model, data, out, overwrite=overwrite)
+        value = fit_folder(call, model, data, out, overwrite=overwrite)
     stack = [word for folder in (*call.inputs.get("with", ()), out) for word in ("--adapter", folder)]
     records = ["--data", data] if call.method.data == "records" else []
     graphs = []
@@ -54,8 +54,8 @@ def fit_and_save(
     console.emit(value, as_json=as_json, human=views.fit, then=then)
 
 
-def fitted(call: FitCall, model: str, data: str, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
-    """Fit and save; returns what a person is shown of it.
+def fit_folder(call: FitCall, model: str, data: str, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """Fit and save; gives what is shown.
 
     Raises:
         SafetykitError: as :func:`fit_and_save`.
@@ -128,7 +128,9 @@ def _fit_there(
                 say=doing,
             )
             if call.sweep:
-                adapter = fit_by_sweep(method, bench, given, progress=doing.count, journal_path=journal)
+                adapter = fit_by_sweep(
+                    method, bench, given, most=call.trials, progress=doing.count, journal_path=journal
+                )
             else:
                 with vlm.telling(doing.count):
                     adapter = fit_with(method, bench, given)

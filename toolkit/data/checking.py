@@ -16,6 +16,7 @@ from ...adapters.errors import SafetykitError
 from ...adapters.near import did_you_mean
 from ...adapters.settings import listed
 from .listing import files_of, shards_of
+from .pictures import is_blank
 from .record import SEEN, Record
 from .shards import FIELDS, NEEDED, Content, Shard
 from .sources import data_path
@@ -178,8 +179,8 @@ def _explained(error: Any) -> tuple[str, str, str]:
 
 def _compare(record: Record, said: tuple[str, int], seen: dict[str, tuple[str, str]], found: Checked) -> None:
     """Warn of a request or a picture that is in another split, too, and of a request that is labelled otherwise."""
-    digest = hashlib.sha256(record.said + b"\0")
-    shown = [hashlib.sha256(f"{one.size}".encode() + one.tobytes()).hexdigest() for one in record.pictures()]
+    digest, pictures = hashlib.sha256(record.said + b"\0"), record.pictures()
+    shown = [hashlib.sha256(f"{one.size}".encode() + one.tobytes()).hexdigest() for one in pictures]
     digest.update("".join(shown).encode())
     split, label = seen.setdefault(digest.hexdigest(), (record.split, record.label))
     if label != record.label:
@@ -187,7 +188,8 @@ def _compare(record: Record, said: tuple[str, int], seen: dict[str, tuple[str, s
     elif split != record.split:
         fix = "Take one of them out: a method may know it by heart."
         found.warn(Fault(*said, "split", f"the same request is in the split {split}, too", fix))
-    for one in dict.fromkeys(shown):
+    telling = (one for one, picture in zip(shown, pictures, strict=True) if not is_blank(picture))
+    for one in dict.fromkeys(telling):
         split, told = seen.setdefault(f"picture {one}", (record.split, ""))
         if split not in (record.split, told):  # of each picture once
             seen[f"picture {one}"] = split, split

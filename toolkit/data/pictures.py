@@ -82,6 +82,11 @@ def as_picture(value: Picture) -> Image.Image:
     return open_picture(text)
 
 
+def is_blank(picture: Image.Image) -> bool:
+    """Whether all pixels are alike: nobody can know such a picture from another."""
+    return all(low == high for low, high in picture.convert("RGB").getextrema())  # type: ignore[misc]
+
+
 def as_url(picture: Image.Image) -> str:
     """A picture as a PNG in a data URL, which :func:`as_picture` reads again to the pixel."""
     picture.save(held := io.BytesIO(), "PNG")

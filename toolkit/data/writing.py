@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -13,11 +13,12 @@ from pydantic_core import PydanticSerializationError
 
 from ...adapters.artifact.output import atomic_folder, mark_made
 from ...adapters.errors import UsageError
-from .pictures import MAX_BYTES, format_of, picture_file
+from .pictures import MAX_BYTES, as_picture, format_of, is_blank, picture_file
 from .record import Record
 from .shards import LONGEST
 
 RECORDS, PICTURES = "records.jsonl", "pictures"
+_BLANK = 2**14  # bytes, beyond which no file of a picture is looked at that might be of one colour
 
 
 class RecordsFolder:
@@ -120,6 +121,11 @@ def _bytes_of(record: Record, at: int, name: str) -> bytes:
         return bytes_of(file)
     record.pictures()[at].save(found := io.BytesIO(), "PNG")
     return found.getvalue()
+
+
+def telling(files: Iterable[bytes]) -> list[bytes]:
+    """The files of pictures that can be known from others; those of one colour cannot."""
+    return [one for one in files if len(one) > _BLANK or not is_blank(as_picture(one))]
 
 
 def renamed(record: Record, names: Sequence[str]) -> dict[str, Any]:

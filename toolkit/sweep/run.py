@@ -22,7 +22,7 @@ from ..data.record import Record
 from ..progress import Progress
 from ..workbench import Workbench
 from .budgeted import Part
-from .trials import Sweep, Trials
+from .trials import Sweep, Trials, spread
 
 TOKENS = 16  # of an answer that is only judged
 
@@ -48,11 +48,14 @@ def run_sweep(
     given: Mapping[str, Any] | None = None,
     *,
     max_new_tokens: int = TOKENS,
+    most: int | None = None,
     progress: Progress | None = None,
     journal_path: Path | None = None,
 ) -> tuple[Sweep, Callable[[Any], Adapter]]:
     """The sweep of :func:`swept`, and what makes an adapter of a setting."""
-    found = swept(method, bench, given, max_new_tokens=max_new_tokens, progress=progress, journal_path=journal_path)
+    found = swept(
+        method, bench, given, max_new_tokens=max_new_tokens, most=most, progress=progress, journal_path=journal_path
+    )
     return found.sweep, found.solve
 
 
@@ -62,6 +65,7 @@ def swept(
     given: Mapping[str, Any] | None = None,
     *,
     max_new_tokens: int = TOKENS,
+    most: int | None = None,
     progress: Progress | None = None,
     journal_path: Path | None = None,
 ) -> Swept:
@@ -69,6 +73,8 @@ def swept(
 
     Args:
         given: settings that are not to be chosen.
+        most: of the settings, at most so many are tried, evenly spread over each round; at most half of them in the
+            first.
         journal_path: where finished trials are kept until the sweep is complete, to resume from.
 
     Raises:
@@ -100,7 +106,12 @@ def swept(
     deciding = _deciding(method, solve)
     if not (kept := deciding(first)):
         require_deciding(solve(first[0]))
-    sweep = trials.two_rounds(kept, lambda setting: deciding(plan.around(setting, width, given)), plan.kind)
+    sweep = trials.two_rounds(
+        kept if most is None else spread(kept, max(1, most // 2)),
+        lambda setting: deciding(plan.around(setting, width, given)),
+        plan.kind,
+        most=most,
+    )
     if part is not None:
         sweep, promise = part.chosen(sweep, trials, journal, progress)
     if journal:
@@ -151,11 +162,12 @@ def fit_by_sweep(
     bench: Workbench,
     given: Mapping[str, Any] | None = None,
     *,
+    most: int | None = None,
     progress: Progress | None = None,
     journal_path: Path | None = None,
 ) -> Adapter:
     """The adapter of the setting that :func:`swept` chooses, with the sweep's table attached."""
-    found = swept(method, bench, given, progress=progress, journal_path=journal_path)
+    found = swept(method, bench, given, most=most, progress=progress, journal_path=journal_path)
     adapter = found.solve(found.sweep.best.setting)
     info, more = adapter.info, dict[str, Any]()
     if bench.budget is not None and found.promise is not None:

@@ -223,13 +223,20 @@ class Trials:
         refined: Callable[[Any], Iterable[Any]],
         kind: Callable[[Any], Any],
         overall: int = 2,
+        most: int | None = None,
     ) -> Sweep:
-        """Try ``first``, then what ``refined`` makes of the leaders: the best of each kind and the ``overall`` best."""
+        """Try ``first``, then what ``refined`` makes of the leaders: the best of each kind and the ``overall`` best.
+
+        Args:
+            most: settings in all, of which the second round takes what the first has left, evenly spread.
+        """
         self.attempt(first)
         ranked = [trial.setting for trial in self.ranked()]
         leaders = {kind(setting): setting for setting in reversed(ranked)}
         chosen = dict.fromkeys([*leaders.values(), *ranked[:overall]])
-        self.attempt([setting for leader in chosen for setting in refined(leader)])
+        second = dict.fromkeys(setting for leader in chosen for setting in refined(leader))
+        new = [setting for setting in second if setting not in self._trials]
+        self.attempt(new if most is None else spread(new, most - len(self._trials)))
         return self.result()
 
     def finish(self) -> Sweep:
@@ -292,6 +299,13 @@ def preference(trial: Trial, undefended: Figures, allowed: Allowance | None = No
 def _simplicity(setting: Any) -> tuple[int, int]:
     """Fewer layers and a lower rank come first."""
     return len(_layers(setting)), getattr(setting, "rank", 0)
+
+
+def spread(items: Sequence[Any], most: int) -> list[Any]:
+    """At most so many of them, evenly spread, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(at * (len(items) - 1) / max(1, most - 1))] for at in range(most)]
 
 
 def _layers(setting: Any) -> tuple[int, ...]:

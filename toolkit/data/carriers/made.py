@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from .lettering import SMALLEST, Font, default_fonts, visible
 from .names import FormName, Language
 from .photos import photos_of
 from .words import WORDS
+
+_FAST = 1  # of PNG's levels of compression: noise and photos gain little from higher ones, and take long
 
 
 @dataclass(frozen=True)
@@ -94,23 +96,75 @@ def with_carriers(
             raise UsageError(
                 f"{record.place}: the prompt holds no letter.", "`safetykit data check` tells what is wrong."
             )
-        for form in brush.forms:
-            _fonts(brush, record, form)
-    photo, source = photos_of(brush.photos) if brush.shows_photos else (_none, None)
-    made = Made(pictured=len(records) - len(given))
+    drawing, made = Drawing.of(given, brush), Made(pictured=len(records) - len(given))
     with writing(out, overwrite=overwrite) as folder:
         if not drawn_only:
             for record in records:
                 kept = [folder.keep(one) for one in picture_bytes(record)]
                 _count(made, folder.add(renamed(record, kept)))
-        for form in brush.forms:
-            _draw(given, form, brush, photo, folder, made)
-        if not made.drawn:
-            raise UsageError(
-                f"No request fits into a picture of {brush.side} x {brush.side} pixels.", "Draw larger ones: --side."
-            )
-        (folder.folder / SOURCE).write_bytes(sealed(_about(brush, source, made)))
+        drawing.into(folder, made)
+        about = {"made": "pictures drawn for requests in text", **drawing.about(made)}
+        (folder.folder / SOURCE).write_bytes(sealed(about))
     return made
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Requests in text that are about to be drawn, of which it is known that they can be; see :func:`with_carriers`.
+
+    Attributes:
+        chosen: the requests of each form.
+        photos: where the photos are from; None if none is needed.
+    """
+
+    brush: Brush
+    chosen: Mapping[FormName, Sequence[Record]]
+    photo: Photo
+    photos: str | None
+
+    @classmethod
+    def of(
+        cls,
+        given: Sequence[Record],
+        brush: Brush,
+        wanted: Callable[[Record, FormName], bool] = lambda record, form: True,
+    ) -> Drawing:
+        """All requests in the forms in which they are wanted.
+
+        Raises:
+            UsageError: a letter is in no font, or there is no photo.
+        """
+        chosen = {form: [record for record in given if wanted(record, form)] for form in brush.forms}
+        for form, some in chosen.items():
+            for record in some:
+                _fonts(brush, record, form)
+        photo, source = photos_of(brush.photos) if brush.shows_photos else (_none, None)
+        return cls(brush, chosen, photo, source)
+
+    def into(self, folder: RecordsFolder, made: Made) -> None:
+        """Add them to a folder; ``made`` is told what was drawn.
+
+        Raises:
+            UsageError: none fits.
+        """
+        for form, some in self.chosen.items():
+            _draw(some, form, self.brush, self.photo, folder, made)
+        if not made.drawn:
+            side = self.brush.side
+            raise UsageError(f"No request fits into a picture of {side} x {side} pixels.", "Draw larger ones: --side.")
+
+    def about(self, made: Made) -> dict[str, Any]:
+        """What ``source.json`` says of the pictures."""
+        brush = self.brush
+        return {
+            "forms": dict.fromkeys(brush.forms) | dict(made.drawn),
+            "languages": list(brush.languages),
+            "fonts": [font.name for font in brush.fonts],
+            "photos": self.photos,
+            "side": brush.side,
+            "seed": brush.seed,
+            "smallest_letters": SMALLEST,
+        }
 
 
 def _draw(
@@ -128,7 +182,7 @@ def _draw(
         if picture is None:
             made.too_long[form] += 1
             continue
-        picture.save(data := io.BytesIO(), "PNG")
+        picture.save(data := io.BytesIO(), "PNG", compress_level=_FAST)
         said = FORMS[form].said(record.prompt, words)
         fields[record.id] = {
             **record.model_dump(exclude_unset=True),
@@ -174,16 +228,3 @@ def _none(draw: random.Random, side: int) -> Image.Image:
 
 def _count(made: Made, record: Record) -> None:
     made.counts[f"{record.split}/{record.carrier}/{record.label}"] += 1
-
-
-def _about(brush: Brush, source: str | None, made: Made) -> dict[str, Any]:
-    return {
-        "made": "pictures drawn for requests in text",
-        "forms": dict.fromkeys(brush.forms) | dict(made.drawn),
-        "languages": list(brush.languages),
-        "fonts": [font.name for font in brush.fonts],
-        "photos": source,
-        "side": brush.side,
-        "seed": brush.seed,
-        "smallest_letters": SMALLEST,
-    }
