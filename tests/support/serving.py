@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import uvicorn
-from fastapi.testclient import TestClient
+from starlette.testclient import TestClient
 
 from safetykit import OnnxVLM
 from safetykit.serve.access import Keys
