@@ -26,7 +26,7 @@ _PACKAGES = {
     "faiss": ("retrieval", "FAISS"),
     "pyarrow": ("parquet", "pyarrow"),
     "model_signing": ("sign", "model-signing"),
-    "fastapi": ("serve", "FastAPI"),
+    "starlette": ("serve", "Starlette"),
     "uvicorn": ("serve", "uvicorn"),
     "prometheus_client": ("serve", "prometheus-client"),
     "openai": ("serve", "OpenAI's client"),

@@ -8,52 +8,46 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .access import Keys, require_own_host
 from .errors import ApiError, as_api_error, gone
-from .page import add_page
+from .page import page_routes
 from .service import Asked, Service
 
 CHAT = "/v1/chat/completions"
 
 
-def application(service: Service, keys: Keys) -> FastAPI:
+def application(service: Service, keys: Keys) -> Starlette:
     """The application; its end closes the service."""
 
     @contextlib.asynccontextmanager
-    async def alive(app: FastAPI) -> AsyncIterator[None]:
+    async def alive(app: Starlette) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(service.close)
 
-    def own_host(request: Request) -> None:
-        if not len(keys) and not service.options.allow_anonymous:
-            require_own_host(request.headers.get("host", ""), service.options.host)
+    async def told(request: Request, error: Exception) -> Response:
+        return _told(as_api_error(error))
 
-    app = FastAPI(lifespan=alive, openapi_url=None, docs_url=None, redoc_url=None, dependencies=[Depends(own_host)])
-
-    @app.exception_handler(ApiError)
-    async def told(request: Request, error: ApiError) -> Response:
-        return _told(error)
-
-    @app.exception_handler(HTTPException)
-    async def unknown(request: Request, error: HTTPException) -> Response:
+    async def unknown(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
         message = f"{request.method} {request.url.path} is not served here. Questions go to POST {CHAT}."
         return _told(ApiError(error.status_code, message, code="unknown_url"))
 
-    @app.get("/healthz")
-    async def healthz() -> Response:
+    async def healthz(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
-    @app.get("/readyz")
-    async def readyz() -> Response:
+    async def readyz(request: Request) -> Response:
         ready = service.scheduler.ready
         return JSONResponse({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
 
-    @app.get("/metrics")
     async def metrics(request: Request) -> Response:
         keys.client(request.headers.get("authorization"))
         return Response(service.metrics.page(), media_type=CONTENT_TYPE_LATEST)
@@ -61,25 +55,52 @@ def application(service: Service, keys: Keys) -> FastAPI:
     model = {"id": service.name, "object": "model", "created": service.created, "owned_by": "safetykit"}
     model["safetykit"] = {"system_fingerprint": service.fingerprint, **service.policy}
 
-    @app.get("/v1/models")
     async def models(request: Request) -> Response:
         keys.client(request.headers.get("authorization"))
         return JSONResponse({"object": "list", "data": [model]})
 
-    @app.get("/v1/models/{name:path}")
-    async def one_model(request: Request, name: str) -> Response:
+    async def one_model(request: Request) -> Response:
         keys.client(request.headers.get("authorization"))
+        name = request.path_params["name"]
         if name != service.name:
             raise ApiError(404, f"The model {name[:100]!r} does not exist.", param="model", code="model_not_found")
         return JSONResponse(model)
 
-    @app.post(CHAT)
     async def chat(request: Request) -> Response:
         return await _chat(service, keys, request)
 
-    if service.options.page:
-        add_page(app)
-    return app
+    routes = [
+        Route("/healthz", healthz),
+        Route("/readyz", readyz),
+        Route("/metrics", metrics),
+        Route("/v1/models", models),
+        Route("/v1/models/{name:path}", one_model),
+        Route(CHAT, chat, methods=["POST"]),
+        *(page_routes() if service.options.page else ()),
+    ]
+    anybody = len(keys) or service.options.allow_anonymous
+    return Starlette(
+        routes=routes,
+        lifespan=alive,
+        exception_handlers={ApiError: told, HTTPException: unknown},
+        middleware=[] if anybody else [Middleware(_OwnHost, host=service.options.host)],
+    )
+
+
+class _OwnHost:
+    """Lets through what was sent to the server's own name; see :func:`require_own_host`."""
+
+    def __init__(self, app: ASGIApp, host: str) -> None:
+        self._app, self._host = app, host
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                require_own_host(Request(scope).headers.get("host", ""), self._host)
+            except ApiError as error:
+                await _told(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 async def _chat(service: Service, keys: Keys, request: Request) -> Response:

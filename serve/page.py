@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-from fastapi import FastAPI, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 _FILES = {"page.css": "text/css", "page.js": "text/javascript", "client.js": "text/javascript"}
 _FILES |= {"verdict.js": "text/javascript"}
@@ -35,18 +37,19 @@ _HEADERS = {
 }
 
 
-def add_page(app: FastAPI) -> None:
-    """Serve the page at ``/`` and its files below ``/page``."""
+def page_routes() -> list[Route]:
+    """The page at ``/``, and its files below ``/page``."""
     folder = files(__package__) / "static"
     whole = (folder / "index.html").read_bytes()
     parts = {name: (folder / name).read_bytes() for name in _FILES}
 
-    @app.get("/")
-    async def page() -> Response:
+    async def page(request: Request) -> Response:
         return Response(whole, headers=_HEADERS, media_type="text/html")
 
-    @app.get("/page/{name}")
-    async def part(name: str) -> Response:
+    async def part(request: Request) -> Response:
+        name = request.path_params["name"]
         if name not in parts:
             raise HTTPException(404)
         return Response(parts[name], headers=_HEADERS, media_type=_FILES[name])
+
+    return [Route("/", page), Route("/page/{name}", part)]

@@ -19,7 +19,7 @@ from .access import KEYS_VARIABLE, Keys, is_loopback
 from .engine import OFF, OWN
 from .options import ServeOptions
 
-PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
+PACKAGES = ("starlette", "uvicorn", "prometheus_client")
 
 
 def require_packages() -> None:

@@ -5,6 +5,7 @@ import { make, verdict } from "./verdict.js";
 
 const at = (id) => document.getElementById(id);
 const SHADOW = "shadow";
+const FITTED = "fitted";
 const REASONS = { length: "Cut off at the longest answer.", content_filter: "", stop: "" };
 
 let model = null; // as the server describes it; null until it has
@@ -24,11 +25,14 @@ async function connect() {
   }
   notice("");
   at("model").textContent = model.id;
-  const { adapters, shadow, max_new_tokens: most } = model.safetykit;
+  const { adapters, shadow, max_strength: strongest, max_new_tokens: most } = model.safetykit;
   at("tokens").max = most;
   at("tokens").value = Math.min(most, Number(at("tokens").value) || most);
   const others = adapters.slice(1).map((name) => [`adapter:${name}`, titled(name)]);
   if (shadow) others.push([SHADOW, "shadow mode: nothing refused"]);
+  if (strongest !== null) others.push([FITTED, "strength 1: as fitted"]);
+  at("scaled").hidden = strongest === null;
+  at("strength").max = at("most").textContent = strongest;
   const chosen = at("compare").value;
   at("compare").replaceChildren(...[["", "nothing"], ...others].map(([value, text]) => new Option(text, value)));
   at("compare").value = others.some(([value]) => value === chosen) ? chosen : "";
@@ -82,12 +86,20 @@ function titled(adapter) {
 }
 
 function columns() {
-  const first = { name: "on", title: "the export's own adapters", choice: {} };
+  const given = model.safetykit.max_strength === null ? "" : at("strength").value;
+  const strength = given === "" ? 1 : Number(given);
+  const scaled = strength === 1 ? {} : { strength };
+  const as = (title) => (strength === 1 ? title : `${title}, strength ${strength}`);
+  const own = "the export's own adapters";
+  const first = { name: "on", title: as(own), choice: scaled };
   const chosen = at("compare").value;
-  if (chosen === SHADOW) return [{ name: SHADOW, title: "shadow mode", choice: { shadow: true } }, first];
+  if (chosen === SHADOW) return [{ name: SHADOW, title: as("shadow mode"), choice: { shadow: true, ...scaled } }, first];
+  if (chosen === FITTED) return [first, { name: FITTED, title: `${own}, as fitted`, choice: {} }];
   if (chosen) {
     const adapter = chosen.slice("adapter:".length);
-    return [first, { name: chosen, title: titled(adapter), choice: { adapter } }];
+    const plain = adapter === "off"; // which has no strength
+    const title = plain ? titled(adapter) : as(titled(adapter));
+    return [first, { name: chosen, title, choice: { adapter, ...(plain ? {} : scaled) } }];
   }
   return [first];
 }
@@ -161,7 +173,7 @@ async function send() {
   const message = { role: "user", content: content(text) };
   const chosen = columns();
   const articles = chosen.map((column) => make("article", "", "", make("h2", "", column.title)));
-  if (articles.length === 1) articles[0].firstChild.className = "hidden";
+  if (chosen.length === 1 && !("strength" in chosen[0].choice)) articles[0].firstChild.className = "hidden";
   at("talk").append(make("li", "", "", drawSaid(text), make("div", "answers", "", ...articles)));
   const kept = [text, pictures];
   at("prompt").value = "";

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import uvicorn
-from fastapi.testclient import TestClient
+from starlette.testclient import TestClient
 
 from safetykit import OnnxVLM
 from safetykit.serve.access import Keys
@@ -20,6 +20,11 @@ from safetykit.serve.service import Service
 KEY = "a-key-of-the-tests-0123456789"
 CHAT = "/v1/chat/completions"
 TOKENS = 8
+# Correctors that have a strength.
+SCALING = (
+    ("GatedSteering", "decoder.layers.0", "all", "both"),
+    ("SubspaceProjection", "decoder.layers.2", "all", "both"),
+)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import base64
 import io
 
 import pytest
-from serving import TOKENS, serving
+from serving import SCALING, TOKENS, serving
 from shared import once
 from tiny_llava import (  # noqa: F401
     canary_export,
@@ -76,3 +76,21 @@ def answered(requests, expected):  # noqa: F811
 @pytest.fixture(scope="module")
 def refused(requests, expected):  # noqa: F811
     return next(one for one, answer in zip(requests, expected[0], strict=True) if answer.refused)
+
+
+@pytest.fixture(scope="session")
+def probe(make_probe, split_risks, requests):  # noqa: F811
+    return split_risks(make_probe(), requests)[0]
+
+
+@pytest.fixture(scope="session")
+def scalable(base_folder, make_adapter, probe, tmp_path_factory):  # noqa: F811
+    """An export whose correctors, before and behind its detector, have strengths."""
+
+    def make(folder):
+        folder.mkdir()
+        base = read_manifest(base_folder)
+        copy_base(base_folder, folder, base)
+        write_manifest(adapt(folder, base, [make_adapter(*SCALING), probe], mode="hot-swap"), folder)
+
+    return once(tmp_path_factory, "scalable", make)

@@ -6,6 +6,8 @@ import pytest
 from browser import browsing, needs_browser
 from serving import KEY, TOKENS, is_refused, listening, serving
 
+from safetykit import OnnxVLM
+
 STATIC = ("page.css", "page.js", "client.js", "verdict.js")
 WORDS = "#talk li:last-child .words"
 
@@ -71,7 +73,7 @@ def test_a_conversation_with_a_picture_a_refusal_and_a_comparison(page, served, 
     with listening(served, page=True, allow_shadow=True) as address:
         page.open(address.removesuffix("/v1"))
         page.wait("document.getElementById('model').textContent === 'tiny'")
-        page.type("#tokens", "")
+        assert page.value("document.getElementById('scaled').hidden"), "nothing that the server does not allow"
         page.value(f"document.getElementById('tokens').value = {TOKENS}")
         for request, answer in zip(requests, answers, strict=True):
             for place, picture in enumerate(request.pictures):
@@ -102,6 +104,35 @@ def test_a_conversation_with_a_picture_a_refusal_and_a_comparison(page, served, 
         ask(page, "<img src=x onerror=alert(1)> what is this ?")
         assert page.text("#talk .said p") == ["<img src=x onerror=alert(1)> what is this ?"]
         assert not page.said, "neither the console nor the policy complained"
+
+
+@needs_browser
+def test_a_strength_is_chosen_where_the_server_allows_one(page, scalable, base_folder, requests):
+    models = [OnnxVLM.from_pretrained(folder) for folder in (base_folder, scalable)]
+    asked = next(one for one in requests if not one.pictures and not models[1].generate(one, TOKENS).refused)
+    plain, fitted = (model.generate(asked, TOKENS).text for model in models)
+    assert plain != fitted
+    with listening(scalable, page=True, allow_strength=1.5) as address:
+        page.open(address.removesuffix("/v1"))
+        page.wait("document.getElementById('model').textContent === 'tiny'")
+        page.value("document.getElementById('settings').open = true")
+        assert "as fitted, 1.5 the most" in page.text("#scaled label")[0].replace("\n", " ")
+        page.value(f"document.getElementById('tokens').value = {TOKENS}")
+        for given, shown in (("0", ["the export's own adapters, strength 0"]), ("1", []), ("", [])):
+            page.value(f"document.getElementById('strength').value = '{given}'")
+            ask(page, asked.prompt)
+            assert page.text(WORDS) == [plain if shown else fitted]
+            assert page.text("#talk li:last-child h2:not(.hidden)") == shown
+            page.click("#anew")
+        page.value("document.getElementById('strength').value = 0")
+        page.value("document.getElementById('compare').value = 'fitted'")
+        ask(page, asked.prompt)
+        assert page.text(WORDS) == [plain, fitted]
+        titles = ["the export's own adapters, strength 0", "the export's own adapters, as fitted"]
+        assert page.text("#talk li:last-child h2") == titles
+        page.value("document.getElementById('strength').value = 1.6")
+        ask(page, asked.prompt)
+        assert "safetykit.strength is at most 1.5" in page.text("#talk .wrong")[0]
 
 
 @needs_browser

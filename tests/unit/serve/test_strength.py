@@ -7,21 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from serving import CHAT, TOKENS, body, is_refused, serving
-from shared import once
+from serving import CHAT, SCALING, TOKENS, body, is_refused, serving
 from workshop import safetykit
 
 from safetykit import OnnxVLM
 from safetykit.adapters.errors import UsageError
-from safetykit.export.manifest import read_manifest, write_manifest
+from safetykit.export.manifest import read_manifest
 from safetykit.export.runtime.hotswap import read_swap
 from safetykit.export.runtime.strength import scaled, strengths
-from safetykit.export.surgery.adapt import adapt, copy_base
 from safetykit.serve.drift import Reference
 from safetykit.serve.logs import Log
 
 FACTORS = (0.0, 0.4, 1.0, 2.0)
-OPS = (("GatedSteering", "decoder.layers.0", "all", "both"), ("SubspaceProjection", "decoder.layers.2", "all", "both"))
 
 
 def times(adapter, factor):
@@ -34,27 +31,9 @@ def times(adapter, factor):
 
 
 @pytest.fixture(scope="module")
-def probe(make_probe, split_risks, requests):
-    return split_risks(make_probe(), requests)[0]
-
-
-@pytest.fixture(scope="module")
-def scalable(base_folder, make_adapter, probe, tmp_path_factory):
-    """An export whose correctors, before and behind its detector, have strengths."""
-
-    def make(folder):
-        folder.mkdir()
-        base = read_manifest(base_folder)
-        copy_base(base_folder, folder, base)
-        write_manifest(adapt(folder, base, [make_adapter(*OPS), probe], mode="hot-swap"), folder)
-
-    return once(tmp_path_factory, "scalable", make)
-
-
-@pytest.fixture(scope="module")
 def other(make_adapter, probe):
     """What else requests may choose."""
-    return make_adapter(*OPS, seed=5), probe
+    return make_adapter(*SCALING, seed=5), probe
 
 
 def answers(model, requests):
@@ -64,7 +43,7 @@ def answers(model, requests):
 def test_answers_are_those_of_adapters_that_were_fitted_so(scalable, other, make_adapter, probe, as_messages, requests):
     model = OnnxVLM.from_pretrained(scalable)
     expected = {("on", 1.0): answers(model, requests)}
-    own, allowed = make_adapter(*OPS), {"allow_uncorrected_detector": True}
+    own, allowed = make_adapter(*SCALING), {"allow_uncorrected_detector": True}
     for name, adapter in (("on", own), ("other", other[0])):
         for factor in FACTORS:
             model.install(read_swap([times(adapter, factor), probe], model.manifest, **allowed))
