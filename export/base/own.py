@@ -16,10 +16,11 @@ import onnx_ir as ir
 from ...adapters.artifact.configuration import configuration
 from ...adapters.artifact.manifest import BaseInfo
 from ...adapters.artifact.output import atomic_folder
+from ...toolkit.families.family import kv_shape
 from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph, GraphInfo, Precision, RoundingInfo, write_manifest
 from .int4 import INT4_CHOICES, Int4Options
 from .quantise import quantise
-from .specs import graph_specs, kv_shape
+from .specs import graph_specs
 from .tracing import OPSET, export_graph
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ...toolkit.families import Family, GraphInput, family_of
-from ...toolkit.families.family import SIZES
+from ...toolkit.families.experts import experts_as_nodes
+from ...toolkit.families.family import SIZES, kv_shape
 from ..manifest import Graph
 from ..names import ATTENTION_MASK, INPUT_IDS, INPUTS_EMBEDS, LOGITS, PAST, POSITION_IDS, PRESENT, cache_names
 from .attention import NewLayer, grouped_queries, rotary_modules
@@ -89,7 +90,16 @@ class CachedDecoder(nn.Module):
         past: list[tuple[torch.Tensor, torch.Tensor]],
     ) -> tuple[torch.Tensor, ...]:
         """Logits [batch, sequence, vocab], then key and value [batch, heads, past + sequence, head_dim] per layer."""
-        named = dict(zip(self.names, further, strict=True))
+        with experts_as_nodes(self):
+            return self._traced(inputs_embeds, attention_mask, dict(zip(self.names, further, strict=True)), past)
+
+    def _traced(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        named: dict[str, torch.Tensor],
+        past: list[tuple[torch.Tensor, torch.Tensor]],
+    ) -> tuple[torch.Tensor, ...]:
         if self.fused:
             cache, decoder = _cache(past, NewLayer), self.model.get_decoder()
             new = inputs_embeds.shape[1]
@@ -117,7 +127,7 @@ def vision_spec(model: nn.Module, family: Family) -> GraphSpec:
         dynamic=(tuple(_axes(one) for one in wanted),),
         inputs=names,
         outputs=family.vision_outputs,
-        taps=family.taps,
+        taps=family.taps_of(model),
     )
 
 
@@ -161,12 +171,6 @@ def embedding_spec(embed_tokens: nn.Module) -> GraphSpec:
         inputs=(INPUT_IDS,),
         outputs=(INPUTS_EMBEDS,),
     )
-
-
-def kv_shape(config: object) -> tuple[int, int]:
-    """Number of key/value heads and their width, from a text configuration."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return heads, getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def _axes(one: GraphInput) -> dict[int, str]:

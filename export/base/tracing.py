@@ -8,7 +8,6 @@ knows where its weights lie, and read small ones only.
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import warnings
@@ -17,12 +16,12 @@ from collections.abc import Iterator
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import CheckerPass, ClearMetadataAndDocStringPass, ShapeInferencePass
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ...toolkit.families.weightless import without_weights
 from ...toolkit.model.weights import HeldWeight
 from ..manifest import Precision
 from ..names import LOGITS
+from .experts import add_experts
 from .logits import keep_last_logits
 from .operators import to_onnx
 from .optimise import optimise
@@ -55,6 +54,8 @@ def export_graph(spec: GraphSpec, precision: Precision, weight_of: WeightOf = He
     simplify(model)
     ShapeInferencePass()(model)  # values made by optimisations have no type of their own
     strip_metadata(model)
+    with quiet_export():
+        add_experts(model, spec.module, OPSET)
     CheckerPass(full_check=True)(model)
     if LOGITS in spec.outputs:
         keep_last_logits(model)
@@ -71,16 +72,6 @@ def trace(spec: GraphSpec, dtype: torch.dtype) -> torch.onnx.ONNXProgram:
         output_names=[*spec.outputs, *spec.taps],
         dynamic_shapes=spec.dynamic,
     )
-
-
-def without_weights(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy whose parameters have types and shapes only; those of floats become ``dtype``, tied ones stay tied."""
-    empty: dict[int, nn.Parameter] = {}
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        for parameter in module.parameters():
-            kind = dtype if parameter.is_floating_point() else parameter.dtype
-            empty[id(parameter)] = nn.Parameter(torch.empty(parameter.shape, dtype=kind), requires_grad=False)
-    return copy.deepcopy(module, dict(empty)).eval()
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from onnx_ir.passes.common import TopologicalSortPass
 from ...adapters.errors import SafetykitError, UsageError, WrongBase
 from ..base.matrices import QUANTISED
 from ..base.own import graph_info, write_base
-from ..base.specs import kv_shape
+from ...toolkit.families.family import kv_shape
 from ..manifest import (
     CHECKPOINT,
     GRAPHS,

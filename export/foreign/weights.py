@@ -135,9 +135,7 @@ def _places(
             continue
         attention, mlp = stream.steps[2 * index : 2 * index + 2]
         nodes = {
-            value.producer()
-            for step in (attention, mlp)
-            for value in ancestors(step.operand(step.branch), step.operand(step.residual))
+            value.producer() for step in (attention, mlp) for value in ancestors(step.operand(step.branch), step.source)
         }
         yield linear, sorted((node for node in nodes if node is not None), key=order.__getitem__)
     if stream is None:

@@ -10,6 +10,8 @@ not. Walking back from ``logits``:
 3. The producer of the residual operand is the step before. There are exactly 2·n_layers steps.
 4. The branch of step 2i is the attention of layer i: among the KV inputs it reads
    ``past_key_values.i`` and no other. The branch of step 2i+1 is its MLP and reads none.
+   Where attention and MLP both read what enters the layer (Cohere), the MLP's branch is computed from the operand of
+   the step before instead.
 5. Between two layers something may be added that is computed from neither the stream nor the cache (features of
    pictures, in Qwen3-VL). That is no step: the output of the layer is what stands before it.
 
@@ -41,16 +43,23 @@ class Step:
         node: the ``Add`` or skip-norm.
         residual: index of the node's residual input.
         branch: index of the node's attention or MLP input.
+        beside: what the branch is computed from, where that is not the residual input: an MLP beside its attention.
     """
 
     node: ir.Node
     residual: int
     branch: int
+    beside: ir.Value | None = None
 
     @property
     def fused(self) -> bool:
         """Whether the addition is fused with the next norm, so that no node yields the plain sum."""
         return self.node.op_type in SKIP_NORMS
+
+    @property
+    def source(self) -> ir.Value:
+        """What the branch is computed from."""
+        return self.operand(self.residual) if self.beside is None else self.beside
 
     def operand(self, index: int) -> ir.Value:
         """Input ``index`` of the node, which is known to be there."""
@@ -154,12 +163,12 @@ def _walk(graph: ir.Graph, logits: ir.Value, n_layers: int) -> tuple[tuple[Step,
     injections: list[tuple[ir.Node, ir.Value]] = []
     value = logits
     while node is not None and _is_addition(node):
-        found = _orientations(node)
+        found = _orientations(node) or _beside(node)
         if not found and (split := _split_injection(node)):
             value = split[0]
             injections.append((node, split[1]))
         elif found or not steps:
-            steps.append(_orient(node))
+            steps.append(_only(node, found))
             value = steps[-1].operand(steps[-1].residual)
         else:
             break
@@ -204,11 +213,22 @@ def _rank(value: ir.Value) -> int | None:
     return None if value.shape is None else len(value.shape)
 
 
-def _orient(node: ir.Node) -> Step:
-    found = _orientations(node)
+def _only(node: ir.Node, found: list[Step]) -> Step:
     if len(found) != 1:
         raise _no_orientation(node, f"{'each' if found else 'neither'} is computed from the other")
     return found[0]
+
+
+def _beside(node: ir.Node) -> list[Step]:
+    """The addition of an MLP to what its attention was just added to, where both read the same."""
+    found = []
+    for step in (Step(node, 0, 1), Step(node, 1, 0)) if node.op_type == "Add" else ():
+        before = step.operand(step.residual).producer()
+        for attention in _orientations(before) if before is not None and _is_addition(before) else ():
+            source = attention.operand(attention.residual)
+            if not attention.fused and _depends(step.operand(step.branch), source):
+                found.append(Step(node, step.residual, step.branch, source))
+    return found
 
 
 def _no_orientation(node: ir.Node, how: str) -> UnsupportedGraph:
@@ -265,7 +285,7 @@ def _require_attention_order(steps: tuple[Step, ...], base: ir.Value) -> None:
         layer, is_mlp = divmod(index, 2)
         found = {
             place[0]
-            for value in ancestors(step.operand(step.branch), step.operand(step.residual))
+            for value in ancestors(step.operand(step.branch), step.source)
             if value.is_graph_input() and (place := cached(value.name))
         }
         if found != (set() if is_mlp else {layer}):

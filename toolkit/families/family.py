@@ -160,6 +160,8 @@ class Family:
         if all(one.name != "position_ids" for one in self.decoder_inputs(config)):
             return "its graph takes no positions"
         text = config.get_text_config()
+        if set(getattr(text, "layer_types", None) or ()) - {"full_attention"}:
+            return "some of its layers see a window of the past, and the operator sees all of it"
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         if width % _HEAD_MULTIPLE:
             return f"its heads are {width} wide, and the operator takes multiples of {_HEAD_MULTIPLE}"
@@ -175,6 +177,10 @@ class Family:
         """Valid inputs of the vision graph, for tracing it and probing it; sizes that vary are 2 or more, distinct."""
         (pixels,) = self.vision_inputs(config)
         return {pixels.name: np.zeros(tuple(2 if isinstance(size, str) else size for size in pixels.shape), np.float32)}
+
+    def taps_of(self, model: Any) -> tuple[str, ...]:
+        """Its :attr:`taps`."""
+        return self.taps
 
     def vision(self, model: Any, **inputs: Tensor) -> tuple[Tensor, ...]:
         """The vision graph: its outputs, then its taps. ``pixel_values`` is float32 whatever the weights are."""
@@ -215,6 +221,12 @@ class Family:
             mask: [batch, total], the new token included.
         """
         return {"position_ids": np.maximum(mask.sum(axis=1, keepdims=True) - 1, 0) + self.first_position}
+
+
+def kv_shape(config: Any) -> tuple[int, int]:
+    """Number of key/value heads and their width, from a text configuration."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return heads, getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def require_full_attention(text: Any) -> None:

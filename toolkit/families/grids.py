@@ -34,19 +34,37 @@ def window_ids(grids: Grids, merge: int, side: int) -> Int[np.ndarray, " patches
 
 
 def table_mix(
-    grids: Grids, merge: int, side: int
+    grids: Grids, merge: int, side: int, *, corners: bool = True
 ) -> tuple[Int[np.ndarray, "patches 4"], Float[np.ndarray, "patches 4"]]:
     """Rows of a table of ``side × side`` positions, and their weights, that give each patch its position: bilinear
-    interpolation with aligned corners, in single precision as the model computes it."""
+    interpolation, in single precision as the model computes it.
+
+    Args:
+        corners: the first and last patches lie on those of the table; otherwise centres of patches are spread evenly.
+    """
     places = patch_places(grids, merge).astype(np.float32)
     sizes = np.repeat(grids[:, 1:], grids.prod(axis=1), axis=0)
-    at = places * np.float32(side - 1) / np.maximum(sizes - 1, 1).astype(np.float32)
+    if corners:
+        at = places * np.float32(side - 1) / np.maximum(sizes - 1, 1).astype(np.float32)
+    else:
+        half = np.float32(0.5)
+        at = (places + half) * np.float32(side) / sizes.astype(np.float32) - half
     low = np.floor(at)
     taps = np.stack([low, low + 1], axis=-1).clip(0, side - 1).astype(np.int64)
     shares = 1 - np.abs((at - low)[..., None] - np.arange(2, dtype=np.float32))
     rows = taps[:, 0, :, None] * side + taps[:, 1, None, :]
     weights = shares[:, 0, :, None] * shares[:, 1, None, :]
     return rows.reshape(-1, 4), weights.reshape(-1, 4).astype(np.float32)
+
+
+def block_order(grids: Grids, merge: int) -> Int[np.ndarray, " patches"]:
+    """Patches that come row by row in the order of blocks of ``merge × merge``."""
+    found, start = [], 0
+    for frames, rows, columns in grids.tolist():
+        order = np.arange(frames * rows * columns).reshape(frames, rows // merge, merge, columns // merge, merge)
+        found.append(start + order.transpose(0, 1, 3, 2, 4).reshape(-1))
+        start += order.size
+    return np.concatenate(found).astype(np.int64)
 
 
 def rotary_positions(
@@ -69,3 +87,10 @@ def rotary_positions(
             start += max(rows, columns) // merge
         positions[:, row, real] = np.concatenate(found, axis=1)
     return positions
+
+
+def window_order(grids: Grids, merge: int, side: int) -> tuple[Int[np.ndarray, " tokens"], Int[np.ndarray, " patches"]]:
+    """Image tokens sorted by window, and to which window each patch then belongs, counted through."""
+    windows = window_ids(grids, merge, side)[:: merge**2]
+    order = np.argsort(windows, kind="stable")
+    return order, np.repeat(windows[order], merge**2)

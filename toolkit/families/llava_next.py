@@ -146,6 +146,13 @@ class LlavaOnevision(LlavaNext):
         return np.concatenate([base_index, index]), np.concatenate([base_weight, weight])
 
 
+@register
+class LlavaNextVideo(LlavaNext):
+    """LLaVA-NeXT; videos are not read."""
+
+    name, title = "llava_next_video", "LLaVA-NeXT-Video"
+
+
 NEWLINE = -1  # stands for the newline's index until the number of tokens is known
 
 

@@ -54,29 +54,11 @@ def decoded(
     """What the LM head reads.
 
     Args:
-        groups: [batch, sequence], a number for each group and −1 for tokens of none; members come in one call.
-        window_bounds_groups: whether the lower end of a window holds within a group.
+        groups, window_bounds_groups: see :func:`masks_of`.
     """
-    import torch
-
     decoder = model.get_decoder()
-    text, total, length = decoder.config, attention_mask.shape[1], groups.shape[1]
-    keys = torch.arange(total, device=groups.device)
-    queries = keys[total - length :, None]
-    before = torch.full_like(attention_mask[:, : total - length], -1)
-    of_keys = torch.cat([before, groups], dim=1)
-    together = (groups[:, :, None] == of_keys[:, None, :]) & (groups[:, :, None] >= 0)
-    real, past = attention_mask[:, None, :].bool(), keys <= queries
-    masks = {_FULL: (past | together) & real}
-    if getattr(text, "sliding_window", None) is not None:
-        near = keys > queries - text.sliding_window
-        seen = (past | together) & near if window_bounds_groups else (past & near) | together
-        masks[_SLIDING] = seen & real
-    masks = {kind: mask[:, None] for kind, mask in masks.items()}
-    if text._attn_implementation == "eager":  # which adds the mask to the scores
-        low = torch.finfo(inputs_embeds.dtype).min
-        none = torch.zeros((), dtype=inputs_embeds.dtype, device=inputs_embeds.device)
-        masks = {kind: none.masked_fill(~mask, low) for kind, mask in masks.items()}
+    text = decoder.config
+    masks = masks_of(text, attention_mask, inputs_embeds, groups, window_bounds_groups=window_bounds_groups)
     by_layer = getattr(text, "layer_types", None) is not None
     return decoder(
         inputs_embeds=inputs_embeds,
@@ -85,3 +67,45 @@ def decoded(
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
+
+
+def masks_of(
+    text: Any, attention_mask: Tensor, inputs_embeds: Tensor, groups: Tensor | None, *, window_bounds_groups: bool
+) -> dict[str, Tensor]:
+    """Masks [batch, 1, sequence, total] by kind of layer.
+
+    Args:
+        text: the decoder's configuration.
+        attention_mask: [batch, total], of which the last columns are this call's tokens.
+        groups: [batch, sequence], a number for each group and −1 for tokens of none; members come in one call. None
+            if there are no groups.
+        window_bounds_groups: whether the lower end of a window holds within a group.
+    """
+    import torch
+
+    total, length = attention_mask.shape[1], inputs_embeds.shape[1]
+    keys = torch.arange(total, device=attention_mask.device)
+    queries = torch.arange(length, device=attention_mask.device)[:, None] + (total - length)
+    past, real = keys <= queries, attention_mask[:, None, :].bool()
+    near = keys > queries - text.sliding_window if getattr(text, "sliding_window", None) is not None else None
+    if groups is None:
+        masks = {_FULL: past & real} | ({} if near is None else {_SLIDING: past & near & real})
+    else:
+        before = torch.full_like(attention_mask[:, : total - length], -1)
+        of_keys = torch.cat([before, groups], dim=1)
+        together = (groups[:, :, None] == of_keys[:, None, :]) & (groups[:, :, None] >= 0)
+        masks = {_FULL: (past | together) & real}
+        if near is not None:
+            seen = (past | together) & near if window_bounds_groups else (past & near) | together
+            masks[_SLIDING] = seen & real
+    masks = {kind: mask[:, None] for kind, mask in masks.items()}
+    if text._attn_implementation == "eager":  # which adds the mask to the scores
+        low = torch.finfo(inputs_embeds.dtype).min
+        none = torch.zeros((), dtype=inputs_embeds.dtype, device=inputs_embeds.device)
+        masks = {kind: none.masked_fill(~mask, low) for kind, mask in masks.items()}
+    return masks
+
+
+def sees_windows(text: Any) -> bool:
+    """Whether some layers of a decoder see a window of the past."""
+    return _SLIDING in (getattr(text, "layer_types", None) or ())

@@ -48,8 +48,8 @@ class Qwen2VL(Family):
     def vision_example(self, config: Any) -> Arrays:
         side = config.vision_config.spatial_merge_size
         grids = np.array([[1, 2 * side, 3 * side], [1, side, side]])
-        numbers = self.vision_inputs(config)[0].shape[1]
-        pixels = np.zeros((int(grids.prod(axis=1).sum()), int(numbers)), np.float32)
+        _, *numbers = self.vision_inputs(config)[0].shape
+        pixels = np.zeros((int(grids.prod(axis=1).sum()), *map(int, numbers)), np.float32)
         return self.vision_feeds(config, {"pixel_values": pixels, "image_grid_thw": grids})
 
     def vision(self, model: Any, pixel_values: Tensor, **of_patches: Tensor) -> tuple[Tensor, ...]:

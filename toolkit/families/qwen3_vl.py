@@ -1,4 +1,4 @@
-"""Qwen3-VL: ``Qwen3VLForConditionalGeneration``.
+"""Qwen3-VL and relatives: ``Qwen3VLForConditionalGeneration``, ``Qwen3VLMoeForConditionalGeneration``, …
 
 Parts and weight prefixes:
     ``model.visual``                        ViT for pictures of any size; a table of positions is interpolated
@@ -6,10 +6,6 @@ Parts and weight prefixes:
     ``model.visual.deepstack_merger_list``  further projectors, of states of earlier blocks of the tower
     ``model.language_model``                Qwen3 with interleaved rotary positions in time, height and width
     ``lm_head``
-
-Features of the further projectors are added to the image tokens *between* the first decoder layers, after layers 0,
-1, …. The site ``decoder.layers.N`` is the output of the layer, before that addition. They come as one input
-``deepstack``, side by side, with zeros at tokens of text.
 """
 
 from __future__ import annotations
@@ -19,8 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from .deepstack import OUTPUTS, SCATTERED, deepstack_input, joining
 from .family import Arrays, GraphInput
+from .generic import logits_of
 from .grids import table_mix
+from .masks import require_known_layers
 from .qwen2_vl import Qwen2VL, embedded
 from .registry import register
 
@@ -38,8 +37,8 @@ class Qwen3VL(Qwen2VL):
         GraphInput("table_rows", "int64", ("patches", 4)),
         GraphInput("table_weights", "float32", ("patches", 4)),
     )
-    vision_outputs = ("image_features", "deepstack_features")
-    scattered: ClassVar[dict[str, str]] = {"deepstack_features": "deepstack"}
+    vision_outputs = OUTPUTS
+    scattered: ClassVar[Mapping[str, str]] = SCATTERED
 
     def vision(
         self, model: Any, pixel_values: Tensor, table_rows: Tensor, table_weights: Tensor, **of_patches: Tensor
@@ -56,8 +55,7 @@ class Qwen3VL(Qwen2VL):
         return tower.merger(vision)[None], features[None], vision
 
     def decoder_inputs(self, config: Any) -> tuple[GraphInput, ...]:
-        width = config.text_config.hidden_size * len(config.vision_config.deepstack_visual_indexes)
-        return (*super().decoder_inputs(config), GraphInput("deepstack", "weights", ("batch", "sequence", width)))
+        return (*super().decoder_inputs(config), deepstack_input(config))
 
     def decoder(
         self,
@@ -65,29 +63,39 @@ class Qwen3VL(Qwen2VL):
         inputs_embeds: Tensor,
         attention_mask: Tensor,
         cache: Any,
-        position_ids: Tensor,
+        *,
         deepstack: Tensor,
+        **inputs: Tensor,
     ) -> Tensor:
-        from transformers.masking_utils import create_causal_mask
-
-        decoder, states = model.get_decoder(), inputs_embeds
-        mask = create_causal_mask(
-            config=decoder.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=cache,
-            position_ids=None,
-        )
-        rotary = decoder.rotary_emb(states, position_ids)
-        joining = deepstack.split(states.shape[-1], dim=-1)
-        for at, layer in enumerate(decoder.layers):
-            states = layer(states, position_embeddings=rotary, attention_mask=mask, past_key_values=cache)
-            if at < len(joining):
-                states = states + joining[at]
-        return model.get_output_embeddings()(decoder.norm(states))
+        with joining(model.get_decoder(), deepstack):
+            return logits_of(model, inputs_embeds, attention_mask, cache, **inputs)
 
     def vision_feeds(self, config: Any, pictures: Mapping[str, np.ndarray]) -> Arrays:
         vision = config.vision_config
         side = int(vision.num_position_embeddings**0.5)
         rows, weights = table_mix(pictures["image_grid_thw"], vision.spatial_merge_size, side)
         return super().vision_feeds(config, pictures) | {"table_rows": rows, "table_weights": weights}
+
+
+@register
+class Qwen3VLMoe(Qwen3VL):
+    """Experts in the decoder."""
+
+    name, title = "qwen3_vl_moe", "Qwen3-VL MoE"
+
+
+@register
+class Cosmos3Omni(Qwen3VL):
+    """Qwen3-VL's classes."""
+
+    name, title = "cosmos3_omni", "Cosmos 3 Omni"
+
+
+@register
+class CohereCompass(Qwen3VL):
+    """A decoder of Cohere's, whose layers see windows."""
+
+    name, title = "cohere_compass", "Cohere Compass"
+
+    def check(self, config: Any) -> None:
+        require_known_layers(config.get_text_config())

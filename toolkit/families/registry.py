@@ -13,6 +13,8 @@ from ...adapters.errors import UsageError
 from ...adapters.near import did_you_mean
 from ...adapters.plugins import Registry, import_all
 from .family import Family
+from .generic import AnyFamily
+from .trial import ELSEWHERE, known
 
 FAMILIES = Registry(
     Family,
@@ -21,7 +23,7 @@ FAMILIES = Registry(
     ours=lambda: import_all(str(__package__), Path(__file__).parent),
 )
 register = FAMILIES.register
-_ANY = Family()  # what every VLM has in common; enough to run it in PyTorch
+_ANY = AnyFamily()
 
 
 def families() -> dict[str, Family]:
@@ -54,15 +56,12 @@ def family_of(config: Any) -> Family:
         UsageError: the architecture is not supported; the message says why when that is known.
     """
     name = str(getattr(config, "model_type", type(config).__name__))
-    family = FAMILIES.all().get(name)
-    if family is None or family.obstacle is not None:
-        reason = f": {family.obstacle}" if family is not None else ""
-        known = list(families())
-        hint = f"It exports {', '.join(known)}; for others pass graphs made elsewhere with --base-onnx."
-        raise UsageError(
-            f"safetykit has no base export for the architecture {name!r}{reason}.",
-            hint if family is not None else f"{did_you_mean(name, known)} {hint}".strip(),
-        )
+    family = FAMILIES.all().get(name, _ANY)
+    if family.obstacle is not None:
+        raise UsageError(f"safetykit has no base export for the architecture {name!r}: {family.obstacle}.", ELSEWHERE)
+    if family is _ANY and not known(config):
+        hint = f"{did_you_mean(name, list(families()))} {ELSEWHERE}".strip()
+        raise UsageError(f"safetykit has no base export for the architecture {name!r}.", hint)
     family.check(config)
     return family
 
@@ -76,4 +75,5 @@ def exportable(config: Any) -> dict[str, Any]:
         family = family_of(config)
     except UsageError as error:
         return {"supported": False, "family": None, "reason": str(error), "attention": None}
-    return {"supported": True, "family": family.name, "reason": None, "attention": family.attention_obstacle(config)}
+    name = family.name or config.model_type
+    return {"supported": True, "family": name, "reason": None, "attention": family.attention_obstacle(config)}

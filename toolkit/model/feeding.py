@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...adapters.errors import UsageError
+from ..families.structure import sees
 from .features import FeatureCache
 from .hooks import AppliedAdapters
 from .inputs import InputProcessor
@@ -85,14 +86,14 @@ class Feeding:
         """
         if inputs.pixel_values is None:
             raise UsageError("There is no picture to look at.", "Pass requests with pictures.")
-        if not hasattr(self.model, "get_image_features"):
+        if (owner := sees(self.model)) is None:
             raise UsageError(
                 f"{type(self.model).__name__} sees pictures only as it reads a prompt.",
                 "Take a method that does not look at pictures alone.",
             )
-        taken = inspect.signature(self.model.get_image_features).parameters
+        taken = inspect.signature(owner.get_image_features).parameters
         pictures = {name: tensor for name, tensor in self.tensors(inputs.pictures).items() if name in taken}
-        return self.model.get_image_features(**pictures, return_dict=True)
+        return owner.get_image_features(**pictures, return_dict=True)
 
     def forward(
         self, inputs: Inputs, cache: Any = None, pictures: Mapping[str, Any] | None = None, **more: Any

@@ -16,34 +16,11 @@ from torch import nn
 from ...adapters.artifact.sites import Site
 from ...adapters.errors import UsageError
 from ..families import Family, family_or_any
+from ..families.structure import projector_of, tower_of
 from .branches import Branches, Run
 from .kinds import WANTED, require_decoder, text_config
 from .taps import Tap
 
-_TOWERS = (
-    "vision_tower",
-    "vision_model",
-    "visual",
-    "vision_encoder",
-    "image_tower",
-    "image_encoder",
-    "vqmodel",
-    "vision_embed_tokens",
-)
-_PROJECTORS = (
-    "multi_modal_projector",
-    "connector",
-    "projector",
-    "mm_projector",
-    "embed_vision",
-    "aligner",
-    "vision_projection",
-    "visual_projection",
-    "language_projection",
-    "image_to_text_projection",
-    "merger",
-)
-_OWNERS = ("model", "git", "vlm")  # how models call the one below their head
 _NORMS = ("norm", "final_layernorm", "final_norm", "ln_f", "final_layer_norm")
 _OTHER_NORMS = ("layernorm_embedding", "per_layer_projection_norm")  # of embeddings
 _GIVEN = ("self", "input_ids", "attention_mask")
@@ -92,10 +69,10 @@ class Parts:
             if part is None:
                 raise UsageError(f"No {name} was found in {type(model).__name__}.", _HELP)
         holder, layers = found
-        tower = model.get_submodule(family.tower) if family.tower else _child(model, _TOWERS)
+        tower = tower_of(model, family)
         return cls(
             tower=tower,
-            projector=_projector(model, family),
+            projector=projector_of(model, family),
             embed_tokens=wanted["token embedding"],
             layers=layers,
             final_norm=_norm_after(holder, layers),
@@ -198,19 +175,4 @@ def _head(model: Any, decoder: Any) -> nn.Linear | None:
             found = owner.get_output_embeddings()
             if isinstance(found, nn.Linear):
                 return found
-    return None
-
-
-def _projector(model: nn.Module, family: Family) -> nn.Module | None:
-    if family.projector is None:
-        return None
-    return model.get_submodule(family.projector) if family.projector else _child(model, _PROJECTORS)
-
-
-def _child(module: nn.Module, names: Sequence[str]) -> nn.Module | None:
-    """The child with one of these names: of ``module`` itself or of its base model."""
-    for place in (module, *(getattr(module, owner, None) for owner in _OWNERS)):
-        for name in names:
-            if isinstance(child := getattr(place, name, None), nn.Module):
-                return child
     return None

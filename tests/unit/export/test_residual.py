@@ -99,12 +99,20 @@ def test_a_vision_encoder_is_refused(base_folder):
         find_residual_stream(ir.load(base_folder / "vision_encoder.onnx"))
 
 
-def test_parallel_attention_and_mlp_are_refused():
-    def build(x, kv):
-        return addition(addition(x, branch(x, kv)), branch(x))
+@pytest.mark.parametrize("mlp", [branch, lambda x: addition(branch(x), branch(x))])
+def test_an_mlp_beside_its_attention_is_a_step(mlp):
+    """Both read what enters the layer (Cohere); the sum is written attention first."""
 
-    with pytest.raises(UnsupportedGraph, match="parallel"):
-        find_residual_stream(toy(build))
+    def build(x, kv):
+        for at in range(2):
+            kv = kv if not at else ir.val(f"past_key_values.{at}.key", ir.DataType.FLOAT, x.shape)
+            x = addition(addition(x, branch(x, kv)), mlp(x))
+        return branch(x)
+
+    stream = find_residual_stream(toy(build))
+    assert stream.n_layers == 2
+    for attention, beside in zip(stream.steps[::2], stream.steps[1::2], strict=True):
+        assert attention.source is beside.source is attention.operand(attention.residual)
 
 
 def test_what_is_added_between_layers_is_no_step_of_the_stream():
@@ -126,11 +134,13 @@ def test_what_is_added_between_layers_is_no_step_of_the_stream():
     assert [step.node.outputs[0] for step in stream.steps[1::2]] == after
 
 
-def test_a_branch_that_skips_its_own_attention_is_no_picture_feature():
+def test_an_attention_that_is_added_after_its_mlp_is_refused():
     def build(x, kv):
-        return addition(addition(x, branch(x, kv)), addition(branch(x), branch(x)))
+        return addition(addition(x, branch(x)), branch(x, kv))
 
-    with pytest.raises(UnsupportedGraph, match="parallel"):
+    with pytest.raises(
+        UnsupportedGraph, match="should be the attention of layer 0, but reads the KV cache of no layer"
+    ):
         find_residual_stream(toy(build))
 
 

@@ -1,0 +1,94 @@
+"""Types without a file of their own: what transformers' conventions make of them.
+
+Pictures of one size, whole or in tiles, become rows of features by ``get_image_features(pixel_values)``. The decoder
+takes embeddings, mask, positions that count up, and a cache of keys and values. Whether a type is so is not told by
+its name: :mod:`.trial` looks at its code and runs it without values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...adapters.errors import UsageError
+from .family import Arrays, Family, GraphInput
+from .masks import masks_of, require_known_layers, sees_windows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_SIZES = ("image_size", "resolution")
+_TOWERS = ("vision_config", "vq_config")
+
+
+class AnyFamily(Family):
+    """Tower and projector as ``get_image_features`` calls them; the decoder as the model itself calls it."""
+
+    def check(self, config: Any) -> None:
+        from .trial import require_trial
+
+        require_known_layers(config.get_text_config())
+        picture_size(config)
+        require_trial(config, self)
+
+    def taps_of(self, model: Any) -> tuple[str, ...]:
+        from .trial import trial_of
+
+        return trial_of(model.config, self).taps
+
+    def vision_inputs(self, config: Any) -> tuple[GraphInput, ...]:
+        height, width = picture_size(config)
+        return (GraphInput("pixel_values", "float32", ("images", 3, height, width)),)
+
+    def vision(self, model: Any, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        from .trial import named, seen
+
+        features, inner = seen(model, self, pixel_values)
+        return features, *named(features, inner).values()
+
+    def decoder(
+        self, model: Any, inputs_embeds: Tensor, attention_mask: Tensor, cache: Any, **inputs: Tensor
+    ) -> Tensor:
+        return logits_of(model, inputs_embeds, attention_mask, cache, **inputs)
+
+    def vision_feeds(self, config: Any, pictures: Mapping[str, np.ndarray]) -> Arrays:
+        pixels = pictures["pixel_values"]
+        height, width = picture_size(config)
+        if pixels.shape[1:] != (3, height, width):
+            raise UsageError(
+                f"The processor makes pictures of shape {' x '.join(map(str, pixels.shape[1:]))}, and the exported "
+                f"tower reads 3 x {height} x {width}.",
+                "Set the size in preprocessor_config.json to the tower's.",
+            )
+        return {"pixel_values": pixels}
+
+
+def picture_size(config: Any) -> tuple[int, int]:
+    """Height and width, in pixels, of what the tower reads.
+
+    Raises:
+        UsageError: the configuration does not say it.
+    """
+    for part in (getattr(config, name, None) for name in _TOWERS):
+        size = next((found for name in _SIZES if (found := getattr(part, name, None)) is not None), None)
+        if isinstance(size, int):
+            return size, size
+        if size is not None and len(size) == 2:
+            return int(size[0]), int(size[1])
+    raise UsageError(
+        f"The configuration ({config.model_type}) does not say of which size its pictures are.",
+        "Only towers of one size are exported without a family of their own.",
+    )
+
+
+def logits_of(model: Any, inputs_embeds: Tensor, attention_mask: Tensor, cache: Any, **inputs: Tensor) -> Tensor:
+    """Logits [batch, sequence, vocab] of the model itself, fed embeddings; layers with windows keep the whole past."""
+    text, mask = model.get_decoder().config, attention_mask
+    if sees_windows(text):
+        mask = masks_of(text, attention_mask, inputs_embeds, None, window_bounds_groups=False)
+    logits: Tensor = model(
+        inputs_embeds=inputs_embeds, attention_mask=mask, past_key_values=cache, use_cache=True, **inputs
+    ).logits
+    return logits
