@@ -8,6 +8,7 @@ from typing import Any
 from ...adapters.ranges import seed_setting
 from ...adapters.settings import POSITIVE, Condition, setting
 from ...toolkit.data.options import RECORDS, ReadOptions
+from ...toolkit.evaluation.judges.options import JudgeOptions
 from ...toolkit.evaluation.options import PromptOptions, RecordOptions
 from ...toolkit.model.options import LoadOptions, PlaceOptions
 from ..options import ParityOptions, SwapOptions
@@ -18,7 +19,7 @@ def served_model_setting(*, acts: Condition | Sequence[Condition] = ()) -> Any:
     return setting(None, "Which model of a server answers.", shown="its only one", acts=acts)
 
 
-class EvalOptions(RecordOptions, PromptOptions, SwapOptions, LoadOptions):
+class EvalOptions(RecordOptions, PromptOptions, SwapOptions, LoadOptions, JudgeOptions):
     """How records are answered, by a checkpoint or an export."""
 
     data: str = setting(..., RECORDS)
