@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,9 +13,6 @@ from ...toolkit.commands.derived import takes
 from ...toolkit.commands.options import Adapters, Json
 from ...toolkit.distributed.job import sharing
 from .choices import EvalOptions
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @reads_artifacts
@@ -36,6 +33,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     from ...toolkit.commands import console
+    from ...toolkit.commands.evaluation_views import evaluation as view
+    from ...toolkit.commands.evaluation_views import shown
     from ...toolkit.data.records import BAD_ROWS
     from ...toolkit.evaluation.few import few_records
     from .evaluation import evaluate_model
@@ -51,10 +50,9 @@ def evaluate(
     answered = Counter(f"{result.split}/{one.carrier}/{one.label}" for one in result.decisions)
     if few := few_records(answered):
         console.warn(few)
-    found = result.model_dump(mode="json", exclude={"decisions"})
-    value = {**found, "calls": result.calls, "throughput": doing.throughput()}
+    value = {**shown(result), "throughput": doing.throughput()}
     console.note_pace(value["throughput"])
-    console.emit(value, as_json=as_json, human=_view, then=_next(model, adapter or [], options))
+    console.emit(value, as_json=as_json, human=view, then=_next(model, adapter or [], options))
 
 
 def _next(model: str, adapters: list[Path], options: EvalOptions) -> str:
@@ -73,25 +71,3 @@ def _next(model: str, adapters: list[Path], options: EvalOptions) -> str:
     names = ("allow_wrong_base", "allow_uncorrected_detector")
     accepted = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
     return command_line("export", model, *stack, "--data", data, *accepted, "-o", "export")
-
-
-def _view(console: Console, value: dict[str, Any]) -> None:
-    """Show the result in the terminal."""
-    from rich.markup import escape
-
-    from ...toolkit.commands.views import METRICS, figures, rate
-
-    title = f"{escape(value['model'])}, split {value['split']}" + (", with a system prompt" if value["system"] else "")
-    if value["defence"]:
-        title += f", behind the defence {value['defence']}"
-    table = figures(title, *(name for _, name in METRICS), "detector AUROC")
-    for row in value["rows"]:
-        auroc = row["detector_auroc"]
-        cells = [rate(row["metrics"].get(metric)) for metric, _ in METRICS]
-        table.add_row(row["group"], *cells, "–" if auroc is None else f"{auroc:.3f}")
-    console.print(table)
-    if value["defence"]:
-        console.print(f"The model was asked {value['calls']:.2f} times for an answer, on average.")
-    console.print(
-        "[dim]Shares with Wilson 95 % intervals. Look-alikes are restricted things asked about harmlessly.[/dim]"
-    )

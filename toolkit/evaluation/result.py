@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict
 from ...adapters.artifact.manifest import RunInfo
 from ..data.record import CARRIERS
 from .judge import Outcome
+from .judges.names import EXPECTED
 from .rates import auroc, wilson
 
 Metric = Literal["attack_success", "refused", "exact", "over_refusal"]
-EXPECTED = "expected"  # the judge of decisions of which nothing else is said
 
 _GROUP_TAGS = ("look-alike", "rendering-unseen")
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ....adapters.errors import InvalidArtifact, SafetykitError, UsageError
 from ....adapters.extras import missing
@@ -122,8 +122,10 @@ class Guard(HarmJudge):
         InvalidArtifact: it asks to run code.
     """
 
+    placed = True
+
     def __init__(self, kind: GuardKind, path: str, place: Place) -> None:
-        self.name, self._kind = f"{kind.name}:{path}", kind
+        self.name, self._kind, self.sees = f"{kind.name}:{path}", kind, kind.sees
         loads, ends = ("AutoModelForCausalLM", ("ForCausalLM",))
         if kind.sees:
             loads, ends = ("AutoModelForImageTextToText", ("ForConditionalGeneration",))
@@ -233,9 +235,9 @@ class Guard(HarmJudge):
 
     @cached_property
     def _processor(self) -> Any:
+        from ....adapters.artifact.files import CONFIGURATION_FILES
         from ...model.pretrained import readable_copy
         from ...model.processors import load_processor
-        from ....adapters.artifact.files import CONFIGURATION_FILES
 
         with told(self._folder.path), readable_copy(self._folder.path, *CONFIGURATION_FILES) as copy:
             return load_processor(copy, self._folder.config)
