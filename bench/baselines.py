@@ -5,8 +5,8 @@
 Everything that is chosen is chosen on the calibration split, by each method's own sweep where it has one; the random
 direction gets the layer and the strength that the refusal direction was given. The test split, all of it, is answered
 once, in PyTorch, by the model with the adapter on it or behind the defence. Rates have Wilson intervals of 95 %.
-``calls`` is how often the model was asked for an answer. Writes OUT/baselines.json and OUT/baselines.md; what is measured
-is kept there and not measured again.
+``calls`` is how often the model was asked for an answer. Writes OUT/baselines.json and OUT/baselines.md; what is
+measured is kept there and not measured again.
 
 The reference VLM is a model organism with a closed language: to it, most words of a defence's prompts are one unknown
 word. Rows of such defences say what they do to *it*, and nothing about them.
