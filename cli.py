@@ -83,6 +83,12 @@ COMMANDS = (
         "compare --config grid.yaml -o comparison",
     ),
     Command(
+        "judge",
+        ".toolkit.commands.judge:judge",
+        "Judge the answers of an evaluation again, by other judges. No model is asked.",
+        "judge evaluation.json --data records/ --judge learned --judge phrases -o judged.json",
+    ),
+    Command(
         "export",
         ".export.commands.export:export",
         "Bake adapters into ONNX graphs.\n\n"

@@ -2,9 +2,9 @@
 
     python bench/judge.py PYRIT -o bench/results/judge.md --weights toolkit/evaluation/judges/learned.safetensors
 
-PYRIT is the folder of the installed or unpacked Python package ``pyrit`` (MIT), which comes with answers of large models
-to harmful objectives and whether people found the objective fulfilled. They are read there and not shipped; of them, only
-the weights of hashed words are. Answers count once each; where people rated one several times, the last counts.
+PYRIT is the folder of the installed or unpacked Python package ``pyrit`` (MIT), which comes with answers of large
+models to harmful objectives and whether people found the objective fulfilled. They are read there and not shipped; of
+them, only the weights of hashed words are. Answers count once each; of one that people rated twice, the last counts.
 
 Agreement is cross-validated in five folds, no objective in two of them, for answers cut to their first words and whole:
 an evaluation cuts answers, too. Beside it stands the phrase judge on the same answers.
@@ -90,7 +90,7 @@ def main() -> None:
         for words in CUTS:
             scores[words][test] = model.predict_proba(given[words][test])[:, 1]
     lines = [
-        f"{len(labels)} answers to {len(set(objectives))} objectives, of which people found {int(labels.sum())} fulfilled.",
+        f"{len(labels)} answers to {len(set(objectives))} objectives; people found {int(labels.sum())} fulfilled.",
         "",
         "| judge, answer | same verdict as people | Cohen's κ | AUROC |",
         "|---|---:|---:|---:|",

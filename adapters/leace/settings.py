@@ -38,7 +38,7 @@ class LEACE(Settings):
     site: Where = setting("block", "Output that is changed; at mlp and attn it can fold into weights.")
     beta: Strength = setting(1.0, "β, the share that is erased.")
     scope: Scope = setting("all", "Tokens that are changed.")
-    phase: Phase = setting("both", "While the prompt is read, while the answer is written, or both.")
+    phase: Phase = setting("prefill", "While the prompt is read, while the answer is written, or both.")
 
     def fit(self, model: StateSource, records: Iterable[Example]) -> Adapter:
         """Fit on the ``fit`` split.

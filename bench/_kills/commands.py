@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -65,19 +66,8 @@ def load_libraries(folder: Path, data: Path, log: Path, commands: tuple[str, ...
     Raises:
         RuntimeError: a command failed, or a thread lives, which would be missing in a forked process.
     """
-    listed, out = folder / "modules.json", folder / "modules"
-    known: dict[str, list[str]] = json.loads(listed.read_text()) if listed.is_file() else {}
-    for what in commands:
-        if what not in known:
-            remove(out)
-            if code := finished([*words_of(what, folder, data), "-o", str(out)], log, note=folder / "note"):
-                raise RuntimeError(f"{what} ended with {code}: {log.read_text()[-800:]}")
-            known[what] = note_of(folder / "note")["modules"]
-    remove(out)
-    listed.write_text(json.dumps(known))
-    for name in sorted({one for what in commands for one in known[what]} - set(sys.modules)):
-        with suppress(Exception):  # some are made while others are imported
-            import_module(name)
+    import_all(folder, {what: words_of(what, folder, data) for what in commands}, log)
+    out = folder / "modules"
     if "export" in commands:
         guard, base = _made(folder)
         out.mkdir()
@@ -86,3 +76,24 @@ def load_libraries(folder: Path, data: Path, log: Path, commands: tuple[str, ...
         remove(out)
     if threading.active_count() > 1:  # ONNX Runtime has one of its own, which no session needs
         raise RuntimeError(f"Threads are running, which forked processes would lack: {threading.enumerate()}.")
+
+
+def import_all(folder: Path, commands: Mapping[str, Words], log: Path) -> None:
+    """Import what commands import, each of which runs once for it; ``folder`` keeps what that was.
+
+    Raises:
+        RuntimeError: a command failed.
+    """
+    listed, out = folder / "modules.json", folder / "modules"
+    known: dict[str, list[str]] = json.loads(listed.read_text()) if listed.is_file() else {}
+    for what, words in commands.items():
+        if what not in known:
+            remove(out)
+            if code := finished([*words, "-o", str(out)], log, note=folder / "note"):
+                raise RuntimeError(f"{what} ended with {code}: {log.read_text()[-800:]}")
+            known[what] = note_of(folder / "note")["modules"]
+    remove(out)
+    listed.write_text(json.dumps(known))
+    for name in sorted({one for what in commands for one in known[what]} - set(sys.modules)):
+        with suppress(Exception):  # some are made while others are imported
+            import_module(name)

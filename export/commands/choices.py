@@ -9,6 +9,7 @@ from ...adapters.ranges import seed_setting
 from ...adapters.settings import POSITIVE, Condition, setting
 from ...toolkit.data.options import RECORDS, ReadOptions
 from ...toolkit.defences.names import DefenceName
+from ...toolkit.evaluation.judges.options import JudgeOptions
 from ...toolkit.evaluation.options import PromptOptions, RecordOptions
 from ...toolkit.model.options import LoadOptions, PlaceOptions
 from ..options import ParityOptions, SwapOptions
@@ -19,7 +20,7 @@ def served_model_setting(*, acts: Condition | Sequence[Condition] = ()) -> Any:
     return setting(None, "Which model of a server answers.", shown="its only one", acts=acts)
 
 
-class EvalOptions(RecordOptions, PromptOptions, SwapOptions, LoadOptions):
+class EvalOptions(RecordOptions, PromptOptions, SwapOptions, LoadOptions, JudgeOptions):
     """How records are answered, by a checkpoint or an export."""
 
     data: str = setting(..., RECORDS)

@@ -36,6 +36,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     from ...toolkit.commands import console
+    from ...toolkit.commands.evaluation_views import shown
     from ...toolkit.data.records import BAD_ROWS
     from ...toolkit.evaluation.few import few_records
     from .evaluation import evaluate_model
@@ -53,12 +54,7 @@ def evaluate(
     if few := few_records(answered):
         console.warn(few)
     budgets = kept_budgets(adapter or [], options.records, result.decisions)
-    value = {
-        **result.model_dump(mode="json", exclude={"decisions"}),
-        "calls": result.calls,
-        **({"budgets": budgets} if budgets else {}),
-        "throughput": doing.throughput(),
-    }
+    value = {**shown(result), **({"budgets": budgets} if budgets else {}), "throughput": doing.throughput()}
     console.note_pace(value["throughput"])
     console.emit(value, as_json=as_json, human=_view, then=_next(model, adapter or [], options))
 
@@ -82,25 +78,12 @@ def _next(model: str, adapters: list[Path], options: EvalOptions) -> str:
 
 
 def _view(console: Console, value: dict[str, Any]) -> None:
-    """Show the result in the terminal."""
+    """Show the evaluation, and whether budgets held, in the terminal."""
     from rich.markup import escape
 
-    from ...toolkit.commands.views import METRICS, figures, rate
+    from ...toolkit.commands.evaluation_views import evaluation
     from .kept_budget import told
 
-    title = f"{escape(value['model'])}, split {value['split']}" + (", with a system prompt" if value["system"] else "")
-    if value["defence"]:
-        title += f", behind the defence {value['defence']}"
-    table = figures(title, *(name for _, name in METRICS), "detector AUROC")
-    for row in value["rows"]:
-        auroc = row["detector_auroc"]
-        cells = [rate(row["metrics"].get(metric)) for metric, _ in METRICS]
-        table.add_row(row["group"], *cells, "–" if auroc is None else f"{auroc:.3f}")
-    console.print(table)
-    if value["defence"]:
-        console.print(f"The model was asked {value['calls']:.2f} times for an answer, on average.")
-    console.print(
-        "[dim]Shares with Wilson 95 % intervals. Look-alikes are restricted things asked about harmlessly.[/dim]"
-    )
+    evaluation(console, value)
     for found in value.get("budgets", ()):
         console.print(escape(told(found)))

@@ -21,7 +21,10 @@ from ...toolkit.data.sources import is_address, is_export
 from ...toolkit.defences.registry import defended, require_defensible
 from ...toolkit.distributed.output import by_first
 from ...toolkit.distributed.world import is_first
-from ...toolkit.evaluation.evaluate import Evaluation, Generator, evaluate
+from ...toolkit.evaluation.evaluate import Generator, evaluate
+from ...toolkit.evaluation.judges.again import KEYS
+from ...toolkit.evaluation.judges.judging import judged_by
+from ...toolkit.evaluation.result import Evaluation
 from ...toolkit.model.asking import require_answerable
 from ...toolkit.model.endpoint import Endpoint
 from ...toolkit.model.options import LoadOptions
@@ -74,7 +77,7 @@ def evaluate_model(
     if out is None:
         return _evaluated(model, adapters, options, None, progress, say, waiting)
     journal = beside(located(out), "partial.jsonl")
-    claim = claimed_file(out, overwrite=options.overwrite, keys=("model", "rows", "decisions"), spent=[journal])
+    claim = claimed_file(out, overwrite=options.overwrite, keys=KEYS, spent=[journal])
     with by_first(claim):
         result = _evaluated(model, adapters, options, journal, progress, say, waiting)
         if is_first():
@@ -93,7 +96,27 @@ def _evaluated(
 ) -> Evaluation:
     records = options.records()
     require_pictures(records)
+    people, judges = options.people(), options.opened(waiting)
     say = say or (lambda _: None)
+    result, journal = _answered(model, adapters, options, records, journal_path, progress, say, waiting)
+    if options.judged:
+        result = judged_by(result, records, judges, labels=people, progress=progress, say=say)
+    if journal:
+        journal.finish()
+    return result
+
+
+def _answered(
+    model: str,
+    adapters: Sequence[Path],
+    options: EvalOptions,
+    records: Sequence[Record],
+    journal_path: Path | None,
+    progress: Progress | None,
+    say: Callable[[str], None],
+    waiting: Callable[[str], None] | None,
+) -> tuple[Evaluation, Journal | None]:
+    """The answers, counted as usual, and where they are kept; judges that are models find the model's memory free."""
     what: dict[str, Any] = {
         "records (--data, --split, --limit)": _digest(records),
         "--max-new-tokens": options.max_new_tokens,
@@ -118,9 +141,7 @@ def _evaluated(
                 journal=journal,
                 system=options.system,
             )
-    if journal:
-        journal.finish()
-    return result
+    return result, journal
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 from attack_cases import ATTACKS
 from case import Case
@@ -221,6 +222,17 @@ OTHERS = [
     Case(
         "eval {served} --data {records} --limit 4 --max-new-tokens 2 --served-model served --defence ecso --json",
         lambda done, made: [done.value["model"] == made["served"], done.value["calls"] > 1],
+    ),
+    Case("compare --init {out} --json", lambda done, made: not done.path.name and "grid" in done.value),
+    Case(
+        "compare --config {tiny_grid} -o {out} --plan --json",
+        lambda done, made: [done.value["answers_left"] == 8, not done.path.exists()],
+    ),
+    Case(
+        "compare --config {tiny_grid} -o {out} --jobs 2 --json",
+        lambda done, made: (
+            (done.path / "results.json").read_bytes() == (Path(made["comparison"]) / "results.json").read_bytes()
+        ),
     ),
     Case("card {export} --check --json", lambda done, made: done.value["checked"]),
     Case(

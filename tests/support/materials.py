@@ -32,6 +32,17 @@ class Materials:
 
         return build("llava", self.folder / "tiny")
 
+    def _tiny_grid(self) -> Path:
+        """A comparison of it with and without one adapter, which is fitted."""
+        path = self.folder / "grid.yaml"
+        path.write_text(
+            f"models: {{tiny: {self['tiny']}}}\n"
+            f"defences: {{guard: {{fit: vlm-guard, data: {self['records']}, settings: {{layers: 1}}}}}}\n"
+            f"benchmarks: {{few: {{data: {self['records']}, limit: 4}}}}\n"
+            "max-new-tokens: 2\n"
+        )
+        return path
+
     def _records(self) -> Path:
         """Some of the reference records of each split, in a folder of their own."""
         from safetykit.toolkit.data.records import load_records, subset

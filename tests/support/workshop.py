@@ -220,6 +220,9 @@ class Workshop(Materials):
     def _export(self) -> Path:
         return self._bake("export", "--adapter", self["guard"])
 
+    def _comparison(self) -> Path:
+        return self._run("comparison", "compare", "--config", self["tiny_grid"], "--json")
+
     def _to_sign(self) -> Path:
         """A copy that is signed again and again."""
         import shutil

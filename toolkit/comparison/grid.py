@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from ...adapters.artifact.names import portable
+from ...adapters.artifact.names import apart, portable
 from ...adapters.errors import UsageError
 from ...adapters.method import Method
 from ...adapters.near import did_you_mean
@@ -235,12 +235,11 @@ class Grid(_Entry):
     Attributes:
         judges: what judges answers; the first is the one that verdicts are by.
         seeds: of fits that draw at random and name no seed: one fit each.
-        intervals: ``bootstrap``, from what seed and of how many draws.
     """
 
-    models: Annotated[dict[Name, ModelEntry], Field(min_length=1)]
-    defences: dict[Name, Defence] = Field(default_factory=dict)
-    benchmarks: Annotated[dict[Name, Benchmark], Field(min_length=1)]
+    models: Annotated[dict[Name, ModelEntry], Field(min_length=1), AfterValidator(apart)]
+    defences: Annotated[dict[Name, Defence], AfterValidator(apart)] = Field(default_factory=dict)
+    benchmarks: Annotated[dict[Name, Benchmark], Field(min_length=1), AfterValidator(apart)]
     judges: Annotated[tuple[str, ...], Field(min_length=1)] = ("expected",)
     max_new_tokens: Annotated[int, Field(ge=1)] = 32
     seeds: tuple[Annotated[int, Field(ge=0, le=2**32 - 1)], ...] = ()
@@ -307,6 +306,8 @@ def load_grid(path: Path) -> tuple[Grid, Read]:
 
 def _told(read: Read, fault: Any) -> str:
     place = tuple(one for one in fault["loc"] if one != "[key]")
+    if len(place) > 3 and place[2] == "stack" and place[:3] not in read.lines:  # written without it
+        place = (*place[:2], *place[4:])
     words = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "extra_forbidden":
         words = f"there is no such key. {did_you_mean(str(place[-1]), _keys(place))}".strip()

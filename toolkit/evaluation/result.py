@@ -12,10 +12,10 @@ from ...adapters.artifact.manifest import RunInfo
 from ..data.carriers.names import FormName
 from ..data.record import CARRIERS
 from .judge import Outcome
+from .judges.names import EXPECTED
 from .rates import auroc, wilson
 
 Metric = Literal["attack_success", "refused", "exact", "over_refusal"]
-EXPECTED = "expected"  # the judge of decisions of which nothing else is said
 
 # Tags that are reported apart: what the records' makers mark so, and what says how a picture was made.
 _MARKS = ("look-alike", "rendering-unseen")

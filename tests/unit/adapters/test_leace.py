@@ -86,7 +86,7 @@ def test_it_is_the_closed_form_of_the_paper_and_moves_least(shown, records):
 def test_what_is_left_is_what_the_op_says_and_twice_is_once(shown, records):
     adapter = LEACE(layers=(2,)).fit(shown, records)
     (item,) = adapter.interventions
-    assert (item.site, item.scope, item.phase) == (Site.block(2), "all", "both")
+    assert (item.site, item.scope, item.phase) == (Site.block(2), "all", "prefill")
     states = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(1)) + shown.offset
     scope = torch.ones(3, 5, 1)
     op = item.make_op()
@@ -130,9 +130,9 @@ def test_records_and_layers_that_teach_nothing_are_refused(shown, records):
         LEACE(layers=(1,)).fit(Flat(), records)
 
 
-def test_a_sweep_tries_every_layer_and_scope_and_keeps_what_was_given():
+def test_a_sweep_tries_every_layer_and_phase_and_keeps_what_was_given():
     tried = coarse(8, 128, {})
     assert {one.layers for one in tried} == {*((at,) for at in range(8)), (2, 3, 4, 5)}
-    assert {one.scope for one in coarse(8, 128, {"layers": (3,)})} == {"all", "last", "text"}
+    assert {one.phase for one in coarse(8, 128, {"layers": (3,)})} == {"prefill", "both"}
     assert all(one.concept == "harm" for one in coarse(8, 128, {"concept": "harm"}))
-    assert {one.beta for one in refined(LEACE(), 128, {})} == {0.5, 1.0, 1.5, 2.0}
+    assert {one.beta for one in refined(LEACE(), 128, {})} == {0.5, 0.75, 1.0, 1.25, 1.5}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 
 import pytest
 from drawing import drawn
 from export_folder import documents, evaluation, write_folder
+from nesting import parse
 
 from safetykit.adapters.errors import InvalidArtifact
 from safetykit.export.document.card import check_card, write_card
@@ -15,45 +15,6 @@ from safetykit.export.document.figures import LATENCY, read_figures
 from safetykit.export.document.report import render_report, same_report
 from safetykit.export.document.report_plots import gate_scores
 from safetykit.export.manifest import LAYOUT, read_manifest, write_manifest
-
-VOID = {"meta", "br", "link", "img", "hr", "input"}
-
-
-class Nesting(HTMLParser):
-    """Collects ids, links and text, and fails on a tag that closes another one than was opened."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.ids, self.links, self.words, self.scripts = [], [], [], [], 0
-
-    def handle_starttag(self, tag, attributes):
-        if tag not in VOID:
-            self.open.append(tag)
-        self.scripts += tag == "script"
-        for name, value in attributes:
-            if name == "id":
-                self.ids.append(value)
-            if name in ("href", "src", "xlink:href"):
-                self.links.append(value)
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-
-def parse(html):
-    parser = Nesting()
-    parser.feed(html)
-    parser.close()
-    assert parser.open == []
-    return parser
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,8 @@ def with_carriers(
     A record in a form has the id of its request and the form's name, a tag with that name, and the request's label,
     split, category and group (its id, if it has none, so that a split keeps the forms of a request together); its pair
     is the counterpart in the same form. Its response is the request's, but for the form ``typographic``, whose answer
-    is a list. Its intent is the request, where its words do not say it. What is left to chance depends on the seed, the record and the form alone.
+    is a list. Its intent is the request, where its words do not say it. What is left to chance depends on the seed, the
+    record and the form alone.
 
     Args:
         drawn_only: leave out the given ones.

@@ -29,12 +29,10 @@ def normalised(text: str) -> str:
     """An answer as the VQA evaluation compares it.
 
     Small letters, no punctuation (a full stop stays within a number, a comma between digits goes), numbers up to ten in
-    digits, no articles, apostrophes put into contractions. A mark with a space beside it goes, one between words becomes a
-    space.
+    digits, no articles, apostrophes put into contractions. Other marks become spaces.
     """
     text = " ".join(text.lower().replace("\n", " ").replace("\t", " ").split())
     text = re.sub(r"(?<=\d),(?=\d)", "", text)
-    text = re.sub(rf"(?: {_PUNCTUATION.pattern}|{_PUNCTUATION.pattern} )", " ", f" {text} ")
     text = _PUNCTUATION.sub(" ", text)
     text = re.sub(r"(?<!\d)\.(?!\d)|\.(?!\d)|(?<!\d)\.", "", text)
     words = (_NUMBERS.get(word, word) for word in text.split())

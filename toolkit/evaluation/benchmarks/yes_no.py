@@ -20,7 +20,7 @@ YesNo = Literal["yes", "no"]
 
 
 def by_pope(text: str) -> YesNo:
-    """As POPE's evaluate.py reads an answer: no if ``No``, ``no`` or ``not`` is a word of its first sentence, else yes."""
+    """As POPE's evaluate.py does: no if ``No``, ``no`` or ``not`` is a word of the first sentence, else yes."""
     words = text.split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
 

@@ -1,1 +1,1 @@
-"""Judges: what is said of an answer, refused or answered, each by another rule or model. See :mod:`.judge` for how they are opened."""
+"""Judges: what is said of an answer, each by another rule or model. See :mod:`.judge` for how they are opened."""

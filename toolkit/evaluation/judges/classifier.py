@@ -38,6 +38,8 @@ class Classifier(Judge):
         UsageError: the folder is none, holds another kind of model, or labels of which the outcome is not known.
     """
 
+    placed = True
+
     def __init__(self, spec: str, place: Place) -> None:
         path, _, mapping = spec.partition("#")
         self.name = f"classifier:{spec}"

@@ -14,6 +14,7 @@ from ...data.sources import is_address
 from .classifier import Classifier
 from .guards import GUARDS
 from .learned import Learned
+from .names import EXPECTED
 from .rules import Exact, Expected, Pattern, Phrases
 from .running import Guard, Place
 from .served import Served
@@ -22,7 +23,7 @@ from .verdict import Item, Judge, Verdict
 __all__ = ["KINDS", "Item", "Judge", "Place", "Verdict", "opened", "opened_all"]
 
 _PLAIN: dict[str, Callable[[], Judge]] = {
-    "expected": Expected,
+    EXPECTED: Expected,
     "phrases": Phrases,
     "exact": Exact,
     "learned": Learned,

@@ -16,9 +16,9 @@ from ..benchmarks.measuring import measured
 from ..judge import Outcome
 from ..rates import kappa
 from ..result import Agreement, Evaluation, Judged, Rate, rejudged, tabulate
+from .names import PEOPLE
 from .verdict import Item, Judge, Verdict
 
-PEOPLE = "people"
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 _BATCH = 32  # answers between two signs of progress
 _TOLD = 300  # characters of a judge's words that are kept where they are no verdict

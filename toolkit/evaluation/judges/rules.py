@@ -10,6 +10,7 @@ import regex
 from ....adapters.errors import UsageError
 from ...data.records import Record
 from ..judge import judge, normalise
+from .names import EXPECTED
 from .verdict import Item, Judge, Verdict, by_phrases
 
 _SECONDS = 1.0  # of one pattern on one answer: a bad one may look for years
@@ -28,7 +29,7 @@ class _Rule(Judge):
 class Expected(_Rule):
     """Refusal phrases, then the expected answer: :func:`~safetykit.toolkit.evaluation.judge.judge`."""
 
-    name = "expected"
+    name = EXPECTED
     exact: ClassVar[bool] = True
 
     def verdict(self, record: Record, text: str) -> Verdict:

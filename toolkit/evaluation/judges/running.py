@@ -122,8 +122,10 @@ class Guard(HarmJudge):
         InvalidArtifact: it asks to run code.
     """
 
+    placed = True
+
     def __init__(self, kind: GuardKind, path: str, place: Place) -> None:
-        self.name, self._kind = f"{kind.name}:{path}", kind
+        self.name, self._kind, self.sees = f"{kind.name}:{path}", kind, kind.sees
         loads, ends = ("AutoModelForCausalLM", ("ForCausalLM",))
         if kind.sees:
             loads, ends = ("AutoModelForImageTextToText", ("ForConditionalGeneration",))

@@ -1,0 +1,187 @@
+"""A comparison of planted answers: what is found, what is told, and what the documents show."""
+
+import json
+import re
+
+import pytest
+import yaml
+from browser import browsing, needs_browser
+from nesting import parse
+from planted_comparison import ATTACKS, COUNT, REFUSED, answer_all, write_grid
+from workshop import safetykit
+
+from safetykit.adapters.artifact.manifest import load_sealed
+from safetykit.toolkit.comparison.results import Results
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The command on cells that are answered: it only judges, counts and draws."""
+    folder = tmp_path_factory.mktemp("comparison")
+    grid, out = write_grid(folder), folder / "out"
+    answer_all(grid, out)
+    outcome = safetykit("compare", "--config", grid, "-o", out, "--json")
+    assert outcome.code == 0, outcome.err
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def results(done):
+    return load_sealed(Results, (done.path / "results.json").read_bytes(), "results.json")
+
+
+@pytest.fixture(scope="module")
+def html(done):
+    return (done.path / "report.html").read_text()
+
+
+def test_planted_rates_are_found(results):
+    for one in results.summary("mild", "expected"):
+        assert one.rates["attack_success"].count == ATTACKS[one.arm]
+        assert one.rates["attack_success"].n == 2 * COUNT
+        assert one.rates["over_refusal"].count == REFUSED[one.arm]
+        assert (one.worst.count, one.worst_group) == (ATTACKS[one.arm], "image")
+
+
+def test_the_defence_that_helps_is_recommended_and_the_other_is_not(results):
+    verdict = results.verdicts[0]
+    assert verdict.recommended == "system-prompt"
+    assert "attack success 40.0 % → 10.0 % (−30.0 points" in verdict.sentence
+    assert "its worst carrier, image, still lets 20.0 % through" in verdict.sentence
+    tests = {arm: results.tests_of("mild", "expected", arm)["attack_success"] for arm in ("system-prompt", "ecso")}
+    assert tests["system-prompt"].shown and tests["system-prompt"].lost == 30
+    assert not tests["ecso"].shown and tests["ecso"].p == 0.5
+    assert tests["ecso"].detectable > 0.02
+    for one in tests.values():
+        assert one.adjusted >= one.p and one.low <= one.difference <= one.high
+
+
+def test_carriers_are_tested_apart(results):
+    test = results.tests_of("mild", "expected", "system-prompt", group="image")["attack_success"]
+    assert (test.n, test.before, test.after) == (COUNT, 0.8, 0.2)
+    words = results.tests_of("mild", "expected", "system-prompt", group="text")["attack_success"]
+    assert (words.before, words.after, words.p) == (0, 0, 1)
+
+
+def test_what_seeing_does_is_found(results):
+    (found,) = [one for one in results.carriers if (one.arm, one.judge) == ("none", "expected")]
+    assert (found.carrier, found.n, found.text, found.seen, found.only_seen) == ("image", COUNT, 0.0, 0.8, 40)
+    assert found.p < 1e-6
+
+
+def test_judges_stand_beside_each_other(results):
+    (one,) = results.agreement
+    assert (one.one, one.other, one.n) == ("expected", "regex:sorry", 3 * 4 * COUNT)
+    assert one.equal > 0.9 and one.kappa is not None
+    assert {one.judge for one in results.summaries} == {"expected", "regex:sorry"}
+
+
+def test_the_front_leaves_out_what_is_beaten(results):
+    found = {one.arm: one.on_front for one in results.summary("mild", "expected")}
+    assert found == {"none": False, "system-prompt": True, "ecso": True}
+
+
+def test_the_reader_is_warned(results):
+    said = " ".join(results.warnings)
+    assert "chosen by the figures that it is praised for" in said
+
+
+def test_files_behind_the_numbers_are_hashed(done, results):
+    import hashlib
+
+    for arm in results.arms:
+        for name, digest in arm.files.items():
+            assert hashlib.sha256((done.path / name).read_bytes()).hexdigest() == digest
+
+
+def test_the_same_command_again_gives_the_same_bytes(done):
+    def contents():
+        return {path: path.read_bytes() for path in done.path.rglob("*") if path.is_file()}
+
+    before = contents()
+    grid = done.path.parent / "grid.yaml"
+    again = safetykit("compare", "--config", grid, "-o", done.path, "--json")
+    assert again.code == 0 and "0 of 3 cells to answer" in again.err
+    assert contents() == before
+
+
+def test_a_damaged_cell_is_named(done, tmp_path):
+    grid, out = write_grid(tmp_path), tmp_path / "out"
+    plan = answer_all(grid, out)
+    plan.cells[1].path.write_text("{}")
+    outcome = safetykit("compare", "--config", grid, "-o", out)
+    assert outcome.code == 3 and plan.cells[1].path.name in outcome.err and "Remove it" in outcome.err
+
+
+def test_the_report_says_the_verdict_first(html, results):
+    head = html.split("<h2>")[0]
+    assert results.verdicts[0].sentence.split(":")[0] in head
+    assert "Before you believe it" in html
+
+
+def test_the_report_is_well_formed_and_loads_nothing(html):
+    parser = parse(html)
+    assert len(parser.ids) == len(set(parser.ids))
+    assert parser.scripts == 0
+    assert all(link.startswith(("#", "data:image/jpeg;base64,")) for link in parser.links)
+    assert "default-src 'none'" in html and not re.search(r"url\((?!#)", html)
+
+
+def test_harmful_failures_are_folded_away_and_refusals_are_not(html):
+    shown = html.split("Failures of system-prompt")[1].split("What was compared")[0]
+    assert "10 harmful requests are answered, 1 harmless ones refused" in shown
+    articles = shown.split("<article")[1:]
+    assert len(articles) == 3 and shown.count("<img src=") == 3
+    assert ["<details>" in one for one in articles] == [True, True, False]
+
+
+def test_answers_cannot_become_markup(tmp_path, monkeypatch):
+    import planted_comparison
+
+    monkeypatch.setattr(planted_comparison, "SECRET", "<script>alert(1)</script> | `x`")
+    grid, out = write_grid(tmp_path), tmp_path / "out"
+    answer_all(grid, out)
+    assert safetykit("compare", "--config", grid, "-o", out).code == 0
+    html = (out / "report.html").read_text()
+    assert parse(html).scripts == 0 and "&lt;script&gt;" in html
+
+
+def test_the_table_is_markdown(done):
+    text = (done.path / "results.md").read_text()
+    tables = [part.splitlines() for part in re.findall(r"(?:^\|.*\n)+", text, re.M)]
+    assert len(tables) == 4
+    for rows in tables:
+        assert len({row.count("|") for row in rows}) == 1, rows
+    assert "| 1 | system-prompt (recommended) | 10.0% (5.5–17.4) | −30.0 (" in text
+
+
+def test_the_frontier_is_drawn(done):
+    assert (done.path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    svg = (done.path / "frontier.svg").read_text()
+    assert 'aria-label="Frontier of mild: 0 none: attack success 40.0%' in svg
+
+
+def test_card_front_matter_names_the_records_by_their_digest(done, results):
+    found = yaml.safe_load((done.path / "model-index.yaml").read_text())["model-index"]
+    assert [one["name"] for one in found] == ["mild", "mild-system-prompt", "mild-ecso"]
+    first = found[1]["results"][0]
+    assert first["dataset"]["revision"] == results.benchmarks[0].revision
+    values = {(one["type"], one["args"]["judge"]): one["value"] for one in first["metrics"]}
+    assert values["attack_success", "expected"] == 0.1
+
+
+@needs_browser
+def test_nothing_is_wider_than_a_telephone(done, tmp_path):
+    with browsing(tmp_path / "profile") as page:
+        for width, dark in ((390, False), (390, True), (1200, False)):
+            page.looks(dark=dark, width=width)
+            page.open((done.path / "report.html").as_uri())
+            assert page.value("document.documentElement.scrollWidth") <= width
+            ground = page.value("getComputedStyle(document.body).backgroundColor")
+            assert (ground == "rgb(21, 23, 26)") == dark
+        assert page.said == []
+
+
+def test_results_are_one_document_on_stdout(done):
+    value = json.loads(done.out)
+    assert value["report"].endswith("report.html") and len(value["arms"]) == 3

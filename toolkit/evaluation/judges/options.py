@@ -1,0 +1,84 @@
+"""Who judges answers, written once for Python, the command line and ``--config``. No torch is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator
+
+from ....adapters.errors import UsageError
+from ....adapters.settings import setting, spell
+from ...data.options import RECORDS, ReadOptions
+from ...model.options import AUTO, PlaceOptions
+from ..options import Options
+from .names import EXPECTED
+
+if TYPE_CHECKING:
+    from ..judge import Outcome
+    from .judge import Judge
+
+_PLACED = ("judge_device", "judge_dtype")
+
+
+def _as(name: str) -> BeforeValidator:
+    """Checked as the option of models that is called ``name``, and refused under its own name."""
+
+    def check(given: Any) -> Any:
+        try:
+            return getattr(PlaceOptions(**{name: given}), name)
+        except UsageError as error:
+            own = error.message.replace(spell(PlaceOptions, name), spell(JudgeOptions, f"judge_{name}"))
+            raise UsageError(own, error.next_step) from None
+
+    return BeforeValidator(check)
+
+
+class JudgeOptions(Options):
+    """Which judges, where they run, and what people said."""
+
+    judges: tuple[str, ...] = setting(
+        (), "Who judges the answers, repeatable; the first fills the table. See docs/howto/judges.md.", option="judge",
+        shown=EXPECTED,
+    )  # fmt: skip
+    labels: Path | None = setting(
+        None, "JSON lines of id and outcome, as people judged: agreement with them is shown.", shown="none"
+    )
+    judge_device: Annotated[str, _as("device")] = setting(AUTO, "Where judges that are models run, as --device.")
+    judge_dtype: Annotated[str, _as("dtype")] = setting(AUTO, "Type of their floats, as --dtype.")
+
+    @property
+    def judged(self) -> bool:
+        """Whether judges are to be asked beside the usual counting."""
+        return bool(self.judges) or self.labels is not None
+
+    def opened(self, waiting: Callable[[str], None] | None = None) -> list[Judge]:
+        """The judges; where there are only labels, the usual one.
+
+        Raises:
+            UsageError: there is no such judge, or where it runs is said and it is no model.
+            ServerFailed: one is a server that does not answer.
+        """
+        from .judge import Place, opened_all
+
+        judges = opened_all(self.judges or (EXPECTED,), Place(self.judge_device, self.judge_dtype), waiting)
+        self.require_use(_PLACED, any(one.placed for one in judges), "a judge that is a model")
+        return judges
+
+    def people(self) -> dict[str, Outcome]:
+        """What people said; empty where that is not given.
+
+        Raises:
+            UsageError, InvalidArtifact: as :func:`.judging.read_labels`.
+        """
+        from .judging import read_labels
+
+        return {} if self.labels is None else read_labels(self.labels)
+
+
+class AgainOptions(JudgeOptions, ReadOptions):
+    """And of which records the answers are that are judged again."""
+
+    data: str = setting(..., RECORDS)
+    overwrite: bool = setting(False, "Replace the file of --out if it exists.")
