@@ -29,7 +29,7 @@ class Says(Judge):
 
     def judge(self, items):
         outcome = {"r": "refused", "a": "answered", "o": "other"}
-        return [Verdict(outcome.get(text[:1]), float(text[1:]) if text[1:] else None) for _, text in items]
+        return [Verdict(outcome.get(text[:1]), float(text[1:]) if text[1:2].isdigit() else None) for _, text in items]
 
 
 class Whole(Says):
@@ -309,7 +309,7 @@ def test_from_the_publishers_layout_to_the_figures(kind, tmp_path):
     assert found["name"] == kind and found["n"] == len(records)
     assert bool(found["figures"]) == (kind != "mm-vet"), found
     done = safetykit("judge", tmp_path / "kept.json", *typed, "--overwrite")
-    assert f"{kind} as its publishers count" in done.out
+    assert f"{kind} as its publishers count" in " ".join(done.out.split())
 
 
 def test_mmbench_without_turns_is_turned(tmp_path):
