@@ -219,6 +219,7 @@ def test_what_was_judged_is_judged_again(kept, judged):
         ("llama-guard-3:nowhere", 2, "names no folder of a model"),
         ("harmbench:{picturing}", 2, "and a judge harmbench is a …ForCausalLM"),
         ("classifier:{picturing}", 2, "ForSequenceClassification"),
+        ("llama-guard-3-vision:{picturing}", 2, "There is no device cuda:77 here"),
         ("http://127.0.0.1:9/v1", 9, "does not answer"),
         ("ftp:x", 2, "There is no judge"),
     ],
@@ -227,7 +228,8 @@ def test_a_judge_that_is_none_is_refused_before_work(judged, kept, spec, code, s
     from safetykit.toolkit.model import endpoint
 
     monkeypatch.setattr(endpoint, "_RETRIES", 0)
-    done, value = judged(spec.replace("{picturing}", str(random_checkpoint)))
+    more = ("--judge-device", "cuda:77") if spec.startswith("llama-guard-3-vision") else ()
+    done, value = judged(spec.replace("{picturing}", str(random_checkpoint)), more=more)
     assert (done.code, value) == (code, None)
     assert said in " ".join(done.err.split()), done.err
 
