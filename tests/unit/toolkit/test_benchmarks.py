@@ -116,6 +116,7 @@ def lettered(options, right):
     [
         ("B", "B"),
         (" (b) no", None),
+        ("b.", "B"),
         ("(B) that thing", "B"),
         ("B. this", "B"),
         ("The answer is B because it is not A.", "B"),
@@ -172,6 +173,10 @@ def test_scienceqa():
         ("two", "2"),
         ("1,000", "1000"),
         ("3.5", "3.5"),
+        ("3.5.", "3.5"),
+        ("the dog's", "dog 's"),
+        ("rock-n-roll", "rock n roll"),
+        ("rock -n-roll", "rock nroll"),
         ("dont", "don't"),
         ("STOP!", "stop"),
         ("a\nkite", "kite"),
