@@ -81,7 +81,7 @@ def planted_classifier(folder: Path, labels: Mapping[str, str], default: str) ->
         _planted(model, ids, words, [])
         model.score.weight[0, 0] = 0.1
         for at, word in enumerate(words, start=1):
-            model.score.weight[names.index(labels[word]), at] += 1
+            model.score.weight[names.index(labels[word]), at] += 10
     return _saved(folder, model, tokenizer, "")
 
 

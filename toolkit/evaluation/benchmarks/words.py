@@ -29,8 +29,8 @@ def normalised(text: str) -> str:
     """An answer as the evaluation of TextVQA compares it.
 
     Small letters; no comma, no question mark, no full stop but before a digit; ``'s`` is a word. A mark goes if it has
-    a space beside it anywhere, and is a space otherwise. Numbers up to ten are digits, articles go, and contractions get
-    their apostrophes.
+    a space beside it anywhere, and is a space otherwise. Numbers up to ten are digits, articles go, and contractions
+    get their apostrophes.
     """
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     text = found = text.replace("\n", " ").replace("\t", " ").strip()

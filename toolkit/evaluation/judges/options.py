@@ -40,8 +40,8 @@ class JudgeOptions(Options):
 
     judges: tuple[str, ...] = setting(
         (),
-        "Who judges, repeatable; the first fills the table: expected, phrases, exact, learned, regex:PATTERN, KIND:FOLDER "
-        "of a guard or classifier, or the address of a served model.",
+        "Who judges, repeatable; the first fills the table: expected, phrases, exact, learned, regex:PATTERN, "
+        "KIND:FOLDER of a guard or classifier, or the address of a served model.",
         option="judge",
         shown=EXPECTED,
     )

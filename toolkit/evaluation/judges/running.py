@@ -82,7 +82,10 @@ class Guard(HarmJudge):
             inputs = tokenizer.pad(ids, return_tensors="pt")
         else:
             inputs = prepared[0]
-        inputs = {name: value.to(model.device) for name, value in inputs.items()}
+        inputs = {
+            name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+            for name, value in inputs.items()
+        }
         width = inputs["input_ids"].shape[1]
         with torch.inference_mode():
             if self._kind.first:
