@@ -56,7 +56,8 @@ class CAST(Settings):
         layers = tuple(range(most + 1)) if self.condition_layer is None else (self.condition_layer,)
         if not layers or max(layers) > most:
             raise UsageError(
-                f"The condition has to be read before anything is pushed, and layer {min(pushed)} is the first that is.",
+                "The condition has to be read before anything is pushed, "
+                f"and layer {min(pushed)} is the first that is.",
                 f"Choose later {spell(type(self), 'layers')}, or an earlier {spell(type(self), 'condition_layer')}.",
             )
         return layers
