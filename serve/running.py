@@ -63,6 +63,7 @@ class Server:
         options = self._service.options
         config = uvicorn.Config(
             application(self._service, self._keys),
+            http="h11",  # which bounds what headers hold; other parsers, taken where they are installed, do not
             log_config=None,
             access_log=False,
             server_header=False,
