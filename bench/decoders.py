@@ -30,8 +30,9 @@ import onnxruntime
 import torch
 
 from safetykit.bench.random_decoder import HEAD, random_llama, write_decoder
-from safetykit.bench.skeleton import PAUSE, arguments, cpus, peak_mb, read_results, run, say, write_results, write_table
+from safetykit.bench.skeleton import PAUSE, arguments, peak_mb, read_results, run, say, write_results, write_table
 from safetykit.export.document.latency import interleave, median_ratio
+from safetykit.export.runtime.sessions import cores
 
 PYTORCH, OWN, BUILDER, OWN4, BUILDER4 = "PyTorch sdpa", "own fp32", "builder fp32", "own int4", "builder int4"
 CONTROL = "own fp32 again"
@@ -247,7 +248,7 @@ def main(given: Sequence[str] | None = None) -> int:
         found = read_results(results, {"lengths": {}, "export_seconds": {}, "memory_mb": {}})
         found["export_seconds"] |= write(folder, options)
         found["options"] = {name: value for name, value in vars(options).items() if name not in ("folder", "out")}
-        found["cpus"], found["onnxruntime"] = cpus(), onnxruntime.__version__
+        found["cpus"], found["onnxruntime"] = cores(), onnxruntime.__version__
         for name in ARMS:
             if name not in found["memory_mb"]:
                 found["memory_mb"][name] = round(memory(name, folder, options))

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from safetykit.adapters.errors import UsageError
 from safetykit.bench.clients import SCORE, words_of
 from safetykit.bench.skeleton import say
 from safetykit.toolkit.model.endpoint import chat_messages
@@ -68,7 +69,11 @@ class Served:
 
 @contextlib.contextmanager
 def served(export: Path, max_batch: int, log: Path, *options: object, max_queue: int = 64) -> Iterator[Served]:
-    """`safetykit serve` in a process of its own, which writes a log and ends with the block."""
+    """`safetykit serve` in a process of its own, which writes a log and ends with the block.
+
+    Raises:
+        UsageError: it does not start.
+    """
     limits = ("--max-batch", max_batch, "--max-queue", max_queue)
     words = ("serve", export, "--name", _MODEL, "--port", 0, *limits, *options, "--json")
     command = [sys.executable, "-m", "safetykit", *map(str, words)]
@@ -77,9 +82,11 @@ def served(export: Path, max_batch: int, log: Path, *options: object, max_queue:
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=written, text=True) as process,
     ):
         assert process.stdout is not None
-        told = "".join(iter(process.stdout.readline, "}\n")) + "}"
         try:
-            yield Served(json.loads(told)["url"], process.pid)
+            told = "".join(itertools.takewhile("}\n".__ne__, process.stdout)) + "}"
+            if "url" not in (value := json.loads(told) if len(told) > 1 else {}):
+                raise UsageError("The server does not start.", f"See {log}.")
+            yield Served(value["url"], process.pid)
         finally:
             process.terminate()
 
@@ -193,12 +200,12 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     return {"p50": float(np.percentile(seconds, 50)), "p95": float(np.percentile(seconds, 95))}
 
 
-def loop(answer: Callable[[Request], int], requests: Sequence[Request]) -> dict[str, Any]:
-    """One request after the other; ``answer`` gives the number of tokens that it generated."""
+def loop(answer: Callable[[Request, int], int], requests: Sequence[Request], most: Sequence[int]) -> dict[str, Any]:
+    """One request after the other, each of at most so many tokens; ``answer`` gives how many it generated."""
     seconds, tokens = [], 0
-    for one in requests:
+    for one, size in zip(requests, most, strict=True):
         began = time.perf_counter()
-        tokens += answer(one)
+        tokens += answer(one, size)
         seconds.append(time.perf_counter() - began)
     return {**percentiles(seconds), "tokens": tokens, "tokens_per_second": tokens / sum(seconds)}
 

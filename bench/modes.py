@@ -24,11 +24,11 @@ import torch
 from safetykit.adapters.artifact.intervention import Intervention
 from safetykit.adapters.artifact.sites import Gating, Site
 from safetykit.bench.random_decoder import random_llama, write_decoder
-from safetykit.bench.skeleton import CONTROL, PAUSE, UNMODIFIED, arguments, cpus, emit, median_ms, ratios, run
+from safetykit.bench.skeleton import CONTROL, PAUSE, UNMODIFIED, arguments, emit, median_ms, ratios, run
 from safetykit.export.document.latency import interleave
 from safetykit.export.manifest import LAYOUT
 from safetykit.export.runtime.binding import Session
-from safetykit.export.runtime.sessions import open_session
+from safetykit.export.runtime.sessions import cores, open_session
 from safetykit.export.surgery.bake import Placed, bake
 from safetykit.export.surgery.swappable import describe_parameters, open_parameters
 
@@ -133,7 +133,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     return {
         "options": {name: value for name, value in vars(options).items() if name != "folder"},
         "onnxruntime": onnxruntime.__version__,
-        "cpus": cpus(),
+        "cpus": cores(),
         "load_average": os.getloadavg(),
         "weights_mb": (folder / LAYOUT.data("decoder")).stat().st_size / 2**20,
         "median_ms": median_ms(times),

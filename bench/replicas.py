@@ -31,10 +31,11 @@ from urllib.parse import urlsplit
 from safetykit.adapters.errors import UsageError
 from safetykit.bench.clients import TOKENS
 from safetykit.bench.load import WRONG, Question, compared, percentiles
-from safetykit.bench.serve import questions
-from safetykit.bench.skeleton import arguments, cpus, run, say, write_results, write_table
+from safetykit.bench.loops import questions
+from safetykit.bench.skeleton import arguments, run, say, write_results, write_table
 from safetykit.bench.soak import make_export
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.export.runtime.sessions import cores
 from safetykit.toolkit.data.records import load_records, subset
 from safetykit.toolkit.data.sources import data_path
 
@@ -52,7 +53,7 @@ def cluster(python: Path, export: Path, log: Path) -> Iterator[tuple[str, int, s
         port = taken.getsockname()[1]
     given = {"export": export.resolve(), "replicas": _REPLICAS, "name": "bench", "cpus": 0.5, "max_queue": 64}
     words = [f"{name}={one}" for name, one in given.items()] + ["allow_anonymous=true"]
-    command = [str(one) for one in (python, _DRIVER, port, cpus(), *words)]
+    command = [str(one) for one in (python, _DRIVER, port, cores(), *words)]
     with (
         log.open("w") as written,
         subprocess.Popen(
@@ -168,7 +169,7 @@ def measured(export: Path, python: Path, out: Path, *, limit: int, requests: int
         "replicas": len(before),
         "requests": requests,
         "clients": clients,
-        "cpus": cpus(),
+        "cpus": cores(),
         "seconds": spent,
         "back": back,
         **percentiles(load.seconds),

@@ -18,9 +18,11 @@ and servers: what there is to gain where all cores are busy, whoever else uses t
 ONNX Runtime GenAI on the same graphs, one request after the other, which generates for refused prompts too and tells no
 risk; the server with one row a batch, so that HTTP costs the same; and the server with `--threads 1`.
 
-Answers of the reference VLM are a few tokens long. So ``--length`` asks another export for as many tokens: the same
-checkpoint, whose answers are ended by a token that it never says. What a row costs the graphs alone, by the number of
-rows, stands in a table of its own: where it is the same for one row and for eight, no batch can gain anything.
+Answers of the reference VLM are a few tokens long. So another export is asked, too: the same checkpoint, whose answers
+are ended by a token that it never says. Mixed lengths are drawn for each record, the same for all that are measured,
+from 8 to 128 tokens with equally many in each octave; ``--length`` asks for as many tokens each. What a row costs the
+graphs alone, by the number of rows, stands in a table of its own: where it is the same for one row and for eight, no
+batch can gain anything.
 
 A server with a short queue is asked by 64 clients, and what it refuses with 429 is counted. ``--minutes`` lasts the
 load that long, and looks at the server's memory. What the output folder holds is kept, and the rest measured.
@@ -42,22 +44,19 @@ from typing import Any
 from safetykit.bench.batching import costs
 from safetykit.bench.batching import lines as lines_of_rows
 from safetykit.bench.clients import TOKENS
-from safetykit.bench.load import CONTROL, LOOP, WRONG, Arm, Question, Served, body, load, loop, rounds, served, wrong_of
+from safetykit.bench.load import CONTROL, LOOP, WRONG, Question, Served, load, rounds, served, wrong_of
+from safetykit.bench.loops import LONGEST, SHORTEST, each_of, loops, mixed_lengths, of_genai, questions
 from safetykit.bench.memory_in_use import slope
-from safetykit.bench.runtimes import genai_answers
-from safetykit.bench.skeleton import arguments, cpus, read_results, run, say, write_results, write_table
-from safetykit.bench.soak import canary_of, make_export
-from safetykit.export.layouts.arrange import arrange
-from safetykit.export.manifest import read_manifest
+from safetykit.bench.skeleton import arguments, read_results, run, say, write_results, write_table
+from safetykit.bench.soak import make_export
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.export.runtime.sessions import cores
 from safetykit.toolkit.data.records import Record, load_records, subset
 from safetykit.toolkit.data.sources import data_path, model_path
 from safetykit.toolkit.model.asking import request_of
-from safetykit.toolkit.model.requests import Request
 
 LEVELS, LENGTHS = (1, 2, 4, 8, 16, 32, 64), (8, 32, 64)
 GENAI, SINGLE, BATCHES, THREAD = "GenAI, its own loop", "one row a batch", "batches", "`--threads 1`"
-_BATCH = 32  # as of `eval`
 _QUEUE = 32  # of the server with one row a batch, which is asked by more at last
 _CROWD = 64  # clients of an overload
 
@@ -73,42 +72,6 @@ class Settings:
     max_batch: int
     canaries: int
     minutes: int
-
-
-def questions(model: OnnxVLM, records: Sequence[Record], tokens: int) -> list[Question]:
-    """Every record with the answer that a batch gives it."""
-    asked = [request_of(record) for record in records]
-    answers = [one for at in range(0, len(asked), _BATCH) for one in model.generate(asked[at : at + _BATCH], tokens)]
-    threshold = model.detector.threshold if model.detector else 0.0
-    return [
-        Question(body(request, tokens), answer, threshold, canary_of(record, answer))
-        for record, request, answer in zip(records, asked, answers, strict=True)
-    ]
-
-
-def loops(model: OnnxVLM, requests: Sequence[Request], tokens: int) -> dict[str, Arm]:
-    """The loop that all is compared with, and it again."""
-
-    def answer(request: Request) -> int:
-        found = model.generate(request, tokens)
-        return 0 if found.refused else len(found.token_ids)
-
-    return dict.fromkeys((LOOP, CONTROL), lambda: loop(answer, requests))
-
-
-def of_genai(folder: Path, export: Path, requests: Sequence[Request]) -> Arm:
-    """GenAI's loop on a copy of the export in its layout."""
-    import onnxruntime_genai
-
-    if not folder.is_dir():
-        shutil.copytree(export, folder)
-        arrange(folder, read_manifest(folder, verify=False), "genai")
-    ours, theirs = OnnxVLM.from_pretrained(folder), onnxruntime_genai.Model(str(folder))
-
-    def answer(request: Request) -> int:
-        return len(genai_answers(ours, [request], TOKENS, model=theirs)[0])
-
-    return lambda: loop(answer, requests)
 
 
 def endless(folder: Path) -> Path:
@@ -127,20 +90,25 @@ def endless(folder: Path) -> Path:
 
 
 def speeds(
-    export: Path, records: Sequence[Record], servers: tuple[Served, Served], out: Path, settings: Settings
+    export: Path,
+    records: Sequence[Record],
+    tokens: int | Sequence[int],
+    servers: tuple[Served, Served],
+    genai: Path,
+    settings: Settings,
 ) -> dict[str, Any]:
-    """Every number of clients beside the loops."""
-    model, (batching, single) = OnnxVLM.from_pretrained(export), servers
-    asked = questions(model, records, TOKENS)[: settings.requests]
-    requests = [request_of(record) for record in records][: settings.requests]
-    arms = loops(model, requests, TOKENS)
-    arms[GENAI] = of_genai(out / "genai", export, requests)
+    """Every number of clients beside the loops; ``genai`` is where the export lies in GenAI's layout, or will."""
+    model, (batching, single), count = OnnxVLM.from_pretrained(export), servers, settings.requests
+    records, most = records[:count], each_of(tokens, len(records))[:count]
+    asked, requests = questions(model, records, most), [request_of(record) for record in records]
+    arms = loops(model, requests, most)
+    arms[GENAI] = of_genai(genai, export, requests, most)
     clients = settings.max_batch * 2
-    arms[SINGLE] = lambda: load(single.url, asked, clients, settings.requests)
+    arms[SINGLE] = lambda: load(single.url, asked, clients, count)
     for level in settings.levels:
-        arms[str(level)] = lambda level=level: load(batching.url, asked, level, settings.requests)
-    with served(export, settings.max_batch, out / "thread.log", "--threads", 1) as sparing:
-        arms[THREAD] = lambda: load(sparing.url, asked, clients, settings.requests)
+        arms[str(level)] = lambda level=level: load(batching.url, asked, level, count)
+    with served(export, settings.max_batch, genai.with_suffix(".thread.log"), "--threads", 1) as sparing:
+        arms[THREAD] = lambda: load(sparing.url, asked, clients, count)
         return rounds(arms, settings.rounds)
 
 
@@ -192,7 +160,7 @@ def measured(
     asked = questions(model, records, TOKENS)
     found: dict[str, Any] = read_results(path)
     found |= {"records": len(asked), "canaries": sum(one.canary is not None for one in asked)}
-    found |= {"max_batch": settings.max_batch, "cpus": cpus()}
+    found |= {"max_batch": settings.max_batch, "cpus": cores()}
 
     def part(name: str, make: Callable[[], Any]) -> None:
         if name not in found:
@@ -211,12 +179,14 @@ def measured(
     model.close()
     if not {"speeds", "same", "overload", "peak"} <= found.keys():
         with servers(export, "serve") as both:
-            part("speeds", lambda: speeds(export, records, both, out, settings))
+            part("speeds", lambda: speeds(export, records, TOKENS, both, out / "genai", settings))
             part("same", lambda: equalities(asked, both[0], settings))
             part("overload", lambda: load(both[1].url, asked, _CROWD, settings.requests * 4)["tally"])
             part("peak", lambda: [round(one.resident("VmHWM")) for one in both])
-    if endless_export and "lengths" not in found:
+    if endless_export and not {"mixed", "lengths"} <= found.keys():
+        mixed, genai = mixed_lengths(len(records)), out / "endless-genai"
         with servers(endless_export, "endless") as both:
+            part("mixed", lambda: speeds(endless_export, records, mixed, both, genai, settings))
             part("lengths", lambda: speeds_by_length(endless_export, records, both, settings))
     if settings.minutes:
         with served(export, settings.max_batch, out / "lasting.log") as server:
@@ -226,7 +196,7 @@ def measured(
 
 def wrong(results: Mapping[str, Any]) -> int:
     """Answers that were not as they must be, in all parts."""
-    arms = [results["speeds"], *results.get("lengths", {}).values()]
+    arms = [results["speeds"], results.get("mixed", {}), *results.get("lengths", {}).values()]
     counted = sum(one["wrong"] for part in arms for one in part.values()) + results.get("memory", {}).get("wrong", 0)
     return counted + wrong_of([{"tally": one} for one in (*results["same"].values(), results["overload"])])
 
@@ -239,17 +209,9 @@ def table(results: Mapping[str, Any]) -> str:
         f" {results['max_batch']} rows a batch; {results['cpus']} cores, shared by clients and servers.",
         "",
     ]
-    lines += ["| clients | p50, ms | p95, ms | tokens a second | over the loop | of processor, over the loop | wrong |"]
-    lines += ["|---:|---:|---:|---:|---:|---:|---:|"]
-    levels = sorted((name for name in results["speeds"] if name.isdecimal()), key=int)
-    for name in (LOOP, CONTROL, GENAI, SINGLE, *levels, THREAD):
-        one = results["speeds"][name]
-        named = f"{clients}, {name}" if name in (SINGLE, THREAD) else name
-        lines.append(
-            f"| {named} | {1000 * one['p50']:.0f} | {1000 * one['p95']:.0f} | {one['tokens_per_second']:.0f} |"
-            f" {_over(one)} | {_over(one, 'over_processor')} | {'' if 'loop' in name else one['wrong']} |"
-        )
-    lines.append("")
+    lines += [*_by_clients(results["speeds"], clients), ""]
+    if "mixed" in results:
+        lines += [f"Answers of {SHORTEST} to {LONGEST} tokens:", "", *_by_clients(results["mixed"], clients), ""]
     if "lengths" in results:
         arms = (
             (CONTROL, CONTROL),
@@ -286,6 +248,20 @@ def table(results: Mapping[str, Any]) -> str:
             said += f", after the first third {value:+.1f} MiB an hour ({low:+.1f} to {high:+.1f}, 95 %)"
         lines.append(said + ".")
     return "\n".join([*lines, ""])
+
+
+def _by_clients(found: Mapping[str, Mapping[str, Any]], clients: int) -> list[str]:
+    lines = ["| clients | p50, ms | p95, ms | tokens a second | over the loop | of processor, over the loop | wrong |"]
+    lines += ["|---:|---:|---:|---:|---:|---:|---:|"]
+    levels = sorted((name for name in found if name.isdecimal()), key=int)
+    for name in (LOOP, CONTROL, GENAI, SINGLE, *levels, THREAD):
+        one = found[name]
+        named = f"{clients}, {name}" if name in (SINGLE, THREAD) else name
+        lines.append(
+            f"| {named} | {1000 * one['p50']:.0f} | {1000 * one['p95']:.0f} | {one['tokens_per_second']:.0f} |"
+            f" {_over(one)} | {_over(one, 'over_processor')} | {'' if 'loop' in name else one['wrong']} |"
+        )
+    return lines
 
 
 def _over(one: Mapping[str, Any], over: str = "over") -> str:

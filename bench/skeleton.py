@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -65,7 +65,16 @@ def results_folder(parser: argparse.ArgumentParser) -> None:
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """End the process as ``main`` says; a failure is one line and its exit code."""
+    """End the process as ``main`` says; a failure is one line and its exit code.
+
+    SIGTERM and SIGHUP end it as Ctrl-C does, so that the servers that ``main`` has started end, too.
+    """
+
+    def leave(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    for one in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(one, leave)
     try:
         code = main()
     except SafetykitError as error:
@@ -162,8 +171,3 @@ def median_ms(times: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
 def peak_mb() -> float:
     """Peak resident memory of this process, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -32,10 +32,11 @@ from typing import Any
 from safetykit.bench._triton.server import Installed, Running, installed, served, with_stand_ins
 from safetykit.bench.clients import TOKENS
 from safetykit.bench.load import LOOP, WRONG, Question, compared, percentiles
-from safetykit.bench.serve import loops, questions
-from safetykit.bench.skeleton import arguments, cpus, run, say, write_results, write_table
+from safetykit.bench.loops import loops, questions
+from safetykit.bench.skeleton import arguments, run, say, write_results, write_table
 from safetykit.bench.soak import make_export
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.export.runtime.sessions import cores
 from safetykit.toolkit.data.records import load_records, subset
 from safetykit.toolkit.data.sources import data_path
 from safetykit.toolkit.model.asking import request_of
@@ -178,7 +179,7 @@ def measured(
     model.close()
     repository = with_stand_ins(export, work / "repository")
     lines = [line(one, attached=at % 2 == 1) for at, one in enumerate(expected)]
-    results: dict[str, Any] = {"loop": alone, "records": len(expected), "clients": clients, "cpus": cpus(), "ways": {}}
+    results: dict[str, Any] = {"loop": alone, "records": len(expected), "clients": clients, "cpus": cores(), "ways": {}}
     began = time.perf_counter()
     with served(found, repository, work) as server:
         results["ready"], results["server"] = time.perf_counter() - began, server.version()

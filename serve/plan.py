@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..adapters.artifact.hub import located
@@ -16,6 +16,7 @@ from ..export.runtime.hotswap import Swap, require_swappable, swap_in
 from ..export.runtime.strength import scaled, strengths
 from ..toolkit.data.sources import is_checkpoint, is_export
 from .access import KEYS_VARIABLE, Keys, is_loopback
+from .drift import Reference, least_window, references_of
 from .engine import OFF, OWN
 from .options import ServeOptions
 
@@ -110,17 +111,44 @@ def named_adapters(named: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def require_choices(folder: Path, options: ServeOptions) -> None:
+def require_choices(folder: Path, options: ServeOptions) -> dict[str, Path]:
     """Refuse what requests could not choose, by what can be seen before the export's files are hashed.
+
+    Returns:
+        The folders of adapters that requests may choose, by name.
 
     Raises:
         UsageError: an adapter is not there, the export takes no others, or it holds no graphs without adapters.
     """
-    named_adapters(options.adapters)
+    named = named_adapters(options.adapters)
     if options.adapters or options.swap or options.allow_strength is not None:
         require_swappable(read_manifest(folder, verify=False))
     if options.allow_off:
         base_graphs(folder)
+    return named
+
+
+def require_drift(folder: Path, options: ServeOptions, say: Callable[[str], None]) -> tuple[Reference, ...]:
+    """What the server's prompts are compared with; ``say`` is told where that can show nothing.
+
+    Raises:
+        UsageError: an option of drift cannot act, or no window of the size that was asked for can raise an alarm.
+        InvalidArtifact: what the export says of its calibration is damaged.
+    """
+    none = options.swap or not options.drift_window
+    found = () if none else references_of(folder, read_manifest(folder, verify=False))
+    own = "an export with own adapters that were calibrated"
+    options.require_use(("drift_window", "drift_false_alarms"), bool(found), own)
+    least = least_window(found, options.drift_false_alarms)
+    if not found or (least is not None and least <= options.drift_window):
+        return found
+    window, alarms = (spell(ServeOptions, name) for name in ("drift_window", "drift_false_alarms"))
+    no_alarm = f"With this calibration and {alarms} {options.drift_false_alarms:g} {options.drift_window} prompts"
+    advice = f"Pass {window} {least} or more, or 0, which compares nothing."
+    if least is not None and options.given("drift_window"):
+        raise UsageError(f"{no_alarm} can raise no alarm of drift, whatever they are.", advice)
+    say(f"{no_alarm} can raise no alarm of drift: its records are too few")
+    return found
 
 
 def require_strength(folder: Path, manifest: ExportManifest, swaps: Sequence[Swap], most: float) -> None:

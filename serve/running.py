@@ -11,17 +11,16 @@ from typing import Any
 
 import uvicorn
 
-from ..adapters.errors import ServerFailed, UsageError
+from ..adapters.errors import ServerFailed
 from ..adapters.settings import spell
 from ..export.runtime.hotswap import read_swap
 from ..export.runtime.onnx_vlm import OnnxVLM
 from ..export.runtime.sessions import CPU, computing_with, require_cores
 from .access import Keys, read_keys
 from .app import application
-from .drift import Reference, least_window, references_of
 from .logs import Log
 from .options import ServeOptions
-from .plan import bound, named_adapters, require_choices, require_keys, require_strength
+from .plan import bound, require_choices, require_drift, require_keys, require_strength
 from .service import Service
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -64,6 +63,7 @@ class Server:
         options = self._service.options
         config = uvicorn.Config(
             application(self._service, self._keys),
+            http="h11",  # which bounds what headers hold; other parsers, taken where they are installed, do not
             log_config=None,
             access_log=False,
             server_header=False,
@@ -118,7 +118,8 @@ def serving(folder: Path, options: ServeOptions, *, say: Callable[[str], None] =
     options.require_use(("threads",), CPU[0] in options.providers, f"the provider {CPU[0]}")
     require_cores(options.threads, spell(ServeOptions, "threads"))
     allowed = options.allow_uncorrected_detector
-    require_choices(folder, options)
+    named = require_choices(folder, options)
+    watched = require_drift(folder, options, say)
     with computing_with(options.threads):
         model = OnnxVLM.from_pretrained(folder, options.providers, index=options.external_index, opened=False)
         model.inputs.limit(options.max_prompt_tokens)
@@ -126,13 +127,11 @@ def serving(folder: Path, options: ServeOptions, *, say: Callable[[str], None] =
         if options.swap:
             own = read_swap(options.swap, model.manifest, allow_uncorrected_detector=allowed)
         swaps = {
-            name: read_swap([one], model.manifest, allow_uncorrected_detector=allowed)
-            for name, one in named_adapters(options.adapters).items()
+            name: read_swap([one], model.manifest, allow_uncorrected_detector=allowed) for name, one in named.items()
         }
         if options.allow_strength is not None:
             others = (*swaps.values(), *([own] if own is not None else ()))
             require_strength(model.path, model.manifest, others, options.allow_strength)
-        watched = _watched(model, options, say)
         if options.canary:
             found = model.check_canaries()
             say(f"{len(found.canaries)} canaries are answered as they were, {found.telling} of them show the adapters")
@@ -148,24 +147,3 @@ def serving(folder: Path, options: ServeOptions, *, say: Callable[[str], None] =
             yield service
         finally:
             service.close()
-
-
-def _watched(model: OnnxVLM, options: ServeOptions, say: Callable[[str], None]) -> tuple[Reference, ...]:
-    """What the server's prompts are compared with; ``say`` is told where that can show nothing.
-
-    Raises:
-        UsageError: an option of drift cannot act, or no window of the size that was asked for can raise an alarm.
-    """
-    found = () if options.swap or not options.drift_window else references_of(model.path, model.manifest)
-    own = "an export with own adapters that were calibrated"
-    options.require_use(("drift_window", "drift_false_alarms"), bool(found), own)
-    least = least_window(found, options.drift_false_alarms)
-    if not found or (least is not None and least <= options.drift_window):
-        return found
-    window, alarms = (spell(ServeOptions, name) for name in ("drift_window", "drift_false_alarms"))
-    no_alarm = f"With this calibration and {alarms} {options.drift_false_alarms:g} {options.drift_window} prompts"
-    advice = f"Pass {window} {least} or more, or 0, which compares nothing."
-    if least is not None and options.given("drift_window"):
-        raise UsageError(f"{no_alarm} can raise no alarm of drift, whatever they are.", advice)
-    say(f"{no_alarm} can raise no alarm of drift: its records are too few")
-    return found

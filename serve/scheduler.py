@@ -68,6 +68,7 @@ class Scheduler:
         max_queue: most rows that wait.
         clock: seconds, for deadlines.
         when_broken: called from the thread if it fails, when nothing is accepted any more and before the rows are told.
+        turned: called from the thread when rows may have been told something, after prompts and after every turn.
 
     Attributes:
         broken: whether the thread has failed.
@@ -81,8 +82,9 @@ class Scheduler:
         max_queue: int,
         clock: Callable[[], float] = time.monotonic,
         when_broken: Callable[[BaseException], None] = lambda error: None,
+        turned: Callable[[], None] = lambda: None,
     ) -> None:
-        self._engine, self._clock, self._when_broken = engine, clock, when_broken
+        self._engine, self._clock, self._when_broken, self._turned = engine, clock, when_broken, turned
         self.broken = False
         self.max_batch, self.max_queue = max_batch, max_queue
         self._changed = threading.Condition()
@@ -174,6 +176,7 @@ class Scheduler:
             for row in rows:
                 with contextlib.suppress(Exception):  # of this row; the others are told all the same
                     self._fail(row, ending())
+            self._turned()
 
     def _answer(self) -> None:
         """Turn after turn, until the scheduler is closed."""
@@ -192,13 +195,16 @@ class Scheduler:
                 batch = None
                 for row in list(self._since):
                     self._fail(row, error)
+            self._turned()
 
     def _turn(self, batch: _Batch | None, new: list[Row]) -> _Batch | None:
         """Let go of rows, read new prompts and decode one token of each row."""
         batch = self._without_gone(batch)
         if new and new[0].variant != self._variant:  # so there is no batch
             new = self._used(new)
-        batch = self._joined([*([batch] if batch else []), *self._begun(new)])
+        begun = self._begun(new)
+        self._turned()  # first words and refusals do not wait for the others' tokens
+        batch = self._joined([*([batch] if batch else []), *begun])
         return self._stepped(batch) if batch else None
 
     def _admitted(self, batch: _Batch | None) -> tuple[list[Row], list[Row]]:

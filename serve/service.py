@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -89,11 +90,14 @@ class Service:
         self.watched = tuple(watched)
         self._engine = ExportEngine(model, swaps, plain, scales=options.allow_strength is not None)
         self.when_broken: Callable[[], None] = lambda: None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._said: deque[tuple[Asked, int, Event]] = deque()  # by the scheduler's thread, and not handed on yet
         self.scheduler = Scheduler(
             self._engine,
             max_batch=options.max_batch,
             max_queue=options.max_queue,
             when_broken=self._broken,
+            turned=self._turned,
         )
         self.metrics = Metrics(self.scheduler, watched)
         self._drift = Drift(watched, window=options.drift_window, false_alarms=options.drift_false_alarms)
@@ -123,6 +127,17 @@ class Service:
         self.log("broken", reason=f"{type(error).__name__}: {error}")
         self.when_broken()
 
+    def _turned(self) -> None:
+        """Have the loop hand on what a turn of the scheduler has said: woken once, and not for every row."""
+        if self._said and self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended
+                self._loop.call_soon_threadsafe(self._hand_on)
+
+    def _hand_on(self) -> None:
+        while self._said:
+            asked, at, event = self._said.popleft()
+            asked.events.put_nowait((at, event))
+
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
         """A request is there; so many may be that each could have a row.
@@ -146,14 +161,13 @@ class Service:
         Raises:
             ApiError: a field is wrong or not allowed, or there is no room.
         """
-        loop = asyncio.get_running_loop()
-        body, request = await loop.run_in_executor(self._readers, self._read, data)
+        self._loop = asyncio.get_running_loop()
+        body, request = await self._loop.run_in_executor(self._readers, self._read, data)
         asked = Asked(body, request, client, f"chatcmpl-{secrets.token_hex(12)}", began, asyncio.Queue())
         for at in range(body.n):
 
             def tell(event: Event, at: int = at) -> None:
-                with contextlib.suppress(RuntimeError):  # the loop has ended
-                    loop.call_soon_threadsafe(asked.events.put_nowait, (at, event))
+                self._said.append((asked, at, event))
 
             answer = Answer(self._engine.of(body.safetykit.adapter), request, self._wanted(body, at), tell)
             answer.client, answer.variant = client, _variant(body)
@@ -200,30 +214,33 @@ class Service:
         return self._replies(asked).whole(asked.choices)
 
     async def pieces(self, asked: Asked) -> AsyncIterator[bytes]:
-        """The completion as server-sent events. Only what fails before the first of them is raised."""
-        replies, sent = self._replies(asked), False
+        """The completion as server-sent events, those together that came together.
+
+        Only what fails before any were given is raised.
+        """
+        replies, sent, ready = self._replies(asked), False, b""
         options = asked.body.stream_options
         with_usage = options is not None and options.include_usage
         try:
             async for at, event in self.events(asked):
                 match event:
                     case Begun():
-                        yield replies.begin(at, asked.choices[at], with_usage=with_usage)
+                        ready += replies.begin(at, asked.choices[at], with_usage=with_usage)
                     case Piece():
-                        yield replies.piece(at, event, with_usage=with_usage)
+                        ready += replies.piece(at, event, with_usage=with_usage)
                     case Ended():
-                        yield replies.end(at, asked.choices[at], with_usage=with_usage)
-                sent = True
+                        ready += replies.end(at, asked.choices[at], with_usage=with_usage)
+                if asked.events.empty() and any(choice.reason is None for choice in asked.choices):
+                    yield ready
+                    sent, ready = True, b""
         except ApiError as error:
             if not sent:
                 raise
             self.note(asked, error)
-            yield failure(error)
+            yield ready + failure(error)
             return
-        if with_usage:
-            yield replies.usage(asked.choices)
-        yield DONE
         self.note(asked)
+        yield ready + (replies.usage(asked.choices) if with_usage else b"") + DONE
 
     def note(self, asked: Asked | None, error: ApiError | None = None, *, client: str = "", began: float = 0) -> None:
         """Count and log a request that is over, once."""

@@ -167,8 +167,10 @@ class Answers(Requests):
                 feeds = {**feeds, one["name"]: np.zeros(shape, one["dtype"])}
         return self.decoder({"inputs_embeds": embeds, **self.feeds(ids, 0), **feeds})
 
-    def follow(self, prompt, picture):
-        """What the prompt gives, see the first ``yield``, and then the answer's tokens; none of what is refused."""
+    def follow(self, prompt, picture, choose=np.argmax):
+        """What the prompt gives, see the first ``yield``, and then the answer's tokens; none of what is refused.
+
+        ``choose`` takes one of its logits [vocab]."""
         seen, gates = picture and self.vision({"pixel_values": self.pixels(picture.convert("RGB"))}), {}
         if self.gates["reference"]:  # what the same prompt would give without its picture and with the ops off
             first = self.prefill(self.tokens(prompt, False), None, {self.gates["off"]: np.zeros((), np.float32)})
@@ -185,7 +187,7 @@ class Answers(Requests):
         yield {"tokens": past, "risk": risk, "refused": refused, "logits": out["logits"][0, -1], "gates": told}
         after = {name: np.zeros_like(gate) for name, gate in gates.items()}
         while not refused:
-            yield (token := int(out["logits"][0, -1].argmax()))
+            yield (token := int(choose(out["logits"][0, -1])))
             if token in self.io["end"]:
                 return
             cache = {name.replace(PRESENT, PAST): out[name] for name in out if name.startswith(PRESENT)}

@@ -3,7 +3,7 @@
 In goes `request`, a JSON object as OpenAI's chat completions have it, and perhaps `picture`, the bytes of a file; out
 comes `response`, a JSON object `chat.completion`. Of `chat_stream`, which is decoupled, come several: objects
 `chat.completion.chunk`, the verdict first, then the text, then how it ended and the verdict again. Prompts and pictures
-are prepared, and tokens chosen, by run_ort.py beside this file, as io.json says; the graphs are called through Triton.
+are prepared by run_ort.py beside this file, as io.json says; the graphs are called through Triton.
 Needs numpy, tokenizers and Pillow in the Python of the Python backend.
 """
 
@@ -19,15 +19,16 @@ from pathlib import Path
 import numpy as np
 import run_ort
 import triton_python_backend_utils as pb_utils
+from drawing import Drawing
 from growing_text import GrowingText
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 NAMES = ("chat", "chat_stream")
 HARMLESS = ("user", "safety_identifier", "metadata", "store")  # said about the request, and not to the model
-# What is not chosen here: the values, as JSON, that choose what is done anyway. Answers are greedy.
-NEUTRAL = {"temperature": ("0", "0.0"), "top_p": ("1", "1.0"), "n": ("1",), "stream": ("false",)}
-FIELDS = {"model", "messages", "max_tokens", "max_completion_tokens", "stop"}
+NEUTRAL = {"n": ("1",), "stream": ("false",)}  # not chosen here: the values, as JSON, that choose what is done anyway
+FIELDS = {"model", "messages", "max_tokens", "max_completion_tokens", "stop", "temperature", "top_p", "seed"}
 MOST_BYTES = 2**25  # of a request
+SEED_BITS = 32  # of a seed
 
 
 class Refused(ValueError):
@@ -94,8 +95,8 @@ class TritonPythonModel:
 
     def pieces(self, identity, data, attached):
         """An answer as JSON objects."""
-        prompt, picture, most, stop = asked(data, attached, self.most)
-        following, detector = self.model.follow(prompt, picture), self.model.detector
+        prompt, picture, choose, most, stop = asked(data, attached, self.most)
+        following, detector = self.model.follow(prompt, picture, choose), self.model.detector
         first, text, reason = next(following), GrowingText(self.model.text, stop), "length"
         refused, risk = first["refused"], first["risk"]
         verdict = {"risk": risk if risk is None or np.isfinite(risk) else None, "refused": refused}
@@ -182,7 +183,7 @@ def joined(pieces):
 
 
 def asked(data, attached, limit):
-    """Prompt, picture, most tokens and the texts that end an answer, of a request in JSON."""
+    """Prompt, picture, how tokens are chosen, how many at most, and the texts that end an answer, of a request."""
     try:
         body = json.loads(data) if len(data) <= MOST_BYTES else None
         json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair is no text
@@ -209,7 +210,22 @@ def asked(data, attached, limit):
     prompt, url = message(body.get("messages"))
     if url and attached:
         raise Refused("too_many_images", "messages", "a picture is attached, and another one is in the message.")
-    return prompt, picture(url, attached), limits[0] if limits else limit, stop
+    return prompt, picture(url, attached), choosing(body), limits[0] if limits else limit, stop
+
+
+def choosing(body):
+    """How the next token is chosen of its logits: the likeliest at temperature 0, which is meant if none is given."""
+    temperature, top_p, seed = (body.get(name, one) for name, one in (("temperature", 0), ("top_p", 1), ("seed", None)))
+    if type(temperature) not in (int, float) or not 0 <= temperature <= 2:
+        raise Refused("invalid_value", "temperature", "it is a number from 0 to 2.")
+    if type(top_p) not in (int, float) or not 0 < top_p <= 1:
+        raise Refused("invalid_value", "top_p", "it is a number above 0 and at most 1.")
+    if type(seed) not in (int, type(None)) or not -(2**63) <= (seed or 0) < 2**63:
+        raise Refused("invalid_value", "seed", "it is a whole number of 64 bits.")
+    if not temperature:
+        return np.argmax
+    drawing = Drawing(temperature, top_p, secrets.randbits(SEED_BITS) if seed is None else seed % 2**SEED_BITS)
+    return lambda logits: drawing(logits[None])[0]
 
 
 def message(messages):

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -185,6 +186,23 @@ def test_an_answer_ends_at_a_stop_text_or_its_limit(start, requests, expected):
     assert stopped["choices"][0]["finish_reason"] == "stop"
 
 
+def test_a_seed_draws_what_it_draws_elsewhere(start, export, requests, expected):
+    server, (answers, _), model = start(), expected, OnnxVLM.from_pretrained(export)
+    asked = [(one, two) for one, two in zip(requests, answers, strict=True) if not two.refused]
+    for (request, greedy), seed, top_p in itertools.product(asked, (3, 4, -1), (1, 0.6)):
+        picture = png(request.pictures[0]) if request.pictures else None
+        drawn = {"top_p": top_p, "temperature": 1.5}
+        (value,) = said(server.ask(CHAT, request=asking(request.prompt, picture, **drawn, seed=seed)))
+        there = model.generate(request, TOKENS, do_sample=True, **drawn, seed=seed % 2**32)
+        assert value["choices"][0]["message"]["content"] == there.text
+        (again,) = said(server.ask(CHAT, request=asking(request.prompt, picture, top_p=top_p, seed=seed)))
+        assert again["choices"][0]["message"]["content"] == greedy.text
+    request, greedy = asked[0]
+    files = {"picture": png(request.pictures[0])} if request.pictures else {}
+    hot = [said(server.ask(CHAT, request=asking(request.prompt, temperature=2), **files)) for _ in range(4)]
+    assert len({one["choices"][0]["message"]["content"] for (one,) in hot}) > 1, "without a seed draws differ"
+
+
 PARTS = [{"type": "text", "text": "what is this ?"}]
 WRONG = {
     "no JSON": (b"{", "invalid_json"),
@@ -194,7 +212,11 @@ WRONG = {
     "half a surrogate pair": (rb'{"messages": [{"role": "user", "content": "\ud83d"}]}', "invalid_json"),
     "too many bytes": (b" " * (2**25 + 1), "invalid_json"),
     "an unknown field": (asking("what ?", tools=[]), "unsupported_parameter: tools"),
-    "a temperature": (asking("what ?", temperature=0.5), "unsupported_parameter: temperature: only 0"),
+    "a temperature that is none": (asking("what ?", temperature=2.1), "invalid_value: temperature"),
+    "a temperature in words": (asking("what ?", temperature="hot"), "invalid_value: temperature"),
+    "no probability": (asking("what ?", top_p=0), "invalid_value: top_p"),
+    "half a seed": (asking("what ?", seed=0.5), "invalid_value: seed"),
+    "a seed beyond": (asking("what ?", seed=2**63), "invalid_value: seed"),
     "several answers": (asking("what ?", n=2), "unsupported_parameter: n: only 1"),
     "another model": (asking("what ?", model="gpt"), "model_not_found"),
     "too many tokens": (asking("what ?", max_tokens=513), "invalid_value: max_tokens"),
@@ -267,7 +289,7 @@ def test_each_chat_model_is_whole_by_itself_and_named_by_the_manifest(export):
     manifest = read_manifest(export)
     for name in (CHAT, STREAM):
         files = sorted(path.name for path in (export / REPOSITORY / name / "1").iterdir())
-        assert files == ["growing_text.py", "io.json", "model.py", "run_ort.py", "tokenizer.json"]
+        assert files == ["drawing.py", "growing_text.py", "io.json", "model.py", "run_ort.py", "tokenizer.json"]
         assert all(f"{REPOSITORY}/{name}/1/{file}" in manifest.files for file in files)
     assert json.loads((export / "io.json").read_text())["program"] == "run_ort.py"
 

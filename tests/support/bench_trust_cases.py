@@ -28,6 +28,7 @@ ARM = {
 }
 SERVED = {
     "speeds": dict.fromkeys((LOOP, CONTROL, GENAI, SINGLE, "4", "2", THREAD), ARM),
+    "mixed": dict.fromkeys((LOOP, CONTROL, GENAI, SINGLE, "8", THREAD), ARM),
     "lengths": {"32": dict.fromkeys((LOOP, CONTROL, SINGLE, BATCHES), ARM)},
     "rows": {"8": {"preparing": 0.1, "vision encoder": 0.2, "decoder, prompt": 0.3, "decoder, a token": 0.4}},
     "same": {"alone, whole": {"answers": 3, "refusals": 1}},
@@ -179,6 +180,8 @@ TRUST = [
             == ("folder", None, 1),
             ran.only("measured")[4] == Settings([2, 4], [6], 3, 2, 5, 7, 1),
             "| 2 | 100 | 200 | 40 | 2.00 (1.90–2.10) | 3.00 (2.00–4.00) | 0 |" in (ran.path / "serve.md").read_text(),
+            "Answers of 8 to 128 tokens" in (text := (ran.path / "serve.md").read_text())
+            and "| 8 | 100 | 200 |" in text,
             "| 32 | 2.00 (1.90–2.10) | 3.00 (2.00–4.00) |" in (ran.path / "serve.md").read_text(),
             "| 3 | 0 | 0 | 0 | 0 | 0 | 0 | 0 | 5 |" in (ran.path / "serve.md").read_text(),
             "| 8 | 0.10 | 0.20 | 0.30 | 0.40 |" in (ran.path / "serve.md").read_text(),

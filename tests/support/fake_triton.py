@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 _DTYPES = {"TYPE_BOOL": "bool", "TYPE_INT64": "int64", "TYPE_FP32": "float32", "TYPE_STRING": "object"}
-_SHIPPED = ("run_ort", "growing_text")
+_SHIPPED = ("run_ort", "drawing", "growing_text")
 
 
 class Tensor:

@@ -3,7 +3,7 @@
     model_repository/<graph>/config.pbtxt
     model_repository/<graph>/1/model.onnx/model.onnx, model.onnx.data, adapter.data
     model_repository/chat[_stream]/config.pbtxt
-    model_repository/chat[_stream]/1/model.py, run_ort.py, growing_text.py, io.json, tokenizer.json
+    model_repository/chat[_stream]/1/model.py, run_ort.py, drawing.py, growing_text.py, io.json, …
 
 A graph of several files is a folder there, which bears the name that a single file would have. The server batches calls
 of a graph whose tensors all begin with the same axis of rows. ``chat`` and ``chat_stream`` are models of its Python
@@ -81,7 +81,7 @@ class Triton(RuntimeLayout):
         code = {
             "model.py": _EXPORT / "layouts" / "triton_chat.py",
             PROGRAM: SOURCE,
-            "growing_text.py": _EXPORT / "runtime" / "growing_text.py",
+            **{name: _EXPORT / "runtime" / name for name in ("drawing.py", "growing_text.py")},
         }
         files = {**{name: path.read_bytes() for name, path in code.items()}, **read}
         settings = {name: str(value) for name, value in SETTINGS.items()}

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from safetykit.bench import skeleton, summary
+from safetykit.bench.load import served
+from safetykit.bench.loops import mixed_lengths
 
 BENCH = Path(skeleton.__file__).parent
 # Parts that benchmarks import, and one that runs where safetykit is not installed.
 PARTS = {
     *("skeleton", "random_decoder", "runtimes", "optimum_loader", "arm", "batching", "clients", "load"),
-    "memory_in_use",
+    *("loops", "memory_in_use"),
 }
 NAMES = sorted(path.stem for path in BENCH.glob("*.py") if path.stem not in PARTS)
 
@@ -53,6 +58,41 @@ def test_a_failure_ends_with_its_line_and_code(capsys):
     with pytest.raises(SystemExit) as ended:
         skeleton.run(fails)
     assert ended.value.code == 2 and "No such thing." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_what_was_started(number):
+    before, ended = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}, []
+
+    def waits():
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        finally:
+            ended.append("the server")
+
+    try:
+        with pytest.raises(SystemExit) as left:
+            skeleton.run(waits)
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    assert left.value.code == 128 + number and ended == ["the server"]
+
+
+def test_a_server_that_does_not_start_is_told(tmp_path):
+    from safetykit.adapters.errors import UsageError
+
+    with pytest.raises(UsageError, match="does not start"), served(tmp_path, 1, tmp_path / "log"):
+        pass
+    assert "There is no export" in (tmp_path / "log").read_text()
+
+
+def test_mixed_lengths_are_the_same_each_time_and_spread_over_octaves():
+    lengths = mixed_lengths(400)
+    assert lengths == mixed_lengths(400) and min(lengths) >= 8 and max(lengths) <= 128
+    octaves = [sum(low <= one < 2 * low for one in lengths) for low in (8, 16, 32, 64)]
+    assert min(octaves) > 70
 
 
 def test_results_are_read_back_where_they_lie(tmp_path):

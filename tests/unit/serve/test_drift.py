@@ -167,11 +167,13 @@ def test_the_smallest_window_that_can_raise_an_alarm(calibrated, monkeypatch):
     assert least_window([Reference("risk", None, EDGES, (0,) * 21 + (1,))], 0.01) > 1000
     assert least_window([], 0.01) is None
     typed = ("serve", calibrated, "--check", "--port", 0)
-    done = safetykit(*typed, "--drift-window", 1)
+    with monkeypatch.context() as nothing_opens:
+        nothing_opens.setattr("safetykit.serve.running.OnnxVLM", None)
+        done = safetykit(*typed, "--drift-window", 1)
     least = least_window(references_of(calibrated, read_manifest(calibrated)), 0.01)
     assert done.code == 2 and "1 prompts can raise no alarm of drift" in done.err, done.err
     assert f"Pass --drift-window {least} or more, or 0" in " ".join(done.err.split())
     assert safetykit(*typed, "--drift-window", least).code == 0
-    monkeypatch.setattr("safetykit.serve.running.least_window", lambda *_: None)
+    monkeypatch.setattr("safetykit.serve.plan.least_window", lambda *_: None)
     done = safetykit(*typed)
     assert done.code == 0 and "500 prompts can raise no alarm of drift: its records are too few" in done.err

@@ -1,5 +1,6 @@
 """A server in a process of its own, asked by the official client: stream, picture, refusal, 429, and its end."""
 
+import contextlib
 import json
 import signal
 import socket
@@ -44,6 +45,13 @@ def process(served, tmp_path_factory):
 def client(process):
     """Asked as soon as the address is told: it waits until the server is up."""
     return openai.OpenAI(base_url=f"{process.told['url']}/v1", api_key=KEY, max_retries=0, timeout=60)
+
+
+def test_headers_without_an_end_are_not_kept(process):
+    host, port = process.told["url"].removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as one, contextlib.suppress(ConnectionError):
+        one.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 2**20)
+        assert one.recv(12) in (b"HTTP/1.1 400", b"")
 
 
 def test_the_official_client_from_the_first_question_to_sigterm(process, client, served, as_messages, requests):

@@ -233,6 +233,37 @@ def test_rows_leave_and_others_join_in_one_copy(engine, scheduled, monkeypatch):
     assert copied == [[1, 1], [1, 1], [1]] or copied == [[1, 1], [1]], copied
 
 
+def test_what_a_turn_says_can_be_handed_on_at_once(engine, scheduled):
+    said, handed = [], []
+
+    class Loud(Word):
+        def advance(self, state, at):
+            found = super().advance(state, at)
+            said.append(self.name)
+            return found
+
+        def failed(self, error):
+            super().failed(error)
+            said.append(error)
+
+    def hand_on():
+        handed.append(list(said))
+        said.clear()
+
+    scheduler = scheduled(turned=hand_on)
+    rows = [Loud(name, 3) for name in "abcd"]
+    held(engine, scheduler)
+    scheduler.submit(rows)
+    engine.gate.set()
+    finished(*rows)
+    scheduler.submit([late := Loud("throws")])
+    finished(late)
+    scheduler.close()
+    told = [one for one in handed if one]
+    assert [*"abcd"] in told and len(told) <= 6, "four rows' words are handed on together"
+    assert not said and isinstance(told[-1][-1], KeyError)
+
+
 def test_a_thread_that_fails_tells_everybody_and_accepts_nothing(engine, scheduled, monkeypatch):
     told = []
     scheduler = scheduled(max_batch=1, when_broken=told.append)
