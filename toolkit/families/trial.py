@@ -151,7 +151,7 @@ def _run(config: Any, family: Family) -> Trial:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from .experts import experts_as_nodes
+    from ..model.experts import experts_as_nodes
 
     try:
         model = _skeleton(config)
@@ -202,7 +202,7 @@ def _skeleton(config: Any) -> Any:
     from accelerate import init_empty_weights
     from transformers import AutoModelForImageTextToText
 
-    from .weightless import without_weights
+    from ..model.weightless import without_weights
 
     with init_empty_weights(include_buffers=False):
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
