@@ -165,6 +165,8 @@ def _run(config: Any, family: Family) -> Trial:
                 return Trial(f"its features of two pictures have the shape {tuple(features.shape)}")
             if reason := _decoded(model, family, config):
                 return Trial(reason)
+    except UsageError as error:
+        return Trial(error.message[:1].lower() + error.message[1:].rstrip("."))
     except Exception as error:  # a type that was not written for this may raise anything
         said = str(error).strip().splitlines() or [type(error).__name__]
         return Trial(f"a run without values fails ({type(error).__name__}: {said[0][:200].rstrip('.')})")

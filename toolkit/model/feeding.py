@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...adapters.errors import UsageError
+from ..families.cache import has_states
 from ..families.structure import sees
 from .features import FeatureCache
 from .hooks import AppliedAdapters
@@ -94,6 +95,13 @@ class Feeding:
         taken = inspect.signature(owner.get_image_features).parameters
         pictures = {name: tensor for name, tensor in self.tensors(inputs.pictures).items() if name in taken}
         return owner.get_image_features(**pictures, return_dict=True)
+
+    def empty_cache(self) -> Any:
+        """What a prefill fills and steps grow: keys and values of all tokens, and states of layers that have some."""
+        from transformers import DynamicCache
+
+        text = self.model.config.get_text_config()
+        return DynamicCache(config=text) if has_states(text) else DynamicCache()
 
     def step(self, token_ids: Tensor, mask: Tensor, cache: Any) -> Float[Tensor, "batch 1 vocab"]:
         """Logits after one more token a row.
