@@ -6,7 +6,7 @@ and one for the keys, with cosines and sines computed once for all layers.
 
 The operator knows lengths of rows instead of a mask: a row's tokens come first and its padding last. Our callers pad on
 the left. So each layer's attention reads its row's tokens moved to the front, by as many places as the row is padded,
-and its output is moved back; padding gets the output of the row's first token, which nobody reads. The cache keeps rows
+and what it gives is moved back; padding gets the output of the row's first token, which nobody reads. The cache keeps rows
 in that order too. Without padding nothing moves.
 
 Left to the exporter's own decomposition are decoders that :meth:`Family.attention_obstacle` names, those that attend
@@ -105,7 +105,7 @@ class GroupedQueries:
         )
         if module in self.moved:
             self.attended.append(at)
-        return _moved(mixed, self.back).reshape(batch, length, heads, width)
+        return mixed.reshape(batch, length, heads, width)
 
 
 def _moved(states: Tensor, places: Tensor) -> Tensor:
@@ -187,6 +187,7 @@ def grouped_queries(
         stack.enter_context(patch.object(GroupedQueries, "current", call))
         for attention in attentions:
             stack.callback(attention.register_forward_pre_hook(_to_front(call), with_kwargs=True).remove)
+            stack.callback(attention.register_forward_hook(_back(call)).remove)
         for name in rotary:
             stack.enter_context(patch.object(sys.modules[name], _ROTARY, _rotary(call)))
         yield call
@@ -198,6 +199,17 @@ def _to_front(call: GroupedQueries) -> Any:
         if args:
             return (_moved(args[0], call.to_front), *args[1:]), kwargs
         return args, kwargs | {"hidden_states": _moved(kwargs["hidden_states"], call.to_front)}
+
+    return hook
+
+
+def _back(call: GroupedQueries) -> Any:
+    """Whatever else the module computes of its states, such as a gate, is in the order of the attention too."""
+
+    def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        if torch.is_tensor(output):
+            return _moved(output, call.back)
+        return (_moved(output[0], call.back), *output[1:])
 
     return hook
 

@@ -53,7 +53,7 @@ def _one_expert(
 ) -> ir.Graph:
     """(sum, number of the expert, its weights …) → sum. The rest it reads from around it."""
     kind, weights, nodes = TYPES[dtype], weights_of(experts), Nodes("experts.one")
-    total = ir.val("experts.one.total", ir.DataType.FLOAT)
+    total = ir.val("experts.one.total")
     number = ir.val("experts.one.number", ir.DataType.INT64, ())
     given = [ir.val(f"experts.one.{name}", kind, weight.shape[1:]) for name, weight in weights.items()]
     last = nodes.constant(np.array([-1]))
@@ -62,8 +62,8 @@ def _one_expert(
     hit = nodes.add("ReduceMax", [nodes.cast(mine, ir.DataType.INT32), last], keepdims=0)
     places = nodes.add("Transpose", [nodes.add("NonZero", [hit])], perm=[1, 0])  # [rows, 1]
     rows = nodes.add("GatherND", [states, places])
-    down = weights["down_proj"].shape
-    example = [torch.empty(_ROWS, down[2] if experts.is_transposed else down[1], dtype=dtype)]
+    width = weights["down_proj"].shape[2 if experts.is_transposed else 1]
+    example = [torch.empty(_ROWS, width, dtype=dtype)]
     example += [torch.empty(weight.shape[1:], dtype=dtype) for weight in weights.values()]
     one = _Given(OneExpert(experts))
     (computed,) = nodes.inline(
@@ -71,6 +71,8 @@ def _one_expert(
     )
     weighted = nodes.add("Mul", [computed, nodes.add("GatherND", [share, places])])
     summed = nodes.add("ScatterND", [total, places, nodes.cast(weighted, ir.DataType.FLOAT)], reduction="add")
+    for value in (total, summed):
+        value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape(["tokens", width])
     return ir.Graph([total, number, *given], [summed], nodes=nodes, name="one_expert")
 
 
@@ -80,6 +82,7 @@ class _Given(nn.Module):
     def __init__(self, one: OneExpert) -> None:
         super().__init__()
         self._one = [one]  # in a list, no submodule
+        self.eval()
 
     def forward(self, rows: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = self._one[0](rows, *weights)

@@ -123,7 +123,7 @@ def _function(opset: int) -> ir.Function:
     for last in ("key", "key", "value"):
         example.append(torch.zeros(*rows, _SIZES[last]))
         dynamic.append(axes | {2: last})
-    model = traced(_Step(), (*example, *(torch.zeros(rows) for _ in range(2))), (*dynamic, axes, axes), opset)
+    model = traced(_Step().eval(), (*example, *(torch.zeros(rows) for _ in range(2))), (*dynamic, axes, axes), opset)
     outputs = inside.inline(model, part)
     body = ir.Graph(part, outputs, nodes=inside, name="step")
     results = nodes.scan(body, whole[:1], whole[1:], 2)
