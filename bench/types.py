@@ -4,9 +4,9 @@ For each type that transformers maps a tiny checkpoint with random weights is ma
 processor classes (``bench/_types``), or its family's (``bench/zoo``). Then: inspect; logits of a padded batch against
 ``model.forward`` on what the processor alone makes of each request, as a share of the largest logit; greedy answers
 against ``model.generate``; at how many branch sites input + attention + MLP is the block's output; a fit of VLM-Guard
-and of one-pass; an evaluation with both; the base graphs, their largest error of a logit as a share of the largest, over
-prefill and cached steps, padded batches, with and without pictures; both adapters in them, past the parity gate with its
-decisions. A type that does not has its reason.
+and of one-pass; an evaluation with both; the base graphs, their largest error as a share of the largest logit, over
+prefill and cached steps, padded batches, with and without pictures; both adapters in them, past the parity gate with
+its decisions. A type that does not has its reason.
 
 Writes OUT/types.json after every type and OUT/types.md at the end; an interrupted run goes on where it was.
 """
