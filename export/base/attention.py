@@ -6,8 +6,8 @@ and one for the keys, with cosines and sines computed once for all layers.
 
 The operator knows lengths of rows instead of a mask: a row's tokens come first and its padding last. Our callers pad on
 the left. So each layer's attention reads its row's tokens moved to the front, by as many places as the row is padded,
-and what it gives is moved back; padding gets the output of the row's first token, which nobody reads. The cache keeps rows
-in that order too. Without padding nothing moves.
+and what it gives is moved back; padding gets the output of the row's first token, which nobody reads. The cache keeps
+rows in that order too. Without padding nothing moves.
 
 Left to the exporter's own decomposition are decoders that :meth:`Family.attention_obstacle` names, those that attend
 otherwise than said here (soft caps, windows, sinks, or not by transformers' interface), and rotary embeddings that turn
