@@ -4,7 +4,9 @@ For each type that transformers maps a tiny checkpoint with random weights is ma
 processor classes (``bench/_types``), or its family's (``bench/zoo``). Then: inspect; logits of a padded batch against
 ``model.forward`` on what the processor alone makes of each request, as a share of the largest logit; greedy answers
 against ``model.generate``; at how many branch sites input + attention + MLP is the block's output; a fit of VLM-Guard
-and of one-pass; an evaluation with both; whether the base graphs can be exported. A type that does not has its reason.
+and of one-pass; an evaluation with both; the base graphs, their largest error as a share of the largest logit, over
+prefill and cached steps, padded batches, with and without pictures; both adapters in them, past the parity gate with
+its decisions. A type that does not has its reason.
 
 Writes OUT/types.json after every type and OUT/types.md at the end; an interrupted run goes on where it was.
 """
@@ -21,10 +23,13 @@ from transformers import AutoModelForImageTextToText
 
 from safetykit.adapters.errors import SafetykitError
 from safetykit.bench._types.building import NAMES, NotBuilt, build, config_class
-from safetykit.bench._types.measuring import COLUMNS, TEST, measured
+from safetykit.bench._types.measuring import COLUMNS, LARGEST, TEST, measured
+from safetykit.bench.matrix import GAIN as STEADY
 from safetykit.bench.matrix import chosen
 from safetykit.bench.skeleton import arguments, one_thread, read_results, run, say, write_results, write_table
+from safetykit.bench.zoo.common import GAIN
 from safetykit.toolkit.data.records import subset
+from safetykit.toolkit.families.trial import ELSEWHERE
 from safetykit.toolkit.model.kinds import require_decoder
 from safetykit.toolkit.model.parts import require_text
 from safetykit.toolkit.model.reasons import reason_of
@@ -55,6 +60,7 @@ def one(name: str) -> dict[str, Any]:
     """The cells of one type; ``built`` says why there is no checkpoint."""
     cells: dict[str, Any] = {}
     with TemporaryDirectory() as work:
+        gain = GAIN.set(STEADY)
         try:
             folder = build(name, Path(work) / "model")
         except NotBuilt as error:
@@ -62,6 +68,8 @@ def one(name: str) -> dict[str, Any]:
         except Exception as error:  # of configurations that do not get along, transformers may raise anything
             said = f"no small checkpoint was made of it: {reason_of(error)}"
             return {"built": {"passed": False, "reason": refused(name) or said}}
+        finally:
+            GAIN.reset(gain)
         records, test = chosen()
         try:
             measured(folder, records, subset(test, TEST), cells.__setitem__)
@@ -104,7 +112,8 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     lines = [
         f"Of {len(found)} types {runs} are inspected, fitted and evaluated; {counts['logits']} have the logits of",
         f"`model.forward` to 3e-6 of the largest, {counts['answers']} the answers of `model.generate`, and",
-        f"{counts['branches']} branch sites; {counts['export']} have an own export.",
+        f"{counts['branches']} branch sites. {counts['export']} have an own export, largest error of a logit",
+        f"{LARGEST:g} of the largest, and {counts['baked']} VLM-Guard and one-pass in it.",
         "",
         *rows,
         "",
@@ -117,10 +126,9 @@ def _cell(value: dict[str, Any] | None, column: str, notes: list[str]) -> str:
     if value is None:
         return "–"
     if not value["passed"]:
-        reason = value["reason"].partition(" It exports ")[0]
-        reason = reason.partition(" Did you mean")[0]
+        reason = value["reason"].partition(" Did you mean")[0].partition(f" {ELSEWHERE}")[0]
         if column == "export" and reason.startswith("safetykit has no base export for the architecture"):
-            return "no" if ":" not in reason else f"no: {reason.partition(': ')[2].rstrip('.')}"
+            reason = f"Not exported: {reason.partition(': ')[2]}"
         if reason not in notes:
             notes.append(reason)
         return f"no [{notes.index(reason) + 1}]"

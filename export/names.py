@@ -8,6 +8,9 @@ by plain names. Interventions count over all adapters of an export; what belongs
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
+
+from ..toolkit.families.cache import STATES
 
 # --- of every VLM in three graphs ----------------------------------------------------------------------------------
 
@@ -18,11 +21,11 @@ LOGITS = "logits"
 KEPT = "num_logits_to_keep"  # of how many last positions the decoder gives logits, 0 for all
 PAST, PRESENT = "past_key_values.", "present."  # what the names of the KV cache's inputs and outputs begin with
 
-_CACHE_INPUT = re.compile(r"past_key_values\.(\d+)\.(key|value)")
+_CACHE_INPUT = re.compile(rf"past_key_values\.(\d+)\.({'|'.join(('key', 'value', *STATES))})")
 
 
 def past(layer: int | str, part: str) -> str:
-    """The input for the cached keys (``key``) or values (``value``) of a layer."""
+    """The input for the cached keys (``key``) or values (``value``) of a layer, or for a state of it."""
     return f"{PAST}{layer}.{part}"
 
 
@@ -31,15 +34,24 @@ def present(layer: int | str, part: str) -> str:
     return f"{PRESENT}{layer}.{part}"
 
 
-def cache_names(n_layers: int, prefix: str) -> tuple[str, ...]:
-    """``<prefix>0.key, <prefix>0.value, <prefix>1.key, …`` with one of :data:`PAST` and :data:`PRESENT`."""
-    return tuple(f"{prefix}{layer}.{part}" for layer in range(n_layers) for part in ("key", "value"))
+def cache_names(parts: Iterable[Sequence[str]], prefix: str) -> tuple[str, ...]:
+    """``<prefix>0.key, <prefix>0.value, <prefix>1.key, …`` with one of :data:`PAST` and :data:`PRESENT`.
+
+    Args:
+        parts: of each layer's cache.
+    """
+    return tuple(f"{prefix}{layer}.{part}" for layer, names in enumerate(parts) for part in names)
 
 
 def cached(name: str | None) -> tuple[int, str] | None:
     """The layer and part of a cache input; None for other names."""
     found = _CACHE_INPUT.fullmatch(name or "")
     return (int(found[1]), found[2]) if found else None
+
+
+def is_state(name: str) -> bool:
+    """Whether a cache input or output is a state of its layer, whose size does not grow with the tokens."""
+    return name.rpartition(".")[2] in STATES
 
 
 # --- of safetykit --------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from safetykit.toolkit.model.processors import needs_stand_ins, without_videos
 from safetykit.toolkit.model.processors import processor_class as find_class
 
 from .. import zoo
-from ..zoo.common import IM_END, IM_START, save, template, tokenizer
+from ..zoo.common import GAIN, IM_END, IM_START, save, template, tokenizer
 from . import overrides
 from .shrinking import PATCH, TILE, shrunk
 
@@ -71,7 +71,7 @@ def build(name: str, folder: Path) -> Path:
         Exception: whatever transformers raises of a configuration that does not fit.
     """
     if name in zoo.NAMES:
-        return zoo.build(name, folder)
+        return zoo.build(name, folder, GAIN.get())
     made = processor_class(name)
     words = tokenizer(_named(name, made), [*_texts(made), *overrides.WORDS.get(name, ()), IM_START, IM_END], eos=IM_END)
     processor = _processor(name, made, words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,11 @@ from safetykit.adapters.artifact.sites import Site
 from safetykit.adapters.errors import SafetykitError
 from safetykit.adapters.one_pass.settings import OnePassProbe
 from safetykit.adapters.vlm_guard.settings import VLMGuard
+from safetykit.export.parity.compare import compare_logits as compare_logits_of_both
+from safetykit.export.parity.compare import parity_requests
+from safetykit.export.pipeline.export import export_onnx
+from safetykit.export.pipeline.write import write_own
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.toolkit.commands.inspect import describe
 from safetykit.toolkit.data.records import Record
 from safetykit.toolkit.evaluation.evaluate import evaluate
@@ -26,8 +32,9 @@ from safetykit.toolkit.workbench import refusal_of
 
 LIMIT = 3e-6  # of the largest logit
 REFUSAL = "sorry, i can not help with that."
-TOKENS, TEST = 6, 6  # of an answer; records that are evaluated
-COLUMNS = ("inspect", "logits", "answers", "branches", "vlm-guard", "one-pass", "eval", "export")
+TOKENS, TEST, STEPS = 6, 6, 6  # of an answer; records that are evaluated; cached steps of a base export
+COLUMNS = ("inspect", "logits", "answers", "branches", "vlm-guard", "one-pass", "eval", "export", "baked")
+LARGEST = 1e-5  # error of the largest logit, of a base export
 
 Cell = dict[str, Any]
 
@@ -48,7 +55,6 @@ def measured(
     if not described["passed"]:
         return
     export = found["described"]["export"]
-    told("export", {"passed": export["supported"]} | ({} if export["supported"] else {"reason": export["reason"]}))
     vlm = VLM.from_pretrained(folder)
     told("logits", tried(lambda: compare_logits(vlm)))
     told("answers", tried(lambda: compare_answers(vlm)))
@@ -64,6 +70,16 @@ def measured(
         told(name, tried(lambda fit=fit: adapters.append(fit()) or {}))  # type: ignore[misc]
     if adapters:
         told("eval", tried(lambda: evaluated(vlm, adapters, test)))
+    if not export["supported"]:
+        told("export", {"passed": False, "reason": export["reason"]})
+        return
+    with TemporaryDirectory(dir=folder.parent) as work:
+        base = Path(work) / "base"
+        base.mkdir()
+        graphs = tried(lambda: exported(vlm, base))
+        told("export", graphs)
+        if graphs["passed"] and adapters:
+            told("baked", tried(lambda: baked(vlm, adapters, base, test)))
 
 
 def tried(step: Callable[[], Cell]) -> Cell:
@@ -144,3 +160,30 @@ def evaluated(vlm: VLM, adapters: Sequence[Adapter], test: Sequence[Record]) -> 
     with vlm.applied(*adapters):
         found = evaluate(vlm, test, max_new_tokens=2)
     return {"records": len(found.decisions)}
+
+
+def exported(vlm: VLM, out: Path) -> Cell:
+    """The base graphs against PyTorch, with and without pictures, in padded batches, and cached steps; and answers."""
+    write_own(vlm, out, "fp32", lambda _: None)
+    graphs = OnnxVLM.from_pretrained(out)
+    worst = 0.0
+    for asked in (requests(), *parity_requests(several=vlm.inputs.family.several).values()):
+        gap = compare_logits_of_both(vlm, graphs, asked, steps=STEPS).logits
+        worst = max(worst, gap.error / gap.scale)
+    if worst > LARGEST:
+        return {"passed": False, "reason": f"off by {worst:.1e}"}
+    theirs = [answer.token_ids for answer in vlm.generate(requests(), TOKENS)]
+    if theirs != [answer.token_ids for answer in graphs.generate(requests(), TOKENS)]:
+        return {"passed": False, "reason": "other answers than transformers"}
+    return {"error": worst}
+
+
+def baked(vlm: VLM, adapters: Sequence[Adapter], base: Path, test: Sequence[Record]) -> Cell:
+    """Each adapter in the graphs, past the parity gate, decisions over records included."""
+    worst = 0.0
+    for at, adapter in enumerate(adapters):
+        out = base.with_name(f"baked-{at}")
+        report = export_onnx(vlm, [adapter], out, base_onnx=base, records=test, max_new_tokens=TOKENS).parity
+        checks = [check for check in report.checks if check.kind == "logits" and check.scale]
+        worst = max([worst, *(check.error / check.scale for check in checks)])
+    return {"error": worst}

@@ -6,8 +6,8 @@ and one for the keys, with cosines and sines computed once for all layers.
 
 The operator knows lengths of rows instead of a mask: a row's tokens come first and its padding last. Our callers pad on
 the left. So each layer's attention reads its row's tokens moved to the front, by as many places as the row is padded,
-and its output is moved back; padding gets the output of the row's first token, which nobody reads. The cache keeps rows
-in that order too. Without padding nothing moves.
+and what it gives is moved back; padding gets the output of the row's first token, which nobody reads. The cache keeps
+rows in that order too. Without padding nothing moves.
 
 Left to the exporter's own decomposition are decoders that :meth:`Family.attention_obstacle` names, those that attend
 otherwise than said here (soft caps, windows, sinks, or not by transformers' interface), and rotary embeddings that turn
@@ -69,22 +69,24 @@ class GroupedQueries:
         return position_ids.gather(-1, self.to_front.expand_as(position_ids))
 
     def rotated(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """States [batch, heads, sequence, width] turned by angles of cosine ``cos`` [batch, sequence, width]."""
+        """States [batch, heads, sequence, width] turned by angles of cosine ``cos`` [batch, sequence, turned]: their
+        first ``turned`` channels, all of them or fewer."""
         batch, heads, length, width = states.shape
+        turned = cos.shape[-1]
         if id(cos) not in self._tables:
             numbers = torch.arange(batch * length, device=states.device).reshape(batch, length)
-            halves = [part[..., : width // 2].reshape(batch * length, width // 2) for part in (cos, sin)]
+            halves = [part[..., : turned // 2].reshape(batch * length, turned // 2) for part in (cos, sin)]
             self._tables[id(cos)] = [numbers, *halves]
         flat = states.transpose(1, 2).reshape(batch, length, heads * width)
-        turned = torch.onnx.ops.symbolic(
+        done = torch.onnx.ops.symbolic(
             "com.microsoft::RotaryEmbedding",
             [flat, *self._tables[id(cos)]],
-            {"num_heads": heads, "rotary_embedding_dim": 0},
+            {"num_heads": heads, "rotary_embedding_dim": 0 if turned == width else turned},
             dtype=states.dtype,
             shape=flat.shape,
             version=1,
         )
-        return turned.reshape(batch, length, heads, width).transpose(1, 2)
+        return done.reshape(batch, length, heads, width).transpose(1, 2)
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """The attention's output [batch, sequence, heads, width] for its layer."""
@@ -103,7 +105,7 @@ class GroupedQueries:
         )
         if module in self.moved:
             self.attended.append(at)
-        return _moved(mixed, self.back).reshape(batch, length, heads, width)
+        return mixed.reshape(batch, length, heads, width)
 
 
 def _moved(states: Tensor, places: Tensor) -> Tensor:
@@ -138,15 +140,27 @@ def rotary_modules(decoder: nn.Module) -> tuple[str, ...]:
 
 def _turns_halves(rotary: Rotary) -> bool:
     random = torch.Generator().manual_seed(0)
-    query, key, half = (torch.randn(shape, generator=random) for shape in ((1, 2, 3, 8), (1, 1, 3, 8), (1, 3, 4)))
+    query, key = (torch.randn(shape, generator=random) for shape in ((1, 2, 3, 8), (1, 1, 3, 8)))
+    found = [_turns_first(rotary, query, key, torch.randn(1, 3, turned // 2, generator=random)) for turned in (8, 4)]
+    return found[0] is True and found[1] is not False
+
+
+def _turns_first(rotary: Rotary, query: Tensor, key: Tensor, half: Tensor) -> bool | None:
+    """Whether as many channels as there are angles are turned, a half with the other, and the rest stays; None if it
+    cannot be asked so."""
     angles = torch.cat([half, half], dim=-1)
-    cos, sin = angles.cos(), angles.sin()
+    cos, sin, turned, middle = angles.cos(), angles.sin(), angles.shape[-1], half.shape[-1]
     try:
         found = rotary(query, key, cos, sin)
     except (RuntimeError, TypeError):  # it wants other sizes, or more
-        return False
-    expected = [states * cos + torch.cat([-states[..., 4:], states[..., :4]], dim=-1) * sin for states in (query, key)]
-    return all(torch.allclose(ours, theirs, atol=1e-5) for ours, theirs in zip(expected, found, strict=True))
+        return None
+    for states, theirs in zip((query, key), found, strict=True):
+        first = states[..., :turned]
+        other = torch.cat([-first[..., middle:], first[..., :middle]], dim=-1)
+        expected = torch.cat([first * cos + other * sin, states[..., turned:]], dim=-1)
+        if expected.shape != theirs.shape or not torch.allclose(expected, theirs, atol=1e-5):
+            return False
+    return True
 
 
 def _attentions(decoder: nn.Module) -> list[nn.Module]:
@@ -173,6 +187,7 @@ def grouped_queries(
         stack.enter_context(patch.object(GroupedQueries, "current", call))
         for attention in attentions:
             stack.callback(attention.register_forward_pre_hook(_to_front(call), with_kwargs=True).remove)
+            stack.callback(attention.register_forward_hook(_back(call)).remove)
         for name in rotary:
             stack.enter_context(patch.object(sys.modules[name], _ROTARY, _rotary(call)))
         yield call
@@ -184,6 +199,17 @@ def _to_front(call: GroupedQueries) -> Any:
         if args:
             return (_moved(args[0], call.to_front), *args[1:]), kwargs
         return args, kwargs | {"hidden_states": _moved(kwargs["hidden_states"], call.to_front)}
+
+    return hook
+
+
+def _back(call: GroupedQueries) -> Any:
+    """Whatever else the module computes of its states, such as a gate, is in the order of the attention too."""
+
+    def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        if torch.is_tensor(output):
+            return _moved(output, call.back)
+        return (_moved(output[0], call.back), *output[1:])
 
     return hook
 

@@ -1,7 +1,7 @@
 """The experts of a layer as a model-local function: a scan over them, each of which sees the rows routed to it.
 
-An expert without rows multiplies nothing. A scan hands each expert its slice of the weights without copying them. The sum
-over experts is in float32.
+An expert without rows multiplies nothing, and a scan hands each one its slice of the weights without copying them. The
+sum over experts is in float32.
 """
 
 from __future__ import annotations
@@ -13,137 +13,77 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from ...toolkit.families.experts import DOMAIN, NODE, OneExpert, experts_in, weights_of
-from .operators import to_onnx
-from .optimise import optimise
+from ...toolkit.model.experts import DOMAIN, NODE, OneExpert, experts_in, weights_of
+from .scans import TYPES, Nodes, function, traced
 
-_DTYPES = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}
 _ROWS = 3  # of the example that one expert is traced with
 
 
 def add_experts(model: ir.Model, module: nn.Module, opset: int) -> None:
-    """Give a decoder's nodes of experts the function that computes them, in place; other graphs stay as they are."""
-    nodes = [node for node in model.graph if (node.domain, node.op_type) == (DOMAIN, NODE)]
-    layers = experts_in(module)
-    made: dict[Any, str] = {}
-    for node in nodes:
-        layer = node.attributes.pop("layer").as_string()
-        shapes = tuple(tuple(weight.shape) for weight in weights_of(layers[layer]).values())
+    """Give a decoder's nodes of experts the functions that compute them, in place; other graphs stay as they are."""
+    layers, made = experts_in(module), dict[Any, ir.Function]()
+    for node in [node for node in model.graph if (node.domain, node.op_type) == (DOMAIN, NODE)]:
+        experts: Any = layers[node.attributes.pop("layer").as_string()]
         states = node.inputs[0]
-        assert states is not None and states.dtype is not None
-        key = (type(layers[layer]), states.dtype, shapes)
+        assert states is not None
+        key = (type(experts), states.dtype, *(weight.shape for weight in weights_of(experts).values()))
         if key not in made:
-            made[key] = f"{NODE}{len(made) or ''}"
-            function = _function(layers[layer], _DTYPES[states.dtype], made[key], opset)
-            model.functions[function.identifier()] = function
-        node.op_type = made[key]
-    if nodes:
-        model.graph.opset_imports[DOMAIN] = 1
+            dtype = next(one for one, kind in TYPES.items() if kind == states.dtype)
+            made[key] = _function(experts, dtype, f"{NODE}{len(made) or ''}", opset)
+            model.functions[made[key].identifier()] = made[key]
+        node.op_type = made[key].name
 
 
 def _function(experts: Any, dtype: torch.dtype, name: str, opset: int) -> ir.Function:
     """(states [tokens, d_model], index [tokens, k], shares [tokens, k], weights …) → [tokens, d_model]."""
-    kind = {value: key for key, value in _DTYPES.items()}[dtype]
-    weights = weights_of(experts)
-    count = len(next(iter(weights.values())))
+    kind, weights = TYPES[dtype], weights_of(experts)
     states, index, shares = (ir.val(f"experts.{one}") for one in ("states", "index", "shares"))
-    states.type, index.type, shares.type = (ir.TensorType(one) for one in (kind, ir.DataType.INT64, kind))
+    states.dtype, index.dtype, shares.dtype = kind, ir.DataType.INT64, kind
     given = [ir.val(f"experts.{one}", kind) for one in weights]
-    body, inputs = _body(experts, dtype, kind, states, index, shares)
-    nodes: list[ir.Node] = []
-
-    def node(op_type: str, values: list[ir.Value | None], **attributes: Any) -> ir.Value:
-        made = ir.node(op_type, values, attributes=attributes or None)
-        made.outputs[0].name = f"experts.{len(nodes)}"
-        nodes.append(made)
-        return made.outputs[0]
-
-    zero = node("Mul", [node("Cast", [states], to=ir.DataType.FLOAT.value), _constant(node, np.array(0, np.float32))])
-    numbers = _constant(node, np.arange(count))
-    scan = ir.node(
-        "Scan",
-        [zero, numbers, *given],
-        attributes={"body": body, "num_scan_inputs": 1 + len(given)},
-    )
-    scan.outputs[0].name = "experts.sum"
-    nodes.append(scan)
-    result = node("Cast", [scan.outputs[0]], to=kind.value)
-    graph = ir.Graph([states, index, shares, *given], [result], nodes=nodes, opset_imports={"": opset}, name=name)
-    return ir.Function(DOMAIN, name, graph=graph, attributes=())
+    nodes = Nodes("experts")
+    nothing = nodes.add("Mul", [nodes.cast(states, ir.DataType.FLOAT), nodes.constant(np.array(0, np.float32))])
+    numbers = nodes.constant(np.arange(len(next(iter(weights.values())))))
+    body = _one_expert(experts, dtype, opset, states, index, shares)
+    (total,) = nodes.scan(body, [nothing], [numbers, *given], 1)
+    return function(DOMAIN, name, [states, index, shares, *given], [nodes.cast(total, kind)], nodes, opset)
 
 
-def _constant(node: Any, array: np.ndarray) -> ir.Value:
-    value: ir.Value = node("Constant", [], value=ir.tensor(array))
-    return value
-
-
-def _body(
-    experts: Any, dtype: torch.dtype, kind: ir.DataType, states: ir.Value, index: ir.Value, shares: ir.Value
-) -> tuple[ir.Graph, list[ir.Value]]:
-    """One expert: (sum, its number, its weights) → sum. The rest it reads from around it."""
-    traced = _traced(experts, dtype)
-    width = weights_of(experts)
-    total = ir.val("experts.one.total", ir.DataType.FLOAT)
+def _one_expert(
+    experts: Any, dtype: torch.dtype, opset: int, states: ir.Value, index: ir.Value, shares: ir.Value
+) -> ir.Graph:
+    """(sum, number of the expert, its weights …) → sum. The rest it reads from around it."""
+    kind, weights, nodes = TYPES[dtype], weights_of(experts), Nodes("experts.one")
+    total = ir.val("experts.one.total")
     number = ir.val("experts.one.number", ir.DataType.INT64, ())
-    nodes: list[ir.Node] = []
-
-    def node(op_type: str, values: list[ir.Value | None], **attributes: Any) -> ir.Value:
-        made = ir.node(op_type, values, attributes=attributes or None)
-        made.outputs[0].name = f"experts.one.{len(nodes)}"
-        nodes.append(made)
-        return made.outputs[0]
-
-    last = _constant(node, np.array([-1]))
-    mine = node("Equal", [index, number])
-    share = node("ReduceSum", [node("Mul", [shares, node("Cast", [mine], to=kind.value)]), last], keepdims=1)
-    any_of = node("ReduceMax", [node("Cast", [mine], to=ir.DataType.INT32.value), last], keepdims=0)
-    places = node("Transpose", [node("NonZero", [any_of])], perm=[1, 0])  # [rows, 1]
-    rows = node("GatherND", [states, places])
-    rename = {value: rows if at == 0 else None for at, value in enumerate(traced.graph.inputs)}
-    given = []
-    for value, name in zip(list(traced.graph.inputs)[1:], width, strict=True):
-        inner = ir.val(f"experts.one.{name}", kind, value.shape)
-        rename[value] = inner
-        given.append(inner)
-    output = traced.graph.outputs[0]
-    for value, other in rename.items():
-        assert other is not None
-        ir.convenience.replace_all_uses_with(value, other)
-    inside = list(traced.graph)
-    held = list(traced.graph.initializers.values())
-    traced.graph.remove(inside)
-    for at, one in enumerate(inside):
-        one.name = None
-        for place, value in enumerate(one.outputs):
-            value.name = f"experts.one.inner.{at}.{place}"
-    for value in held:
-        constant = _constant(node, value.const_value.numpy())  # type: ignore[union-attr]
-        ir.convenience.replace_all_uses_with(value, constant)
-    nodes += inside
-    weighted = node("Mul", [output, node("GatherND", [share, places])])
-    summed = node("ScatterND", [total, places, node("Cast", [weighted], to=ir.DataType.FLOAT.value)], reduction="add")
-    return ir.Graph([total, number, *given], [summed], nodes=nodes, name="one_expert"), given
+    given = [ir.val(f"experts.one.{name}", kind, weight.shape[1:]) for name, weight in weights.items()]
+    last = nodes.constant(np.array([-1]))
+    mine = nodes.add("Equal", [index, number])
+    share = nodes.add("ReduceSum", [nodes.add("Mul", [shares, nodes.cast(mine, kind)]), last], keepdims=1)
+    hit = nodes.add("ReduceMax", [nodes.cast(mine, ir.DataType.INT32), last], keepdims=0)
+    places = nodes.add("Transpose", [nodes.add("NonZero", [hit])], perm=[1, 0])  # [rows, 1]
+    rows = nodes.add("GatherND", [states, places])
+    width = weights["down_proj"].shape[2 if experts.is_transposed else 1]
+    example = [torch.empty(_ROWS, width, dtype=dtype)]
+    example += [torch.empty(weight.shape[1:], dtype=dtype) for weight in weights.values()]
+    one = _Given(OneExpert(experts))
+    (computed,) = nodes.inline(
+        traced(one, tuple(example), ({0: "rows"}, tuple({} for _ in weights)), opset), [rows, *given]
+    )
+    weighted = nodes.add("Mul", [computed, nodes.add("GatherND", [share, places])])
+    summed = nodes.add("ScatterND", [total, places, nodes.cast(weighted, ir.DataType.FLOAT)], reduction="add")
+    for value in (total, summed):
+        value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape(["tokens", width])
+    return ir.Graph([total, number, *given], [summed], nodes=nodes, name="one_expert")
 
 
-def _traced(experts: Any, dtype: torch.dtype) -> ir.Model:
-    """What an expert computes of its rows and weights, traced."""
-    module = OneExpert(experts)
-    rows = next(one.shape for name, one in weights_of(experts).items() if name == "down_proj")
-    width = rows[-1] if experts.is_transposed else rows[-2]
-    weights = [torch.empty(one.shape[1:], dtype=dtype) for one in weights_of(experts).values()]
-    example = (torch.empty(_ROWS, width, dtype=dtype), *weights)
-    shapes = ({0: "rows"}, tuple({} for _ in weights))
-    program = to_onnx(_Without(module), example, opset_version=20, dynamic_shapes=shapes)
-    optimise(program.model)
-    return program.model
-
-
-class _Without(nn.Module):
-    """One expert without the parameters of the layer, which it is given."""
+class _Given(nn.Module):
+    """One expert without the parameters of its layer, which it is given."""
 
     def __init__(self, one: OneExpert) -> None:
         super().__init__()
         self._one = [one]  # in a list, no submodule
+        self.eval()
 
     def forward(self, rows: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-        return self._one[0](rows, *weights)
+        found: torch.Tensor = self._one[0](rows, *weights)
+        return found

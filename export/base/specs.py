@@ -16,11 +16,13 @@ from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ...toolkit.families import Family, GraphInput, family_of
-from ...toolkit.families.experts import experts_as_nodes
-from ...toolkit.families.family import SIZES, kv_shape
+from ...toolkit.families.cache import STATES, cache_of
+from ...toolkit.families.family import SIZES
+from ...toolkit.model.experts import experts_as_nodes
 from ..manifest import Graph
 from ..names import ATTENTION_MASK, INPUT_IDS, INPUTS_EMBEDS, LOGITS, PAST, POSITION_IDS, PRESENT, cache_names
 from .attention import NewLayer, grouped_queries, rotary_modules
+from .recurrent import StateLayer, rules_as_nodes
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class CachedDecoder(nn.Module):
         self.model, self.family, self.names = model, family, tuple(names)
         self.fused = fused and family.attention_obstacle(model.config) is None
         self.rotary = rotary_modules(model.get_decoder()) if self.fused else ()
+        self.states = [part.name in STATES for part, _ in cache_of(model.config.get_text_config())]
 
     def forward(
         self,
@@ -89,8 +92,9 @@ class CachedDecoder(nn.Module):
         further: list[torch.Tensor],
         past: list[tuple[torch.Tensor, torch.Tensor]],
     ) -> tuple[torch.Tensor, ...]:
-        """Logits [batch, sequence, vocab], then key and value [batch, heads, past + sequence, head_dim] per layer."""
-        with experts_as_nodes(self):
+        """Logits [batch, sequence, vocab], then each layer's cache: keys and values [batch, heads, past + sequence,
+        head_dim], or its states."""
+        with experts_as_nodes(self), rules_as_nodes(self.model.get_decoder()):
             return self._traced(inputs_embeds, attention_mask, dict(zip(self.names, further, strict=True)), past)
 
     def _traced(
@@ -101,15 +105,15 @@ class CachedDecoder(nn.Module):
         past: list[tuple[torch.Tensor, torch.Tensor]],
     ) -> tuple[torch.Tensor, ...]:
         if self.fused:
-            cache, decoder = _cache(past, NewLayer), self.model.get_decoder()
+            cache, decoder = _cache(past, self.states, NewLayer), self.model.get_decoder()
             new = inputs_embeds.shape[1]
             with grouped_queries(decoder, cache.layers, attention_mask, new, self.rotary) as call:
                 placed = named | {POSITION_IDS: call.positions(named[POSITION_IDS])}
                 logits = self.family.decoder(self.model, inputs_embeds, attention_mask, cache, **placed)
-            if call.attended == list(range(len(past))):
+            if call.attended == [at for at, states in enumerate(self.states) if not states]:
                 return _outputs(logits, cache)
             # The model does not attend by transformers' interface: what was traced is left unused.
-        cache = _cache(past, DynamicLayer)
+        cache = _cache(past, self.states, DynamicLayer)
         return _outputs(self.family.decoder(self.model, inputs_embeds, attention_mask, cache, **named), cache)
 
 
@@ -138,27 +142,27 @@ def decoder_spec(model: nn.Module, family: Family, *, fused: bool = True) -> Gra
         fused: attend by one node a layer, where the family can.
     """
     text = model.config.get_text_config()
-    heads, head_dim = kv_shape(text)
     further = family.decoder_inputs(model.config)
     names = tuple(one.name for one in further)
     embeds = GraphInput(INPUTS_EMBEDS, "weights", ("batch", "sequence", text.hidden_size))
     mask = GraphInput(ATTENTION_MASK, "int64", ("batch", "total"))
-    part = GraphInput("past", "weights", ("batch", heads, "past_sequence", head_dim))
-    n_layers = text.num_hidden_layers
+    cache = cache_of(text)
+    parts = [[part.name for part in layer] for layer in cache]
 
     def args(dtype: torch.dtype) -> tuple[Any, ...]:
         def example(one: GraphInput) -> torch.Tensor:
             return _tensor(one.example(), one, dtype)
 
-        past = [(example(part), example(part)) for _ in range(n_layers)]
+        past = [(example(first), example(second)) for first, second in cache]
         return example(embeds), torch.ones_like(example(mask)), [example(one) for one in further], past
 
+    of_cache = [tuple(_axes(part) for part in layer) for layer in cache]
     return GraphSpec(
         module=CachedDecoder(model, family, names, fused=fused),
         args=args,
-        dynamic=(_axes(embeds), _axes(mask), [_axes(one) for one in further], [(_axes(part),) * 2] * n_layers),
-        inputs=(INPUTS_EMBEDS, ATTENTION_MASK, *names, *cache_names(n_layers, PAST)),
-        outputs=(LOGITS, *cache_names(n_layers, PRESENT)),
+        dynamic=(_axes(embeds), _axes(mask), [_axes(one) for one in further], of_cache),
+        inputs=(INPUTS_EMBEDS, ATTENTION_MASK, *names, *cache_names(parts, PAST)),
+        outputs=(LOGITS, *cache_names(parts, PRESENT)),
     )
 
 
@@ -183,16 +187,21 @@ def _tensor(array: np.ndarray, one: GraphInput, dtype: torch.dtype) -> torch.Ten
 
 
 def _outputs(logits: torch.Tensor, cache: DynamicCache) -> tuple[torch.Tensor, ...]:
-    return logits, *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
+    parts = (layer.tensors if isinstance(layer, StateLayer) else (layer.keys, layer.values) for layer in cache.layers)
+    return logits, *(tensor for pair in parts for tensor in pair)
 
 
-def _cache(past: list[tuple[torch.Tensor, torch.Tensor]], kind: type[DynamicLayer]) -> DynamicCache:
+def _cache(
+    past: list[tuple[torch.Tensor, torch.Tensor]], states: Sequence[bool], kind: type[DynamicLayer]
+) -> DynamicCache:
     cache = DynamicCache()
     cache.layers = []
-    for key, value in past:  # filled by hand: `update` on an empty layer would trace the joining with an empty tensor
-        layer = kind()
-        layer.keys, layer.values = key, value
-        layer.dtype, layer.device = key.dtype, key.device
-        layer.is_initialized = True
+    for (key, value), keeps in zip(past, states, strict=True):
+        # Filled by hand: `update` on an empty layer would trace the joining with an empty tensor.
+        layer = StateLayer(key, value) if keeps else kind()
+        if not keeps:
+            layer.keys, layer.values = key, value
+            layer.dtype, layer.device = key.dtype, key.device
+            layer.is_initialized = True
         cache.layers.append(layer)
     return cache

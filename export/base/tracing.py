@@ -17,7 +17,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import CheckerPass, ClearMetadataAndDocStringPass, ShapeInferencePass
 
-from ...toolkit.families.weightless import without_weights
+from ...toolkit.model.weightless import without_weights
 from ...toolkit.model.weights import HeldWeight
 from ..manifest import Precision
 from ..names import LOGITS
@@ -25,6 +25,7 @@ from .experts import add_experts
 from .logits import keep_last_logits
 from .operators import to_onnx
 from .optimise import optimise
+from .recurrent import add_rules
 from .simplify import simplify
 from .specs import GraphSpec
 from .streamed import WeightOf, attach, fold_transposes
@@ -56,6 +57,7 @@ def export_graph(spec: GraphSpec, precision: Precision, weight_of: WeightOf = He
     strip_metadata(model)
     with quiet_export():
         add_experts(model, spec.module, OPSET)
+        add_rules(model, OPSET)
     CheckerPass(full_check=True)(model)
     if LOGITS in spec.outputs:
         keep_last_logits(model)

@@ -12,9 +12,9 @@ import torch
 from onnx_ir.passes.common import TopologicalSortPass
 
 from ...adapters.errors import SafetykitError, UsageError, WrongBase
+from ...toolkit.families.family import kv_shape
 from ..base.matrices import QUANTISED
 from ..base.own import graph_info, write_base
-from ...toolkit.families.family import kv_shape
 from ..manifest import (
     CHECKPOINT,
     GRAPHS,

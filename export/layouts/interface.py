@@ -50,7 +50,7 @@ MEANINGS: dict[Role, str] = {
     "positions": "place of each token among those of its row, counted from first_position",
     "pictures": "1 at image tokens",
     "phase": "0 at tokens of the prompt, 1 at those of the answer",
-    "cache": "keys or values of a layer: empty for a prompt, then what the call before gave",
+    "cache": "keys, values or a state of a layer: what the call before gave; for a prompt nothing, or a state of zeros",
     "gate": "what the gate decided before, see gates.held; 0 with a prompt",
     "reference": "the state of the same prompt without its picture, see gates.reference; 0 after the prompt",
     "switch": "optional: 0 turns the ops off for this call",

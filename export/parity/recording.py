@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from transformers import DynamicCache
 
 from ...toolkit.model.requests import Request
 from ..names import RETRIEVAL_QUERY, RETRIEVED_SCORES
@@ -125,7 +124,7 @@ def record_scores(vlm: VLM, requests: Sequence[Request], hooks: AppliedAdapters)
 @torch.inference_mode()
 def torch_logits(vlm: VLM, requests: Sequence[Request], steps: int) -> Iterator[Float[np.ndarray, "batch seq vocab"]]:
     """PyTorch's logits of prompts, and then at each step of its greedy answers."""
-    cache = DynamicCache()
+    cache = vlm.empty_cache()
     logits, inputs = vlm.prefill(requests, cache)
     yield logits.float().cpu().numpy()
     mask = torch.from_numpy(inputs.attention_mask).to(vlm.device)

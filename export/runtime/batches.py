@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ...toolkit.model.requests import Inputs
-from ..names import TOKEN_TYPES
+from ..names import TOKEN_TYPES, is_state
 from .binding import as_array
 from .decoding import Decoding
 
@@ -34,8 +34,8 @@ _GROWING = ("sequence", "total", "past_sequence")
 def tokens_first(read: Callable[[Inputs], Decoding]) -> bool:
     """Whether the cache keeps a row's tokens at its front and its padding behind them.
 
-    A token is read alone, and as the last of two of which the first is padding: in the first layer's cache its key lies
-    in front, or that of the padding does.
+    A token is read alone, and as the last of two of which the first is padding: in the cache of the first layer that
+    attends its key lies in front, or that of the padding does.
 
     Args:
         read: the model's prefill.
@@ -44,7 +44,8 @@ def tokens_first(read: Callable[[Inputs], Decoding]) -> bool:
     def key(ids: list[list[int]], mask: list[list[int]]) -> np.ndarray:
         tokens, seen = np.array(ids, np.int64), np.zeros(np.shape(ids), bool)
         inputs = Inputs(tokens, np.array(mask, np.int64), seen, {}, {TOKEN_TYPES: np.zeros_like(tokens)})
-        return as_array(next(iter(read(inputs).past.values()))).astype(np.float32)
+        past = read(inputs).past
+        return as_array(next(past[name] for name in past if not is_state(name))).astype(np.float32)
 
     alone = key([[_TOKEN]], [[1]])[0, :, 0]
     padded = key([[_PADDING, _TOKEN], [_TOKEN, _TOKEN]], [[0, 1], [1, 1]])[0]
@@ -69,7 +70,10 @@ def gathered(parts: Sequence[Part], axes: Axes, *, first: bool) -> Decoding:
     length = max(part.mask.shape[1] for part in taken)
     return Decoding(
         logits=np.concatenate([part.state.logits[part.rows, -1:] for part in taken]),
-        past={name: _stacked([part.cache(name, first) for part in taken], length, first) for name in one.past},
+        past={
+            name: np.concatenate(caches) if is_state(name) else _stacked(caches, length, first)
+            for name, caches in ((name, [part.cache(name, first) for part in taken]) for name in one.past)
+        },
         attention_mask=np.concatenate([_padded(part.mask, {1: length}) for part in taken]),
         further={
             name: _together([part.further(name, axes[name]) for part in taken], axes[name]) for name in one.further
@@ -91,6 +95,8 @@ class _Taken:
 
     def cache(self, name: str, first: bool) -> np.ndarray:
         """A layer's cache."""
+        if is_state(name):
+            return as_array(self.state.past[name])[self.rows]
         filled = slice(self.mask.shape[1]) if first else slice(self._spare, None)
         return as_array(self.state.past[name])[self.rows, :, filled]
 

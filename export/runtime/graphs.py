@@ -36,6 +36,7 @@ from ..names import (
     VISION_MASK,
     intervention,
     is_own,
+    is_state,
     own,
 )
 from .binding import Session, as_array
@@ -250,10 +251,16 @@ class Graphs:
         further |= self._scattered(embeds, inputs.vision_mask, seen)
         if all_logits and self._keeps:
             feeds = {**feeds, KEPT: np.array(0, np.int64)}
-        batch, heads, width = len(embeds), self.manifest.n_kv_heads, self.manifest.head_dim
-        past = {name: np.zeros((batch, heads, 0, width), self._float) for name in self._past_names}
+        past = {name: self._nothing(name, len(embeds)) for name in self._past_names}
         state = self._run(embeds, inputs.attention_mask, further, past, inputs.vision_mask, feeds)
         return replace(state, extras={**state.extras, **extras}, scores=state.extras)
+
+    def _nothing(self, name: str, batch: int) -> np.ndarray:
+        """A layer's cache before the first token: no keys and values, or states that are zero."""
+        if is_state(name):
+            (sizes,) = (value.shape[1:] for value in self._decoder.get_inputs() if value.name == name)
+            return np.zeros((batch, *sizes), _FLOATS[self._types[name]])
+        return np.zeros((batch, self.manifest.n_kv_heads, 0, self.manifest.head_dim), self._float)
 
     def _embedded(self, ids: Int[np.ndarray, "batch seq"]) -> Float[np.ndarray, "batch seq d_model"]:
         return self._embed.run(None, {INPUT_IDS: ids})[0]

@@ -16,6 +16,7 @@ from safetykit.adapters import Adapter, Intervention, Site
 from safetykit.adapters.artifact.manifest import AdapterInfo, DataInfo, DetectorInfo
 from safetykit.adapters.errors import UsageError
 from safetykit.adapters.ops.branch import Branch
+from safetykit.bench._types.building import NAMES as TYPES
 from safetykit.bench.zoo import NAMES, WIDTH, build
 from safetykit.export.base.own import export_base, save_graph
 from safetykit.export.base.specs import graph_specs
@@ -144,7 +145,7 @@ def test_every_block_is_its_input_and_its_branches(vlm):
 
 
 def test_every_family_has_a_checkpoint():
-    assert set(family_names()) <= set(NAMES)
+    assert set(family_names()) <= {*NAMES, *TYPES}
 
 
 def test_parts_are_found_and_it_can_be_exported(vlm):

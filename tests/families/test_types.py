@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from transformers import CONFIG_MAPPING
 
 from safetykit.adapters.artifact.sites import Site
@@ -16,8 +17,8 @@ from safetykit.toolkit.model.kinds import require_decoder
 from safetykit.toolkit.model.requests import Request
 from safetykit.toolkit.model.vlm import VLM
 
-# Of each kind one: no call for image features; sandwich norms; an image token that only the processor names; kinds of
-# tokens asked for; a cache that is not only of keys and values; discrete image tokens.
+# Of each kind one: no call for image features of its own; sandwich norms; an image token that only the processor names;
+# kinds of tokens asked for; a cache that is not only of keys and values; discrete image tokens.
 TYPES = ("deepseek_vl", "glm4v", "aya_vision", "cosmos3_edge", "qwen3_5", "chameleon")
 
 
@@ -64,10 +65,13 @@ def test_norms_that_end_the_branches_are_their_sites(made):
     assert vlm.parts.tap(Site("mlp", 1)).module is block.post_mlp_layernorm
 
 
-def test_a_model_without_a_call_for_image_features_says_so(made):
+def test_pictures_are_seen_alone_by_a_model_whose_inner_one_does(made):
     vlm = VLM.from_pretrained(made("deepseek_vl"))
+    inputs = vlm.inputs.prepare(requests()[:1])
+    assert vlm.see(inputs).pooler_output.shape[:2] == (1, int(inputs.vision_mask.sum()))
+    vlm.model.model.__class__ = type("Blind", (torch.nn.Module,), {})
     with pytest.raises(UsageError, match="sees pictures only as it reads a prompt"):
-        vlm.see(vlm.inputs.prepare(requests()[:1]))
+        vlm.see(inputs)
 
 
 @pytest.mark.parametrize(

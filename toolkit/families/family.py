@@ -160,7 +160,7 @@ class Family:
         if all(one.name != "position_ids" for one in self.decoder_inputs(config)):
             return "its graph takes no positions"
         text = config.get_text_config()
-        if set(getattr(text, "layer_types", None) or ()) - {"full_attention"}:
+        if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
             return "some of its layers see a window of the past, and the operator sees all of it"
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         if width % _HEAD_MULTIPLE:

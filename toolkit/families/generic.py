@@ -30,7 +30,6 @@ class AnyFamily(Family):
         from .trial import require_trial
 
         require_known_layers(config.get_text_config())
-        picture_size(config)
         require_trial(config, self)
 
     def taps_of(self, model: Any) -> tuple[str, ...]:

@@ -151,7 +151,7 @@ def _run(config: Any, family: Family) -> Trial:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from .experts import experts_as_nodes
+    from ..model.experts import experts_as_nodes
 
     try:
         model = _skeleton(config)
@@ -165,6 +165,8 @@ def _run(config: Any, family: Family) -> Trial:
                 return Trial(f"its features of two pictures have the shape {tuple(features.shape)}")
             if reason := _decoded(model, family, config):
                 return Trial(reason)
+    except UsageError as error:
+        return Trial(error.message[:1].lower() + error.message[1:].rstrip("."))
     except Exception as error:  # a type that was not written for this may raise anything
         said = str(error).strip().splitlines() or [type(error).__name__]
         return Trial(f"a run without values fails ({type(error).__name__}: {said[0][:200].rstrip('.')})")
@@ -202,7 +204,7 @@ def _skeleton(config: Any) -> Any:
     from accelerate import init_empty_weights
     from transformers import AutoModelForImageTextToText
 
-    from .weightless import without_weights
+    from ..model.weightless import without_weights
 
     with init_empty_weights(include_buffers=False):
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)

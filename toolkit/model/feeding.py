@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...adapters.errors import UsageError
+from ..families.cache import has_states
 from ..families.structure import sees
 from .features import FeatureCache
 from .hooks import AppliedAdapters
@@ -109,6 +110,13 @@ class Feeding:
         arguments = self.arguments(inputs, pictures=pictures)
         logits: Tensor = self.model(**arguments, past_key_values=cache, use_cache=cache is not None, **more).logits
         return logits
+
+    def empty_cache(self) -> Any:
+        """What a prefill fills and steps grow: keys and values of all tokens, and states of layers that have some."""
+        from transformers import DynamicCache
+
+        text = self.model.config.get_text_config()
+        return DynamicCache(config=text) if has_states(text) else DynamicCache()
 
     def step(self, token_ids: Tensor, mask: Tensor, cache: Any) -> Float[Tensor, "batch 1 vocab"]:
         """Logits after one more token a row.

@@ -76,6 +76,10 @@ class Stepping(Running, Protocol):
         """Logits at all positions of the prompts."""
         ...
 
+    def empty_cache(self) -> Any:
+        """What a prefill fills and steps grow."""
+        ...
+
     def step(self, token_ids: Tensor, mask: Tensor, cache: Any) -> Float[Tensor, "batch 1 vocab"]:
         """Logits after one more token a row."""
         ...

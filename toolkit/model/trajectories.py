@@ -8,7 +8,6 @@ from itertools import takewhile
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from ...adapters.artifact.sites import Site
 from ...adapters.protocols import Trajectories
@@ -43,7 +42,7 @@ def stream_trajectories(
         seen: list[Tensor] = [torch.empty(0)] * len(taps)
         states: list[Tensor] = []
         said: list[Tensor] = []
-        cache = DynamicCache()
+        cache = vlm.empty_cache()
         with ExitStack() as stack:
             for at, tap in enumerate(taps):
                 stack.callback(tap.read(_reader(seen, at)).remove)

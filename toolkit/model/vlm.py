@@ -246,7 +246,7 @@ class VLM(Loadable, Feeding, Generating):
         Ops that ask for it first get the text-only state of the same query.
 
         Args:
-            cache: a transformers ``DynamicCache`` to fill for later steps.
+            cache: what :meth:`empty_cache` gives, to be filled for later steps.
 
         Returns:
             Logits at all positions, and the inputs they belong to.

@@ -86,7 +86,7 @@ def test_feature_layers_and_selection_follow_the_configuration(make_checkpoint, 
 
 
 def test_other_architectures_are_refused_by_name_and_reason():
-    with pytest.raises(UsageError, match=r"'mllama': its decoder attends across to the picture.*exports .*llava"):
+    with pytest.raises(UsageError, match=r"'mllama': its decoder attends across to the picture.*--base-onnx"):
         family_of(SimpleNamespace(model_type="mllama"))
 
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 from transformers.models.cohere import modeling_cohere
 from transformers.models.glm import modeling_glm
+from transformers.models.glm4_moe import modeling_glm4_moe
 from transformers.models.llama import modeling_llama
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
@@ -100,6 +101,7 @@ def test_only_rotary_embeddings_that_turn_halves_are_one_node():
     assert attention._turns_halves(modeling_qwen2_5_vl.apply_rotary_pos_emb)
     assert not attention._turns_halves(modeling_cohere.apply_rotary_pos_emb)  # neighbours
     assert not attention._turns_halves(modeling_glm.apply_rotary_pos_emb)
+    assert attention._turns_halves(modeling_glm4_moe.apply_rotary_pos_emb)  # of some channels, the rest stays
 
 
 @pytest.mark.parametrize(

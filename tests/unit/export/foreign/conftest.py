@@ -8,10 +8,10 @@ from shared import once
 
 from safetykit.export.base.logits import give_all_logits
 from safetykit.export.base.own import save_graph, write_base
-from safetykit.toolkit.families.family import kv_shape
 from safetykit.export.foreign import importing
 from safetykit.export.manifest import GRAPHS, LAYOUT, read_manifest, write_manifest
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
+from safetykit.toolkit.families.family import kv_shape
 
 
 @pytest.fixture(scope="module")
