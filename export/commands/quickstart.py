@@ -60,6 +60,9 @@ def _view(console: Console, value: dict[str, Any]) -> None:
     else:
         where = "the model in PyTorch, with its adapter" if value["obstacle"] else "the exported model"
         comparison(console, value["comparison"], where, metrics)
+    asked = sum(value["asked"].values())
+    counts = ", ".join(f"{count} {label}" for label, count in value["asked"].items())
+    console.print(f"[dim]Of {asked} test records: {counts}. Intervals are in the report.[/dim]")
     if not value["judged_by"]["harmful"]:
         console.print("[dim]Attack success: what is not refused, by refusal phrases; no record has a response.[/dim]")
     if value["parity"]:
@@ -72,8 +75,10 @@ def _view(console: Console, value: dict[str, Any]) -> None:
     console.print(f"[dim]{value['seconds']:.0f} s in this run.[/dim]")
     if value["better"]:
         console.print("\n[bold]What would make it better[/bold]")
-        for said in value["better"]:
-            console.print(Padding(f"· {escape(said)}", (0, 0, 0, 1)))
+        for number, one in enumerate(value["better"], 1):
+            console.print(Padding(escape(f"{number}. {one['why']}"), (0, 0, 0, 1)))
+            if one["command"]:
+                console.print(f"    [bold]{escape(one['command'])}[/bold]", soft_wrap=True)
 
 
 def table(console: Console, value: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ Each step leaves a file or a folder that appears whole; the same command goes on
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,6 +80,7 @@ class _Run:
             "data": plan.data,
             "starter": plan.starter,
             "judged_by": judged_by(plan.data),
+            "asked": dict(Counter(item.label for item in before.decisions)),
             "undefended": before.model_dump(mode="json", exclude={"decisions"}),
             "obstacle": plan.obstacle,
             "stopped": not_aligned(before, plan.methods),

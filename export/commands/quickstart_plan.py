@@ -173,8 +173,9 @@ def _require_ours(folder: Path) -> None:
 
 def _require_same(plan: Plan) -> None:
     """Refuse to go on in a folder that was begun with something else."""
-    before, now = _state(plan.folder), _identity(plan)
-    for name, value in now.items() if before is not None else ():
+    if (before := _state(plan.folder)) is None:
+        return
+    for name, value in _identity(plan).items():
         if (other := before.get(name)) != value:
             raise UsageError(
                 f"{plan.folder} was begun with {_said(name, other)}, not with {_said(name, value)}.",

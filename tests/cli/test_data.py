@@ -56,6 +56,18 @@ def test_a_split_carries_the_pictures_along(call, records, tmp_path):
     assert {one.split for one in after} == {"fit", "calibration", "test"}
 
 
+def test_pictures_of_one_colour_join_no_records(call, tmp_path):
+    """Three colours stand beside all requests: joined by them, they would be three units at most."""
+    lines = [{"id": f"r{at}", "prompt": f"what is {at}?", "label": "harmless", "split": "fit"} for at in range(12)]
+    (tmp_path / "texts.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    drawing = ("data", "carriers", tmp_path / "texts.jsonl", "-o", tmp_path / "drawn", "--form", "blank")
+    assert call(*drawing, "--drawn-only")[0] == 0
+    code, out, _ = call("data", "split", tmp_path / "drawn", "-o", tmp_path / "out", "--shares", "50,25,25", "--json")
+    counts = json.loads(out)["counts"]
+    assert code == 0 and sorted(counts.values()) == [3, 3, 6]
+    assert not json.loads(call("data", "check", tmp_path / "out", "--json")[1])["warnings"]
+
+
 def test_a_record_without_a_prompt_is_named(call, records, tmp_path):
     lines = [json.loads(line) for line in (records / "records.jsonl").read_text().splitlines()]
     lines[0]["prompt"] = ""

@@ -125,8 +125,8 @@ def test_a_checkpoint_alone_ends_in_an_export_with_figures(start, stand, tmp_pat
     assert found["export"] == str(tmp_path / "quick" / "export") and f"run {found['export']}" in found["next"]
     assert found["judged_by"]["harmful"] == 0 and not found["stopped"] and not found["obstacle"]
     assert found["comparison"]["after"]["rows"][0]["metrics"]["attack_success"]["rate"] == 0
-    said = " ".join(found["better"])
-    for reason in ("name harms in the abstract", "attack success is overstated", "few records"):
+    said = " ".join(one["why"] for one in found["better"])
+    for reason in ("name harms in the abstract", "attack success is overstated", "Few records"):
         assert reason in said
 
 
@@ -204,8 +204,8 @@ def test_a_model_that_refuses_no_text_is_asked_and_nothing_is_fitted(start, stan
     assert code == 0 and stand.done == ["before.json"], err
     assert re.match(r"The model refuses none of \d harmful requests in text,.* VLM-Guard", found["stopped"])
     assert found["export"] is None and found["undefended"]["rows"] and "next" not in found
-    assert any("--method one-pass" in said for said in found["better"])
-    assert any("before.json" in said and "phrases" in said for said in found["better"])
+    aligned, phrases = found["better"][:2]
+    assert "--method one-pass" in aligned["command"] and "before.json" in phrases["why"]
     code, out, _ = start(*STARTED, as_json=False)
     assert code == 0 and "The model as it is" in out and "nothing was fitted" in out
 
@@ -241,7 +241,7 @@ def test_a_model_that_cannot_be_exported_is_measured_in_pytorch(start, stand, mo
     assert code == 0 and stand.done == ["before.json", "fit vlm-guard", "after.json"], err
     assert found["export"] is None and found["obstacle"] == "Llamas are not exported."
     assert found["comparison"]["after"]["rows"] and "--adapter" in found["next"]
-    assert any("Llamas are not exported. Graphs that somebody else exported" in said for said in found["better"])
+    assert any("Llamas are not exported. Graphs that somebody else exported" in one["why"] for one in found["better"])
     code, out, _ = start(*STARTED, as_json=False)
     assert code == 0 and "Before → after (the model in PyTorch, with its adapter)" in out
 

@@ -128,10 +128,21 @@ def test_nothing_is_refused(tmp_path):
 
 
 def test_a_picture_in_two_splits_is_warned_of_once(tmp_path):
-    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    Image.new("RGB", (4, 4)).save(tmp_path / "b.bmp")
+    shown = Image.linear_gradient("L").resize((4, 4)).convert("RGB")
+    shown.save(tmp_path / "a.png")
+    shown.save(tmp_path / "b.bmp")
     rows = [row("a", image="a.png"), row("b", image="b.bmp", split="test"), row("c", image="b.bmp", split="test")]
     found = check_records(write(tmp_path / "r.jsonl", *rows))
     assert [(one.row, one.field, one.reason) for one in found.warnings] == [
         (2, "image", "the same picture is in the split fit, too")
     ]
+
+
+def test_pictures_of_one_colour_are_no_equal_pictures(tmp_path):
+    """They stand beside requests that they say nothing of; the same request with one is still the same."""
+    Image.new("RGB", (4, 4), "white").save(tmp_path / "white.png")
+    rows = [row("a", image="white.png"), row("b", image="white.png", split="test")]
+    assert not check_records(write(tmp_path / "r.jsonl", *rows)).warnings
+    rows.append({**rows[0], "id": "c", "split": "test"})
+    (one,) = check_records(write(tmp_path / "r.jsonl", *rows)).warnings
+    assert (one.row, one.reason) == (3, "the same request is in the split fit, too")

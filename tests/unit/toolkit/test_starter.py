@@ -59,7 +59,7 @@ def test_nothing_but_what_is_asked_tells_a_label(requests):
         texts().phrasings
     )
     assert 0.45 <= separated(template, requests) <= 0.55
-    assert separated(lambda one: one.prompt, requests) < 0.9
+    assert separated(lambda one: one.prompt, requests) < 0.7
     lengths = {label: mean(len(one.prompt) for one in requests if one.label == label) for label in kinds}
     assert abs(lengths["harmful"] / lengths["harmless"] - 1) < 0.03
 

@@ -116,6 +116,22 @@ def test_a_sweep_that_was_interrupted_goes_on_and_ends_the_same(random_vlm, reco
     assert adapter.info.hyperparameters["alpha"] == whole.best.setting.alpha
 
 
+@pytest.mark.parametrize("most", [1, 2, 5, 9, 40])
+def test_of_many_settings_some_are_tried_evenly_spread(most):
+    found = sweep.spread(list(range(20)), most)
+    assert len(found) == min(most, 20) == len(set(found)) and found == sorted(found)
+    assert most == 1 or (found[0], found[-1]) == (0, 19)
+
+
+@pytest.mark.slow
+def test_a_sweep_tries_no_more_than_it_may(random_vlm, records):
+    """Half of them in the first round; what the second has tried before is not counted twice."""
+    given = {"variant": "target", "layers": (3,)}
+    found, _ = run_sweep(GUARD, Workbench(random_vlm, records), given, max_new_tokens=2, most=4)
+    assert len(found.trials) == 4 and len({trial.setting for trial in found.trials}) == 4
+    assert any(trial.setting.alpha != 2.0 for trial in found.trials)
+
+
 def test_a_sweep_needs_both_labels_in_calibration(random_vlm, records):
     kept = [record for record in records if record.split == "fit" or record.label == "harmless"]
     with pytest.raises(UsageError, match="harmful and harmless records in the calibration split"):
