@@ -224,6 +224,16 @@ class Choice:
     over_refusal: Float[np.ndarray, " records"]
     utility_loss: Float[np.ndarray, " records"]
 
+    @classmethod
+    def of(cls, words: str, before: Sequence[str], after: Sequence[str]) -> Choice:
+        """From the outcomes (``refused``, ``answered`` or other) of records without it and with it."""
+
+        def more(outcome: str) -> Float[np.ndarray, " records"]:
+            pairs = zip(before, after, strict=True)
+            return np.array([float(now == outcome) - float(then == outcome) for then, now in pairs])
+
+        return cls(words, more("refused"), -more("answered"))
+
 
 def strongest_within(
     budget: Budget, groups: Groups, family: Iterable[Callable[[], Choice]], *, tell: Callable[[int], None] | None = None
