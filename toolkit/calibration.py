@@ -58,7 +58,7 @@ def tested_groups(budget: Budget, records: Sequence[Record]) -> Groups:
         UsageError: records name no group, or they are too few for the budget.
     """
     groups = groups_of(records, budget.budget_by)
-    require_enough(budget, groups)
+    require_enough(budget, groups, counted=False)
     return groups
 
 

@@ -52,7 +52,7 @@ class Part:
             records=tuple(groups.records[at] for at in rows),
             names=tuple(groups.names[at] for at in rows),
         )
-        require_enough(budget, tested, whole=groups.count)
+        require_enough(budget, tested, whole=groups.count, counted=False)
         mine = {record.id for record in tested.records}
         by_id = {} if budget.budget_by == "record" else {one.id: one for one in records}
         others = [
