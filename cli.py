@@ -69,6 +69,12 @@ COMMANDS = (
     Command("data", ".toolkit.commands.data:data", "Make records of the data you have, check, split and show them."),
     Command("fit", ".export.commands.fit:fit", "Fit a method on records and write the adapter folder."),
     Command(
+        "calibrate",
+        ".toolkit.commands.calibrate:calibrate",
+        "Choose a fitted adapter's threshold or strength anew, under a budget, in the stack that it runs in.",
+        "calibrate ./my-vlm --adapter probe --with guard --data records/ --max-over-refusal 0.05 -o calibrated",
+    ),
+    Command(
         "eval",
         ".export.commands.eval:evaluate",
         "Answer records with a checkpoint or an export. Counts per carrier; resumes where it was interrupted.",

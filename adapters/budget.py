@@ -85,6 +85,14 @@ class Groups:
         """How many groups count."""
         return len(set(self.names))
 
+    def told(self) -> str:
+        """What to say about groups that do not count; empty where all do."""
+        if not self.left_out:
+            return ""
+        some = ", ".join(self.left_out[:3]) + (" …" if len(self.left_out) > 3 else "")
+        count = len(self.left_out)
+        return f"{count} calibration groups do not count for the budget, because the fit has seen them: {some}."
+
 
 def groups_of(
     records: Sequence[Example], by: Unit, *, split: str = "calibration", seen: Collection[str] = ("fit",)

@@ -184,6 +184,10 @@ class Workbench(Protocol):
     @property
     def budget(self) -> Budget | None: ...
 
+    def of(self, records: Sequence[Any]) -> Workbench:
+        """The same with other records, and nothing yet learnt from any."""
+        ...
+
     def phase(self, name: str) -> None:
         """Say what is done from now on, so that long work is seen to move."""
         ...

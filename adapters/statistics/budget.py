@@ -31,7 +31,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from math import ceil, log
+from math import ceil, log, log1p
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ from .probe import between
 
 _MOST_BET = 0.95  # c: of the stake that a loss of 1 would take
 _STEPS = 40  # of bisections
+_MANY = 100_000  # groups
 
 
 @dataclass(frozen=True)
@@ -148,30 +149,33 @@ def holds(means: Float[np.ndarray, " groups"], limit: float, confidence: float, 
 
 
 def needed(limit: float, confidence: float, *, alone: bool = False) -> int:
-    """How many groups it takes, if none loses anything."""
-    low, high = 0, 2 * ceil(log(1 - confidence) / log(1 - limit)) + 64
+    """How many groups it takes, if none loses anything; of very many, a lower bound."""
+    exact = log(1 - confidence) / log1p(-limit)
+    if exact > _MANY:
+        return ceil(exact)
+    low, high = 0, 2 * ceil(exact) + 64
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(np.zeros(middle), limit, confidence, alone=alone) else (middle, high)
     return high
 
 
-def require_enough(budget: Budget, groups: Groups, *, whole: int | None = None) -> None:
+def require_enough(budget: Budget, groups: Groups, *, whole: int | None = None, counted: bool = True) -> None:
     """Refuse a budget that so few groups cannot keep, whatever is chosen.
 
     Args:
         whole: groups of the calibration split, where only a part of them are tested.
+        counted: see :class:`Losses`.
 
     Raises:
         UsageError: saying how many would be needed.
     """
-    limits = [limit for limit in (budget.max_over_refusal, budget.max_utility_loss) if limit]
-    limit = min(limits)
-    least = needed(limit, budget.confidence, alone=groups.count == len(groups.records))
+    limit = budget.smaller
+    least = needed(limit, budget.confidence, alone=counted and groups.count == len(groups.records))
     if groups.count >= least:
         return
     there = f"{groups.count} are tested" if whole is None else f"{whole} are there, of which {groups.count} are tested"
-    more = "" if whole is None else f" ({ceil(least * whole / max(groups.count, 1))} in all)"
+    more = "" if not whole else f" ({ceil(least * whole / max(groups.count, 1))} in all)"
     raise UsageError(
         f"A budget of {limit:g} takes at least {least} calibration groups{more} at confidence {budget.confidence:g}, "
         f"by {budget.budget_by}; {there}.",
@@ -223,6 +227,16 @@ class Choice:
     words: str
     over_refusal: Float[np.ndarray, " records"]
     utility_loss: Float[np.ndarray, " records"]
+
+    @classmethod
+    def of(cls, words: str, before: Sequence[str], after: Sequence[str]) -> Choice:
+        """From the outcomes (``refused``, ``answered`` or other) of records without it and with it."""
+
+        def more(outcome: str) -> Float[np.ndarray, " records"]:
+            pairs = zip(before, after, strict=True)
+            return np.array([float(now == outcome) - float(then == outcome) for then, now in pairs])
+
+        return cls(words, more("refused"), -more("answered"))
 
 
 def strongest_within(

@@ -9,8 +9,8 @@ from safetykit.toolkit.commands.config import spelling
 
 # Passed to every command by test_common.py; --base by test_peft_folder.py and --chat-template by
 # test_chat_template_option.py, which are read before a command starts, and
-# the policy by test_signing.py to every command that opens adapters or exports, and budgets by test_budget.py to every
-# fit that can keep one.
+# the policy by test_signing.py to every command that opens adapters or exports, and budgets by test_budget.py and
+# test_calibrate.py to every command that can keep one.
 SHARED = {"--config", "--quiet", "--verbose", "--help", "--base", "--chat-template", "--policy", "--require-signature"}
 BUDGET = {"--max-over-refusal", "--max-utility-loss", "--budget-by", "--confidence"}
 
@@ -53,7 +53,7 @@ def test_every_option_is_passed(name):
     missing = []
     for one in options:
         long = f"--{spelling(one)}"
-        if long in SHARED or (name.startswith("fit ") and long in BUDGET):
+        if long in SHARED or (name.startswith(("fit ", "calibrate")) and long in BUDGET):
             continue
         if not found.keys() & set(one.opts):
             missing.append(long)
@@ -68,7 +68,7 @@ def test_every_value_of_a_choice_is_passed(name):
     found = passed(name, command)
     missing = []
     for one in command.params:
-        if name.startswith("fit ") and BUDGET & set(one.opts):
+        if name.startswith(("fit ", "calibrate")) and BUDGET & set(one.opts):
             continue
         given = set().union(*(found.get(word, set()) for word in one.opts))
         missing += [f"{one.opts[-1]} {value}" for value in choices(one) if value not in given]

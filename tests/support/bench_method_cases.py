@@ -84,6 +84,22 @@ METHODS = [
         },
     ),
     BenchCase(
+        "budgets",
+        "-o {out} --checkpoint mild --seeds 3 --sweeps 1",
+        lambda ran: [
+            ran.only("known_of")[0] == "mild" and ran.only("known_of")[3] == ["VLM-Guard"],
+            ran.only("measure")[1:3] == [3, ["VLM-Guard"]],
+            (ran.path / "budgets.md").read_text() == "| |",
+        ],
+        {
+            "known_of": SimpleNamespace(
+                rows=[SimpleNamespace(id="h", label="harmful", group="g")], outcomes={"undefended": {"h": "answered"}}
+            ),
+            "measure": [],
+            "table": "| |",
+        },
+    ),
+    BenchCase(
         "baselines",
         "--out {out} --checkpoint mild",
         lambda ran: [

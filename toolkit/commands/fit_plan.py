@@ -134,12 +134,7 @@ def require_kept(
         used = records if settings is None or method.used is None else load(method.used)(settings, records)
         groups = groups_of(used, budget.budget_by)
         require_enough(budget, groups)
-    if not groups.left_out:
-        return ""
-    some = ", ".join(groups.left_out[:3]) + (" …" if len(groups.left_out) > 3 else "")
-    return (
-        f"{len(groups.left_out)} calibration groups do not count for the budget, because the fit has seen them: {some}."
-    )
+    return groups.told()
 
 
 def too_little(

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from ...adapters.budget import Budget, Groups, group_name, groups_of
 from ...adapters.errors import UsageError
 from ...adapters.statistics.budget import Choice, Promise, parts_of, require_enough, strongest_within
@@ -54,7 +52,7 @@ class Part:
             records=tuple(groups.records[at] for at in rows),
             names=tuple(groups.names[at] for at in rows),
         )
-        require_enough(budget, tested, whole=groups.count)
+        require_enough(budget, tested, whole=groups.count, counted=False)
         mine = {record.id for record in tested.records}
         by_id = {} if budget.budget_by == "record" else {one.id: one for one in records}
         others = [
@@ -85,11 +83,7 @@ class Part:
 
         def choice(trial: Trial) -> Choice:
             after = self._outcomes(trials, trial, journal)
-            return Choice(
-                _words(trial),
-                _lost(before, after, "refused"),
-                -_lost(before, after, "answered"),
-            )
+            return Choice.of(_words(trial), before, after)
 
         found = strongest_within(
             self.budget,
@@ -129,11 +123,6 @@ class Part:
             f"confidence {self.budget.confidence:g}, not even the cheapest of {count}.",
             "Raise the budget, lower --confidence, add harmless records about other things, or try another method.",
         )
-
-
-def _lost(before: Sequence[str], after: Sequence[str], outcome: str) -> np.ndarray:
-    """By record: 1 where it has this outcome now and had not before, -1 the other way round."""
-    return np.array([float(now == outcome) - float(then == outcome) for then, now in zip(before, after, strict=True)])
 
 
 def _words(trial: Trial) -> str:

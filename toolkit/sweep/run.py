@@ -15,12 +15,12 @@ from ...adapters.artifact.manifest import describe_data
 from ...adapters.budget import Budget
 from ...adapters.errors import UsageError
 from ...adapters.method import Method, load
+from ...adapters.protocols import Workbench
 from ...adapters.statistics.budget import Promise
 from ...adapters.sweeping import Plan, require_some
 from ..data.journal import Journal
 from ..data.record import Record
 from ..progress import Progress
-from ..workbench import Workbench
 from .budgeted import Part
 from .trials import Sweep, Trials, spread
 

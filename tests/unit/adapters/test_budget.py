@@ -72,6 +72,10 @@ def test_groups_of_one_record_are_counted_exactly():
         assert Losses(grouped(100)).holds(losses, 0.1, 0.9) is wanted
 
 
+def test_a_budget_of_next_to_nothing_takes_very_many_groups():
+    assert needed(1e-9, 0.9) > 2e9
+
+
 @pytest.mark.parametrize(("limit", "confidence", "count"), [(0.01, 0.9, 230), (0.05, 0.9, 45), (0.1, 0.95, 29)])
 def test_how_many_groups_a_budget_takes_is_known(limit, confidence, count):
     assert needed(limit, confidence, alone=True) == count

@@ -1,0 +1,70 @@
+"""`safetykit calibrate`, as it is typed; its options act in the cases of command_cases.py."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from safetykit.adapters import Adapter, Intervention, Site
+
+THINGS = 100
+
+
+def records():
+    return [
+        {
+            "id": f"{label}{at}",
+            "prompt": str(at),
+            "response": "yes",
+            "label": label,
+            "split": "calibration",
+            "group": f"g{at}",
+        }
+        for at in range(THINGS)
+        for label in ("harmless", "harmful")
+    ]
+
+
+@pytest.fixture
+def typed(refused, random_checkpoint, adapter_folder, data):
+    def run(*options, adapter=adapter_folder):
+        path = data(records())
+        return refused("calibrate", random_checkpoint, "--adapter", adapter, "--data", path, "-o", "out", *options)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "There is no budget to keep.Give --max-over-refusal or --max-utility-loss."),
+        (("--confidence", 0.8), "--confidence does nothing with --max-over-refusal left out"),
+        (("--max-over-refusal", 0.01), "takes at least 247 calibration groups at confidence 0.9, by record"),
+        (("--max-over-refusal", 0.001, "--budget-by", "group"), "by group; 100 are tested"),
+        (("--max-utility-loss", 0.1, "--budget-by", "category"), "name no category"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_before_weights_are_read(typed, options, message):
+    given = ("--budget-by", "record") if "record" in message else ()
+    assert message in " ".join(typed(*options, *given).split())
+
+
+def test_an_adapter_without_threshold_and_strength_is_refused(typed, adapter_folder, tmp_path):
+    item = Intervention(
+        "TargetSteering",
+        Site.block(2),
+        "last",
+        "prefill",
+        {
+            "basis": torch.eye(128)[:, :1],
+            "mean": torch.zeros(128),
+            "gate": torch.ones(128),
+            "threshold": torch.tensor(0.0),
+            "alpha": torch.tensor(1.0),
+            "target": torch.ones(128),
+        },
+    )
+    loaded = Adapter.load(adapter_folder)
+    folder = replace(loaded, interventions=(item,)).save(tmp_path / "target")
+    said = typed("--max-over-refusal", 0.2, adapter=folder)
+    assert "has neither a threshold to move nor a strength to scale: TargetSteering at decoder.layers.2." in said
