@@ -48,6 +48,11 @@ def test_short_forms_are_the_long_ones(written):
     assert short.judges == ("expected",) and short.max_new_tokens == 32
 
 
+def test_the_model_by_itself_is_there_without_a_word(written):
+    grid, _ = load_grid(written(MODELS + RECORDS))
+    assert list(grid.defences) == ["none"]
+
+
 def test_the_template_is_a_grid(written):
     grid, _ = load_grid(written(TEMPLATE))
     assert list(grid.defences) == ["none", "one-pass"]
