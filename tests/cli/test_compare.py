@@ -228,7 +228,9 @@ def test_fits_answers_and_kept_work(workshop, call, tmp_path, monkeypatch):
 
     monkeypatch.setattr(evaluation, "evaluate", stops)
     words = ("compare", "--config", workshop["tiny_grid"], "-o", tmp_path / "out", "--json")
-    assert call(*words)[0] == 130
+    code, _, err = call(*words)
+    assert code == 130 and f"what is finished is kept in {tmp_path / 'out/cells'}" in err
+    assert "The same command goes on where it stopped." in err
     assert not (tmp_path / "out/results.json").exists()
     code, _, err = call(*words)
     assert code == 0 and "1 of 2 cells to answer" in err and "adapters to fit" not in err
