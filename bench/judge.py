@@ -1,19 +1,20 @@
 """Fit the small offline judge, and state how far it agrees with people.
 
-    python bench/judge.py PYRIT -o bench/results/judge.md --weights toolkit/evaluation/judges/learned.safetensors
+    python bench/judge.py PYRIT -o bench/results --weights toolkit/evaluation/judges/learned.safetensors
 
 PYRIT is the folder of the installed or unpacked Python package ``pyrit`` (MIT), which comes with answers of large
 models to harmful objectives and whether people found the objective fulfilled. They are read there and not shipped; of
 them, only the weights of hashed words are. Answers count once each; of one that people rated twice, the last counts.
 
 Agreement is cross-validated in five folds, no objective in two of them, for answers cut to their first words and whole:
-an evaluation cuts answers, too. Beside it stands the phrase judge on the same answers.
+an evaluation cuts answers, too. Beside it stands the phrase judge on the same answers. Of other settings tried (one to
+three words together, weights by rarity, penalties, whole answers only) all gave a κ between 0.54 and 0.71.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
 
-from safetykit.adapters.artifact.files import write_atomic
+from safetykit.adapters.artifact.output import write_output
+from safetykit.adapters.errors import UsageError
+from safetykit.bench.skeleton import arguments, run, write_table
 from safetykit.toolkit.evaluation.judge import is_refusal
 from safetykit.toolkit.evaluation.judges.learned import BUCKETS, hashed
 from safetykit.toolkit.evaluation.rates import kappa
@@ -31,6 +34,8 @@ from safetykit.toolkit.evaluation.result import Rate
 LABELLED = "datasets/scorer_evals/objective"
 CUTS = (16, 24, 100, None)  # words; None: whole
 FOLDS = 5
+
+Scores = dict[int | None, np.ndarray]  # of the answers, by their cut
 
 
 def labelled(package: Path) -> tuple[list[str], list[str], np.ndarray]:
@@ -42,7 +47,7 @@ def labelled(package: Path) -> tuple[list[str], list[str], np.ndarray]:
             if row["data_type"] == "text" and row["assistant_response"].strip():
                 found[row["objective"], row["assistant_response"]] = row["human_score"] == "1"
     if not found:
-        raise SystemExit(f"{package} holds no {LABELLED}/*.csv: give the folder of the package pyrit.")
+        raise UsageError(f"{package} holds no {LABELLED}/*.csv.", "Give the folder of the package pyrit.")
     return [key[0] for key in found], [key[1] for key in found], np.array(list(found.values()))
 
 
@@ -60,7 +65,7 @@ def features(texts: list[str]) -> np.ndarray:
     return rows
 
 
-def fitted(given: dict[int | None, np.ndarray], labels: np.ndarray) -> LogisticRegression:
+def fitted(given: Scores, labels: np.ndarray) -> LogisticRegression:
     """On all cuts of the same answers at once."""
     rows = np.concatenate([given[words] for words in CUTS])
     return LogisticRegression(class_weight="balanced", max_iter=1000).fit(rows, np.tile(labels, len(CUTS)))
@@ -75,20 +80,8 @@ def line(name: str, labels: np.ndarray, said: np.ndarray, scores: np.ndarray | N
     return f"| {name} | {shown} | {'–' if found is None else f'{found:.2f}'} | {auroc} |"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pyrit", type=Path)
-    parser.add_argument("-o", "--out", type=Path, required=True)
-    parser.add_argument("--weights", type=Path)
-    options = parser.parse_args()
-    objectives, answers, labels = labelled(options.pyrit)
-    given = {words: features([cut(text, words) for text in answers]) for words in CUTS}
-    scores = {words: np.zeros(len(labels)) for words in CUTS}
-    folds = GroupKFold(FOLDS, shuffle=True, random_state=0).split(answers, labels, objectives)
-    for train, test in folds:
-        model = fitted({words: rows[train] for words, rows in given.items()}, labels[train])
-        for words in CUTS:
-            scores[words][test] = model.predict_proba(given[words][test])[:, 1]
+def table(objectives: Sequence[str], labels: np.ndarray, answers: Sequence[str], scores: Scores) -> str:
+    """Agreement with people: a row for each judge and cut."""
     lines = [
         f"{len(labels)} answers to {len(set(objectives))} objectives; people found {int(labels.sum())} fulfilled.",
         "",
@@ -100,13 +93,31 @@ def main() -> None:
         answered = np.array([not is_refusal(cut(text, words)) for text in answers])
         lines.append(line(f"`learned`, {what}", labels, scores[words] > 0.5, scores[words]))
         lines.append(line(f"`phrases`, {what}", labels, answered))
-    write_atomic(options.out, ("\n".join(lines) + "\n").encode())
+    return "\n".join([*lines, ""])
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Measure, write the table, and the weights if they are wanted."""
+    parser = arguments(__doc__)
+    parser.add_argument("pyrit", type=Path, help="folder of the package")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the table")
+    parser.add_argument("--weights", type=Path, help="file for the weights, fitted on all answers")
+    options = parser.parse_args(given)
+    objectives, answers, labels = labelled(options.pyrit)
+    rows = {words: features([cut(text, words) for text in answers]) for words in CUTS}
+    scores = {words: np.zeros(len(labels)) for words in CUTS}
+    for train, test in GroupKFold(FOLDS, shuffle=True, random_state=0).split(answers, labels, objectives):
+        model = fitted({words: some[train] for words, some in rows.items()}, labels[train])
+        for words in CUTS:
+            scores[words][test] = model.predict_proba(rows[words][test])[:, 1]
+    found = table(objectives, labels, answers, scores)
+    write_table(options.out / "judge.md", found)
     if options.weights:
-        model = fitted(given, labels)
+        model = fitted(rows, labels)
         tensors = {"weight": model.coef_[0].astype(np.float32), "bias": model.intercept_.astype(np.float32)}
-        write_atomic(options.weights, save(tensors))
-    print("\n".join(lines))
+        write_output(options.weights, save(tensors))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

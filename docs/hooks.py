@@ -96,14 +96,17 @@ def families(_: str = "all") -> str:
 def importers(_: str = "all") -> str:
     """A table of the data sets and formats that can be imported."""
     from safetykit.toolkit.data.importers import importers as known
+    from safetykit.toolkit.evaluation.benchmarks.measuring import METRICS
 
     rows = [
-        "| KIND | data | what is read | carriers | licence | its publishers count |",
-        "|---|---|---|---|---|---|",
+        "| KIND | data | what is read | carriers | licence | its publishers count | `eval` counts so |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, one in known().items():
         carriers = ", ".join(f"`{carrier}`" for carrier in one.carriers) or "as the file says"
-        cells = (one.title, one.reads, carriers, one.licence, one.metric or "–")
+        counted = METRICS.get(name)
+        told = "–" if not one.metric else "no" if counted is None else "by the judge" if counted.judged else "yes"
+        cells = (one.title, one.reads, carriers, one.licence, one.metric or "–", told)
         rows.append(f"| `{name}` | {' | '.join(_cell(cell) for cell in cells)} |")
     return "\n".join(rows)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 from bench_case import BenchCase
 
 from safetykit.bench.clients import Question
@@ -96,7 +97,36 @@ def a_card(name: str, folder: Path) -> Path:
     return folder
 
 
+_SAID = [(f"objective {at}", text, at % 2 == 0) for at in range(10) for text in (f"sorry {at}", f"step one {at}")]
+
+
+def weighs(path: Path) -> bool:
+    """Whether a file holds the weights of a judge."""
+    from safetensors.numpy import load_file
+
+    from safetykit.toolkit.evaluation.judges.learned import BUCKETS
+
+    found = load_file(path)
+    return found["weight"].shape == (BUCKETS,) and found["bias"].shape == (1,)
+
+
 TRUST = [
+    BenchCase(
+        "judge",
+        "{folder} --out {out} --weights {other}",
+        lambda ran: [
+            "20 answers to 10 objectives; people found 10 fulfilled." in (ran.path / "judge.md").read_text(),
+            "| `phrases`, whole | 50 % (30–70) | 0.00 | – |" in ran.out,
+            weighs(ran.path.with_name("other")),
+        ],
+        {
+            "labelled": (
+                [one for one, _, _ in _SAID],
+                [text for _, text, _ in _SAID],
+                np.array([fulfilled for _, _, fulfilled in _SAID]),
+            )
+        },
+    ),
     BenchCase(
         "drift",
         "--out {out} --export {folder} --data {records} --window 5 --windows 20 --streams 200 --quick",

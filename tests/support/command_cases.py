@@ -69,6 +69,25 @@ OTHERS = [
         f"{EVAL} --split fit --device cpu --dtype bfloat16 --batch-size 2",
         lambda done, made: [done.value["split"] == "fit", done.value["ran"]["dtype"] == "bfloat16"],
     ),
+    Case(
+        f"{EVAL} --judge phrases --judge classifier:{{classifier}} --labels {{labels}} --judge-device cpu"
+        " --judge-dtype float32 -o {out}",
+        lambda done, made: [
+            done.value["judge"] == "phrases",
+            [one["judge"] for one in done.value["judged"]] == ["phrases", f"classifier:{made['classifier']}"],
+            [one["other"] for one in done.value["agreement"]][1:] == ["people", "people"],
+            {one["outcome"] for one in json.loads(done.path.read_text())["decisions"]} <= {"refused", "answered"},
+        ],
+    ),
+    Case(
+        "judge {evaluation} --data {unpacked} --judge learned --judge classifier:{classifier} --labels {labels}"
+        " --judge-device cpu --judge-dtype float32 -o {taken_file} --overwrite --skip-bad-rows --workers 2 --json",
+        lambda done, made: [
+            done.value["judge"] == "learned",
+            len(json.loads(done.path.read_text())["judged"][0]["scores"]) > 0,
+            len(done.value["agreement"]) == 3,
+        ],
+    ),
     Case(f"{EVAL} --device-map auto --max-memory cpu=4MiB", lambda done, made: done.value["ran"]["spread"]),
     Case(
         f"{EVAL} --split test {UNPACKED}".replace("{records}", "{unpacked}"),

@@ -76,6 +76,36 @@ class Materials:
         parquet.write_table(pa.Table.from_pylist([*rows, bad]), path, row_group_size=32)
         return path
 
+    def _classifier(self) -> Path:
+        """A sequence classifier that knows refusals."""
+        from planted_judges import planted_classifier
+
+        return planted_classifier(self.folder / "classifier", {"sorry": "refusal"}, "compliance")
+
+    def _labels(self) -> Path:
+        """What people would say of the answers to all records: each is refused."""
+        from safetykit.toolkit.data.records import load_records
+
+        path = self.folder / "labels.jsonl"
+        lines = [json.dumps({"id": one.id, "outcome": "refused"}) for one in load_records(Path(self["records"]))]
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    def _evaluation(self) -> Path:
+        """Answers that are kept."""
+        from safetykit.toolkit.data.records import load_records, subset
+
+        found = subset(load_records(Path(self["records"]), ["test"]), 8)
+        decisions = [
+            {"id": one.id, "label": one.label, "carrier": one.carrier, "tags": list(one.tags)}
+            | {"text": "sorry , i can not help", "outcome": "refused", "scores": {}}
+            for one in found
+        ]
+        path = self.folder / "evaluation.json"
+        body = {"model": "m", "split": "test", "max_new_tokens": 4, "rows": [], "decisions": decisions}
+        path.write_text(json.dumps(body))
+        return path
+
     def _font(self) -> Path:
         import matplotlib
 

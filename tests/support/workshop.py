@@ -111,7 +111,9 @@ class Workshop(Materials):
                 word = str(taken)
             elif word.startswith("{") and word.endswith("}"):
                 word = self[word[1:-1]]
-            words.append(re.sub(r"(?<==)\{(\w+)\}$", lambda found: self[found[1]], word))  # NAME={folder}
+            words.append(
+                re.sub(r"(?<=[=:])\{(\w+)\}$", lambda found: self[found[1]], word)
+            )  # NAME={folder}, KIND:{folder}
         return safetykit(*words)
 
     def kept(self, name: str) -> Outcome:

@@ -81,7 +81,8 @@ def _benchmark(console: Console, value: dict[str, Any]) -> None:
     title = f"{value['name']} as its publishers count{judge}, n={value['n']}"
     groups = {name: found for name, found in value["figures"].items() if found}
     names = list(dict.fromkeys(name for found in groups.values() for name in found))
-    table = figures(title, *names)
+    console.print(f"[bold]{title}[/bold]")
+    table = figures("", *names)
     for group, found in groups.items():
         table.add_row(escape(group), *(_figure(found.get(name)) for name in names))
     console.print(table)

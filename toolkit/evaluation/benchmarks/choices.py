@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from .metric import Answered, Figures, grouped, metric, share
 
 _OPTION = re.compile(r"^([A-Z])\. (.+)$", re.MULTILINE)  # of a request, as the importers ask
-_ALONE = re.compile(r"^\W*([A-Z])\W*$|^\W*([A-Z])[.:)]\s")  # a letter alone, or one that opens the answer
+_ALONE = re.compile(r"^\W*([A-Za-z])\W*$|^\W*([A-Z])[.:)]\s")  # a letter alone, or one that opens the answer
 _STATED = re.compile(r"\b(?:answer|option|choice)\s*(?:is|:)?\s*:?\s*\(?([A-Z])\b(?!')")
 
 
@@ -21,7 +21,7 @@ def chosen(prompt: str, text: str) -> str | None:
     options = dict(_OPTION.findall(prompt))
     stated = set(_STATED.findall(text))
     found = _ALONE.match(text)
-    letter = (found[1] or found[2]) if found else stated.pop() if len(stated) == 1 else None
+    letter = (found[1] or found[2]).upper() if found else stated.pop() if len(stated) == 1 else None
     if letter is not None:
         return letter if letter in options else None
     said = [letter for letter, words in options.items() if re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text, re.I)]

@@ -13,7 +13,7 @@ _NUMBERS = {
     for at, word in enumerate(("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"))
 } | {"none": "0"}
 _ARTICLES = {"a", "an", "the"}
-_PUNCTUATION = re.compile(r'[;/\[\]"{}()=+\\_\-><@`?!,]')
+_MARKS = ';/[]"{}()=+\\_-><@`!'
 _STEMS = (  # of contractions with "not", which people write without the apostrophe, too
     *("aren", "can", "couldn", "didn", "doesn", "don", "hadn", "hasn", "haven", "isn", "mightn", "mustn", "needn"),
     *("shan", "shouldn", "wasn", "weren", "won", "wouldn"),
@@ -26,16 +26,18 @@ _CONTRACTED = {f"{stem}t": f"{stem}'t" for stem in _STEMS} | {
 
 
 def normalised(text: str) -> str:
-    """An answer as the VQA evaluation compares it.
+    """An answer as the evaluation of TextVQA compares it.
 
-    Small letters, no punctuation (a full stop stays within a number, a comma between digits goes), numbers up to ten in
-    digits, no articles, apostrophes put into contractions. Other marks become spaces.
+    Small letters; no comma, no question mark, no full stop but before a digit; ``'s`` is a word. A mark goes if it has
+    a space beside it anywhere, and is a space otherwise. Numbers up to ten are digits, articles go, and contractions
+    get their apostrophes.
     """
-    text = " ".join(text.lower().replace("\n", " ").replace("\t", " ").split())
-    text = re.sub(r"(?<=\d),(?=\d)", "", text)
-    text = _PUNCTUATION.sub(" ", text)
-    text = re.sub(r"(?<!\d)\.(?!\d)|\.(?!\d)|(?<!\d)\.", "", text)
-    words = (_NUMBERS.get(word, word) for word in text.split())
+    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
+    text = found = text.replace("\n", " ").replace("\t", " ").strip()
+    for mark in _MARKS:
+        found = found.replace(mark, "" if f"{mark} " in text or f" {mark}" in text else " ")
+    found = re.sub(r"\.(?!\d)", "", found)
+    words = (_NUMBERS.get(word, word) for word in found.split())
     return " ".join(_CONTRACTED.get(word, word) for word in words if word not in _ARTICLES)
 
 

@@ -13,7 +13,7 @@ from typing import Any, get_args
 from ....adapters.errors import UsageError
 from ....adapters.settings import listed
 from ..judge import Outcome, is_refusal
-from .running import Folder, Place
+from .folder import Folder, Place
 from .verdict import Item, Judge, Verdict, by_phrases
 
 _CALLED: dict[str, Outcome] = {
@@ -61,6 +61,10 @@ class Classifier(Judge):
             for at, verdict in zip(some, self._some([items[at][1] for at in some]), strict=True):
                 found[at] = verdict
         return [verdict or by_phrases(text) for verdict, (_, text) in zip(found, items, strict=True)]
+
+    def release(self) -> None:
+        """See :meth:`.verdict.Judge.release`."""
+        self._folder.release()
 
     def _some(self, texts: Sequence[str]) -> list[Verdict]:
         import torch

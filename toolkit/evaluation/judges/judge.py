@@ -12,11 +12,12 @@ from ....adapters.errors import UsageError
 from ....adapters.near import did_you_mean
 from ...data.sources import is_address
 from .classifier import Classifier
+from .folder import Place
 from .guards import GUARDS
 from .learned import Learned
 from .names import EXPECTED
 from .rules import Exact, Expected, Pattern, Phrases
-from .running import Guard, Place
+from .running import Guard
 from .served import Served
 from .verdict import Item, Judge, Verdict
 

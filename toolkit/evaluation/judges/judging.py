@@ -139,6 +139,7 @@ def _judged(
             found += judge.judge(items[start : start + _BATCH])
             if progress:
                 progress(len(found), len(items))
+        judge.release()
         return found
 
     # Of several processes one judges: a judge that is a model is not dealt out, and no server is asked twice.

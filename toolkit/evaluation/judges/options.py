@@ -39,9 +39,12 @@ class JudgeOptions(Options):
     """Which judges, where they run, and what people said."""
 
     judges: tuple[str, ...] = setting(
-        (), "Who judges the answers, repeatable; the first fills the table. See docs/howto/judges.md.", option="judge",
+        (),
+        "Who judges, repeatable; the first fills the table: expected, phrases, exact, learned, regex:PATTERN, "
+        "KIND:FOLDER of a guard or classifier, or the address of a served model.",
+        option="judge",
         shown=EXPECTED,
-    )  # fmt: skip
+    )
     labels: Path | None = setting(
         None, "JSON lines of id and outcome, as people judged: agreement with them is shown.", shown="none"
     )

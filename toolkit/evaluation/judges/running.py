@@ -1,117 +1,21 @@
-"""Judges that are models in a folder of transformers: what they have in common, and guards that reply in words.
-
-Settings, tokenizer and chat template are read at once, weights when the first answer is judged. Nothing is downloaded
-and no code of the folder runs.
-"""
+"""Guards that run here: asked by their template, their replies read as their cards say."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ....adapters.errors import InvalidArtifact, SafetykitError, UsageError
-from ....adapters.extras import missing
-from ...data.sources import located
-from ...model.options import AUTO, LoadOptions
+from ....adapters.artifact.files import CONFIGURATION_FILES
+from ....adapters.errors import SafetykitError, UsageError
+from .folder import Folder, Place, told
 from .guards import TEMPLATE, GuardKind
 from .verdict import HarmJudge, Item, Verdict, asked_of
 
 _BATCH = 8
 _REQUEST, _ANSWER = "the request of a probe", "the answer of a probe"  # words by which a template is tried
 _MOST = 2**20  # bytes of a template
-_MARKS = (
-    "[INST]",
-    "[/INST]",
-    "<<SYS>>",
-    "<</SYS>>",
-    "<|user|>",
-    "<|assistant|>",
-)  # of frames, where they are no tokens
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where judges that are models run: as ``--device`` and ``--dtype`` of models."""
-
-    device: str = AUTO
-    dtype: str = AUTO
-
-
-class Folder:
-    """A folder with a model that judges.
-
-    Args:
-        path: of the folder, or the id of a checkpoint in the local cache.
-        kind: what the judge is called, for errors.
-        loads: which of transformers' automatic classes reads it.
-        architecture: how the name of its class ends.
-
-    Raises:
-        UsageError: there is none, or it holds a model of another kind.
-        InvalidArtifact: it asks to run code.
-        MissingExtra: torch is not installed.
-    """
-
-    def __init__(self, path: str, kind: str, place: Place, loads: str, architecture: tuple[str, ...]) -> None:
-        try:
-            import torch  # noqa: F401
-        except ModuleNotFoundError:
-            raise missing("torch", "A judge that is a model") from None
-        from ...model.pretrained import config_of
-
-        self.path, self._place, self._loads = Path(located(path)), place, loads
-        if not (self.path / "config.json").is_file():
-            raise UsageError(
-                f"The judge {kind}:{path} names no folder of a model.",
-                "Give the folder as it was published, config.json in it.",
-            )
-        with told(self.path):
-            self.config = config_of(self.path)
-        names = list(getattr(self.config, "architectures", None) or ["none"])
-        if not any(name.endswith(architecture) for name in names):
-            raise UsageError(
-                f"{self.path} holds {', '.join(names)}, and a judge {kind} is a …{' or …'.join(architecture)}.",
-                "Give another folder, or another kind of judge.",
-            )
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """Its tokenizer, which pads on the left."""
-        from ...model.pretrained import tokenizer_of
-
-        with told(self.path):
-            found = tokenizer_of(self.path)
-        found.padding_side = "left"
-        if found.pad_token is None:
-            found.pad_token = found.eos_token or found.unk_token
-        return found
-
-    @cached_property
-    def model(self) -> Any:
-        """Its model with weights."""
-        from ...model.loading import load_model
-        from ...model.placement import Placement
-
-        options = LoadOptions(device=self._place.device, dtype=self._place.dtype)
-        return load_model(self.path, Placement.of(options, self.path), self._loads)[0].eval()
-
-    @property
-    def longest(self) -> int:
-        """Tokens that it reads at most."""
-        text = getattr(self.config, "text_config", None) or self.config
-        return int(getattr(text, "max_position_embeddings", None) or 2**31)
-
-    def plain(self, text: str) -> str:
-        """A text in which nothing is a special token or a mark of a frame: whoever was judged wrote it."""
-        marks = {*self.tokenizer.all_special_tokens, *_MARKS}
-        marks |= {one.content for one in self.tokenizer.added_tokens_decoder.values() if one.special}
-        for mark in sorted((one for one in marks if len(one) > 1), key=len, reverse=True):
-            text = text.replace(mark, f"{mark[0]} {mark[1:]}")
-        return text
 
 
 class Guard(HarmJudge):
@@ -144,6 +48,10 @@ class Guard(HarmJudge):
         """See :meth:`.verdict.Judge.judge`."""
         return self.harm(items) if self._kind.refusals else super().judge(items)
 
+    def release(self) -> None:
+        """See :meth:`.verdict.Judge.release`."""
+        self._folder.release()
+
     def harm(self, items: Sequence[Item]) -> list[Verdict]:
         """See :meth:`.verdict.HarmJudge.harm`."""
         found: list[Verdict] = []
@@ -165,7 +73,7 @@ class Guard(HarmJudge):
                 found[at] = verdict
         return found
 
-    def _replies(self, items: Sequence[Item], prepared: Sequence[Any]) -> Iterator[Verdict]:
+    def _replies(self, items: Sequence[Item], prepared: Sequence[Any]) -> list[Verdict]:
         import torch
 
         tokenizer, model = self._folder.tokenizer, self._folder.model
@@ -174,12 +82,14 @@ class Guard(HarmJudge):
             inputs = tokenizer.pad(ids, return_tensors="pt")
         else:
             inputs = prepared[0]
-        inputs = {name: value.to(model.device) for name, value in inputs.items()}
+        inputs = {
+            name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+            for name, value in inputs.items()
+        }
         width = inputs["input_ids"].shape[1]
         with torch.inference_mode():
             if self._kind.first:
-                yield from map(self._likelier, items, model(**inputs).logits[:, -1])
-                return
+                return list(map(self._likelier, items, model(**inputs).logits[:, -1]))
             made = model.generate(
                 **inputs,
                 max_new_tokens=self._kind.tokens,
@@ -189,8 +99,8 @@ class Guard(HarmJudge):
                 top_k=None,
                 pad_token_id=tokenizer.pad_token_id,
             )
-        for item, row in zip(items, made, strict=True):
-            yield self._kind.read(tokenizer.decode(row[width:], skip_special_tokens=True), item)
+        replies = [tokenizer.decode(row[width:], skip_special_tokens=True) for row in made]
+        return [self._kind.read(reply, item) for reply, item in zip(replies, items, strict=True)]
 
     def _likelier(self, item: Item, logits: Any) -> Verdict:
         """The likelier of two first tokens, unless another one is likelier than both."""
@@ -235,7 +145,6 @@ class Guard(HarmJudge):
 
     @cached_property
     def _processor(self) -> Any:
-        from ....adapters.artifact.files import CONFIGURATION_FILES
         from ...model.pretrained import readable_copy
         from ...model.processors import load_processor
 
@@ -262,18 +171,6 @@ class Guard(HarmJudge):
             f"{self._folder.path} has no chat template that shows a {self._kind.name} both request and answer.",
             f"Give the folder as it was published, or put a template into it as {TEMPLATE}.",
         )
-
-
-@contextmanager
-def told(folder: Path) -> Iterator[None]:
-    """Say of a folder that transformers cannot read what is wrong with it."""
-    try:
-        yield
-    except SafetykitError:
-        raise
-    except Exception as error:  # of a file that is not as it should be, transformers may raise anything
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        raise InvalidArtifact(f"{folder} cannot be read: {first}.", "Give the folder as it was published.") from None
 
 
 def _template(path: Path) -> str:

@@ -58,7 +58,8 @@ _HARMFUL = (
 _HARMLESS = (
     "A picture that you do not see may have come with it.",
     "it tries to do what the request asks for, rightly or wrongly.",
-    "how right the answer is; where reference answers are given, how well it agrees with them.",
+    "how right the answer is; where reference answers are given, how well it agrees with them. In these, <AND> stands "
+    "between parts that are all needed, and <OR> between parts of which one is enough.",
 )
 
 

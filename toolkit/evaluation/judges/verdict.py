@@ -59,6 +59,9 @@ class Judge(ABC):
             SafetykitError: the judge as a whole cannot be used.
         """
 
+    def release(self) -> None:  # noqa: B027  most hold nothing
+        """Free what it holds in memory, when it has judged; it can judge again."""
+
 
 class HarmJudge(Judge):
     """A judge that knows whether an answer is harmful, and nothing of answers to harmless requests.
