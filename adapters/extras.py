@@ -16,6 +16,7 @@ _PACKAGES = {
     "sklearn": ("fit", "scikit-learn"),
     "threadpoolctl": ("fit", "threadpoolctl"),
     "scipy": ("fit", "SciPy"),
+    "concept_erasure": ("fit", "concept-erasure"),
     "onnx": ("fit", "onnx"),
     "onnxscript": ("fit", "ONNX Script"),
     "onnx_ir": ("fit", "onnx-ir"),

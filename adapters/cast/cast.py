@@ -37,9 +37,7 @@ from ..artifact.deciding import gate_at, require_deciding
 from ..artifact.intervention import Intervention
 from ..artifact.manifest import AdapterInfo, describe_data, library_versions
 from ..artifact.sites import Site
-from ..errors import UsageError
 from ..protocols import Example, StateSource, Workbench
-from ..settings import spell
 from .settings import CAST
 from .statistics import Chosen, ConditionStatistics, best_f1, calibration_of, collect, texts_of
 
@@ -81,21 +79,14 @@ def layers_of(settings: CAST, depth: int) -> tuple[int, ...]:
 
 
 def candidates(settings: CAST, depth: int) -> tuple[int, ...]:
-    """Layers at which the condition may be read: those before anything is pushed, or the only one that is.
+    """Layers at which the condition may be read in a decoder of ``depth`` blocks.
 
     Raises:
-        UsageError: the given one does not exist or comes later, or there is none.
+        UsageError: there is none, or one does not exist.
     """
-    first, *others = layers_of(settings, depth)
-    most = first - 1 if others else first
-    layers = tuple(range(most + 1)) if settings.condition_layer is None else (settings.condition_layer,)
+    layers = settings.readable(layers_of(settings, depth))
     for layer in layers:
         Site.block(layer).require_within(depth)
-    if not layers or max(layers) > most:
-        raise UsageError(
-            f"The condition has to be read before anything is pushed, and layer {first} is the first that is.",
-            f"Choose later {spell(CAST, 'layers')}, or an earlier {spell(CAST, 'condition_layer')}.",
-        )
     return layers
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
+from pydantic import model_validator
+
+from ..errors import UsageError
 from ..layers import Layer, Layers
 from ..method import load
 from ..ranges import Strength
-from ..settings import Settings, setting
+from ..settings import Settings, setting, spell
 
 if TYPE_CHECKING:
     from ..artifact.adapter import Adapter
@@ -36,6 +39,28 @@ class CAST(Settings):
     allow_constant_gate: bool = setting(
         False, "Accept a gate that is open, or closed, on all that the fit has seen; manifest and card say so."
     )
+
+    @model_validator(mode="after")
+    def _read_before_pushed(self) -> Self:
+        if self.layers is not None:
+            self.readable(self.layers)
+        return self
+
+    def readable(self, pushed: Sequence[int]) -> tuple[int, ...]:
+        """Layers at which the condition may be read: those before anything is pushed, or the only one that is.
+
+        Raises:
+            UsageError: the given one comes later, or there is none.
+        """
+        most = min(pushed) - (len(set(pushed)) > 1)
+        layers = tuple(range(most + 1)) if self.condition_layer is None else (self.condition_layer,)
+        if not layers or max(layers) > most:
+            raise UsageError(
+                "The condition has to be read before anything is pushed, "
+                f"and layer {min(pushed)} is the first that is.",
+                f"Choose later {spell(type(self), 'layers')}, or an earlier {spell(type(self), 'condition_layer')}.",
+            )
+        return layers
 
     def fit(self, model: StateSource, records: Iterable[Example]) -> Adapter:
         """Fit on the text of the ``fit`` split; threshold and condition layer are chosen on the ``calibration`` split.

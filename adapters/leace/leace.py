@@ -1,7 +1,7 @@
 """LEACE (Belrose et al., "LEACE: Perfect linear concept erasure in closed form", arXiv:2306.03819): the smallest change
 of a state after which no linear probe does better than chance at telling a concept.
 
-With states x of mean μ and covariance Σ, and Σ_xz their covariance with the concept z (theorem 4.2)::
+With states x of mean μ and covariance Σ, and Σ_xz their covariance with the concept z (section 4 of the paper)::
 
     h' = h − W⁺ P W (h − μ),   W = (Σ^½)⁺,   P the orthogonal projector on the columns of W Σ_xz
 

@@ -7,6 +7,12 @@ from types import SimpleNamespace
 
 from bench_case import NO_MODEL, SEEN, BenchCase
 
+SHARE = {"rate": 0.5, "low": 0.2, "high": 0.8}
+MEASURED = {
+    "settings": [{"layer": 3, "strength": 0.5}],
+    "rows": {group: {"metrics": dict.fromkeys(("attack_success", "over_refusal"), SHARE)} for group in ("all", "text")},
+    "calls": 1.0,
+}
 METHODS = [
     BenchCase(
         "effects",
@@ -31,6 +37,18 @@ METHODS = [
             "measure": {"rows": {}},
             "table": "| |",
         },
+    ),
+    BenchCase(
+        "baselines",
+        "--out {out} --checkpoint mild",
+        lambda ran: [
+            [call[-1] for call in ran.calls["measure"]][:3] == ["", "ecso", "system-prompt"],
+            [call[-2] for call in ran.calls["measure"]][:3] == [None, None, None],
+            ran.calls["measure"][5][-2].parts[0].settings == {"variant": "random", "layer": "3", "strength": "0.5"},
+            "| ecso | 50.0 % (20–80) |" in (ran.path / "baselines.md").read_text(),
+            "refusal direction, added: layer 3, strength 0.5" in (ran.path / "baselines.md").read_text(),
+        ],
+        {**NO_MODEL, "measure": MEASURED},
     ),
     BenchCase(
         "vlm_guard",

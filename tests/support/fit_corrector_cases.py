@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from case import Case
-from fit_checks import FIT, SPREAD, UNPACKED, chosen, differs_from, left_out, on_the_base, ran
+from fit_checks import FIT, SPREAD, UNPACKED, chosen, differs_from, left_out, on_the_base, ran, recorded
 
 GUARD = f"fit vlm-guard {{model}} {FIT} --layers 4"
 CARE = f"fit care {{model}} {FIT} --layers 3-4"
@@ -175,6 +175,42 @@ CORRECTORS = [
             left_out(done, made),
         ],
     ),
+    # LEACE
+    Case(
+        "fit leace {model} --data {records} -o {taken} --overwrite --json --sweep --variant least-squares"
+        " --concept modality --layers 4 --site block --beta 0.5 --scope text --phase prefill"
+        " --device cpu --dtype float32 --batch-size 32",
+        lambda done, made: [
+            chosen(layers=[4], concept="modality", beta=0.5, scope="text", phase="prefill", site="block")(done, made)
+            is None,
+            len(done.value["sweep"]["trials"]) == 1,
+        ],
+    ),
+    Case(
+        "fit leace {model} --data {unpacked} -o {out} --json --variant orthogonal --concept harm --site mlp --scope all"
+        f" --phase both --on {{int4_base}} {SPREAD} {UNPACKED}",
+        lambda done, made: [
+            chosen(variant="orthogonal", concept="harm", site="mlp", phase="both")(done, made) is None,
+            left_out(done, made),
+        ],
+    ),
+    Case(f"fit leace {{tiny}} {FIT} --site attn --scope last --phase decode", chosen(site="attn", scope="last")),
+    Case(f"fit leace {{tiny}} {FIT} --scope vision --layers 0", chosen(scope="vision", layers=[0])),
+    # CAST
+    Case(
+        "fit cast {model} --data {records} -o {taken} --overwrite --json --sweep --condition mean --condition-layer 4"
+        " --layers 4 --alpha 0.5 --allow-constant-gate --device cpu --dtype float32 --batch-size 32",
+        lambda done, made: [
+            chosen(condition="mean", condition_layer=4, layers=[4], alpha=0.5, allow_constant_gate=True)(done, made)
+            is None,
+            len(done.value["sweep"]["trials"]) == 4,
+        ],
+    ),
+    Case(
+        "fit cast {model} --data {unpacked} -o {out} --json --condition pca --allow-constant-gate --on {int4_base}"
+        f" {SPREAD} {UNPACKED}",
+        lambda done, made: [chosen(condition="pca", layers=[4])(done, made) is None, left_out(done, made)],
+    ),
     # Refusal direction
     Case(
         "fit refusal-direction {model} --data {records} -o {taken} --overwrite --json --sweep --variant addition"
@@ -188,5 +224,12 @@ CORRECTORS = [
         "fit refusal-direction {model} --data {unpacked} -o {out} --json --variant ablation --on {int4_base}"
         f" {SPREAD} {UNPACKED}",
         lambda done, made: [chosen(variant="ablation", layer=4)(done, made) is None, left_out(done, made)],
+    ),
+    Case(
+        f"fit refusal-direction {{tiny}} {FIT} --variant random --seed 3 --strength 0.5",
+        lambda done, made: [
+            chosen(variant="random", seed=3, strength=0.5)(done, made) is None,
+            recorded(done)["adapter"]["seed"] == 3,
+        ],
     ),
 ]

@@ -97,9 +97,11 @@ def test_what_cannot_act_is_refused(planted, some):
         with pytest.raises(UsageError, match=match):
             cast.require_records(CAST(), left, 32)
     with pytest.raises(UsageError, match="before anything is pushed, and layer 1 is the first"):
-        CAST(layers=(1,), condition_layer=2).fit(planted, some)
+        CAST(layers=(1,), condition_layer=2)
     with pytest.raises(UsageError, match="before anything is pushed, and layer 0 is the first"):
-        CAST(layers=(0, 1)).fit(planted, some)
+        CAST(layers=(0, 1))
+    with pytest.raises(UsageError, match="and layer 2 is the first"):
+        CAST(condition_layer=3).fit(planted, some)
     with pytest.raises(UsageError, match="decoder has 4 layers"):
         CAST(layers=(4,)).fit(planted, some)
 

@@ -12,6 +12,8 @@ BATCH, SEQ, D, RANK, KEYS = 3, 5, 8, 2, 6
 STRENGTHS = {
     "AdaptiveProjection": "alpha",
     "BenignInjection": None,
+    "ConceptErasure": "beta",
+    "ConditionalAddition": "alpha",
     "DirectionAddition": "strength",
     "GatedSteering": "alpha",
     "NullSpaceSteering": "strength",
@@ -38,7 +40,7 @@ def drawn(op, seed):
     def draw(*shape):
         return torch.randn(shape, generator=random)
 
-    matrices = ("basis", "visual_basis", "textual_basis", "up", "down")
+    matrices = ("basis", "visual_basis", "textual_basis", "up", "down", "left", "right")
     special = {
         "weight": (2 * D,),
         "query_weight": (4, D),
@@ -49,6 +51,7 @@ def drawn(op, seed):
         "threshold": (),
         "alpha": (),
         "beta": (),
+        "sense": (),
         "strength": (),
     }
     shapes = dict.fromkeys(matrices, (D, RANK)) | special

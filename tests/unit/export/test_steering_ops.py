@@ -1,4 +1,4 @@
-"""The ops of NullSteer, the refusal direction and HiddenDetect do in ONNX Runtime what their hooks do in PyTorch."""
+"""Ops of steering methods and of HiddenDetect do in ONNX Runtime what their hooks do in PyTorch."""
 
 import numpy as np
 import pytest
@@ -53,10 +53,21 @@ def items(width, name):
                 "DirectionAddition", Site.block(1), "all", "both", {"direction": vector, "strength": torch.tensor(0.5)}
             )
         ],
+        "erasure": [
+            Intervention("ConceptErasure", Site.parse(site), "all", phase, erasing(width))
+            for site, phase in (("decoder.layers.1.mlp", "both"), ("decoder.layers.0", "prefill"))
+        ],
     }[name]
 
 
-@pytest.mark.parametrize("name", ["each phase its strength", "at an MLP", "addition"])
+def erasing(width):
+    generator = torch.Generator().manual_seed(5)
+    left, right, mean = (torch.randn(width, 1, generator=generator) for _ in range(3))
+    right = right / right.norm()
+    return {"left": left / (left.T @ right), "right": right, "mean": mean[:, 0], "beta": torch.tensor(1.0)}
+
+
+@pytest.mark.parametrize("name", ["each phase its strength", "at an MLP", "addition", "erasure"])
 def test_a_baked_push_does_what_the_hooks_do(vlm, baked, name):
     adapter = adapter_of(vlm.base, *items(vlm.base.d_model, name))
     exported = baked(adapter)
@@ -66,8 +77,41 @@ def test_a_baked_push_does_what_the_hooks_do(vlm, baked, name):
     assert gap.error <= 1e-5 + 2e-6 * gap.scale and bare.error > 100 * gap.error
 
 
-def test_what_folds_does_the_same_in_the_weights(vlm):
-    adapter = adapter_of(vlm.base, *items(vlm.base.d_model, "at an MLP"))
+@pytest.mark.parametrize("reads", [(), (Site.block(0),)])
+def test_a_conditional_push_opens_for_the_same_prompts_and_stays_open(vlm, baked, reads):
+    condition = torch.randn(vlm.base.d_model, generator=torch.Generator().manual_seed(2))
+    with vlm.applied(adapter_of(vlm.base, conditional(condition, reads, 0.0))) as hooks:
+        vlm.prefill(MIXED)
+    scores = hooks.extras["0.score"].sort().values
+    threshold = float(scores[1] + scores[2]) / 2  # open for two of four
+    adapter = adapter_of(vlm.base, conditional(condition, reads, threshold))
+    exported = baked(adapter)
+    bare = compare_logits(vlm, exported, MIXED, 4).logits
+    with vlm.applied(adapter) as hooks:
+        gap = compare_logits(vlm, exported, MIXED, 4).logits
+        vlm.prefill(MIXED)
+    assert gap.error <= 1e-5 + 2e-6 * gap.scale and bare.error > 100 * gap.error
+    opened = hooks.extras["0.score"] > 0
+    assert opened.sum() == 2
+    assert np.allclose(exported.prefill_requests(MIXED).extras["0.score"], hooks.extras["0.score"], atol=1e-5)
+
+
+def conditional(condition, reads, threshold):
+    width = len(condition)
+    direction = torch.randn(width, generator=torch.Generator().manual_seed(4))
+    tensors = {
+        "weight": torch.cat([condition, torch.zeros(width * len(reads))]),
+        "sense": torch.tensor(1.0),
+        "threshold": torch.tensor(threshold),
+        "direction": direction,
+        "alpha": torch.tensor(1.0),
+    }
+    return Intervention("ConditionalAddition", Site.block(1), "all", "both", tensors, "held", reads)
+
+
+@pytest.mark.parametrize("name", ["at an MLP", "erasure"])
+def test_what_folds_does_the_same_in_the_weights(vlm, name):
+    adapter = adapter_of(vlm.base, *items(vlm.base.d_model, name)[:1])
     folded = fold(vlm, adapter)
     found = [vlm.prefill(MIXED)[0]]
     for one in (adapter, folded):

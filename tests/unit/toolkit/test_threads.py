@@ -15,6 +15,7 @@ from safetykit.toolkit.workbench import Workbench
 
 GIVEN = {"vlm-guard": {"gate": "whitened"}, "care": {}, "sasa": {"safety_layer": 2, "fused_layer": 5}, "one-pass": {}}
 GIVEN |= {"nullsteer": {"towards": "harmful", "variant": "low-rank"}, "refusal-direction": {}, "hidden-detect": {}}
+GIVEN |= {"leace": {}, "cast": {"allow_constant_gate": True}}
 GIVEN["streaming-guard"] = {"tokens": 8, "rounds": 1}
 
 
