@@ -65,7 +65,8 @@ class Workers:
                 pipe, task = free.pop(0), waiting.pop(0)
                 pipe.send(task)
                 busy[pipe] = task
-            for pipe in connection.wait(list(busy)):
+            spoken: list[Any] = connection.wait(list(busy))
+            for pipe in spoken:
                 try:
                     error = pipe.recv()
                 except (EOFError, ConnectionResetError):

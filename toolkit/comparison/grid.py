@@ -298,9 +298,9 @@ class Grid(_Entry):
             if self.models[model.baseline].baseline is not None:
                 raise ValueError(f"the baseline of {name} has one itself: name that of both")
         for name, defence in self.defences.items():
-            for model in defence.models:
-                if model not in self.models:
-                    raise ValueError(f"{name} names the model {model!r}. {did_you_mean(model, models)}".strip())
+            for meant in defence.models:
+                if meant not in self.models:
+                    raise ValueError(f"{name} names the model {meant!r}. {did_you_mean(meant, models)}".strip())
         if self.seeds and not any(part.seeded for one in self.defences.values() for part in one.stack):
             raise ValueError("seeds does nothing: no fit draws at random and leaves its seed open")
         return self
