@@ -45,8 +45,17 @@ FORKED_COMPARE = {
     "written": {},
 }
 COMPARE_KILLED = {
-    "signal": "SIGKILL", "at": 0.5, "code": -9, "ended_in": 0.1, "processes": 0, "kept": ["cells/a.json"],
-    "broken": [], "typed": True, "again": 0, "same": False, "differs": ["results.json"],
+    "signal": "SIGKILL",
+    "at": 0.5,
+    "code": -9,
+    "ended_in": 0.1,
+    "processes": 0,
+    "kept": ["cells/a.json"],
+    "broken": [],
+    "typed": True,
+    "again": 0,
+    "same": False,
+    "differs": ["results.json"],
 }
 FORKED = {
     "load_libraries": None,
