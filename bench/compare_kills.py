@@ -109,10 +109,10 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    parser = arguments(__doc__, quick={"points": 2, "limit": 4})
+    parser = arguments(__doc__, quick={"points": 2})
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for results; what is there is kept")
     parser.add_argument("--points", type=int, default=50, help="kills")
-    parser.add_argument("--limit", type=int, default=6, help="records of each split")
+    parser.add_argument("--limit", type=int, default=8, help="records of each split")
     options = parser.parse_args(given)
     folder = options.out.resolve()
     folder.mkdir(parents=True, exist_ok=True)

@@ -106,6 +106,16 @@ def unfinished() -> list[Path]:
     return list(_unfinished)
 
 
+@contextmanager
+def goes_on_from(path: Path) -> Iterator[None]:
+    """Say of a block that does not end well that what it has finished lies in ``path``."""
+    try:
+        yield
+    except BaseException:
+        _unfinished[:] = [path]
+        raise
+
+
 def ends_with_output(path: Path) -> bool:
     """Whether a path is spent by an output that this thread holds, and so goes when that appears."""
     return any(path in output.spent for output in _HELD.get().values())

@@ -33,7 +33,7 @@ from ...toolkit.defences.registry import DEFENCES, defended
 from ...toolkit.distributed.world import from_first, is_first
 from ...toolkit.evaluation.evaluate import Evaluation
 from ...toolkit.evaluation.few import count_records, few_records
-from ...toolkit.evaluation.judges.judge import Item, Judge, Verdict, opened_all
+from ...toolkit.evaluation.judges.judge import Item, Judge, Verdict
 from ...toolkit.evaluation.judges.judging import judged_by
 from ...toolkit.evaluation.result import Judged
 from ...toolkit.model.asking import require_answerable
@@ -54,7 +54,7 @@ def require_plan(plan: Plan) -> list[str]:
     """
     said: dict[str, None] = {}
     with _of("judges"):
-        opened_all(plan.grid.judges)
+        plan.grid.judging().opened()
     for bench in plan.benches:
         with _of(f"benchmarks.{bench.name}"):
             require_pictures(bench.records)
@@ -304,16 +304,17 @@ def judge_cells(plan: Plan, doing: Work) -> None:
     Raises:
         SafetykitError: a judge cannot be used.
     """
-    judges = opened_all(plan.grid.judges, waiting=doing.hold)
+    judges = plan.grid.judging().opened(doing.hold)
     for at, judge in enumerate(judges):
         doing(f"judging: {judge.name}")
         for number, cell in enumerate(plan.cells):
             found = read_cell(cell)
             if all(one.judge != judge.name for one in found.judged):
                 known = {one.judge: one for one in found.judged}
-                before = [_Kept(known[one.name], one.exact) for one in judges[:at]]
+                before = [_Kept(known.pop(one.name), one.exact) for one in judges[:at]]
+                others = [_Kept(one, "exact" in one.rows[0].metrics) for one in known.values()]  # of another grid
                 with _of(cell.name):
-                    judged = judged_by(found, cell.bench.records, [*before, judge])
+                    judged = judged_by(found, cell.bench.records, [*before, judge, *others])
                 if is_first():
                     write_output(cell.path, canonical_json(judged.model_dump(mode="json")))
             doing.count(number + 1, len(plan.cells))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ...adapters.artifact.held import goes_on_from
 from ...adapters.artifact.manifest import dump_sealed
 from ...adapters.artifact.names import located
 from ...adapters.artifact.output import claimed_file, write_output
@@ -59,7 +60,8 @@ def run(plan: Plan, config: Path, jobs: int) -> dict[str, Any]:
         SafetykitError: whatever was wrong; what is finished is kept, and the same command goes on.
     """
     results = plan.folder / RESULTS
-    with by_first(claimed_file(results, overwrite=True, keys=("schema_version", "arms", "verdicts"))):
+    claim = claimed_file(results, overwrite=True, keys=("schema_version", "arms", "verdicts"))
+    with goes_on_from(plan.folder / CELLS), by_first(claim):
         if jobs > 1:
             with console.work() as doing:
                 _shared(plan, config, jobs, doing)

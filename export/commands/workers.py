@@ -6,8 +6,10 @@ A worker reads the grid again and finds its tasks there by name, so that nothing
 from __future__ import annotations
 
 import os
+import pickle
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -63,7 +65,8 @@ class Workers:
                 pipe, task = free.pop(0), waiting.pop(0)
                 pipe.send(task)
                 busy[pipe] = task
-            for pipe in connection.wait(list(busy)):
+            spoken: list[Any] = connection.wait(list(busy))
+            for pipe in spoken:
                 try:
                     error = pipe.recv()
                 except (EOFError, ConnectionResetError):
@@ -84,15 +87,12 @@ def _work(pipe: Any, grid: Path, folder: Path, policy: Any) -> None:
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     console.start(quiet=True)
-    with signals.heard(), trusting(policy):
+    with suppress(KeyboardInterrupt), signals.heard(), trusting(policy):
         plan = plan_of(load_grid(grid)[0], folder)
         fits = {str(fit.folder): fit for fit in plan.fits}
         cells = {str(cell.path): cell for cell in plan.cells}
-        while True:
-            try:
-                kind, name = pipe.recv()
-            except (EOFError, ConnectionResetError):
-                return
+        while (task := _next(pipe)) is not None:
+            kind, name = task
             try:
                 make_fit(fits[name]) if kind == "fit" else answer(cells[name])
                 pipe.send(None)
@@ -100,10 +100,16 @@ def _work(pipe: Any, grid: Path, folder: Path, policy: Any) -> None:
                 pipe.send(_plain(error))
 
 
+def _next(pipe: Any) -> Task | None:
+    try:
+        task: Task = pipe.recv()
+    except (EOFError, ConnectionResetError):
+        return None
+    return task
+
+
 def _plain(error: Exception) -> Exception:
     """An error that can be sent: of one that cannot, its words."""
-    import pickle
-
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

@@ -18,11 +18,11 @@ def planned(call, tmp_path, workshop, monkeypatch):
     """The plan of a grid whose words in braces are made by the workshop; no weights are loaded for it."""
     from safetykit.toolkit.model import loadable
 
-    monkeypatch.setattr(loadable, "load_model", lambda *_, **__: pytest.fail("weights were loaded"))
     monkeypatch.chdir(tmp_path)
 
     def plan(text, code=0):
         made = re.sub(r"\{(\w+)\}", lambda found: workshop[found[1]], text)
+        monkeypatch.setattr(loadable, "load_model", lambda *_, **__: pytest.fail("weights were loaded"))
         (tmp_path / "grid.yaml").write_text(made)
         found, out, err = call("compare", "--config", "grid.yaml", "-o", "out", "--plan", "--json")
         assert found == code, err
@@ -56,11 +56,11 @@ GRIDS = {
         "benchmarks: {b: {data: '{records}', limit: 6}}\n"
         "defences:\n  a: {adapter: '{guard}', models: [m]}\n  s: {adapter: ['{guard}', '{affine}'], models: [m]}\n"
         "  shield: {defence: system-prompt}\n"
-        "judges: [expected, 'regex:^no']\n"
+        "judges: [expected, 'regex:^no', 'classifier:{sequence_judge}']\njudge-device: cpu\njudge-dtype: float32\n"
         "budgets: {over-refusal: 0.1, utility-loss: 0.2}\n",
         lambda value: [
             named(value) == ["none", "a", "s", "shield", "none", "shield"],
-            value["judges"] == ["expected", "regex:^no"],
+            value["judges"][:2] == ["expected", "regex:^no"],
             value["fits"] == [],
         ],
     ),
@@ -68,7 +68,7 @@ GRIDS = {
         SHORT + "defences:\n"
         "  one: {fit: vlm-guard, data: '{records}', settings: {layers: 1}, skip-bad-rows: true}\n"
         "  two:\n    stack:\n      - {fit: vlm-guard, data: '{records}', settings: {layers: 1}, skip-bad-rows: true}\n"
-        "      - {fit: one-pass, data: '{records}', refusal: Never., settings: {fused-layer: 1}}\n"
+        "      - {fit: one-pass, data: '{records}', refusal: Never., settings: {fused-layer: 1, seed: 1}}\n"
         "  three: {fit: vlm-guard, data: '{records}', settings: {layers: 1}, sweep: true, skip-bad-rows: true}\n"
         "  four: {fit: refusal-direction, data: '{records}', settings: {variant: random}}\n"
         "seeds: [0, 7]\n",
@@ -125,6 +125,8 @@ def test_every_key_is_typed_and_documented():
         (SHORT + "defences: {a: {defence: shield}}\n", "There is no defence 'shield'"),
         (SHORT + "defences: {a: {fit: vlm-guard, data: nowhere}}\n", "There are no records at nowhere"),
         (SHORT + "defences: {a: {fit: vlm-guard, data: '{records}', settings: {layers: 9}}}\n", "the fit of vlm-guard"),
+        (SHORT + "judge-device: cpu\n", "judge-device does nothing without a judge that is a model"),
+        (SHORT + "judge-dtype: float7\n", "cannot be 'float7'"),
         (SHORT + "judges: [expectd]\n", "judges: There is no judge 'expectd'"),
         ("models: {m: nowhere}\nbenchmarks: {b: reference}\n", "There is no model folder at nowhere"),
         ("models: {m: reference:mild}\nbenchmarks: {b: nowhere}\n", "There are no records at nowhere"),
@@ -207,7 +209,7 @@ def test_another_judge_judges_the_same_answers(call, tmp_path):
     assert code == 0 and "0 of 3 cells to answer" in err
     assert json.loads(printed)["judges"] == ["expected", "phrases"]
     (cell,) = (out / "cells/mild/none").glob("*.json")
-    assert [one["judge"] for one in json.loads(cell.read_text())["judged"]] == ["expected", "regex:sorry", "phrases"]
+    assert [one["judge"] for one in json.loads(cell.read_text())["judged"]] == ["expected", "phrases", "regex:sorry"]
 
 
 @pytest.mark.slow
@@ -226,7 +228,9 @@ def test_fits_answers_and_kept_work(workshop, call, tmp_path, monkeypatch):
 
     monkeypatch.setattr(evaluation, "evaluate", stops)
     words = ("compare", "--config", workshop["tiny_grid"], "-o", tmp_path / "out", "--json")
-    assert call(*words)[0] == 130
+    code, _, err = call(*words)
+    assert code == 130 and f"what is finished is kept in {tmp_path / 'out/cells'}" in err
+    assert "The same command goes on where it stopped." in err
     assert not (tmp_path / "out/results.json").exists()
     code, _, err = call(*words)
     assert code == 0 and "1 of 2 cells to answer" in err and "adapters to fit" not in err

@@ -37,6 +37,26 @@ KILLED = {
     "same": True,
 }
 FULL = {"code": 8, "typed": True, "state": "absent", "left": [], "orphans": [], "same": True}
+FORKED_COMPARE = {
+    "one_thread": None,
+    "make_inputs": None,
+    "import_all": None,
+    "alone": {"processor": 2.0, "touched": 40},
+    "written": {},
+}
+COMPARE_KILLED = {
+    "signal": "SIGKILL",
+    "at": 0.5,
+    "code": -9,
+    "ended_in": 0.1,
+    "processes": 0,
+    "kept": ["cells/a.json"],
+    "broken": [],
+    "typed": True,
+    "again": 0,
+    "same": False,
+    "differs": ["results.json"],
+}
 FORKED = {
     "load_libraries": None,
     "able_to_mount": None,
@@ -160,6 +180,23 @@ SIZES = [
         "-o {out} --quick",
         lambda ran: list(ran.read("processes.json")["identity"]["vlm-guard"]) == ["1 × 1", "2 × 1", "two hosts"],
         {"written": "a" * 64, "on_two_hosts": "a" * 64},
+    ),
+    BenchCase(
+        "compare_kills",
+        "--out {out} --points 3 --limit 4",
+        lambda ran: [
+            [one["signal"] for one in ran.read("compare_kills.json")["rounds"]] == ["SIGKILL"] * 3,
+            len(ran.calls["once"]) == 3,
+            len((ran.path / "records-4-1" / "records.jsonl").read_text().splitlines()) == 12,
+            "| 3 | 3 | 3 | 0 | 0 | 0 | 0 | 3 |" in (ran.path / "compare_kills.md").read_text(),
+        ],
+        {**FORKED_COMPARE, "once": COMPARE_KILLED},
+    ),
+    BenchCase(
+        "compare_kills",
+        "-o {out} --quick",
+        lambda ran: len(ran.read("compare_kills.json")["rounds"]) == 2,
+        {**FORKED_COMPARE, "once": COMPARE_KILLED},
     ),
     BenchCase(
         "kills",

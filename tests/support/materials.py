@@ -197,6 +197,20 @@ class Materials:
         (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
         return folder
 
+    def _sequence_judge(self) -> Path:
+        """A sequence classifier with random weights that knows two outcomes."""
+        from transformers import BertConfig, BertForSequenceClassification
+
+        from safetykit.toolkit.reference.model import build_tokenizer
+
+        folder = self.folder / "sequence-judge"
+        tokenizer = build_tokenizer()
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        named = {"id2label": {0: "refused", 1: "answered"}, "label2id": {"refused": 0, "answered": 1}}
+        BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **sizes, **named)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
     def _keys(self) -> Path:
         path = self.folder / "keys.txt"
         path.write_text("# of a server\nkey-of-the-workshop-0123456789\n")

@@ -110,7 +110,8 @@ def _taking_common(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def command(*, context: typer.Context, **given: Any) -> Any:
-        _, quiet, verbose = (given.pop(name) if name in common else None for name in _SHARED)
+        told = {name: given.pop(name) for name in common}
+        quiet, verbose = bool(told["quiet"]), bool(told["verbose"])
         if quiet and verbose:
             raise UsageError("--quiet and --verbose exclude each other.", "Leave out one of them.")
         spelled = {spelling(one): given[one.name] for one in context.command.params if one.name in given}

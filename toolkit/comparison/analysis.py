@@ -176,24 +176,22 @@ class Family:
                         )
 
     def agreement(self) -> Iterator[Agreement]:
-        """Of each pair of judges, over all answers."""
+        """Of each pair of judges, over all answers and over those of each arm."""
         for one, other in combinations(self.judges, 2):
-            both = [
-                (first, second)
-                for answers in self.arms.values()
-                for answered in answers
-                for key, first in answered.by_judge[one].items()
-                if first is not None and (second := answered.by_judge[other][key]) is not None
-            ]
-            if both:
-                yield Agreement(
-                    family=self.name,
-                    one=one,
-                    other=other,
-                    n=len(both),
-                    equal=sum(first == second for first, second in both) / len(both),
-                    kappa=kappa(both),
-                )
+            for arm in (ALL, *self.arms):
+                both = [
+                    (first, second)
+                    for name, answers in self.arms.items()
+                    if arm in (ALL, name)
+                    for answered in answers
+                    for key, first in answered.by_judge[one].items()
+                    if first is not None and (second := answered.by_judge[other][key]) is not None
+                ]
+                if both:
+                    equal = sum(first == second for first, second in both) / len(both)
+                    yield Agreement(
+                        family=self.name, arm=arm, one=one, other=other, n=len(both), equal=equal, kappa=kappa(both)
+                    )
 
     def summaries(self) -> list[Summary]:
         """Every arm over all benchmarks, by every judge."""

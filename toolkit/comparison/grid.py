@@ -27,6 +27,8 @@ from ...adapters.near import did_you_mean
 from ...adapters.registry import get_method
 from ...adapters.settings import Settings
 from ..data.record import Split
+from ..evaluation.judges.names import EXPECTED
+from ..evaluation.judges.options import JudgeOptions
 from ..model.options import LoadOptions
 from .reading import Read, read_yaml
 
@@ -234,13 +236,16 @@ class Grid(_Entry):
 
     Attributes:
         judges: what judges answers; the first is the one that verdicts are by.
+        judge_device: where judges that are models run; ``judge_dtype``: the type of their floats.
         seeds: of fits that draw at random and name no seed: one fit each.
     """
 
     models: Annotated[dict[Name, ModelEntry], Field(min_length=1), AfterValidator(apart)]
-    defences: Annotated[dict[Name, Defence], AfterValidator(apart)] = Field(default_factory=dict)
+    defences: Annotated[dict[Name, Defence], AfterValidator(apart)] = Field(default_factory=dict, validate_default=True)
     benchmarks: Annotated[dict[Name, Benchmark], Field(min_length=1), AfterValidator(apart)]
-    judges: Annotated[tuple[str, ...], Field(min_length=1)] = ("expected",)
+    judges: Annotated[tuple[str, ...], Field(min_length=1)] = (EXPECTED,)
+    judge_device: str | None = None
+    judge_dtype: str | None = None
     max_new_tokens: Annotated[int, Field(ge=1)] = 32
     seeds: tuple[Annotated[int, Field(ge=0, le=2**32 - 1)], ...] = ()
     budgets: Budgets = Field(default_factory=Budgets)
@@ -264,6 +269,23 @@ class Grid(_Entry):
                 raise ValueError(f"{name} is no defence: it needs adapter, fit, stack or defence")
         return {NONE: Defence(), **{name: one for name, one in given.items() if name != NONE}}
 
+    def judging(self) -> JudgeOptions:
+        """Who judges, and where.
+
+        Raises:
+            UsageError: no model runs there, or none has such floats.
+        """
+        placed = {"judge_device": self.judge_device, "judge_dtype": self.judge_dtype}
+        return JudgeOptions(judges=self.judges, **{name: value for name, value in placed.items() if value is not None})
+
+    @model_validator(mode="after")
+    def _placed(self) -> Self:
+        try:
+            self.judging()
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        return self
+
     @model_validator(mode="after")
     def _named(self) -> Self:
         models = list(self.models)
@@ -276,9 +298,9 @@ class Grid(_Entry):
             if self.models[model.baseline].baseline is not None:
                 raise ValueError(f"the baseline of {name} has one itself: name that of both")
         for name, defence in self.defences.items():
-            for model in defence.models:
-                if model not in self.models:
-                    raise ValueError(f"{name} names the model {model!r}. {did_you_mean(model, models)}".strip())
+            for meant in defence.models:
+                if meant not in self.models:
+                    raise ValueError(f"{name} names the model {meant!r}. {did_you_mean(meant, models)}".strip())
         if self.seeds and not any(part.seeded for one in self.defences.values() for part in one.stack):
             raise ValueError("seeds does nothing: no fit draws at random and leaves its seed open")
         return self

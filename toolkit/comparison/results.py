@@ -139,13 +139,15 @@ class CarrierTest(Strict):
 
 
 class Agreement(Strict):
-    """How far two judges say the same of all answers of a family.
+    """How far two judges say the same of answers.
 
     Attributes:
+        arm: whose answers; ``all``: those of the whole family.
         n: answers on which both have a verdict; ``equal``: the share on which they agree; ``kappa``: Cohen's.
     """
 
     family: str
+    arm: str
     one: str
     other: str
     n: int

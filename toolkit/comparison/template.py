@@ -19,6 +19,7 @@ defences:                     # `none`, the model by itself, is always there
   one-pass:
     fit: one-pass             # a method, fitted once a model and kept in FOLDER/adapters
     data: reference           # records with the splits fit and calibration
+    settings: {fused-layer: 4}          # the options of `safetykit fit one-pass`
   # vlm-guard:
   #   fit: vlm-guard
   #   data: records/

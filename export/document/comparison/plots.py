@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -65,7 +65,13 @@ def _scatter(panel: Axes, arms: Sequence[Summary], metric: Metric) -> None:
         if one.worst is not None and one.worst.rate > y:
             panel.plot([x, x], [y, one.worst.rate], color=colour, lw=1, alpha=0.6)
             panel.plot([x], [one.worst.rate], marker="_", color=colour, ms=7, mew=1.4)
-        style = {"marker": _MARKERS[at % len(_MARKERS)], "color": colour, "ms": 6.5, "mew": 1.3, "ls": "none"}
+        style: dict[str, Any] = {
+            "marker": _MARKERS[at % len(_MARKERS)],
+            "color": colour,
+            "ms": 6.5,
+            "mew": 1.3,
+            "ls": "none",
+        }
         panel.plot([x], [y], label=f"{at} {one.arm}", fillstyle="full" if one.on_front else "none", **style)
         near = sum(abs(x - other) < 0.012 for other in across[:at])
         panel.annotate(str(at), (x, y), (6, 4 - 9 * near), textcoords="offset points", fontsize=8)

@@ -32,7 +32,7 @@ class Line:
         number: as the plots call it.
         tests: against no defence, by metric.
         carriers: attack success by ``benchmark: carrier``.
-        judges: attack success by judge.
+        judges: attack success by judge; ``kappas``: agreement of each with the first, which has none.
     """
 
     number: int
@@ -41,6 +41,7 @@ class Line:
     tests: Mapping[Metric, Test]
     carriers: Mapping[str, Rate]
     judges: Mapping[str, Rate]
+    kappas: Mapping[str, float | None]
     recommended: bool
 
 
@@ -120,6 +121,11 @@ def _section(
             results.tests_of(family, judge, one.arm),
             {name: carriers[name][one.arm] for name in carriers if one.arm in carriers[name]},
             {other: rate for other, found in by_judge.items() if (rate := found[one.arm]) is not None},
+            {
+                pair.other: pair.kappa
+                for pair in results.agreement
+                if (pair.family, pair.arm, pair.one) == (family, one.arm, judge)
+            },
             one.arm == recommended,
         )
         for at, one in enumerate(results.summary(family, judge))
@@ -130,7 +136,7 @@ def _section(
         tuple(lines),
         tuple(carriers),
         tuple(one for one in results.carriers if (one.family, one.judge) == (family, judge)),
-        tuple(one for one in results.agreement if one.family == family),
+        tuple(one for one in results.agreement if (one.family, one.arm) == (family, ALL)),
         tuple(_Shown(plot.title, plot.caption, Markup(plot.svg)) for plot in plots),
         failures_of(results, dict(answers), family, judge),
     )

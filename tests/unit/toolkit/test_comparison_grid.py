@@ -1,6 +1,7 @@
 """The grid: what a file may say, and all that is wrong with one told at once, with its lines."""
 
 import pytest
+from bench_case import BENCH
 
 from safetykit.adapters.errors import UsageError
 from safetykit.toolkit.comparison.grid import Grid, load_grid
@@ -48,6 +49,11 @@ def test_short_forms_are_the_long_ones(written):
     assert short.judges == ("expected",) and short.max_new_tokens == 32
 
 
+def test_the_model_by_itself_is_there_without_a_word(written):
+    grid, _ = load_grid(written(MODELS + RECORDS))
+    assert list(grid.defences) == ["none"]
+
+
 def test_the_template_is_a_grid(written):
     grid, _ = load_grid(written(TEMPLATE))
     assert list(grid.defences) == ["none", "one-pass"]
@@ -64,6 +70,12 @@ def test_every_choice_of_the_template_is_a_grid_too(written):
     assert {"mine", "exported"} <= grid.models.keys()
     assert {"vlm-guard", "stacked", "system-prompt"} <= grid.defences.keys()
     assert grid.seeds == (0, 1, 2) and grid.models["exported"].baseline == "mine"
+
+
+@pytest.mark.parametrize("path", sorted(BENCH.glob("compare/*.yaml")), ids=lambda path: path.stem)
+def test_the_grids_of_the_benches_are_grids(path):
+    grid, _ = load_grid(path)
+    assert len(grid.defences) > 5
 
 
 def test_all_faults_are_told_at_once_with_their_lines(faults):
