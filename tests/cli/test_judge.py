@@ -298,7 +298,7 @@ def test_a_template_of_one_s_own_is_asked(judged, tmp_path_factory):
     assert done.code == 0 and outcomes(value) == "oraoara"
     (folder / "judge.jinja").write_text("{{ request }}")
     done, _ = judged(f"harmbench:{folder}")
-    assert done.code == 2 and "shows a harmbench both request and answer" in " ".join(done.err.split())
+    assert done.code == 2 and "shows a harmbench request and answer" in " ".join(done.err.split())
     (folder / "judge.jinja").write_text("{{ request")
     done, _ = judged(f"harmbench:{folder}")
     assert done.code == 2 and "is no template of Jinja" in done.err
