@@ -103,7 +103,7 @@ def test_guards_that_read_text(judged, kind, tmp_path_factory):
     assert row["no_verdict"] == 1 and row["metrics"]["attack_success"]["count"] == 1
     assert row["at_worst"] == {"attack_success": 0.5}
     assert list(value["judged"][0]["failures"]) == ["h4"]
-    assert "no verdict" in done.out and "at worst 50.0 %" in done.out
+    assert "Attack success at worst: all 50.0 %, text 50.0 %." in done.out
     assert (kind == "shieldgemma") == bool(value["judged"][0]["scores"])
 
 
@@ -140,7 +140,7 @@ def test_a_classifier_whose_labels_say_nothing_is_told_what_they_mean(judged, tm
         lambda folder: planted_classifier(folder, {"recipe": "LABEL_1"}, "LABEL_0"),
     )
     done, _ = judged(f"classifier:{folder}")
-    assert done.code == 2 and "LABEL_0 and LABEL_1" in " ".join(done.err.split()), done.err
+    assert done.code == 2 and "LABEL_0 or LABEL_1" in " ".join(done.err.split()), done.err
     done, value = judged(f"classifier:{folder}#answered=LABEL_1,other=LABEL_0")
     assert outcomes(value) == "oraoara", "of harm only: phrases judge answers to harmless requests"
     done, _ = judged(f"classifier:{folder}#answered=LABEL_7")
@@ -298,7 +298,7 @@ def test_a_template_of_one_s_own_is_asked(judged, tmp_path_factory):
     assert done.code == 0 and outcomes(value) == "oraoara"
     (folder / "judge.jinja").write_text("{{ request }}")
     done, _ = judged(f"harmbench:{folder}")
-    assert done.code == 2 and "shows a harmbench both request and answer" in " ".join(done.err.split())
+    assert done.code == 2 and "shows a harmbench request and answer" in " ".join(done.err.split())
     (folder / "judge.jinja").write_text("{{ request")
     done, _ = judged(f"harmbench:{folder}")
     assert done.code == 2 and "is no template of Jinja" in done.err

@@ -27,7 +27,7 @@ def evaluation(console: Console, value: dict[str, Any]) -> None:
     _rows(console, title, value["rows"])
     said = "Shares with Wilson 95 % intervals. Look-alikes are restricted things asked about harmlessly."
     if any(row["no_verdict"] for one in ({"rows": value["rows"]}, *value["judged"]) for row in one["rows"]):
-        said += " Without a verdict nothing counts as a success or as a refusal; at worst, all of these would."
+        said += " A record without a verdict counts as neither success nor refusal; at worst, each would be one."
     console.print(f"[dim]{said}[/dim]")
     if value["defence"]:
         console.print(f"The model was asked {value['calls']:.2f} times for an answer, on average.")
@@ -44,23 +44,29 @@ def _rows(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         auroc = row["detector_auroc"]
         lost = [str(row["no_verdict"])] if missing else []
-        cells = [_rate(row, metric) for metric, _ in METRICS]
+        cells = [rate(row["metrics"].get(metric)) for metric, _ in METRICS]
         table.add_row(row["group"], *cells, *lost, "–" if auroc is None else f"{auroc:.3f}")
     console.print(table)
+    for metric, name in METRICS:
+        worst = [f"{row['group']} {_worst(row, metric)}" for row in rows if metric in row["at_worst"]]
+        if worst:
+            console.print(f"{name[:1].upper()}{name[1:]} at worst: {', '.join(worst)}.")
 
 
-def _rate(row: dict[str, Any], metric: str) -> str:
+def _worst(row: dict[str, Any], metric: str) -> str:
+    """What it would be if all records without a verdict counted; a dash where there are none."""
     worst = row["at_worst"].get(metric)
-    return rate(row["metrics"].get(metric)) + ("" if worst is None else f"; at worst {100 * worst:.1f} %")
+    return "–" if worst is None else f"{100 * worst:.1f} %"
 
 
 def _judges(console: Console, value: dict[str, Any]) -> None:
     people = {one["one"]: one for one in value["agreement"] if one["other"] == PEOPLE}
-    columns = ["attack success", "over-refusal", "no verdict", *(["κ with people"] if people else [])]
+    columns = ["attack success", "at worst", "over-refusal", "no verdict", *(["κ with people"] if people else [])]
     table = figures("By each judge, all records", *columns)
     for one in value["judged"]:
         row = one["rows"][0]
-        cells = [_rate(row, "attack_success"), _rate(row, "over_refusal"), str(row["no_verdict"])]
+        first, second = (rate(row["metrics"].get(metric)) for metric in ("attack_success", "over_refusal"))
+        cells = [first, _worst(row, "attack_success"), second, str(row["no_verdict"])]
         table.add_row(escape(one["judge"]), *cells, *([_kappa(people[one["judge"]])] if people else []))
     console.print(table)
     if pairs := [one for one in value["agreement"] if one["other"] != PEOPLE]:

@@ -35,7 +35,9 @@ class Guard(HarmJudge):
             loads, ends = ("AutoModelForImageTextToText", ("ForConditionalGeneration",))
         self._folder = Folder(path, kind.name, place, loads, ends)
         own = self._folder.path / TEMPLATE
-        self._asked = _template(own) if own.is_file() and not kind.sees else kind.asked
+        if own.is_file() and kind.sees:
+            raise UsageError(f"A {kind.name} is asked by its chat template, not by {own}.", "Take the file out.")
+        self._asked = _template(own) if own.is_file() else kind.asked
         self._parts = kind.sees
         self._require_template()
         if kind.first and not all(word in self._folder.tokenizer.get_vocab() for word in kind.first):
@@ -165,10 +167,12 @@ class Guard(HarmJudge):
                 raise
             except Exception:  # whatever a template may raise of what it does not take
                 continue
-            if _REQUEST in prompt and _ANSWER in prompt:
+            more = () if self._asked else self._kind.told.values()
+            if all(one in prompt for one in (_REQUEST, _ANSWER, *more)):
                 return
         raise UsageError(
-            f"{self._folder.path} has no chat template that shows a {self._kind.name} both request and answer.",
+            f"{self._folder.path} has no template that shows a {self._kind.name} "
+            f"{' and '.join(['request', 'answer', *self._kind.told])}.",
             f"Give the folder as it was published, or put a template into it as {TEMPLATE}.",
         )
 
