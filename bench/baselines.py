@@ -84,8 +84,13 @@ def table(results: Mapping[str, Any]) -> str:
             cells = [rows.get(group, {}).get("attack_success") for group in ATTACKS]
             cells += [rows["all"].get(metric) for metric in ("refused", "over_refusal", "exact")]
             lines.append(f"| {title} | " + " | ".join(map(skeleton.percent, cells)) + f" | {arm['calls']:.2f} |")
-            chosen += [f"{title}: {told(settings)}" for settings in arm["settings"]]
-        parts.append("\n".join([*lines, "", "Settings: " + "; ".join(chosen) + "." if chosen else ""]).rstrip())
+            swept = zip(arm["settings"], arm["sweeps"], strict=True)
+            chosen += [f"{title}: {told(settings)}" for settings, sweep in swept if sweep]
+        parts.append(
+            "\n".join(
+                [*lines, "", "Chosen on calibration records: " + "; ".join(chosen) + "." if chosen else ""]
+            ).rstrip()
+        )
     return "\n\n".join(parts) + "\n"
 
 

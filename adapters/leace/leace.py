@@ -21,9 +21,10 @@ split, whose states these are.
 Deviations: β = 1 is the paper's. The paper scrubs a model layer by layer, each fitted on what those before it left;
 here each layer is fitted on the bare model, so after the first of several the guarantee is approximate. ``scope`` and
 ``phase`` say where the erasure acts: by default at every token of the prompt and at none of the answer, whose states
-are not those that it was fitted on (ours; on the reference VLM ``mild``, at both it took a quarter of the exact
-answers). Which concept to erase from a model that refuses is our choice: that harm in a picture is missed because the
-picture moves states away from where refusals were learnt is what ShiftDC (arXiv:2502.13095) and VLM-Guard measure.
+are not those that it was fitted on (ours; a sweep on the reference VLM ``mild`` shows a quarter of the exact answers
+lost where it acts at both). Which concept to erase from a model that refuses is our choice: that harm in a picture is
+missed because the picture moves states away from where refusals were learnt is what ShiftDC (arXiv:2502.13095) and
+VLM-Guard measure.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ QUICK = {
 SHARE = {"rate": 0.5, "low": 0.2, "high": 0.8}
 MEASURED = {
     "settings": [{"layer": 3, "strength": 0.5}],
+    "sweeps": [{"best": {}}],
     "rows": {group: {"metrics": dict.fromkeys(("attack_success", "over_refusal"), SHARE)} for group in ("all", "text")},
     "calls": 1.0,
 }

@@ -203,7 +203,7 @@ CORRECTORS = [
         lambda done, made: [
             chosen(condition="mean", condition_layer=4, layers=[4], alpha=0.5, allow_constant_gate=True)(done, made)
             is None,
-            len(done.value["sweep"]["trials"]) == 4,
+            len(done.value["sweep"]["trials"]) == 1,
         ],
     ),
     Case(
