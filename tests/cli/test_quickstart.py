@@ -191,6 +191,8 @@ def test_what_cannot_be_is_refused_before_any_work(start, stand, tmp_path, data)
         (("--data", poor), {}, "harmful"),
         (("--data", tmp_path / "none"), {}, "There are no records"),
         ((), {"out": "taken"}, "was not begun by safetykit quickstart"),
+        ((), {"out": "/"}, "/ is the root of the file system."),
+        ((), {"out": "nul"}, "the name 'nul' is the name of a device"),
         (("--device", "cuda:99"), {}, ""),
     ):
         code, _, err = start(*typed, **more)
