@@ -15,7 +15,7 @@ from ...adapters.artifact.manifest import is_sealed, sealed
 from ...adapters.errors import InvalidArtifact, UsageError
 from ...adapters.method import Method
 from ...adapters.registry import get_method, methods
-from ...adapters.settings import listed, spell
+from ...adapters.settings import listed, option_of, spell
 from ...toolkit.commands.console import as_typed
 from ...toolkit.commands.fit_plan import require_fit
 from ...toolkit.commands.inspect import describe
@@ -171,7 +171,7 @@ def _identity(plan: Plan, words: str) -> dict[str, Any]:
         words: of the records, their digest.
     """
     options = plan.options
-    chosen = {spell(QuickstartOptions, name): getattr(options, name) for name in type(options).model_fields}
+    chosen = {option_of(QuickstartOptions, name): getattr(options, name) for name in type(options).model_fields}
     return {
         "schema_version": 1,
         "model": as_typed(plan.model, as_words=True),
