@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ...adapters.artifact.manifest import is_sealed, sealed
 from ...adapters.errors import InvalidArtifact, UsageError
 from ...adapters.method import Method
 from ...adapters.registry import get_method, methods
-from ...adapters.settings import listed, spell
+from ...adapters.settings import listed, option_of, spell
 from ...toolkit.commands.console import as_typed
 from ...toolkit.commands.fit_plan import require_fit
 from ...toolkit.commands.inspect import describe
@@ -32,6 +33,7 @@ from .loop import EXPORT
 from .quickstart_options import QuickstartOptions
 
 STATE, RECORDS = "quickstart.json", "records"
+_SHOWN = 16  # digits of a digest
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Plan:
         methods: that are fitted.
         data: records, ``folder/records`` where ``starter`` ones are made.
         obstacle: why the model cannot be exported; empty if it can.
+        fingerprint: of the model.
         organism: it is a reference VLM.
     """
 
@@ -53,6 +56,7 @@ class Plan:
     data: str
     starter: bool
     obstacle: str
+    fingerprint: str
     organism: bool
 
     def adapter(self, method: Method) -> Path:
@@ -76,17 +80,21 @@ def plan_quickstart(model: str, folder: Path, options: QuickstartOptions) -> Pla
     starter = options.data is None and not organism
     options.require_use(("records",), starter, "starter records")
     data = options.data or (str(folder / RECORDS) if starter else PREFIX)
-    plan = Plan(model, folder, options, chosen, data, starter, _obstacle(model, folder, options), organism)
-    _require_same(plan)
-    if not starter:
-        require_records(plan)
+    seen = describe(model, fingerprint=True)
+    obstacle = _obstacle(model, folder, options, seen["export"])
+    plan = Plan(model, folder, options, chosen, data, starter, obstacle, seen["fingerprint"], organism)
+    identity = _identity(plan, "" if starter else require_records(plan))
+    _require_same(folder, identity)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / STATE, sealed(_identity(plan)))
+    write_atomic(folder / STATE, sealed(identity))
     return plan
 
 
-def require_records(plan: Plan) -> None:
+def require_records(plan: Plan) -> str:
     """Refuse records that a step cannot use.
+
+    Returns:
+        SHA-256 of their words; pictures are not read.
 
     Raises:
         UsageError: a split or what a method learns from is missing; the model does not take one.
@@ -104,6 +112,10 @@ def require_records(plan: Plan) -> None:
             f"{plan.data} has no {listed(sorted(missing))} record of split test, so nothing could be shown.",
             "`safetykit data split` gives every split its share.",
         )
+    digest = hashlib.sha256()
+    for record in found:
+        digest.update(record.model_dump_json().encode())
+    return digest.hexdigest()
 
 
 def usual(method: Method) -> dict[str, Any]:
@@ -129,13 +141,15 @@ def _methods(options: QuickstartOptions) -> tuple[Method, ...]:
     return chosen
 
 
-def _obstacle(model: str, folder: Path, options: QuickstartOptions) -> str:
+def _obstacle(model: str, folder: Path, options: QuickstartOptions, found: Mapping[str, Any]) -> str:
     """Why the model cannot be exported; empty if it can.
 
+    Args:
+        found: what `inspect` says of its export.
+
     Raises:
-        UsageError: it is no model, or one that could be exported and not in this way.
+        UsageError: it could be exported and not in this way.
     """
-    found = describe(model)["export"]
     if not found["supported"]:
         return str(found["reason"])
     checkpoint = checkpoint_path(model)
@@ -150,14 +164,20 @@ def _obstacle(model: str, folder: Path, options: QuickstartOptions) -> str:
     return ""
 
 
-def _identity(plan: Plan) -> dict[str, Any]:
-    """What the folder's parts are made of, by the words in which a user is told of it."""
+def _identity(plan: Plan, words: str) -> dict[str, Any]:
+    """What the folder's parts are made of, by the words in which a user is told of it.
+
+    Args:
+        words: of the records, their digest.
+    """
     options = plan.options
-    chosen = {spell(QuickstartOptions, name): getattr(options, name) for name in type(options).model_fields}
+    chosen = {option_of(QuickstartOptions, name): getattr(options, name) for name in type(options).model_fields}
     return {
         "schema_version": 1,
         "model": as_typed(plan.model, as_words=True),
         **{name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()},
+        "weights": plan.fingerprint[:_SHOWN],
+        "records": words[:_SHOWN],
     }
 
 
@@ -171,14 +191,14 @@ def _require_ours(folder: Path) -> None:
         )
 
 
-def _require_same(plan: Plan) -> None:
+def _require_same(folder: Path, identity: Mapping[str, Any]) -> None:
     """Refuse to go on in a folder that was begun with something else."""
-    if (before := _state(plan.folder)) is None:
+    if (before := _state(folder)) is None:
         return
-    for name, value in _identity(plan).items():
+    for name, value in identity.items():
         if (other := before.get(name)) != value:
             raise UsageError(
-                f"{plan.folder} was begun with {_said(name, other)}, not with {_said(name, value)}.",
+                f"{folder} was begun with {_said(name, other)}, not with {_said(name, value)}.",
                 "Type the same command to go on, or choose another folder.",
             )
 

@@ -176,6 +176,24 @@ def test_another_model_or_setting_in_the_same_folder_is_refused_by_name(start, s
     assert code == 3 and f"{STATE} was edited" in err
 
 
+def test_other_weights_and_other_records_are_refused_too(start, stand, tmp_path, starter, random_checkpoint):
+    shutil.copytree(starter, tmp_path / "mine")
+    shutil.copytree(random_checkpoint, tmp_path / "model")
+    typed = ("--data", tmp_path / "mine", "--limit", 24)
+    assert start(*typed, model=tmp_path / "model")[0] == 0
+    lines = (tmp_path / "mine" / "records.jsonl").read_text()
+    (tmp_path / "mine" / "records.jsonl").write_text(lines.replace("Explain how to", "Say how to"))
+    code, _, err = start(*typed, model=tmp_path / "model")
+    assert code == 2 and re.search(r"was begun with records \w{16}, not with records \w{16}", err), err
+    (tmp_path / "mine" / "records.jsonl").write_text(lines)
+    weights = tmp_path / "model" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    code, _, err = start(*typed, model=tmp_path / "model")
+    assert code == 2 and "was begun with weights" in err, err
+
+
 def test_what_cannot_be_is_refused_before_any_work(start, stand, tmp_path, data):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "notes.txt").write_text("mine")
@@ -191,6 +209,8 @@ def test_what_cannot_be_is_refused_before_any_work(start, stand, tmp_path, data)
         (("--data", poor), {}, "harmful"),
         (("--data", tmp_path / "none"), {}, "There are no records"),
         ((), {"out": "taken"}, "was not begun by safetykit quickstart"),
+        ((), {"out": "/"}, "/ is the root of the file system."),
+        ((), {"out": "nul"}, "the name 'nul' is the name of a device"),
         (("--device", "cuda:99"), {}, ""),
     ):
         code, _, err = start(*typed, **more)
@@ -233,8 +253,11 @@ def test_of_several_methods_the_best_on_calibration_is_exported(start, stand, tm
 def test_a_model_that_cannot_be_exported_is_measured_in_pytorch(start, stand, monkeypatch, tmp_path):
     described = quickstart_plan.describe
 
-    def unknown(model):
-        return {**described(model), "export": {"supported": False, "reason": "Llamas are not exported."}}
+    def unknown(model, *, fingerprint):
+        return {
+            **described(model, fingerprint=fingerprint),
+            "export": {"supported": False, "reason": "Llamas are not exported."},
+        }
 
     monkeypatch.setattr(quickstart_plan, "describe", unknown)
     code, found, err = start(*STARTED)

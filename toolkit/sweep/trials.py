@@ -302,10 +302,10 @@ def _simplicity(setting: Any) -> tuple[int, int]:
 
 
 def spread(items: Sequence[Any], most: int) -> list[Any]:
-    """At most so many of them, evenly spread, the first and the last among them."""
+    """At most so many of them: the middle one of each of as many stretches of equal length."""
     if len(items) <= most:
         return list(items)
-    return [items[round(at * (len(items) - 1) / max(1, most - 1))] for at in range(most)]
+    return [items[(2 * at + 1) * len(items) // (2 * most)] for at in range(most)]
 
 
 def _layers(setting: Any) -> tuple[int, ...]:
