@@ -125,7 +125,8 @@ def test_thresholds_on_records_break_the_budget_on_new_groups_and_those_on_group
         (kept,) = promise.kept
         assert kept.observed <= kept.bound <= limit
     assert broken["records"] > 0.35 * DRAWS  # a share of calibration records says nothing of how sure it is
-    assert broken["groups"] <= (1 - confidence) * DRAWS
+    expected = (1 - confidence) * DRAWS
+    assert broken["groups"] <= expected + 2 * np.sqrt(expected)  # as often as promised, but for the draws' chance
 
 
 def test_counting_records_as_groups_breaks_the_promise_where_they_depend_on_each_other():
