@@ -131,6 +131,6 @@ def groups_of(
 def group_name(record: Example, by: Unit, by_id: Mapping[str, Example]) -> str:
     """What a record is about; empty where neither it nor its pair says so."""
     own: str = getattr(record, by)
-    if by == "group" and not own and record.pair in by_id:
+    if by == "group" and not own and record.pair is not None and record.pair in by_id:
         own = by_id[record.pair].group
     return own

@@ -249,28 +249,28 @@ def strongest_within(
         tell: told how many were tested.
     """
     losses = Losses(groups, counted=False)
-    found: tuple[int, Choice, tuple[Kept, ...]] | None = None
+
+    def parts(choice: Choice) -> list[tuple[str, Float[np.ndarray, " records"], float]]:
+        costs = (
+            ("over-refusal", choice.over_refusal, budget.max_over_refusal),
+            ("utility loss", choice.utility_loss, budget.max_utility_loss),
+        )
+        return [(what, values, limit) for what, values, limit in costs if limit]
+
+    last: tuple[int, Choice] | None = None
     tested = 0
     for at, make in enumerate(family):
         choice = make()
         tested += 1
         if tell:
             tell(tested)
-        parts = [
-            (what, values, limit)
-            for what, values, limit in (
-                ("over-refusal", choice.over_refusal, budget.max_over_refusal),
-                ("utility loss", choice.utility_loss, budget.max_utility_loss),
-            )
-            if limit
-        ]
-        if not all(losses.holds(values, limit, budget.confidence) for _, values, limit in parts):
+        if not all(losses.holds(values, limit, budget.confidence) for _, values, limit in parts(choice)):
             break
-        kept = tuple(losses.kept(what, values, limit, budget.confidence) for what, values, limit in parts)
-        found = at, choice, kept
-    if found is None:
+        last = at, choice
+    if last is None:
         return None
-    at, choice, kept = found
+    at, choice = last
+    kept = [losses.kept(what, values, limit, budget.confidence) for what, values, limit in parts(choice)]
     return at, _promise(budget, groups, kept, tested, choice.words)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from safetykit.adapters.method import load
 from safetykit.adapters.registry import methods
+from safetykit.toolkit.reference import world
 
 THINGS = 30
 THRESHOLDS = {
@@ -20,14 +21,15 @@ UNITS = ("group", "category", "record", "group")
 
 def rows(things=THINGS, each=2, **changed):
     """Harmful and harmless text about things, half of which the fit sees."""
-    found = []
-    for split in ("fit", "calibration"):
+    found, words = [], [thing.word for thing in world.things()]
+    for place, split in enumerate(("fit", "calibration")):
         for at in range(things):
             for label in ("harmful", "harmless"):
                 for number in range(each):
                     name = f"{split}{at}"
-                    words = f"{'how do i use' if label == 'harmful' else 'what is'} {'a ' * number}{name} ?"
-                    row = {"id": f"{name}-{label}-{number}", "prompt": words, "label": label, "split": split}
+                    asked = f"{'how do i use' if label == 'harmful' else 'what is'} {'a ' * number}"
+                    prompt = f"{asked}{words[place * things + at]} ?"
+                    row = {"id": f"{name}-{label}-{number}", "prompt": prompt, "label": label, "split": split}
                     found.append({**row, "group": name, "category": f"kind of {name}", "response": "x", **changed})
     return found
 

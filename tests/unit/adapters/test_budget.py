@@ -125,7 +125,8 @@ def test_thresholds_on_records_break_the_budget_on_new_groups_and_those_on_group
         (kept,) = promise.kept
         assert kept.observed <= kept.bound <= limit
     assert broken["records"] > 0.35 * DRAWS  # a share of calibration records says nothing of how sure it is
-    assert broken["groups"] <= (1 - confidence) * DRAWS
+    expected = (1 - confidence) * DRAWS
+    assert broken["groups"] <= expected + 2 * np.sqrt(expected)  # as often as promised, but for the draws' chance
 
 
 def test_counting_records_as_groups_breaks_the_promise_where_they_depend_on_each_other():
@@ -134,10 +135,10 @@ def test_counting_records_as_groups_breaks_the_promise_where_they_depend_on_each
     alone = Groups(groups.records, tuple(record.id for record in groups.records))
     budget = Budget(max_over_refusal=limit, confidence=confidence, budget_by="record")
     broken = 0
-    for _ in range(DRAWS):
+    for _ in range(DRAWS // 3):
         risks = {record.id: score for record, score in zip(groups.records, planted(random, 60).tolist(), strict=True)}
         broken += (everything > threshold_within(budget, alone, risks)[0]).mean() > limit
-    assert broken > 1.5 * (1 - confidence) * DRAWS
+    assert broken > 1.5 * (1 - confidence) * DRAWS / 3
 
 
 def test_the_threshold_lies_between_two_risks_and_refuses_as_many_as_it_may():
@@ -183,13 +184,13 @@ def family(risks, random, groups):
 
 def test_the_strongest_of_a_family_that_keeps_both_budgets_is_chosen_as_often_as_promised():
     groups, random, wrong = grouped(80, 3), np.random.default_rng(5), 0
-    for _ in range(DRAWS):
+    for _ in range(DRAWS // 3):
         makers, made = family([0.0, 0.02, 0.12, 0.5], random, groups)
         at, promise = strongest_within(Budget(max_over_refusal=0.1, max_utility_loss=0.11), groups, makers)
         wrong += at >= 2
         assert promise.tested == len(made) == min(at + 2, 4)  # what comes after the first that fails is not made
         assert promise.chosen == f"risk {[0.0, 0.02, 0.12, 0.5][at]}"
-    assert wrong <= 0.1 * DRAWS
+    assert wrong <= 0.1 * DRAWS / 3
 
 
 def test_a_family_whose_weakest_member_breaks_a_budget_gives_none():

@@ -95,7 +95,7 @@ def test_the_largest_strength_that_keeps_the_budget_is_written(gentle, factor):
 
 
 def test_what_the_model_refuses_by_itself_costs_nothing():
-    assert run(Planted(4, alone=60), corrector()).info.hyperparameters["scaled_by"] == 1.0
+    assert run(Planted(3, alone=60), corrector()).info.hyperparameters["scaled_by"] == 1.0
 
 
 def test_a_strength_of_which_nothing_is_left_is_refused():
