@@ -105,9 +105,9 @@ def test_a_gate_is_baked_past_the_parity_gate(vlm, folder, tmp_path):
 EXPORTED = {"deepseek_vl": None, "glm4v": None, "qwen3_5": None, "aya_vision": "some of its layers see a window"}
 REFUSED = {
     "chameleon": "lowest number there is",
-    "cosmos3_edge": "its model reads image_grid_thw",
-    "lighton_ocr": "its model reads image_sizes",
-    "gemma4": "its model reads image_position_ids",
+    "cosmos3_edge": "its tower reads image_grid_thw",
+    "lighton_ocr": "its tower reads image_sizes",
+    "gemma4": "its tower reads image_position_ids",
 }
 
 
@@ -121,10 +121,16 @@ def test_inspect_says_what_the_plan_of_an_export_does(made, tmp_path, capsys, na
     if reason is None:
         assert export["family"] == name and (EXPORTED[name] or "") in (export["attention"] or "")
         return
-    assert reason in export["reason"]
+    assert reason in export["reason"] and reason in export["graphs"]["vision_encoder"]
+    assert (export["graphs"]["decoder"] is None) == (name == "lighton_ocr")  # which is Mistral's
     _, error = run(capsys, "export", folder, "-o", tmp_path / "out", code=2)
     assert reason in " ".join(error.split()) and "--base-onnx" in error
     assert not list(tmp_path.iterdir())
+
+
+def test_inspect_names_the_graphs_that_can_be_had(made, capsys):
+    out, _ = run(capsys, "inspect", made("lighton_ocr"))
+    assert "embed_tokens and decoder can be exported beside others" in " ".join(out.split())
 
 
 def test_a_trial_is_made_once_for_a_configuration(made):

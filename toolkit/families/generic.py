@@ -14,7 +14,7 @@ import numpy as np
 
 from ...adapters.errors import UsageError
 from .family import Arrays, Family, GraphInput
-from .masks import masks_of, require_known_layers, sees_windows
+from .masks import masks_of, sees_windows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,11 +26,10 @@ _TOWERS = ("vision_config", "vq_config")
 class AnyFamily(Family):
     """Tower and projector as ``get_image_features`` calls them; the decoder as the model itself calls it."""
 
-    def check(self, config: Any) -> None:
-        from .trial import require_trial
+    def obstacles(self, config: Any) -> Mapping[str, str]:
+        from .trial import trial_of
 
-        require_known_layers(config.get_text_config())
-        require_trial(config, self)
+        return trial_of(config, self).obstacles
 
     def taps_of(self, model: Any) -> tuple[str, ...]:
         from .trial import trial_of
