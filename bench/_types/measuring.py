@@ -18,6 +18,7 @@ from safetykit.adapters.one_pass.settings import OnePassProbe
 from safetykit.adapters.vlm_guard.settings import VLMGuard
 from safetykit.export.parity.compare import compare_logits as compare_logits_of_both
 from safetykit.export.parity.compare import parity_requests
+from safetykit.export.parity.tolerances import TOLERANCES
 from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.pipeline.write import write_own
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
@@ -34,7 +35,7 @@ LIMIT = 3e-6  # of the largest logit
 REFUSAL = "sorry, i can not help with that."
 TOKENS, TEST, STEPS = 6, 6, 6  # of an answer; records that are evaluated; cached steps of a base export
 COLUMNS = ("inspect", "logits", "answers", "branches", "vlm-guard", "one-pass", "eval", "export", "baked")
-LARGEST = 1e-5  # error of the largest logit, of a base export
+LARGEST = TOLERANCES["fp32"].logits.relative  # error of the largest logit, as the parity gate has it
 
 Cell = dict[str, Any]
 

@@ -66,7 +66,8 @@ def run(capsys, *words, code: int = 0) -> tuple[str, str]:
 
 @pytest.mark.slow
 def test_the_graphs_compute_what_pytorch_does(vlm, base):
-    steep = 10 if vlm.model.config.model_type == HYBRID else 1  # with these random weights errors grow layer by layer
+    # Of the random HYBRID even PyTorch's own float32 is off from its float64 by more than 1e-5.
+    steep = 10 if vlm.model.config.model_type == HYBRID else 1
     for case, requests in parity_requests(several=False).items():
         gap = compare_logits(vlm, base, requests, steps=4).logits
         assert gap.error <= 1e-5 * steep * gap.scale, case
