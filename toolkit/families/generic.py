@@ -83,7 +83,8 @@ def picture_size(config: Any) -> tuple[int, int]:
 
 def logits_of(model: Any, inputs_embeds: Tensor, attention_mask: Tensor, cache: Any, **inputs: Tensor) -> Tensor:
     """Logits [batch, sequence, vocab] of the model itself, fed embeddings; layers with windows keep the whole past."""
-    text, mask = model.get_decoder().config, attention_mask
+    text = model.get_decoder().config
+    mask: Any = attention_mask
     if sees_windows(text):
         mask = masks_of(text, attention_mask, inputs_embeds, None, window_bounds_groups=False)
     logits: Tensor = model(
