@@ -110,14 +110,13 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         rows.append(f"| {name} | {' | '.join(values)} |")
     runs = sum(all(cells.get(key, {}).get("passed") for key in _RUNS) for cells in found.values())
     counts = {key: sum(cells.get(key, {}).get("passed", False) for cells in found.values()) for key in COLUMNS}
-    most = f"{LARGEST:g}"
     errors = [cells["export"]["error"] for cells in found.values() if "error" in cells.get("export", {})]
+    strict = sum(error <= STRICT for error in errors)
     lines = [
         f"Of {len(found)} types {runs} are inspected, fitted and evaluated; {counts['logits']} have the logits of",
         f"`model.forward` to 3e-6 of the largest, {counts['answers']} the answers of `model.generate`, and",
-        f"{counts['branches']} branch sites. {counts['export']} have an own export, within the {most} of the largest logit",
-        f"that the parity gate allows, {sum(one <= STRICT for one in errors)} to {STRICT:g}; {counts['baked']} had VLM-Guard and",
-        "one-pass put into it.",
+        f"{counts['branches']} branch sites. {counts['export']} have an own export, within the {LARGEST:g} of the largest",
+        f"logit that the parity gate allows, {strict} to {STRICT:g}; {counts['baked']} had VLM-Guard and one-pass in it.",
         "",
         *rows,
         "",
