@@ -116,7 +116,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         f"Of {len(found)} types {runs} are inspected, fitted and evaluated; {counts['logits']} have the logits of",
         f"`model.forward` to 3e-6 of the largest, {counts['answers']} the answers of `model.generate`, and",
         f"{counts['branches']} branch sites. {counts['export']} have an own export, within {LARGEST:g} of the largest",
-        f"logit that the parity gate allows, {strict} to {STRICT:g}; {counts['baked']} had VLM-Guard and one-pass in it.",
+        f"logit as the parity gate asks, {strict} to {STRICT:g}; {counts['baked']} had VLM-Guard and one-pass in it.",
         "",
         *rows,
         "",
