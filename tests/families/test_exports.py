@@ -24,7 +24,7 @@ from safetykit.toolkit.model.vlm import VLM
 GENERIC, HYBRID = "deepseek_vl", "qwen3_5_moe"  # no file of its own; states, experts and packed patches at once
 MORE = (  # other ways to see and to attend; the rest is measured by bench/types.py
     *("aya_vision", "glm4v", "paddleocr_vl", "exaone4_5", "hyperclovax_vision_v2", "granite_docling", "idefics2"),
-    *("qwen3_vl_moe", "cohere_compass", "video_llama_3", "vipllava", "qianfan_ocr", "glm4v_moe"),
+    *("qwen3_vl_moe", "cohere_compass", "video_llama_3", "vipllava", "qianfan_ocr", "glm4v_moe", "lighton_ocr"),
 )
 REQUESTS = [
     Request("what is this ?", Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))),
@@ -107,7 +107,7 @@ EXPORTED = {"deepseek_vl": None, "glm4v": None, "qwen3_5": None, "aya_vision": "
 REFUSED = {
     "chameleon": "lowest number there is",
     "cosmos3_edge": "its tower reads image_grid_thw",
-    "lighton_ocr": "its tower reads image_sizes",
+    "emu3": "its tower reads image_sizes",
     "gemma4": "its tower reads image_position_ids",
 }
 
@@ -123,14 +123,14 @@ def test_inspect_says_what_the_plan_of_an_export_does(made, tmp_path, capsys, na
         assert export["family"] == name and (EXPORTED[name] or "") in (export["attention"] or "")
         return
     assert reason in export["reason"] and reason in export["graphs"]["vision_encoder"]
-    assert (export["graphs"]["decoder"] is None) == (name == "lighton_ocr")  # which is Mistral's
+    assert (export["graphs"]["decoder"] is None) == (name == "emu3")  # a Llama
     _, error = run(capsys, "export", folder, "-o", tmp_path / "out", code=2)
     assert reason in " ".join(error.split()) and "--base-onnx" in error
     assert not list(tmp_path.iterdir())
 
 
 def test_inspect_names_the_graphs_that_can_be_had(made, capsys):
-    out, _ = run(capsys, "inspect", made("lighton_ocr"))
+    out, _ = run(capsys, "inspect", made("emu3"))
     assert "embed_tokens and decoder can be exported beside others" in " ".join(out.split())
 
 
