@@ -34,6 +34,7 @@ from safetykit.toolkit.model.kinds import require_decoder
 from safetykit.toolkit.model.parts import require_text
 from safetykit.toolkit.model.reasons import reason_of
 
+STRICT = 1e-5
 _RUNS = ("inspect", "vlm-guard", "one-pass", "eval")  # what a type needs to count as one that runs
 
 
@@ -109,11 +110,13 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         rows.append(f"| {name} | {' | '.join(values)} |")
     runs = sum(all(cells.get(key, {}).get("passed") for key in _RUNS) for cells in found.values())
     counts = {key: sum(cells.get(key, {}).get("passed", False) for cells in found.values()) for key in COLUMNS}
+    errors = [cells["export"]["error"] for cells in found.values() if "error" in cells.get("export", {})]
+    strict = sum(error <= STRICT for error in errors)
     lines = [
         f"Of {len(found)} types {runs} are inspected, fitted and evaluated; {counts['logits']} have the logits of",
         f"`model.forward` to 3e-6 of the largest, {counts['answers']} the answers of `model.generate`, and",
-        f"{counts['branches']} branch sites. {counts['export']} have an own export, largest error of a logit",
-        f"{LARGEST:g} of the largest, and {counts['baked']} VLM-Guard and one-pass in it.",
+        f"{counts['branches']} branch sites. {counts['export']} have an own export, within {LARGEST:g} of the largest",
+        f"logit as the parity gate asks, {strict} to {STRICT:g}; {counts['baked']} had VLM-Guard and one-pass in it.",
         "",
         *rows,
         "",

@@ -18,6 +18,7 @@ from safetykit.adapters.one_pass.settings import OnePassProbe
 from safetykit.adapters.vlm_guard.settings import VLMGuard
 from safetykit.export.parity.compare import compare_logits as compare_logits_of_both
 from safetykit.export.parity.compare import parity_requests
+from safetykit.export.parity.tolerances import TOLERANCES
 from safetykit.export.pipeline.export import export_onnx
 from safetykit.export.pipeline.write import write_own
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
@@ -33,8 +34,9 @@ from safetykit.toolkit.workbench import refusal_of
 LIMIT = 3e-6  # of the largest logit
 REFUSAL = "sorry, i can not help with that."
 TOKENS, TEST, STEPS = 6, 6, 6  # of an answer; records that are evaluated; cached steps of a base export
+ROWS = 9  # whose logits are compared: padded, with and without pictures, several in a prompt
 COLUMNS = ("inspect", "logits", "answers", "branches", "vlm-guard", "one-pass", "eval", "export", "baked")
-LARGEST = 1e-5  # error of the largest logit, of a base export
+LARGEST = TOLERANCES["fp32"].logits.relative  # error of the largest logit, as the parity gate has it
 
 Cell = dict[str, Any]
 
@@ -167,7 +169,7 @@ def exported(vlm: VLM, out: Path) -> Cell:
     write_own(vlm, out, "fp32", lambda _: None)
     graphs = OnnxVLM.from_pretrained(out)
     worst = 0.0
-    for asked in (requests(), *parity_requests(several=vlm.inputs.family.several).values()):
+    for asked in (requests(), *parity_requests(several=vlm.inputs.family.several, rows=ROWS).values()):
         gap = compare_logits_of_both(vlm, graphs, asked, steps=STEPS).logits
         worst = max(worst, gap.error / gap.scale)
     if worst > LARGEST:
@@ -183,7 +185,9 @@ def baked(vlm: VLM, adapters: Sequence[Adapter], base: Path, test: Sequence[Reco
     worst = 0.0
     for at, adapter in enumerate(adapters):
         out = base.with_name(f"baked-{at}")
-        report = export_onnx(vlm, [adapter], out, base_onnx=base, records=test, max_new_tokens=TOKENS).parity
+        report = export_onnx(
+            vlm, [adapter], out, base_onnx=base, records=test, max_new_tokens=TOKENS, parity_rows=ROWS
+        ).parity
         checks = [check for check in report.checks if check.kind == "logits" and check.scale]
         worst = max([worst, *(check.error / check.scale for check in checks)])
     return {"error": worst}

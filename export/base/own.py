@@ -76,7 +76,7 @@ def write_base(
         UsageError: the architecture is not supported, or the quantiser is not installed.
         InvalidArtifact: a weight that a graph needs is missing.
     """
-    specs = graph_specs(vlm.model, fused=fused)
+    specs = graph_specs(vlm.model, fused=fused, wanted=wanted)
     graphs = {}
     for name in wanted:
         if progress:

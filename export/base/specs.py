@@ -19,7 +19,7 @@ from ...toolkit.families import Family, GraphInput, family_of
 from ...toolkit.families.cache import STATES, cache_of
 from ...toolkit.families.family import SIZES
 from ...toolkit.model.experts import experts_as_nodes
-from ..manifest import Graph
+from ..manifest import GRAPHS, Graph
 from ..names import ATTENTION_MASK, INPUT_IDS, INPUTS_EMBEDS, LOGITS, PAST, POSITION_IDS, PRESENT, cache_names
 from .attention import NewLayer, grouped_queries, rotary_modules
 from .recurrent import StateLayer, rules_as_nodes
@@ -46,21 +46,23 @@ class GraphSpec:
     taps: tuple[str, ...] = ()
 
 
-def graph_specs(model: nn.Module, *, fused: bool = True) -> dict[Graph, GraphSpec]:
+def graph_specs(model: nn.Module, *, fused: bool = True, wanted: Sequence[Graph] = GRAPHS) -> dict[Graph, GraphSpec]:
     """The graphs of a transformers model.
 
     Args:
         fused: see :func:`decoder_spec`.
+        wanted: which of them.
 
     Raises:
         UsageError: the architecture, or this configuration of it, is not supported.
     """
-    family = family_of(model.config)
-    return {
-        "vision_encoder": vision_spec(model, family),
-        "embed_tokens": embedding_spec(model.get_input_embeddings()),
-        "decoder": decoder_spec(model, family, fused=fused),
+    family = family_of(model.config, wanted)
+    made: dict[Graph, Callable[[], GraphSpec]] = {
+        "vision_encoder": lambda: vision_spec(model, family),
+        "embed_tokens": lambda: embedding_spec(model.get_input_embeddings()),
+        "decoder": lambda: decoder_spec(model, family, fused=fused),
     }
+    return {name: made[name]() for name in wanted}
 
 
 class VisionGraph(nn.Module):

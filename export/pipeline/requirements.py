@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 _ROUNDED = ("int4", "int8")
+_RESTED = ("vision_encoder", "embed_tokens")  # what is exported from the checkpoint where others' graphs lack it
 _BASE_GRAPHS = "Export the base graphs of this model, or leave out --base-onnx."
 
 
@@ -126,8 +127,7 @@ def require_base_graphs(source: Source, options: ExportOptions) -> None:
     folder = options.base_onnx
     if not (folder / LAYOUT.manifest).is_file():
         found = find_graphs(folder, options.precision)
-        if found.embed_tokens is None or found.vision_encoder is None:
-            family_of(source.config)  # the rest is exported from the checkpoint
+        family_of(source.config, [name for name in _RESTED if getattr(found, name) is None])
         return
     manifest = read_manifest(folder, verify=False)
     what = f"The base graphs in {folder} were exported from"

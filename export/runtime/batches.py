@@ -96,7 +96,8 @@ class _Taken:
     def cache(self, name: str, first: bool) -> np.ndarray:
         """A layer's cache."""
         if is_state(name):
-            return as_array(self.state.past[name])[self.rows]
+            states: np.ndarray = as_array(self.state.past[name])[self.rows]
+            return states
         filled = slice(self.mask.shape[1]) if first else slice(self._spare, None)
         return as_array(self.state.past[name])[self.rows, :, filled]
 

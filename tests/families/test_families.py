@@ -154,7 +154,9 @@ def test_parts_are_found_and_it_can_be_exported(vlm):
     assert all(described["parts"].values())
     name = vlm.model.config.model_type
     grouped = "some tokens see later ones, and the operator is causal" if name in ("gemma3", "paligemma") else None
-    assert exportable(vlm.model.config) == {"supported": True, "family": name, "reason": None, "attention": grouped}
+    graphs = dict.fromkeys(GRAPHS)
+    expected = {"supported": True, "family": name, "reason": None, "attention": grouped, "graphs": graphs}
+    assert exportable(vlm.model.config) == expected
 
 
 def test_pictures_count_each_in_its_own_row(vlm):

@@ -85,6 +85,9 @@ def _view(console: Console, value: dict[str, Any]) -> None:
         ("fingerprint", value["fingerprint"] or "not computed: --fingerprint reads every weight"),
         ("export", f"yes, as {export['family']}" if export["supported"] else f"no: {escape(export['reason'])}"),
     ]
+    if not export["supported"] and not all(export["graphs"].values()):
+        can = [name for name, reason in export["graphs"].items() if reason is None]
+        rows.append(("graphs", f"{' and '.join(can)} can be exported beside others given with --base-onnx"))
     if export["supported"]:
         slow = export["attention"]
         rows.append(("attention", f"many nodes a layer: {slow}" if slow else "one node a layer (GroupQueryAttention)"))

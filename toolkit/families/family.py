@@ -153,6 +153,15 @@ class Family:
         """
         require_full_attention(config.get_text_config())
 
+    def obstacles(self, config: Any) -> Mapping[str, str]:
+        """Why graphs cannot be exported, by their names; none for those that can."""
+        try:
+            self.check(config)
+        except UsageError as error:
+            reason = error.message[:1].lower() + error.message[1:].rstrip(".")
+            return dict.fromkeys(("vision_encoder", "decoder"), reason)
+        return {}
+
     def attention_obstacle(self, config: Any) -> str | None:
         """Why the attention of a decoder layer cannot be one node of the graph; None if it can."""
         if self.token_types is not None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...adapters.errors import UsageError
 from .family import Arrays, Family, GraphInput
-from .masks import masks_of, require_known_layers, sees_windows
+from .masks import masks_of, sees_windows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,11 +26,10 @@ _TOWERS = ("vision_config", "vq_config")
 class AnyFamily(Family):
     """Tower and projector as ``get_image_features`` calls them; the decoder as the model itself calls it."""
 
-    def check(self, config: Any) -> None:
-        from .trial import require_trial
+    def obstacles(self, config: Any) -> Mapping[str, str]:
+        from .trial import trial_of
 
-        require_known_layers(config.get_text_config())
-        require_trial(config, self)
+        return trial_of(config, self).obstacles
 
     def taps_of(self, model: Any) -> tuple[str, ...]:
         from .trial import trial_of
@@ -84,7 +83,8 @@ def picture_size(config: Any) -> tuple[int, int]:
 
 def logits_of(model: Any, inputs_embeds: Tensor, attention_mask: Tensor, cache: Any, **inputs: Tensor) -> Tensor:
     """Logits [batch, sequence, vocab] of the model itself, fed embeddings; layers with windows keep the whole past."""
-    text, mask = model.get_decoder().config, attention_mask
+    text = model.get_decoder().config
+    mask: Any = attention_mask
     if sees_windows(text):
         mask = masks_of(text, attention_mask, inputs_embeds, None, window_bounds_groups=False)
     logits: Tensor = model(

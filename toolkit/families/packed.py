@@ -41,7 +41,7 @@ class Packed(Qwen2VL):
     tower: ClassVar[str] = "model.visual"
     projector: ClassVar[str | None] = "model.visual.merger"
     projector_inside: ClassVar[bool] = True
-    of_patches = (GraphInput("position_ids", "int64", ("patches", 2)), _LENGTHS)
+    of_patches: ClassVar[tuple[GraphInput, ...]] = (GraphInput("position_ids", "int64", ("patches", 2)), _LENGTHS)
 
     def vision(self, model: Any, pixel_values: Tensor, **of_patches: Tensor) -> tuple[Tensor, ...]:
         tower = model.get_submodule(self.tower)
@@ -130,7 +130,9 @@ def packed_attention(tower: nn.Module) -> Iterator[None]:
     from transformers import AttentionInterface
 
     AttentionInterface.register(_NAME, _attention)
-    configs = {id(module.config): module.config for module in tower.modules() if hasattr(module, "config")}
+    configs: dict[int, Any] = {
+        id(module.config): module.config for module in tower.modules() if hasattr(module, "config")
+    }
     with ExitStack() as stack:
         for config in configs.values():
             stack.callback(setattr, config, "_attn_implementation", config._attn_implementation)

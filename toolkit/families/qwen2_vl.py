@@ -34,7 +34,7 @@ class Qwen2VL(Family):
     """Packed patches that see their own frame; three positions a token."""
 
     name, title = "qwen2_vl", "Qwen2-VL"
-    projector = "model.visual.merger"
+    projector: ClassVar[str | None] = "model.visual.merger"
     of_patches: ClassVar[tuple[GraphInput, ...]] = (
         GraphInput("patch_places", "int64", ("patches", 2)),
         GraphInput("frame_ids", "int64", ("patches",)),

@@ -9,11 +9,13 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ...adapters.errors import UsageError
 from .family import SIZES, Family, kv_shape
+from .masks import require_known_layers
 from .structure import projector_of, sees
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ _READ = frozenset(  # arguments of a model's forward that an export feeds, or th
     )
 )
 _OTHER_KINDS = ("video", "audio", "output_", "encoder_outputs", "loss", "second_per", "feature_attention")
+_OF_PICTURES = ("image_", "pixel_", "num_crops", "tile_", "spatial_", "target_sizes", "high_res")
+VISION, DECODER = "vision_encoder", "decoder"
 ELSEWHERE = "Pass graphs made elsewhere with --base-onnx."
 
 
@@ -48,24 +52,12 @@ class Trial:
     """What a run without values found.
 
     Attributes:
-        obstacle: why the type cannot be exported; None if it can.
+        obstacles: why graphs cannot be exported, by their names; none for those that can.
         taps: inner values of the vision graph that have names, see :class:`Family`.
     """
 
-    obstacle: str | None = None
+    obstacles: Mapping[str, str] = field(default_factory=dict)
     taps: tuple[str, ...] = ()
-
-
-def require_trial(config: Any, family: Family) -> None:
-    """Refuse a configuration whose model does not pass the trial.
-
-    Raises:
-        UsageError: with the reason.
-    """
-    if (reason := trial_of(config, family).obstacle) is not None:
-        raise UsageError(
-            f"safetykit has no base export for the architecture {config.model_type!r}: {reason}.", ELSEWHERE
-        )
 
 
 def known(config: Any) -> bool:
@@ -105,17 +97,28 @@ def _tried(key: _Key) -> Trial:
     return _run(key.config, key.family)
 
 
-def obstacle_of(model: Any) -> str | None:
-    """Why a model cannot be exported, as far as its code tells; None if nothing does."""
-    taken = set(inspect.signature(model.forward).parameters)
-    if (owner := sees(model)) is None:
-        return "it has no call that gives the features of its pictures alone"
-    features = set(inspect.signature(owner.get_image_features).parameters)
-    if other := _unknown(features | (taken - {"image_sizes"})):  # which many take and leave unread
-        return f"its model reads {', '.join(sorted(other))}, which nothing here computes outside of it"
-    if "position_ids" not in taken:
-        return "its decoder takes no positions, so that padded rows would count their padding"
-    return None
+def told(model: Any) -> dict[str, str]:
+    """Why graphs of a model cannot be exported, as far as its code tells."""
+    taken, found = set(inspect.signature(model.forward).parameters), dict[str, str]()
+    owner = sees(model)
+    of_pictures = set(inspect.signature(owner.get_image_features).parameters) if owner is not None else set()
+    other = _unknown(taken - {"image_sizes"})  # which many take and leave unread
+    pictures = _unknown(of_pictures) | {name for name in other if name.startswith(_OF_PICTURES)}
+    if owner is None:
+        found[VISION] = "it has no call that gives the features of its pictures alone"
+    elif pictures:
+        found[VISION] = f"its tower reads {_listed(pictures)}, which nothing here computes outside of it"
+    if other := other - pictures:
+        found[DECODER] = f"its decoder reads {_listed(other)}, which nothing here computes outside of it"
+    elif any(hasattr(one, "get_rope_index") for one in (model, getattr(model, "model", None))):
+        found[DECODER] = "the positions of its tokens depend on its pictures, in a way that nothing here computes"
+    elif "position_ids" not in taken:
+        found[DECODER] = "its decoder takes no positions, so that padded rows would count their padding"
+    return found
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names))
 
 
 def _unknown(names: set[str]) -> set[str]:
@@ -155,22 +158,39 @@ def _run(config: Any, family: Family) -> Trial:
 
     try:
         model = _skeleton(config)
-        if reason := obstacle_of(model):
-            return Trial(reason)
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), experts_as_nodes(model):
-            sizes = [size if isinstance(size, int) else 2 for size in family.vision_inputs(config)[0].shape]
-            features, inner = seen(model, family, torch.empty(sizes))
-            width = config.get_text_config().hidden_size
-            if features.ndim not in (2, 3) or features.shape[-1] != width:
-                return Trial(f"its features of two pictures have the shape {tuple(features.shape)}")
-            if reason := _decoded(model, family, config):
-                return Trial(reason)
-    except UsageError as error:
-        return Trial(error.message[:1].lower() + error.message[1:].rstrip("."))
-    except Exception as error:  # a type that was not written for this may raise anything
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        return Trial(f"a run without values fails ({type(error).__name__}: {said[0][:200].rstrip('.')})")
-    return Trial(taps=tuple(named(features, inner)))
+    except Exception as error:  # of a configuration that is not as it should be, transformers may raise anything
+        return Trial(dict.fromkeys((VISION, DECODER), f"its model cannot be made: {_said_by(error)}"))
+    found, taps = told(model), tuple[str, ...]()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), experts_as_nodes(model):
+        if VISION not in found:
+            try:
+                taps = _looked(model, family, config)
+            except Exception as error:  # a type that was not written for this may raise anything
+                found[VISION] = _said_by(error)
+        if DECODER not in found:
+            try:
+                _decoded(model, family, config)
+            except Exception as error:
+                found[DECODER] = _said_by(error)
+    return Trial(found, taps)
+
+
+def _said_by(error: Exception) -> str:
+    if isinstance(error, UsageError):
+        return error.message[:1].lower() + error.message[1:].rstrip(".")
+    said = str(error).strip().splitlines() or [""]
+    return f"a run without values fails ({type(error).__name__}: {said[0][:200].rstrip('.')})"
+
+
+def _looked(model: Any, family: Family, config: Any) -> tuple[str, ...]:
+    """Run the vision graph on two pictures; its taps."""
+    import torch
+
+    sizes = [size if isinstance(size, int) else 2 for size in family.vision_inputs(config)[0].shape]
+    features, inner = seen(model, family, torch.empty(sizes))
+    if features.ndim not in (2, 3) or features.shape[-1] != config.get_text_config().hidden_size:
+        raise UsageError(f"Its features of two pictures have the shape {tuple(features.shape)}.", ELSEWHERE)
+    return tuple(named(features, inner))
 
 
 def named(features: Tensor, inner: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -178,24 +198,24 @@ def named(features: Tensor, inner: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in inner.items() if value.ndim == 3 and value is not features}
 
 
-def _decoded(model: Any, family: Family, config: Any) -> str | None:
+def _decoded(model: Any, family: Family, config: Any) -> None:
+    """Run the decoder on two rows."""
     import torch
     from transformers.cache_utils import DynamicCache
 
     text = config.get_text_config()
+    require_known_layers(text)
     batch, new = SIZES["batch"], SIZES["sequence"]
     cache = DynamicCache()  # one that keeps the whole past in every layer
     states, mask = torch.empty(batch, new, text.hidden_size), torch.ones(batch, new, dtype=torch.int64)
     more = {one.name: torch.from_numpy(one.example()) for one in family.decoder_inputs(config)}
     logits = family.decoder(model, states, mask, cache, **more)
     if tuple(logits.shape[:2]) != (batch, new):
-        return f"its logits of {batch} rows of {new} tokens have the shape {tuple(logits.shape)}"
-    heads, width = kv_shape(text)
-    for layer in cache.layers:
-        for part in (layer.keys, layer.values):
-            if tuple(part.shape) != (batch, heads, new, width):
-                return f"its cache holds {tuple(part.shape)} where its configuration says {(batch, heads, new, width)}"
-    return None
+        raise UsageError(f"Its logits of {batch} rows of {new} tokens have the shape {tuple(logits.shape)}.", ELSEWHERE)
+    wanted = (batch, *kv_shape(text)[:1], new, kv_shape(text)[1])
+    for part in (part for layer in cache.layers for part in (layer.keys, layer.values)):
+        if tuple(part.shape) != wanted:
+            raise UsageError(f"Its cache holds {tuple(part.shape)} where its sizes say {wanted}.", ELSEWHERE)
 
 
 def _skeleton(config: Any) -> Any:
