@@ -16,8 +16,8 @@ from ..errors import UsageError
 from ..protocols import Example, StateSource
 from ..statistics.moments import Moments, top_directions
 from ..statistics.threads import one_thread
+from .choices import Condition
 from .ops import similarity
-from .settings import Condition
 
 
 @dataclass
