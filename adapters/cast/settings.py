@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import model_validator
 
@@ -12,13 +12,12 @@ from ..layers import Layer, Layers
 from ..method import load
 from ..ranges import Strength
 from ..settings import Settings, setting, spell
+from .choices import Condition
 
 if TYPE_CHECKING:
     from ..artifact.adapter import Adapter
     from ..protocols import Example, StateSource
     from .statistics import ConditionStatistics
-
-Condition = Literal["pca", "mean"]
 
 _CODE = "safetykit.adapters.cast.cast"
 

@@ -16,8 +16,8 @@ from ..errors import UsageError
 from ..protocols import Example, StateSource
 from ..statistics.moments import Moments, top_directions
 from ..statistics.threads import one_thread
+from .choices import Condition
 from .ops import similarity
-from .settings import Condition
 
 
 @dataclass
@@ -44,7 +44,8 @@ class ConditionStatistics:
         """c, of length 1, towards harmful text."""
         towards = self.difference(layer)
         if kind == "mean":
-            return towards / towards.norm()
+            mean: Tensor = towards / towards.norm()
+            return mean
         centre = (self.harmful[layer].mean + self.harmless[layer].mean) / 2
         spread = self.harmful[layer].second_moment(centre) + self.harmless[layer].second_moment(centre)
         return top_directions(spread, 1, towards)[0][:, 0]
@@ -115,7 +116,8 @@ def collect(model: StateSource, records: Sequence[Example], layers: Sequence[int
     """Stream the statistics of all ``layers``; memory grows by one number a calibration record, layer and kind."""
     texts, calibration = texts_of(records), calibration_of(records)
     width, sites = model.base.d_model, {layer: Site.block(layer) for layer in layers}
-    found = ConditionStatistics(*({layer: Moments(width) for layer in layers} for _ in range(2)))
+    harmful_states, harmless_states = ({layer: Moments(width) for layer in layers} for _ in range(2))
+    found = ConditionStatistics(harmful_states, harmless_states)
     for batch, states in model.states([(record,) for record in texts], list(sites.values())):
         harmful = torch.tensor([record.label == "harmful" for record in batch])
         for layer, site in sites.items():

@@ -10,7 +10,8 @@ from ..artifact.adapter import Adapter
 from ..protocols import Workbench
 from ..sweeping import Plan, fixed
 from .cast import candidates, used
-from .settings import CAST, Condition
+from .choices import Condition
+from .settings import CAST
 from .statistics import ConditionStatistics, collect
 
 STRENGTHS = (0.5, 1.0, 2.0)

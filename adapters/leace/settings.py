@@ -10,14 +10,13 @@ from ..layers import Layers
 from ..method import load
 from ..ranges import Strength
 from ..settings import Settings, setting
+from .choices import Concept, Variant
 
 if TYPE_CHECKING:
     from ..artifact.adapter import Adapter
     from ..protocols import Example, StateSource
     from .statistics import ConceptStatistics
 
-Variant = Literal["least-squares", "orthogonal"]
-Concept = Literal["modality", "harm"]
 Where = Literal["block", "mlp", "attn"]
 
 _CODE = "safetykit.adapters.leace.leace"

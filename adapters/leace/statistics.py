@@ -16,7 +16,7 @@ from ..artifact.sites import Site
 from ..errors import UsageError
 from ..protocols import Example, StateSource
 from ..statistics.threads import one_thread
-from .settings import Concept, Variant
+from .choices import Concept, Variant
 
 ConceptStatistics: TypeAlias = dict[Site, LeaceFitter]
 _METHODS = {"least-squares": "leace", "orthogonal": "orth"}  # as the package calls them

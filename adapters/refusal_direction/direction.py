@@ -93,5 +93,6 @@ def solve(settings: RefusalDirection, model: StateSource, means: Means, records:
 
 def drawn(width: int, seed: int) -> Float[Tensor, " d_model"]:
     """A direction of length 1, drawn evenly from all."""
-    direction = torch.randn(width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return direction / direction.norm()
+    direction: Tensor = torch.randn(width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    direction = direction / direction.norm()
+    return direction

@@ -1,0 +1,8 @@
+"""What LEACE can be told to do, apart from its settings, so that its statistics need none of them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Variant = Literal["least-squares", "orthogonal"]
+Concept = Literal["modality", "harm"]
