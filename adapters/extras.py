@@ -27,7 +27,7 @@ _PACKAGES = {
     "faiss": ("retrieval", "FAISS"),
     "pyarrow": ("parquet", "pyarrow"),
     "model_signing": ("sign", "model-signing"),
-    "starlette": ("serve", "Starlette"),
+    "fastapi": ("serve", "FastAPI"),
     "uvicorn": ("serve", "uvicorn"),
     "prometheus_client": ("serve", "prometheus-client"),
     "openai": ("serve", "OpenAI's client"),

@@ -8,8 +8,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -25,11 +25,14 @@ from .service import Asked, Service
 CHAT = "/v1/chat/completions"
 
 
-def application(service: Service, keys: Keys) -> Starlette:
-    """The application; its end closes the service."""
+def application(service: Service, keys: Keys) -> FastAPI:
+    """The application; its end closes the service.
+
+    Its routes are plain ones: nothing of a request is resolved before :func:`_chat` has looked at who asks.
+    """
 
     @contextlib.asynccontextmanager
-    async def alive(app: Starlette) -> AsyncIterator[None]:
+    async def alive(app: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(service.close)
 
@@ -79,8 +82,11 @@ def application(service: Service, keys: Keys) -> Starlette:
         *(page_routes() if service.options.page else ()),
     ]
     anybody = len(keys) or service.options.allow_anonymous
-    return Starlette(
+    return FastAPI(
         routes=routes,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
         lifespan=alive,
         exception_handlers={ApiError: told, HTTPException: unknown},
         middleware=[] if anybody else [Middleware(_OwnHost, host=service.options.host)],

@@ -20,7 +20,7 @@ from .drift import Reference, least_window, references_of
 from .engine import OFF, OWN
 from .options import ServeOptions
 
-PACKAGES = ("starlette", "uvicorn", "prometheus_client")
+PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
 
 def require_packages() -> None:

@@ -146,7 +146,7 @@ def harmful_outcomes(vlm: VLM, records: Sequence[Record], max_new_tokens: int = 
     if not harmful:
         return {}
     decisions = decide(vlm, harmful, max_new_tokens=max_new_tokens, batch_size=64)
-    return {item.id: item.outcome for item in decisions}
+    return {item.id: item.outcome for item in decisions if item.outcome}
 
 
 def refusal_of(vlm: VLM, records: Sequence[Record], text: str | None = None) -> Refusal:

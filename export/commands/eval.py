@@ -44,7 +44,14 @@ def evaluate(
 
     with console.work() as doing:
         result = evaluate_model(
-            model, adapter or [], options, out=out, progress=doing.count, say=doing, waiting=doing.hold
+            model,
+            adapter or [],
+            options,
+            out=out,
+            progress=doing.count,
+            say=doing,
+            waiting=doing.hold,
+            judging=doing.aside,
         )
     if options.allow_uncorrected_detector:
         console.warn("a detector was accepted although it may not have been fitted under the correctors beside it.")

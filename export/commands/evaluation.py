@@ -53,6 +53,7 @@ def evaluate_model(
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
     waiting: Callable[[str], None] | None = None,
+    judging: Progress | None = None,
     **given: Any,
 ) -> Evaluation:
     """Evaluate a checkpoint, with or without adapters, an export folder, or a server.
@@ -65,7 +66,7 @@ def evaluate_model(
         options: see :class:`EvalOptions`; its fields can be given as keywords too, which win.
         out: a file to write.
         progress: told how many records are answered; ``say``: each step as it begins; ``waiting``: why a server is
-            asked again, and an empty text once it answers.
+            asked again, and an empty text once it answers; ``judging``: how many answers a judge has judged.
 
     Raises:
         UsageError: an option cannot act, ``out`` exists or is no evaluation, the model takes no system turn, or what is
@@ -75,11 +76,11 @@ def evaluate_model(
     options = EvalOptions(**given) if options is None else options.but(**given)
     options.require_use(("overwrite",), out is not None, "a file to write (--out)")
     if out is None:
-        return _evaluated(model, adapters, options, None, progress, say, waiting)
+        return _evaluated(model, adapters, options, None, progress, say, waiting, judging)
     journal = beside(located(out), "partial.jsonl")
     claim = claimed_file(out, overwrite=options.overwrite, keys=KEYS, spent=[journal])
     with by_first(claim):
-        result = _evaluated(model, adapters, options, journal, progress, say, waiting)
+        result = _evaluated(model, adapters, options, journal, progress, say, waiting, judging)
         if is_first():
             write_output(out, canonical_json(result.model_dump(mode="json")))
     return result
@@ -93,6 +94,7 @@ def _evaluated(
     progress: Progress | None,
     say: Callable[[str], None] | None,
     waiting: Callable[[str], None] | None,
+    judging: Progress | None,
 ) -> Evaluation:
     records = options.records()
     require_pictures(records)
@@ -100,7 +102,7 @@ def _evaluated(
     say = say or (lambda _: None)
     result, journal = _answered(model, adapters, options, records, journal_path, progress, say, waiting)
     if options.judged:
-        result = judged_by(result, records, judges, labels=people, progress=progress, say=say)
+        result = judged_by(result, records, judges, labels=people, progress=judging, say=say)
     if journal:
         journal.finish()
     return result

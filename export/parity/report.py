@@ -270,7 +270,9 @@ def find_flips(pytorch: Sequence[Decision], onnx: Sequence[Decision]) -> list[Fl
     flips = []
     for ours, theirs in zip(pytorch, onnx, strict=True):
         if ours.outcome != theirs.outcome:
-            flips.append(Flip(id=ours.id, what="outcome", pytorch=ours.outcome, onnx=theirs.outcome, margin=None))
+            flips.append(
+                Flip(id=ours.id, what="outcome", pytorch=str(ours.outcome), onnx=str(theirs.outcome), margin=None)
+            )
         for name in sorted(ours.scores.keys() | theirs.scores.keys()):
             left, right = ours.scores.get(name, math.nan), theirs.scores.get(name, math.nan)
             if math.isnan(left) or math.isnan(right) or (left > 0) != (right > 0):

@@ -75,6 +75,7 @@ OTHERS = [
         " --judge-dtype float32 -o {out}",
         lambda done, made: [
             done.value["judge"] == "phrases",
+            done.value["throughput"]["records"] == 4,
             [one["judge"] for one in done.value["judged"]] == ["phrases", f"classifier:{made['classifier']}"],
             [one["other"] for one in done.value["agreement"]][1:] == ["people", "people"],
             {one["outcome"] for one in json.loads(done.path.read_text())["decisions"]} <= {"refused", "answered"},

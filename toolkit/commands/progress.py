@@ -18,6 +18,7 @@ class Work:
         self.began = self.step_began = time.monotonic()
         self._counted_before, self._seconds_before = 0, 0.0  # of counts that are over
         self._count_began = self._counted_at = self.began
+        self._aside = False  # what is counted now is no part of the throughput
 
     def __call__(self, step: str) -> None:
         self._begin_count(time.monotonic())
@@ -32,6 +33,11 @@ class Work:
         self.done, self.total, self.held = done, total, ""
         self._counted_at = time.monotonic()
         self._counted()
+
+    def aside(self, done: int, total: int) -> None:
+        """As :meth:`count`, of units that are no part of the throughput, such as answers that are judged."""
+        self.count(done, total)
+        self._aside = True
 
     def hold(self, why: str) -> None:
         """Nothing is done for now, and why; an empty text: it goes on."""
@@ -52,15 +58,18 @@ class Work:
 
     def throughput(self) -> dict[str, float] | None:
         """Units that were counted so far, the seconds that took, and their quotient; None if there were none."""
-        units = self._counted_before + self.done
-        seconds = self._seconds_before + self._counted_at - self._count_began
+        units, seconds = self._counted_before, self._seconds_before
+        if not self._aside:
+            units, seconds = units + self.done, seconds + self._counted_at - self._count_began
         if not units or seconds <= 0:
             return None
         return {"records": units, "seconds": round(seconds, 3), "records_per_second": round(units / seconds, 3)}
 
     def _begin_count(self, at: float) -> None:
-        self._counted_before += self.done
-        self._seconds_before += self._counted_at - self._count_began
+        if not self._aside:
+            self._counted_before += self.done
+            self._seconds_before += self._counted_at - self._count_began
+        self._aside = False
         self._count_began = self._counted_at = at
         self.done = 0
 

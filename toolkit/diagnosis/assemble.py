@@ -51,7 +51,7 @@ class Findings:
     pair_ids: Mapping[Modality, Sequence[str]]
     left_out: Mapping[Modality, int]
     neurons: Mapping[Modality, Mapping[str, Any]]
-    outcomes: Mapping[tuple[int, ...], list[Outcome]]
+    outcomes: Mapping[tuple[int, ...], list[Outcome | None]]
     windows_on: Literal["pictures", "text"]
 
 

@@ -32,14 +32,14 @@ def windows(depth: int) -> list[tuple[int, ...]]:
 
 def answer_without(
     vlm: VLM, records: Sequence[Record], layers: Sequence[int], max_new_tokens: int, batch_size: int
-) -> list[Outcome]:
+) -> list[Outcome | None]:
     """What the records' answers amount to when ``layers`` are skipped."""
     with skipped(vlm, layers):
         decisions = decide(vlm, records, max_new_tokens=max_new_tokens, batch_size=batch_size)
     return [decision.outcome for decision in decisions]
 
 
-def compare(outcomes: dict[tuple[int, ...], list[Outcome]], seed: int) -> tuple[Window, ...]:
+def compare(outcomes: dict[tuple[int, ...], list[Outcome | None]], seed: int) -> tuple[Window, ...]:
     """Count every window against the whole model, whose key is ``()``."""
     whole = outcomes[()]
     rows = []

@@ -62,3 +62,17 @@ def test_rows_of_batches_are_told():
     assert list(counted(iter(batches), 5, lambda *told: heard.append(told), rows=len)) == batches
     assert heard == [(2, 5), (5, 5)]
     assert list(counted(iter(batches), 5, None)) == batches
+
+
+def test_what_is_counted_aside_is_shown_and_no_part_of_the_throughput(clock):
+    work = Work("answering")
+    clock.now += 10
+    work.count(20, 20)
+    work("judging")
+    clock.now += 10
+    work.aside(10, 20)
+    assert work.pace() == "1/s, 10 s left"
+    work("judging again")
+    clock.now += 10
+    work.aside(20, 20)
+    assert work.throughput() == {"records": 20, "seconds": 10, "records_per_second": 2}

@@ -67,7 +67,8 @@ def mme(answered: Sequence[Answered]) -> tuple[Figures, str]:
     tasks: dict[str, list[Answered]] = {}
     for one in answered:
         tasks.setdefault(one.record.category, []).append(one)
-    found: Figures = {"all": {}} | {name: _mme_of(some) for name, some in sorted(tasks.items())}
+    found: Figures = {"all": {}}
+    found |= {name: _mme_of(some) for name, some in sorted(tasks.items())}
     missing = [name for name in (*PERCEPTION, *COGNITION) if name not in tasks]
     odd = sum(len(pair) != 2 for some in tasks.values() for pair in _pairs(some).values())
     for title, names in (("perception", PERCEPTION), ("cognition", COGNITION)):

@@ -8,7 +8,7 @@ refusal phrases then tell whether it is a refusal.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from ....adapters.errors import UsageError
 from ....adapters.settings import listed
@@ -16,11 +16,12 @@ from ..judge import Outcome, is_refusal
 from .folder import Folder, Place
 from .verdict import Item, Judge, Verdict, by_phrases
 
-_CALLED: dict[str, Outcome] = {
-    **dict.fromkeys(("refused", "refusal", "rejection"), "refused"),  # type: ignore[arg-type]
-    **dict.fromkeys(("answered", "compliance", "harmful", "unsafe", "jailbreak"), "answered"),  # type: ignore[arg-type]
-    **dict.fromkeys(("other", "harmless", "safe", "benign"), "other"),  # type: ignore[arg-type]
-}
+_WORDS: tuple[tuple[Outcome, tuple[str, ...]], ...] = (
+    ("refused", ("refused", "refusal", "rejection")),
+    ("answered", ("answered", "compliance", "harmful", "unsafe", "jailbreak")),
+    ("other", ("other", "harmless", "safe", "benign")),
+)
+_CALLED = {word: outcome for outcome, words in _WORDS for word in words}
 _OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 _BATCH = 16
 
@@ -100,7 +101,7 @@ def _outcomes(labels: Sequence[str], mapping: str, path: str) -> list[Outcome]:
                 f"{part!r} says of no label of {path} what it means.",
                 f"Write OUTCOME=LABEL, an outcome of {listed(_OUTCOMES)} and a label of {listed(labels)}.",
             )
-        said[label] = outcome
+        said[label] = cast(Outcome, outcome)
     found = [said.get(label) or _CALLED.get(label.casefold()) for label in labels]
     unknown = [label for label, outcome in zip(labels, found, strict=True) if outcome is None]
     if unknown or len(set(found)) < 2:

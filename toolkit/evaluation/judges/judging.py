@@ -20,6 +20,7 @@ from .names import PEOPLE
 from .verdict import Item, Judge, Verdict
 
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+_Outcomes = Mapping[str, Outcome | None]
 _BATCH = 32  # answers between two signs of progress
 _TOLD = 300  # characters of a judge's words that are kept where they are no verdict
 
@@ -51,9 +52,11 @@ def judged_by(
         raise UsageError("None of the labels belongs to a record that was answered.", "Give them by the records' ids.")
     found = tuple(_judged(evaluation, one, items, progress, say) for one in judges)
     outcomes = {one.judge: one.outcomes for one in found}
-    pairs = [(one, other, outcomes[one], outcomes[other]) for one, other in combinations(outcomes, 2)]
+    pairs: list[tuple[str, str, _Outcomes, _Outcomes]] = [
+        (one, other, outcomes[one], outcomes[other]) for one, other in combinations(outcomes, 2)
+    ]
     pairs += [(one, PEOPLE, outcomes[one], labels) for one in outcomes if labels]
-    first = {"judge": found[0].judge, "rows": found[0].rows} if found else {}
+    first: dict[str, object] = {"judge": found[0].judge, "rows": found[0].rows} if found else {}
     result = evaluation.model_copy(
         update={
             **first,
@@ -65,9 +68,7 @@ def judged_by(
     return result.model_copy(update={"benchmarks": measured(result, records, {one.name: one for one in judges})})
 
 
-def agreement(
-    one: str, other: str, mine: Mapping[str, Outcome | None], theirs: Mapping[str, Outcome | None]
-) -> Agreement:
+def agreement(one: str, other: str, mine: _Outcomes, theirs: _Outcomes) -> Agreement:
     """How often two say the same of those answers on which both reached a verdict."""
     both = [(mine[key], theirs[key]) for key in mine if mine[key] is not None and theirs.get(key) is not None]
     if not both:

@@ -167,7 +167,7 @@ class Guard(HarmJudge):
                 raise
             except Exception:  # whatever a template may raise of what it does not take
                 continue
-            more = () if self._asked else self._kind.told.values()
+            more = [] if self._asked else list(self._kind.told.values())
             if all(one in prompt for one in (_REQUEST, _ANSWER, *more)):
                 return
         raise UsageError(

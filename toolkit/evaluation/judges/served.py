@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from ....adapters.errors import SafetykitError, ServerFailed
 from ...data.records import Record
@@ -125,5 +125,4 @@ def read(reply: str) -> Verdict:
     found = _GRAMMAR.fullmatch(reply)
     if not found or len(re.findall("VERDICT:", reply)) != 1:
         return Verdict(None, said=reply)
-    outcome: Outcome = found[1]  # type: ignore[assignment]
-    return Verdict(outcome, float(found[2]), reply)
+    return Verdict(cast(Outcome, found[1]), float(found[2]), reply)
