@@ -37,7 +37,7 @@ def typed(refused, random_checkpoint, adapter_folder, data):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "There is no budget to keep.Give --max-over-refusal or --max-utility-loss."),
+        ((), "There is no budget to keep. Give --max-over-refusal or --max-utility-loss."),
         (("--confidence", 0.8), "--confidence does nothing with --max-over-refusal left out"),
         (("--max-over-refusal", 0.01), "takes at least 247 calibration groups at confidence 0.9, by record"),
         (("--max-over-refusal", 0.001, "--budget-by", "group"), "by group; 100 are tested"),
