@@ -108,7 +108,7 @@ def plan_export(source: Source, out: Path, options: ExportOptions, *, named: boo
     retriever_of(adapters, source.index)
     requirements.require_providers(options.providers)
     requirements.require_pictures([*records, *calibration])
-    requirements.require_prompts(source.inputs, records, str(source.checkpoint))
+    requirements.require_prompts(source.inputs, records, str(source.checkpoint), own=options.base_onnx is None)
     return Plan(
         source=source,
         options=options,

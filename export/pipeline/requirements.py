@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ...adapters.artifact.adapter import Adapter, the_detector
 from ...adapters.errors import SafetykitError, UsageError, WrongBase
@@ -205,14 +207,19 @@ def require_providers(providers: Sequence[str]) -> None:
     open_session(model.SerializeToString(), providers)
 
 
-def require_prompts(inputs: InputProcessor, records: Sequence[Record], checkpoint: str) -> None:
+def require_prompts(inputs: InputProcessor, records: Sequence[Record], checkpoint: str, *, own: bool) -> None:
     """Prepare one padded batch of the kind that parity runs: it needs a chat template, a pad token and a processor.
 
     And conversations of each form that the records have, which the template may not take.
+
+    Args:
+        own: the vision graph is exported here, so that pictures must have the sizes that it will read.
     """
     require_answerable(checkpoint, records, inputs)
     try:
-        inputs.prepare(parity_requests(records)[MIXED])
+        prepared = inputs.prepare(parity_requests(records)[MIXED])
+        if own:
+            _require_sizes(inputs, prepared.pictures)
     except SafetykitError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:  # whatever a processor says of its files
@@ -221,3 +228,19 @@ def require_prompts(inputs: InputProcessor, records: Sequence[Record], checkpoin
             f"{checkpoint} cannot prepare a batch of prompts and pictures: {reason}",
             "It needs a chat template and a tokenizer with a pad token; see tokenizer_config.json.",
         ) from None
+
+
+def _require_sizes(inputs: InputProcessor, pictures: Mapping[str, np.ndarray]) -> None:
+    family, config = inputs.family, inputs.config
+    wanted = {one.name: one.shape for one in family.vision_inputs(config)}
+    for feeds in family.vision_calls(config, pictures):
+        for name, array in feeds.items():
+            sizes = [
+                size if isinstance(size, int) else found for size, found in zip(wanted[name], array.shape, strict=False)
+            ]
+            if sizes != list(array.shape) or len(sizes) != len(wanted[name]):
+                raise UsageError(
+                    f"The processor makes {name} of shape {' x '.join(map(str, array.shape))}, and the exported tower "
+                    f"reads {' x '.join(map(str, wanted[name]))}.",
+                    "Set the size of pictures in the processor's configuration to the tower's.",
+                )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -132,6 +133,16 @@ def test_inspect_says_what_the_plan_of_an_export_does(made, tmp_path, capsys, na
 def test_inspect_names_the_graphs_that_can_be_had(made, capsys):
     out, _ = run(capsys, "inspect", made("emu3"))
     assert "embed_tokens and decoder can be exported beside others" in " ".join(out.split())
+
+
+def test_pictures_of_another_size_than_the_tower_reads_are_refused_in_the_plan(made, tmp_path, capsys):
+    folder = shutil.copytree(made(GENERIC), tmp_path / "model")
+    processor = json.loads((folder / "processor_config.json").read_text())
+    processor["image_processor"]["size"] = {"height": 24, "width": 24}
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    _, error = run(capsys, "export", folder, "-o", tmp_path / "out", code=2)
+    assert "pixel_values of shape 2 x 3 x 24 x 24" in " ".join(error.split())
+    assert [one.name for one in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_trial_is_made_once_for_a_configuration(made):

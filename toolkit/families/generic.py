@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ...adapters.errors import UsageError
-from .family import Arrays, Family, GraphInput
+from .family import Family, GraphInput
 from .masks import masks_of, sees_windows
 
 if TYPE_CHECKING:
@@ -50,17 +48,6 @@ class AnyFamily(Family):
         self, model: Any, inputs_embeds: Tensor, attention_mask: Tensor, cache: Any, **inputs: Tensor
     ) -> Tensor:
         return logits_of(model, inputs_embeds, attention_mask, cache, **inputs)
-
-    def vision_feeds(self, config: Any, pictures: Mapping[str, np.ndarray]) -> Arrays:
-        pixels = pictures["pixel_values"]
-        height, width = picture_size(config)
-        if pixels.shape[1:] != (3, height, width):
-            raise UsageError(
-                f"The processor makes pictures of shape {' x '.join(map(str, pixels.shape[1:]))}, and the exported "
-                f"tower reads 3 x {height} x {width}.",
-                "Set the size in preprocessor_config.json to the tower's.",
-            )
-        return {"pixel_values": pixels}
 
 
 def picture_size(config: Any) -> tuple[int, int]:

@@ -118,12 +118,15 @@ def test_a_checkpoint_without_template(refused, vlm, make_adapter, tmp_path):
     refused([make_adapter(PLAIN)], "template", model=checkpoint, allow_wrong_base=True)
 
 
-def test_an_architecture_that_is_not_exported(refused, vlm, make_adapter, tmp_path):
+@pytest.mark.parametrize("name", ["mllama", "aria"])  # by its family, by what its code reads
+def test_an_architecture_that_is_not_exported(refused, vlm, make_adapter, tmp_path, name):
     checkpoint = shutil.copytree(vlm.path, tmp_path / "checkpoint")
     config = json.loads((checkpoint / "config.json").read_text())
-    config["model_type"] = "vipllava"
+    config["model_type"] = name
     (checkpoint / "config.json").write_text(json.dumps(config))
-    refused([make_adapter(PLAIN)], "vipllava", kind=SafetykitError, model=checkpoint, allow_wrong_base=True)
+    refused(
+        [make_adapter(PLAIN)], f"architecture '{name}'", kind=SafetykitError, model=checkpoint, allow_wrong_base=True
+    )
 
 
 def test_an_adapter_of_a_model_of_another_shape(refused, random_checkpoint, make_adapter):
