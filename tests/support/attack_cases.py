@@ -45,7 +45,8 @@ ATTACKS = [
     ),
     Case(
         "attack pgd {tiny} --data {unpacked} -o {out} --universal --objective toxic --target 'this is it'"
-        f" --target-tokens 1 --epsilon none --steps 2 --picture {{grey}} --limit 3 --split fit {UNPACKED} {SPREAD} --json",
+        " --target-tokens 1 --epsilon none --steps 2 --picture {grey} --limit 3 --split fit"
+        f" {UNPACKED} {SPREAD} --json",
         lambda done, made: [
             done.value["attack"] == "pgd-none-toxic-universal",
             _settings(done, target="this is it", target_tokens=1, universal=True),
