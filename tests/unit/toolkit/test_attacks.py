@@ -58,18 +58,18 @@ def options(**given):
 
 @pytest.mark.parametrize("through", ["nothing at once", "nothing by token", "adapters"])
 def test_gradients_are_those_of_finite_differences(vlm, make_adapter, through):  # noqa: F811
-    model = VLM.from_pretrained(vlm.path, dtype="float64")
+    model = VLM.from_pretrained(vlm.path, dtype="float32" if through == "adapters" else "float64")  # as ops compute
     ops = [("SubspaceProjection", "decoder.layers.0"), ("SupervisedSteering", "decoder.layers.1")]
     adapters = [make_adapter((op, site, "all", "both")) for op, site in ops] if through == "adapters" else []
     with model.applied(*adapters, allow_wrong_base=True) as hooks:
         aim = aimed(model, None if through == "nothing at once" else hooks)
-        x = torch.from_numpy(aim.values).double().requires_grad_()
+        x = torch.from_numpy(aim.values).to(model.dtype).requires_grad_()
         (slope,) = torch.autograd.grad(aim(x).sum(), x)
-        way = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        way = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
         small = 1e-2
         with torch.no_grad():
             along = (aim(x + small * way).sum().double() - aim(x - small * way).sum().double()) / (2 * small)
-    assert float((slope * way).sum()) == pytest.approx(float(along), rel=1e-2, abs=1e-6)
+    assert float((slope * way).sum()) == pytest.approx(float(along), rel=1e-2, abs=1e-4)
     assert float(along) != 0
 
 
