@@ -49,8 +49,7 @@ ATTACKS = [
         f" {UNPACKED} {SPREAD} --json",
         lambda done, made: [
             done.value["attack"] == "pgd-none-toxic-universal",
-            _settings(done, target="this is it", target_tokens=1, universal=True),
-            _source(done)["of"]["device or type"]["spread"],
+            _settings(done, target="this is it", target_tokens=1, universal=True, device_map="auto"),
         ],
     ),
     Case(
