@@ -243,6 +243,7 @@ def main(given: Sequence[str] | None = None) -> None:
             measured = {"attacks": undefended(lab, model), "corruptions": robustness(lab, model)}
             found["arms"][UNDEFENDED] = {**measured, "seconds": perf_counter() - began}
             skeleton.write_results(path, results)
+            skeleton.write_table(options.out / "attacks.md", table(results))
         for number, arm in enumerate(arms):
             if arm.title in found["arms"]:
                 continue
@@ -256,6 +257,7 @@ def main(given: Sequence[str] | None = None) -> None:
             measured = {"attacks": defended(lab, model, adapters, at), "corruptions": robustness(lab, model)}
             found["arms"][arm.title] = {**measured, "seconds": perf_counter() - began}
             skeleton.write_results(path, results)
+            skeleton.write_table(options.out / "attacks.md", table(results))
     skeleton.write_table(options.out / "attacks.md", table(results))
 
 

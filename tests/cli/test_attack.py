@@ -161,7 +161,7 @@ def test_corruptions_keep_pairs_and_leave_out_texts(call, tmp_path):
     ("words", "said"),
     [
         (["--kind", "rotat"], "Did you mean 'rotate'?"),
-        (["--severity", "6"], "6 is not in the range 1<=x<=5"),
+        (["--severity", "6"], "Invalid value for '--severity'"),
         (["--split", "fit"], "holds no record of split fit"),
         ([], "None of 4 records of split test shows a picture."),
     ],

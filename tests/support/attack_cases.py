@@ -33,7 +33,7 @@ def _grey(done):
 ATTACKS = [
     Case(
         "attack pgd {tiny} --data {records} -o {out} --objective jailbreak --epsilon 8/255 --steps 3 --step-size 0.01"
-        " --seed 3 --limit 4 --batch-size 1 --device cpu --dtype float32 --json",
+        " --seed 3 --limit 4 --batch-size 1 --split test --device cpu --dtype float32 --json",
         lambda done, made: [
             done.value["attack"] == "pgd-eps8" and done.value["counts"] == {"test/adversarial/harmful": 4},
             done.value["loss"]["after"] < done.value["loss"]["before"],
@@ -45,11 +45,11 @@ ATTACKS = [
     ),
     Case(
         "attack pgd {tiny} --data {unpacked} -o {out} --universal --objective toxic --target 'this is it'"
-        f" --target-tokens 1 --epsilon none --steps 2 --picture {{grey}} --limit 3 {UNPACKED} {SPREAD} --json",
+        " --target-tokens 1 --epsilon none --steps 2 --picture {grey} --limit 3 --split fit"
+        f" {UNPACKED} {SPREAD} --json",
         lambda done, made: [
             done.value["attack"] == "pgd-none-toxic-universal",
-            _settings(done, target="this is it", target_tokens=1, universal=True),
-            _source(done)["of"]["device or type"]["spread"],
+            _settings(done, target="this is it", target_tokens=1, universal=True, device_map="auto"),
         ],
     ),
     Case(
@@ -75,10 +75,14 @@ ATTACKS = [
         ],
     ),
     Case(
-        f"attack corrupt {{unpacked}} -o {{out}} --kind jpeg --severity 5 {UNPACKED} --json",
+        f"attack corrupt {{unpacked}} -o {{out}} --kind jpeg --severity 5 --split calibration {UNPACKED} --json",
         lambda done, made: [
             set(done.value["made"]) == {"jpeg-5"},
             all(Image.open(one).format == "JPEG" for one in (done.path / "pictures").iterdir()),
         ],
+    ),
+    Case(
+        "attack corrupt {records} -o {out} --kind blur --severity 1 --split test --json",
+        lambda done, made: {one.split for one in load_records(done.path)} == {"test"},
     ),
 ]

@@ -51,6 +51,7 @@ class Aim:
         hooks: of the adapters that are applied to ``vlm``.
         requests: with pictures of the size that is attacked.
         targets: a text for each of them; None aims at the margin of ``refusal``.
+        most: tokens of a target that count; all of them by default.
         evade: weight of gates and detectors.
 
     Raises:
@@ -65,6 +66,7 @@ class Aim:
         targets: Sequence[str] | None,
         *,
         refusal: RefusalTokens | None = None,
+        most: int | None = None,
         evade: float = 0.0,
     ) -> None:
         self._vlm, self._hooks, self._refusal, self._evade = vlm, hooks, refusal, evade
@@ -80,7 +82,9 @@ class Aim:
             self._full = vlm.inputs.prepare(
                 [replace(one, answer=said) for one, said in zip(requests, targets, strict=True)]
             )
-            self._ids, self._counts = _targets(self._inputs, self._full, targets)
+            ids, self._lengths = _targets(self._inputs, self._full, targets)
+            self._ids = ids[:, :most]
+            self._counts = self._lengths.clamp(max=self._ids.shape[1])
 
     def __call__(self, values: Float[Tensor, "..."]) -> Float[Tensor, " batch"]:
         """The loss of each row, in float32."""
@@ -105,11 +109,11 @@ class Aim:
         return logits
 
     def _at_once(self, full: Inputs, pictures: Mapping[str, Tensor]) -> Tensor:
-        most = self._ids.shape[1]
-        logits = self._vlm.forward(full, None, pictures, **self._kept(most + 1))[:, -most - 1 :]
+        longest = int(self._lengths.max())
+        logits = self._vlm.forward(full, None, pictures, **self._kept(longest + 1))[:, -longest - 1 :]
         # Rows end together, so that targets of other lengths begin at other places.
-        counts = self._counts.to(logits.device)[:, None]
-        places = (most - counts + torch.arange(most, device=logits.device)).clamp(max=most)
+        begin = longest - self._lengths.to(logits.device)[:, None]
+        places = (begin + torch.arange(self._ids.shape[1], device=logits.device)).clamp(max=longest)
         return self._mean(logits[torch.arange(len(places))[:, None], places])
 
     def _by_token(self, pictures: Mapping[str, Tensor]) -> Tensor:

@@ -188,17 +188,17 @@ class Pgd:
         requests = [
             Request("" if toxic else one.record.prompt, picture) for one, picture in zip(starts, shown, strict=True)
         ]
-        targets = None if options.objective == "refusal" else [self.target(one.record) for one in starts]
-        return Aim(self._vlm, self._hooks, requests, targets, refusal=self._refusal, evade=options.evade)
-
-    def target(self, record: Record) -> str:
-        """The beginning of an answer that a record's attack aims at."""
-        text = self._options.target or record.response or ""
-        ids = self._vlm.inputs.tokens_of(text)
-        return (
-            text
-            if len(ids) <= self._options.target_tokens
-            else self._vlm.inputs.decode(ids[: self._options.target_tokens])
+        targets = (
+            None if options.objective == "refusal" else [options.target or one.record.response or "" for one in starts]
+        )
+        return Aim(
+            self._vlm,
+            self._hooks,
+            requests,
+            targets,
+            refusal=self._refusal,
+            most=options.target_tokens,
+            evade=options.evade,
         )
 
     def _first(self, shape: Sequence[int], name: str) -> Tensor:

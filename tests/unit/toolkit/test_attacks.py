@@ -58,18 +58,18 @@ def options(**given):
 
 @pytest.mark.parametrize("through", ["nothing at once", "nothing by token", "adapters"])
 def test_gradients_are_those_of_finite_differences(vlm, make_adapter, through):  # noqa: F811
-    model = VLM.from_pretrained(vlm.path, dtype="float64")
+    model = VLM.from_pretrained(vlm.path, dtype="float32" if through == "adapters" else "float64")  # as ops compute
     ops = [("SubspaceProjection", "decoder.layers.0"), ("SupervisedSteering", "decoder.layers.1")]
     adapters = [make_adapter((op, site, "all", "both")) for op, site in ops] if through == "adapters" else []
     with model.applied(*adapters, allow_wrong_base=True) as hooks:
         aim = aimed(model, None if through == "nothing at once" else hooks)
-        x = torch.from_numpy(aim.values).double().requires_grad_()
+        x = torch.from_numpy(aim.values).to(model.dtype).requires_grad_()
         (slope,) = torch.autograd.grad(aim(x).sum(), x)
-        way = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        way = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
         small = 1e-2
         with torch.no_grad():
             along = (aim(x + small * way).sum().double() - aim(x - small * way).sum().double()) / (2 * small)
-    assert float((slope * way).sum()) == pytest.approx(float(along), rel=1e-2, abs=1e-6)
+    assert float((slope * way).sum()) == pytest.approx(float(along), rel=1e-2, abs=1e-4)
     assert float(along) != 0
 
 
@@ -80,15 +80,17 @@ def test_a_target_read_at_once_has_the_loss_of_one_read_token_by_token(vlm):  # 
         assert torch.allclose(at_once(values), by_token(values), atol=1e-5)
 
 
-def test_the_loss_is_the_mean_surprise_at_the_target(vlm):  # noqa: F811
-    """Of a target of one token, by the model's own logits."""
-    logits, _ = vlm.prefill([Request(ASKED[0], pictures()[0])])
+@pytest.mark.parametrize("by_token", [False, True])
+@pytest.mark.parametrize(("target", "most"), [("dangerous", None), ("dangerous is it", 1)])
+def test_the_loss_is_the_surprise_at_the_tokens_that_count(vlm, by_token, target, most):  # noqa: F811
+    """Of one token, by the model's own logits; the row beside it has a longer target."""
+    requests = [Request(prompt, picture) for prompt, picture in zip(ASKED, pictures(), strict=True)]
+    logits, _ = vlm.prefill(requests)
     token = vlm.inputs.tokens_of("dangerous")[0]
-    with torch.no_grad():
-        aim = Aim(vlm, None, [Request(ASKED[0], pictures()[0])], ["dangerous"])
-        assert float(aim(torch.from_numpy(aim.values))) == pytest.approx(
-            -float(logits[0, -1].log_softmax(-1)[token]), abs=1e-4
-        )
+    with vlm.applied() as hooks, torch.no_grad():
+        aim = Aim(vlm, hooks if by_token else None, requests, [target, "this is it and so"], most=most)
+        found = aim(torch.from_numpy(aim.values))
+    assert float(found[0]) == pytest.approx(-float(logits[0, -1].log_softmax(-1)[token]), abs=1e-4)
 
 
 def test_gates_are_closed_and_detectors_evaded_where_that_is_asked_for(vlm, make_adapter, make_detector):  # noqa: F811
@@ -165,11 +167,6 @@ def test_the_margin_of_refusal_is_lowered(organism, starts):
     ]
     logits, _ = organism.prefill(shown)
     assert tokens.margin(logits[:, -1]).tolist() == pytest.approx([one.rounded for one in found], abs=1e-3)
-
-
-def test_a_target_is_cut_to_as_many_tokens_as_count(organism, starts):
-    attack = Pgd(organism, options(target="this is a kite . fly it", target_tokens=3))
-    assert attack.target(starts[0].record) == "this is a"
 
 
 @pytest.mark.parametrize("frozen", [False, True])
