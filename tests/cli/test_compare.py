@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from planted_comparison import answer_all, write_grid
 
-from safetykit.toolkit.comparison import grid as keys
+from safetykit.toolkit.comparison import entries as keys
+from safetykit.toolkit.comparison.grid import Grid
 from safetykit.toolkit.model.options import LoadOptions
 
 DOCS = Path(__file__).parents[2] / "docs/howto/compare.md"
@@ -102,7 +103,7 @@ def test_a_grid_comes_to_its_cells_and_fits(planned, name):
 
 
 def all_keys():
-    kinds = (keys.Grid, keys.Defence, keys.Part, keys.Benchmark, keys.Budgets)
+    kinds = (Grid, keys.Defence, keys.Part, keys.Benchmark, keys.Budgets)
     found = {name.replace("_", "-") for kind in kinds for name in kind.model_fields}
     found |= {name.replace("_", "-") for name in (*keys.ModelEntry.model_fields, *LoadOptions.model_fields)}
     return found - {"loading"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ..evaluation.evaluate import Metric
-from .grid import NONE, Budgets
+from .entries import NONE, Budgets
 from .results import ALL, WORDS, Agreement, Results, Summary, Test, Verdict
 
 _FEW = 30  # records below which a share is a hint
