@@ -45,9 +45,9 @@ def _require_folder(folder: Path) -> None:
     """
     if folder.is_file():
         raise UsageError(f"{folder} is a file, not a folder.", "Choose another output.")
-    if not folder.is_dir() or (folder / RESULTS).is_file():
+    if not folder.is_dir() or any((folder / name).exists() for name in (RESULTS, CELLS)):
         return
-    strange = [path.name for path in folder.iterdir() if path.name not in (CELLS, ADAPTERS) and path.name[0] != "."]
+    strange = [path.name for path in folder.iterdir() if path.name != ADAPTERS and path.name[0] != "."]
     if strange:
         raise UsageError(f"{folder} holds {sorted(strange)[0]}, which no comparison wrote.", "Choose another folder.")
 

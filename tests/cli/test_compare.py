@@ -190,6 +190,17 @@ def test_a_folder_of_something_else_is_left_alone(call, tmp_path):
     assert [path.name for path in out.iterdir()] == ["thesis.txt"]
 
 
+def test_a_comparison_that_was_killed_while_its_report_was_written_is_known_again(call, tmp_path):
+    grid, out = write_grid(tmp_path), tmp_path / "out"
+    answer_all(grid, out)
+    assert call("compare", "--config", grid, "-o", out)[0] == 0
+    whole = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    for name in ("results.json", "results.md", "report.html"):
+        (out / name).unlink()
+    assert call("compare", "--config", grid, "-o", out)[0] == 0
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == whole
+
+
 def test_cells_of_another_grid_are_kept_and_not_reported(call, tmp_path):
     grid, out = write_grid(tmp_path), tmp_path / "out"
     answer_all(grid, out)
