@@ -31,6 +31,7 @@ def compare(
 ) -> None:
     from ...adapters.errors import UsageError
     from ...toolkit.commands import console
+    from ...toolkit.comparison.grid import load_grid
 
     if init is not None:
         if (given := [name for name, one in (("--config", config), ("--out", out)) if one]) or plan or jobs > 1:
@@ -43,14 +44,15 @@ def compare(
             "No grid is given.",
             "Name one with --config; `safetykit compare --init grid.yaml` writes one to begin with.",
         )
-    if out is None:
-        raise UsageError("No folder for results is given.", "Name one with -o.")
     if jobs > 1 and launched() > 1:
         raise UsageError("A launcher's processes share the work already, so --jobs does nothing.", "Leave it out.")
+    grid, _ = load_grid(config)
+    if out is None:
+        raise UsageError("No folder for results is given.", "Name one with -o.")
     from .comparison_run import planned, run
 
     with console.work("reading") as doing:
-        found = planned(config, out, doing)
+        found = planned(grid, out, doing)
     if plan:
         console.emit(_plan_value(found), as_json=as_json, human=_plan_view)
         return

@@ -13,7 +13,7 @@ from ...adapters.artifact.output import claimed_file, write_output
 from ...adapters.errors import UsageError
 from ...toolkit.commands import console
 from ...toolkit.commands.progress import Work
-from ...toolkit.comparison.grid import load_grid
+from ...toolkit.comparison.grid import Grid
 from ...toolkit.comparison.plan import ADAPTERS, CELLS, Plan, plan_of
 from ...toolkit.distributed.output import by_first, of_first
 from ...toolkit.distributed.world import is_first
@@ -22,13 +22,12 @@ from .comparing import answer, compared, judge_cells, make_fit, require_plan
 RESULTS = "results.json"
 
 
-def planned(config: Path, out: Path, say: Any) -> Plan:
+def planned(grid: Grid, out: Path, say: Any) -> Plan:
     """The plan of a grid in a folder, with everything refused that can be before a model is loaded.
 
     Raises:
         SafetykitError: see :func:`.comparing.require_plan`.
     """
-    grid, _ = load_grid(config)
     folder = located(out)
     of_first(lambda: _require_folder(folder))
     plan = plan_of(grid, folder)
@@ -46,9 +45,9 @@ def _require_folder(folder: Path) -> None:
     """
     if folder.is_file():
         raise UsageError(f"{folder} is a file, not a folder.", "Choose another output.")
-    if not folder.is_dir() or (folder / RESULTS).is_file():
+    if not folder.is_dir() or any((folder / name).exists() for name in (RESULTS, CELLS)):
         return
-    strange = [path.name for path in folder.iterdir() if path.name not in (CELLS, ADAPTERS) and path.name[0] != "."]
+    strange = [path.name for path in folder.iterdir() if path.name != ADAPTERS and path.name[0] != "."]
     if strange:
         raise UsageError(f"{folder} holds {sorted(strange)[0]}, which no comparison wrote.", "Choose another folder.")
 

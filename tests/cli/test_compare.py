@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from planted_comparison import answer_all, write_grid
 
-from safetykit.toolkit.comparison import grid as keys
+from safetykit.toolkit.comparison import entries as keys
+from safetykit.toolkit.comparison.grid import Grid
 from safetykit.toolkit.model.options import LoadOptions
 
 DOCS = Path(__file__).parents[2] / "docs/howto/compare.md"
@@ -102,7 +103,7 @@ def test_a_grid_comes_to_its_cells_and_fits(planned, name):
 
 
 def all_keys():
-    kinds = (keys.Grid, keys.Defence, keys.Part, keys.Benchmark, keys.Budgets)
+    kinds = (Grid, keys.Defence, keys.Part, keys.Benchmark, keys.Budgets)
     found = {name.replace("_", "-") for kind in kinds for name in kind.model_fields}
     found |= {name.replace("_", "-") for name in (*keys.ModelEntry.model_fields, *LoadOptions.model_fields)}
     return found - {"loading"}
@@ -187,6 +188,17 @@ def test_a_folder_of_something_else_is_left_alone(call, tmp_path):
     code, _, err = call("compare", "--config", grid, "-o", out)
     assert code == 2 and "thesis.txt, which no comparison wrote" in err
     assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+
+
+def test_a_comparison_that_was_killed_while_its_report_was_written_is_known_again(call, tmp_path):
+    grid, out = write_grid(tmp_path), tmp_path / "out"
+    answer_all(grid, out)
+    assert call("compare", "--config", grid, "-o", out)[0] == 0
+    whole = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    for name in ("results.json", "results.md", "report.html"):
+        (out / name).unlink()
+    assert call("compare", "--config", grid, "-o", out)[0] == 0
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == whole
 
 
 def test_cells_of_another_grid_are_kept_and_not_reported(call, tmp_path):

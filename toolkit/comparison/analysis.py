@@ -12,8 +12,8 @@ import numpy as np
 from ..data.records import Record
 from ..evaluation.evaluate import Evaluation, Metric, Rate, Row
 from ..evaluation.rates import kappa
+from .entries import NONE, Budgets
 from .frontier import front
-from .grid import NONE, Budgets
 from .results import ALL, METRICS, Agreement, ArmInfo, CarrierTest, Figures, Results, Summary, Test
 from .statistics import Paired, carrier_effects, holm, paired
 

@@ -25,7 +25,8 @@ from ...adapters.registry import get_method
 from ..data.captions import captions_path, load_captions
 from ..data.records import Records, load_records, subset
 from ..data.sources import data_path, is_address, is_export, model_path
-from .grid import NONE, Benchmark, Defence, Grid, ModelEntry, Part
+from .entries import NONE, Benchmark, Defence, ModelEntry, Part
+from .grid import Grid
 
 Kind = Literal["checkpoint", "export", "server"]
 CELLS, ADAPTERS = "cells", "adapters"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ..evaluation.evaluate import Metric
-from .grid import NONE, Budgets
+from .entries import NONE, Budgets
 from .results import ALL, WORDS, Agreement, Results, Summary, Test, Verdict
 
 _FEW = 30  # records below which a share is a hint
@@ -110,7 +110,8 @@ def warnings(results: Results, budgets: Budgets) -> Iterator[str]:
             f"Judges reached no verdict on {missing} of their answers. These count as neither answered nor refused, so "
             "attack success and over-refusal are what they are at best."
         )
-    yield from (_disagree(one) for one in results.agreement if one.arm == ALL and (one.kappa or 1.0) < 0.6)
+    yield from (_disagree(one) for one in results.agreement if one.arm == ALL and _low(one.kappa, 0.6))
+    yield from _babble(results)
     yield from _groups(results)
     if not results.carriers and any(one.metric == "attack_success" and one.group == ALL for one in results.tests):
         yield (
@@ -150,6 +151,26 @@ def _disagree(one: Agreement) -> str:
         f"{one.family}: the judges {one.one} and {one.other} agree little beyond chance (κ = {one.kappa:.2f} over "
         f"{one.n} answers): read figures of both, and some answers yourself."
     )
+
+
+def _babble(results: Results) -> Iterator[str]:
+    """Arms of which the first judge and another say different things, though they agree on the whole."""
+    first = results.judges[0]
+    for family in results.families:
+        for other in results.judges[1:]:
+            pair = (family, first, other)
+            found = {one.arm: one.kappa for one in results.agreement if (one.family, one.one, one.other) == pair}
+            apart = [arm for arm, value in found.items() if arm != ALL and _low(value, 0.4)]
+            if not _low(found.get(ALL), 0.6) and apart:
+                yield (
+                    f"{family}: of {', '.join(apart)} the judge {other} says something else than {first} (κ below "
+                    "0.4), as of answers that neither refuse nor say what was expected. Read some of them before you "
+                    "trust either."
+                )
+
+
+def _low(value: float | None, least: float) -> bool:
+    return value is not None and value < least
 
 
 def _groups(results: Results) -> Iterator[str]:

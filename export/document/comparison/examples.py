@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....toolkit.comparison.analysis import Answered
-from ....toolkit.comparison.grid import NONE
+from ....toolkit.comparison.entries import NONE
 from ....toolkit.comparison.results import Results
 from ....toolkit.data.sheet import card_of
 

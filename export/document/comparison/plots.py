@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _DPI = 200
 _MARKERS = "os^Dv<>Ph*"
+_PANEL, _APART = (280.0, 160.0), 9.0  # points: about the size of a panel, and what lies apart in it
 _OTHERS: tuple[Metric, ...] = ("over_refusal", "exact")
 
 
@@ -58,7 +59,6 @@ def frontier(results: Results, family: str, judge: str, tag: str) -> Drawn | Non
 
 
 def _scatter(panel: Axes, arms: Sequence[Summary], metric: Metric) -> None:
-    across = [one.rates[metric].rate for one in arms]
     for at, one in enumerate(arms):
         x, y = one.rates[metric].rate, one.rates["attack_success"].rate
         colour = INK if at == 0 else CYCLE[(at - 1) % len(CYCLE)]
@@ -73,16 +73,33 @@ def _scatter(panel: Axes, arms: Sequence[Summary], metric: Metric) -> None:
             "ls": "none",
         }
         panel.plot([x], [y], label=f"{at} {one.arm}", fillstyle="full" if one.on_front else "none", **style)
-        near = sum(abs(x - other) < 0.012 for other in across[:at])
-        panel.annotate(str(at), (x, y), (6, 4 - 9 * near), textcoords="offset points", fontsize=8)
     panel.set_ylim(bottom=min(-0.02, panel.get_ylim()[0]))
     for axis in (panel.xaxis, panel.yaxis):
         few_ticks(axis)
         percent(axis)
     panel.margins(x=0.12)
+    marks = [(one.rates[metric].rate, one.rates["attack_success"].rate) for one in arms]
+    for at, (mark, offset) in enumerate(zip(marks, _free(panel, marks), strict=True)):
+        panel.annotate(str(at), mark, offset, textcoords="offset points", fontsize=8, ha="center", va="center")
     panel.set_xlabel(WORDS[metric])
     panel.set_ylabel(WORDS["attack_success"])
     panel.grid(color=GREY, alpha=0.3, lw=0.6)
+
+
+def _free(panel: Axes, marks: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Where each mark's number stands, in points from it: as near as other marks and numbers let it."""
+    (left, right), (bottom, top) = panel.get_xlim(), panel.get_ylim()
+    at = np.array(marks, float)
+    at = (at - (left, bottom)) / (right - left, top - bottom) * _PANEL
+    angles = np.deg2rad([0, 180, 45, 135, -45, -135, 90, -90])
+    offsets = [distance * np.array([np.cos(one), np.sin(one)]) for distance in (10, 16, 23) for one in angles]
+    taken, found = list(at), []
+    for place in at:
+        crowds = [sum(np.hypot(*(place + offset - other)) < _APART for other in taken) for offset in offsets]
+        best = offsets[int(np.argmin(crowds))]
+        taken.append(place + best)
+        found.append((float(best[0]), float(best[1])))
+    return found
 
 
 def moved(results: Results, family: str, judge: str, tag: str) -> Plot | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from ....toolkit.comparison.analysis import Answered, Compared
-from ....toolkit.comparison.grid import NONE
+from ....toolkit.comparison.entries import NONE
 from ....toolkit.comparison.results import ALL, METRICS, WORDS, ArmInfo, Results, Summary, Test
 from ....toolkit.comparison.telling import p_value, points
 from ....toolkit.data.records import CARRIERS
