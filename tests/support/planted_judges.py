@@ -136,6 +136,7 @@ def judging_server(reply: Callable[[str], str | int], models: tuple[str, ...] = 
         def log_message(self, *_: Any) -> None:
             pass
 
+    ThreadingHTTPServer.request_queue_size = 64
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
