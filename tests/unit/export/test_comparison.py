@@ -222,7 +222,7 @@ def test_few_records_see_only_large_differences(tmp_path, monkeypatch):
     import planted_comparison
 
     monkeypatch.setattr(planted_comparison, "COUNT", 6)
-    verdict, warned = told(tmp_path, monkeypatch, attacks={"none": 4, "system-prompt": 2, "ecso": 4})
+    _, warned = told(tmp_path, monkeypatch, attacks={"none": 4, "system-prompt": 2, "ecso": 4})
     assert "attack success is of 12 records only" in warned
     assert "would have been seen with a probability of 80 %" in warned and "is no proof that there is none" in warned
 
