@@ -104,8 +104,8 @@ def command_of(method: Method, open_base: OpenBase) -> Callable[..., None]:
             open_base,
             loading,
             reading,
-            typed.get("sweep", False),
-            budget if budget is not None and budget.given else None,
+            sweep=typed.get("sweep", False),
+            budget=budget if budget is not None and budget.given else None,
         )
         fit_and_save(
             call,
