@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from ..toolkit.families.cache import STATES
+from ..toolkit.cache_names import STATES
 
 # --- of every VLM in three graphs ----------------------------------------------------------------------------------
 

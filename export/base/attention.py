@@ -24,11 +24,13 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface
 from transformers.cache_utils import DynamicLayer
 
 _NAME = "safetykit_grouped_query"
 _ROTARY = "apply_rotary_pos_emb"
+_OUTPUT = "o_proj"  # what transformers calls the output projection of its attentions
 _PLAIN = frozenset(("dropout", "position_ids", "cache_position", "use_cache"))  # what changes nothing here
 
 Rotary = Callable[..., tuple[Tensor, Tensor]]
@@ -187,7 +189,7 @@ def grouped_queries(
         stack.enter_context(patch.object(GroupedQueries, "current", call))
         for attention in attentions:
             stack.callback(attention.register_forward_pre_hook(_to_front(call), with_kwargs=True).remove)
-            stack.callback(attention.register_forward_hook(_back(call)).remove)
+            stack.callback(_moved_back(attention, call).remove)
         for name in rotary:
             stack.enter_context(patch.object(sys.modules[name], _ROTARY, _rotary(call)))
         yield call
@@ -203,15 +205,24 @@ def _to_front(call: GroupedQueries) -> Any:
     return hook
 
 
-def _back(call: GroupedQueries) -> Any:
-    """Whatever else the module computes of its states, such as a gate, is in the order of the attention too."""
+def _moved_back(attention: nn.Module, call: GroupedQueries) -> RemovableHandle:
+    """Before its output projection, so that a bias after that can still join it; else what the module gives.
 
-    def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+    Whatever else the module computes of its states, such as a gate, is in the order of the attention until there.
+    """
+
+    def before(_: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (_moved(states[0], call.back), *states[1:])
+
+    def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
         if torch.is_tensor(output):
             return _moved(output, call.back)
         return (_moved(output[0], call.back), *output[1:])
 
-    return hook
+    projection = getattr(attention, _OUTPUT, None)
+    if isinstance(projection, nn.Module):
+        return projection.register_forward_pre_hook(before)
+    return attention.register_forward_hook(after)
 
 
 def _rotary(call: GroupedQueries) -> Any:

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from ...toolkit.cache_names import STATES
 from ...toolkit.families import Family, GraphInput, family_of
-from ...toolkit.families.cache import STATES, cache_of
+from ...toolkit.families.cache import cache_of
 from ...toolkit.families.family import SIZES
 from ...toolkit.model.experts import experts_as_nodes
 from ..manifest import GRAPHS, Graph

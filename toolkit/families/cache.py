@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..cache_names import STATES
 from .family import GraphInput, kv_shape
 
-STATES = ("conv_state", "recurrent_state")
 _LINEAR = "linear_attention"
 
 

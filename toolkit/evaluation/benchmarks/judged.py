@@ -42,7 +42,7 @@ def attacks(answered: Sequence[Answered]) -> tuple[Figures, str]:
     return _attacks(answered)
 
 
-@metric("figstep", "harmbench-multimodal", judged=True)
+@metric("do-not-answer", "figstep", "harmbench-multimodal", "pyrit", judged=True)
 def attacks_by_category(answered: Sequence[Answered]) -> tuple[Figures, str]:
     """Attack success rate, per category."""
     return _attacks(answered, _category)
