@@ -154,7 +154,8 @@ def _obstacle(model: str, folder: Path, options: QuickstartOptions, found: Mappi
         return str(found["reason"])
     checkpoint = checkpoint_path(model)
     source = Source(checkpoint, model, InputProcessor.from_pretrained(checkpoint))
-    chosen = ExportOptions(**options.loading())
+    # Without records, which there may be none of yet, so without what acts on them.
+    chosen = ExportOptions(**{name: value for name, value in options.loading().items() if name != "batch_size"})
     try:
         require_weights(source, chosen)
     except UsageError as error:

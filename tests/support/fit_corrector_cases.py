@@ -229,7 +229,7 @@ CORRECTORS = [
         f"fit refusal-direction {{tiny}} {FIT} --variant random --seed 3 --strength 0.5",
         lambda done, made: [
             chosen(variant="random", seed=3, strength=0.5)(done, made) is None,
-            recorded(done)["adapter"]["seed"] == 3,
+            recorded(done)["info"]["seed"] == 3,
         ],
     ),
 ]

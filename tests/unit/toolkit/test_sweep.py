@@ -126,7 +126,7 @@ def test_of_many_settings_some_are_tried_evenly_spread(most):
 @pytest.mark.slow
 def test_a_sweep_tries_no_more_than_it_may(random_vlm, records):
     """Half of them in the first round; what the second has tried before is not counted twice."""
-    given = {"variant": "target", "layers": (3,)}
+    given = {"variant": "target", "layers": (3,), "direction": "mean", "gate": "calibrated"}
     found, _ = run_sweep(GUARD, Workbench(random_vlm, records), given, max_new_tokens=2, most=4)
     assert len(found.trials) == 4 and len({trial.setting for trial in found.trials}) == 4
     assert any(trial.setting.alpha != 2.0 for trial in found.trials)
