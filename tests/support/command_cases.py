@@ -321,7 +321,7 @@ OTHERS = [
         few=True,
     ),
     Case(
-        "quickstart reference:mild -o {out} --data {records} --method vlm-guard --limit 16 --trials 2"
+        "quickstart reference:mild -o {out} --data reference --method vlm-guard --limit 48 --trials 2"
         " --max-new-tokens 8 --device cpu --dtype float32 --batch-size 8 --json",
         lambda done, made: [
             done.value["parity"]["passed"] and done.value["latency"]["decode"]["ratio"],
