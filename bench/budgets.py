@@ -286,7 +286,7 @@ def table(results: Mapping[str, Any]) -> str:
         lines += [
             f"### `{checkpoint}`, {found['groups']} things, half of them tested; attack success undefended {before}",
             "",
-            "| method | budget | by | chosen | held on all things | on test things | cost, mean (most) | attacks left |",
+            "| method | budget | by | chosen | held on all things | on test things | cost, mean (most) | attacks |",
             "|---|---:|---|---:|---:|---:|---:|---:|",
         ]
         for row in found["rows"]:
