@@ -99,7 +99,7 @@ class Calibration:
         with self.vlm.applied(*stack):
             return decide(self.vlm, records, max_new_tokens=_TOKENS, batch_size=self.batch_size)
 
-    def _by_threshold(self, groups: Groups, before: Mapping[str, str]) -> Adapter:
+    def _by_threshold(self, groups: Groups, before: Mapping[str, str | None]) -> Adapter:
         detector = self.adapter.detector
         assert detector is not None
         shut = replace(self.adapter, detector=detector.model_copy(update={"threshold": _SHUT}))
@@ -147,7 +147,7 @@ class Calibration:
         moved = replace(self.adapter, detector=detector.model_copy(update={"threshold": threshold}))
         return self._recorded(moved, promise, more)
 
-    def _by_factor(self, groups: Groups, before: Mapping[str, str], progress: Progress | None) -> Adapter:
+    def _by_factor(self, groups: Groups, before: Mapping[str, str | None], progress: Progress | None) -> Adapter:
         then = [before[one.id] for one in groups.records]
 
         def choice(factor: float) -> Choice:

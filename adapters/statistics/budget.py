@@ -229,8 +229,8 @@ class Choice:
     utility_loss: Float[np.ndarray, " records"]
 
     @classmethod
-    def of(cls, words: str, before: Sequence[str], after: Sequence[str]) -> Choice:
-        """From the outcomes (``refused``, ``answered`` or other) of records without it and with it."""
+    def of(cls, words: str, before: Sequence[str | None], after: Sequence[str | None]) -> Choice:
+        """From the outcomes (``refused``, ``answered``, other; None without a verdict) without it and with it."""
 
         def more(outcome: str) -> Float[np.ndarray, " records"]:
             pairs = zip(before, after, strict=True)

@@ -18,7 +18,8 @@ from ...adapters.artifact.store import load_adapter
 from ...adapters.errors import InvalidArtifact
 from ...adapters.method import Method
 from ...toolkit.commands import console
-from ...toolkit.commands.fit_one import FitCall, fit_folder
+from ...toolkit.commands.fit_call import FitCall
+from ...toolkit.commands.fit_one import fit_folder
 from ...toolkit.commands.progress import Work
 from ...toolkit.data.options import ReadOptions
 from ...toolkit.data.record import Split

@@ -95,7 +95,7 @@ def attack(
         means = np.mean(list(losses.values()), axis=0).tolist()
         made.losses = dict(zip(("before", "after", "rounded"), means, strict=True))
         settings = {name: value for name, value in options.values().items() if name in options.acting()}
-        about = {
+        about: dict[str, Any] = {
             "made": "adversarial pictures for evaluation",
             "attack": made.name,
             "settings": settings,

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ...adapters.artifact.manifest import sealed
 from ...adapters.errors import UsageError
@@ -97,7 +98,7 @@ def corrupt(
             done += len(kinds) * len(severities)
             if progress:
                 progress(done, total)
-        about = {
+        about: dict[str, Any] = {
             "made": "corrupted pictures",
             "kinds": list(kinds),
             "severities": list(severities),

@@ -49,7 +49,8 @@ class Pixels:
 
     def values(self, picture: Picture8) -> Float[np.ndarray, "..."]:
         """What the processor makes of a picture of this size."""
-        return self.scale * picture.reshape(-1)[self.source].astype(np.float32) + self.offset
+        seen: Float[np.ndarray, "..."] = self.scale * picture.reshape(-1)[self.source].astype(np.float32) + self.offset
+        return seen
 
     def seen(self, values: Float[np.ndarray, "..."]) -> Picture8:
         """The picture of this size of which the processor makes ``values``, rounded to 8 bits."""

@@ -11,7 +11,7 @@ from ..evaluation.judges.names import EXPECTED, PEOPLE
 from ..evaluation.result import Evaluation
 from .views import METRICS, figures, rate
 
-_LONG = {"decisions": True, "judged": {"__all__": {"outcomes", "scores", "failures"}}}  # they stand in the file
+_LONG: Any = {"decisions": True, "judged": {"__all__": {"outcomes", "scores", "failures"}}}  # they stand in the file
 
 
 def shown(found: Evaluation) -> dict[str, Any]:

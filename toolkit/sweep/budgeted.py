@@ -96,7 +96,7 @@ class Part:
         at, promise = found
         return replace(sweep, best=family[at], within_cost=True, tested=True), promise
 
-    def _outcomes(self, trials: Trials, trial: Trial | None, journal: Journal | None) -> list[str]:
+    def _outcomes(self, trials: Trials, trial: Trial | None, journal: Journal | None) -> list[str | None]:
         key = f"tested {trial.setting!r}" if trial is not None else "tested undefended"
         if journal is not None and key in journal.done:
             return list(journal.done[key])

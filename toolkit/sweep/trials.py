@@ -193,7 +193,7 @@ class Trials:
                 "Add both, or give the settings yourself.",
             )
         self._vlm, self._solve, self._progress = vlm, solve, progress
-        self._limits = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+        self._limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
         self._journal = journal
         self._done: dict[str, Any] = self._journal.done if self._journal else {}
         self._trials: dict[Any, Trial] = {}
@@ -261,7 +261,7 @@ class Trials:
             exact=harmless.count("answered") / len(harmless),
         )
 
-    def outcomes(self, settings: Sequence[Any], records: Sequence[Record]) -> dict[str, str]:
+    def outcomes(self, settings: Sequence[Any], records: Sequence[Record]) -> dict[str, str | None]:
         """How records fare under the adapters of these settings, by id; answers that the model would not give are none.
 
         Args:

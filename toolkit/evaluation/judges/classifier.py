@@ -8,7 +8,7 @@ refusal phrases then tell whether it is a refusal.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 from ....adapters.errors import UsageError
 from ....adapters.settings import listed
@@ -101,7 +101,7 @@ def _outcomes(labels: Sequence[str], mapping: str, path: str) -> list[Outcome]:
                 f"{part!r} says of no label of {path} what it means.",
                 f"Write OUTCOME=LABEL, an outcome of {listed(_OUTCOMES)} and a label of {listed(labels)}.",
             )
-        said[label] = cast(Outcome, outcome)
+        said[label] = outcome
     found = [said.get(label) or _CALLED.get(label.casefold()) for label in labels]
     unknown = [label for label, outcome in zip(labels, found, strict=True) if outcome is None]
     if unknown or len(set(found)) < 2:

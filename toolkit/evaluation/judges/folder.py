@@ -13,9 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ....adapters.artifact.hub import located
 from ....adapters.errors import InvalidArtifact, SafetykitError, UsageError
 from ....adapters.extras import missing
-from ...data.sources import located
 from ...model.options import AUTO, LoadOptions
 
 _MARKS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<|user|>", "<|assistant|>")  # of frames, where they are words
