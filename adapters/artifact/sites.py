@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from ..errors import UsageError
 
@@ -85,3 +85,24 @@ class Site:
                 f"Site {self} does not exist: the decoder has {n_layers} layers.",
                 f"Layers count from 0, so the last one is {n_layers - 1}.",
             )
+
+
+class _Placed(Protocol):
+    @property
+    def site(self) -> Kind: ...
+
+    @property
+    def layers(self) -> tuple[int, ...] | None: ...
+
+
+def sites_of(settings: _Placed, depth: int) -> tuple[Site, ...]:
+    """Where the settings of a method act in a decoder of ``depth`` blocks: the middle one, if they name none.
+
+    Raises:
+        UsageError: a layer does not exist.
+    """
+    layers = settings.layers if settings.layers is not None else (depth // 2,)
+    sites = tuple(Site(settings.site, layer) for layer in sorted(set(layers)))
+    for site in sites:
+        site.require_within(depth)
+    return sites

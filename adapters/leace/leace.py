@@ -39,7 +39,7 @@ from torch import Tensor
 from ..artifact.adapter import Adapter
 from ..artifact.intervention import Intervention
 from ..artifact.manifest import AdapterInfo, describe_data, library_versions
-from ..artifact.sites import Site
+from ..artifact.sites import Site, sites_of
 from ..errors import UsageError
 from ..protocols import Example, StateSource, Workbench
 from ..statistics.threads import one_thread
@@ -64,19 +64,6 @@ def fit_on(settings: LEACE, bench: Workbench) -> Adapter:
 def require_records(settings: LEACE, records: Sequence[Example], d_model: int) -> None:
     """Refuse records that lack one side of the concept; no model is needed."""
     used(records, settings.concept)
-
-
-def sites_of(settings: LEACE, depth: int) -> tuple[Site, ...]:
-    """Where the adapter acts in a decoder of ``depth`` blocks: the middle one, if nothing is said.
-
-    Raises:
-        UsageError: a layer does not exist.
-    """
-    layers = settings.layers if settings.layers is not None else (depth // 2,)
-    sites = tuple(Site(settings.site, layer) for layer in sorted(set(layers)))
-    for site in sites:
-        site.require_within(depth)
-    return sites
 
 
 def solve(settings: LEACE, model: StateSource, statistics: ConceptStatistics, records: Sequence[Example]) -> Adapter:

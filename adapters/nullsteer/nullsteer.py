@@ -46,7 +46,7 @@ from torch import Tensor
 from ..artifact.adapter import Adapter
 from ..artifact.intervention import Intervention
 from ..artifact.manifest import AdapterInfo, describe_data, library_versions
-from ..artifact.sites import Phase, Site
+from ..artifact.sites import Phase, Site, sites_of
 from ..errors import UsageError
 from ..protocols import Example, Workbench
 from ..settings import spell
@@ -135,19 +135,6 @@ def require_categories(settings: NullSteer, found: int) -> None:
             f"categor{'y' if found == 1 else 'ies'}, and each has one direction.",
             f"Ask for {found} or less.",
         )
-
-
-def sites_of(settings: NullSteer, depth: int) -> tuple[Site, ...]:
-    """Where the adapter acts in a decoder of ``depth`` blocks: the middle one, if nothing is said.
-
-    Raises:
-        UsageError: a layer does not exist.
-    """
-    layers = settings.layers if settings.layers is not None else (depth // 2,)
-    sites = tuple(Site(settings.site, layer) for layer in sorted(set(layers)))
-    for site in sites:
-        site.require_within(depth)
-    return sites
 
 
 def solve(settings: NullSteer, model: Source, statistics: NullStatistics, records: Sequence[Example]) -> Adapter:

@@ -48,7 +48,7 @@ from ..artifact.adapter import Adapter
 from ..artifact.deciding import gate_at, require_deciding
 from ..artifact.intervention import Intervention
 from ..artifact.manifest import AdapterInfo, describe_data, library_versions
-from ..artifact.sites import Gating, Site
+from ..artifact.sites import Gating, Site, sites_of
 from ..errors import UsageError
 from ..protocols import Example, StateSource, Workbench
 from ..settings import spell
@@ -107,19 +107,6 @@ def require_records(guard: VLMGuard, records: Sequence[Example], d_model: int) -
             f"width {d_model}.",
             f"Ask for {most} or less, or give more records.",
         )
-
-
-def sites_of(guard: VLMGuard, depth: int) -> tuple[Site, ...]:
-    """Where the adapter acts in a decoder of ``depth`` blocks.
-
-    Raises:
-        UsageError: a layer does not exist.
-    """
-    layers = guard.layers if guard.layers is not None else (depth // 2,)
-    sites = tuple(Site(guard.site, layer) for layer in sorted(set(layers)))
-    for site in sites:
-        site.require_within(depth)
-    return sites
 
 
 def solve(guard: VLMGuard, model: StateSource, statistics: GuardStatistics, records: Sequence[Example]) -> Adapter:
