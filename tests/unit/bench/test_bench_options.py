@@ -14,7 +14,7 @@ from PIL import Image
 
 NAMES = sorted(
     ".".join(path.relative_to(BENCH).with_suffix("").parts)
-    for path in (*BENCH.glob("*.py"), *BENCH.glob("real/*.py"))
+    for path in (*BENCH.glob("*.py"), *BENCH.glob("real/*.py"), *BENCH.glob("seven/*.py"))
     if "\ndef main(" in path.read_text() and path.stem != "optimum_loader"  # which runs where safetykit is not
 )
 
@@ -84,6 +84,8 @@ def made(request, tmp_path, records):
             return str(shutil.copyfile(BENCH.parent / "docs/results.md", tmp_path / "page.md"))
         if text == "{records}":
             return str(records)
+        if text == "{benchmark}":
+            return f"pgd={records}"
         if text == "{checkpoint}":
             return str(request.getfixturevalue("vlm").path)
         if text == "{base}":
