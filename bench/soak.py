@@ -47,12 +47,13 @@ from safetykit.toolkit.data.records import Record, load_records, subset
 from safetykit.toolkit.data.sources import data_path
 from safetykit.toolkit.model.requests import Generation, Request
 
+CHECKPOINT, RECORDS = "reference:mild", "reference"
 
 CHECKPOINT, RECORDS = "reference:mild", "reference"
 
 
 def make_export(folder: Path, layout: str = "onnx", checkpoint: str = CHECKPOINT, records: str = RECORDS) -> Path:
-    """The default export, or one of another checkpoint, made by the commands that a user types; kept for the next run."""
+    """The default export, or another checkpoint's, made by the commands that a user types; kept for the next run."""
     export, data = folder / "export", ("--data", records)
     steps = (
         ("fit", "vlm-guard", checkpoint, *data, "-o", folder / "guard", "--overwrite"),
