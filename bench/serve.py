@@ -48,7 +48,7 @@ from safetykit.bench.load import CONTROL, LOOP, WRONG, Question, Served, load, r
 from safetykit.bench.loops import LONGEST, SHORTEST, each_of, loops, mixed_lengths, of_genai, questions
 from safetykit.bench.memory_in_use import slope
 from safetykit.bench.skeleton import arguments, read_results, run, say, write_results, write_table
-from safetykit.bench.soak import make_export
+from safetykit.bench.soak import CHECKPOINT, RECORDS, make_export
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.runtime.sessions import cores
 from safetykit.toolkit.data.records import Record, load_records, subset
@@ -74,11 +74,11 @@ class Settings:
     minutes: int
 
 
-def endless(folder: Path) -> Path:
+def endless(folder: Path, like: str) -> Path:
     """The default export of a checkpoint with the same weights that never ends an answer, beside the default export."""
     checkpoint, export = folder / "endless", folder / "endless-export"
     if not export.is_dir():
-        shutil.copytree(model_path("reference:mild"), checkpoint, dirs_exist_ok=True)
+        shutil.copytree(model_path(like), checkpoint, dirs_exist_ok=True)
         config = json.loads((checkpoint / "config.json").read_text())
         settings = checkpoint / "generation_config.json"
         never = config.get("image_token_id", config.get("image_token_index"))
@@ -277,7 +277,8 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--export", type=Path, help="an export folder, without lengths; by default that of bench/soak.py"
     )
-    parser.add_argument("--data", default="reference", help="records; their test split is asked")
+    parser.add_argument("--checkpoint", default=CHECKPOINT, help="what is exported instead, such as a larger one")
+    parser.add_argument("--data", default=RECORDS, help="records of the export's fits; their test split is asked")
     parser.add_argument("--limit", type=int, default=200, help="of records, spread over the groups")
     parser.add_argument("--concurrency", type=int, action="append", help=f"clients; repeat; by default {LEVELS}")
     parser.add_argument("--length", type=int, action="append", help=f"tokens; repeat; by default {LENGTHS}")
@@ -297,8 +298,8 @@ def main(given: Sequence[str] | None = None) -> int:
         options.canaries,
         options.minutes,
     )
-    export = options.export or make_export(options.out)
-    unending = None if options.export else endless(options.out)
+    export = options.export or make_export(options.out, checkpoint=options.checkpoint, records=options.data)
+    unending = None if options.export else endless(options.out, options.checkpoint)
     records = subset(load_records(data_path(options.data), ["test"]), options.limit)
     results = measured(export, unending, records, options.out, settings)
     write_table(options.out / "serve.md", table(results))

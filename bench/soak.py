@@ -47,15 +47,19 @@ from safetykit.toolkit.data.records import Record, load_records, subset
 from safetykit.toolkit.data.sources import data_path
 from safetykit.toolkit.model.requests import Generation, Request
 
+CHECKPOINT, RECORDS = "reference:mild", "reference"
 
-def make_export(folder: Path, layout: str = "onnx") -> Path:
-    """The default export, made by the commands that a user types; kept for the next run."""
-    export, data = folder / "export", ("--data", "reference")
+CHECKPOINT, RECORDS = "reference:mild", "reference"
+
+
+def make_export(folder: Path, layout: str = "onnx", checkpoint: str = CHECKPOINT, records: str = RECORDS) -> Path:
+    """The default export, or another checkpoint's, made by the commands that a user types; kept for the next run."""
+    export, data = folder / "export", ("--data", records)
     steps = (
-        ("fit", "vlm-guard", "reference:mild", *data, "-o", folder / "guard", "--overwrite"),
-        ("fit", "one-pass", "reference:mild", *data, "--with", folder / "guard", "-o", folder / "probe", "--overwrite"),
+        ("fit", "vlm-guard", checkpoint, *data, "-o", folder / "guard", "--overwrite"),
+        ("fit", "one-pass", checkpoint, *data, "--with", folder / "guard", "-o", folder / "probe", "--overwrite"),
         (
-            *("export", "reference:mild", "--adapter", folder / "guard", "--adapter", folder / "probe"),
+            *("export", checkpoint, "--adapter", folder / "guard", "--adapter", folder / "probe"),
             *("-o", export, "--layout", layout),
         ),
     )

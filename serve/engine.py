@@ -79,9 +79,11 @@ class ExportEngine:
         """Read the prompts together."""
         return self._model.prefill_requests([row.request for row in rows])
 
-    def step(self, state: Decoding, tokens: Sequence[int]) -> Decoding:
-        """Decode a token of each row."""
-        return self._model.step(state, np.asarray(tokens))
+    def step(self, state: Decoding, tokens: Sequence[int | None]) -> Decoding:
+        """Decode a token of each row; padding where there is none."""
+        padding = self._model.inputs.pad_token_id
+        ids = np.array([padding if token is None else token for token in tokens])
+        return self._model.step(state, ids, live=np.array([token is not None for token in tokens]))
 
     def join(self, parts: Sequence[Part]) -> Decoding:
         """See :meth:`OnnxVLM.join`."""

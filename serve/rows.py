@@ -50,8 +50,8 @@ class Engine(Protocol):
     def begin(self, rows: Sequence[Any]) -> Any:
         """The state of these rows after their prompts."""
 
-    def step(self, state: Any, tokens: Sequence[int]) -> Any:
-        """The state after one more token of each row."""
+    def step(self, state: Any, tokens: Sequence[int | None]) -> Any:
+        """The state after one more token of each row; None for rows that nobody hears any more."""
 
     def join(self, parts: Sequence[tuple[Any, Sequence[int]]]) -> Any:
         """One state of some rows of several, each given with their places, in their order."""

@@ -7,7 +7,8 @@ kinds are read apart, for the short ones would be padded to the long ones. Clien
 requests waits behind its own, not in front of others'. Rows of another variant (another adapter) wait until the batch
 is empty, and nothing overtakes them meanwhile.
 
-Rows that are complete leave when others join, or before the next step: the batch is copied once for both.
+Rows that are complete leave the batch when others join, and the batch is copied once for both. Until then they run
+along unheard, as long as fewer than half of the rows do: that costs less than a copy.
 
 A prompt or a step that fails is tried again row by row, so that only the row fails whose fault it is. If the thread
 itself fails, every row does, and nothing is accepted any more.
@@ -31,6 +32,7 @@ from .waiting import Waiting
 
 _ROOM = 4  # a batch that has this fraction of its places free reads prompts
 _PATIENCE = 8  # and any other after so many steps
+_UNHEARD = 0.5  # of its rows may run along after their end
 _PACE = 0.2  # weight of the newest row in the mean time of a row
 _MOST_WAIT = 60  # seconds that a refused client is told to wait at most
 
@@ -41,14 +43,24 @@ class _Batch:
 
     Attributes:
         state: of these rows, and of others that have left since.
+        size: how many rows the state has.
         places: of the rows in it.
         tokens: what was chosen for them and not yet fed.
     """
 
     state: Any
+    size: int
     rows: list[Row]
     places: list[int]
     tokens: list[int]
+
+    @property
+    def fed(self) -> list[int | None]:
+        """A token for every row of the state, but for those that have left."""
+        tokens: list[int | None] = [None] * self.size
+        for place, token in zip(self.places, self.tokens, strict=True):
+            tokens[place] = token
+        return tokens
 
     def only(self, keep: Callable[[Row], bool]) -> _Batch | None:
         """Without the rows that leave; None if all do."""
@@ -56,7 +68,7 @@ class _Batch:
         if not at:
             return None
         places, tokens = [self.places[one] for one in at], [self.tokens[one] for one in at]
-        return _Batch(self.state, [self.rows[one] for one in at], places, tokens)
+        return _Batch(self.state, self.size, [self.rows[one] for one in at], places, tokens)
 
 
 class Scheduler:
@@ -204,7 +216,8 @@ class Scheduler:
             new = self._used(new)
         begun = self._begun(new)
         self._turned()  # first words and refusals do not wait for the others' tokens
-        batch = self._joined([*([batch] if batch else []), *begun])
+        if begun or (batch and len(batch.rows) <= _UNHEARD * batch.size):
+            batch = self._joined([*([batch] if batch else []), *begun])
         return self._stepped(batch) if batch else None
 
     def _admitted(self, batch: _Batch | None) -> tuple[list[Row], list[Row]]:
@@ -258,7 +271,7 @@ class Scheduler:
                 self._fail(rows[0], error)
                 return []
             return [batch for row in rows for batch in self._read([row])]
-        found = self._advanced(_Batch(state, rows, list(range(len(rows))), [0] * len(rows)))
+        found = self._advanced(_Batch(state, len(rows), rows, list(range(len(rows))), [0] * len(rows)))
         return [found] if found else []
 
     def _joined(self, batches: Sequence[_Batch]) -> _Batch | None:
@@ -267,19 +280,20 @@ class Scheduler:
             return None
         state = self._engine.join([(batch.state, batch.places) for batch in batches])
         rows = [row for batch in batches for row in batch.rows]
-        return _Batch(state, rows, list(range(len(rows))), [token for batch in batches for token in batch.tokens])
+        tokens = [token for batch in batches for token in batch.tokens]
+        return _Batch(state, len(rows), rows, list(range(len(rows))), tokens)
 
     def _stepped(self, batch: _Batch) -> _Batch | None:
-        """One token more of each row; what is left of others must be gone."""
+        """One token more of each row."""
         try:
-            state = self._engine.step(batch.state, batch.tokens)
+            state = self._engine.step(batch.state, batch.fed)
         except Exception as error:
             if len(batch.rows) == 1:
                 self._fail(batch.rows[0], error)
                 return None
             alone = [self._joined([part]) for row in batch.rows if (part := batch.only({row}.__contains__))]
             return self._joined([one for part in alone if part and (one := self._stepped(part))])
-        return self._advanced(_Batch(state, batch.rows, batch.places, batch.tokens))
+        return self._advanced(_Batch(state, batch.size, batch.rows, batch.places, batch.tokens))
 
     def _advanced(self, batch: _Batch) -> _Batch | None:
         """Every row's next token; rows that are complete or fail leave."""

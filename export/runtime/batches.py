@@ -71,8 +71,10 @@ def gathered(parts: Sequence[Part], axes: Axes, *, first: bool) -> Decoding:
     return Decoding(
         logits=np.concatenate([part.state.logits[part.rows, -1:] for part in taken]),
         past={
-            name: np.concatenate(caches) if is_state(name) else _stacked(caches, length, first)
-            for name, caches in ((name, [part.cache(name, first) for part in taken]) for name in one.past)
+            name: np.concatenate([part.of_layer(name)[part.rows] for part in taken])
+            if is_state(name)
+            else _stacked(taken, name, length, first)
+            for name in one.past
         },
         attention_mask=np.concatenate([_padded(part.mask, {1: length}) for part in taken]),
         further={
@@ -93,13 +95,13 @@ class _Taken:
         self._spare = int(mask.any(axis=0).argmax())
         self.mask = mask[:, self._spare :]
 
-    def cache(self, name: str, first: bool) -> np.ndarray:
-        """A layer's cache."""
-        if is_state(name):
-            states: np.ndarray = as_array(self.state.past[name])[self.rows]
-            return states
-        filled = slice(self.mask.shape[1]) if first else slice(self._spare, None)
-        return as_array(self.state.past[name])[self.rows, :, filled]
+    def of_layer(self, name: str) -> np.ndarray:
+        """A layer's cache of all rows of the batch."""
+        return as_array(self.state.past[name])
+
+    def tokens(self, first: bool) -> slice:
+        """Where the cache has what is kept of it."""
+        return slice(self.mask.shape[1]) if first else slice(self._spare, None)
 
     def further(self, name: str, axes: Sequence[int | str]) -> np.ndarray:
         """A further input; what runs along with the mask loses as much of its left."""
@@ -107,19 +109,22 @@ class _Taken:
         return taken[tuple(slice(self._spare, None) if axis == "total" else slice(None) for axis in axes)]
 
 
-def _stacked(caches: Sequence[np.ndarray], length: int, first: bool) -> np.ndarray:
+def _stacked(parts: Sequence[_Taken], name: str, length: int, first: bool) -> np.ndarray:
     """A layer's cache of all rows, padded; behind its tokens a row's last place, where held gates are, is repeated."""
-    if len(caches) == 1:
-        return caches[0]
-    rows, (_, heads, _, width) = sum(len(cache) for cache in caches), caches[0].shape
-    made, at = np.zeros((rows, heads, length, width), caches[0].dtype), 0
-    for cache in caches:
-        there, filled = made[at : at + len(cache)], cache.shape[_LENGTH]
-        if first:
-            there[:, :, :filled], there[:, :, filled:] = cache, cache[:, :, -1:]
-        else:
-            there[:, :, length - filled :] = cache
-        at += len(cache)
+    caches = [part.of_layer(name) for part in parts]
+    _, heads, _, width = caches[0].shape
+    made, at = np.empty((sum(len(part.rows) for part in parts), heads, length, width), caches[0].dtype), 0
+    for part, cache in zip(parts, caches, strict=True):
+        filled, kept = part.mask.shape[1], part.tokens(first)
+        for row in part.rows:
+            there = made[at]
+            if first:
+                there[:, :filled] = cache[row, :, kept]
+                there[:, filled:] = there[:, filled - 1 : filled]
+            else:
+                there[:, : length - filled] = 0
+                there[:, length - filled :] = cache[row, :, kept]
+            at += 1
     return made
 
 

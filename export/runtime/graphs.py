@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from ...adapters.errors import InvalidArtifact, UsageError
 from ...toolkit.model.inputs import InputProcessor
@@ -201,15 +201,21 @@ class Graphs:
                 "Read the prompt again, with prefill or generate.",
             )
 
-    def step(self, state: Decoding, token_ids: Int[np.ndarray, " batch"]) -> Decoding:
+    def step(
+        self, state: Decoding, token_ids: Int[np.ndarray, " batch"], *, live: Bool[np.ndarray, " batch"] | None = None
+    ) -> Decoding:
         """Feed one token per row; ``extras`` stay those of the prefill.
+
+        Args:
+            live: rows that get a token; the others get padding, which adds nothing to them. By default all do.
 
         Raises:
             UsageError: the adapter was swapped since the prefill.
         """
         self._require_unswapped(state.swaps)
         ids = np.asarray(token_ids, dtype=np.int64)[:, None]
-        mask = np.concatenate([state.attention_mask, np.ones_like(ids)], axis=1)
+        more = np.ones_like(ids) if live is None else live[:, None].astype(np.int64)
+        mask = np.concatenate([state.attention_mask, more], axis=1)
         embeds, vision_mask = self._embedded(ids), ids == self.inputs.image_token_id
         family, config = self.inputs.family, self.inputs.config
         further = family.step(config, state.further, mask) | self._scattered(embeds, vision_mask, None)

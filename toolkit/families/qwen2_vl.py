@@ -93,7 +93,7 @@ class Qwen2VL(Family):
         return {"position_ids": rotary_positions(inputs.vision_mask, inputs.attention_mask, grids, merge)}
 
     def step(self, config: Any, before: Mapping[str, np.ndarray], mask: np.ndarray) -> Arrays:
-        following = before["position_ids"].max(axis=(0, 2)) + 1
+        following = before["position_ids"].max(axis=(0, 2)) + mask[:, -1]
         return {"position_ids": np.tile(following[:, None], (3, 1, 1))}
 
 

@@ -100,3 +100,28 @@ def test_leaving_and_joining_at_once_is_as_one_after_the_other(model, requests):
     for part in ("further", "scores"):
         for name, value in getattr(twice, part).items():
             np.testing.assert_array_equal(getattr(once, part)[name], value)
+
+
+def test_a_row_that_nobody_hears_stands_still_and_changes_no_other(model, requests):
+    expected = [alone(model, one) for one in requests[:3]]
+    state = model.prefill_requests(requests[:3])
+    seen = state.attention_mask.sum(axis=1)
+    live = np.array([True, False, True])
+    found = {0: [state.logits[0, -1]], 2: [state.logits[2, -1]]}
+    for _ in range(STEPS - 1):
+        state = model.step(state, np.where(live, greedy(state), model.inputs.pad_token_id), live=live)
+        for at, logits in found.items():
+            logits.append(state.logits[at, -1])
+    assert list(state.attention_mask.sum(axis=1) - seen) == [STEPS - 1, 0, STEPS - 1], "its place does not move on"
+    for at, logits in found.items():
+        assert max(np.abs(a - b).max() for a, b in zip(expected[at], logits, strict=True)) < 1e-4
+    state = model.join([(state, [2])])
+    assert int(greedy(model.step(state, greedy(state)))[0]) == int(greedy_after(model, requests[2]))
+
+
+def greedy_after(model, request):
+    """The token after so many steps, alone."""
+    state = model.prefill_requests([request])
+    for _ in range(STEPS):
+        state = model.step(state, greedy(state))
+    return greedy(state)[0]

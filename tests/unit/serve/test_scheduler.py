@@ -15,7 +15,7 @@ class Counting:
     def __init__(self):
         self.gate, self.turn = threading.Event(), threading.Semaphore(0)
         self.gate.set()
-        self.steps, self.begun, self.used, self.fed = [], [], [], {}
+        self.steps, self.unheard, self.begun, self.used = [], [], [], []
 
     def use(self, variant):
         if variant == "broken":
@@ -35,7 +35,8 @@ class Counting:
         for name, before in state:
             if name.startswith("breaks") and len(before) == 1:
                 raise ValueError(name)
-        self.steps.append([name for name, _ in state])
+        self.steps.append([name for (name, _), token in zip(state, tokens, strict=True) if token is not None])
+        self.unheard.append(sum(token is None for token in tokens))
         return [(name, (*before, token)) for (name, before), token in zip(state, tokens, strict=True)]
 
     def join(self, parts):
@@ -231,6 +232,26 @@ def test_rows_leave_and_others_join_in_one_copy(engine, scheduled, monkeypatch):
     engine.gate.set()
     finished(first, *rows)
     assert copied == [[1, 1], [1, 1], [1]] or copied == [[1, 1], [1]], copied
+
+
+def test_rows_that_are_complete_run_along_until_others_join_or_half_have_ended(engine, scheduled, monkeypatch):
+    sizes, join = [], engine.join
+
+    def joined(parts):
+        found = join(parts)
+        sizes.append((sum(len(state) for state, _ in parts), len(found)))
+        return found
+
+    monkeypatch.setattr(engine, "join", joined)
+    scheduler = scheduled(max_batch=5, max_queue=16)
+    first = held(engine, scheduler)
+    rows = [Word(f"w{at}", tokens) for at, tokens in enumerate((2, 4, 6, 30, 30))]
+    scheduler.submit(rows)
+    engine.gate.set()
+    finished(first, *rows)
+    assert max(engine.unheard) == 2, "of five rows; a third that ends has the batch copied"
+    assert (5, 2) in sizes and sizes.count((2, 2)) == 0 and len(sizes) <= 4, sizes
+    assert all(len(row.seen) == len(set(row.seen)) for row in rows) and len(rows[4].seen) == 30
 
 
 def test_what_a_turn_says_can_be_handed_on_at_once(engine, scheduled):
