@@ -27,7 +27,7 @@ PROBE = ("weight", "bias", "threshold")
 class ProbeGate(GatedOp):
     """Shared shape: (wᵀ(h^a, h^b, …)_last + b) − τ opens the gate."""
 
-    params = PROBE
+    params: ClassVar[tuple[str, ...]] = PROBE
     gate_params = PROBE
     reads_earlier = True
 
