@@ -15,8 +15,8 @@ from .settings import Condition, Settings
 # What a fit may ask for besides its data and settings; the workbench provides it, and the command line has an option
 # for each: a detector's refusal, a channel map and how many layers to take from it, adapters applied while fitting, a
 # caption index and its encoder, a separate language model, going on with an interrupted fit, and a base export whose
-# rounded weights the model runs with.
-Input = Literal["refusal", "map", "map_layers", "with", "index", "encoder", "text_model", "resume", "on"]
+# rounded weights the model runs with, and a fitted detector whose probe opens what is done.
+Input = Literal["refusal", "map", "map_layers", "with", "index", "encoder", "text_model", "resume", "on", "gate_by"]
 Lazy = str | Callable[..., Any] | tuple[Any, ...] | object
 
 
@@ -52,6 +52,8 @@ class Method:
         budgeted: a fit sets a threshold that can keep a :class:`~safetykit.adapters.budget.Budget` by itself; what has
             a sweep keeps one by choosing among its trials.
         ops: modules that define its ops.
+        pushes: ``(settings, n_layers) -> sites`` where it acts, of what takes a detector's probe as its gate.
+        own_gate: settings of the gate that it has without one.
         sections: a tuple of :class:`safetykit.adapters.section.Section`: what card and report show of its attachments.
         dtype: the type that the model must have for a fit, where that need not be the checkpoint's.
         recorded: how manifests call it, if not by its name.
@@ -74,6 +76,8 @@ class Method:
     sweep: Lazy | None = None
     budgeted: bool = False
     ops: tuple[str, ...] = ()
+    pushes: Lazy | None = None
+    own_gate: tuple[str, ...] = ()
     sections: Lazy = ()
     dtype: str | None = None
     recorded: str = ""

@@ -173,6 +173,7 @@ class Workbench(Protocol):
         records: of the fit and the calibration split; empty for methods that are fitted on captions.
         corrected_by: which correctors are applied, as a manifest says it.
         budget: what the fit's threshold has to keep, if there is one.
+        gate: a detector's probe that opens what the fit does, if there is one.
     """
 
     @property
@@ -183,6 +184,8 @@ class Workbench(Protocol):
     def corrected_by(self) -> Sequence[Mapping[str, JsonValue]]: ...
     @property
     def budget(self) -> Budget | None: ...
+    @property
+    def gate(self) -> Any: ...
 
     def of(self, records: Sequence[Any]) -> Workbench:
         """The same with other records, and nothing yet learnt from any."""

@@ -237,7 +237,8 @@ def plain_type(field: FieldInfo) -> type:
 
 def option_of(kind: type[Settings], name: str) -> str:
     """The command line's spelling, dashes included."""
-    return "--" + (about(kind, name).option or name.replace("_", "-") if name in kind.model_fields else name)
+    chosen = about(kind, name).option if name in kind.model_fields else None
+    return "--" + (chosen or name.replace("_", "-"))
 
 
 @contextmanager

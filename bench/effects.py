@@ -4,7 +4,9 @@
 
 An arm is a method's name and its settings, ``name=value`` as the command line spells them. The word ``sweep`` has the
 settings that are not given chosen on the calibration split. A ``+`` stacks: what comes after it is fitted on the model
-as what comes before it made it. ``TITLE: `` before an arm names its row. Without ``--arm`` it is those in ``ARMS``.
+as what comes before it made it. A ``>`` opens: the probe of the detector before it is the gate of what comes after it,
+and the detector itself is no part of the arm. Budgets are written as settings are, ``max-over-refusal=0.05``.
+``TITLE: `` before an arm names its row. Without ``--arm`` it is those in ``ARMS``.
 
 Fits see the records of the fit and the calibration split only. Every arm is exported with parity over the test split,
 and the *exported* model answers it. Rates have Wilson intervals of 95 %; renderings that no fit saw, and harmless
@@ -24,7 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from safetykit.adapters.artifact.adapter import Adapter
+from safetykit.adapters.artifact.gate import Gate
 from safetykit.adapters.artifact.stack import describe_corrector
+from safetykit.adapters.budget import Budget
 from safetykit.adapters.errors import UsageError
 from safetykit.adapters.method import Method
 from safetykit.adapters.registry import get_method
@@ -68,11 +72,15 @@ class Part:
     Attributes:
         settings: by name, as they were typed.
         sweep: the others are chosen on the calibration split.
+        budget: what it has to keep on new groups.
+        gate: the detector whose probe opens what it does.
     """
 
     method: Method
     settings: Mapping[str, str]
     sweep: bool
+    budget: Budget | None = None
+    gate: Part | None = None
 
 
 @dataclass(frozen=True)
@@ -93,18 +101,27 @@ def parse_arm(text: str) -> Arm:
     line = line if colon else text
     parts = []
     for written in " ".join(shlex.split(line)).split(" + "):
-        name, *words = written.split() or [""]
-        method = get_method(name)
-        settings = {}
-        for word in words:
-            key, sign, value = word.partition("=")
-            if word != SWEEP and not sign:
-                raise UsageError(f"{word!r} of the arm {text!r} is no setting.", f"Write name=value, or {SWEEP}.")
-            if sign:
-                settings[key.replace("-", "_")] = value
-        method.settings(**settings)
-        parts.append(Part(method, settings, SWEEP in words))
+        part = None
+        for one in written.split(" > "):
+            part = _part(one, text, part)
+        assert part is not None
+        parts.append(part)
     return Arm(title if colon else line, tuple(parts))
+
+
+def _part(written: str, arm: str, gate: Part | None) -> Part:
+    name, *words = written.split() or [""]
+    method = get_method(name)
+    settings, limits = {}, {}
+    for word in words:
+        key, sign, value = word.partition("=")
+        if word != SWEEP and not sign:
+            raise UsageError(f"{word!r} of the arm {arm!r} is no setting.", f"Write name=value, or {SWEEP}.")
+        if sign:
+            key = key.replace("-", "_")
+            (limits if key in Budget.model_fields else settings)[key] = value
+    method.settings(**settings)
+    return Part(method, settings, SWEEP in words, Budget(**limits) if limits else None, gate)
 
 
 def fitted(arm: Arm, vlm: VLM, work: Path) -> list[Adapter]:
@@ -113,6 +130,10 @@ def fitted(arm: Arm, vlm: VLM, work: Path) -> list[Adapter]:
     made: list[Adapter] = []
     for number, part in enumerate(arm.parts):
         captions = load_captions(captions_path("reference")) if part.method.data == "captions" else ()
+        gate = None
+        if part.gate is not None:  # fitted on the model as it is
+            alone = Workbench(vlm, records, budget=part.gate.budget)
+            gate = Gate.of(fit_with(part.gate.method, alone, part.gate.settings))
         with ExitStack() as stack:
             if made:
                 stack.enter_context(vlm.applied(*made))
@@ -121,6 +142,8 @@ def fitted(arm: Arm, vlm: VLM, work: Path) -> list[Adapter]:
                 records,
                 captions=captions,
                 corrected_by=[describe_corrector(one) for one in made],
+                budget=part.budget,
+                gate=gate,
                 work=work / f"fit-{number}",
             )
             if part.sweep:

@@ -22,6 +22,7 @@ from .model.second_pass import SecondPass
 from .progress import Progress
 
 if TYPE_CHECKING:
+    from ..adapters.artifact.gate import Gate
     from .alignment import Aligner
     from .index.caption_index import CaptionIndex
     from .index.embedding import Embedder
@@ -43,6 +44,7 @@ class Workbench:
         text_model: a separate language model to take directions from.
         corrected_by: which correctors are applied, as a manifest says it.
         budget: what the fit has to keep on new groups of harmless records.
+        gate: opens what the fit does, where a detector's probe is to decide when.
         work: folder for what lets an interrupted fit go on; :meth:`finish` removes it.
         resume: go on from what an interrupted fit left there.
         progress: told how much is done of the present phase.
@@ -61,13 +63,14 @@ class Workbench:
         text_model: VLM | None = None,
         corrected_by: Sequence[Mapping[str, JsonValue]] = (),
         budget: Budget | None = None,
+        gate: Gate | None = None,
         work: Path | None = None,
         resume: bool = True,
         progress: Progress | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
         self.model, self.records, self.captions = vlm, list(records), list(captions)
-        self.corrected_by, self.budget = corrected_by, budget
+        self.corrected_by, self.budget, self.gate = corrected_by, budget, gate
         self._index, self._embedder = index, embedder
         self._refusal, self._text_model = refusal, text_model
         self._work, self._resume, self._progress, self._say = work, resume, progress, say

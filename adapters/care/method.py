@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..artifact.sites import Site
 from ..method import Method
 from ..protocols import ChannelLayers
 from .settings import CARE
@@ -22,6 +23,12 @@ def layers_of_map(given: Mapping[str, Any], channels: ChannelLayers, count: int 
     return {"layers": channels.layers_for(modalities, wanted)}
 
 
+def pushed(care: CARE, depth: int) -> list[Site]:
+    """Where it acts in a decoder of ``depth`` blocks."""
+    layers = {*(care.layers or (depth // 2,)), *(care.textual_layers or ())}
+    return [Site("mlp" if care.variant == "official" else care.site, layer) for layer in sorted(layers)]
+
+
 METHOD = Method(
     name="care",
     title="CARE",
@@ -30,7 +37,8 @@ METHOD = Method(
     fit="safetykit.adapters.care.care:fit_on",
     require="safetykit.adapters.care.care:require_records",
     example="--fusion sequential --site mlp --layers 12-14",
-    takes=("map", "map_layers", "on"),
+    takes=("map", "map_layers", "on", "gate_by"),
+    pushes=pushed,
     usual="safetykit.adapters.care.usual:usual",
     map=layers_of_map,
     sweep="safetykit.adapters.care.sweep:PLAN",

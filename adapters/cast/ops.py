@@ -18,6 +18,7 @@ class ConditionalAddition(GatedOp):
 
     name = "ConditionalAddition"
     params = ("weight", "sense", "threshold", "direction", "alpha")
+    gate_params = ("weight", "sense", "threshold")
     strength = "alpha"
     reads_earlier = True
 

@@ -34,10 +34,12 @@ class GatedOp(Corrector):
     the gate leave the others out of account.
 
     Class attributes:
+        gate_params: parameters that the gate alone reads.
         holdable: what it does depends on whether its gate is open, not on the margin's size.
     """
 
     extras: ClassVar[tuple[str, ...]] = ("score",)
+    gate_params: ClassVar[tuple[str, ...]] = ()
     holdable: ClassVar[bool] = True
 
     @abstractmethod

@@ -10,7 +10,8 @@ Contract for batches: rows are padded on the left, so the last prompt position i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, cast, get_args
+from collections.abc import Callable
+from typing import Any, ClassVar, cast, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -123,6 +124,11 @@ def get_op(name: str) -> Op:
         InvalidArtifact: no such op (an adapter from a newer version, or a damaged manifest).
     """
     return cast(Op, _OPS.get(name)())
+
+
+def derive(suffix: str, make: Callable[[Any], object]) -> None:
+    """When an op ``Name<suffix>`` is asked for, let ``make`` make it of the class of the op ``Name``."""
+    _OPS.derive(suffix, make)
 
 
 class ScopeMask(nn.Module):

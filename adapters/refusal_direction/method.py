@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from ..artifact.sites import Site
 from ..method import Method
 from .settings import RefusalDirection
+
+
+def pushed(settings: RefusalDirection, depth: int) -> list[Site]:
+    """Where a vector is added in a decoder of ``depth`` blocks."""
+    return [Site.block(depth // 2 if settings.layer is None else settings.layer)]
+
 
 METHOD = Method(
     name="refusal-direction",
@@ -13,7 +20,9 @@ METHOD = Method(
     fit="safetykit.adapters.refusal_direction.direction:fit_on",
     require="safetykit.adapters.refusal_direction.direction:require_records",
     example="--layer 4 --strength 0.5",
-    takes=("on",),
+    takes=("on", "gate_by"),
+    acts={"gate_by": ({"variant": ("addition", "random")},)},
+    pushes=pushed,
     sweep="safetykit.adapters.refusal_direction.sweep:PLAN",
     ops=("safetykit.adapters.refusal_direction.ops", "safetykit.adapters.ops.projection"),
 )

@@ -11,39 +11,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..ops.gating import GatedOp
-from ..ops.op import Hidden, Mask, last_state
+from ..ops.op import Hidden, Mask
+from ..ops.probed import PROBE, ProbeGate
 
 FULL = 4.0  # log-odds above the threshold at which a ramped push has reached twice its strength
 
 
-class _ProbedPush(GatedOp):
-    """Shared shape: (wᵀ(h^a, h^b, …)_last + b) − τ opens the gate, and the push is a multiple of one direction."""
+class _ProbedPush(ProbeGate):
+    """Shared shape: the push is a multiple of one direction."""
 
-    params = ("weight", "bias", "threshold", "direction", "alpha")
+    params = (*PROBE, "direction", "alpha")
     strength = "alpha"
-    reads_earlier = True
-
-    def forced_open(self) -> dict[str, float]:
-        return {"threshold": -1e30}
-
-    def margin(
-        self,
-        hidden: Hidden,
-        *,
-        weight: Tensor,
-        bias: Tensor,
-        threshold: Tensor,
-        earlier: Tensor | None = None,
-        **_: Tensor,
-    ) -> Float[Tensor, " batch"]:
-        return last_state(hidden, earlier) @ weight + (bias - threshold)
-
-    def magnitude(
-        self, hidden: Hidden, *, weight: Tensor, earlier: Tensor | None = None, **_: Tensor
-    ) -> Float[Tensor, " batch"]:
-        size: Tensor = last_state(hidden, earlier).to(weight.dtype).square().mean(-1).sqrt() * weight.norm()
-        return size
 
     @abstractmethod
     def length(self, margin: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:

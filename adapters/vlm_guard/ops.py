@@ -39,6 +39,7 @@ class GatedSteering(_SubspaceGate):
 
     name = "GatedSteering"
     params = ("basis", "mean", "gate", "threshold", "alpha")
+    gate_params = ("mean", "gate", "threshold")
     strength = "alpha"
 
     def act(
@@ -52,6 +53,7 @@ class TargetSteering(_SubspaceGate):
 
     name = "TargetSteering"
     params = ("basis", "mean", "gate", "threshold", "alpha", "target")
+    gate_params = ("gate", "threshold")
 
     def act(
         self,

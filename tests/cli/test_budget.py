@@ -3,12 +3,11 @@
 import json
 
 import pytest
+from grouped import THINGS, _picture, both_carriers, rows  # noqa: F401  one is a fixture
 
 from safetykit.adapters.method import load
 from safetykit.adapters.registry import methods
-from safetykit.toolkit.reference import world
 
-THINGS = 30
 THRESHOLDS = {
     "hidden-detect": ("--layer", 1),
     "one-pass": ("--fused-layer", 1),
@@ -17,21 +16,6 @@ THRESHOLDS = {
 }
 SWEEPS = {name for name, method in methods().items() if method.sweep is not None}
 UNITS = ("group", "category", "record", "group")
-
-
-def rows(things=THINGS, each=2, **changed):
-    """Harmful and harmless text about things, half of which the fit sees."""
-    found, words = [], [thing.word for thing in world.things()]
-    for place, split in enumerate(("fit", "calibration")):
-        for at in range(things):
-            for label in ("harmful", "harmless"):
-                for number in range(each):
-                    name = f"{split}{at}"
-                    asked = f"{'how do i use' if label == 'harmful' else 'what is'} {'a ' * number}"
-                    prompt = f"{asked}{words[place * things + at]} ?"
-                    row = {"id": f"{name}-{label}-{number}", "prompt": prompt, "label": label, "split": split}
-                    found.append({**row, "group": name, "category": f"kind of {name}", "response": "x", **changed})
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -92,21 +76,6 @@ def test_a_sweep_takes_a_budget_and_nothing_else_of_it_does(fit, method):
         whole = 2 * THINGS if unit == "record" else THINGS
         assert code == 2 and f"at confidence 0.8, by {unit}; {whole} are there, of which {tested} are tested." in err
         assert "A budget of 0.02 takes at least" in err and "loading" not in err
-
-
-def both_carriers():
-    """The same, and pictures for the fits that look at them."""
-    pictured = [
-        {**row, "id": f"p{row['id']}", "image": "p.png", "carrier": "image"} for row in rows() if row["split"] == "fit"
-    ]
-    return [*rows(), *pictured]
-
-
-@pytest.fixture(autouse=True)
-def _picture(tmp_path):
-    from PIL import Image
-
-    Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
 
 
 @pytest.mark.parametrize(

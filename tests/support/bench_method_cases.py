@@ -97,17 +97,25 @@ METHODS = [
     ),
     BenchCase(
         "effects",
-        "--out {out} --checkpoint mild --arm 'Guard: vlm-guard alpha=4' --arm 'nullsteer sweep layers=4-6 + one-pass'",
+        "--out {out} --checkpoint mild --arm 'Guard: vlm-guard alpha=4' --arm 'nullsteer sweep layers=4-6 + one-pass'"
+        " --arm 'Gated: one-pass layers=1-3 max-over-refusal=0.1 > nullsteer'",
         lambda ran: [
-            [call[0].title for call in ran.calls["measure"]] == ["Guard", "nullsteer sweep layers=4-6 + one-pass"],
+            [call[0].title for call in ran.calls["measure"]]
+            == ["Guard", "nullsteer sweep layers=4-6 + one-pass", "Gated"],
             [(part.method.name, part.settings, part.sweep) for call in ran.calls["measure"] for part in call[0].parts]
             == [
                 ("vlm-guard", {"alpha": "4"}, False),
                 ("nullsteer", {"layers": "4-6"}, True),
                 ("one-pass", {}, False),
+                ("nullsteer", {}, False),
             ],
+            [
+                (gate.method.name, gate.settings, gate.budget.max_over_refusal)
+                for gate in (ran.calls["measure"][-1][0].parts[0].gate,)
+            ]
+            == [("one-pass", {"layers": "1-3"}, 0.1)],
             list(ran.read("effects.json")["mild"]["arms"])
-            == ["Guard", "nullsteer sweep layers=4-6 + one-pass", "undefended"],
+            == ["Gated", "Guard", "nullsteer sweep layers=4-6 + one-pass", "undefended"],
         ],
         {
             **NO_MODEL,

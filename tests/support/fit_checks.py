@@ -55,6 +55,15 @@ def on_the_base(done: Outcome, made: Workshop) -> bool:
     return recorded(done)["info"]["base"]["on"] == {"precision": "int4", "sha256": files["decoder.onnx.data"]}
 
 
+def opened_by_the_probe(done: Outcome) -> bool:
+    """Every op is opened by a probe, the manifest names it, and the calibration shows how often it opens."""
+    told, found = done.value["hyperparameters"]["gated_by"], recorded(done)["interventions"]
+    assert (told["method"], told["layers"]) == ("one-pass", [4])
+    assert all(one["op"].endswith("ByProbe") for one in found)
+    assert {one["gate"] for one in found if one["phase"] != "prefill"} <= {"held"}
+    return all(row["what"].startswith("gate at") for row in done.value["calibration"])
+
+
 def differs_from(done: Outcome, adapter: str) -> bool:
     """The fit's tensors are others than those of the adapter in a folder."""
     name = "adapter.safetensors"

@@ -5,7 +5,18 @@ from __future__ import annotations
 import json
 
 from case import Case
-from fit_checks import FIT, SPREAD, UNPACKED, chosen, differs_from, left_out, on_the_base, ran, recorded
+from fit_checks import (
+    FIT,
+    SPREAD,
+    UNPACKED,
+    chosen,
+    differs_from,
+    left_out,
+    on_the_base,
+    opened_by_the_probe,
+    ran,
+    recorded,
+)
 
 GUARD = f"fit vlm-guard {{model}} {FIT} --layers 4"
 CARE = f"fit care {{model}} {FIT} --layers 3-4"
@@ -54,7 +65,15 @@ CORRECTORS = [
         lambda done, made: done.value["sweep"]["trials"] and chosen(layers=[4], rank=1)(done, made),
     ),
     Case("fit vlm-guard {model} --data {records} -o {taken} --layers 4 --overwrite --json", chosen(layers=[4])),
+    Case(
+        f"fit vlm-guard {{model}} {FIT} --layers 6 --phase both --gate-by {{probe}}",
+        lambda done, made: [opened_by_the_probe(done), "gate" not in done.value["hyperparameters"]],
+    ),
     # CARE
+    Case(
+        f"{CARE.replace('3-4', '5-6')} --site block --fusion sequential --contrast carrier --gate-by {{probe}}",
+        lambda done, made: opened_by_the_probe(done),
+    ),
     Case(
         f"{CARE} --variant official --fusion adaptive -k 2 --alpha 0.5"
         " --floor 0.1 --contrast label --centre own --modalities both",
@@ -175,6 +194,10 @@ CORRECTORS = [
             left_out(done, made),
         ],
     ),
+    Case(
+        f"fit nullsteer {{model}} {FIT} --sweep --layers 4 --towards harmful --constraint penalty --gate-by {{probe}}",
+        lambda done, made: [opened_by_the_probe(done), done.value["sweep"]["trials"]],
+    ),
     # LEACE
     Case(
         "fit leace {model} --data {records} -o {taken} --overwrite --json --sweep --variant least-squares"
@@ -224,6 +247,10 @@ CORRECTORS = [
         "fit refusal-direction {model} --data {unpacked} -o {out} --json --variant ablation --on {int4_base}"
         f" {SPREAD} {UNPACKED}",
         lambda done, made: [chosen(variant="ablation", layer=4)(done, made) is None, left_out(done, made)],
+    ),
+    Case(
+        f"fit refusal-direction {{model}} {FIT} --layer 5 --gate-by {{probe}}",
+        lambda done, made: opened_by_the_probe(done),
     ),
     Case(
         f"fit refusal-direction {{tiny}} {FIT} --variant random --seed 3 --strength 0.5",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ...adapters.artifact.adapter import Adapter
 from ...adapters.artifact.correctors import describe_correctors
+from ...adapters.artifact.gate import Gate
 from ...adapters.artifact.manifest import BaseInfo
 from ...adapters.artifact.store import load_adapter
 from ...adapters.budget import Budget
@@ -79,6 +80,7 @@ class PlannedFit:
 
     Attributes:
         correctors: that are applied while fitting; ``corrected_by``: how a manifest describes them.
+        gate: the probe that opens what is fitted.
         base: the graphs whose rounded weights it stands on.
         warnings: what to say of the records.
     """
@@ -87,6 +89,7 @@ class PlannedFit:
     captions: Sequence[Any]
     index: CaptionIndex | None
     base: GraphBase | None
+    gate: Gate | None
     correctors: Sequence[Adapter]
     corrected_by: Sequence[Any]
     warnings: Sequence[str]
@@ -119,14 +122,17 @@ def plan_fit(
         _require_encoder(index, captions)
     base = call.open_base(inputs["on"]) if "on" in inputs else None
     shape = decoder_shape(model_path(model))
-    _require_shapes(call, shape, correctors, base, model)
+    gate = Gate.of(load_adapter(inputs["gate_by"]), str(inputs["gate_by"])) if "gate_by" in inputs else None
+    _require_shapes(call, shape, [*correctors, *([gate.adapter] if gate is not None else [])], base, model)
     asks = "refusal" in method.takes and "refusal" not in inputs
-    settings = require_fit(method, given, shape, records, sweep=call.sweep, asks_refusal=asks)
+    settings = require_fit(method, given, shape, records, sweep=call.sweep, asks_refusal=asks, gate=gate)
+    if gate is not None and call.budget is not None and not call.sweep:
+        gate.require_prompt()
     require_answerable(model, records)
     require_branches(model_path(model), settings)
     kept = require_kept(method, settings, call.budget, records, sweep=call.sweep) if call.budget is not None else ""
     said = (records.told(), *too_little(method, settings, records, call.budget), kept)
-    return PlannedFit(records, captions, index, base, correctors, corrected_by, [one for one in said if one])
+    return PlannedFit(records, captions, index, base, gate, correctors, corrected_by, [one for one in said if one])
 
 
 def _require_shapes(

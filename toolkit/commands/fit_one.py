@@ -22,6 +22,7 @@ from ..data.sources import model_path
 from ..diagnosis.channel_map import ChannelMap
 from ..distributed.output import by_first, of_first
 from ..distributed.world import is_first
+from ..gated import calibrated, gated, require_openable
 from ..index.caption_index import CaptionIndex
 from ..model.options import AUTO, LoadOptions
 from ..model.shape import require_fitted_on
@@ -64,7 +65,7 @@ def fit_folder(call: FitCall, model: str, data: str, out: Path, *, overwrite: bo
     channels, given = _with_map(call)
     require_options(method, given, inputs, sweep=call.sweep)
     if call.budget is not None:
-        require_budget(method, given, call.budget, sweep=call.sweep)
+        require_budget(method, given, call.budget, sweep=call.sweep, gated="gate_by" in inputs)
     folders = inputs.get("with", [])
     read = [value for name, value in inputs.items() if name != "with" and isinstance(value, str | Path)]
     target = located(out)
@@ -91,7 +92,7 @@ def _fit_there(
     records, captions, index, base = planned.records, planned.captions, planned.index, planned.base
     corrected_by, correctors = planned.corrected_by, planned.correctors
     if call.sweep:
-        require_journal(journal, known_identity(method, records, corrected_by, call.budget))
+        require_journal(journal, known_identity(method, records, corrected_by, call.budget, planned.gate))
     else:
         require_no_journal(journal, "the same command with --sweep")
     if "resume" not in method.takes:
@@ -100,7 +101,8 @@ def _fit_there(
         console.warn(said)
     with console.work("loading") as doing:
         loading = _typed(call).loading()
-        known = require_fitted_on(correctors, model_path(model), model) if correctors or channels else None
+        others = [*correctors, *([planned.gate.adapter] if planned.gate is not None else [])]
+        known = require_fitted_on(others, model_path(model), model) if others or channels else None
         if channels is not None and known is not None:
             channels.require_base(known, model)
         vlm = VLM.from_pretrained(model_path(model), **loading)
@@ -122,6 +124,7 @@ def _fit_there(
                 text_model=text_model,
                 corrected_by=corrected_by,
                 budget=call.budget,
+                gate=planned.gate,
                 work=work,
                 resume=inputs.get("resume", True),
                 progress=doing.count,
@@ -181,7 +184,18 @@ def fit_with(method: Method, bench: Workbench, given: Mapping[str, Any]) -> Adap
     """
     settings = method.settle(given, bench.model.base.n_layers, bench.model.base.d_model)
     make: Callable[[Settings, Workbench], Adapter] = load(method.fit)
-    return make(settings, bench)
+    if bench.gate is None:
+        return make(settings, bench)
+    gate = bench.gate
+    require_openable(method, gate, [settings], bench.model.base.n_layers)
+    if bench.budget is not None:
+        bench.phase("setting the gate's threshold")
+        gate = calibrated(gate, bench.model, bench.records, bench.budget)
+    adapter = gated(gate, method, lambda chosen: make(chosen, bench), settings)
+    if bench.budget is None:
+        return adapter
+    values = {**adapter.info.hyperparameters, **bench.budget.recorded_values}
+    return replace(adapter, info=adapter.info.model_copy(update={"hyperparameters": values}))
 
 
 def _with_map(call: FitCall) -> tuple[ChannelMap | None, dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...adapters.budget import RATE, Budget, groups_of
 from ...adapters.errors import UsageError
@@ -16,6 +16,9 @@ from ..data.sources import model_path
 from ..evaluation.few import ENOUGH, count_records, few_records
 from ..evaluation.judge import require_harmful_texts, require_refusal
 from ..model.shape import Shape, written_depth
+
+if TYPE_CHECKING:
+    from ...adapters.artifact.gate import Gate
 
 _ANY = Shape(2, 16)  # of a model whose configuration was not yet read
 
@@ -31,6 +34,12 @@ def require_options(method: Method, given: Mapping[str, Any], inputs: Mapping[st
     """
     if (refusal := inputs.get("refusal")) is not None:
         require_refusal(refusal)
+    if "gate_by" in inputs and (own := [name for name in method.own_gate if name in given]):
+        raise UsageError(
+            f"{option_of(method.settings, own[0])} is of the gate that {method.title} has by itself, and --gate-by "
+            "puts another in its place.",
+            "Leave out one of them.",
+        )
     if sweep:
         if idle := [name for name in ("text_model",) if name in inputs]:
             raise UsageError(
@@ -66,6 +75,7 @@ def require_fit(
     *,
     sweep: bool,
     asks_refusal: bool = False,
+    gate: Gate | None = None,
 ) -> Settings | None:
     """Refuse layers that the model does not have, and records that nothing can be learnt from.
 
@@ -75,6 +85,7 @@ def require_fit(
     Args:
         shape: of the model's decoder, if its configuration tells; otherwise loading will.
         asks_refusal: the model is asked how it refuses.
+        gate: opens what is fitted.
 
     Raises:
         UsageError: naming the setting and what is missing.
@@ -84,6 +95,10 @@ def require_fit(
     if sweep:
         require_depth(method.settings.recorded(given), shape.n_layers)  # which of them act, the sweep decides
     tried = _first(method, given, shape) if sweep else [method.settle(given, shape.n_layers, shape.d_model)]
+    if gate is not None:
+        from ..gated import require_openable
+
+        tried = require_openable(method, gate, tried, shape.n_layers)
     refused: list[UsageError] = []
     for settings in tried:
         try:
@@ -98,14 +113,19 @@ def require_fit(
     raise refused[0]
 
 
-def require_budget(method: Method, given: Mapping[str, Any], budget: Budget, *, sweep: bool) -> None:
+def require_budget(
+    method: Method, given: Mapping[str, Any], budget: Budget, *, sweep: bool, gated: bool = False
+) -> None:
     """Refuse a budget that the fit has no means to keep, or a second word on what it sets.
+
+    Args:
+        gated: a detector's probe opens what is fitted, so that its threshold can keep the budget.
 
     Raises:
         UsageError: it needs a sweep, or a rate is given beside it.
     """
     spelled = option_of(Budget, "max_over_refusal" if budget.max_over_refusal else "max_utility_loss")
-    if not (sweep or method.budgeted):
+    if not (sweep or method.budgeted or gated):
         raise UsageError(
             f"{spelled} is kept by trying settings from weak to strong, and without --sweep {method.title} tries none.",
             "Add --sweep.",

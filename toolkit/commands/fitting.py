@@ -50,6 +50,13 @@ _INPUTS: dict[str, tuple[Any, Any]] = {
         ),
         Path,
     ),
+    "gate_by": (
+        typer.Option(
+            "--gate-by",
+            help="Fitted detector (one-pass, or a streaming guard) whose probe decides which requests are pushed.",
+        ),
+        Path,
+    ),
     "resume": (
         typer.Option(
             "--resume/--no-resume",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from pydantic import JsonValue
 
 from ...adapters.artifact.adapter import Adapter
 from ...adapters.artifact.deciding import ALLOWED, constant_decisions, require_deciding
+from ...adapters.artifact.gate import Gate
 from ...adapters.artifact.manifest import describe_data
+from ...adapters.artifact.stack import describe_corrector
 from ...adapters.budget import Budget
 from ...adapters.errors import UsageError
 from ...adapters.method import Method, load
@@ -20,6 +23,7 @@ from ...adapters.statistics.budget import Promise
 from ...adapters.sweeping import Plan, require_some
 from ..data.journal import Journal
 from ..data.record import Record
+from ..gated import gated, require_openable
 from ..progress import Progress
 from .budgeted import Part
 from .trials import Sweep, Trials, spread
@@ -88,12 +92,17 @@ def swept(
         bench = bench.of(part.others)
     plan, vlm = plan_of(method), bench.model
     depth, width = vlm.base.n_layers, vlm.base.d_model
+    gate = bench.gate
     first = require_some(method.settings, plan.first(depth, width, given), given)
+    if gate is not None:
+        first = require_openable(method, gate, first, depth)
     journal = None
     if journal_path:
-        identity = known_identity(method, whole, bench.corrected_by, bench.budget, max_new_tokens)
+        identity = known_identity(method, whole, bench.corrected_by, bench.budget, gate, max_new_tokens)
         journal = Journal(journal_path, {**identity, **_identity(bench)})
     solve = plan.solver(bench)
+    if gate is not None:
+        solve = partial(gated, gate, method, solve)
     trials = Trials(
         vlm,
         bench.records,
@@ -108,7 +117,7 @@ def swept(
         require_deciding(solve(first[0]))
     sweep = trials.two_rounds(
         kept if most is None else spread(kept, max(1, most // 2)),
-        lambda setting: deciding(plan.around(setting, width, given)),
+        lambda setting: deciding(plan.around(setting, width, given)),  # at the same sites
         plan.kind,
         most=most,
     )
@@ -124,6 +133,7 @@ def known_identity(
     records: Sequence[Record],
     corrected_by: Sequence[Mapping[str, JsonValue]],
     budget: Budget | None = None,
+    gate: Gate | None = None,
     max_new_tokens: int = TOKENS,
 ) -> dict[str, JsonValue]:
     """What the figures of a sweep depend on, as far as it is known before a model is loaded."""
@@ -133,6 +143,7 @@ def known_identity(
         "adapters (--with)": [dict(one) for one in corrected_by],
         "--max-new-tokens": max_new_tokens,
         **({"budget": budget.values()} if budget is not None else {}),
+        **({"gate (--gate-by)": describe_corrector(gate.adapter)} if gate is not None else {}),
     }
 
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from safetykit.adapters import Corrector
+from safetykit.adapters.ops.op import get_op
+from safetykit.adapters.ops.probed import SUFFIX
 from safetykit.adapters.registry import load_ops
 
 BATCH, SEQ, D, RANK, KEYS = 3, 5, 8, 2, 6
@@ -28,8 +30,9 @@ STRENGTHS = {
 
 
 def correctors(cls=Corrector):
-    """Ours by their names, whatever else a run has registered."""
-    found = {cls.name: cls} if hasattr(cls, "name") and cls.__module__.startswith("safetykit.") else {}
+    """Ours by their names, whatever else a run has registered; of those that a probe opens, see :mod:`test_gate`."""
+    ours = hasattr(cls, "name") and cls.__module__.startswith("safetykit.") and not cls.name.endswith(SUFFIX)
+    found = {cls.name: cls} if ours else {}
     return found | {name: one for below in cls.__subclasses__() for name, one in correctors(below).items()}
 
 
@@ -67,10 +70,13 @@ def test_every_corrector_says_its_strength_or_that_it_has_none():
     assert {name: op.strength for name, op in correctors().items()} == STRENGTHS
 
 
-@pytest.mark.parametrize("name", [name for name, strength in STRENGTHS.items() if strength])
+OPENED = ("NullSpaceSteeringByProbe", "GatedSteeringByProbe", "AdaptiveProjectionByProbe")
+
+
+@pytest.mark.parametrize("name", [*(name for name, strength in STRENGTHS.items() if strength), *OPENED])
 def test_what_an_op_adds_is_proportional_to_its_strength(name):
     load_ops()
-    op, moved = correctors()[name](), 0.0
+    op, moved = get_op(name), 0.0
     for seed in range(10):
         hidden, scope, tensors = drawn(op, seed)
         tensors[op.strength] = tensors[op.strength].abs() + 0.1  # the fitted one, of which the others are multiples

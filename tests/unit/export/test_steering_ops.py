@@ -1,18 +1,22 @@
 """Ops of steering methods and of HiddenDetect do in ONNX Runtime what their hooks do in PyTorch."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from affine import adapter_of
 
 from safetykit.adapters.artifact.adapter import Adapter
+from safetykit.adapters.artifact.gate import gated_by
 from safetykit.adapters.artifact.intervention import Intervention
 from safetykit.adapters.artifact.manifest import DetectorInfo
 from safetykit.adapters.artifact.sites import Site
 from safetykit.adapters.hidden_detect.detect import tensors_of
 from safetykit.export.manifest import read_manifest
+from safetykit.export.parity.check import check_parity
 from safetykit.export.parity.compare import compare_logits, parity_requests
-from safetykit.export.parity.exposed import require_movement
+from safetykit.export.parity.exposed import check_ops, require_movement
 from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.export.surgery.adapt import adapt, copy_base, place
 from safetykit.toolkit.model.folding import fold
@@ -132,3 +136,63 @@ def test_the_risk_in_the_graph_is_the_cosine_of_the_logits(vlm, baked):
         vlm.prefill(MIXED)
     for risk in (hooks.extras["risk"].numpy(), baked(adapter).prefill_requests(MIXED).extras["risk"]):
         assert np.allclose(risk, wanted, atol=1e-5)
+
+
+def judge(vlm, threshold=0.0):
+    """A probe of blocks 0 and 1."""
+    width = vlm.base.d_model
+    weight = torch.randn(2 * width, generator=torch.Generator().manual_seed(7)) * 0.3
+    tensors = {"weight": weight, "bias": torch.tensor(0.1)}
+    item = Intervention("LinearProbe", Site.block(1), "last", "prefill", tensors, reads=(Site.block(0),))
+    detector = DetectorInfo(threshold=threshold, refusal="no", refusal_token=7)
+    return Adapter(adapter_of(vlm.base).info, (item,), detector=detector)
+
+
+def splitting(vlm):
+    """Open for two of four prompts."""
+    with vlm.applied(judge(vlm)) as hooks:
+        vlm.prefill(MIXED)
+    risks = hooks.extras["risk"].sort().values
+    return judge(vlm, float(risks[1] + risks[2]) / 2)
+
+
+def two_phases(width):
+    return [steering(width, "decoder.layers.1", phase, by) for phase, by in (("prefill", 0.5), ("decode", 2.0))]
+
+
+def later(width):
+    return [steering(width, "decoder.layers.2", "both", 1.0)]
+
+
+@pytest.mark.parametrize("pushes", [two_phases, later])
+def test_gates_and_answers_are_those_of_the_hooks_and_closed_rows_those_of_the_base(
+    vlm,
+    base_folder,
+    baked,
+    tmp_path,
+    pushes,
+):
+    adapter = gated_by(adapter_of(vlm.base, *pushes(vlm.base.d_model)), splitting(vlm))
+    adapter = Adapter.load(adapter.save(tmp_path / "saved"))
+    exported, bare = baked(adapter), OnnxVLM.from_pretrained(base_folder)
+    report = check_parity(vlm, exported, [adapter], base=bare, steps=4)
+    report.require()
+    assert any(check.kind == "gates" for check in report.checks)
+    for _, gap, invariant in check_ops(exported.path, exported.manifest, place([adapter])):
+        assert gap.error < 2e-6 * max(gap.scale, 1) and invariant.error < 2e-6
+    found, untouched = exported.prefill_requests(MIXED), bare.prefill_requests(MIXED)
+    opened = found.extras["0.score"] > 0
+    assert opened.sum() == 2
+    tokens = np.full(4, 5)
+    for _ in range(4):
+        same = (found.logits == untouched.logits).reshape(4, -1).all(1)
+        assert np.array_equal(same, ~opened)
+        found, untouched = exported.step(found, tokens), bare.step(untouched, tokens)
+
+
+def test_another_threshold_than_the_graphs_is_a_flipped_gate(vlm, baked):
+    adapter = gated_by(adapter_of(vlm.base, *later(vlm.base.d_model)), splitting(vlm))
+    (item,) = adapter.interventions
+    moved = dataclasses.replace(item, tensors={**item.tensors, "threshold": item.tensors["threshold"] - 1e3})
+    report = check_parity(vlm, baked(adapter), [dataclasses.replace(adapter, interventions=(moved,))], steps=2)
+    assert any(check.kind == "gates" and not check.passed for check in report.checks)
