@@ -24,7 +24,7 @@ def model_index(results: Results) -> str:
 
 
 def _results(results: Results, arm: ArmInfo) -> list[EvalResult]:
-    data = {one.name: one for one in results.benchmarks}
+    data = {one.name: one for one in results.reported}
     return [
         EvalResult(
             task_type=TASK,
