@@ -178,7 +178,7 @@ class Part(Entry):
         if self.fit is None or "seed" in self.settings:
             return False
         method = get_method(self.fit)
-        return "seed" in method.settings.model_fields and (self.sweep or "seed" in self._settle(method).acting())
+        return "seed" in self._settle(method).acting()
 
 
 FLAT = tuple(dashed(name) for name in (*Part.model_fields, *Budget.model_fields) if name != "budget")

@@ -128,7 +128,7 @@ class Bench:
 
     Attributes:
         split: of the records; another one than the grid's where they only help to choose.
-        revision: SHA-256 of the records in their order, pixels included.
+        revision: SHA-256 of the records, pixels included, as manifests and cards give it.
     """
 
     name: str

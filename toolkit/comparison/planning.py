@@ -12,6 +12,7 @@ from pydantic import JsonValue
 from ... import __version__
 from ...adapters.artifact.files import MANIFEST
 from ...adapters.artifact.hub import located
+from ...adapters.artifact.manifest import describe_data
 from ...adapters.errors import UsageError
 from ...adapters.method import Method
 from ...adapters.registry import get_method
@@ -65,7 +66,7 @@ def _choosing(grid: Grid, split: Split) -> tuple[Bench, ...]:
 def _of_split(name: str, entry: Benchmark, split: Split, found: Records, grid: Grid) -> Bench:
     if entry.limit:
         found = found.of(subset(found, entry.limit))
-    revision = hashlib.sha256("".join(record.digest() for record in found).encode()).hexdigest()
+    revision = describe_data(found).sha256
     return Bench(name, entry, split, found, revision, entry.max_new_tokens or grid.max_new_tokens)
 
 
@@ -74,7 +75,7 @@ def _cell(arm: Arm, bench: Bench, folder: Path) -> Cell:
         {
             "model": arm.subject.digest,
             "arm": arm.identity,
-            "records": bench.revision,
+            "records": [bench.revision, *(record.id for record in bench.records)],  # and in their order
             "max_new_tokens": bench.max_new_tokens,
             "version": __version__,
         }

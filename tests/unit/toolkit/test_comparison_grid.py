@@ -49,6 +49,20 @@ def test_short_forms_are_the_long_ones(written):
     assert short.judges == ("expected",) and short.max_new_tokens == 32
 
 
+def test_only_fits_that_draw_have_seeds(written):
+    """A sweep of a method whose variant draws nothing has none, though another variant does."""
+    grid, _ = load_grid(
+        written(
+            MODELS
+            + RECORDS
+            + "defences:\n  a: {fit: refusal-direction, data: x, sweep: true}\n"
+            + "  b: {fit: refusal-direction, data: x, settings: {variant: random}}\n"
+            + "  c: {fit: refusal-direction, data: x, settings: {variant: random, seed: 3}}\nseeds: [0]\n"
+        )
+    )
+    assert [part.seeded for one in grid.defences.values() for part in one.stack] == [False, True, False]
+
+
 def test_the_model_by_itself_is_there_without_a_word(written):
     grid, _ = load_grid(written(MODELS + RECORDS))
     assert list(grid.defences) == ["none"]
