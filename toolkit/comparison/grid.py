@@ -14,7 +14,7 @@ from ...adapters.artifact.names import apart
 from ...adapters.errors import UsageError
 from ...adapters.near import did_you_mean
 from ..evaluation.judges.names import EXPECTED
-from ..evaluation.judges.options import JudgeOptions
+from ..evaluation.judges.options import JudgedBy
 from ..model.options import LoadOptions
 from .entries import FLAT, NONE, Benchmark, Budgets, Defence, Entry, ModelEntry, Name, dashed
 from .reading import Read, read_yaml
@@ -60,14 +60,14 @@ class Grid(Entry):
                 raise ValueError(f"{name} is no defence: it needs adapter, fit, stack or defence")
         return {NONE: Defence(), **{name: one for name, one in given.items() if name != NONE}}
 
-    def judging(self) -> JudgeOptions:
+    def judging(self) -> JudgedBy:
         """Who judges, and where.
 
         Raises:
             UsageError: no model runs there, or none has such floats.
         """
         placed = {"judge_device": self.judge_device, "judge_dtype": self.judge_dtype}
-        return JudgeOptions(judges=self.judges, **{name: value for name, value in placed.items() if value is not None})
+        return JudgedBy(judges=self.judges, **{name: value for name, value in placed.items() if value is not None})
 
     @model_validator(mode="after")
     def _placed(self) -> Self:

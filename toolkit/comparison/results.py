@@ -24,7 +24,7 @@ class BenchmarkInfo(Strict):
 
     Attributes:
         chooses: whether they only help to choose the defence that is recommended, and are not reported.
-        data: as the grid names them; ``revision``: SHA-256 of the records, pixels included, as manifests and cards give it.
+        data: as the grid names them; ``revision``: SHA-256 of the records, pixels included, as manifests give it.
         skipped: rows that were left out because they are no records.
     """
 
