@@ -62,7 +62,6 @@ def compared(plan: Plan) -> Compared:
         summaries=tuple(one for family in found for one in family.summaries()),
         verdicts=(),
         choices=tuple(one for family in chosen for one in family.summaries()),
-        choice_tests=tuple(one for family in chosen for one in family.tests(metrics=("attack_success",), parts=False)),
     )
     verdicts = [
         verdict(
@@ -70,7 +69,7 @@ def compared(plan: Plan) -> Compared:
             judge,
             results.summary(family, judge),
             {one.arm: results.tests_of(family, judge, one.arm) for one in results.summary(family, judge)},
-            None if choose_on is None else Choice.of(results, family, judge, choose_on),
+            None if choose_on is None else Choice(choose_on, results.chosen_from(family, judge)),
         )
         for family in results.families
         for judge in judges

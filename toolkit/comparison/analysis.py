@@ -114,25 +114,20 @@ class Family:
                         whole = next(iter(found.values()))
                         yield whole.model_copy(update={"arm": row, "rows": rows, "no_verdict": missing})
 
-    def tests(self, *, metrics: Sequence[Metric] = METRICS, parts: bool = True) -> Iterator[Test]:
-        """Every paired test: per benchmark, and over all records if there are several.
-
-        Args:
-            parts: also of each benchmark, and of each carrier.
-        """
+    def tests(self) -> Iterator[Test]:
+        """Every paired test: per benchmark, and over all records if there are several."""
         benchmarks = [one.benchmark for one in self.base]
-        each = [[name] for name in benchmarks] if parts and len(benchmarks) > 1 else []
         for judge in self.judges:
-            for chosen in [*each, benchmarks]:
-                for metric in metrics:
-                    yield from self._tests(judge, chosen, metric, parts)
+            for chosen in [*([name] for name in benchmarks), *([benchmarks] if len(benchmarks) > 1 else [])]:
+                for metric in METRICS:
+                    yield from self._tests(judge, chosen, metric)
 
-    def _tests(self, judge: str, benchmarks: Sequence[str], metric: Metric, parts: bool) -> Iterator[Test]:
+    def _tests(self, judge: str, benchmarks: Sequence[str], metric: Metric) -> Iterator[Test]:
         rows = [row for row in self.rows if row != NONE]
         points = {row: list(self._points(judge, benchmarks, metric, self.rows[row])) for row in rows}
         some = next(iter(points.values()), [])
         carriers = list(dict.fromkeys(point.carrier for point in some))
-        apart = parts and metric == "attack_success" and len(carriers) > 1
+        apart = metric == "attack_success" and len(carriers) > 1
         for group in [ALL, *(carriers if apart else [])]:
             found: dict[str, Paired] = {}
             for row in rows:

@@ -222,7 +222,7 @@ class Results(Strict):
     """Everything a comparison found.
 
     Attributes:
-        choices: summaries of the records that only help to choose; ``choice_tests``: attack success on them.
+        choices: summaries of the records that only help to choose.
     """
 
     schema_version: Literal[1] = 1
@@ -238,7 +238,6 @@ class Results(Strict):
     summaries: tuple[Summary, ...]
     verdicts: tuple[Verdict, ...]
     choices: tuple[Summary, ...] = ()
-    choice_tests: tuple[Test, ...] = ()
     warnings: tuple[str, ...] = Field(default=())
 
     @property

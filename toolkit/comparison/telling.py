@@ -39,18 +39,16 @@ class Choice:
 
     Attributes:
         split: of the records.
-        summaries: of all defences there; ``tests``: of attack success there, by defence.
+        summaries: of all defences there.
     """
 
     split: str
     summaries: Sequence[Summary]
-    tests: Mapping[str, Test]
 
-    @classmethod
-    def of(cls, results: Results, family: str, judge: str, split: str) -> Choice:
-        """The figures of a family by a judge."""
-        tests = {one.arm: one for one in results.choice_tests if (one.family, one.judge) == (family, judge)}
-        return cls(split, results.chosen_from(family, judge), tests)
+    def helping(self) -> list[Summary]:
+        """Defences that stop attacks there; whether that is shown, the reported records say."""
+        base = next(one for one in self.summaries if one.arm == NONE)
+        return [one for one in self.summaries if _preferred(one)[0] < _preferred(base)[0]]
 
 
 def verdict(
@@ -73,8 +71,9 @@ def verdict(
         said = f"On {family}, nothing was compared: no harmful record was answered with a defence."
         return Verdict(family=family, judge=judge, recommended=None, sentence=said)
     where = f" on {choice.split} records" if choice else ""
-    seen, shown = (choice.summaries, choice.tests) if choice else (summaries, attacks)
-    helping = [one for one in seen if (test := shown.get(one.arm)) and test.shown and test.difference < 0]
+    shown = [one for one in summaries if one.arm in attacks and _helps(attacks[one.arm])]
+    helping = choice.helping() if choice else shown
+    measurably = "" if choice else "measurably "
     kept = [by_name[one.arm] for one in sorted((one for one in helping if one.within_budget), key=_preferred)]
     if kept:
         best = kept[0]
@@ -96,24 +95,28 @@ def verdict(
     if helping:
         strongest = by_name[min(helping, key=_preferred).arm]
         said = (
-            f"On {family}, no defence that measurably lowers attack success{where} keeps the budgets. The strongest, "
+            f"On {family}, no defence that {measurably}lowers attack success{where} keeps the budgets. The strongest, "
             f"{strongest.arm}: {_moved(strongest, base, tests[strongest.arm])}"
         )
     else:
         attack = base.rates["attack_success"]
         said = (
-            f"On {family}, no defence measurably lowers attack success{where}, which is {percent(attack.rate)} of "
-            f"{attack.n} without one."
+            f"On {family}, no defence {measurably}lowers attack success{where}; without one it is "
+            f"{percent(attack.rate)} of {attack.n}."
         )
     return Verdict(
         family=family, judge=judge, recommended=None, chosen_on=choice.split if choice else None, sentence=said
     )
 
 
+def _helps(test: Test) -> bool:
+    return test.shown and test.difference < 0
+
+
 def _held(best: Summary, test: Test) -> str:
     """What the choice did not keep on the records that are reported."""
     lost = [] if best.within_budget else ["it exceeds the budgets"]
-    if not (test.shown and test.difference < 0):
+    if not _helps(test):
         lost.append("it does not measurably lower attack success")
     return f"Here {' and '.join(lost)}." if lost else ""
 

@@ -60,6 +60,18 @@ class Section:
     failures: Failures | None
 
     @property
+    def seen_first(self) -> list[CarrierTest]:
+        """Of the model by itself and of the defence that is recommended."""
+        wanted = {NONE, *(line.summary.arm for line in self.lines if line.recommended)}
+        return [one for one in self.seen if one.arm in wanted]
+
+    @property
+    def seen_others(self) -> list[CarrierTest]:
+        """Of the other defences."""
+        first = self.seen_first
+        return [one for one in self.seen if one not in first]
+
+    @property
     def seeded(self) -> bool:
         """Whether a defence has several seeds."""
         return any(line.summary.seeds for line in self.lines)
