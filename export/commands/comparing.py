@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from ...adapters.artifact.adapter import the_detector
+from ...adapters.artifact.held import beside, remove
 from ...adapters.artifact.manifest import canonical_json
 from ...adapters.artifact.output import write_output
 from ...adapters.artifact.policy import own_work
 from ...adapters.artifact.stack import require_fitted_stack
 from ...adapters.artifact.store import load_adapter, require_base
-from ...adapters.errors import SafetykitError, UsageError
+from ...adapters.errors import BudgetNotKept, SafetykitError, UsageError
 from ...adapters.settings import spelled_as_options
 from ...toolkit.commands import console
 from ...toolkit.commands.fit_call import FitCall, plan_fit
 from ...toolkit.commands.fit_plan import require_budget, require_layers, require_options
 from ...toolkit.commands.progress import Work
-from ...toolkit.comparison.plan import Arm, Cell, Fit, Plan
+from ...toolkit.comparison.plan import Arm, Cell, Fit, Plan, refusal_of, refused_at
 from ...toolkit.data.options import ReadOptions
 from ...toolkit.data.records import require_pictures
 from ...toolkit.data.sources import model_path
@@ -139,6 +140,8 @@ def _require_fit(fit: Fit) -> Sequence[str]:
 def make_fit(fit: Fit, models: Models = None) -> None:
     """Fit an adapter into its folder; goes on where an interrupted one was.
 
+    If no choice keeps its budget, this is kept in the place of the adapter, and what stands on it is not fitted either.
+
     Args:
         models: gives the model of a folder; by default it is loaded.
 
@@ -147,11 +150,21 @@ def make_fit(fit: Fit, models: Models = None) -> None:
     """
     from ...toolkit.commands.fit_one import fit_folder  # needs torch
 
+    if any(refused_at(folder) for folder in fit.under):
+        return
     given = {**fit.settings, **(fit.part.budget.recorded_values if fit.part.budget.given else {})}
     if fit.part.sweep:
         given["sweep"] = True
     with _options(data=fit.part.data, **given), own_work(), _of(f"the fit of {fit.method.name}"):
-        fit_folder(_call(fit, whole=True), fit.subject.entry.path, str(fit.part.data), fit.folder, loader=models)
+        call = _call(fit, whole=True)
+        try:
+            fit_folder(call, fit.subject.entry.path, str(fit.part.data), fit.folder, loader=models)
+        except BudgetNotKept as error:
+            if is_first():
+                write_output(refusal_of(fit.folder), canonical_json({"refused": error.message}))
+                remove(beside(fit.folder, "sweep.jsonl"))
+            from_first(None)
+            console.warn(f"{fit.method.name} on {fit.subject.name} is left out. {error.message}")
 
 
 @contextmanager
@@ -177,6 +190,8 @@ def answer(cell: Cell, models: Models = None, progress: Any = None) -> None:
     from .evaluation import evaluate_model
 
     arm, entry = cell.arm, cell.bench.entry
+    if arm.refused:
+        return
     subject = arm.subject
     seen = any(record.pictured for record in cell.bench.records)
     options = EvalOptions(
@@ -220,7 +235,8 @@ def judge_cells(plan: Plan, doing: Work) -> None:
     judges = plan.grid.judging().opened(doing.hold)
     for at, judge in enumerate(judges):
         doing(f"judging: {judge.name}")
-        for number, cell in enumerate(plan.cells):
+        cells = [cell for cell in plan.cells if not cell.arm.refused]
+        for number, cell in enumerate(cells):
             found = read_cell(cell)
             if all(one.judge != judge.name for one in found.judged):
                 known = {one.judge: one for one in found.judged}
@@ -230,5 +246,5 @@ def judge_cells(plan: Plan, doing: Work) -> None:
                     judged = judged_by(found, cell.bench.records, [*before, judge, *others])
                 if is_first():
                     write_output(cell.path, canonical_json(judged.model_dump(mode="json")))
-            doing.count(number + 1, len(plan.cells))
+            doing.count(number + 1, len(cells))
         from_first(None)  # nobody reads on before the last is written

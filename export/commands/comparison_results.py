@@ -13,7 +13,7 @@ from ...adapters.artifact.store import load_adapter
 from ...adapters.errors import InvalidArtifact
 from ...toolkit.comparison.analysis import Answered, Compared, Family, families
 from ...toolkit.comparison.plan import Arm, Bench, Cell, Plan, Subject
-from ...toolkit.comparison.results import ArmInfo, BenchmarkInfo, Results
+from ...toolkit.comparison.results import ArmInfo, BenchmarkInfo, Refused, Results
 from ...toolkit.comparison.telling import Choice, verdict, warnings
 from ...toolkit.evaluation.result import Evaluation
 
@@ -42,12 +42,13 @@ def compared(plan: Plan) -> Compared:
         InvalidArtifact: a cell is damaged.
     """
     judges, choose_on = plan.grid.judges, plan.grid.choose_on
-    reported = [(arm, _answers(plan, arm, choose=False)) for arm in plan.arms]
+    fitted = [arm for arm in plan.arms if not arm.refused]
+    reported = [(arm, _answers(plan, arm, choose=False)) for arm in fitted]
     arms = [(_info(plan, arm, answers), answers) for arm, answers in reported]
     found = families(arms, judges, plan.grid.budgets)
     chosen: list[Family] = []
     if choose_on is not None:
-        others = [(info, _answers(plan, arm, choose=True)) for arm, (info, _) in zip(plan.arms, arms, strict=True)]
+        others = [(info, _answers(plan, arm, choose=True)) for arm, (info, _) in zip(fitted, arms, strict=True)]
         chosen = families(others, judges, plan.grid.budgets)
     results = Results(
         title=plan.grid.title,
@@ -55,6 +56,9 @@ def compared(plan: Plan) -> Compared:
         benchmarks=tuple(_benchmark(one) for one in plan.benches),
         judges=judges,
         arms=tuple(info for info, _ in arms),
+        refused=tuple(
+            Refused(family=arm.subject.name, arm=arm.name, reason=arm.refused) for arm in plan.arms if arm.refused
+        ),
         figures=tuple(one for family in found for one in family.figures()),
         tests=tuple(one for family in found for one in family.tests()),
         carriers=tuple(one for family in found for one in family.carriers()),

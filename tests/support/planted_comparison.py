@@ -79,7 +79,7 @@ def answer_all(grid: Path, out: Path) -> Plan:
                 carrier=one.carrier,
                 label=one.label,
                 tags=one.tags,
-                text=said(cell.arm.name, one.id),
+                text=said(cell.arm.name if cell.arm.name in ATTACKS else "none", one.id),
                 outcome="other",
                 scores={},
             )

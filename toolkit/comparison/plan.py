@@ -7,6 +7,7 @@ is known by its name, and what other grids left in the same folder is neither mi
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from ...adapters.artifact.files import EXPORT_MANIFEST, MANIFEST
 from ...adapters.artifact.fingerprint import fingerprint
 from ...adapters.artifact.hub import located
 from ...adapters.artifact.manifest import canonical_json
-from ...adapters.errors import UsageError
+from ...adapters.errors import InvalidArtifact, UsageError
 from ...adapters.method import Method
 from ..data.record import Split
 from ..data.records import Records
@@ -33,6 +34,26 @@ CELLS, ADAPTERS = "cells", "adapters"
 def digest_of(value: JsonValue) -> str:
     """SHA-256 of a JSON value."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def refusal_of(folder: Path) -> Path:
+    """The file that says why the adapter of a folder cannot be fitted."""
+    return folder.with_name(f"{folder.name}.refused.json")
+
+
+def refused_at(folder: Path) -> str:
+    """Why the adapter of a folder cannot be fitted; empty where that is not known.
+
+    Raises:
+        InvalidArtifact: the file that says so is damaged.
+    """
+    path = refusal_of(folder)
+    if not path.is_file():
+        return ""
+    try:
+        return str(json.loads(path.read_bytes())["refused"])
+    except (ValueError, KeyError, TypeError):
+        raise InvalidArtifact(f"{path} is damaged.", "Remove it, and the same command fits again.") from None
 
 
 @dataclass(frozen=True)
@@ -96,8 +117,8 @@ class Fit:
 
     @property
     def done(self) -> bool:
-        """Whether it is there."""
-        return (self.folder / MANIFEST).is_file()
+        """Whether it is there, or known not to keep its budget."""
+        return (self.folder / MANIFEST).is_file() or bool(refused_at(self.folder))
 
 
 @dataclass(frozen=True)
@@ -120,6 +141,11 @@ class Arm:
     adapters: tuple[Path, ...]
     fits: tuple[Fit, ...]
     identity: str
+
+    @property
+    def refused(self) -> str:
+        """Why there is none, because a fit cannot keep its budget; empty where that is not known."""
+        return next((why for folder in self.adapters if (why := refused_at(folder))), "")
 
 
 @dataclass(frozen=True)
@@ -164,8 +190,8 @@ class Cell:
 
     @property
     def done(self) -> bool:
-        """Whether it is answered."""
-        return self.path.is_file()
+        """Whether it is answered, or cannot be."""
+        return self.path.is_file() or bool(self.arm.refused)
 
 
 @dataclass(frozen=True)

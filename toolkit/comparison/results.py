@@ -64,6 +64,14 @@ class ArmInfo(Strict):
     files: dict[str, str] = Field(default_factory=dict)
 
 
+class Refused(Strict):
+    """A defence that is not compared, because no choice of its fit keeps its budget; ``reason``: in words."""
+
+    family: str
+    arm: str
+    reason: str
+
+
 class Figures(Strict):
     """The table of an arm on a benchmark, by one judge; of a row of several seeds, the means of their shares.
 
@@ -231,6 +239,7 @@ class Results(Strict):
     benchmarks: tuple[BenchmarkInfo, ...]
     judges: tuple[str, ...]
     arms: tuple[ArmInfo, ...]
+    refused: tuple[Refused, ...] = ()
     figures: tuple[Figures, ...]
     tests: tuple[Test, ...]
     carriers: tuple[CarrierTest, ...] = ()

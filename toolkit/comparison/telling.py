@@ -158,6 +158,7 @@ def _overlaps(one: Summary, other: Summary) -> bool:
 def warnings(results: Results, budgets: Budgets) -> Iterator[str]:
     """What a reader must know, the gravest first; by the first judge where it depends on one."""
     judge = results.judges[0]
+    yield from (f"{one.family}: {one.arm} is left out. {one.reason}" for one in results.refused)
     for family in results.families:
         base = next(one for one in results.summary(family, judge) if one.arm == NONE)
         attack = base.rates.get("attack_success")

@@ -296,3 +296,38 @@ def test_records_without_the_split_cannot_choose(tmp_path):
     grid.write_text(grid.read_text() + "choose-on: calibration\n")
     outcome = safetykit("compare", "--config", grid, "-o", tmp_path / "out")
     assert outcome.code == 2 and "no benchmark has a harmful record of split calibration" in outcome.err
+
+
+def test_a_defence_that_cannot_keep_its_budget_is_left_out_and_told(tmp_path, monkeypatch):
+    """Also what stands on it; the same command does not try again, and the others are compared."""
+    from planted_comparison import GRID
+
+    from safetykit.adapters.errors import BudgetNotKept
+    from safetykit.toolkit.commands import fit_one
+
+    tried = []
+
+    def fails(call, *given, **named):
+        tried.append(call.method.name)
+        raise BudgetNotKept("No setting keeps it.", "Raise the budget.")
+
+    monkeypatch.setattr(fit_one, "fit_folder", fails)
+    fit = "{fit: nullsteer, data: reference, settings: {layers: 4}, sweep: true, max-over-refusal: 0.2}"
+    probe = "{fit: one-pass, data: reference, settings: {fused-layer: 4}}"
+    defences = f"  a: {fit}\n  b:\n    stack: [{fit}, {probe}]\nbenchmarks:"
+    grid, out = write_grid(tmp_path, GRID.replace("benchmarks:", defences)), tmp_path / "out"
+    answer_all(grid, out)
+    for path in (out / "cells/mild/a", out / "cells/mild/b"):
+        for cell in path.glob("*"):
+            cell.unlink()
+    outcome = safetykit("compare", "--config", grid, "-o", out, "--json")
+    assert outcome.code == 0, outcome.err
+    assert "nullsteer on mild is left out. No setting keeps it." in outcome.err
+    value = json.loads(outcome.out)
+    assert [one["name"] for one in value["arms"]] == ["none", "system-prompt", "ecso"]
+    assert [one["arm"] for one in value["refused"]] == ["a", "b"]
+    assert "mild: a is left out. No setting keeps it." in value["warnings"]
+    assert tried == ["nullsteer"] and not list((out / "cells/mild/a").glob("*"))
+    again = safetykit("compare", "--config", grid, "-o", out, "--json")
+    assert again.code == 0 and json.loads(again.out) == value and tried == ["nullsteer"]
+    assert "0 of 5 cells to answer" in again.err
