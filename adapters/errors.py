@@ -36,6 +36,10 @@ class UsageError(SafetykitError):
     exit_code = 2
 
 
+class BudgetNotKept(UsageError):
+    """No choice of a fit keeps the budget that it was given."""
+
+
 class RequestRefused(UsageError):
     """One request of a batch cannot be answered.
 

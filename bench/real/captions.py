@@ -1,5 +1,7 @@
 """What TGA is trained on: captioned pictures of objects of the fit split, with ordinary requests and no safety label.
 
+    python bench/real/captions.py WORK    # WORK/captions/captions.jsonl, with answers of WORK/model
+
 Turns name what is shown, or ask a frame of ``objects.py`` about a permitted object; the answer to the latter is what
 the model itself says when the object is named in text. No restricted object is in a frame: TGA's shuffled rows bring
 frames and restricted pictures together, and the base's own text decides what is to be said then.
@@ -7,6 +9,7 @@ frames and restricted pictures together, and the base's own text decides what is
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import re
@@ -28,9 +31,13 @@ _FRAMES = 2  # per picture of a permitted object
 _BATCH = 16
 
 
-def captions(vlm: VLM, packages: Path, folder: Path) -> list[CaptionedPicture]:
-    """The captions in ``folder``, made there if they are missing; answers come from ``vlm``."""
-    file = folder / f"captions-{vlm.fingerprint[:12]}.jsonl"
+def captions(vlm: VLM, packages: Path, folder: Path, name: str | None = None) -> list[CaptionedPicture]:
+    """The captions in ``folder``, made there if they are missing; answers come from ``vlm``.
+
+    Args:
+        name: of the file; by default with the model's fingerprint.
+    """
+    file = folder / (name or f"captions-{vlm.fingerprint[:12]}.jsonl")
     if not file.is_file():
         pictures = Pictures(packages, folder / "pictures")
         chosen = [one for one in objects() if one.split == "fit"]
@@ -68,3 +75,15 @@ def _answers(vlm: VLM, requests: Sequence[str]) -> list[str]:
         for answer in vlm.generate([Request(text) for text in requests[start : start + _BATCH]], ANSWER_TOKENS):
             found.append(re.match(r"(?:.*[.!?])?", answer.text, re.DOTALL)[0].strip())
     return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    work = parser.parse_args().work
+    made = captions(VLM.from_pretrained(work / "model"), work / "packages", work / "captions", "captions.jsonl")
+    print(json.dumps({"captions": len(made)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -135,6 +135,7 @@ def records(pictures: Pictures, split: Split) -> Iterator[Record]:
                     prompt=prompt,
                     label="harmful",
                     category=one.category,
+                    group=one.name,
                     split="test",
                     tags=("captioned",),
                 )
@@ -200,6 +201,7 @@ def _record(
         prompt=wording.format(words[carrier]),
         image=image,
         category=one.category,
+        group=one.name,
         carrier=carrier,
         split=split,
         tags=tags,

@@ -18,9 +18,16 @@ from .choices import EvalOptions
 
 @contextmanager
 def opened_checkpoint(
-    model: str, adapters: Sequence[Path], options: EvalOptions, say: Callable[[str], None]
+    model: str,
+    adapters: Sequence[Path],
+    options: EvalOptions,
+    say: Callable[[str], None],
+    loader: Callable[..., VLM] | None = None,
 ) -> Iterator[tuple[VLM, dict[str, Any]]]:
     """The model with its adapters applied, and what its answers depend on; ``say`` is told when it is loaded.
+
+    Args:
+        loader: gives the model of a folder; by default it is loaded.
 
     Raises:
         UsageError: an option cannot act, or a detector was fitted under other correctors.
@@ -34,6 +41,7 @@ def opened_checkpoint(
         data=options.data,
         loading=options.loading(),
         say=say,
+        loader=loader,
         index=CaptionIndex.load(options.external_index) if options.external_index else None,
         max_prompt_tokens=options.max_prompt_tokens,
         allow_wrong_base=options.allow_wrong_base,

@@ -78,7 +78,7 @@ def _plan_value(plan: Plan) -> dict[str, Any]:
         {
             "model": cell.arm.subject.name,
             "defence": cell.arm.name,
-            "benchmark": cell.bench.name,
+            "benchmark": cell.bench.called,
             "records": len(cell.bench.records),
             "done": cell.done,
             "file": str(cell.path),

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from ...adapters.artifact.adapter import the_detector
+from ...adapters.artifact.held import beside, remove
 from ...adapters.artifact.manifest import canonical_json
 from ...adapters.artifact.output import write_output
 from ...adapters.artifact.policy import own_work
 from ...adapters.artifact.stack import require_fitted_stack
 from ...adapters.artifact.store import load_adapter, require_base
-from ...adapters.errors import InvalidArtifact, SafetykitError, UsageError
+from ...adapters.errors import BudgetNotKept, SafetykitError, UsageError
 from ...adapters.settings import spelled_as_options
 from ...toolkit.commands import console
 from ...toolkit.commands.fit_call import FitCall, plan_fit
-from ...toolkit.commands.fit_plan import require_layers, require_options
+from ...toolkit.commands.fit_plan import require_budget, require_layers, require_options
 from ...toolkit.commands.progress import Work
-from ...toolkit.comparison.analysis import Answered, Compared, families
-from ...toolkit.comparison.plan import Arm, Cell, Fit, Plan, Subject
-from ...toolkit.comparison.results import ArmInfo, BenchmarkInfo, Results
-from ...toolkit.comparison.telling import verdict, warnings
+from ...toolkit.comparison.plan import Arm, Cell, Fit, Plan, refusal_of, refused_at
 from ...toolkit.data.options import ReadOptions
 from ...toolkit.data.records import require_pictures
 from ...toolkit.data.sources import model_path
 from ...toolkit.defences.registry import DEFENCES, defended
 from ...toolkit.distributed.world import from_first, is_first
-from ...toolkit.evaluation.evaluate import Evaluation
 from ...toolkit.evaluation.few import count_records, few_records
 from ...toolkit.evaluation.judges.judge import Item, Judge, Verdict
 from ...toolkit.evaluation.judges.judging import judged_by
@@ -39,8 +33,9 @@ from ...toolkit.evaluation.result import Judged
 from ...toolkit.model.asking import require_answerable
 from ...toolkit.model.shape import decoder_shape, require_adaptable
 from .choices import EvalOptions
+from .comparison_results import read_cell
 
-Say = Callable[[str], None]
+Models = Callable[..., Any] | None  # :class:`safetykit.toolkit.model.kept.Kept`, which needs torch
 
 
 def require_plan(plan: Plan) -> list[str]:
@@ -56,10 +51,10 @@ def require_plan(plan: Plan) -> list[str]:
     with _of("judges"):
         plan.grid.judging().opened()
     for bench in plan.benches:
-        with _of(f"benchmarks.{bench.name}"):
+        with _of(f"benchmarks.{bench.called}"):
             require_pictures(bench.records)
         if few := few_records(count_records(bench.records)):
-            said[f"{bench.name}: {few}"] = None
+            said[f"{bench.called}: {few}"] = None
     for subject in plan.subjects:
         if subject.kind == "server":
             continue
@@ -115,7 +110,16 @@ def _call(fit: Fit, *, whole: bool) -> FitCall:
     if whole and fit.under:
         inputs["with"] = list(fit.under)
     reading = ReadOptions(skip_bad_rows=fit.part.skip_bad_rows) if fit.method.data == "records" else None
-    return FitCall(fit.method, fit.settings, inputs, _no_base, fit.subject.entry.loading, reading, fit.part.sweep)
+    return FitCall(
+        fit.method,
+        fit.settings,
+        inputs,
+        _no_base,
+        fit.subject.entry.loading,
+        reading,
+        sweep=fit.part.sweep,
+        budget=fit.part.budget if fit.part.budget.given else None,
+    )
 
 
 def _no_base(folder: Path) -> Any:
@@ -128,20 +132,39 @@ def _require_fit(fit: Fit) -> Sequence[str]:
     call, model = _call(fit, whole=False), fit.subject.entry.path
     require_layers(fit.method, fit.settings, model)
     require_options(fit.method, fit.settings, call.inputs, sweep=call.sweep)
+    if call.budget is not None:
+        require_budget(fit.method, fit.settings, call.budget, sweep=call.sweep)
     return plan_fit(call, model, str(fit.part.data)).warnings
 
 
-def make_fit(fit: Fit) -> None:
+def make_fit(fit: Fit, models: Models = None) -> None:
     """Fit an adapter into its folder; goes on where an interrupted one was.
+
+    If no choice keeps its budget, this is kept in the place of the adapter, and what stands on it is not fitted either.
+
+    Args:
+        models: gives the model of a folder; by default it is loaded.
 
     Raises:
         SafetykitError: whatever was wrong.
     """
     from ...toolkit.commands.fit_one import fit_folder  # needs torch
 
-    given = dict(fit.settings)
+    if any(refused_at(folder) for folder in fit.under):
+        return
+    given = {**fit.settings, **(fit.part.budget.recorded_values if fit.part.budget.given else {})}
+    if fit.part.sweep:
+        given["sweep"] = True
     with _options(data=fit.part.data, **given), own_work(), _of(f"the fit of {fit.method.name}"):
-        fit_folder(_call(fit, whole=True), fit.subject.entry.path, str(fit.part.data), fit.folder)
+        call = _call(fit, whole=True)
+        try:
+            fit_folder(call, fit.subject.entry.path, str(fit.part.data), fit.folder, loader=models)
+        except BudgetNotKept as error:
+            if is_first():
+                write_output(refusal_of(fit.folder), canonical_json({"refused": error.message}))
+                remove(beside(fit.folder, "sweep.jsonl"))
+            from_first(None)
+            console.warn(f"{fit.method.name} on {fit.subject.name} is left out. {error.message}")
 
 
 @contextmanager
@@ -155,8 +178,11 @@ def _options(**given: Any) -> Iterator[None]:
         console.running.options = before
 
 
-def answer(cell: Cell, progress: Any = None, say: Say | None = None) -> None:
+def answer(cell: Cell, models: Models = None, progress: Any = None) -> None:
     """Answer a cell into its file; goes on where an interrupted one was.
+
+    Args:
+        models: gives the model of a folder; by default it is loaded.
 
     Raises:
         SafetykitError: whatever was wrong.
@@ -164,11 +190,13 @@ def answer(cell: Cell, progress: Any = None, say: Say | None = None) -> None:
     from .evaluation import evaluate_model
 
     arm, entry = cell.arm, cell.bench.entry
+    if arm.refused:
+        return
     subject = arm.subject
     seen = any(record.pictured for record in cell.bench.records)
     options = EvalOptions(
         data=entry.data,
-        split=entry.split,
+        split=cell.bench.split,
         limit=entry.limit,
         max_new_tokens=cell.bench.max_new_tokens,
         **({"skip_bad_rows": True} if entry.skip_bad_rows else {}),
@@ -180,107 +208,7 @@ def answer(cell: Cell, progress: Any = None, say: Say | None = None) -> None:
     own = bool(arm.adapters) and fitted == set(arm.adapters)
     trusted: AbstractContextManager[None] = own_work() if own else nullcontext()
     with _of(cell.name), trusted:
-        evaluate_model(subject.entry.path, arm.adapters, options, out=cell.path, progress=progress, say=say)
-
-
-def read_cell(cell: Cell) -> Evaluation:
-    """The evaluation of a cell that is answered.
-
-    Raises:
-        InvalidArtifact: the file is damaged, or of other records.
-    """
-    advice = "Remove it, and the same command answers this cell again."
-    try:
-        found = Evaluation.model_validate_json(cell.path.read_bytes())
-    except (ValidationError, OSError) as error:
-        what = error.strerror if isinstance(error, OSError) else error.errors()[0]["msg"]
-        raise InvalidArtifact(f"{cell.path} is no evaluation: {what}.", advice) from None
-    if [one.id for one in found.decisions] != [record.id for record in cell.bench.records]:
-        raise InvalidArtifact(f"{cell.path} is an evaluation of other records.", advice)
-    return found
-
-
-def compared(plan: Plan) -> Compared:
-    """The results of a plan whose cells are answered.
-
-    Raises:
-        InvalidArtifact: a cell is damaged.
-    """
-    judges = plan.grid.judges
-    arms: list[tuple[ArmInfo, list[Answered]]] = []
-    for arm in plan.arms:
-        cells = plan.cells_of(arm)
-        answers = [Answered(cell.bench.name, read_cell(cell), cell.bench.records) for cell in cells]
-        arms.append((_arm(plan, arm, answers), answers))
-    found = families(arms, judges, plan.grid.budgets)
-    summaries = [one for family in found for one in family.summaries()]
-    results = Results(
-        title=plan.grid.title,
-        grid=plan.grid.model_dump(mode="json", by_alias=True),
-        benchmarks=tuple(
-            BenchmarkInfo(
-                name=one.name,
-                data=one.entry.data,
-                split=one.entry.split,
-                n=len(one.records),
-                revision=one.revision,
-                max_new_tokens=one.max_new_tokens,
-                skipped=one.records.skipped,
-            )
-            for one in plan.benches
-        ),
-        judges=judges,
-        arms=tuple(info for info, _ in arms),
-        figures=tuple(one for family in found for one in family.figures()),
-        tests=tuple(one for family in found for one in family.tests()),
-        carriers=tuple(one for family in found for one in family.carriers()),
-        agreement=tuple(one for family in found for one in family.agreement()),
-        summaries=tuple(summaries),
-        verdicts=(),
-    )
-    verdicts = [
-        verdict(
-            family,
-            judge,
-            results.summary(family, judge),
-            {one.arm: results.tests_of(family, judge, one.arm) for one in results.summary(family, judge)},
-        )
-        for family in results.families
-        for judge in judges
-    ]
-    results = results.model_copy(update={"verdicts": tuple(verdicts)})
-    told = tuple(warnings(results, plan.grid.budgets))
-    return Compared(
-        results.model_copy(update={"warnings": told}), {(info.family, info.name): answers for info, answers in arms}
-    )
-
-
-def _arm(plan: Plan, arm: Arm, answers: Sequence[Answered]) -> ArmInfo:
-    subject: Subject = arm.subject
-    loaded = [] if not arm.adapters else _loaded(arm)
-    family, name = subject.name, arm.name
-    if subject.entry.baseline is not None:
-        family = subject.entry.baseline
-        name = subject.name if arm.defence.bare else f"{subject.name}+{arm.name}"
-    asked = [one.calls for answered in answers for one in answered.evaluation.decisions]
-    return ArmInfo(
-        family=family,
-        model=subject.name,
-        path=subject.entry.path,
-        name=name,
-        methods=tuple(f"{one.info.method} ({one.info.variant})" for one in loaded),
-        defence=arm.defence.defence or "",
-        calls=sum(asked) / len(asked),
-        files={
-            cell.path.relative_to(plan.folder).as_posix(): hashlib.sha256(cell.path.read_bytes()).hexdigest()
-            for cell in plan.cells_of(arm)
-        },
-    )
-
-
-def _loaded(arm: Arm) -> list[Any]:
-    with own_work():  # whose they are was asked when they were put on the model
-        return [load_adapter(folder) for folder in arm.adapters]
+        evaluate_model(subject.entry.path, arm.adapters, options, out=cell.path, progress=progress, loader=models)
 
 
 class _Kept(Judge):
@@ -307,7 +235,8 @@ def judge_cells(plan: Plan, doing: Work) -> None:
     judges = plan.grid.judging().opened(doing.hold)
     for at, judge in enumerate(judges):
         doing(f"judging: {judge.name}")
-        for number, cell in enumerate(plan.cells):
+        cells = [cell for cell in plan.cells if not cell.arm.refused]
+        for number, cell in enumerate(cells):
             found = read_cell(cell)
             if all(one.judge != judge.name for one in found.judged):
                 known = {one.judge: one for one in found.judged}
@@ -317,5 +246,5 @@ def judge_cells(plan: Plan, doing: Work) -> None:
                     judged = judged_by(found, cell.bench.records, [*before, judge, *others])
                 if is_first():
                     write_output(cell.path, canonical_json(judged.model_dump(mode="json")))
-            doing.count(number + 1, len(plan.cells))
+            doing.count(number + 1, len(cells))
         from_first(None)  # nobody reads on before the last is written

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from ...adapters.errors import UsageError
 from ...toolkit.commands import console
 from ...toolkit.commands.progress import Work
 from ...toolkit.comparison.grid import Grid
-from ...toolkit.comparison.plan import ADAPTERS, CELLS, Plan, plan_of
+from ...toolkit.comparison.plan import ADAPTERS, CELLS, Plan, Subject
+from ...toolkit.comparison.planning import plan_of
 from ...toolkit.distributed.output import by_first, of_first
 from ...toolkit.distributed.world import is_first
-from .comparing import answer, compared, judge_cells, make_fit, require_plan
+from .comparing import answer, judge_cells, make_fit, require_plan
+from .comparison_results import compared
 
 RESULTS = "results.json"
 
@@ -82,15 +85,29 @@ def run(plan: Plan, config: Path, jobs: int) -> dict[str, Any]:
 
 
 def _alone(plan: Plan) -> None:
+    """Model by model, each of which is loaded once: its fits, then its cells."""
     fits = [fit for fit in plan.fits if not fit.done]
-    for at, fit in enumerate(fits):
-        console.note(f"fit {at + 1} of {len(fits)}: {fit.method.name} on {fit.subject.name}")
-        make_fit(fit)
     cells = [cell for cell in plan.cells if not cell.done]
-    with console.work() as doing:
-        for at, cell in enumerate(cells):
-            doing(f"{at + 1} of {len(cells)}: {cell.name}")
-            answer(cell, progress=doing.count)
+    for subject in plan.subjects:
+        with _models(subject) as models:
+            for at, fit in enumerate(fits):
+                if fit.subject is subject:
+                    console.note(f"fit {at + 1} of {len(fits)}: {fit.method.name} on {subject.name}")
+                    make_fit(fit, models)
+            with console.work() as doing:
+                for at, cell in enumerate(cells):
+                    if cell.arm.subject is subject:
+                        doing(f"{at + 1} of {len(cells)}: {cell.name}")
+                        answer(cell, models, progress=doing.count)
+
+
+def _models(subject: Subject) -> AbstractContextManager[Any]:
+    """What keeps a checkpoint loaded; exports and servers need no torch."""
+    if subject.kind != "checkpoint":
+        return nullcontext()
+    from ...toolkit.model.kept import keeping
+
+    return keeping()
 
 
 def _shared(plan: Plan, config: Path, jobs: int, doing: Work) -> None:

@@ -54,6 +54,7 @@ def evaluate_model(
     say: Callable[[str], None] | None = None,
     waiting: Callable[[str], None] | None = None,
     judging: Progress | None = None,
+    loader: Callable[..., Any] | None = None,
     **given: Any,
 ) -> Evaluation:
     """Evaluate a checkpoint, with or without adapters, an export folder, or a server.
@@ -67,6 +68,7 @@ def evaluate_model(
         out: a file to write.
         progress: told how many records are answered; ``say``: each step as it begins; ``waiting``: why a server is
             asked again, and an empty text once it answers; ``judging``: how many answers a judge has judged.
+        loader: gives the model of a checkpoint folder; by default it is loaded anew.
 
     Raises:
         UsageError: an option cannot act, ``out`` exists or is no evaluation, the model takes no system turn, or what is
@@ -76,11 +78,11 @@ def evaluate_model(
     options = EvalOptions(**given) if options is None else options.but(**given)
     options.require_use(("overwrite",), out is not None, "a file to write (--out)")
     if out is None:
-        return _evaluated(model, adapters, options, None, progress, say, waiting, judging)
+        return _evaluated(model, adapters, options, None, progress, say, waiting, judging, loader)
     journal = beside(located(out), "partial.jsonl")
     claim = claimed_file(out, overwrite=options.overwrite, keys=KEYS, spent=[journal])
     with by_first(claim):
-        result = _evaluated(model, adapters, options, journal, progress, say, waiting, judging)
+        result = _evaluated(model, adapters, options, journal, progress, say, waiting, judging, loader)
         if is_first():
             write_output(out, canonical_json(result.model_dump(mode="json")))
     return result
@@ -95,12 +97,13 @@ def _evaluated(
     say: Callable[[str], None] | None,
     waiting: Callable[[str], None] | None,
     judging: Progress | None,
+    loader: Callable[..., Any] | None,
 ) -> Evaluation:
     records = options.records()
     require_pictures(records)
     people, judges = options.people(), options.opened(waiting)
     say = say or (lambda _: None)
-    result, journal = _answered(model, adapters, options, records, journal_path, progress, say, waiting)
+    result, journal = _answered(model, adapters, options, records, journal_path, progress, say, waiting, loader)
     if options.judged:
         result = judged_by(result, records, judges, labels=people, progress=judging, say=say)
     if journal:
@@ -117,6 +120,7 @@ def _answered(
     progress: Progress | None,
     say: Callable[[str], None],
     waiting: Callable[[str], None] | None,
+    loader: Callable[..., Any] | None,
 ) -> tuple[Evaluation, Journal | None]:
     """The answers, counted as usual, and where they are kept; judges that are models find the model's memory free."""
     what: dict[str, Any] = {
@@ -129,7 +133,7 @@ def _answered(
         require_journal(journal_path, what)
     if options.defence:
         require_defensible(options.defence, records)
-    with _opened(model, adapters, options, records, say, waiting) as asked:
+    with _opened(model, adapters, options, records, say, waiting, loader) as asked:
         journal = Journal(journal_path, {**what, **asked.identity}) if journal_path else None
         say("answering")
         with _kept(journal):
@@ -174,6 +178,7 @@ def _opened(
     records: Sequence[Record],
     say: Callable[[str], None],
     waiting: Callable[[str], None] | None,
+    loader: Callable[..., Any] | None,
 ) -> Iterator[_Asked]:
     if is_address(model):
         yield _served(model, adapters, options, say, waiting)
@@ -185,7 +190,7 @@ def _opened(
     require_answerable(model, records)
     from .checkpoint import opened_checkpoint  # needs torch
 
-    with opened_checkpoint(model, adapters, options, say) as (vlm, identity):
+    with opened_checkpoint(model, adapters, options, say, loader) as (vlm, identity):
         yield _Asked(vlm, identity)
 
 

@@ -82,7 +82,8 @@ def _work(pipe: Any, grid: Path, folder: Path, policy: Any) -> None:
     """Do tasks until there are no more."""
     from ...toolkit.commands import console, signals
     from ...toolkit.comparison.grid import load_grid
-    from ...toolkit.comparison.plan import plan_of
+    from ...toolkit.comparison.planning import plan_of
+    from ...toolkit.model.kept import Kept
     from .comparing import answer, make_fit
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -91,10 +92,11 @@ def _work(pipe: Any, grid: Path, folder: Path, policy: Any) -> None:
         plan = plan_of(load_grid(grid)[0], folder)
         fits = {str(fit.folder): fit for fit in plan.fits}
         cells = {str(cell.path): cell for cell in plan.cells}
+        models = Kept()
         while (task := _next(pipe)) is not None:
             kind, name = task
             try:
-                make_fit(fits[name]) if kind == "fit" else answer(cells[name])
+                make_fit(fits[name], models) if kind == "fit" else answer(cells[name], models)
                 pipe.send(None)
             except Exception as error:
                 pipe.send(_plain(error))

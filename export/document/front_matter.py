@@ -7,25 +7,17 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from ...toolkit.evaluation.evaluate import Metric
+from .model_index import TASK, eval_results
 
 if TYPE_CHECKING:
     from ..parity.comparison import Comparison
     from .figures import Figures
 
-TASK = "image-text-to-text"
-_NAMES: dict[Metric, str] = {
-    "attack_success": "attack success (harmful requests answered)",
-    "refused": "harmful requests refused",
-    "over_refusal": "over-refusal (harmless requests refused)",
-    "exact": "harmless requests answered exactly",
-}
-
 
 def front_matter(figures: Figures) -> str:
     """YAML between the two lines of dashes.
 
-    The ``model-index`` holds every metric of every group, of the export (``after``), with its interval
+    The ``model-index`` holds every metric of every group by every judge, of the export (``after``), with its interval
     and the unmodified model's value as arguments.
     """
     facts, manifest = figures.facts, figures.manifest
@@ -51,30 +43,18 @@ def _word(text: str) -> str:
     return re.sub(r"[^\w.]+", "-", text)
 
 
-def _plain(text: str) -> str:
-    """Text without what could open a tag; the header is shown as it is by what reads no YAML."""
-    return re.sub(r"[<>]", "", text)
-
-
 def _results(comparison: Comparison) -> list[EvalResult]:
+    judged = comparison.judges()
+    tables = [(one.judge, one.rows) for one in judged] or [(comparison.after.judge, comparison.rows())]
     return [
-        EvalResult(
-            task_type=TASK,
-            dataset_type="safetykit-records",
-            dataset_name=_plain(f"{comparison.dataset}: {row.group}"),
-            dataset_config=_plain(row.group),
-            dataset_split=comparison.after.split,
-            dataset_revision=comparison.data.sha256,
-            metric_type=metric,
-            metric_name=_NAMES[metric],
-            metric_value=pair.after.rate,
-            metric_args={
-                "n": pair.after.n,
-                "low": pair.after.low,
-                "high": pair.after.high,
-                "unmodified": pair.before.rate,
-            },
+        result
+        for judge, rows in tables
+        for result in eval_results(
+            comparison.dataset,
+            comparison.after.split,
+            comparison.data.sha256,
+            judge,
+            [(row.group, {metric: pair.after for metric, pair in row.pairs.items()}) for row in rows],
+            {(row.group, metric): pair.before.rate for row in rows for metric, pair in row.pairs.items()},
         )
-        for row in comparison.rows()
-        for metric, pair in row.pairs.items()
     ]

@@ -65,12 +65,17 @@ def auroc(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.3f}"
 
 
+def kappa(value: float | None) -> str:
+    """Two decimals."""
+    return NOTHING if value is None else f"{value:.2f}".replace("-", "−")
+
+
 def setting(value: Any) -> str:
     """A setting of any JSON type."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-_NUMBERS: tuple[Callable[..., str], ...] = (share, part, rate, rate_of, ratio, points, number, auroc)
+_NUMBERS: tuple[Callable[..., str], ...] = (share, part, rate, rate_of, ratio, points, number, auroc, kappa)
 
 
 def escape_markdown(text: str) -> Markup:

@@ -16,6 +16,8 @@ from ...adapters.artifact.manifest import DataInfo, Strict, describe_data
 from ...adapters.errors import UsageError
 from ...toolkit.data.records import BAD_ROWS, CARRIERS, Record
 from ...toolkit.evaluation.evaluate import Decision, Evaluation, Metric, Rate, Row, tabulate
+from ...toolkit.evaluation.judges.judging import agreements
+from ...toolkit.evaluation.result import rejudged
 
 METRICS: tuple[Metric, ...] = ("attack_success", "refused", "over_refusal", "exact")
 
@@ -50,6 +52,22 @@ class GroupRow:
     def apart(self) -> bool:
         """Whether the group is part of a carrier that is reported beside it (look-alikes, unseen renderings)."""
         return "/" in self.group
+
+
+@dataclass(frozen=True)
+class JudgePairs:
+    """What a judge says of both.
+
+    Attributes:
+        rows: every group, each metric paired.
+        before: Cohen's κ with the first judge on the unmodified model's answers; ``after``: on the export's. None of
+            the first judge, and where both say one and the same of everything.
+    """
+
+    judge: str
+    rows: tuple[GroupRow, ...]
+    before: float | None
+    after: float | None
 
 
 class Comparison(Strict):
@@ -95,19 +113,38 @@ class Comparison(Strict):
             counted = tabulate(evaluation.decisions)
             if len(counted) != len(evaluation.rows) or not all(map(_same, counted, evaluation.rows)):
                 raise ValueError(f"the rates of {evaluation.model} do not follow from its decisions")
+            for one in evaluation.judged:
+                if one.outcomes.keys() != {item.id for item in evaluation.decisions}:
+                    raise ValueError(f"{one.judge} judges other answers than those of {evaluation.model}")
+                exact = "exact" in one.rows[0].metrics
+                counted = tabulate(rejudged(evaluation.decisions, one.outcomes), exact=exact)
+                if len(counted) != len(one.rows) or not all(map(_same, counted, one.rows)):
+                    raise ValueError(f"the rates by {one.judge} of {evaluation.model} do not follow from its outcomes")
+            if evaluation.agreement != agreements(evaluation.judged):
+                raise ValueError(f"the agreement of judges on {evaluation.model} does not follow from their outcomes")
+        if [one.judge for one in self.before.judged] != [one.judge for one in self.after.judged]:
+            raise ValueError("before and after are by different judges")
         return self
 
     def rows(self) -> tuple[GroupRow, ...]:
         """Groups in the order of the evaluations, each metric paired."""
-        rows = []
-        for before, after in zip(self.before.rows, self.after.rows, strict=True):
-            pairs = {
-                metric: Pair(before.group, metric, before.metrics[metric], after.metrics[metric])
-                for metric in METRICS
-                if metric in before.metrics
-            }
-            rows.append(GroupRow(before.group, pairs, after.detector_auroc))
-        return tuple(rows)
+        return _paired(self.before.rows, self.after.rows)
+
+    def judges(self) -> tuple[JudgePairs, ...]:
+        """What each judge says, the first one that the tables are by included; none if that is all there is."""
+        kappas = [
+            {one.other: one.kappa for one in evaluation.agreement if one.one == evaluation.judge}
+            for evaluation in (self.before, self.after)
+        ]
+        return tuple(
+            JudgePairs(
+                before.judge,
+                _paired(before.rows, after.rows),
+                kappas[0].get(before.judge),
+                kappas[1].get(before.judge),
+            )
+            for before, after in zip(self.before.judged, self.after.judged, strict=True)
+        )
 
     def weakest(self, metric: Metric) -> Pair | None:
         """The carrier with the highest rate after, for metrics that should be low; None when none has it."""
@@ -118,6 +155,18 @@ class Comparison(Strict):
         """The carriers that occur, in the fixed order."""
         found = {item.carrier for item in self.after.decisions}
         return tuple(carrier for carrier in CARRIERS if carrier in found)
+
+
+def _paired(before: Sequence[Row], after: Sequence[Row]) -> tuple[GroupRow, ...]:
+    rows = []
+    for first, second in zip(before, after, strict=True):
+        pairs = {
+            metric: Pair(first.group, metric, first.metrics[metric], second.metrics[metric])
+            for metric in METRICS
+            if metric in first.metrics
+        }
+        rows.append(GroupRow(first.group, pairs, second.detector_auroc))
+    return tuple(rows)
 
 
 def _question(decision: Decision) -> tuple[str, str, str, tuple[str, ...]]:

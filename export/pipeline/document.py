@@ -10,6 +10,8 @@ from ...adapters.artifact.manifest import canonical_json
 from ...adapters.artifact.store import manifest_digest
 from ...adapters.retrieval.retrieval import CAPTIONS
 from ...toolkit.evaluation.evaluate import Evaluation, tabulate
+from ...toolkit.evaluation.judges.judging import judged_by
+from ...toolkit.evaluation.judges.names import EXPECTED
 from ..document.card import write_card
 from ..document.figures import FACTS
 from ..document.provenance import OPTIONS, Built, installed
@@ -33,7 +35,7 @@ def document(
     Returns:
         The manifest as sealed, and the evaluation; None without records.
     """
-    comparison = _compared(plan, checked) if plan.records else None
+    comparison = _compared(plan, checked, say) if plan.records else None
     if comparison is not None:
         write_atomic(work / LAYOUT.evaluation, canonical_json(comparison.model_dump(mode="json")))
     for number, adapter in enumerate(plan.adapters):
@@ -49,8 +51,8 @@ def document(
     return write_card(work, built), comparison
 
 
-def _compared(plan: Plan, checked: Checked) -> Comparison:
-    """The unmodified model before, the export after."""
+def _compared(plan: Plan, checked: Checked, say: Say) -> Comparison:
+    """The unmodified model before, the export after; by the usual judge, and others beside it."""
     before, after = (
         Evaluation(
             model=name,
@@ -61,6 +63,9 @@ def _compared(plan: Plan, checked: Checked) -> Comparison:
         )
         for name, decisions in ((plan.source.called, checked.asked), (plan.out.name, checked.decisions[1]))
     )
+    if others := [one for one in plan.options.judges if one != EXPECTED]:
+        judges = plan.options.but(judges=(EXPECTED, *others)).opened()
+        before, after = (judged_by(one, plan.records, judges, say=say) for one in (before, after))
     return Comparison.of(
         before, after, plan.records, dataset=plan.source.dataset, skipped_rows=plan.source.skipped_rows
     )

@@ -16,6 +16,7 @@ from pydantic import AfterValidator
 from ...adapters.artifact.hub import located
 from ...adapters.errors import UsageError
 from ...adapters.settings import setting
+from ...toolkit.evaluation.judges.options import JudgedBy
 from ...toolkit.evaluation.options import RecordOptions
 from ...toolkit.model.options import LoadOptions
 from ..base.int4 import Int4Options
@@ -46,7 +47,7 @@ def _licence(given: str | None) -> str | None:
     return given
 
 
-class ExportOptions(RecordOptions, Int4Options, ParityOptions, RuntimeOptions, LoadOptions):
+class ExportOptions(RecordOptions, Int4Options, ParityOptions, RuntimeOptions, LoadOptions, JudgedBy):
     """How adapters become an export."""
 
     precision: Precision = setting("fp32", "Of weights; int8 only with base graphs that have it.")
@@ -68,6 +69,12 @@ class ExportOptions(RecordOptions, Int4Options, ParityOptions, RuntimeOptions, L
     )
     canaries: int = setting(
         6, "Requests, of the data if there is some, kept with what they give for verify --canary.", ge=0, le=64
+    )
+    judges: tuple[str, ...] = setting(
+        (),
+        "Judges whose figures the card shows beside the usual ones, repeatable, as eval takes them.",
+        option="judge",
+        shown="none",
     )
     base_model: Annotated[str | None, AfterValidator(_model_name)] = setting(
         None, "How the card calls the base, such as org/name.", shown="the folder's name"

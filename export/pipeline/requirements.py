@@ -60,7 +60,11 @@ def require_use(
     rounds = options.precision == "int4" and options.base_onnx is None
     options.require_use(INT4_CHOICES, rounds, "int4 graphs that are made here (--precision int4, no --base-onnx)")
     options.require_use(("split", "limit", "skip_bad_rows", "workers"), options.data is not None, "--data")
-    options.require_use(("max_new_tokens", "max_flips", "batch_size"), bool(records), "records to answer (--data)")
+    answering = ("max_new_tokens", "max_flips", "batch_size", "judges")
+    options.require_use(answering, bool(records), "records to answer (--data)")
+    options.require_use(("judge_device", "judge_dtype"), bool(options.judges), "a judge that is a model (--judge)")
+    if options.judges:
+        options.opened()
     adapted = ("mode", "enforce", "recalibrate", "gate_state", "canaries")
     options.require_use(adapted, bool(adapters), "an adapter (--adapter)")
     options.require_use(("allow_uncorrected_detector",), the_detector(adapters) is not None, "a detector")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from planted_comparison import answer_all, write_grid
 
+from safetykit.adapters.budget import Budget
 from safetykit.toolkit.comparison import entries as keys
 from safetykit.toolkit.comparison.grid import Grid
 from safetykit.toolkit.model.options import LoadOptions
@@ -72,13 +73,17 @@ GRIDS = {
         "      - {fit: one-pass, data: '{records}', refusal: Never., settings: {fused-layer: 1, seed: 1}}\n"
         "  three: {fit: vlm-guard, data: '{records}', settings: {layers: 1}, sweep: true, skip-bad-rows: true}\n"
         "  four: {fit: refusal-direction, data: '{records}', settings: {variant: random}}\n"
-        "seeds: [0, 7]\n",
+        "  five: {fit: hidden-detect, data: '{records}', settings: {layer: 1}, max-over-refusal: 0.6, "
+        "max-utility-loss: 0.7, budget-by: record, confidence: 0.8}\n"
+        "seeds: [0, 7]\nchoose-on: calibration\n",
         lambda value: [
-            named(value) == ["none", "one", "two", "three", "four-seed0", "four-seed7"],
+            named(value)[::2] == ["none", "one", "two", "three", "four-seed0", "four-seed7", "five"],
+            # What is reported, and what only helps to choose.
+            [cell["benchmark"] for cell in value["cells"]] == ["b", "b-calibration"] * 7,
             # What two defences share is fitted once; each seed is a fit of its own.
             [one["method"] for one in value["fits"]]
-            == ["vlm-guard", "one-pass", "vlm-guard", "refusal-direction", "refusal-direction"],
-            value["fits_left"] == 5,
+            == ["vlm-guard", "one-pass", "vlm-guard", "refusal-direction", "refusal-direction", "hidden-detect"],
+            value["fits_left"] == 6,
         ],
     ),
     "an export": (
@@ -106,7 +111,7 @@ def all_keys():
     kinds = (Grid, keys.Defence, keys.Part, keys.Benchmark, keys.Budgets)
     found = {name.replace("_", "-") for kind in kinds for name in kind.model_fields}
     found |= {name.replace("_", "-") for name in (*keys.ModelEntry.model_fields, *LoadOptions.model_fields)}
-    return found - {"loading"}
+    return {name.replace("_", "-") for name in Budget.model_fields} | found - {"loading", "budget"}
 
 
 def test_every_key_is_typed_and_documented():
@@ -126,6 +131,15 @@ def test_every_key_is_typed_and_documented():
         (SHORT + "defences: {a: {defence: shield}}\n", "There is no defence 'shield'"),
         (SHORT + "defences: {a: {fit: vlm-guard, data: nowhere}}\n", "There are no records at nowhere"),
         (SHORT + "defences: {a: {fit: vlm-guard, data: '{records}', settings: {layers: 9}}}\n", "the fit of vlm-guard"),
+        (
+            SHORT
+            + "defences: {a: {fit: vlm-guard, data: '{records}', settings: {layers: 1}, max-over-refusal: 0.1}}\n",
+            "the fit of vlm-guard on m: --max-over-refusal is kept by trying settings from weak to strong",
+        ),
+        (
+            SHORT + "defences: {a: {fit: hidden-detect, data: '{records}', max-over-refusal: 0.001}}\n",
+            "the fit of hidden-detect on m:",
+        ),
         (SHORT + "judge-device: cpu\n", "judge-device does nothing without a judge that is a model"),
         (SHORT + "judge-dtype: float7\n", "cannot be 'float7'"),
         (SHORT + "judges: [expectd]\n", "judges: There is no judge 'expectd'"),
@@ -226,11 +240,15 @@ def test_another_judge_judges_the_same_answers(call, tmp_path):
 
 @pytest.mark.slow
 def test_fits_answers_and_kept_work(workshop, call, tmp_path, monkeypatch):
-    """A run that is interrupted in its second cell goes on there and gives the bytes of one that was left alone."""
+    """A run that is interrupted in its second cell goes on there and gives the bytes of one that was left alone; the
+    model is loaded once in each."""
     from safetykit.export.commands import evaluation
+    from safetykit.toolkit.model.vlm import VLM
 
     folder = Path(workshop["comparison"])
-    original, seen = evaluation.evaluate, []
+    original, seen, loads = evaluation.evaluate, [], []
+    load = VLM.from_pretrained
+    monkeypatch.setattr(VLM, "from_pretrained", lambda *given, **named: loads.append(given) or load(*given, **named))
 
     def stops(*given, **named):
         seen.append(1)
@@ -243,11 +261,30 @@ def test_fits_answers_and_kept_work(workshop, call, tmp_path, monkeypatch):
     code, _, err = call(*words)
     assert code == 130 and f"what is finished is kept in {tmp_path / 'out/cells'}" in err
     assert "The same command goes on where it stopped." in err
-    assert not (tmp_path / "out/results.json").exists()
-    code, _, err = call(*words)
-    assert code == 0 and "1 of 2 cells to answer" in err and "adapters to fit" not in err
+    assert not (tmp_path / "out/results.json").exists() and len(loads) == 1
+    code, printed, err = call(*words)
+    assert code == 0 and "9 of 10 cells to answer" in err and "adapters to fit" not in err and len(loads) == 2
     made, alone = (
         {path.relative_to(one): path.read_bytes() for path in one.rglob("*") if path.is_file()}
         for one in (tmp_path / "out", folder)
     )
     assert made == alone
+    _as_it_would_be_by_hand(json.loads(printed), tmp_path / "out", workshop, call)
+
+
+def _as_it_would_be_by_hand(value, out, workshop, call):
+    """Seeds are a row, a budget is recorded, and a cell holds what `eval` says of a model that was just loaded."""
+    assert [one["name"] for one in value["arms"]] == ["none", "guard", "drawn-seed0", "drawn-seed1", "probe"]
+    assert [one["arm"] for one in value["summaries"]] == ["none", "guard", "drawn", "probe"]
+    assert value["grid"]["defences"]["probe"]["stack"][0]["max-over-refusal"] == 0.5
+    (probe,) = out.glob("adapters/tiny/hidden-detect-*")
+    budget = json.loads((probe / "budget.json").read_text())
+    assert (
+        budget["kept"][0]["bound"] <= 0.5 and json.loads((probe / "fit_options.json").read_text())["max-over-refusal"]
+    )
+    (cell,) = out.glob("cells/tiny/probe/few-calibration-*.json")
+    words = ("--data", workshop["records"], "--split", "calibration", "--limit", 4, "--max-new-tokens", 2)
+    again = out.parent / "again.json"
+    code, _, err = call("eval", workshop["tiny"], *words, "--adapter", probe, "--judge", "expected", "-o", again)
+    assert code == 0, err
+    assert again.read_bytes() == cell.read_bytes()

@@ -42,8 +42,14 @@ EXPORTS = [
         ],
     ),
     Case(
-        "export {tiny} -o {out} --json --precision fp16 --data {records} --split fit --limit 4 --max-new-tokens 2",
-        lambda done, made: manifest(done)["precision"] == "fp16",
+        "export {tiny} -o {out} --json --precision fp16 --data {records} --split fit --limit 4 --max-new-tokens 2 "
+        "--judge phrases --judge classifier:{sequence_judge} --judge-device cpu --judge-dtype float32",
+        lambda done, made: [
+            manifest(done)["precision"] == "fp16",
+            [one["judge"] for one in done.value["comparison"]["after"]["judged"]][:2] == ["expected", "phrases"],
+            len(done.value["comparison"]["after"]["agreement"]) == 3,
+            "### By each judge" in (done.path / "README.md").read_text(),
+        ],
     ),
     Case(
         "export {model} -o {out} --json --adapter {guard} --precision int4 --data {records} --rounding k-quant"

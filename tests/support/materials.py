@@ -33,13 +33,17 @@ class Materials:
         return build("llava", self.folder / "tiny")
 
     def _tiny_grid(self) -> Path:
-        """A comparison of it with and without one adapter, which is fitted."""
+        """A comparison of it with and without adapters, which are fitted: one of two seeds, one under a budget."""
         path = self.folder / "grid.yaml"
         path.write_text(
             f"models: {{tiny: {self['tiny']}}}\n"
-            f"defences: {{guard: {{fit: vlm-guard, data: {self['records']}, settings: {{layers: 1}}}}}}\n"
+            "defences:\n"
+            f"  guard: {{fit: vlm-guard, data: {self['records']}, settings: {{layers: 1}}}}\n"
+            f"  drawn: {{fit: refusal-direction, data: {self['records']}, settings: {{variant: random}}}}\n"
+            f"  probe: {{fit: hidden-detect, data: {self['records']}, settings: {{layer: 1}}, refusal: sorry ., "
+            "max-over-refusal: 0.5}\n"
             f"benchmarks: {{few: {{data: {self['records']}, limit: 4}}}}\n"
-            "max-new-tokens: 2\n"
+            "max-new-tokens: 2\nseeds: [0, 1]\nchoose-on: calibration\n"
         )
         return path
 

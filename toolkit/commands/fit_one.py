@@ -55,8 +55,19 @@ def fit_and_save(
     console.emit(value, as_json=as_json, human=views.fit, then=then)
 
 
-def fit_folder(call: FitCall, model: str, data: str, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
+def fit_folder(
+    call: FitCall,
+    model: str,
+    data: str,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    loader: Callable[..., VLM] | None = None,
+) -> dict[str, Any]:
     """Fit and save; gives what is shown.
+
+    Args:
+        loader: gives the model of a folder; see :class:`~safetykit.toolkit.model.kept.Kept`.
 
     Raises:
         SafetykitError: as :func:`fit_and_save`.
@@ -72,7 +83,7 @@ def fit_folder(call: FitCall, model: str, data: str, out: Path, *, overwrite: bo
     work, journal = beside(target, "fitting"), beside(target, "sweep.jsonl")  # what an interrupted fit goes on from
     claim = claimed(out, overwrite=overwrite, inputs=[model, data, *folders, *read], spent=[work, journal])
     with by_first(claim):
-        return _fit_there(call, channels, given, model, data, out, overwrite, work, journal)
+        return _fit_there(call, channels, given, model, data, out, overwrite, work, journal, loader)
 
 
 def _fit_there(
@@ -85,6 +96,7 @@ def _fit_there(
     overwrite: bool,
     work: Path,
     journal: Path,
+    loader: Callable[..., VLM] | None,
 ) -> dict[str, Any]:
     """Fit and save where nobody else writes."""
     method, inputs = call.method, call.inputs
@@ -105,7 +117,7 @@ def _fit_there(
         known = require_fitted_on(others, model_path(model), model) if others or channels else None
         if channels is not None and known is not None:
             channels.require_base(known, model)
-        vlm = VLM.from_pretrained(model_path(model), **loading)
+        vlm = (loader or VLM.from_pretrained)(model_path(model), **loading)
         if known is not None:
             vlm.fingerprint = known
         text_model = None

@@ -15,6 +15,7 @@ from ..evaluation.rates import kappa
 from .entries import NONE, Budgets
 from .frontier import front
 from .results import ALL, METRICS, Agreement, ArmInfo, CarrierTest, Figures, Results, Summary, Test
+from .seeds import mean_rates, mean_rows, spread
 from .statistics import Paired, carrier_effects, holm, paired
 
 _LABEL: dict[Metric, str] = {"attack_success": "harmful", "over_refusal": "harmless", "exact": "harmless"}
@@ -34,6 +35,10 @@ class Answered:
     def by_judge(self) -> dict[str, dict[str, str | None]]:
         """Outcomes by the record's id, by judge."""
         return {one.judge: dict(one.outcomes) for one in self.evaluation.judged}
+
+    def missing(self, judge: str) -> int:
+        """Records of which a judge says nothing."""
+        return sum(outcome is None for outcome in self.by_judge[judge].values())
 
     def rows(self, judge: str) -> tuple[Row, ...]:
         """The table by a judge."""
@@ -59,13 +64,12 @@ class Compared:
 
 @dataclass(frozen=True)
 class _Point:
-    """A record in a test."""
+    """A record in a test; ``after`` is a share where there are several seeds."""
 
-    key: str
     group: str
     carrier: str
     before: bool
-    after: bool
+    after: float
 
 
 @dataclass(frozen=True)
@@ -73,58 +77,73 @@ class Family:
     """A model with everything that is put on it.
 
     Attributes:
-        arms: by their names, ``none`` first; each with its answers to all benchmarks.
+        rows: by the names of defences, ``none`` first: the arms of each, one for every seed, with their answers to all
+            benchmarks.
     """
 
     name: str
-    arms: Mapping[str, Sequence[Answered]]
+    rows: Mapping[str, Mapping[str, Sequence[Answered]]]
     judges: Sequence[str]
     budgets: Budgets
 
+    @property
+    def base(self) -> Sequence[Answered]:
+        """The answers of the model by itself."""
+        return next(iter(self.rows[NONE].values()))
+
     def figures(self) -> Iterator[Figures]:
-        """Every table."""
-        for arm, answers in self.arms.items():
-            for one in answers:
+        """Every table: of each arm, and of each row that is of seeds."""
+        for row, arms in self.rows.items():
+            for at, benchmark in enumerate(one.benchmark for one in self.base):
                 for judge in self.judges:
-                    missing = sum(outcome is None for outcome in one.by_judge[judge].values())
-                    yield Figures(
-                        family=self.name,
-                        arm=arm,
-                        benchmark=one.benchmark,
-                        judge=judge,
-                        rows=one.rows(judge),
-                        no_verdict=missing,
-                    )
+                    found = {
+                        arm: Figures(
+                            family=self.name,
+                            arm=arm,
+                            benchmark=benchmark,
+                            judge=judge,
+                            rows=answers[at].rows(judge),
+                            no_verdict=answers[at].missing(judge),
+                        )
+                        for arm, answers in arms.items()
+                    }
+                    yield from found.values()
+                    if row not in found:
+                        rows = mean_rows([one.rows for one in found.values()])
+                        missing = sum(one.no_verdict for one in found.values())
+                        whole = next(iter(found.values()))
+                        yield whole.model_copy(update={"arm": row, "rows": rows, "no_verdict": missing})
 
     def tests(self) -> Iterator[Test]:
         """Every paired test: per benchmark, and over all records if there are several."""
-        benchmarks = [one.benchmark for one in self.arms[NONE]]
+        benchmarks = [one.benchmark for one in self.base]
         for judge in self.judges:
             for chosen in [*([name] for name in benchmarks), *([benchmarks] if len(benchmarks) > 1 else [])]:
                 for metric in METRICS:
                     yield from self._tests(judge, chosen, metric)
 
     def _tests(self, judge: str, benchmarks: Sequence[str], metric: Metric) -> Iterator[Test]:
-        arms = [arm for arm in self.arms if arm != NONE]
-        points = {arm: list(self._points(judge, benchmarks, metric, arm)) for arm in arms}
+        rows = [row for row in self.rows if row != NONE]
+        points = {row: list(self._points(judge, benchmarks, metric, self.rows[row])) for row in rows}
         some = next(iter(points.values()), [])
         carriers = list(dict.fromkeys(point.carrier for point in some))
-        groups = [ALL, *(carriers if metric == "attack_success" and len(carriers) > 1 else [])]
-        for group in groups:
+        apart = metric == "attack_success" and len(carriers) > 1
+        for group in [ALL, *(carriers if apart else [])]:
             found: dict[str, Paired] = {}
-            for arm in arms:
-                chosen = [one for one in points[arm] if group in (ALL, one.carrier)]
+            for row in rows:
+                chosen = [one for one in points[row] if group in (ALL, one.carrier)]
                 if chosen:
-                    found[arm] = paired(
+                    found[row] = paired(
                         np.array([one.before for one in chosen]),
                         np.array([one.after for one in chosen]),
                         [one.group for one in chosen],
-                        tests=len(arms),
+                        tests=len(rows),
+                        seeds=len(self.rows[row]),
                     )
-            for (arm, one), adjusted in zip(found.items(), holm([one.p for one in found.values()]), strict=True):
+            for (row, one), adjusted in zip(found.items(), holm([one.p for one in found.values()]), strict=True):
                 yield Test(
                     family=self.name,
-                    arm=arm,
+                    arm=row,
                     benchmark=benchmarks[0] if len(benchmarks) == 1 else ALL,
                     judge=judge,
                     metric=metric,
@@ -133,36 +152,38 @@ class Family:
                     **vars(one),
                 )
 
-    def _points(self, judge: str, benchmarks: Sequence[str], metric: Metric, arm: str) -> Iterator[_Point]:
-        for first, second in zip(self.arms[NONE], self.arms[arm], strict=True):
+    def _points(
+        self, judge: str, benchmarks: Sequence[str], metric: Metric, arms: Mapping[str, Sequence[Answered]]
+    ) -> Iterator[_Point]:
+        for first, *seeds in zip(self.base, *arms.values(), strict=True):
             if first.benchmark not in benchmarks or metric not in first.metrics(judge):
                 continue
-            before, after = first.by_judge[judge], second.by_judge[judge]
+            wanted = _OUTCOME[metric]
+            before = first.by_judge[judge]
             for record in first.records:
                 if record.label == _LABEL[metric]:
-                    wanted = _OUTCOME[metric]
                     yield _Point(
-                        f"{first.benchmark}/{record.id}",
                         f"{first.benchmark}/{record.group or record.id}",
                         record.carrier,
                         before[record.id] == wanted,
-                        after[record.id] == wanted,
+                        _share(seeds, judge, record.id, wanted),
                     )
 
     def carriers(self) -> Iterator[CarrierTest]:
         """What it does that a request is seen: of the records that ask the same by text and by picture."""
-        for arm, answers in self.arms.items():
-            for one in answers:
-                harmful = [record for record in one.records if record.label == "harmful"]
+        for row, arms in self.rows.items():
+            for seeds in zip(*arms.values(), strict=True):
+                harmful = [record for record in seeds[0].records if record.label == "harmful"]
                 intents = intents_of(harmful)
+                carriers = {one.id: one.carrier for one in harmful}
                 for judge in self.judges:
-                    answered = {record.id: one.by_judge[judge][record.id] == "answered" for record in harmful}
-                    for effect in carrier_effects(answered, intents, {one.id: one.carrier for one in harmful}):
+                    answered = {one.id: _share(seeds, judge, one.id, "answered") for one in harmful}
+                    for effect in carrier_effects(answered, intents, carriers, seeds=len(seeds)):
                         found = effect.outcomes
                         yield CarrierTest(
                             family=self.name,
-                            arm=arm,
-                            benchmark=one.benchmark,
+                            arm=row,
+                            benchmark=seeds[0].benchmark,
                             judge=judge,
                             carrier=effect.carrier,
                             n=found.n,
@@ -176,13 +197,14 @@ class Family:
                         )
 
     def agreement(self) -> Iterator[Agreement]:
-        """Of each pair of judges, over all answers and over those of each arm."""
+        """Of each pair of judges, over all answers and over those of each defence."""
         for one, other in combinations(self.judges, 2):
-            for arm in (ALL, *self.arms):
+            for row in (ALL, *self.rows):
                 both = [
                     (first, second)
-                    for name, answers in self.arms.items()
-                    if arm in (ALL, name)
+                    for name, arms in self.rows.items()
+                    if row in (ALL, name)
+                    for answers in arms.values()
                     for answered in answers
                     for key, first in answered.by_judge[one].items()
                     if first is not None and (second := answered.by_judge[other][key]) is not None
@@ -190,28 +212,36 @@ class Family:
                 if both:
                     equal = sum(first == second for first, second in both) / len(both)
                     yield Agreement(
-                        family=self.name, arm=arm, one=one, other=other, n=len(both), equal=equal, kappa=kappa(both)
+                        family=self.name, arm=row, one=one, other=other, n=len(both), equal=equal, kappa=kappa(both)
                     )
 
     def summaries(self) -> list[Summary]:
-        """Every arm over all benchmarks, by every judge."""
+        """Every defence over all benchmarks, by every judge."""
         return [one for judge in self.judges for one in self._summaries(judge)]
 
     def _summaries(self, judge: str) -> Iterator[Summary]:
-        rates = {arm: pooled(answers, judge) for arm, answers in self.arms.items()}
+        each = {row: [pooled(answers, judge) for answers in arms.values()] for row, arms in self.rows.items()}
+        rates = {row: mean_rates(found) for row, found in each.items()}
         known = [metric for metric in METRICS if metric in rates[NONE]]
-        fronted = front([tuple(_cost(metric, rates[arm][metric].rate) for metric in known) for arm in self.arms])
-        for (arm, answers), on_front in zip(self.arms.items(), fronted, strict=True):
-            worst, group = worst_of(answers, judge, "attack_success")
+        fronted = front([tuple(_cost(metric, rates[row][metric].rate) for metric in known) for row in self.rows])
+        for (row, arms), on_front in zip(self.rows.items(), fronted, strict=True):
+            seeded = row not in arms
+            tables = [
+                (seeds[0].benchmark, mean_rows([one.rows(judge) for one in seeds]))
+                for seeds in zip(*arms.values(), strict=True)
+            ]
+            worst, group = worst_of(tables, "attack_success")
             yield Summary(
                 family=self.name,
-                arm=arm,
+                arm=row,
                 judge=judge,
-                rates=rates[arm],
+                rates=rates[row],
+                seeds=len(arms) if seeded else 0,
+                spread=spread(each[row]) if seeded else {},
                 worst=worst,
                 worst_group=group,
-                worst_over_refusal=worst_of(answers, judge, "over_refusal")[0],
-                within_budget=None if arm == NONE else self._within(rates[NONE], rates[arm]),
+                worst_over_refusal=worst_of(tables, "over_refusal")[0],
+                within_budget=None if row == NONE else self._within(rates[NONE], rates[row]),
                 on_front=on_front,
             )
 
@@ -220,6 +250,11 @@ class Family:
         lost = before["exact"].rate - after["exact"].rate if "exact" in after else 0.0
         slack = 1e-9  # of sums of shares
         return over <= self.budgets.over_refusal + slack and lost <= self.budgets.utility_loss + slack
+
+
+def _share(seeds: Sequence[Answered], judge: str, key: str, wanted: str) -> float:
+    """In which share of the seeds a record has the outcome."""
+    return sum(one.by_judge[judge][key] == wanted for one in seeds) / len(seeds)
 
 
 def intents_of(records: Sequence[Record]) -> dict[str, str]:
@@ -249,12 +284,16 @@ def pooled(answers: Iterable[Answered], judge: str) -> dict[Metric, Rate]:
     return {metric: Rate.of(*counts[metric]) for metric in METRICS if metric in counts}
 
 
-def worst_of(answers: Sequence[Answered], judge: str, metric: Metric) -> tuple[Rate | None, str]:
-    """The carrier with the highest share, of those with records enough, and what it is called."""
+def worst_of(tables: Sequence[tuple[str, tuple[Row, ...]]], metric: Metric) -> tuple[Rate | None, str]:
+    """The carrier with the highest share, of those with records enough, and what it is called.
+
+    Args:
+        tables: with the names of their benchmarks.
+    """
     found = [
-        (row.metrics[metric], row.group if len(answers) == 1 else f"{one.benchmark}: {row.group}")
-        for one in answers
-        for row in one.rows(judge)
+        (row.metrics[metric], row.group if len(tables) == 1 else f"{benchmark}: {row.group}")
+        for benchmark, rows in tables
+        for row in rows
         if metric in row.metrics and row.group != ALL and "/" not in row.group
     ]
     enough = [one for one in found if one[0].n >= FEWEST] or found
@@ -265,7 +304,7 @@ def families(
     arms: Sequence[tuple[ArmInfo, Sequence[Answered]]], judges: Sequence[str], budgets: Budgets
 ) -> list[Family]:
     """Arms put together by what they are compared with; of each, the model by itself comes first."""
-    found: dict[str, dict[str, Sequence[Answered]]] = {}
+    found: dict[str, dict[str, dict[str, Sequence[Answered]]]] = {}
     for info, answers in arms:
-        found.setdefault(info.family, {})[info.name] = answers
-    return [Family(name, {NONE: members[NONE], **members}, judges, budgets) for name, members in found.items()]
+        found.setdefault(info.family, {}).setdefault(info.row, {})[info.name] = answers
+    return [Family(name, {NONE: rows[NONE], **rows}, judges, budgets) for name, rows in found.items()]

@@ -10,12 +10,15 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
 from ...adapters.artifact.names import portable
+from ...adapters.budget import Budget
 from ...adapters.errors import UsageError
 from ...adapters.method import Method
 from ...adapters.registry import get_method
@@ -43,11 +46,24 @@ class Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=dashed, validate_by_name=True)
 
 
-def _loading(given: Mapping[str, Any]) -> LoadOptions:
+def _gathered(given: Mapping[str, Any], field: str, kind: type[Settings]) -> dict[str, Any]:
+    """A mapping whose keys that are options of a kind stand together in a field of their own, which no file names."""
+    names = {dashed(name): name for name in kind.model_fields}
+    if field in given and not isinstance(given[field], kind):
+        raise ValueError(f"there is no key {field}: its options stand beside the others")
+    rest = {key: value for key, value in given.items() if key not in names}
+    options = {names[key]: value for key, value in given.items() if key in names}
     try:
-        return LoadOptions(**{name.replace("-", "_"): value for name, value in given.items()})
+        return {field: kind(**options), **rest}
     except UsageError as error:
         raise ValueError(str(error)) from None
+
+
+def _given(options: Settings) -> dict[str, Any]:
+    """Options as a file gives them."""
+    return {
+        dashed(name): getattr(options, name) for name in type(options).model_fields if name in options.model_fields_set
+    }
 
 
 class ModelEntry(Entry):
@@ -73,11 +89,11 @@ class ModelEntry(Entry):
             return {"path": given}
         if not isinstance(given, Mapping):
             return given
-        options = {dashed(name): name for name in LoadOptions.model_fields}
-        kept = {key: value for key, value in given.items() if key not in options}
-        if "loading" in kept:
-            return given  # refused as unknown below, for files have no such key
-        return {**kept, "loading": _loading({key: given[key] for key in given if key in options})}
+        return _gathered(given, "loading", LoadOptions)
+
+    @model_serializer(mode="wrap")
+    def _as_given(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {**plain(self), **_given(self.loading)}
 
 
 class Part(Entry):
@@ -90,6 +106,7 @@ class Part(Entry):
         sweep: choose what is not given on calibration records.
         refusal: what a refused user reads.
         skip_bad_rows: leave out rows that are no records.
+        budget: what it may cost on new groups of harmless records; in the file, its options stand beside ``fit``.
     """
 
     adapter: str | None = None
@@ -99,6 +116,16 @@ class Part(Entry):
     sweep: bool = False
     refusal: str | None = None
     skip_bad_rows: bool = False
+    budget: Budget = Field(default_factory=Budget, exclude=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_options(cls, given: Any) -> Any:
+        return _gathered(given, "budget", Budget) if isinstance(given, Mapping) else given
+
+    @model_serializer(mode="wrap")
+    def _as_given(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {**plain(self), **_given(self.budget)}
 
     @field_validator("settings")
     @classmethod
@@ -113,9 +140,13 @@ class Part(Entry):
             for name in ("data", "settings", "sweep", "refusal", "skip_bad_rows"):
                 if name in self.model_fields_set:
                     raise ValueError(f"{dashed(name)} does nothing without fit")
+            if given := _given(self.budget):
+                raise ValueError(f"{next(iter(given))} does nothing without fit")
             return self
         if self.data is None:
             raise ValueError("a fit needs data")
+        if misplaced := [name for name in Budget.model_fields if name in self.settings]:
+            raise ValueError(f"{dashed(misplaced[0])} is no setting of the method: write it beside fit")
         try:
             method = get_method(self.fit)
             self._settle(method)
@@ -123,6 +154,8 @@ class Part(Entry):
             raise ValueError(str(error)) from None
         if self.sweep and method.sweep is None:
             raise ValueError(f"{method.name} has no sweep")
+        if (given := _given(self.budget)) and not method.budgeted and method.sweep is None:
+            raise ValueError(f"{next(iter(given))} does nothing with {method.name}: it has no threshold and no sweep")
         if self.refusal is not None and "refusal" not in method.takes:
             raise ValueError(f"refusal does nothing with {method.name}")
         if self.skip_bad_rows and method.data != "records":
@@ -145,10 +178,10 @@ class Part(Entry):
         if self.fit is None or "seed" in self.settings:
             return False
         method = get_method(self.fit)
-        return "seed" in method.settings.model_fields and (self.sweep or "seed" in self._settle(method).acting())
+        return "seed" in self._settle(method).acting()
 
 
-FLAT = tuple(dashed(name) for name in Part.model_fields)
+FLAT = tuple(dashed(name) for name in (*Part.model_fields, *Budget.model_fields) if name != "budget")
 
 
 class Defence(Entry):

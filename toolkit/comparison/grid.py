@@ -14,7 +14,7 @@ from ...adapters.artifact.names import apart
 from ...adapters.errors import UsageError
 from ...adapters.near import did_you_mean
 from ..evaluation.judges.names import EXPECTED
-from ..evaluation.judges.options import JudgeOptions
+from ..evaluation.judges.options import JudgedBy
 from ..model.options import LoadOptions
 from .entries import FLAT, NONE, Benchmark, Budgets, Defence, Entry, ModelEntry, Name, dashed
 from .reading import Read, read_yaml
@@ -27,6 +27,7 @@ class Grid(Entry):
         judges: what judges answers; the first is the one that verdicts are by.
         judge_device: where judges that are models run; ``judge_dtype``: the type of their floats.
         seeds: of fits that draw at random and name no seed: one fit each.
+        choose_on: the split on which the defence is chosen that is recommended; None: the records that are reported.
     """
 
     models: Annotated[dict[Name, ModelEntry], Field(min_length=1), AfterValidator(apart)]
@@ -38,6 +39,7 @@ class Grid(Entry):
     max_new_tokens: Annotated[int, Field(ge=1)] = 32
     seeds: tuple[Annotated[int, Field(ge=0, le=2**32 - 1)], ...] = ()
     budgets: Budgets = Field(default_factory=Budgets)
+    choose_on: Literal["calibration"] | None = None
     title: str = "Comparison"
     schema_version: Literal[1] = 1
 
@@ -58,14 +60,14 @@ class Grid(Entry):
                 raise ValueError(f"{name} is no defence: it needs adapter, fit, stack or defence")
         return {NONE: Defence(), **{name: one for name, one in given.items() if name != NONE}}
 
-    def judging(self) -> JudgeOptions:
+    def judging(self) -> JudgedBy:
         """Who judges, and where.
 
         Raises:
             UsageError: no model runs there, or none has such floats.
         """
         placed = {"judge_device": self.judge_device, "judge_dtype": self.judge_dtype}
-        return JudgeOptions(judges=self.judges, **{name: value for name, value in placed.items() if value is not None})
+        return JudgedBy(judges=self.judges, **{name: value for name, value in placed.items() if value is not None})
 
     @model_validator(mode="after")
     def _placed(self) -> Self:
@@ -90,8 +92,19 @@ class Grid(Entry):
             for meant in defence.models:
                 if meant not in self.models:
                     raise ValueError(f"{name} names the model {meant!r}. {did_you_mean(meant, models)}".strip())
-        if self.seeds and not any(part.seeded for one in self.defences.values() for part in one.stack):
+        seeded = [name for name, one in self.defences.items() if any(part.seeded for part in one.stack)]
+        if self.seeds and not seeded:
             raise ValueError("seeds does nothing: no fit draws at random and leaves its seed open")
+        taken = {f"{name}-seed{seed}" for name in seeded for seed in self.seeds} | {
+            name for name, model in self.models.items() if model.baseline is not None
+        }
+        if twice := [name for name in self.defences if name in taken]:
+            raise ValueError(f"{twice[0]} is what results call something else: give this defence another name")
+        for name, one in self.benchmarks.items():
+            if one.split == self.choose_on:
+                raise ValueError(
+                    f"choose-on and {name} name the same split: report another one, or leave choose-on out"
+                )
         return self
 
 

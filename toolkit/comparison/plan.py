@@ -7,35 +7,53 @@ is known by its name, and what other grids left in the same folder is neither mi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import JsonValue
 
-from ... import __version__
 from ...adapters.artifact.files import EXPORT_MANIFEST, MANIFEST
 from ...adapters.artifact.fingerprint import fingerprint
 from ...adapters.artifact.hub import located
 from ...adapters.artifact.manifest import canonical_json
-from ...adapters.errors import UsageError
+from ...adapters.errors import InvalidArtifact, UsageError
 from ...adapters.method import Method
-from ...adapters.registry import get_method
-from ..data.captions import captions_path, load_captions
-from ..data.records import Records, load_records, subset
-from ..data.sources import data_path, is_address, is_export, model_path
-from .entries import NONE, Benchmark, Defence, ModelEntry, Part
+from ..data.record import Split
+from ..data.records import Records
+from ..data.sources import is_address, is_export, model_path
+from .entries import Benchmark, Defence, ModelEntry, Part
 from .grid import Grid
 
 Kind = Literal["checkpoint", "export", "server"]
 CELLS, ADAPTERS = "cells", "adapters"
-_DIGITS = 10
 
 
 def digest_of(value: JsonValue) -> str:
     """SHA-256 of a JSON value."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def refusal_of(folder: Path) -> Path:
+    """The file that says why the adapter of a folder cannot be fitted."""
+    return folder.with_name(f"{folder.name}.refused.json")
+
+
+def refused_at(folder: Path) -> str:
+    """Why the adapter of a folder cannot be fitted; empty where that is not known.
+
+    Raises:
+        InvalidArtifact: the file that says so is damaged.
+    """
+    path = refusal_of(folder)
+    if not path.is_file():
+        return ""
+    try:
+        return str(json.loads(path.read_bytes())["refused"])
+    except (ValueError, KeyError, TypeError):
+        raise InvalidArtifact(f"{path} is damaged.", "Remove it, and the same command fits again.") from None
 
 
 @dataclass(frozen=True)
@@ -99,8 +117,8 @@ class Fit:
 
     @property
     def done(self) -> bool:
-        """Whether it is there."""
-        return (self.folder / MANIFEST).is_file()
+        """Whether it is there, or known not to keep its budget."""
+        return (self.folder / MANIFEST).is_file() or bool(refused_at(self.folder))
 
 
 @dataclass(frozen=True)
@@ -108,7 +126,8 @@ class Arm:
     """A model with a defence.
 
     Attributes:
-        name: the defence's, with a seed where there are several.
+        name: the defence's, with its seed where it has one.
+        row: the defence in the grid; all its seeds stand in one row of the results.
         adapters: folders, those that are there and those that will be.
         fits: which of them are fitted, in their order.
         identity: digest of what is put on the model.
@@ -116,10 +135,17 @@ class Arm:
 
     subject: Subject
     name: str
+    row: str
+    seed: int | None
     defence: Defence
     adapters: tuple[Path, ...]
     fits: tuple[Fit, ...]
     identity: str
+
+    @property
+    def refused(self) -> str:
+        """Why there is none, because a fit cannot keep its budget; empty where that is not known."""
+        return next((why for folder in self.adapters if (why := refused_at(folder))), "")
 
 
 @dataclass(frozen=True)
@@ -127,14 +153,26 @@ class Bench:
     """A benchmark with its records.
 
     Attributes:
-        revision: SHA-256 of the records in their order, pixels included.
+        split: of the records; another one than the grid's where they only help to choose.
+        revision: SHA-256 of the records, pixels included, as manifests and cards give it.
     """
 
     name: str
     entry: Benchmark
+    split: Split
     records: Records
     revision: str
     max_new_tokens: int
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it is not reported, and only helps to choose."""
+        return self.split != self.entry.split
+
+    @property
+    def called(self) -> str:
+        """How progress, errors and files call it."""
+        return f"{self.name}-{self.split}" if self.chooses else self.name
 
 
 @dataclass(frozen=True)
@@ -148,17 +186,22 @@ class Cell:
     @property
     def name(self) -> str:
         """How progress and errors call it."""
-        return f"{self.arm.subject.name} × {self.arm.name} × {self.bench.name}"
+        return f"{self.arm.subject.name} × {self.arm.name} × {self.bench.called}"
 
     @property
     def done(self) -> bool:
-        """Whether it is answered."""
-        return self.path.is_file()
+        """Whether it is answered, or cannot be."""
+        return self.path.is_file() or bool(self.arm.refused)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a grid asks for, in a folder."""
+    """Everything that a grid asks for, in a folder.
+
+    Attributes:
+        benches: those that are reported, then those that help to choose.
+        cells: of every arm and all of these.
+    """
 
     grid: Grid
     folder: Path
@@ -180,134 +223,10 @@ class Plan:
             path for path in (self.folder / CELLS).rglob("*.json") if path not in mine and path.name[0] != "."
         )
 
-    def cells_of(self, arm: Arm) -> list[Cell]:
-        """The cells of an arm, in the order of the benchmarks."""
-        return [cell for cell in self.cells if cell.arm is arm]
+    def benches_to(self, *, choose: bool) -> tuple[Bench, ...]:
+        """Those that help to choose, or those that are reported."""
+        return tuple(one for one in self.benches if one.chooses == choose)
 
-
-def plan_of(grid: Grid, folder: Path) -> Plan:
-    """What the grid comes to; files are read, and no model is loaded.
-
-    Raises:
-        SafetykitError: a model, an adapter, records or captions are not there, or cannot be what the grid says.
-    """
-    subjects = tuple(Subject.of(name, entry) for name, entry in grid.models.items())
-    benches = tuple(_bench(name, entry, grid) for name, entry in grid.benchmarks.items())
-    arms = tuple(arm for one in subjects for arm in _arms(one, grid, folder, _Digests()))
-    cells = tuple(_cell(arm, bench, folder) for arm in arms for bench in benches)
-    return Plan(grid, folder, subjects, benches, arms, cells)
-
-
-def _bench(name: str, entry: Benchmark, grid: Grid) -> Bench:
-    found = load_records(data_path(entry.data), [entry.split], skip_bad_rows=entry.skip_bad_rows)
-    if entry.limit:
-        found = found.of(subset(found, entry.limit))
-    revision = hashlib.sha256("".join(record.digest() for record in found).encode()).hexdigest()
-    return Bench(name, entry, found, revision, entry.max_new_tokens or grid.max_new_tokens)
-
-
-def _cell(arm: Arm, bench: Bench, folder: Path) -> Cell:
-    identity = digest_of(
-        {
-            "model": arm.subject.digest,
-            "arm": arm.identity,
-            "records": bench.revision,
-            "max_new_tokens": bench.max_new_tokens,
-            "version": __version__,
-        }
-    )
-    name = f"{bench.name}-{identity[:_DIGITS]}.json"
-    return Cell(arm, bench, folder / CELLS / arm.subject.name / arm.name / name)
-
-
-class _Digests:
-    """Digests of what fits read, each made once."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, str, bool], str] = {}
-
-    def of(self, method: Method, data: str, skip_bad_rows: bool) -> str:
-        key = (method.data, data, skip_bad_rows)
-        if key not in self._known:
-            if method.data == "captions":
-                parts = [one.digest() for one in load_captions(captions_path(data))]
-            else:
-                splits: Any = ("fit", "calibration")
-                parts = [one.digest() for one in load_records(data_path(data), splits, skip_bad_rows=skip_bad_rows)]
-            self._known[key] = hashlib.sha256("".join(parts).encode()).hexdigest()
-        return self._known[key]
-
-
-def _arms(subject: Subject, grid: Grid, folder: Path, digests: _Digests) -> Iterator[Arm]:
-    for name, defence in grid.defences.items():
-        if defence.models and subject.name not in defence.models:
-            continue
-        if subject.entry.baseline is not None and name != NONE and not defence.models:
-            continue  # it stands for a defence itself
-        if defence.stack and subject.kind != "checkpoint":
-            raise UsageError(
-                f"defences.{name}: an adapter cannot be put on {subject.name}, {_a(subject.kind)}.",
-                f"Name the models that it is for: `models: [...]` below `{name}:`.",
-            )
-        seeds: list[int | None] = [None]
-        if grid.seeds and any(part.seeded for part in defence.stack):
-            seeds = [*grid.seeds]
-        for seed in seeds:
-            yield _arm(subject, name, defence, seed, folder, digests)
-
-
-def _a(kind: Kind) -> str:
-    return "an export, which holds its own" if kind == "export" else "a server, which has its own"
-
-
-def _arm(subject: Subject, name: str, defence: Defence, seed: int | None, folder: Path, digests: _Digests) -> Arm:
-    adapters: list[Path] = []
-    fits: list[Fit] = []
-    identities: list[JsonValue] = []
-    for at, part in enumerate(defence.stack):
-        where = f"defences.{name}" + (f".stack.{at}" if len(defence.stack) > 1 else "")
-        if part.adapter is not None:
-            adapters.append(path := located(part.adapter))
-            if not (path / MANIFEST).is_file():
-                raise UsageError(f"{where}: there is no adapter at {part.adapter}.", "Fit one, or mend the path.")
-            identities.append(hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest())
-            continue
-        fit, identity = _fit(subject, part, seed, tuple(adapters), tuple(identities), folder, digests)
-        fits.append(fit)
-        adapters.append(fit.folder)
-        identities.append(identity)
-    shown = name if seed is None else f"{name}-seed{seed}"
-    identity = digest_of({"adapters": identities, "defence": defence.defence})
-    return Arm(subject, shown, defence, tuple(adapters), tuple(fits), identity)
-
-
-def _fit(
-    subject: Subject,
-    part: Part,
-    seed: int | None,
-    before: tuple[Path, ...],
-    identities: tuple[JsonValue, ...],
-    folder: Path,
-    digests: _Digests,
-) -> tuple[Fit, str]:
-    assert part.fit is not None and part.data is not None
-    method = get_method(part.fit)
-    settings = dict(part.settings)
-    if seed is not None and part.seeded:
-        settings["seed"] = seed
-    under = before if "with" in method.takes else ()
-    data = digests.of(method, part.data, part.skip_bad_rows)
-    identity = digest_of(
-        {
-            "model": subject.digest,
-            "method": method.name,
-            "settings": settings,
-            "sweep": part.sweep,
-            "refusal": part.refusal,
-            "data": data,
-            "under": [*identities] if under else [],
-            "version": __version__,
-        }
-    )
-    path = folder / ADAPTERS / subject.name / f"{method.name}-{identity[:_DIGITS]}"
-    return Fit(subject, method, part, settings, under, path, data), identity
+    def cells_of(self, arm: Arm, *, choose: bool | None = None) -> list[Cell]:
+        """The cells of an arm, in the order of the benchmarks; those that help to choose, the reported ones, or all."""
+        return [cell for cell in self.cells if cell.arm is arm and choose in (None, cell.bench.chooses)]

@@ -23,7 +23,8 @@ class BenchmarkInfo(Strict):
     """Records that were answered.
 
     Attributes:
-        data: as the grid names them; ``revision``: SHA-256 of the records in their order, pixels included.
+        chooses: whether they only help to choose the defence that is recommended, and are not reported.
+        data: as the grid names them; ``revision``: SHA-256 of the records, pixels included, as manifests give it.
         skipped: rows that were left out because they are no records.
     """
 
@@ -34,6 +35,7 @@ class BenchmarkInfo(Strict):
     revision: str
     max_new_tokens: int
     skipped: int = 0
+    chooses: bool = False
 
 
 class ArmInfo(Strict):
@@ -42,7 +44,8 @@ class ArmInfo(Strict):
     Attributes:
         family: the model that it is compared with, by itself: its own, or the grid's ``baseline`` for it.
         model: in the grid; ``path``: as the grid names it.
-        name: how figures call it within its family.
+        name: how it is called within its family; ``row``: in which row of the tables it stands, with its other seeds.
+        seed: of its fits, if there are several.
         methods: of its adapters, with variants.
         defence: at inference time; empty without one.
         calls: of the model for an answer, on average.
@@ -53,17 +56,27 @@ class ArmInfo(Strict):
     model: str
     path: str
     name: str
+    row: str
+    seed: int | None = None
     methods: tuple[str, ...] = ()
     defence: str = ""
     calls: float = 1.0
     files: dict[str, str] = Field(default_factory=dict)
 
 
+class Refused(Strict):
+    """A defence that is not compared, because no choice of its fit keeps its budget; ``reason``: in words."""
+
+    family: str
+    arm: str
+    reason: str
+
+
 class Figures(Strict):
-    """The table of an arm on a benchmark, by one judge.
+    """The table of an arm on a benchmark, by one judge; of a row of several seeds, the means of their shares.
 
     Attributes:
-        no_verdict: records of which the judge says nothing.
+        no_verdict: records of which the judge says nothing, of all seeds.
     """
 
     family: str
@@ -78,11 +91,13 @@ class Test(Strict):
     """A metric with a defence against without, on the same records.
 
     Attributes:
+        arm: a row: a defence with all its seeds.
         group: ``all``, or a carrier.
         n: records; ``groups``: what is drawn together.
-        before, after: shares; ``lost``, ``gained``: records that lose or gain the outcome.
+        before, after: shares; ``lost``, ``gained``: records that lose or gain the outcome, on average over seeds.
         low, high: 95 % interval of ``after - before``, drawn by groups.
-        p: McNemar's exact; ``adjusted``: Holm's, among the defences of the family.
+        p: McNemar's exact, by groups and over seeds as :mod:`.statistics` says; ``adjusted``: Holm's, among the
+            defences of the family, each of which counts once, whatever its seeds.
         detectable: smallest difference that would be seen with probability 0.8; None if none would.
     """
 
@@ -96,8 +111,8 @@ class Test(Strict):
     groups: int
     before: float
     after: float
-    lost: int
-    gained: int
+    lost: float
+    gained: float
     low: float
     high: float
     p: float
@@ -131,8 +146,8 @@ class CarrierTest(Strict):
     n: int
     text: float
     seen: float
-    only_seen: int
-    only_text: int
+    only_seen: float
+    only_text: float
     low: float
     high: float
     p: float
@@ -155,11 +170,26 @@ class Agreement(Strict):
     kappa: float | None
 
 
-class Summary(Strict):
-    """An arm over all benchmarks.
+class Spread(Strict):
+    """How far seeds scatter.
 
     Attributes:
-        rates: shares over the records of all benchmarks.
+        deviation: of their shares, standard, with n − 1; None of one seed.
+        low, high: the lowest and the highest of them.
+    """
+
+    deviation: float | None
+    low: float
+    high: float
+
+
+class Summary(Strict):
+    """A defence over all benchmarks.
+
+    Attributes:
+        rates: shares over the records of all benchmarks; of several seeds their means, with intervals of as many
+            records as one of them answered.
+        seeds: how many there are, 0 of a defence without; ``spread``: how far they scatter.
         worst: attack success of the worst carrier; ``worst_group``: which, with its benchmark if there are several.
         worst_over_refusal: over-refusal of the worst carrier.
         within_budget: whether it costs no more than the budgets allow; None for no defence.
@@ -171,6 +201,8 @@ class Summary(Strict):
     arm: str
     judge: str
     rates: dict[Metric, Rate]
+    seeds: int = 0
+    spread: dict[Metric, Spread] = Field(default_factory=dict)
     worst: Rate | None
     worst_group: str
     worst_over_refusal: Rate | None = None
@@ -182,18 +214,24 @@ class Verdict(Strict):
     """What a family's figures come to, by one judge.
 
     Attributes:
-        recommended: the arm that lets fewest attacks through within the budgets; None if there is none.
+        recommended: the defence that lets fewest attacks through within the budgets; None if there is none.
+        chosen_on: the split on whose records it was chosen; None: on those that are reported.
         sentence: all of it in words.
     """
 
     family: str
     judge: str
     recommended: str | None
+    chosen_on: str | None = None
     sentence: str
 
 
 class Results(Strict):
-    """Everything a comparison found."""
+    """Everything a comparison found.
+
+    Attributes:
+        choices: summaries of the records that only help to choose.
+    """
 
     schema_version: Literal[1] = 1
     title: str
@@ -201,12 +239,14 @@ class Results(Strict):
     benchmarks: tuple[BenchmarkInfo, ...]
     judges: tuple[str, ...]
     arms: tuple[ArmInfo, ...]
+    refused: tuple[Refused, ...] = ()
     figures: tuple[Figures, ...]
     tests: tuple[Test, ...]
     carriers: tuple[CarrierTest, ...] = ()
     agreement: tuple[Agreement, ...] = ()
     summaries: tuple[Summary, ...]
     verdicts: tuple[Verdict, ...]
+    choices: tuple[Summary, ...] = ()
     warnings: tuple[str, ...] = Field(default=())
 
     @property
@@ -215,8 +255,17 @@ class Results(Strict):
         return list(dict.fromkeys(arm.family for arm in self.arms))
 
     def summary(self, family: str, judge: str) -> list[Summary]:
-        """The arms of a family by one judge."""
+        """The defences of a family by one judge."""
         return [one for one in self.summaries if (one.family, one.judge) == (family, judge)]
+
+    def chosen_from(self, family: str, judge: str) -> list[Summary]:
+        """The same on the records that only help to choose; none if the reported ones do."""
+        return [one for one in self.choices if (one.family, one.judge) == (family, judge)]
+
+    @property
+    def reported(self) -> list[BenchmarkInfo]:
+        """The benchmarks without those that only help to choose."""
+        return [one for one in self.benchmarks if not one.chooses]
 
     def tests_of(
         self, family: str, judge: str, arm: str, *, benchmark: str | None = None, group: str = ALL
@@ -233,4 +282,4 @@ class Results(Strict):
     @property
     def pooled(self) -> str:
         """What tests over all records call their benchmark."""
-        return self.benchmarks[0].name if len(self.benchmarks) == 1 else ALL
+        return self.reported[0].name if len(self.reported) == 1 else ALL

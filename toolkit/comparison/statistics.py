@@ -5,7 +5,12 @@ Of n records let b lose an outcome and c gain it; the difference of shares is δ
 
 - **McNemar's test**, exact: under no effect b of b + c is binomial with 1/2; p = min(1, 2 P(X ≤ min(b, c))) (McNemar
   1947; exact form as in Fagerland, Lydersen and Laake 2013).
-- **Bootstrap interval** of δ: groups of records (what a split keeps together) are drawn with replacement, 2.5 % and
+- **Groups and seeds.** McNemar's test is the one in which the sign of each record's change is a coin's. Records of a
+  group (what a split keeps together) may go together, so a group has one coin: p = P(|Σ ±dᵢ| ≥ |Σ dᵢ|) with dᵢ the sum
+  of a group's changes, exactly (Fisher's randomisation test of pairs). With one record a group it is McNemar's.
+  Several seeds are one defence: a record's outcome is the share of its seeds that have it, and b and c are means. The
+  test is about these seeds; how far others may lie, their spread tells.
+- **Bootstrap interval** of δ: groups are drawn with replacement, 2.5 % and
   97.5 % of the draws' δ are its ends. Where no record changes, the draws know nothing; the ends are then Wilson's for
   0 of the groups, on both sides.
 - **Holm's step-down** over the defences that are compared at once (Holm 1979).
@@ -20,7 +25,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from ...adapters.errors import UsageError
 from ..evaluation.rates import wilson
@@ -37,18 +42,19 @@ class Paired:
     Attributes:
         n: records; ``groups``: of them, which are drawn together.
         before: share with the outcome without the defence; ``after``: with it.
-        lost: records that lose the outcome; ``gained``: that gain it.
+        lost: records that lose the outcome, on average over seeds; ``gained``: that gain it.
         low, high: 95 % interval of ``after - before``.
-        p: of McNemar's exact test.
-        detectable: smallest difference that would be seen with a probability of 0.8; None if none would.
+        p: of McNemar's exact test, by groups.
+        detectable: smallest difference that would be seen with a probability of 0.8 if no record hung on another; None
+            if none would.
     """
 
     n: int
     groups: int
     before: float
     after: float
-    lost: int
-    gained: int
+    lost: float
+    gained: float
     low: float
     high: float
     p: float
@@ -61,22 +67,30 @@ class Paired:
 
 
 def paired(
-    before: Bool[np.ndarray, " n"], after: Bool[np.ndarray, " n"], groups: Sequence[Hashable], *, tests: int = 1
+    before: Shaped[np.ndarray, " n"],
+    after: Shaped[np.ndarray, " n"],
+    groups: Sequence[Hashable],
+    *,
+    tests: int = 1,
+    seeds: int = 1,
 ) -> Paired:
     """Compare outcomes record by record.
 
     Args:
+        before: whether each record has the outcome, or in which share of its seeds; ``after`` likewise.
         groups: what each record belongs to; records of one are drawn together.
         tests: how many are made at once, among which α is shared for the smallest difference seen.
+        seeds: of which shares are.
 
     Raises:
         UsageError: there is no record.
     """
-    before, after = np.asarray(before, bool), np.asarray(after, bool)
+    before, after = np.asarray(before, float), np.asarray(after, float)
     if not len(before):
         raise UsageError("There is no record to compare.", "Choose another split.")
-    lost, gained = int((before & ~after).sum()), int((~before & after).sum())
-    low, high = bootstrap(after.astype(float) - before, groups)
+    counts = np.rint((after - before) * seeds).astype(int)
+    lost, gained = (float(np.maximum(one, 0).sum()) / seeds for one in (-counts, counts))
+    low, high = bootstrap(counts / seeds, groups)
     return Paired(
         n=len(before),
         groups=len(set(groups)),
@@ -86,7 +100,7 @@ def paired(
         gained=gained,
         low=low,
         high=high,
-        p=mcnemar(lost, gained),
+        p=flipped(_by_group(counts, groups)),
         detectable=detectable(len(before), min(lost, gained) / len(before), ALPHA / tests),
     )
 
@@ -98,18 +112,39 @@ def mcnemar(lost: int, gained: int) -> float:
     return min(1.0, 2 * float(binom.cdf(min(lost, gained), lost + gained, 0.5)))
 
 
+def flipped(changes: Int[np.ndarray, " n"]) -> float:
+    """p, two-sided, of a sum of changes whose signs are coins': McNemar's where all are of one size."""
+    from scipy.stats import binom
+
+    sizes, counts = np.unique(np.abs(changes[changes != 0]), return_counts=True)
+    if len(sizes) < 2:
+        return mcnemar(int((changes < 0).sum()), int((changes > 0).sum()))
+    chances = np.ones(1)  # of the sums −m, −m + 1, …, m
+    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+        steps = np.zeros(2 * size * count + 1)
+        steps[:: 2 * size] = binom.pmf(np.arange(count + 1), count, 0.5)
+        chances = np.convolve(chances, steps)
+    sums = np.arange(len(chances)) - len(chances) // 2
+    return min(1.0, float(chances[np.abs(sums) >= abs(int(changes.sum()))].sum()))
+
+
 def bootstrap(changes: Float[np.ndarray, " n"], groups: Sequence[Hashable]) -> tuple[float, float]:
     """The 95 % interval of the mean change, groups drawn together; the same draws for the same number of groups."""
-    places = {group: at for at, group in enumerate(dict.fromkeys(groups))}
-    at = np.array([places[group] for group in groups])
-    totals = np.bincount(at, weights=changes, minlength=len(places))
-    sizes = np.bincount(at, minlength=len(places)).astype(float)
-    if not totals.any() and not np.any(changes):
-        edge = wilson(0, len(places))[1]
+    totals, sizes = _by_group(changes, groups), _by_group(np.ones(len(groups)), groups)
+    if not np.any(changes):
+        edge = wilson(0, len(totals))[1]
         return -edge, edge
-    drawn = _draws(len(places))
+    drawn = _draws(len(totals))
     low, high = np.quantile((drawn @ totals) / (drawn @ sizes), [0.025, 0.975])
     return float(low), float(high)
+
+
+def _by_group(values: Shaped[np.ndarray, " n"], groups: Sequence[Hashable]) -> Shaped[np.ndarray, " groups"]:
+    """Sums, groups in the order in which they come first."""
+    places = {group: at for at, group in enumerate(dict.fromkeys(groups))}
+    totals = np.zeros(len(places), values.dtype)
+    np.add.at(totals, np.array([places[group] for group in groups]), values)
+    return totals
 
 
 @lru_cache(maxsize=6)
@@ -194,14 +229,19 @@ class CarrierEffect:
 
 
 def carrier_effects(
-    answered: Mapping[str, bool], intents: Mapping[str, str], carriers: Mapping[str, str], text: str = "text"
+    answered: Mapping[str, float],
+    intents: Mapping[str, str],
+    carriers: Mapping[str, str],
+    text: str = "text",
+    *,
+    seeds: int = 1,
 ) -> list[CarrierEffect]:
     """What it does that a request is seen instead of read, over intents that were asked both ways.
 
     A record of a carrier is compared with the text record of its intent; of several text records with the first.
 
     Args:
-        answered: by id of harmful records, whether the attack succeeded.
+        answered: by id of harmful records, whether the attack succeeded, or in which share of so many ``seeds``.
         intents: by id, what is asked for: records that share it ask the same. Ids without one are left out.
         carriers: by id.
     """
@@ -221,6 +261,7 @@ def carrier_effects(
                 np.array([answered[second] for _, second in pairs]),
                 [intents[second] for _, second in pairs],
                 tests=len(found),
+                seeds=seeds,
             ),
         )
         for carrier, pairs in sorted(found.items())

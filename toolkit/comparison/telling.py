@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from ..evaluation.evaluate import Metric
 from .entries import NONE, Budgets
@@ -22,41 +23,102 @@ def points(difference: float) -> str:
     return f"{100 * difference:+.1f}".replace("-", "−")
 
 
+def count(number: float) -> str:
+    """Records, or a mean over seeds: 40, 12.3."""
+    return f"{number:.1f}".removesuffix(".0")
+
+
 def p_value(p: float) -> str:
     """As one writes it."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
-def verdict(family: str, judge: str, summaries: list[Summary], tests: Mapping[str, Mapping[Metric, Test]]) -> Verdict:
+@dataclass(frozen=True)
+class Choice:
+    """Records on which a defence is chosen, that are not reported.
+
+    Attributes:
+        split: of the records.
+        summaries: of all defences there.
+    """
+
+    split: str
+    summaries: Sequence[Summary]
+
+    def helping(self) -> list[Summary]:
+        """Defences that stop attacks there; whether that is shown, the reported records say."""
+        base = next(one for one in self.summaries if one.arm == NONE)
+        return [one for one in self.summaries if _preferred(one)[0] < _preferred(base)[0]]
+
+
+def verdict(
+    family: str,
+    judge: str,
+    summaries: Sequence[Summary],
+    tests: Mapping[str, Mapping[Metric, Test]],
+    choice: Choice | None = None,
+) -> Verdict:
     """The sentence on a family, by one judge.
 
     Args:
-        tests: over all benchmarks, by arm and metric.
+        tests: over all benchmarks, by defence and metric.
+        choice: what the defence is chosen by; by default the same figures.
     """
-    base = next(one for one in summaries if one.arm == NONE)
-    others = [one for one in summaries if one.arm != NONE and "attack_success" in tests.get(one.arm, {})]
-    if not others:
+    by_name = {one.arm: one for one in summaries}
+    base = by_name[NONE]
+    attacks = {arm: one["attack_success"] for arm, one in tests.items() if "attack_success" in one}
+    if not attacks:
         said = f"On {family}, nothing was compared: no harmful record was answered with a defence."
         return Verdict(family=family, judge=judge, recommended=None, sentence=said)
-    helping = [one for one in others if (test := tests[one.arm]["attack_success"]).shown and test.difference < 0]
-    kept = sorted((one for one in helping if one.within_budget), key=_preferred)
+    where = f" on {choice.split} records" if choice else ""
+    shown = [one for one in summaries if one.arm in attacks and _helps(attacks[one.arm])]
+    helping = choice.helping() if choice else shown
+    measurably = "" if choice else "measurably "
+    kept = [by_name[one.arm] for one in sorted((one for one in helping if one.within_budget), key=_preferred)]
     if kept:
         best = kept[0]
-        said = f"On {family}, {best.arm} stops most attacks within the budgets: {_moved(best, base, tests[best.arm])}"
-        return Verdict(family=family, judge=judge, recommended=best.arm, sentence=f"{said} {_rest(best, kept)}".strip())
+        if choice:
+            said = (
+                f"On {family}, {best.arm} was chosen: on {choice.split} records it stops most attacks within the "
+                f"budgets. On the {attacks[best.arm].n} harmful records reported here, which had no part in that: "
+            )
+        else:
+            said = f"On {family}, {best.arm} stops most attacks within the budgets: "
+        said += f"{_moved(best, base, tests[best.arm])} {_held(best, attacks[best.arm]) if choice else ''}".strip()
+        return Verdict(
+            family=family,
+            judge=judge,
+            recommended=best.arm,
+            chosen_on=choice.split if choice else None,
+            sentence=f"{said} {_rest(best, kept)}".strip(),
+        )
     if helping:
-        strongest = min(helping, key=_preferred)
+        strongest = by_name[min(helping, key=_preferred).arm]
         said = (
-            f"On {family}, no defence that measurably lowers attack success keeps the budgets. The strongest, "
+            f"On {family}, no defence that {measurably}lowers attack success{where} keeps the budgets. The strongest, "
             f"{strongest.arm}: {_moved(strongest, base, tests[strongest.arm])}"
         )
     else:
         attack = base.rates["attack_success"]
         said = (
-            f"On {family}, no defence measurably lowers attack success, which is {percent(attack.rate)} of {attack.n} "
-            "without one."
+            f"On {family}, no defence {measurably}lowers attack success{where}; without one it is "
+            f"{percent(attack.rate)} of {attack.n}."
         )
-    return Verdict(family=family, judge=judge, recommended=None, sentence=said)
+    return Verdict(
+        family=family, judge=judge, recommended=None, chosen_on=choice.split if choice else None, sentence=said
+    )
+
+
+def _helps(test: Test) -> bool:
+    return test.shown and test.difference < 0
+
+
+def _held(best: Summary, test: Test) -> str:
+    """What the choice did not keep on the records that are reported."""
+    lost = [] if best.within_budget else ["it exceeds the budgets"]
+    if not _helps(test):
+        lost.append("it does not measurably lower attack success")
+    return f"Here {' and '.join(lost)}." if lost else ""
 
 
 def _preferred(one: Summary) -> tuple[float, float, float]:
@@ -71,6 +133,9 @@ def _moved(one: Summary, base: Summary, tests: Mapping[Metric, Test]) -> str:
         f"attack success {percent(test.before)} → {percent(test.after)} ({points(test.difference)} points, 95 % "
         f"{points(test.low)} to {points(test.high)}; {p_value(test.adjusted)} among the defences)"
     )
+    if one.seeds > 1:
+        apart = one.spread["attack_success"]
+        said += f", the mean of {one.seeds} seeds from {percent(apart.low)} to {percent(apart.high)}"
     if one.worst is not None:
         said += f"; its worst carrier, {one.worst_group}, still lets {percent(one.worst.rate)} through"
     for metric in ("over_refusal", "exact"):
@@ -79,7 +144,7 @@ def _moved(one: Summary, base: Summary, tests: Mapping[Metric, Test]) -> str:
     return f"{said}."
 
 
-def _rest(best: Summary, kept: list[Summary]) -> str:
+def _rest(best: Summary, kept: Sequence[Summary]) -> str:
     rival = next((one for one in kept[1:] if _overlaps(best, one)), None)
     if rival is None:
         return ""
@@ -93,6 +158,7 @@ def _overlaps(one: Summary, other: Summary) -> bool:
 def warnings(results: Results, budgets: Budgets) -> Iterator[str]:
     """What a reader must know, the gravest first; by the first judge where it depends on one."""
     judge = results.judges[0]
+    yield from (f"{one.family}: {one.arm} is left out. {one.reason}" for one in results.refused)
     for family in results.families:
         base = next(one for one in results.summary(family, judge) if one.arm == NONE)
         attack = base.rates.get("attack_success")
@@ -104,7 +170,8 @@ def warnings(results: Results, budgets: Budgets) -> Iterator[str]:
             if rate.n < _FEW:
                 yield f"{family}: {WORDS[metric]} is of {rate.n} records only; a share of so few is a hint."
         yield from _blind(results, family, judge)
-    missing = sum(one.no_verdict for one in results.figures)
+    answered = {(one.family, one.name) for one in results.arms}  # rows of several seeds repeat theirs
+    missing = sum(one.no_verdict for one in results.figures if (one.family, one.arm) in answered)
     if missing:
         yield (
             f"Judges reached no verdict on {missing} of their answers. These count as neither answered nor refused, so "
@@ -118,10 +185,32 @@ def warnings(results: Results, budgets: Budgets) -> Iterator[str]:
             "Whether requests succeed because they are seen could not be told: no harmful record by picture shares its "
             "group with one in text."
         )
-    if any(one.recommended for one in results.verdicts):
+    yield from _chosen(results)
+
+
+def _chosen(results: Results) -> Iterator[str]:
+    """How the defence was chosen that is named first, and what that does to its figures."""
+    named = [one for one in results.verdicts if one.recommended]
+    others = [one for one in results.benchmarks if one.chooses]
+    if any(one.chosen_on is None for one in named):
         yield (
             "The defence named above was chosen by the figures that it is praised for: among several that are alike, "
-            "the luckiest looks best. Expect a little less of it on new records."
+            "the luckiest looks best. Expect a little less of it on new records, or choose on others: `choose-on: "
+            "calibration`."
+        )
+    elif named:
+        told = ", ".join(f"{one.n} of {one.name}" for one in others)
+        yield (
+            f"The defence named above was chosen on other records ({told}, split {others[0].split}), so the choice "
+            "does not flatter its figures here."
+        )
+    if others and (without := [one.name for one in results.reported if one.name not in {two.name for two in others}]):
+        yield f"{', '.join(without)} had no part in the choice: it has no records of split {others[0].split}."
+    seeded = next((one for one in results.summaries if one.seeds), None)
+    if seeded is not None:
+        yield (
+            f"Rows of {seeded.seeds} seeds are means; their intervals are about records. How far another seed may lie, "
+            "the spread tells, as far as so few seeds can."
         )
 
 
@@ -178,6 +267,7 @@ def _groups(results: Results) -> Iterator[str]:
     if tests:
         one = max(tests, key=lambda test: test.n / test.groups)
         yield (
-            f"Records come in groups ({one.n} in {one.groups}). Intervals are drawn by groups; McNemar's p counts each "
-            "record by itself and is too small where records of a group go together."
+            f"Records come in groups ({one.n} in {one.groups}), which may go together: intervals and p are by groups. "
+            "Shares' own intervals, and the smallest difference that would have been seen, count each record by itself "
+            "and are too good where records of a group go together."
         )

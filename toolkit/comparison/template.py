@@ -24,7 +24,9 @@ defences:                     # `none`, the model by itself, is always there
   #   fit: vlm-guard
   #   data: records/
   #   settings: {layers: 4, alpha: 2}   # the options of `safetykit fit vlm-guard`
-  #   sweep: true             # choose the others on calibration records
+  #   sweep: true             # choose the others on calibration records ...
+  #   max-over-refusal: 0.1   # ... so that harmless requests about other things lose no more: of a method with a
+  #   max-utility-loss: 0.1   # threshold or a sweep; also budget-by and confidence, as `safetykit fit` has them
   # mine:
   #   adapter: ./adapter      # one that is there; a list is a stack
   #   models: [mine]          # only for these models
@@ -45,6 +47,7 @@ benchmarks:                   # a name of yours: records
 judges: [expected]            # the first decides; further ones stand beside it
 max-new-tokens: 32
 # seeds: [0, 1, 2]            # one fit each, of methods that draw at random
+# choose-on: calibration      # answer those records, too, and choose there what is recommended (default: no)
 budgets:                      # what a defence may cost against none, and still be recommended
   over-refusal: 0.02
   utility-loss: 0.02

@@ -12,7 +12,7 @@ import numpy as np
 _Z = NormalDist().inv_cdf(0.975)
 
 
-def wilson(count: int, n: int) -> tuple[float, float]:
+def wilson(count: float, n: int) -> tuple[float, float]:
     """Wilson's 95 % interval of ``count`` out of ``n`` (positive), without continuity correction.
 
     With p = count / n and z = 1.96: (2np + z² ± z √(4np(1 − p) + z²)) / 2(n + z²) (Newcombe 1998, method 3).

@@ -42,6 +42,7 @@ def opened(
     data: str,
     loading: Mapping[str, Any],
     say: Callable[[str], None],
+    loader: Callable[..., VLM] | None = None,
     index: CaptionIndex | None = None,
     max_prompt_tokens: int | None = None,
     allow_wrong_base: bool = False,
@@ -53,6 +54,7 @@ def opened(
         called: how the user called the adapters; ``data``: and the records, for what is to be typed next.
         loading: keywords of :meth:`VLM.from_pretrained`.
         say: told each step as it begins.
+        loader: gives the model of a folder; see :class:`~safetykit.toolkit.model.kept.Kept`.
         index: what adapters search whose index is not their own.
 
     Raises:
@@ -72,7 +74,7 @@ def opened(
         say("comparing fingerprints")
         known = require_fitted_on(adapters, folder, model)
     say("loading")
-    vlm = VLM.from_pretrained(folder, **loading)
+    vlm = (loader or VLM.from_pretrained)(folder, **loading)
     if known is not None:
         vlm.fingerprint = known
     vlm.inputs.limit(max_prompt_tokens)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...adapters.budget import Budget, Groups, group_name, groups_of
-from ...adapters.errors import UsageError
+from ...adapters.errors import BudgetNotKept
 from ...adapters.statistics.budget import Choice, Promise, parts_of, require_enough, strongest_within
 from ..data.journal import Journal
 from ..data.records import Record
@@ -76,7 +76,7 @@ class Part:
             journal: where finished tests are kept.
 
         Raises:
-            UsageError: none does.
+            BudgetNotKept: none does.
         """
         family = sweep.frontier()
         before = self._outcomes(trials, None, journal)
@@ -92,7 +92,7 @@ class Part:
             tell=(lambda count: progress(count, len(family))) if progress else None,
         )
         if found is None:
-            raise UsageError(*self._none_kept(sweep, len(family)))
+            raise BudgetNotKept(*self._none_kept(sweep, len(family)))
         at, promise = found
         return replace(sweep, best=family[at], within_cost=True, tested=True), promise
 

@@ -32,14 +32,16 @@ class Failure:
 
 @dataclass(frozen=True)
 class Failures:
-    """Of one arm.
+    """Of one defence.
 
     Attributes:
+        seed: whose answers they are, where there are several.
         attacks: harmful requests that were answered; ``refusals``: harmless ones that were refused.
         counts: of all such records.
     """
 
     arm: str
+    seed: int | None
     attacks: tuple[Failure, ...]
     refusals: tuple[Failure, ...]
     counts: tuple[int, int]
@@ -58,11 +60,12 @@ def failures_of(
     verdict = next(one for one in results.verdicts if (one.family, one.judge) == (family, judge))
     best = min(summaries, key=lambda one: one.rates["attack_success"].rate).arm
     arm = verdict.recommended or best
+    info = next(one for one in results.arms if (one.family, one.row) == (family, arm))
     attacks, refusals = (
-        list(_found(answers[family, arm], answers[family, NONE], judge, label, outcome, arm))
+        list(_found(answers[family, info.name], answers[family, NONE], judge, label, outcome, arm))
         for label, outcome in (("harmful", "answered"), ("harmless", "refused"))
     )
-    return Failures(arm, _some(attacks), _some(refusals), (len(attacks), len(refusals)))
+    return Failures(arm, info.seed, _some(attacks), _some(refusals), (len(attacks), len(refusals)))
 
 
 def _found(

@@ -6,8 +6,8 @@ from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from yaml import safe_dump
 
-from ....toolkit.comparison.results import WORDS, ArmInfo, Results
-from ..front_matter import TASK
+from ....toolkit.comparison.results import ArmInfo, Results
+from ..model_index import eval_results
 
 
 def model_index(results: Results) -> str:
@@ -24,22 +24,16 @@ def model_index(results: Results) -> str:
 
 
 def _results(results: Results, arm: ArmInfo) -> list[EvalResult]:
-    data = {one.name: one for one in results.benchmarks}
+    data = {one.name: one for one in results.reported}
     return [
-        EvalResult(
-            task_type=TASK,
-            dataset_type="safetykit-records",
-            dataset_name=f"{one.benchmark}: {row.group}",
-            dataset_config=row.group,
-            dataset_split=data[one.benchmark].split,
-            dataset_revision=data[one.benchmark].revision,
-            metric_type=metric,
-            metric_name=f"{WORDS[metric]}, judge {one.judge}",
-            metric_value=rate.rate,
-            metric_args={"n": rate.n, "low": rate.low, "high": rate.high, "judge": one.judge},
-        )
+        result
         for one in results.figures
         if (one.family, one.arm) == (arm.family, arm.name)
-        for row in one.rows
-        for metric, rate in row.metrics.items()
+        for result in eval_results(
+            one.benchmark,
+            data[one.benchmark].split,
+            data[one.benchmark].revision,
+            one.judge,
+            [(row.group, row.metrics) for row in one.rows],
+        )
     ]

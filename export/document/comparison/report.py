@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 from ....toolkit.comparison.analysis import Answered, Compared
 from ....toolkit.comparison.entries import NONE
-from ....toolkit.comparison.results import ALL, METRICS, WORDS, ArmInfo, Results, Summary, Test
-from ....toolkit.comparison.telling import p_value, points
+from ....toolkit.comparison.results import ALL, METRICS, WORDS, Results, Summary, Test
+from ....toolkit.comparison.telling import count, p_value, points
 from ....toolkit.data.records import CARRIERS
 from ....toolkit.evaluation.evaluate import Metric, Rate
 from ..plots import Plot
@@ -26,21 +26,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Line:
-    """An arm in the tables.
+    """A defence in the tables.
 
     Attributes:
         number: as the plots call it.
+        chosen_by: on the records that only help to choose; None where there are none.
         tests: against no defence, by metric.
         carriers: attack success by ``benchmark: carrier``.
-        judges: attack success by judge; ``kappas``: agreement of each with the first, which has none.
+        judges: shares by judge; ``kappas``: agreement of each with the first, which has none.
     """
 
     number: int
-    info: ArmInfo
     summary: Summary
+    chosen_by: Summary | None
     tests: Mapping[Metric, Test]
     carriers: Mapping[str, Rate]
-    judges: Mapping[str, Rate]
+    judges: Mapping[str, Mapping[Metric, Rate]]
     kappas: Mapping[str, float | None]
     recommended: bool
 
@@ -57,6 +58,23 @@ class Section:
     agreement: tuple[Agreement, ...]
     plots: tuple[Any, ...]
     failures: Failures | None
+
+    @property
+    def seen_first(self) -> list[CarrierTest]:
+        """Of the model by itself and of the defence that is recommended."""
+        wanted = {NONE, *(line.summary.arm for line in self.lines if line.recommended)}
+        return [one for one in self.seen if one.arm in wanted]
+
+    @property
+    def seen_others(self) -> list[CarrierTest]:
+        """Of the other defences."""
+        first = self.seen_first
+        return [one for one in self.seen if one not in first]
+
+    @property
+    def seeded(self) -> bool:
+        """Whether a defence has several seeds."""
+        return any(line.summary.seeds for line in self.lines)
 
 
 def documents(found: Compared) -> dict[str, bytes]:
@@ -84,6 +102,7 @@ def documents(found: Compared) -> dict[str, bytes]:
         "metrics": METRICS,
         "words": WORDS,
         "points": points,
+        "count": count,
         "p_value": p_value,
         "shown": SHOWN,
         "none": NONE,
@@ -107,20 +126,17 @@ def _section(
     judge = results.judges[0]
     verdicts = tuple(one for one in results.verdicts if one.family == family)
     carriers = _carriers(results, family, judge)
-    infos = {one.name: one for one in results.arms if one.family == family}
-    by_judge = {
-        other: {one.arm: one.rates.get("attack_success") for one in results.summary(family, other)}
-        for other in results.judges
-    }
+    choices = {one.arm: one for one in results.chosen_from(family, judge)}
+    by_judge = {other: {one.arm: one.rates for one in results.summary(family, other)} for other in results.judges}
     recommended = next((one.recommended for one in verdicts if one.judge == judge), None)
     lines = [
         Line(
             at,
-            infos[one.arm],
             one,
+            choices.get(one.arm),
             results.tests_of(family, judge, one.arm),
             {name: carriers[name][one.arm] for name in carriers if one.arm in carriers[name]},
-            {other: rate for other, found in by_judge.items() if (rate := found[one.arm]) is not None},
+            {other: found[one.arm] for other, found in by_judge.items()},
             {
                 pair.other: pair.kappa
                 for pair in results.agreement
@@ -145,9 +161,10 @@ def _section(
 def _carriers(results: Results, family: str, judge: str) -> dict[str, dict[str, Rate]]:
     """Attack success by carrier, with the benchmark if there are several, and by arm."""
     found: dict[str, dict[str, Rate]] = {}
-    several = len(results.benchmarks) > 1
+    several = len(results.reported) > 1
+    rows = {(one.family, one.row) for one in results.arms}
     for one in results.figures:
-        if (one.family, one.judge) != (family, judge):
+        if (one.family, one.judge) != (family, judge) or (family, one.arm) not in rows:
             continue
         for row in one.rows:
             if row.group != ALL and row.group.split("/")[0] in CARRIERS and "attack_success" in row.metrics:

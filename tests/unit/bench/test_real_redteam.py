@@ -38,6 +38,15 @@ def test_no_picture_is_in_two_splits(made):
         assert not pictures[one] & pictures[other]
 
 
+def test_records_name_the_object_that_they_are_about_and_splits_share_none(made):
+    groups = {split: {record.group for record in made[split]} for split in SPLITS}
+    known = {split: {one.name for one in objects() if one.split == split} for split in SPLITS}
+    assert all(groups[split] <= known[split] for split in SPLITS)
+    seen = {record.group for record in made["test"] if record.label == "harmful" and record.carrier == "image"}
+    read = {record.group for record in made["test"] if record.label == "harmful" and record.carrier == "text"}
+    assert seen <= read  # every thing that is shown is also asked about in words
+
+
 def test_twins_have_the_same_words_about_different_objects(made):
     for split in SPLITS:
         by_id = {record.id: record for record in made[split]}

@@ -240,3 +240,94 @@ def test_judges_that_disagree_are_told(results):
     assert "agree little beyond chance (κ = 0.50" in said(0.5, 0.5)
     assert "of none, system-prompt, ecso the judge regex:sorry says something else than expected" in said(0.8, 0.2)
     assert "judge" not in said(0.8, 0.8)
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """The same, the defence chosen on calibration records, where another one is better."""
+    import planted_comparison
+
+    folder = tmp_path_factory.mktemp("elsewhere")
+    grid, out = write_grid(folder, f"{planted_comparison.GRID}choose-on: calibration\n"), folder / "out"
+    answer_all(grid, out)
+    outcome = safetykit("compare", "--config", grid, "-o", out, "--json")
+    assert outcome.code == 0, outcome.err
+    return outcome
+
+
+def test_the_choice_is_made_on_other_records_and_told_on_those_that_are_reported(elsewhere):
+    value = json.loads(elsewhere.out)
+    verdict = value["verdicts"][0]
+    assert (verdict["recommended"], verdict["chosen_on"]) == ("ecso", "calibration")
+    assert "ecso was chosen: on calibration records it stops most attacks within the budgets" in verdict["sentence"]
+    # There it stops 35 of 40; on the reported records 2, which is no proof, and the sentence says so.
+    assert "attack success 40.0 % → 38.0 %" in verdict["sentence"]
+    assert "Here it does not measurably lower attack success." in verdict["sentence"]
+    said = " ".join(value["warnings"])
+    assert "chosen on other records (200 of planted, split calibration)" in said and "luckiest" not in said
+    assert [(one["split"], one["chooses"]) for one in value["benchmarks"]] == [("test", False), ("calibration", True)]
+    rates = {
+        one["arm"]: one["rates"]["attack_success"]["count"] for one in value["choices"] if one["judge"] == "expected"
+    }
+    assert rates == {"none": 40, "system-prompt": 30, "ecso": 5}
+
+
+def test_the_reported_figures_are_those_without_a_choice(elsewhere, results):
+    found = load_sealed(Results, (elsewhere.path / "results.json").read_bytes(), "results.json")
+    assert found.summaries == results.summaries and found.tests == results.tests
+    assert found.verdicts[0].recommended != results.verdicts[0].recommended
+    # The records that chose are in no front matter and in no file of the reported benchmark.
+    assert (elsewhere.path / "model-index.yaml").read_text().count("dataset_split") == 0
+    assert "split: calibration" not in (elsewhere.path / "model-index.yaml").read_text()
+
+
+def test_report_and_table_show_what_chose(elsewhere, html):
+    page, table = (elsewhere.path / "report.html").read_text(), (elsewhere.path / "results.md").read_text()
+    assert "The records that chose: split calibration, judge expected" in page and "to choose only" in page
+    assert "On the records that chose (split calibration)" in table
+    assert "The records that chose" not in html
+    assert "choose-on: calibration" in html  # what would be less flattering
+
+
+def test_records_without_the_split_cannot_choose(tmp_path):
+    import planted_comparison
+
+    grid = write_grid(tmp_path, planted_comparison.GRID)
+    grid.write_text(grid.read_text() + "choose-on: calibration\n")
+    outcome = safetykit("compare", "--config", grid, "-o", tmp_path / "out")
+    assert outcome.code == 2 and "no benchmark has a harmful record of split calibration" in outcome.err
+
+
+def test_a_defence_that_cannot_keep_its_budget_is_left_out_and_told(tmp_path, monkeypatch):
+    """Also what stands on it; the same command does not try again, and the others are compared."""
+    from planted_comparison import GRID
+
+    from safetykit.adapters.errors import BudgetNotKept
+    from safetykit.toolkit.commands import fit_one
+
+    tried = []
+
+    def fails(call, *given, **named):
+        tried.append(call.method.name)
+        raise BudgetNotKept("No setting keeps it.", "Raise the budget.")
+
+    monkeypatch.setattr(fit_one, "fit_folder", fails)
+    fit = "{fit: nullsteer, data: reference, settings: {layers: 4}, sweep: true, max-over-refusal: 0.2}"
+    probe = "{fit: one-pass, data: reference, settings: {fused-layer: 4}}"
+    defences = f"  a: {fit}\n  b:\n    stack: [{fit}, {probe}]\nbenchmarks:"
+    grid, out = write_grid(tmp_path, GRID.replace("benchmarks:", defences)), tmp_path / "out"
+    answer_all(grid, out)
+    for path in (out / "cells/mild/a", out / "cells/mild/b"):
+        for cell in path.glob("*"):
+            cell.unlink()
+    outcome = safetykit("compare", "--config", grid, "-o", out, "--json")
+    assert outcome.code == 0, outcome.err
+    assert "nullsteer on mild is left out. No setting keeps it." in outcome.err
+    value = json.loads(outcome.out)
+    assert [one["name"] for one in value["arms"]] == ["none", "system-prompt", "ecso"]
+    assert [one["arm"] for one in value["refused"]] == ["a", "b"]
+    assert "mild: a is left out. No setting keeps it." in value["warnings"]
+    assert tried == ["nullsteer"] and not list((out / "cells/mild/a").glob("*"))
+    again = safetykit("compare", "--config", grid, "-o", out, "--json")
+    assert again.code == 0 and json.loads(again.out) == value and tried == ["nullsteer"]
+    assert "0 of 5 cells to answer" in again.err

@@ -49,6 +49,20 @@ def test_short_forms_are_the_long_ones(written):
     assert short.judges == ("expected",) and short.max_new_tokens == 32
 
 
+def test_only_fits_that_draw_have_seeds(written):
+    """A sweep of a method whose variant draws nothing has none, though another variant does."""
+    grid, _ = load_grid(
+        written(
+            MODELS
+            + RECORDS
+            + "defences:\n  a: {fit: refusal-direction, data: x, sweep: true}\n"
+            + "  b: {fit: refusal-direction, data: x, settings: {variant: random}}\n"
+            + "  c: {fit: refusal-direction, data: x, settings: {variant: random, seed: 3}}\nseeds: [0]\n"
+        )
+    )
+    assert [part.seeded for one in grid.defences.values() for part in one.stack] == [False, True, False]
+
+
 def test_the_model_by_itself_is_there_without_a_word(written):
     grid, _ = load_grid(written(MODELS + RECORDS))
     assert list(grid.defences) == ["none"]
@@ -69,7 +83,28 @@ def test_every_choice_of_the_template_is_a_grid_too(written):
     grid, _ = load_grid(written("\n".join(lines)))
     assert {"mine", "exported"} <= grid.models.keys()
     assert {"vlm-guard", "stacked", "system-prompt"} <= grid.defences.keys()
+    assert grid.choose_on == "calibration" and grid.defences["vlm-guard"].stack[0].budget.max_over_refusal == 0.1
     assert grid.seeds == (0, 1, 2) and grid.models["exported"].baseline == "mine"
+
+
+def test_what_results_say_of_a_grid_is_the_grid(written):
+    """Options of loading and of budgets stand in it as they were typed."""
+    text = (
+        "models: {m: {path: reference:mild, dtype: float32, batch-size: 2}}\n"
+        + RECORDS
+        + "defences: {a: {fit: one-pass, data: x, max-over-refusal: 0.1, confidence: 0.8}}\nchoose-on: calibration\n"
+    )
+    grid, _ = load_grid(written(text))
+    value = grid.model_dump(mode="json", by_alias=True)
+    assert value["models"]["m"] == {
+        "path": "reference:mild",
+        "baseline": None,
+        "served-model": None,
+        "dtype": "float32",
+        "batch-size": "2",
+    }
+    assert value["defences"]["a"]["stack"][0]["confidence"] == 0.8
+    assert Grid.model_validate(value) == grid
 
 
 @pytest.mark.parametrize("path", sorted(BENCH.glob("compare/*.yaml")), ids=lambda path: path.stem)
@@ -119,6 +154,30 @@ def test_all_faults_are_told_at_once_with_their_lines(faults):
         (MODELS + RECORDS + "defences: {a: {fit: one-pass, data: x, sweep: true}}", "has no sweep"),
         (MODELS + RECORDS + "defences: {a: {fit: retrieval, data: x}}", "needs index"),
         (MODELS + RECORDS + "defences: {a: {fit: tga, data: x, skip-bad-rows: true}}", "skip-bad-rows does nothing"),
+        (MODELS + RECORDS + "defences: {a: {fit: tga, data: x, max-over-refusal: 0.1}}", "no threshold and no sweep"),
+        (MODELS + RECORDS + "defences: {a: {fit: one-pass, data: x, max-over-refusal: 2}}", "max_over_refusal"),
+        (MODELS + RECORDS + "defences: {a: {fit: one-pass, data: x, confidence: 0.9}}", "confidence does nothing"),
+        (MODELS + RECORDS + "defences: {a: {adapter: x, confidence: 0.9}}", "confidence does nothing"),
+        (MODELS + RECORDS + "defences: {a: {adapter: x, max-over-refusal: 0.9}}", "does nothing without fit"),
+        (
+            MODELS + RECORDS + "defences: {a: {fit: one-pass, data: x, settings: {max-over-refusal: 0.1}}}",
+            "write it beside fit",
+        ),
+        (MODELS + RECORDS + "defences: {a: {fit: one-pass, data: x, budget: {}}}", "a.budget: there is no such key"),
+        ("models: {m: {path: x, loading: {}}}\n" + RECORDS, "there is no key loading"),
+        (MODELS + RECORDS + "choose-on: test", "calibration"),
+        (MODELS + "benchmarks: {b: {data: x, split: calibration}}\nchoose-on: calibration", "name the same split"),
+        (
+            MODELS
+            + RECORDS
+            + "seeds: [0]\ndefences: {a: {fit: refusal-direction, data: x, settings: {variant: random}}, "
+            "a-seed0: {adapter: x}}",
+            "a-seed0 is what results call something else",
+        ),
+        (
+            "models: {m: x, e: {path: y, baseline: m}}\n" + RECORDS + "defences: {e: {adapter: x, models: [m]}}",
+            "e is what results call something else",
+        ),
         (MODELS + RECORDS + "judges: [expected, expected]", "there twice"),
         (MODELS + RECORDS + "seeds: [0, 1]", "seeds does nothing"),
         (MODELS + RECORDS + "budgets: {over-refusal: 2}", "less than or equal to 1"),

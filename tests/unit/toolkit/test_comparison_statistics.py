@@ -1,5 +1,7 @@
 """Paired statistics on outcomes in which the truth was planted."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest
@@ -11,6 +13,7 @@ from safetykit.toolkit.comparison.statistics import (
     bootstrap,
     carrier_effects,
     detectable,
+    flipped,
     holm,
     mcnemar,
     paired,
@@ -58,6 +61,44 @@ def test_intervals_know_that_records_of_a_group_go_together():
 def test_where_nothing_changes_the_interval_is_no_certainty():
     low, high = bootstrap(np.zeros(20), range(20))
     assert low == -high and high == pytest.approx(0.161, abs=1e-3)  # Wilson's for 0 of 20
+
+
+def test_flips_of_single_records_are_mcnemars_test():
+    changes = np.array([-1] * 12 + [1] * 3 + [0] * 40)
+    assert flipped(changes) == pytest.approx(binomtest(3, 15).pvalue)
+    assert flipped(np.zeros(9, int)) == 1
+
+
+def test_flips_are_counted_exactly():
+    """Against all 2¹² signs."""
+    changes = np.array([3, 3, -1, 2, 2, 1, -2, 1, 3, 0, 1, 2])
+    signs = np.array(list(product([-1, 1], repeat=len(changes))))
+    expected = np.mean(np.abs(signs @ changes) >= abs(changes.sum()))
+    assert flipped(changes) == pytest.approx(expected)
+
+
+def test_groups_that_change_as_one_are_one_piece_of_evidence():
+    """Six things, ten records each, that all change: p is that of six records."""
+    before, after = np.ones(60), np.zeros(60)
+    found = paired(before, after, np.repeat(np.arange(6), 10).tolist())
+    assert found.p == pytest.approx(2 / 2**6) and found.lost == 60
+    assert paired(before, after, range(60)).p < 1e-15
+
+
+def test_seeds_of_a_defence_are_one():
+    """Each of three seeds stops another third of thirty attacks, so that every record changes by a third."""
+    after = np.full(30, 2 / 3)
+    found = paired(np.ones(30), after, range(30), seeds=3)
+    assert (found.before, found.lost, found.gained) == (1.0, pytest.approx(10), 0)
+    assert found.after == pytest.approx(2 / 3)
+    assert found.p == pytest.approx(2 / 2**30)
+    assert (found.low, found.high) == (pytest.approx(-1 / 3), pytest.approx(-1 / 3))
+
+
+def test_the_same_answer_of_every_seed_is_one_seed():
+    before = np.array([1.0] * 30 + [0.0] * 20)
+    after = np.array([0.0] * 9 + [1.0] * 21 + [1.0] * 2 + [0.0] * 18)
+    assert paired(before, after, range(50), seeds=5) == paired(before, after, range(50))
 
 
 def test_holm_steps_down():

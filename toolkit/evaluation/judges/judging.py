@@ -51,21 +51,24 @@ def judged_by(
     if labels and not any(one.id in labels for one in evaluation.decisions):
         raise UsageError("None of the labels belongs to a record that was answered.", "Give them by the records' ids.")
     found = tuple(_judged(evaluation, one, items, progress, say) for one in judges)
-    outcomes = {one.judge: one.outcomes for one in found}
-    pairs: list[tuple[str, str, _Outcomes, _Outcomes]] = [
-        (one, other, outcomes[one], outcomes[other]) for one, other in combinations(outcomes, 2)
-    ]
-    pairs += [(one, PEOPLE, outcomes[one], labels) for one in outcomes if labels]
+    people = tuple(agreement(one.judge, PEOPLE, one.outcomes, labels) for one in found if labels)
     first: dict[str, object] = {"judge": found[0].judge, "rows": found[0].rows} if found else {}
     result = evaluation.model_copy(
         update={
             **first,
             "decisions": rejudged(evaluation.decisions, found[0].outcomes) if found else evaluation.decisions,
             "judged": found,
-            "agreement": tuple(agreement(*pair) for pair in pairs),
+            "agreement": (*agreements(found), *people),
         }
     )
     return result.model_copy(update={"benchmarks": measured(result, records, {one.name: one for one in judges})})
+
+
+def agreements(judged: Sequence[Judged]) -> tuple[Agreement, ...]:
+    """Of each pair of judges."""
+    return tuple(
+        agreement(one.judge, other.judge, one.outcomes, other.outcomes) for one, other in combinations(judged, 2)
+    )
 
 
 def agreement(one: str, other: str, mine: _Outcomes, theirs: _Outcomes) -> Agreement:

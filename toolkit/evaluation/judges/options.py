@@ -35,8 +35,8 @@ def _as(name: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-class JudgeOptions(Options):
-    """Which judges, where they run, and what people said."""
+class JudgedBy(Options):
+    """Which judges, and where they run."""
 
     judges: tuple[str, ...] = setting(
         (),
@@ -45,19 +45,11 @@ class JudgeOptions(Options):
         option="judge",
         shown=EXPECTED,
     )
-    labels: Path | None = setting(
-        None, "JSON lines of id and outcome, as people judged: agreement with them is shown.", shown="none"
-    )
     judge_device: Annotated[str, _as("device")] = setting(AUTO, "Where judges that are models run, as --device.")
     judge_dtype: Annotated[str, _as("dtype")] = setting(AUTO, "Type of their floats, as --dtype.")
 
-    @property
-    def judged(self) -> bool:
-        """Whether judges are to be asked beside the usual counting."""
-        return bool(self.judges) or self.labels is not None
-
     def opened(self, waiting: Callable[[str], None] | None = None) -> list[Judge]:
-        """The judges; where there are only labels, the usual one.
+        """The judges; the usual one where none is named.
 
         Raises:
             UsageError: there is no such judge, or where it runs is said and it is no model.
@@ -68,6 +60,19 @@ class JudgeOptions(Options):
         judges = opened_all(self.judges or (EXPECTED,), Place(self.judge_device, self.judge_dtype), waiting)
         self.require_use(_PLACED, any(one.placed for one in judges), "a judge that is a model")
         return judges
+
+
+class JudgeOptions(JudgedBy):
+    """And what people said."""
+
+    labels: Path | None = setting(
+        None, "JSON lines of id and outcome, as people judged: agreement with them is shown.", shown="none"
+    )
+
+    @property
+    def judged(self) -> bool:
+        """Whether judges are to be asked beside the usual counting."""
+        return bool(self.judges) or self.labels is not None
 
     def people(self) -> dict[str, Outcome]:
         """What people said; empty where that is not given.
