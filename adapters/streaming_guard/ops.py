@@ -11,21 +11,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..ops.gating import GatedOp
-from ..ops.op import Hidden, Mask, last_state
+from ..ops.op import Hidden, last_state
+from ..ops.pushing import GatedPush
 
 FULL = 4.0  # log-odds above the threshold at which a ramped push has reached twice its strength
 
 
-class _ProbedPush(GatedOp):
+class _ProbedPush(GatedPush):
     """Shared shape: (wᵀ(h^a, h^b, …)_last + b) − τ opens the gate, and the push is a multiple of one direction."""
 
     params = ("weight", "bias", "threshold", "direction", "alpha")
-    strength = "alpha"
-    reads_earlier = True
-
-    def forced_open(self) -> dict[str, float]:
-        return {"threshold": -1e30}
 
     def margin(
         self,
@@ -49,30 +44,8 @@ class _ProbedPush(GatedOp):
     def length(self, margin: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """The push's length in units of α·direction."""
 
-    def act(
-        self, hidden: Hidden, scope: Mask, margin: Tensor, *, direction: Tensor, alpha: Tensor, **_: Tensor
-    ) -> tuple[Tensor, ...]:
-        x = hidden.float()
-        push = alpha * self.length(margin)[:, None, None] * direction
-        return torch.where((scope > 0) & (margin > 0)[:, None, None], x + push, x).to(hidden.dtype), margin
-
-    def kept(
-        self,
-        before: Hidden,
-        after: Hidden,
-        scope: Mask,
-        margin: Tensor,
-        *,
-        direction: Tensor,
-        alpha: Tensor,
-        **_: Tensor,
-    ) -> Tensor:
-        """The state has moved by the push and by nothing else."""
-        opened = (scope > 0) & (margin > 0)[:, None, None]
-        push = opened * alpha.double() * self.length(margin.double())[:, None, None] * direction.double()
-        left = after.double() - before.double() - push
-        share: Tensor = left.abs().max() / before.double().norm(dim=-1).max()
-        return share
+    def push(self, margin: Tensor, direction: Tensor, alpha: Tensor) -> Tensor:
+        return alpha * self.length(margin)[:, None, None] * direction
 
 
 class RampedPush(_ProbedPush):
