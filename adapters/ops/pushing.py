@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -15,7 +16,7 @@ from .op import Hidden, Mask
 class GatedPush(GatedOp):
     """h + 1[margin > 0] p, p a multiple of ``direction`` that ``alpha`` scales; the gate has a ``threshold``."""
 
-    params = ("threshold", "direction", "alpha")
+    params: ClassVar[tuple[str, ...]] = ("threshold", "direction", "alpha")
     strength = "alpha"
     reads_earlier = True
 

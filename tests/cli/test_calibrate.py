@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from safetykit.adapters import Adapter, Intervention, Site
+from safetykit.adapters.artifact.manifest import DetectorInfo
 
 THINGS = 100
 
@@ -68,3 +69,17 @@ def test_an_adapter_without_threshold_and_strength_is_refused(typed, adapter_fol
     folder = replace(loaded, interventions=(item,)).save(tmp_path / "target")
     said = typed("--max-over-refusal", 0.2, adapter=folder)
     assert "has neither a threshold to move nor a strength to scale: TargetSteering at decoder.layers.2." in said
+
+
+@pytest.mark.parametrize("option", ["--with", "--after"])
+def test_a_corrector_is_not_moved_under_the_detector_that_was_fitted_with_it(typed, adapter_folder, tmp_path, option):
+    probe = Intervention(
+        "LinearProbe", Site.block(2), "last", "prefill", {"weight": torch.ones(128), "bias": torch.tensor(0.0)}
+    )
+    shown = DetectorInfo(threshold=0.0, refusal="sorry.", refusal_token=1)
+    loaded = Adapter.load(adapter_folder)
+    folder = replace(loaded, interventions=(probe,), detector=shown).save(tmp_path / "detector")
+    said = " ".join(typed("--max-over-refusal", 0.2, option, folder).split())
+    assert (
+        "at another strength it would judge states that it has never seen" in said and "--with out -o DETECTOR" in said
+    )
