@@ -91,8 +91,8 @@ def _of_alignment(plan: Plan, found: dict[str, Any], before: Evaluation, typed: 
         )
     elif 0 < (count := _unrefused(before)) < _TELLS:
         yield Advice(
-            f"None of {count} harmful requests in text was refused, which is too few to tell that the model refuses none: "
-            f"{_TELLS} would. It was fitted all the same. A larger --limit asks more."
+            f"None of {count} harmful requests in text was refused, which is too few to tell that the model refuses "
+            f"none: {_TELLS} would. It was fitted all the same. A larger --limit asks more."
         )
     if plan.obstacle:
         yield Advice(

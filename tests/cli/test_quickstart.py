@@ -249,9 +249,7 @@ def test_a_few_texts_that_are_not_refused_stop_nothing(start, stand, texts):
     code, found, err = start("--data", texts, *STARTED[4:], "--limit", 16)
     assert code == 0 and stand.done == ["before.json", "fit vlm-guard", "export"], err
     assert not found["stopped"] and found["export"]
-    assert any(
-        "None of 8 harmful requests in text was refused. These are too few" in one["why"] for one in found["better"]
-    )
+    assert "None of 8 harmful requests in text was refused, which is too few" in found["better"][0]["why"]
 
 
 def test_a_detector_refuses_for_a_model_that_has_no_refusal(start, stand):
