@@ -104,10 +104,10 @@ def _require_adapters(arm: Arm) -> None:
     path = arm.subject.entry.path
     require_adaptable(loaded, decoder_shape(model_path(path)), path, allow_wrong_base=None)
     for adapter in loaded:
-        require_base(adapter, arm.subject.known, path)
+        require_base(adapter, arm.subject.known, path, choice=False)
     if not fitted:
         the_detector(loaded)
-        require_fitted_stack(loaded, [str(folder) for folder in there], model=path)
+        require_fitted_stack(loaded, [str(folder) for folder in there], model=path, allow=None)
 
 
 def _call(fit: Fit, *, whole: bool) -> FitCall:

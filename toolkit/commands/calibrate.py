@@ -36,6 +36,7 @@ def calibrate(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
+    from ...adapters.artifact.adapter import the_detector
     from ...adapters.artifact.output import require_free
     from ...adapters.artifact.stack import require_fitted_stack, require_reading
     from ...adapters.artifact.store import load_adapter
@@ -57,20 +58,21 @@ def calibrate(
     before, moved, behind = loaded[:place], loaded[place], loaded[place + 1 :]
     require_adjustable(moved)
     require_detector_kept(moved, [*before, *behind], model=model, data=data, out=out)
-    require_fitted_stack(loaded, [str(folder) for folder in folders], model=model, data=data)
+    the_detector(loaded)
+    require_fitted_stack(loaded, [str(folder) for folder in folders], model=model, data=data, allow=None)
     require_reading(loaded)
     records = load_records(data_path(data), **options.reading())
     used = [one for one in records if one.split != "test"]
     groups = tested_groups(options, used)
     require_pictures(records.of(groups.records))  # type: ignore[arg-type]  # they are among the records
     path = model_path(model)
-    require_adaptable(loaded, decoder_shape(path), model, allow_wrong_base=False)
+    require_adaptable(loaded, decoder_shape(path), model, allow_wrong_base=None)
     require_answerable(model, used)
     for said in (records.told(), groups.told()):
         if said:
             console.warn(said)
     with console.work("comparing fingerprints") as doing:
-        known = require_fitted_on(loaded, path, model)
+        known = require_fitted_on(loaded, path, model, choice=False)
         doing("loading")
         vlm = VLM.from_pretrained(path, **options.loading())
         vlm.fingerprint = known

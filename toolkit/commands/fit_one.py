@@ -100,7 +100,9 @@ def _fit_there(
         console.warn(said)
     with console.work("loading") as doing:
         loading = _typed(call).loading()
-        known = require_fitted_on(correctors, model_path(model), model) if correctors or channels else None
+        known = (
+            require_fitted_on(correctors, model_path(model), model, choice=False) if correctors or channels else None
+        )
         if channels is not None and known is not None:
             channels.require_base(known, model)
         vlm = VLM.from_pretrained(model_path(model), **loading)
