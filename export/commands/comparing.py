@@ -16,14 +16,14 @@ from ...adapters.artifact.output import write_output
 from ...adapters.artifact.policy import own_work
 from ...adapters.artifact.stack import require_fitted_stack
 from ...adapters.artifact.store import load_adapter, require_base
-from ...adapters.errors import InvalidArtifact, SafetykitError, UsageError
-from ...adapters.settings import spelled_as_options
+from ...adapters.errors import InvalidArtifact, UsageError
 from ...toolkit.commands import console
 from ...toolkit.commands.fit_call import FitCall, plan_fit
 from ...toolkit.commands.fit_plan import require_layers, require_options
 from ...toolkit.commands.progress import Work
 from ...toolkit.comparison.analysis import Answered, Compared, families
 from ...toolkit.comparison.plan import Arm, Cell, Fit, Plan, Subject
+from ...toolkit.comparison.reading import part_of_grid
 from ...toolkit.comparison.results import ArmInfo, BenchmarkInfo, Results
 from ...toolkit.comparison.telling import verdict, warnings
 from ...toolkit.data.options import ReadOptions
@@ -53,10 +53,10 @@ def require_plan(plan: Plan) -> list[str]:
         SafetykitError: naming the part of the grid.
     """
     said: dict[str, None] = {}
-    with _of("judges"):
+    with part_of_grid("judges"):
         plan.grid.judging().opened()
     for bench in plan.benches:
-        with _of(f"benchmarks.{bench.name}"):
+        with part_of_grid(f"benchmarks.{bench.name}"):
             require_pictures(bench.records)
         if few := few_records(count_records(bench.records)):
             said[f"{bench.name}: {few}"] = None
@@ -64,29 +64,17 @@ def require_plan(plan: Plan) -> list[str]:
         if subject.kind == "server":
             continue
         for bench in plan.benches:
-            with _of(f"models.{subject.name}, benchmarks.{bench.name}"):
+            with part_of_grid(f"models.{subject.name}, benchmarks.{bench.name}"):
                 path = subject.entry.path if subject.kind == "export" else model_path(subject.entry.path)
                 require_answerable(path, bench.records)
     for arm in plan.arms:
-        with _of(f"defences.{arm.name}"):
+        with part_of_grid(f"defences.{arm.name}"):
             _require_defence(arm)
             _require_adapters(arm)
     for fit in plan.fits:
-        with _of(f"the fit of {fit.method.name} on {fit.subject.name}"):
+        with part_of_grid(f"the fit of {fit.method.name} on {fit.subject.name}"):
             said |= dict.fromkeys(f"{fit.method.name}: {one}" for one in _require_fit(fit))
     return list(said)
-
-
-@contextmanager
-def _of(part: str) -> Iterator[None]:
-    """Say which part of the grid an error is about."""
-    try:
-        with spelled_as_options():
-            yield
-    except SafetykitError as error:
-        error.message = f"{part}: {error.message}"
-        error.args = (error.message,)
-        raise
 
 
 def _require_defence(arm: Arm) -> None:
@@ -115,7 +103,16 @@ def _call(fit: Fit, *, whole: bool) -> FitCall:
     if whole and fit.under:
         inputs["with"] = list(fit.under)
     reading = ReadOptions(skip_bad_rows=fit.part.skip_bad_rows) if fit.method.data == "records" else None
-    return FitCall(fit.method, fit.settings, inputs, _no_base, fit.subject.entry.loading, reading, fit.part.sweep)
+    return FitCall(
+        fit.method,
+        fit.settings,
+        inputs,
+        _no_base,
+        fit.subject.entry.loading,
+        reading,
+        sweep=fit.part.sweep,
+        budget=fit.part.budget,
+    )
 
 
 def _no_base(folder: Path) -> Any:
@@ -139,8 +136,8 @@ def make_fit(fit: Fit) -> None:
     """
     from ...toolkit.commands.fit_one import fit_folder  # needs torch
 
-    given = dict(fit.settings)
-    with _options(data=fit.part.data, **given), own_work(), _of(f"the fit of {fit.method.name}"):
+    given = {**fit.part.settings, **fit.settings}
+    with _options(data=fit.part.data, **given), own_work(), part_of_grid(f"the fit of {fit.method.name}"):
         fit_folder(_call(fit, whole=True), fit.subject.entry.path, str(fit.part.data), fit.folder)
 
 
@@ -179,7 +176,7 @@ def answer(cell: Cell, progress: Any = None, say: Say | None = None) -> None:
     fitted = {fit.folder for fit in arm.fits}
     own = bool(arm.adapters) and fitted == set(arm.adapters)
     trusted: AbstractContextManager[None] = own_work() if own else nullcontext()
-    with _of(cell.name), trusted:
+    with part_of_grid(cell.name), trusted:
         evaluate_model(subject.entry.path, arm.adapters, options, out=cell.path, progress=progress, say=say)
 
 
@@ -209,7 +206,7 @@ def compared(plan: Plan) -> Compared:
     judges = plan.grid.judges
     arms: list[tuple[ArmInfo, list[Answered]]] = []
     for arm in plan.arms:
-        cells = plan.cells_of(arm)
+        cells = plan.cellspart_of_grid(arm)
         answers = [Answered(cell.bench.name, read_cell(cell), cell.bench.records) for cell in cells]
         arms.append((_arm(plan, arm, answers), answers))
     found = families(arms, judges, plan.grid.budgets)
@@ -243,7 +240,7 @@ def compared(plan: Plan) -> Compared:
             family,
             judge,
             results.summary(family, judge),
-            {one.arm: results.tests_of(family, judge, one.arm) for one in results.summary(family, judge)},
+            {one.arm: results.testspart_of_grid(family, judge, one.arm) for one in results.summary(family, judge)},
         )
         for family in results.families
         for judge in judges
@@ -273,7 +270,7 @@ def _arm(plan: Plan, arm: Arm, answers: Sequence[Answered]) -> ArmInfo:
         calls=sum(asked) / len(asked),
         files={
             cell.path.relative_to(plan.folder).as_posix(): hashlib.sha256(cell.path.read_bytes()).hexdigest()
-            for cell in plan.cells_of(arm)
+            for cell in plan.cellspart_of_grid(arm)
         },
     )
 
@@ -313,7 +310,7 @@ def judge_cells(plan: Plan, doing: Work) -> None:
                 known = {one.judge: one for one in found.judged}
                 before = [_Kept(known.pop(one.name), one.exact) for one in judges[:at]]
                 others = [_Kept(one, "exact" in one.rows[0].metrics) for one in known.values()]  # of another grid
-                with _of(cell.name):
+                with part_of_grid(cell.name):
                     judged = judged_by(found, cell.bench.records, [*before, judge, *others])
                 if is_first():
                     write_output(cell.path, canonical_json(judged.model_dump(mode="json")))

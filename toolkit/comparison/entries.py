@@ -16,10 +16,11 @@ from pydantic import (
 )
 
 from ...adapters.artifact.names import portable
+from ...adapters.budget import RATE, Budget
 from ...adapters.errors import UsageError
 from ...adapters.method import Method
 from ...adapters.registry import get_method
-from ...adapters.settings import Settings
+from ...adapters.settings import Settings, spelled_as_options
 from ..data.record import Split
 from ..model.options import LoadOptions
 
@@ -86,7 +87,7 @@ class Part(Entry):
     Attributes:
         adapter: its folder.
         fit: a method; ``data``: what it is fitted on.
-        settings: of the fit, spelled as the options of ``safetykit fit METHOD``.
+        settings: of the fit, spelled as the options of ``safetykit fit METHOD``, those of a budget among them.
         sweep: choose what is not given on calibration records.
         refusal: what a refused user reads.
         skip_bad_rows: leave out rows that are no records.
@@ -118,9 +119,13 @@ class Part(Entry):
             raise ValueError("a fit needs data")
         try:
             method = get_method(self.fit)
-            self._settle(method)
+            with spelled_as_options():
+                self._settle(method)
+                budget = self.budget
         except UsageError as error:
             raise ValueError(str(error)) from None
+        if budget is not None:
+            self._require_budget(method)
         if self.sweep and method.sweep is None:
             raise ValueError(f"{method.name} has no sweep")
         if self.refusal is not None and "refusal" not in method.takes:
@@ -131,12 +136,34 @@ class Part(Entry):
             raise ValueError(f"{method.name} needs {', '.join(needed)}: fit it by itself, and name its folder")
         return self
 
+    @property
+    def own(self) -> dict[str, Any]:
+        """The method's own settings."""
+        return {name: value for name, value in self.settings.items() if name not in Budget.model_fields}
+
+    @property
+    def budget(self) -> Budget | None:
+        """What the fit is to keep, if anything.
+
+        Raises:
+            UsageError: it is no budget.
+        """
+        given = {name: value for name, value in self.settings.items() if name in Budget.model_fields}
+        return Budget(**given) if given else None
+
+    def _require_budget(self, method: Method) -> None:
+        if not (method.budgeted or self.sweep):
+            without = " without sweep" if method.sweep is not None else ""
+            raise ValueError(f"a budget does nothing with {method.name}{without}")
+        if method.budgeted and RATE in self.settings:
+            raise ValueError(f"{dashed(RATE)} and a budget both set the threshold")
+
     def _settle(self, method: Method) -> Settings:
         try:
-            return method.settings(**self.settings)
+            return method.settings(**self.own)
         except UsageError:
             if self.sweep:  # what the others are, the sweep chooses
-                return method.settings.recorded(self.settings)
+                return method.settings.recorded(self.own)
             raise
 
     @property

@@ -7,8 +7,9 @@ is known by its name, and what other grids left in the same folder is neither mi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from ..data.records import Records, load_records, subset
 from ..data.sources import data_path, is_address, is_export, model_path
 from .entries import NONE, Benchmark, Defence, ModelEntry, Part
 from .grid import Grid
+from .reading import part_of_grid
 
 Kind = Literal["checkpoint", "export", "server"]
 CELLS, ADAPTERS = "cells", "adapters"
@@ -64,9 +66,9 @@ class Subject:
         path = entry.path
         kind: Kind = "server" if is_address(path) else "export" if is_export(Path(path)) else "checkpoint"
         if kind != "checkpoint" and (given := entry.loading.model_fields_set - {"batch_size"}):
-            raise UsageError(f"models.{name}: {sorted(given)[0]} does nothing for a {kind}.", "Leave it out.")
+            raise UsageError(f"{sorted(given)[0]} does nothing for a {kind}.", "Leave it out.")
         if kind != "server" and entry.served_model is not None:
-            raise UsageError(f"models.{name}: served-model does nothing for a {kind}.", "Leave it out.")
+            raise UsageError(f"served-model does nothing for a {kind}.", "Leave it out.")
         if kind == "server":
             known = path
         elif kind == "export":
@@ -128,6 +130,7 @@ class Bench:
 
     Attributes:
         revision: SHA-256 of the records in their order, pixels included.
+        digests: of each of them.
     """
 
     name: str
@@ -135,6 +138,7 @@ class Bench:
     records: Records
     revision: str
     max_new_tokens: int
+    digests: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -191,19 +195,41 @@ def plan_of(grid: Grid, folder: Path) -> Plan:
     Raises:
         SafetykitError: a model, an adapter, records or captions are not there, or cannot be what the grid says.
     """
-    subjects = tuple(Subject.of(name, entry) for name, entry in grid.models.items())
-    benches = tuple(_bench(name, entry, grid) for name, entry in grid.benchmarks.items())
+    subjects: list[Subject] = []
+    for name, entry in grid.models.items():
+        with part_of_grid(f"models.{name}"):
+            subjects.append(Subject.of(name, entry))
+    benches: list[Bench] = []
+    for name, bench in grid.benchmarks.items():
+        with part_of_grid(f"benchmarks.{name}"):
+            benches.append(_bench(name, bench, grid))
+    _require_apart(benches)
     arms = tuple(arm for one in subjects for arm in _arms(one, grid, folder, _Digests()))
     cells = tuple(_cell(arm, bench, folder) for arm in arms for bench in benches)
-    return Plan(grid, folder, subjects, benches, arms, cells)
+    return Plan(grid, folder, tuple(subjects), tuple(benches), arms, cells)
+
+
+def _require_apart(benches: Sequence[Bench]) -> None:
+    """Refuse benchmarks that share records: these would count as two pieces of evidence.
+
+    Raises:
+        UsageError: naming both.
+    """
+    for one, other in combinations(benches, 2):
+        if both := one.digests & other.digests:
+            raise UsageError(
+                f"benchmarks.{other.name}: {len(both)} of its records are those of {one.name}, and would count twice.",
+                "Leave out one of them, or name other records or another split.",
+            )
 
 
 def _bench(name: str, entry: Benchmark, grid: Grid) -> Bench:
     found = load_records(data_path(entry.data), [entry.split], skip_bad_rows=entry.skip_bad_rows)
     if entry.limit:
         found = found.of(subset(found, entry.limit))
-    revision = hashlib.sha256("".join(record.digest() for record in found).encode()).hexdigest()
-    return Bench(name, entry, found, revision, entry.max_new_tokens or grid.max_new_tokens)
+    digests = [record.digest() for record in found]
+    revision = hashlib.sha256("".join(digests).encode()).hexdigest()
+    return Bench(name, entry, found, revision, entry.max_new_tokens or grid.max_new_tokens, frozenset(digests))
 
 
 def _cell(arm: Arm, bench: Bench, folder: Path) -> Cell:
@@ -272,7 +298,8 @@ def _arm(subject: Subject, name: str, defence: Defence, seed: int | None, folder
                 raise UsageError(f"{where}: there is no adapter at {part.adapter}.", "Fit one, or mend the path.")
             identities.append(hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest())
             continue
-        fit, identity = _fit(subject, part, seed, tuple(adapters), tuple(identities), folder, digests)
+        with part_of_grid(where):
+            fit, identity = _fit(subject, part, seed, tuple(adapters), tuple(identities), folder, digests)
         fits.append(fit)
         adapters.append(fit.folder)
         identities.append(identity)
@@ -292,7 +319,7 @@ def _fit(
 ) -> tuple[Fit, str]:
     assert part.fit is not None and part.data is not None
     method = get_method(part.fit)
-    settings = dict(part.settings)
+    settings, budget = dict(part.own), part.budget
     if seed is not None and part.seeded:
         settings["seed"] = seed
     under = before if "with" in method.takes else ()
@@ -303,6 +330,7 @@ def _fit(
             "method": method.name,
             "settings": settings,
             "sweep": part.sweep,
+            **({"budget": budget.values()} if budget is not None else {}),
             "refusal": part.refusal,
             "data": data,
             "under": [*identities] if under else [],

@@ -12,6 +12,10 @@ MODELS = "models: {m: reference:mild}\n"
 RECORDS = "benchmarks: {b: reference}\n"
 
 
+def fit(method, settings):
+    return f"{MODELS}{RECORDS}defences: {{d: {{fit: {method}, data: x, settings: {{{settings}}}}}}}"
+
+
 @pytest.fixture
 def written(tmp_path):
     def write(text):
@@ -111,7 +115,7 @@ def test_all_faults_are_told_at_once_with_their_lines(faults):
         (RECORDS, "models: it is needed"),
         (MODELS + RECORDS + "defences: {none: {adapter: x}}", "the model by itself"),
         (MODELS + RECORDS + "defences: {a: {models: [m]}}", "a is no defence"),
-        (MODELS + RECORDS + "defences: {a: {adapter: x, models: [n]}}", "names the model 'n'"),
+        (MODELS + RECORDS + "defences: {a: {adapter: x, models: [n]}}", "there is no model 'n' in the grid"),
         (MODELS + RECORDS + "defences: {a: {fit: sasa}}", "a fit needs data"),
         (MODELS + RECORDS + "defences: {a: {fit: sasa, data: x, adapter: y}}", "one of adapter and fit"),
         (MODELS + RECORDS + "defences: {a: {adapter: x, stack: [{adapter: y}]}}", "exclude each other"),
@@ -120,7 +124,19 @@ def test_all_faults_are_told_at_once_with_their_lines(faults):
         (MODELS + RECORDS + "defences: {a: {fit: retrieval, data: x}}", "needs index"),
         (MODELS + RECORDS + "defences: {a: {fit: tga, data: x, skip-bad-rows: true}}", "skip-bad-rows does nothing"),
         (MODELS + RECORDS + "judges: [expected, expected]", "there twice"),
-        (MODELS + RECORDS + "seeds: [0, 1]", "seeds does nothing"),
+        (MODELS + RECORDS + "seeds: [0, 1]", "grid.yaml:3: seeds: does nothing: no fit draws at random"),
+        (
+            MODELS + RECORDS + "defences: {d: {defence: ecso, models: [x]}}",
+            "grid.yaml:3: defences.d.models: there is no",
+        ),
+        (MODELS + RECORDS + "judges: expected", "grid.yaml:3: judges: it is no list"),
+        (MODELS + RECORDS + "judges: []", "grid.yaml:3: judges: it needs one at least"),
+        (fit("one-pass", "max-over-refusall: 1"), "has no setting 'max_over_refusall'"),
+        (fit("one-pass", "max-over-refusal: 2"), "--max-over-refusal cannot be 2"),
+        (fit("one-pass", "confidence: 0.8"), "--confidence does nothing with --max-over-refusal left out"),
+        (fit("one-pass", "max-over-refusal: 0.1, false-positive-rate: 0.1"), "both set the threshold"),
+        (fit("vlm-guard", "max-over-refusal: 0.1"), "a budget does nothing with vlm-guard without sweep"),
+        (fit("tga", "max-over-refusal: 0.1"), "a budget does nothing with tga"),
         (MODELS + RECORDS + "budgets: {over-refusal: 2}", "less than or equal to 1"),
         ("models: {a b: reference:mild}\n" + RECORDS, "a name has letters"),
         ("models: {m: {path: reference:mild, dtype: float7}}\n" + RECORDS, "cannot be 'float7'"),
