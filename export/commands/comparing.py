@@ -206,7 +206,7 @@ def compared(plan: Plan) -> Compared:
     judges = plan.grid.judges
     arms: list[tuple[ArmInfo, list[Answered]]] = []
     for arm in plan.arms:
-        cells = plan.cellspart_of_grid(arm)
+        cells = plan.cells_of(arm)
         answers = [Answered(cell.bench.name, read_cell(cell), cell.bench.records) for cell in cells]
         arms.append((_arm(plan, arm, answers), answers))
     found = families(arms, judges, plan.grid.budgets)
@@ -240,7 +240,7 @@ def compared(plan: Plan) -> Compared:
             family,
             judge,
             results.summary(family, judge),
-            {one.arm: results.testspart_of_grid(family, judge, one.arm) for one in results.summary(family, judge)},
+            {one.arm: results.tests_of(family, judge, one.arm) for one in results.summary(family, judge)},
         )
         for family in results.families
         for judge in judges
@@ -270,7 +270,7 @@ def _arm(plan: Plan, arm: Arm, answers: Sequence[Answered]) -> ArmInfo:
         calls=sum(asked) / len(asked),
         files={
             cell.path.relative_to(plan.folder).as_posix(): hashlib.sha256(cell.path.read_bytes()).hexdigest()
-            for cell in plan.cellspart_of_grid(arm)
+            for cell in plan.cells_of(arm)
         },
     )
 
