@@ -54,12 +54,12 @@ def sweep_of(checkpoint: str, vlm: VLM, records: list[Record], folder: Path) -> 
         if number % 20 == 0:
             skeleton.say(f"{checkpoint}: {number} of {total} settings")
 
-    sweep, _ = run_sweep(
+    sweep = run_sweep(
         get_method("care"),
         Workbench(vlm, records),
         journal_path=folder / f"{checkpoint}.sweep.jsonl",
         progress=progress,
-    )
+    ).sweep
     write_atomic(done, canonical_json({"fingerprint": vlm.fingerprint, "sweep": sweep.table()}))
     return sweep
 

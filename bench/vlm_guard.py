@@ -48,12 +48,12 @@ def sweep_of(checkpoint: str, vlm: VLM, folder: Path) -> Sweep:
             skeleton.say(f"{checkpoint}: {number} of {total} settings")
 
     records = load_records(data_path("reference"), ["fit", "calibration"])
-    sweep, _ = run_sweep(
+    sweep = run_sweep(
         get_method("vlm-guard"),
         Workbench(vlm, records),
         journal_path=folder / f"{checkpoint}.sweep.jsonl",
         progress=progress,
-    )
+    ).sweep
     write_atomic(done, canonical_json({"fingerprint": vlm.fingerprint, "sweep": sweep.table()}))
     return sweep
 

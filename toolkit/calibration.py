@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from pydantic import JsonValue
 
 from ..adapters.artifact.adapter import Adapter, the_detector
 from ..adapters.artifact.intervention import Intervention
+from ..adapters.artifact.stack import describe_corrector
 from ..adapters.budget import RATE, Budget, Groups, groups_of
 from ..adapters.errors import UsageError
 from ..adapters.ops.op import Detector
@@ -51,6 +53,28 @@ def require_adjustable(adapter: Adapter) -> None:
         )
 
 
+def require_detector_kept(
+    moved: Adapter, others: Sequence[Adapter], *, model: str = "MODEL", data: str = "DATA", out: str | Path = "ADAPTER"
+) -> None:
+    """Refuse another strength of a corrector that a detector beside it was fitted under.
+
+    Args:
+        model, data, out: how the user called them, for the commands that do it.
+
+    Raises:
+        UsageError: the detector would judge states that it has never seen.
+    """
+    detector = next((one for one in others if one.detector is not None), None)
+    if moved.detector is None and detector is not None:
+        method = detector.info.method
+        raise UsageError(
+            f"The detector ({method}) was fitted under {moved.info.method} as it is, and at another strength it would "
+            "judge states that it has never seen.",
+            f"Calibrate {moved.info.method} without it, then fit the detector under what that writes: "
+            f"safetykit fit {method} {model} --data {data} --with {out} -o DETECTOR.",
+        )
+
+
 def tested_groups(budget: Budget, records: Sequence[Record]) -> Groups:
     """The harmless calibration records by group, without those that the fit split holds.
 
@@ -68,9 +92,9 @@ class Calibration:
 
     Attributes:
         vlm: without any adapter.
-        adapter: that is to be adjusted. ``beside``: those that run before it, which stay as they are.
+        adapter: that is to be adjusted. ``beside``: those that run before it, which stay as they are; ``behind``:
+            those that run after it.
         records: of the calibration split, and of the fit split those whose groups do not count.
-        described: how the manifest names what runs beside it.
     """
 
     vlm: VLM
@@ -78,8 +102,8 @@ class Calibration:
     beside: tuple[Adapter, ...]
     records: tuple[Record, ...]
     budget: Budget
-    described: tuple[Mapping[str, JsonValue], ...] = ()
     batch_size: int = _BATCH
+    behind: tuple[Adapter, ...] = ()
 
     def run(self, progress: Progress | None = None) -> Adapter:
         """The adapter with the lowest threshold, or the largest strength, that keeps the budget.
@@ -88,12 +112,16 @@ class Calibration:
             UsageError: none does, or groups are too few.
         """
         require_adjustable(self.adapter)
-        the_detector([*self.beside, self.adapter])
+        the_detector(self._stack(self.adapter))
         groups = tested_groups(self.budget, self.records)
         before = {one.id: one.outcome for one in self._answers(groups.records)}
         if self.adapter.detector is not None:
             return self._by_threshold(groups, before)
         return self._by_factor(groups, before, progress)
+
+    def _stack(self, adapter: Adapter) -> list[Adapter]:
+        """The stack, with the adapter as it is adjusted."""
+        return [*self.beside, adapter, *self.behind]
 
     def _answers(self, records: Sequence[Any], *stack: Adapter) -> list[Decision]:
         with self.vlm.applied(*stack):
@@ -104,7 +132,7 @@ class Calibration:
         assert detector is not None
         shut = replace(self.adapter, detector=detector.model_copy(update={"threshold": _SHUT}))
         calibration = [one for one in self.records if one.split == "calibration"]
-        answers = self._answers(calibration, *self.beside, shut)
+        answers = self._answers(calibration, *self._stack(shut))
         after = {one.id: one.outcome for one in answers}
         risks = {one.id: one.scores["risk"] + _SHUT for one in answers}
         own = np.array([risks[one.id] for one in groups.records])
@@ -151,9 +179,8 @@ class Calibration:
         then = [before[one.id] for one in groups.records]
 
         def choice(factor: float) -> Choice:
-            after = {
-                one.id: one.outcome for one in self._answers(groups.records, *self.beside, scaled(self.adapter, factor))
-            }
+            stack = self._stack(scaled(self.adapter, factor))
+            after = {one.id: one.outcome for one in self._answers(groups.records, *stack)}
             return Choice.of(f"{factor:g} times the strength", then, [after[one.id] for one in groups.records])
 
         found = strongest_within(
@@ -175,11 +202,17 @@ class Calibration:
     ) -> Adapter:
         """The manifest says how it was calibrated, and what else was there."""
         given = {name: value for name, value in adapter.info.hyperparameters.items() if name != RATE}
-        beside: list[JsonValue] = [dict(one) for one in self.described]
-        values = {**given, **self.budget.recorded_values, **found, "calibrated_beside": beside}
+        beside: dict[str, JsonValue] = {"calibrated_beside": _described(self.beside)}
+        if self.behind:
+            beside["calibrated_before"] = _described(self.behind)
+        values = {**given, **self.budget.recorded_values, **found, **beside}
         info = adapter.info.model_copy(update={"hyperparameters": values})
         attachments = {**adapter.attachments, **more, "budget": promise.table()}
         return replace(adapter, info=info, attachments=attachments)
+
+
+def _described(adapters: Sequence[Adapter]) -> list[JsonValue]:
+    return [dict(describe_corrector(one)) for one in adapters]
 
 
 def scaled(adapter: Adapter, factor: float) -> Adapter:

@@ -18,6 +18,7 @@ from .manifest import RetrievalInfo
 from .store import manifest_digest
 
 CORRECTED_BY = "corrected_by"  # the hyperparameter of a detector that names what it was fitted under
+_CHOICE = " To use this one all the same pass --allow-uncorrected-detector; the card then shows it."
 _SHOWN = 12  # digits of a digest in messages
 
 
@@ -62,14 +63,14 @@ def require_fitted_stack(
     *,
     model: str = "MODEL",
     data: str = "DATA",
-    allow: bool = False,
+    allow: bool | None = False,
 ) -> bool:
     """Refuse a detector that was not fitted under exactly the correctors it stands with, in their order.
 
     Args:
         names: how the user called the adapters, such as their folders; for the command that fits the right detector.
         model, data: the same of model and records.
-        allow: accept it.
+        allow: accept it; None where there is no such choice.
 
     Returns:
         Whether the stack holds together; False only with ``allow``.
@@ -101,8 +102,7 @@ def require_fitted_stack(
     raise UsageError(
         f"The detector ({detector.info.method}) was fitted on the model {was}, and is to run {runs}: it would judge "
         "states that it has never seen, and may refuse harmless requests or let harmful ones pass.",
-        f"{back} the right one: {command}. To use this one all the same pass --allow-uncorrected-detector; the card "
-        "then shows it.",
+        f"{back} the right one: {command}." + _CHOICE * (allow is not None),
     )
 
 

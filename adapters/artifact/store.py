@@ -29,12 +29,13 @@ def manifest_digest(adapter: Adapter) -> str:
     return adapter.read_as or hashlib.sha256(files_of(adapter)[MANIFEST]).hexdigest()
 
 
-def require_base(adapter: Adapter, fingerprint: str, name: str) -> None:
+def require_base(adapter: Adapter, fingerprint: str, name: str, *, choice: bool = True) -> None:
     """Refuse an adapter that was fitted on another model.
 
     Args:
         fingerprint: of the model it is asked to change.
         name: how to call that model in the error.
+        choice: whether the user can accept it.
 
     Raises:
         WrongBase: the fingerprints differ.
@@ -46,7 +47,7 @@ def require_base(adapter: Adapter, fingerprint: str, name: str) -> None:
         raise WrongBase(
             f"The adapter ({adapter.info.method}) was fitted on model {adapter.info.base.fingerprint[:12]}, "
             f"but {name} is {fingerprint[:12]}.",
-            f"Fit it on this model, or pass --allow-wrong-base; the card then shows that you did.{own}",
+            f"Fit it on this model{', or pass --allow-wrong-base; the card then shows that you did' * choice}.{own}",
         )
 
 

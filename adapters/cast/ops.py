@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..ops.gating import GatedOp
-from ..ops.op import Hidden, Mask, last_state
+from ..ops.op import Hidden, last_state
+from ..ops.pushing import GatedPush
 
 
-class ConditionalAddition(GatedOp):
+class ConditionalAddition(GatedPush):
     """h + α 1[σ cos(s, tanh(ccᵀs/cᵀc)) > θ] v, s the last state of the first block that is read.
 
     ``weight`` holds c, followed by zeros for the op's own site where an earlier one is read; ``sense`` is σ = ±1.
@@ -19,11 +19,6 @@ class ConditionalAddition(GatedOp):
     name = "ConditionalAddition"
     params = ("weight", "sense", "threshold", "direction", "alpha")
     gate_params = ("weight", "sense", "threshold")
-    strength = "alpha"
-    reads_earlier = True
-
-    def forced_open(self) -> dict[str, float]:
-        return {"threshold": -1e30}
 
     def margin(
         self,
@@ -42,27 +37,8 @@ class ConditionalAddition(GatedOp):
     def magnitude(self, hidden: Hidden, *, weight: Tensor, **_: Tensor) -> Float[Tensor, " batch"]:
         return torch.ones_like(hidden[:, -1, 0], dtype=weight.dtype)  # of a cosine
 
-    def act(
-        self, hidden: Hidden, scope: Mask, margin: Tensor, *, direction: Tensor, alpha: Tensor, **_: Tensor
-    ) -> tuple[Tensor, ...]:
-        x = hidden.float()
-        return torch.where((scope > 0) & (margin > 0)[:, None, None], x + alpha * direction, x).to(hidden.dtype), margin
-
-    def kept(
-        self,
-        before: Hidden,
-        after: Hidden,
-        scope: Mask,
-        margin: Tensor,
-        *,
-        direction: Tensor,
-        alpha: Tensor,
-        **_: Tensor,
-    ) -> Tensor:
-        """The state has moved by the vector and by nothing else."""
-        push = ((scope > 0) & (margin > 0)[:, None, None]) * alpha.double() * direction.double()
-        share: Tensor = (after.double() - before.double() - push).abs().max() / before.double().norm(dim=-1).max()
-        return share
+    def push(self, margin: Tensor, direction: Tensor, alpha: Tensor) -> Tensor:
+        return alpha * direction
 
 
 def similarity(state: Float[Tensor, "batch d_model"], condition: Float[Tensor, " d_model"]) -> Float[Tensor, " batch"]:

@@ -11,46 +11,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..ops.op import Hidden, Mask
 from ..ops.probed import PROBE, ProbeGate
+from ..ops.pushing import GatedPush
 
 FULL = 4.0  # log-odds above the threshold at which a ramped push has reached twice its strength
 
 
-class _ProbedPush(ProbeGate):
-    """Shared shape: the push is a multiple of one direction."""
+class _ProbedPush(ProbeGate, GatedPush):
+    """Shared shape: a probe opens the gate, and the push is a multiple of one direction."""
 
     params = (*PROBE, "direction", "alpha")
-    strength = "alpha"
 
     @abstractmethod
     def length(self, margin: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """The push's length in units of α·direction."""
 
-    def act(
-        self, hidden: Hidden, scope: Mask, margin: Tensor, *, direction: Tensor, alpha: Tensor, **_: Tensor
-    ) -> tuple[Tensor, ...]:
-        x = hidden.float()
-        push = alpha * self.length(margin)[:, None, None] * direction
-        return torch.where((scope > 0) & (margin > 0)[:, None, None], x + push, x).to(hidden.dtype), margin
-
-    def kept(
-        self,
-        before: Hidden,
-        after: Hidden,
-        scope: Mask,
-        margin: Tensor,
-        *,
-        direction: Tensor,
-        alpha: Tensor,
-        **_: Tensor,
-    ) -> Tensor:
-        """The state has moved by the push and by nothing else."""
-        opened = (scope > 0) & (margin > 0)[:, None, None]
-        push = opened * alpha.double() * self.length(margin.double())[:, None, None] * direction.double()
-        left = after.double() - before.double() - push
-        share: Tensor = left.abs().max() / before.double().norm(dim=-1).max()
-        return share
+    def push(self, margin: Tensor, direction: Tensor, alpha: Tensor) -> Tensor:
+        return alpha * self.length(margin)[:, None, None] * direction
 
 
 class RampedPush(_ProbedPush):

@@ -14,13 +14,13 @@ from ...adapters.artifact.output import write_output
 from ...adapters.artifact.policy import own_work
 from ...adapters.artifact.stack import require_fitted_stack
 from ...adapters.artifact.store import load_adapter, require_base
-from ...adapters.errors import BudgetNotKept, SafetykitError, UsageError
-from ...adapters.settings import spelled_as_options
+from ...adapters.errors import BudgetNotKept, UsageError
 from ...toolkit.commands import console
 from ...toolkit.commands.fit_call import FitCall, plan_fit
 from ...toolkit.commands.fit_plan import require_budget, require_layers, require_options
 from ...toolkit.commands.progress import Work
 from ...toolkit.comparison.plan import Arm, Cell, Fit, Plan, refusal_of, refused_at
+from ...toolkit.comparison.reading import part_of_grid
 from ...toolkit.data.options import ReadOptions
 from ...toolkit.data.records import require_pictures
 from ...toolkit.data.sources import model_path
@@ -48,10 +48,10 @@ def require_plan(plan: Plan) -> list[str]:
         SafetykitError: naming the part of the grid.
     """
     said: dict[str, None] = {}
-    with _of("judges"):
+    with part_of_grid("judges"):
         plan.grid.judging().opened()
     for bench in plan.benches:
-        with _of(f"benchmarks.{bench.called}"):
+        with part_of_grid(f"benchmarks.{bench.called}"):
             require_pictures(bench.records)
         if few := few_records(count_records(bench.records)):
             said[f"{bench.called}: {few}"] = None
@@ -59,29 +59,17 @@ def require_plan(plan: Plan) -> list[str]:
         if subject.kind == "server":
             continue
         for bench in plan.benches:
-            with _of(f"models.{subject.name}, benchmarks.{bench.name}"):
+            with part_of_grid(f"models.{subject.name}, benchmarks.{bench.name}"):
                 path = subject.entry.path if subject.kind == "export" else model_path(subject.entry.path)
                 require_answerable(path, bench.records)
     for arm in plan.arms:
-        with _of(f"defences.{arm.name}"):
+        with part_of_grid(f"defences.{arm.name}"):
             _require_defence(arm)
             _require_adapters(arm)
     for fit in plan.fits:
-        with _of(f"the fit of {fit.method.name} on {fit.subject.name}"):
+        with part_of_grid(f"the fit of {fit.method.name} on {fit.subject.name}"):
             said |= dict.fromkeys(f"{fit.method.name}: {one}" for one in _require_fit(fit))
     return list(said)
-
-
-@contextmanager
-def _of(part: str) -> Iterator[None]:
-    """Say which part of the grid an error is about."""
-    try:
-        with spelled_as_options():
-            yield
-    except SafetykitError as error:
-        error.message = f"{part}: {error.message}"
-        error.args = (error.message,)
-        raise
 
 
 def _require_defence(arm: Arm) -> None:
@@ -99,10 +87,10 @@ def _require_adapters(arm: Arm) -> None:
     path = arm.subject.entry.path
     require_adaptable(loaded, decoder_shape(model_path(path)), path, allow_wrong_base=None)
     for adapter in loaded:
-        require_base(adapter, arm.subject.known, path)
+        require_base(adapter, arm.subject.known, path, choice=False)
     if not fitted:
         the_detector(loaded)
-        require_fitted_stack(loaded, [str(folder) for folder in there], model=path)
+        require_fitted_stack(loaded, [str(folder) for folder in there], model=path, allow=None)
 
 
 def _call(fit: Fit, *, whole: bool) -> FitCall:
@@ -155,7 +143,7 @@ def make_fit(fit: Fit, models: Models = None) -> None:
     given = {**fit.settings, **(fit.part.budget.recorded_values if fit.part.budget.given else {})}
     if fit.part.sweep:
         given["sweep"] = True
-    with _options(data=fit.part.data, **given), own_work(), _of(f"the fit of {fit.method.name}"):
+    with _options(data=fit.part.data, **given), own_work(), part_of_grid(f"the fit of {fit.method.name}"):
         call = _call(fit, whole=True)
         try:
             fit_folder(call, fit.subject.entry.path, str(fit.part.data), fit.folder, loader=models)
@@ -207,7 +195,7 @@ def answer(cell: Cell, models: Models = None, progress: Any = None) -> None:
     fitted = {fit.folder for fit in arm.fits}
     own = bool(arm.adapters) and fitted == set(arm.adapters)
     trusted: AbstractContextManager[None] = own_work() if own else nullcontext()
-    with _of(cell.name), trusted:
+    with part_of_grid(cell.name), trusted:
         evaluate_model(subject.entry.path, arm.adapters, options, out=cell.path, progress=progress, loader=models)
 
 
@@ -242,7 +230,7 @@ def judge_cells(plan: Plan, doing: Work) -> None:
                 known = {one.judge: one for one in found.judged}
                 before = [_Kept(known.pop(one.name), one.exact) for one in judges[:at]]
                 others = [_Kept(one, "exact" in one.rows[0].metrics) for one in known.values()]  # of another grid
-                with _of(cell.name):
+                with part_of_grid(cell.name):
                     judged = judged_by(found, cell.bench.records, [*before, judge, *others])
                 if is_first():
                     write_output(cell.path, canonical_json(judged.model_dump(mode="json")))

@@ -77,11 +77,21 @@ def _next(model: str, adapters: list[Path], options: EvalOptions) -> str:
     if is_export(Path(model)):
         return command_line("verify", model)
     if not adapters:
-        return command_line("fit", "vlm-guard", model, "--data", data, "-o", "adapter")
+        return command_line("fit", "vlm-guard", model, "--data", data, "-o", "adapter") if _fits(options) else ""
     stack = [word for folder in adapters for word in ("--adapter", folder)]
     names = ("allow_wrong_base", "allow_uncorrected_detector")
     accepted = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
     return command_line("export", model, *stack, "--data", data, *accepted, "-o", "export")
+
+
+def _fits(options: EvalOptions) -> bool:
+    """Whether there is anything to fit on: benchmarks and attacked records have a split to measure on alone."""
+    from ...adapters.errors import UsageError
+
+    try:
+        return bool(options.but(split="fit", limit=None).records())
+    except UsageError:
+        return False
 
 
 def _view(console: Console, value: dict[str, Any]) -> None:

@@ -101,7 +101,7 @@ def _evaluated(
 ) -> Evaluation:
     records = options.records()
     require_pictures(records)
-    people, judges = options.people(), options.opened(waiting)
+    people, judges = options.people([one.id for one in records]), options.opened(waiting)
     say = say or (lambda _: None)
     result, journal = _answered(model, adapters, options, records, journal_path, progress, say, waiting, loader)
     if options.judged:

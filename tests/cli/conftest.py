@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from kept_answers import ANSWERS
+from workshop import safetykit
 
 from safetykit import cli
 
@@ -80,3 +82,30 @@ def data(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """An evaluation of these answers, and their records."""
+    decisions, records = [], []
+    for key, (label, response, text) in ANSWERS.items():
+        shared = {"id": key, "label": label, "carrier": "text"}
+        records.append({**shared, "prompt": f"ask {key}", "split": "test", "response": response})
+        decisions.append({**shared, "tags": [], "text": text, "outcome": "other", "scores": {}})
+    (tmp_path / "records.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in records))
+    body = {"model": "m", "split": "test", "max_new_tokens": 8, "rows": [], "decisions": decisions}
+    (tmp_path / "kept.json").write_text(json.dumps(body))
+    return tmp_path
+
+
+@pytest.fixture
+def judged(kept):
+    """Judge them by what is typed; gives what was printed and what was written."""
+
+    def run(*specs, more=()):
+        out = kept / f"out-{len(list(kept.iterdir()))}.json"
+        typed = [word for spec in specs for word in ("--judge", spec)]
+        done = safetykit("judge", kept / "kept.json", "--data", kept / "records.jsonl", *typed, "-o", out, *more)
+        return done, json.loads(out.read_text()) if out.exists() else None
+
+    return run

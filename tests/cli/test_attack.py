@@ -92,6 +92,8 @@ def test_what_is_not_attacked_is_counted(call, random_checkpoint, data, tmp_path
         "attack", "pgd", random_checkpoint, "--data", path, "-o", tmp_path / "out", "--steps", 1, "--json"
     )
     assert code == 0 and json.loads(out)["left_out"] == {"harmless": 1, "conversation": 1}
+    code, out, _ = call("eval", random_checkpoint, "--data", tmp_path / "out", "--max-new-tokens", 2, "--json")
+    assert code == 0 and "next" not in json.loads(out), "there is nothing to fit on among what was attacked"
 
 
 @pytest.mark.parametrize(
@@ -100,6 +102,7 @@ def test_what_is_not_attacked_is_counted(call, random_checkpoint, data, tmp_path
         (["--epsilon", "17"], "--epsilon cannot be '17'. It is none, levels of 255 such as 16/255, or a share"),
         (["--epsilon", "0.001"], "--epsilon 0.001 is less than a level of 8 bits."),
         (["--epsilon", "nan"], "--epsilon cannot be 'nan'."),
+        (["--steps", "2", "--step-size", "0.0001"], "--steps 2 of --step-size 0.0001 change nothing in a file"),
         (["--step-size", "0"], "--step-size cannot be '0'. It is auto, levels of 255"),
         (["--objective", "toxi"], "Did you mean 'toxic'?"),
         (["--objective", "refusal", "--target", "Yes"], "--target does nothing with --objective refusal."),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from safetykit.adapters import Adapter, Intervention, Site
+from safetykit.adapters.artifact.manifest import DetectorInfo
 
 THINGS = 100
 
@@ -68,3 +69,35 @@ def test_an_adapter_without_threshold_and_strength_is_refused(typed, adapter_fol
     folder = replace(loaded, interventions=(item,)).save(tmp_path / "target")
     said = typed("--max-over-refusal", 0.2, adapter=folder)
     assert "has neither a threshold to move nor a strength to scale: TargetSteering at decoder.layers.2." in said
+
+
+@pytest.fixture
+def detector(adapter_folder, tmp_path):
+    probe = Intervention(
+        "LinearProbe", Site.block(2), "last", "prefill", {"weight": torch.ones(128), "bias": torch.tensor(0.0)}
+    )
+    shown = DetectorInfo(threshold=0.0, refusal="sorry.", refusal_token=1)
+    return replace(Adapter.load(adapter_folder), interventions=(probe,), detector=shown).save(tmp_path / "detector")
+
+
+@pytest.mark.parametrize("option", ["--with", "--after"])
+def test_a_corrector_is_not_moved_under_the_detector_that_was_fitted_with_it(typed, detector, option):
+    said = " ".join(typed("--max-over-refusal", 0.2, option, detector).split())
+    assert "at another strength it would judge states that it has never seen" in said
+    assert "--with out -o DETECTOR" in said
+
+
+def test_what_does_not_belong_together_is_refused_without_an_option_that_is_not_there(
+    typed, refused, detector, adapter_folder, random_checkpoint, data, tmp_path
+):
+    budget = ("--max-over-refusal", 0.2)
+    said = typed(*budget, "--with", detector, adapter=detector)
+    assert "both decide when to refuse" in said and "loading" not in said
+    said = " ".join(typed(*budget, "--with", adapter_folder, adapter=detector).split())
+    assert "states that it has never seen" in said and "--allow" not in said
+    loaded = Adapter.load(adapter_folder)
+    base = loaded.info.base.model_copy(update={"fingerprint": "1" * 64})
+    other = replace(loaded, info=loaded.info.model_copy(update={"base": base})).save(tmp_path / "other")
+    typed = ("calibrate", random_checkpoint, "--adapter", other, "--data", data(records()), "-o", "out", *budget)
+    said = " ".join(refused(*typed, code=4).split())
+    assert "was fitted on model 111111111111" in said and "--allow" not in said

@@ -129,7 +129,7 @@ def test_every_key_is_typed_and_documented():
         (SHORT + "defences: {a: {adapter: nowhere}}\n", "defences.a: there is no adapter at nowhere"),
         (SHORT + "defences: {a: {adapter: '{guard}'}}\n", "defences.a: The adapter"),
         (SHORT + "defences: {a: {defence: shield}}\n", "There is no defence 'shield'"),
-        (SHORT + "defences: {a: {fit: vlm-guard, data: nowhere}}\n", "There are no records at nowhere"),
+        (SHORT + "defences: {a: {fit: vlm-guard, data: nowhere}}\n", "defences.a: There are no records at nowhere"),
         (SHORT + "defences: {a: {fit: vlm-guard, data: '{records}', settings: {layers: 9}}}\n", "the fit of vlm-guard"),
         (
             SHORT
@@ -143,8 +143,16 @@ def test_every_key_is_typed_and_documented():
         (SHORT + "judge-device: cpu\n", "judge-device does nothing without a judge that is a model"),
         (SHORT + "judge-dtype: float7\n", "cannot be 'float7'"),
         (SHORT + "judges: [expectd]\n", "judges: There is no judge 'expectd'"),
-        ("models: {m: nowhere}\nbenchmarks: {b: reference}\n", "There is no model folder at nowhere"),
-        ("models: {m: reference:mild}\nbenchmarks: {b: nowhere}\n", "There are no records at nowhere"),
+        ("models: {m: nowhere}\nbenchmarks: {b: reference}\n", "models.m: There is no model folder at nowhere"),
+        ("models: {m: reference:mild}\nbenchmarks: {b: nowhere}\n", "benchmarks.b: There are no records at nowhere"),
+        (
+            SHORT.replace("}}", "}, c: '{records}'}"),
+            "benchmarks.c: 6 of its records are those of b, and would",
+        ),
+        (
+            SHORT + "defences: {a: {fit: one-pass, data: '{records}', max-over-refusal: 0.001}}\n",
+            "the fit of one-pass on m: A budget of 0.001 takes at least",
+        ),
         (
             "models: {e: '{export}'}\nbenchmarks: {b: reference}\ndefences: {a: {adapter: '{guard}'}}\n",
             "an adapter cannot be put on e, an export",

@@ -156,6 +156,41 @@ def test_an_import_does_not_write_into_its_own_source(call, tmp_path):
     assert code == 2 and "which is read to make it" in err and (tmp_path / "set/xstest_prompts.csv").is_file()
 
 
+def test_an_import_does_not_read_what_it_wrote(call, tmp_path):
+    PUBLISHED["images"].make(tmp_path / "set")
+    typed = ("data", "import", "images", tmp_path / "set", "-o", tmp_path / "set/records", "--prompt", "What is this?")
+    for again in ((), ("--overwrite",), ("--overwrite", "--limit", "9")):
+        assert call(*typed, *again)[0] == 0
+        assert len(load_records(tmp_path / "set/records")) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("prompt;label\nwhat is a kite ?;safe\n", ""),
+        ("prompt,is_harmful,safe\nwhat is a kite ?,no,yes\n", ""),
+        ("prompt,is_harmful,safe\nwhat is a kite ?,no,rather\n", ""),
+        ("prompt,is_harmful,safe\nwhat is a kite ?,yes,yes\n", "row 2, safe: says another label than is_harmful"),
+    ],
+)
+def test_a_table_is_read_as_people_write_them(call, tmp_path, text, said):
+    (tmp_path / "rows.csv").write_text(text)
+    typed = ("data", "import", "csv", tmp_path / "rows.csv", "-o", tmp_path / "out")
+    code, _, err = call(*typed)
+    assert code == (3 if said else 0) and said in " ".join(err.split())
+    if said:
+        assert call(*typed, "--column", "label=safe")[0] == 0
+    assert [one.label for one in load_records(tmp_path / "out")] == ["harmless"]
+
+
+def test_rows_of_json_lines_say_what_is_wrong_with_them(call, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "label":\n{"messages": "a", "label": "safe"}\n')
+    code, _, err = call("data", "import", "json", tmp_path / "rows.jsonl", "-o", tmp_path / "out")
+    said = " ".join(err.split())
+    assert code == 3 and "line 1: is not JSON (Expecting value, character 26)" in said
+    assert "line 2, messages: is a text, and no list of messages" in said
+
+
 def test_a_split_keeps_its_source_and_tells_a_label_that_a_split_lacks(call, tmp_path):
     PUBLISHED["xstest"].make(tmp_path / "set")
     assert call("data", "import", "xstest", tmp_path / "set", "-o", tmp_path / "mine")[0] == 0

@@ -76,6 +76,8 @@ def test_a_folder_that_is_there_is_replaced_when_asked(carry):
         (["--font", "nothing.ttf"], "nothing.ttf cannot be read as a font"),
         (["--photos", "nowhere"], "There is no picture in nowhere."),
         (["--form", "blank", "--photos", "nowhere"], "--photos does nothing with blank."),
+        (["--form", "blank", "--form", "photo", "--language", "de"], "--language does nothing with blank, photo."),
+        (["--form", "noise", "--font", BOLD], "--font does nothing with noise."),
     ],
 )
 def test_what_is_wrong_is_named(carry, tmp_path, words, said):

@@ -218,16 +218,38 @@ def test_what_cannot_be_is_refused_before_any_work(start, stand, tmp_path, data)
     assert not stand.done and sorted(path.name for path in tmp_path.iterdir()) == ["records.jsonl", "taken"]
 
 
-def test_a_model_that_refuses_no_text_is_asked_and_nothing_is_fitted(start, stand, tmp_path):
+@pytest.fixture
+def texts(data):
+    """Records in text, ten harmful ones in the test split."""
+    count = {"fit": 4, "calibration": 4, "test": 10}
+    return data(
+        [
+            {"id": f"{split}{label}{at}", "prompt": f"What of {at}?", "label": label, "split": split}
+            for split, many in count.items()
+            for label in ("harmful", "harmless")
+            for at in range(many)
+        ]
+    )
+
+
+def test_a_model_that_refuses_no_text_is_asked_and_nothing_is_fitted(start, stand, tmp_path, texts):
     stand.aligned = False
-    code, found, err = start(*STARTED)
+    code, found, err = start("--data", texts, *STARTED[4:])
     assert code == 0 and stand.done == ["before.json"], err
-    assert re.match(r"The model refuses none of \d harmful requests in text,.* VLM-Guard", found["stopped"])
+    assert re.match(r"The model refuses none of 10 harmful requests in text,.* VLM-Guard", found["stopped"])
     assert found["export"] is None and found["undefended"]["rows"] and "next" not in found
     aligned, phrases = found["better"][:2]
     assert "--method one-pass" in aligned["command"] and "before.json" in phrases["why"]
-    code, out, _ = start(*STARTED, as_json=False)
+    code, out, _ = start("--data", texts, *STARTED[4:], as_json=False)
     assert code == 0 and "The model as it is" in out and "nothing was fitted" in out
+
+
+def test_a_few_texts_that_are_not_refused_stop_nothing(start, stand, texts):
+    stand.aligned = False
+    code, found, err = start("--data", texts, *STARTED[4:], "--limit", 16)
+    assert code == 0 and stand.done == ["before.json", "fit vlm-guard", "export"], err
+    assert not found["stopped"] and found["export"]
+    assert "None of 8 harmful requests in text was refused, which is too few" in found["better"][0]["why"]
 
 
 def test_a_detector_refuses_for_a_model_that_has_no_refusal(start, stand):

@@ -145,6 +145,15 @@ OTHERS = [
         ],
     ),
     Case(
+        "calibrate {model} --adapter {affine} --after {guard} --data {records} -o {out} --json"
+        " --max-over-refusal 0.6 --confidence 0.6",
+        lambda done, made: [
+            recorded(done)["info"]["hyperparameters"]["calibrated_beside"] == [],
+            [one["method"] for one in recorded(done)["info"]["hyperparameters"]["calibrated_before"]] == ["vlm-guard"],
+            done.value["next"].endswith(f"--adapter {done.path} --adapter {made['guard']}"),
+        ],
+    ),
+    Case(
         "sign {to_sign} --key {signing_key} --certificate {certificate} --chain {root} --json",
         lambda done, made: [done.value["kind"] == "adapter", os.path.isfile(done.value["signature"])],
     ),

@@ -126,7 +126,8 @@ def judging_server(reply: Callable[[str], str | int], models: tuple[str, ...] = 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             content = body["messages"][-1]["content"]
-            said = reply(content if isinstance(content, str) else content[0]["text"])
+            parts = [{"text": content}] if isinstance(content, str) else content
+            said = reply("".join(part.get("text", "<picture>") for part in parts))
             if isinstance(said, int):
                 return self._send({"error": {"message": "no"}}, said)
             message = {"role": "assistant", "content": said}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from ...adapters.errors import UsageError
 from ...adapters.ranges import seed_setting
@@ -25,6 +25,7 @@ Severity = Annotated[int, Field(ge=1, le=5)]
 NONE: Final = "none"
 AUTO: Final = "auto"
 LEVELS: Final = 255  # the largest value of a channel
+_LEAST = 0.5  # of a level: what is less is rounded away
 _AIMED = ("jailbreak", "toxic")
 _FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*255\s*")
 
@@ -97,6 +98,17 @@ class PgdOptions(AttackedRecords, LoadOptions):
     allow_uncorrected_detector: bool = setting(
         False, "Accept a detector that was not fitted under the correctors beside it."
     )
+
+    @model_validator(mode="after")
+    def _moves(self) -> Self:
+        if self.steps * self.step < _LEAST:
+            size, count = spell(PgdOptions, "step_size"), spell(PgdOptions, "steps")
+            raise UsageError(
+                f"{count} {self.steps} of {size} {self.step_size} change nothing in a file: together they are less "
+                "than half a level of 8 bits.",
+                "Take more steps, or larger ones.",
+            )
+        return self
 
     @property
     def levels(self) -> int:

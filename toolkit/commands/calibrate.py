@@ -30,14 +30,18 @@ def calibrate(
     beside: Annotated[
         list[Path] | None, typer.Option("--with", help="Adapter that runs before it, as it is; repeat to stack.")
     ] = None,
+    after: Annotated[
+        list[Path] | None, typer.Option("--after", help="Adapter that runs after it, as it is; repeat to stack.")
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
+    from ...adapters.artifact.adapter import the_detector
     from ...adapters.artifact.output import require_free
     from ...adapters.artifact.stack import require_fitted_stack, require_reading
     from ...adapters.artifact.store import load_adapter
     from ...adapters.errors import UsageError
-    from ..calibration import Calibration, require_adjustable, tested_groups
+    from ..calibration import Calibration, require_adjustable, require_detector_kept, tested_groups
     from ..data.records import load_records, require_pictures
     from ..data.sources import data_path, model_path
     from ..model.asking import require_answerable
@@ -45,39 +49,43 @@ def calibrate(
     from ..model.vlm import VLM
     from . import console
 
-    folders = [*(beside or []), adapter]
+    folders = [*(beside or []), adapter, *(after or [])]
     require_free(out, overwrite=overwrite, inputs=[model, data, *folders])
     if not options.given:
         raise UsageError("There is no budget to keep.", "Give --max-over-refusal or --max-utility-loss.")
     loaded = [load_adapter(folder) for folder in folders]
-    require_adjustable(loaded[-1])
-    require_fitted_stack(loaded, [str(folder) for folder in folders], model=model, data=data)
+    place = len(beside or [])
+    before, moved, behind = loaded[:place], loaded[place], loaded[place + 1 :]
+    require_adjustable(moved)
+    require_detector_kept(moved, [*before, *behind], model=model, data=data, out=out)
+    the_detector(loaded)
+    require_fitted_stack(loaded, [str(folder) for folder in folders], model=model, data=data, allow=None)
     require_reading(loaded)
     records = load_records(data_path(data), **options.reading())
     used = [one for one in records if one.split != "test"]
     groups = tested_groups(options, used)
     require_pictures(records.of(groups.records))  # type: ignore[arg-type]  # they are among the records
     path = model_path(model)
-    require_adaptable(loaded, decoder_shape(path), model, allow_wrong_base=False)
+    require_adaptable(loaded, decoder_shape(path), model, allow_wrong_base=None)
     require_answerable(model, used)
     for said in (records.told(), groups.told()):
         if said:
             console.warn(said)
     with console.work("comparing fingerprints") as doing:
-        known = require_fitted_on(loaded, path, model)
+        known = require_fitted_on(loaded, path, model, choice=False)
         doing("loading")
         vlm = VLM.from_pretrained(path, **options.loading())
         vlm.fingerprint = known
         doing("answering")
         found = Calibration(
             vlm,
-            loaded[-1],
-            tuple(loaded[:-1]),
+            moved,
+            tuple(before),
             tuple(used),
             Budget(
                 **{name: getattr(options, name) for name in Budget.model_fields if name in options.model_fields_set}
             ),
-            tuple(_described(one) for one in loaded[:-1]),
+            behind=tuple(behind),
             **({"batch_size": options.rows} if options.rows else {}),
         ).run(doing.count)
     found.save(out, overwrite=overwrite)
@@ -87,15 +95,9 @@ def calibrate(
         "budget": found.attachments["budget"],
         "calibration": found.attachments.get("calibration"),
     }
-    stack = [word for folder in (*(beside or []), out) for word in ("--adapter", folder)]
+    stack = [word for folder in (*(beside or []), out, *(after or [])) for word in ("--adapter", folder)]
     then = console.command_line("eval", model, "--data", data, *stack)
     console.emit(value, as_json=as_json, human=_show, then=then)
-
-
-def _described(adapter: Any) -> Any:
-    from ...adapters.artifact.stack import describe_corrector
-
-    return describe_corrector(adapter)
 
 
 def _show(console: Any, value: dict[str, Any]) -> None:

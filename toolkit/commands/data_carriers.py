@@ -56,6 +56,9 @@ def carriers(
     brush = Brush(forms, languages, fonts, photos, side, seed)  # type: ignore[arg-type]
     if photos is not None and not brush.shows_photos:
         raise UsageError(f"--photos does nothing with {', '.join(forms)}.", "Leave it out, or add --form photo.")
+    for name, given in (("--font", font), ("--language", language)):
+        if given and not brush.draws_words:
+            raise UsageError(f"{name} does nothing with {', '.join(forms)}.", "Leave it out, or add --form scene.")
     with claimed(out, overwrite=overwrite, inputs=[data_path(records), photos]), console.steps("drawing"):
         made = with_carriers(load_records(records), out, brush, drawn_only=drawn_only, overwrite=overwrite)
     if made.too_long:

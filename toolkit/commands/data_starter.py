@@ -13,7 +13,9 @@ from .options import Json, Overwrite, one_of
 
 def starter(
     out: RecordsOut,
-    records: Annotated[int, typer.Option(min=96, help="How many, text and pictures together.")] = 2000,
+    records: Annotated[
+        int, typer.Option(min=96, help="How many at most, text and pictures together; eight a pair.")
+    ] = 2000,
     packages: Annotated[
         str,
         typer.Option(

@@ -114,7 +114,7 @@ def _fit_there(
     with console.work("loading") as doing:
         loading = _typed(call).loading()
         others = [*correctors, *([planned.gate.adapter] if planned.gate is not None else [])]
-        known = require_fitted_on(others, model_path(model), model) if others or channels else None
+        known = require_fitted_on(others, model_path(model), model, choice=False) if others or channels else None
         if channels is not None and known is not None:
             channels.require_base(known, model)
         vlm = (loader or VLM.from_pretrained)(model_path(model), **loading)

@@ -22,7 +22,7 @@ from ...adapters.budget import Budget
 from ...adapters.errors import UsageError
 from ...adapters.method import Method
 from ...adapters.registry import get_method
-from ...adapters.settings import Settings
+from ...adapters.settings import Settings, spelled_as_options
 from ..data.record import Split
 from ..model.options import LoadOptions
 
@@ -149,7 +149,8 @@ class Part(Entry):
             raise ValueError(f"{dashed(misplaced[0])} is no setting of the method: write it beside fit")
         try:
             method = get_method(self.fit)
-            self._settle(method)
+            with spelled_as_options():
+                self._settle(method)
         except UsageError as error:
             raise ValueError(str(error)) from None
         if self.sweep and method.sweep is None:

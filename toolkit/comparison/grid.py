@@ -20,6 +20,14 @@ from .entries import FLAT, NONE, Benchmark, Budgets, Defence, Entry, ModelEntry,
 from .reading import Read, read_yaml
 
 
+class _At(ValueError):
+    """A fault of several parts, told at one of them."""
+
+    def __init__(self, words: str, *place: str) -> None:
+        super().__init__(words)
+        self.place = place
+
+
 class Grid(Entry):
     """What is compared.
 
@@ -85,26 +93,27 @@ class Grid(Entry):
                 continue
             if model.baseline not in self.models or model.baseline == name:
                 hint = did_you_mean(model.baseline, [one for one in models if one != name])
-                raise ValueError(f"the baseline {model.baseline!r} of {name} is no other model of the grid. {hint}")
+                words = f"{model.baseline!r} is no other model of the grid. {hint}".strip()
+                raise _At(words, "models", name, "baseline")
             if self.models[model.baseline].baseline is not None:
-                raise ValueError(f"the baseline of {name} has one itself: name that of both")
+                raise _At("this one has a baseline itself: name that of both", "models", name, "baseline")
         for name, defence in self.defences.items():
             for meant in defence.models:
                 if meant not in self.models:
-                    raise ValueError(f"{name} names the model {meant!r}. {did_you_mean(meant, models)}".strip())
+                    words = f"there is no model {meant!r} in the grid. {did_you_mean(meant, models)}".strip()
+                    raise _At(words, "defences", name, "models")
         seeded = [name for name, one in self.defences.items() if any(part.seeded for part in one.stack)]
         if self.seeds and not seeded:
-            raise ValueError("seeds does nothing: no fit draws at random and leaves its seed open")
+            raise _At("does nothing: no fit draws at random and leaves its seed open", "seeds")
         taken = {f"{name}-seed{seed}" for name in seeded for seed in self.seeds} | {
             name for name, model in self.models.items() if model.baseline is not None
         }
         if twice := [name for name in self.defences if name in taken]:
-            raise ValueError(f"{twice[0]} is what results call something else: give this defence another name")
+            raise _At("results call something else so: give this defence another name", "defences", twice[0])
         for name, one in self.benchmarks.items():
             if one.split == self.choose_on:
-                raise ValueError(
-                    f"choose-on and {name} name the same split: report another one, or leave choose-on out"
-                )
+                words = f"it is the split of {name}, too: report another one, or leave choose-on out"
+                raise _At(words, "choose-on")
         return self
 
 
@@ -128,17 +137,26 @@ def load_grid(path: Path) -> tuple[Grid, Read]:
         ) from None
 
 
+_WORDS = {
+    "missing": "it is needed",
+    "string_pattern_mismatch": "a name has letters, digits, and within it . _ + -",
+    "too_short": "it needs one at least",
+    "tuple_type": "it is no list",
+    "dict_type": "it is no mapping of names",
+    "string_type": "it is no text",
+}
+
+
 def _told(read: Read, fault: Any) -> str:
-    place = tuple(one for one in fault["loc"] if one != "[key]")
+    error = fault.get("ctx", {}).get("error")
+    place = error.place if isinstance(error, _At) else tuple(one for one in fault["loc"] if one != "[key]")
     if len(place) > 3 and place[2] == "stack" and place[:3] not in read.lines:  # written without it
         place = (*place[:2], *place[4:])
     words = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "extra_forbidden":
         words = f"there is no such key. {did_you_mean(str(place[-1]), _keys(place))}".strip()
-    elif fault["type"] == "missing":
-        words = "it is needed"
-    elif fault["type"] == "string_pattern_mismatch":
-        words = "a name has letters, digits, and within it . _ + -"
+    elif fault["type"] in _WORDS:
+        words = _WORDS[fault["type"]]
     return f"{read.where(place)}: {words[:1].lower()}{words[1:]}"
 
 

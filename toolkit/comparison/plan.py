@@ -82,9 +82,9 @@ class Subject:
         path = entry.path
         kind: Kind = "server" if is_address(path) else "export" if is_export(Path(path)) else "checkpoint"
         if kind != "checkpoint" and (given := entry.loading.model_fields_set - {"batch_size"}):
-            raise UsageError(f"models.{name}: {sorted(given)[0]} does nothing for a {kind}.", "Leave it out.")
+            raise UsageError(f"{sorted(given)[0]} does nothing for a {kind}.", "Leave it out.")
         if kind != "server" and entry.served_model is not None:
-            raise UsageError(f"models.{name}: served-model does nothing for a {kind}.", "Leave it out.")
+            raise UsageError(f"served-model does nothing for a {kind}.", "Leave it out.")
         if kind == "server":
             known = path
         elif kind == "export":
@@ -155,6 +155,7 @@ class Bench:
     Attributes:
         split: of the records; another one than the grid's where they only help to choose.
         revision: SHA-256 of the records, pixels included, as manifests and cards give it.
+        digests: of each of them.
     """
 
     name: str
@@ -163,6 +164,7 @@ class Bench:
     records: Records
     revision: str
     max_new_tokens: int
+    digests: frozenset[str] = frozenset()
 
     @property
     def chooses(self) -> bool:

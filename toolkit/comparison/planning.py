@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ..data.sources import data_path
 from .entries import NONE, Benchmark, Defence, Part
 from .grid import Grid
 from .plan import ADAPTERS, CELLS, Arm, Bench, Cell, Fit, Kind, Plan, Subject, digest_of
+from .reading import part_of_grid
 
 _DIGITS = 10
 
@@ -33,13 +35,35 @@ def plan_of(grid: Grid, folder: Path) -> Plan:
     Raises:
         SafetykitError: a model, an adapter, records or captions are not there, or cannot be what the grid says.
     """
-    subjects = tuple(Subject.of(name, entry) for name, entry in grid.models.items())
-    benches = tuple(_bench(name, entry, grid) for name, entry in grid.benchmarks.items())
+    subjects: list[Subject] = []
+    for name, entry in grid.models.items():
+        with part_of_grid(f"models.{name}"):
+            subjects.append(Subject.of(name, entry))
+    benches: list[Bench] = []
+    for name, bench in grid.benchmarks.items():
+        with part_of_grid(f"benchmarks.{name}"):
+            benches.append(_bench(name, bench, grid))
     if grid.choose_on is not None:
         benches += _choosing(grid, grid.choose_on)
+    _require_apart(benches)
     arms = tuple(arm for one in subjects for arm in _arms(one, grid, folder, _Digests()))
     cells = tuple(_cell(arm, bench, folder) for arm in arms for bench in benches)
-    return Plan(grid, folder, subjects, benches, arms, cells)
+    return Plan(grid, folder, tuple(subjects), tuple(benches), arms, cells)
+
+
+def _require_apart(benches: Sequence[Bench]) -> None:
+    """Refuse benchmarks that share records: these would count as two pieces of evidence.
+
+    Raises:
+        UsageError: naming both.
+    """
+    for one, other in combinations(benches, 2):
+        if both := one.digests & other.digests:
+            raise UsageError(
+                f"benchmarks.{other.called}: {len(both)} of its records are those of {one.called}, and would count "
+                "twice.",
+                "Leave out one of them, or name other records or another split.",
+            )
 
 
 def _bench(name: str, entry: Benchmark, grid: Grid) -> Bench:
@@ -67,7 +91,8 @@ def _of_split(name: str, entry: Benchmark, split: Split, found: Records, grid: G
     if entry.limit:
         found = found.of(subset(found, entry.limit))
     revision = describe_data(found).sha256
-    return Bench(name, entry, split, found, revision, entry.max_new_tokens or grid.max_new_tokens)
+    digests = frozenset(record.digest() for record in found)
+    return Bench(name, entry, split, found, revision, entry.max_new_tokens or grid.max_new_tokens, digests)
 
 
 def _cell(arm: Arm, bench: Bench, folder: Path) -> Cell:
@@ -136,7 +161,8 @@ def _arm(subject: Subject, name: str, defence: Defence, seed: int | None, folder
                 raise UsageError(f"{where}: there is no adapter at {part.adapter}.", "Fit one, or mend the path.")
             identities.append(hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest())
             continue
-        fit, identity = _fit(subject, part, seed, tuple(adapters), tuple(identities), folder, digests)
+        with part_of_grid(where):
+            fit, identity = _fit(subject, part, seed, tuple(adapters), tuple(identities), folder, digests)
         fits.append(fit)
         adapters.append(fit.folder)
         identities.append(identity)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ...adapters.errors import UsageError
+from ...adapters.errors import SafetykitError, UsageError
+from ...adapters.settings import spelled_as_options
 
 LARGEST = 2**20  # bytes of a file
 _MOST, _DEEPEST = 20_000, 16  # values, of which references count each time, and levels
@@ -95,3 +97,15 @@ def read_yaml(path: Path) -> Read:
     except RecursionError:
         raise UsageError(f"{path} is nested too deeply.", "Write a flatter file.") from None
     return Read(path, value, reader.lines if node is not None else {})
+
+
+@contextmanager
+def part_of_grid(part: str) -> Iterator[None]:
+    """Say which part of the grid an error is about."""
+    try:
+        with spelled_as_options():
+            yield
+    except SafetykitError as error:
+        error.message = f"{part}: {error.message}"
+        error.args = (error.message,)
+        raise

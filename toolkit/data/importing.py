@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def import_records(
             or there is no record.
         UsageError: ``out`` is taken, or something that ``source`` says of all records is said by every row.
     """
-    source = source.rooted(importer.files) if importer.metric else source
+    source = replace(source.rooted(importer.files) if importer.metric else source, out=out)
     made, seen = Imported(told=told), set[str]()
     with writing(out, overwrite=overwrite) as folder:
         chosen = None if limit is None else _spread(importer, source, limit, split, skip_bad_rows)

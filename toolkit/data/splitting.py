@@ -42,7 +42,8 @@ def split_records(
     wanted = {split: share for split, share in shares.items() if share > 0}
     if len(units) < len(wanted):
         raise UsageError(
-            f"The records are {len(units)} units by {by}, which cannot be {len(wanted)} splits.",
+            f"Pairs, equal requests and what --by {by} joins make {len(units)} unit{'s' * (len(units) > 1)} of the "
+            f"records, which cannot be {len(wanted)} splits.",
             "Split by another thing (--by), into fewer splits (--shares), or give more records.",
         )
     random.Random(seed).shuffle(units)

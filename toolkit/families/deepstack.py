@@ -6,28 +6,44 @@ input ``deepstack``, side by side, with zeros at tokens of text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from unittest.mock import patch
 
-from .family import GraphInput
+from .family import Family, GraphInput
+from .generic import logits_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCATTERED = {"deepstack_features": "deepstack"}
-OUTPUTS = ("image_features", "deepstack_features")
 
+class DeepStacked(Family):
+    """A decoder that such features join; the vision graph gives them behind the image features."""
 
-def deepstack_input(config: Any) -> GraphInput:
-    """The decoder's input for them."""
-    width = config.get_text_config().hidden_size * len(config.vision_config.deepstack_visual_indexes)
-    return GraphInput("deepstack", "weights", ("batch", "sequence", width))
+    vision_outputs = ("image_features", "deepstack_features")
+    scattered: ClassVar[Mapping[str, str]] = {"deepstack_features": "deepstack"}
+
+    def decoder_inputs(self, config: Any) -> tuple[GraphInput, ...]:
+        width = config.get_text_config().hidden_size * len(config.vision_config.deepstack_visual_indexes)
+        return (*super().decoder_inputs(config), GraphInput("deepstack", "weights", ("batch", "sequence", width)))
+
+    def decoder(
+        self,
+        model: Any,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        cache: Any,
+        *,
+        deepstack: Tensor,
+        **inputs: Tensor,
+    ) -> Tensor:
+        with _joining(model.get_decoder(), deepstack):
+            return logits_of(model, inputs_embeds, attention_mask, cache, **inputs)
 
 
 @contextmanager
-def joining(decoder: Any, deepstack: Tensor) -> Iterator[None]:
+def _joining(decoder: Any, deepstack: Tensor) -> Iterator[None]:
     """Let a decoder of transformers add what it is given here, which has zeros elsewhere, until the block ends."""
     parts = list(deepstack.split(decoder.config.hidden_size, dim=-1))
 

@@ -13,13 +13,12 @@ coarse path of the connector, as the processor asks for by itself.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .deepstack import OUTPUTS, SCATTERED, deepstack_input, joining
-from .family import Arrays, Family, GraphInput
-from .generic import logits_of
+from .deepstack import DeepStacked
+from .family import Arrays
 from .registry import register
 
 if TYPE_CHECKING:
@@ -27,13 +26,11 @@ if TYPE_CHECKING:
 
 
 @register
-class GraniteDocling(Family):
+class GraniteDocling(DeepStacked):
     """Tiles, and features that join later."""
 
     name, title = "granite_docling", "Granite Docling"
     projector, taps = None, ()  # the connector gives several things at once
-    vision_outputs = OUTPUTS
-    scattered: ClassVar[Mapping[str, str]] = SCATTERED
 
     def images(self, pictures: Sequence[Sequence[Any]]) -> Any:
         return [list(row) for row in pictures] if any(pictures) else None
@@ -47,19 +44,3 @@ class GraniteDocling(Family):
 
     def vision_feeds(self, config: Any, pictures: Mapping[str, np.ndarray]) -> Arrays:
         return {"pixel_values": pictures["pixel_values"][pictures["pixel_attention_mask"].astype(bool)]}
-
-    def decoder_inputs(self, config: Any) -> tuple[GraphInput, ...]:
-        return (*super().decoder_inputs(config), deepstack_input(config))
-
-    def decoder(
-        self,
-        model: Any,
-        inputs_embeds: Tensor,
-        attention_mask: Tensor,
-        cache: Any,
-        *,
-        deepstack: Tensor,
-        **inputs: Tensor,
-    ) -> Tensor:
-        with joining(model.get_decoder(), deepstack):
-            return logits_of(model, inputs_embeds, attention_mask, cache, **inputs)

@@ -11,13 +11,12 @@ Parts and weight prefixes:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .deepstack import OUTPUTS, SCATTERED, deepstack_input, joining
+from .deepstack import DeepStacked
 from .family import Arrays, GraphInput
-from .generic import logits_of
 from .grids import table_mix
 from .masks import require_known_layers
 from .qwen2_vl import Qwen2VL, embedded
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @register
-class Qwen3VL(Qwen2VL):
+class Qwen3VL(DeepStacked, Qwen2VL):
     """Qwen2-VL with interpolated positions and features that join later."""
 
     name, title = "qwen3_vl", "Qwen3-VL"
@@ -37,8 +36,6 @@ class Qwen3VL(Qwen2VL):
         GraphInput("table_rows", "int64", ("patches", 4)),
         GraphInput("table_weights", "float32", ("patches", 4)),
     )
-    vision_outputs = OUTPUTS
-    scattered: ClassVar[Mapping[str, str]] = SCATTERED
 
     def vision(
         self, model: Any, pixel_values: Tensor, table_rows: Tensor, table_weights: Tensor, **of_patches: Tensor
@@ -53,22 +50,6 @@ class Qwen3VL(Qwen2VL):
         vision = states[-1][None]
         features = torch.cat([merger(states[block]) for block, merger in mergers], dim=-1)
         return tower.merger(vision)[None], features[None], vision
-
-    def decoder_inputs(self, config: Any) -> tuple[GraphInput, ...]:
-        return (*super().decoder_inputs(config), deepstack_input(config))
-
-    def decoder(
-        self,
-        model: Any,
-        inputs_embeds: Tensor,
-        attention_mask: Tensor,
-        cache: Any,
-        *,
-        deepstack: Tensor,
-        **inputs: Tensor,
-    ) -> Tensor:
-        with joining(model.get_decoder(), deepstack):
-            return logits_of(model, inputs_embeds, attention_mask, cache, **inputs)
 
     def vision_feeds(self, config: Any, pictures: Mapping[str, np.ndarray]) -> Arrays:
         vision = config.vision_config

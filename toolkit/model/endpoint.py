@@ -267,6 +267,12 @@ def _generation(completion: ChatCompletion) -> Generation:
 
 def _whole(url: str) -> str:
     parts = urlsplit(url)
+    if parts.username is not None or parts.query or parts.fragment:
+        raise UsageError(
+            f"The address of the server at {parts.hostname} holds more than host and path, and addresses are written "
+            "down with results.",
+            f"Leave it out; keys belong into the environment, {KEY_VARIABLE} or that of judges.",
+        )
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(f"{url} is no address of a server.", "Write it as http://127.0.0.1:8000/v1.")
     return url.rstrip("/") if parts.path.strip("/") else f"{url.rstrip('/')}/v1"

@@ -129,11 +129,12 @@ def require_adaptable(
                 )
 
 
-def require_fitted_on(adapters: Sequence[Adapter], folder: Path, called: str) -> str:
+def require_fitted_on(adapters: Sequence[Adapter], folder: Path, called: str, *, choice: bool = True) -> str:
     """Refuse adapters of another model, before its weights are loaded: all of its files are read.
 
     Args:
         folder: of the checkpoint; ``called``: how the user calls it.
+        choice: whether the user can accept one of another model.
 
     Returns:
         The model's fingerprint.
@@ -146,7 +147,7 @@ def require_fitted_on(adapters: Sequence[Adapter], folder: Path, called: str) ->
 
     found = fingerprint(folder)
     for adapter in adapters:
-        require_base(adapter, found, called)
+        require_base(adapter, found, called, choice=choice)
     return found
 
 

@@ -183,7 +183,7 @@ def picture_query_of(vlm: VLM, adapter: Adapter, picture: Image.Image) -> Float[
     Raises:
         WrongBase: the adapter was fitted on another model.
     """
-    require_base(adapter, vlm.fingerprint, str(vlm.path))
+    require_base(adapter, vlm.fingerprint, str(vlm.path), choice=False)
     require_weights(adapter, vlm.on, str(vlm.path))
     tensors = next(item.tensors for item in adapter.interventions if "query_weight" in item.tensors)
     (states,) = image_states(vlm, [picture])

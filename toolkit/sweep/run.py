@@ -55,23 +55,6 @@ def run_sweep(
     most: int | None = None,
     progress: Progress | None = None,
     journal_path: Path | None = None,
-) -> tuple[Sweep, Callable[[Any], Adapter]]:
-    """The sweep of :func:`swept`, and what makes an adapter of a setting."""
-    found = swept(
-        method, bench, given, max_new_tokens=max_new_tokens, most=most, progress=progress, journal_path=journal_path
-    )
-    return found.sweep, found.solve
-
-
-def swept(
-    method: Method,
-    bench: Workbench,
-    given: Mapping[str, Any] | None = None,
-    *,
-    max_new_tokens: int = TOKENS,
-    most: int | None = None,
-    progress: Progress | None = None,
-    journal_path: Path | None = None,
 ) -> Swept:
     """Choose a setting on the calibration split; under the workbench's budget, the strongest that keeps it.
 
@@ -177,8 +160,8 @@ def fit_by_sweep(
     progress: Progress | None = None,
     journal_path: Path | None = None,
 ) -> Adapter:
-    """The adapter of the setting that :func:`swept` chooses, with the sweep's table attached."""
-    found = swept(method, bench, given, most=most, progress=progress, journal_path=journal_path)
+    """The adapter of the setting that :func:`run_sweep` chooses, with the sweep's table attached."""
+    found = run_sweep(method, bench, given, most=most, progress=progress, journal_path=journal_path)
     adapter = found.solve(found.sweep.best.setting)
     info, more = adapter.info, dict[str, Any]()
     if bench.budget is not None and found.promise is not None:

@@ -3,65 +3,15 @@
 import json
 
 import pytest
+from counting import Says, Whole, asked, counted, values
 from published import PUBLISHED
 from workshop import safetykit
 
 from safetykit.toolkit.data.importers import importers
-from safetykit.toolkit.data.record import Record
 from safetykit.toolkit.evaluation.benchmarks import yes_no
 from safetykit.toolkit.evaluation.benchmarks.choices import chosen
-from safetykit.toolkit.evaluation.benchmarks.measuring import measured
 from safetykit.toolkit.evaluation.benchmarks.metric import METRICS
 from safetykit.toolkit.evaluation.benchmarks.words import normalised, soft_accuracy
-from safetykit.toolkit.evaluation.judges.judging import judged_by
-from safetykit.toolkit.evaluation.judges.verdict import Judge, Verdict
-from safetykit.toolkit.evaluation.result import Decision, Evaluation, tabulate
-
-
-def asked(key, label="harmless", **fields):
-    return Record(id=key, prompt=fields.pop("prompt", "p"), label=label, split="test", **fields)
-
-
-class Says(Judge):
-    """By the answer: `r`, `a` or `o`, else no verdict; its score is what follows."""
-
-    name, partial, grades = "says", True, True
-
-    def judge(self, items):
-        outcome = {"r": "refused", "a": "answered", "o": "other"}
-        return [Verdict(outcome.get(text[:1]), float(text[1:]) if text[1:2].isdigit() else None) for _, text in items]
-
-
-class Whole(Says):
-    """One that knows no refusal in part, and does not grade."""
-
-    name, partial, grades = "whole", False, False
-
-
-def evaluation(pairs, scores=None):
-    decisions = tuple(
-        Decision(
-            id=record.id,
-            carrier=record.carrier,
-            label=record.label,
-            tags=record.tags,
-            text=text,
-            outcome="other",
-            scores=(scores or {}).get(record.id, {}),
-        )
-        for record, text in pairs
-    )
-    return Evaluation(model="m", split="test", max_new_tokens=1, rows=tabulate(decisions), decisions=decisions)
-
-
-def counted(pairs, *judges, scores=None):
-    """The benchmarks of these records and answers."""
-    found, records = evaluation(pairs, scores), [record for record, _ in pairs]
-    return judged_by(found, records, judges).benchmarks if judges else measured(found, records)
-
-
-def values(benchmark, group="all"):
-    return {name: round(one.value, 4) for name, one in benchmark.figures[group].items()}
 
 
 def test_pope():
@@ -197,17 +147,6 @@ def test_textvqa():
     assert values(found) == {"VQA accuracy": 0.9} and "left out: 1" in found.note
 
 
-def test_mm_vet_is_graded_by_a_judge_that_grades():
-    records = [asked(f"mm-vet/{at}", category=some) for at, some in enumerate(("ocr+math", "ocr", "math"))]
-    pairs = list(zip(records, ("a0.5", "a1", "x"), strict=True))
-    (found,) = counted(pairs, Whole(), Says())
-    assert found.judge == "says" and found.note == "no grade of 1 of 3 answers"
-    assert values(found) == {"score": 0.75, "score at worst": 0.5, "score at best": 0.8333}
-    assert values(found, "ocr") == {"score": 0.75} and values(found, "math") == {"score": 0.5}
-    (found,) = counted(pairs, Whole())
-    assert found.figures == {} and "http://HOST/v1" in found.note
-
-
 def test_xstest_tells_refusals_in_part_if_the_judge_does():
     pairs = [(asked(f"xstest/{at}"), text) for at, text in enumerate("raoa")]
     pairs += [(asked(f"xstest/{at}", "harmful"), text) for at, text in enumerate("rx", start=9)]
@@ -287,7 +226,7 @@ def test_several_benchmarks_are_counted_apart_and_drawn_forms_are_none_of_them()
 def test_those_that_are_not_counted_are_known():
     """A benchmark that is added is counted, or stands here."""
     uncounted = {name for name, one in importers().items() if one.metric} - METRICS.keys()
-    assert uncounted == {"siuo", "strongreject"} and METRICS.keys() <= importers().keys()
+    assert not uncounted and METRICS.keys() <= importers().keys()
 
 
 # What an imported set of two or more records answers `yes`, refused or answered, must show.
@@ -312,7 +251,7 @@ def test_from_the_publishers_layout_to_the_figures(kind, tmp_path):
     assert done.code == 0, done.err
     (found,) = done.value["benchmarks"]
     assert found["name"] == kind and found["n"] == len(records)
-    assert bool(found["figures"]) == (kind != "mm-vet"), found
+    assert bool(found["figures"]) == (not METRICS[kind].graded), found
     done = safetykit("judge", tmp_path / "kept.json", *typed, "--overwrite")
     assert f"{kind} as its publishers count" in " ".join(done.out.split())
 

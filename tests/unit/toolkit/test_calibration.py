@@ -80,9 +80,9 @@ class Planted:
         return made
 
 
-def run(model, adapter, *beside, **limits):
+def run(model, adapter, *beside, behind=(), **limits):
     budget = Budget(**(limits or {"max_over_refusal": 0.1}))
-    return Calibration(model, adapter, beside, records(), budget).run()
+    return Calibration(model, adapter, beside, records(), budget, behind=behind).run()
 
 
 @pytest.mark.parametrize(("gentle", "factor"), [(4, 1.0), (18, 0.5), (36, 0.25)])
@@ -109,6 +109,16 @@ def test_a_threshold_counts_what_the_correctors_beside_it_cost():
     assert alone < beside < 9.9
     with pytest.raises(UsageError, match="Not even a detector that refuses nothing keeps the budget"):
         run(Planted(40), detector(), corrector())
+
+
+def test_what_runs_after_it_counts_as_what_runs_before_it():
+    """Of 18 requests at the whole strength the budget leaves half where it is alone, and less beside another."""
+    before = run(Planted(18), corrector(), corrector(0.25), max_over_refusal=0.2)
+    after = run(Planted(18), corrector(), behind=(corrector(0.25),), max_over_refusal=0.2)
+    scales = [one.info.hyperparameters["scaled_by"] for one in (before, after)]
+    assert scales == [0.25, 0.25]
+    assert [len(after.info.hyperparameters[name]) for name in ("calibrated_beside", "calibrated_before")] == [0, 1]
+    assert "calibrated_before" not in before.info.hyperparameters
 
 
 def test_utility_is_a_budget_of_its_own():

@@ -146,7 +146,7 @@ def test_all_faults_are_told_at_once_with_their_lines(faults):
         (RECORDS, "models: it is needed"),
         (MODELS + RECORDS + "defences: {none: {adapter: x}}", "the model by itself"),
         (MODELS + RECORDS + "defences: {a: {models: [m]}}", "a is no defence"),
-        (MODELS + RECORDS + "defences: {a: {adapter: x, models: [n]}}", "names the model 'n'"),
+        (MODELS + RECORDS + "defences: {a: {adapter: x, models: [n]}}", "there is no model 'n' in the grid"),
         (MODELS + RECORDS + "defences: {a: {fit: sasa}}", "a fit needs data"),
         (MODELS + RECORDS + "defences: {a: {fit: sasa, data: x, adapter: y}}", "one of adapter and fit"),
         (MODELS + RECORDS + "defences: {a: {adapter: x, stack: [{adapter: y}]}}", "exclude each other"),
@@ -166,20 +166,33 @@ def test_all_faults_are_told_at_once_with_their_lines(faults):
         (MODELS + RECORDS + "defences: {a: {fit: one-pass, data: x, budget: {}}}", "a.budget: there is no such key"),
         ("models: {m: {path: x, loading: {}}}\n" + RECORDS, "there is no key loading"),
         (MODELS + RECORDS + "choose-on: test", "calibration"),
-        (MODELS + "benchmarks: {b: {data: x, split: calibration}}\nchoose-on: calibration", "name the same split"),
+        (
+            MODELS + "benchmarks: {b: {data: x, split: calibration}}\nchoose-on: calibration",
+            "choose-on: it is the split of b, too",
+        ),
         (
             MODELS
             + RECORDS
             + "seeds: [0]\ndefences: {a: {fit: refusal-direction, data: x, settings: {variant: random}}, "
             "a-seed0: {adapter: x}}",
-            "a-seed0 is what results call something else",
+            "defences.a-seed0: results call something else so",
         ),
         (
             "models: {m: x, e: {path: y, baseline: m}}\n" + RECORDS + "defences: {e: {adapter: x, models: [m]}}",
-            "e is what results call something else",
+            "defences.e: results call something else so",
         ),
         (MODELS + RECORDS + "judges: [expected, expected]", "there twice"),
-        (MODELS + RECORDS + "seeds: [0, 1]", "seeds does nothing"),
+        (MODELS + RECORDS + "seeds: [0, 1]", "grid.yaml:3: seeds: does nothing: no fit draws at random"),
+        (
+            MODELS + RECORDS + "defences: {d: {defence: ecso, models: [x]}}",
+            "grid.yaml:3: defences.d.models: there is no",
+        ),
+        (MODELS + RECORDS + "judges: expected", "grid.yaml:3: judges: it is no list"),
+        (MODELS + RECORDS + "judges: []", "grid.yaml:3: judges: it needs one at least"),
+        (
+            MODELS + RECORDS + "defences: {d: {fit: one-pass, data: x, settings: {max-over-refusall: 1}}}",
+            "has no setting 'max_over_refusall'",
+        ),
         (MODELS + RECORDS + "budgets: {over-refusal: 2}", "less than or equal to 1"),
         ("models: {a b: reference:mild}\n" + RECORDS, "a name has letters"),
         ("models: {m: {path: reference:mild, dtype: float7}}\n" + RECORDS, "cannot be 'float7'"),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import struct
 import zlib
 
 import pytest
 from importing import read
-from published import PUBLISHED, draw, write_lines, write_table
+from published import PUBLISHED, draw, write_json, write_lines, write_table
 
 from safetykit.adapters.errors import InvalidArtifact, UsageError
 from safetykit.toolkit.data.importers import arrow, source
@@ -177,3 +178,12 @@ def test_links_within_the_folder_are_followed(folder, tmp_path):
     write_table(folder / "rows.table", rows)
     (folder / "mine.csv").symlink_to("rows.table")
     assert read("csv", folder, tmp_path / "out").pictures == 1
+
+
+def test_data_sets_that_were_saved_together_have_files_of_one_name(folder, tmp_path):
+    PUBLISHED["datasets"].make(folder)
+    shutil.copytree(folder / "test", folder / "train")
+    write_json(folder / "dataset_dict.json", {"splits": ["train", "test"]})
+    assert read("datasets", folder, tmp_path / "out").counts.total() == 6
+    ids = [record.id for record in load_records(tmp_path / "out")]
+    assert ids[::3] == ["datasets/train/data-00000-of-00001/1", "datasets/test/data-00000-of-00001/1"]

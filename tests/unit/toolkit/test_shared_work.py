@@ -122,7 +122,7 @@ def test_a_sweep(vlms, records, tmp_path):
     some = [record for record in records if record.split == "fit" or int(record.digest()[:8], 16) % 4 == 0]
 
     def sweep(rank, path):
-        return run_sweep(method, Workbench(vlms[rank], some), given, max_new_tokens=2, journal_path=path)[0].table()
+        return run_sweep(method, Workbench(vlms[rank], some), given, max_new_tokens=2, journal_path=path).sweep.table()
 
     alone = sweep(0, None)
     assert len(alone["trials"]) > 1

@@ -85,7 +85,7 @@ def test_a_split_of_no_share_gets_nothing_and_every_other_something():
 
 def test_too_few_units_are_refused():
     records = [record.model_copy(update={"category": "one"}) for record in some(pairs=4)]
-    with pytest.raises(UsageError, match="records are 1 units by category, which cannot be 3 splits"):
+    with pytest.raises(UsageError, match="joins make 1 unit of the records, which cannot be 3 splits"):
         split_records(records, SHARES, by="category")
 
 
@@ -112,5 +112,5 @@ def test_equal_requests_and_equal_pictures_stay_together(made, by, joined, seed)
 def test_one_prompt_for_all_pictures_and_records_without_a_category_join_nothing():
     records = [lone(at, image=f"{at}.png", prompt="what is this?") for at in range(10)]
     assert Counter(split_records(records, SHARES, by="category")) == {"fit": 6, "calibration": 2, "test": 2}
-    with pytest.raises(UsageError, match="are 1 units"):
+    with pytest.raises(UsageError, match="make 1 unit of"):
         split_records(records, SHARES, pictures=["one"] * 10)

@@ -92,7 +92,7 @@ def records(tmp_path):
 @pytest.mark.slow
 def test_a_sweep_that_was_interrupted_goes_on_and_ends_the_same(random_vlm, records, tmp_path, monkeypatch):
     given = {"variant": "target", "layers": (3,), "direction": "mean", "gate": "calibrated"}
-    whole, _ = run_sweep(GUARD, Workbench(random_vlm, records), given, max_new_tokens=2)
+    whole = run_sweep(GUARD, Workbench(random_vlm, records), given, max_new_tokens=2).sweep
     original, calls = sweep.decide, []
 
     def counted(*arguments, **options):
@@ -106,7 +106,7 @@ def test_a_sweep_that_was_interrupted_goes_on_and_ends_the_same(random_vlm, reco
     with pytest.raises(KeyboardInterrupt):
         run_sweep(GUARD, Workbench(random_vlm, records), given, max_new_tokens=2, journal_path=journal)
     assert journal.exists()
-    resumed, _ = run_sweep(GUARD, Workbench(random_vlm, records), given, max_new_tokens=2, journal_path=journal)
+    resumed = run_sweep(GUARD, Workbench(random_vlm, records), given, max_new_tokens=2, journal_path=journal).sweep
     assert resumed == whole
     assert sweep.Sweep.from_table(json.loads(json.dumps(whole.table())), VLMGuard) == whole
     assert len(calls) - 4 == len(whole.trials) + 1 - 3  # three results were found in the journal
@@ -127,7 +127,7 @@ def test_of_many_settings_some_are_tried_evenly_spread(most):
 def test_a_sweep_tries_no_more_than_it_may(random_vlm, records):
     """Half of them in the first round; what the second has tried before is not counted twice."""
     given = {"variant": "target", "layers": (3,), "direction": "mean", "gate": "calibrated"}
-    found, _ = run_sweep(GUARD, Workbench(random_vlm, records), given, max_new_tokens=2, most=4)
+    found = run_sweep(GUARD, Workbench(random_vlm, records), given, max_new_tokens=2, most=4).sweep
     assert len(found.trials) == 4 and len({trial.setting for trial in found.trials}) == 4
     assert any(trial.setting.alpha != 2.0 for trial in found.trials)
 

@@ -51,6 +51,11 @@ class Brush:
         """Whether a form needs photos."""
         return any(FORMS[form].photos for form in self.forms)
 
+    @property
+    def draws_words(self) -> bool:
+        """Whether a form draws of the request, and says so beside the picture."""
+        return any(FORMS[form].lettering("two words") for form in self.forms)
+
 
 @dataclass
 class Made:

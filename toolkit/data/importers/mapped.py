@@ -46,6 +46,8 @@ ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 _CARRIERS: Mapping[str, Carrier] = {name: name for name in CARRIERS}
 _LISTS = ("messages", "images")  # fields for which no text is taken, unless it is named
+_CORRECT = "Correct the row, or say which of them counts, such as"
+_MESSAGES = "It is a list of objects of `role` and `content`."
 NAMED = (*ALIASES, *SAID)  # what a column may be named for
 _TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".txt", ".xls", ".xlsx", ".gz", ".zip")
 
@@ -96,7 +98,7 @@ def drafted(row: Row, source: Source) -> Draft:
 
     held, several = _picture(row, column["image"], source), _pictures(row, column["images"], source)
     carrier, said = column["carrier"], None
-    label = source.stated("label") if column["label"] is None else _labelled(row, column["label"], source)
+    label = source.stated("label") if column["label"] is None else _agreed(row, column["label"], source)
     if column["messages"] is not None:
         if column["prompt"] is not None and row.has(column["prompt"]):
             raise row.bad(column["messages"], "stands beside a prompt, and a record has one of them")
@@ -110,6 +112,8 @@ def drafted(row: Row, source: Source) -> Draft:
     if held is not None and several:
         raise row.bad(column["images"] or "image", "holds pictures beside that of another column")
     if label is None or prompt is None:
+        if prompt is None and isinstance(row.values.get("messages"), str):
+            raise row.bad("messages", "is a text, and no list of messages", _MESSAGES)
         field = "prompt" if prompt is None else "label"
         raise row.bad(field, "is missing", f"Name its column (--column {field}=NAME), or pass --{field}.")
     shown = held is not None or bool(several)
@@ -131,6 +135,26 @@ def drafted(row: Row, source: Source) -> Draft:
         pictures=several,
         messages=said.messages if said else (),
     )
+
+
+def _agreed(row: Row, column: str, source: Source) -> Label:
+    """The label that a column says, and no other one denies.
+
+    Raises:
+        BadRow: it says none, or two columns, neither of which the user names, say different ones.
+    """
+    label = _labelled(row, column, source)
+    if column in source.columns.values():
+        return label
+    for other in ALIASES["label"]:
+        if other != column and row.has(other):
+            try:
+                denied = _labelled(row, other, source) != label
+            except BadRow:  # a column of something else
+                continue
+            if denied:
+                raise row.bad(other, f"says another label than {column}", f"{_CORRECT} --column label={column}.")
+    return label
 
 
 def _labelled(row: Row, column: str, source: Source) -> Label:
@@ -206,6 +230,6 @@ class MappedImporter(Importer):
         if self.alone or source.path.is_file():
             return ()
         read = set(source.find(*self.files))
-        found = sorted(path for pattern in ("*.*", "*/*.*") for path in source.folder.glob(pattern) if path.is_file())
+        found = sorted(path for pattern in ("*.*", "*/*.*") for path in source.matching(pattern) if path.is_file())
         names = [path.relative_to(source.folder).as_posix() for path in found if path.suffix.lower() in _TABLES]
         return [name for name in names if name not in read]

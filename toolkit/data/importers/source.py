@@ -41,6 +41,7 @@ class Source:
         label, category, prompt: of every record, where the files do not say.
         root: the folder of the data set, of which ``path`` is a file.
         columns: field of a record → the column that holds it; of a label, the column whose yes says so.
+        out: where its records are written; nothing in that folder is of the data set.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class Source:
     prompt: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     root: Path | None = None
+    out: Path | None = None
     _acted: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def stated(self, name: Literal["label", "category", "prompt"]) -> Any:
@@ -98,7 +100,7 @@ class Source:
         if self.path.is_file():
             return [self.path.absolute().relative_to(self.folder.absolute()).as_posix()]
         for pattern in patterns:
-            if found := sorted(one.relative_to(self.folder).as_posix() for one in self.folder.glob(pattern)):
+            if found := sorted(one.relative_to(self.folder).as_posix() for one in self.matching(pattern)):
                 return found
         raise BadRow(patterns[0], "", "", "there is no such file", f"Name the folder of {self.folder} that holds it.")
 
@@ -112,7 +114,15 @@ class Source:
         return sorted(found) if found else self.find(*patterns)
 
     def _matches(self, pattern: str) -> bool:
-        return self.path.is_file() or next(iter(self.folder.glob(pattern)), None) is not None
+        return self.path.is_file() or next(self.matching(pattern), None) is not None
+
+    def matching(self, pattern: str) -> Iterator[Path]:
+        """The files that a pattern matches, but those that are written here."""
+        found = self.folder.glob(pattern)
+        if self.out is None or not (made := self.out.resolve()).is_relative_to(self.folder.resolve()):
+            return found
+        written = (made, made.with_name(f".{made.name}.writing"))
+        return (one for one in found if not any(one.resolve().is_relative_to(place) for place in written))
 
     def file(self, name: str) -> Path:
         """A file of the folder.
@@ -167,7 +177,8 @@ class Source:
         number = 1
         try:
             with open(self.file(name), encoding="utf-8-sig", newline="") as file:
-                reader = csv.DictReader(_lines(file), delimiter="\t" if tabs else ",", strict=True)
+                between = "\t" if tabs else _delimiter(file)
+                reader = csv.DictReader(_lines(file), delimiter=between, strict=True)
                 names = list(reader.fieldnames or ())
                 require_columns(name, names, needed)
                 if len(set(names)) < len(names):
@@ -220,6 +231,8 @@ class Source:
                 continue
             try:
                 yield _object(name, "line", number, json.loads(line))
+            except json.JSONDecodeError as error:  # whose own line and column are within the line
+                yield Row(name, f"line {number}", {}, f"is not JSON ({error.msg}, character {error.pos + 1})")
             except (ValueError, RecursionError) as error:
                 yield Row(name, f"line {number}", {}, f"is not JSON ({error})")
 
@@ -272,6 +285,13 @@ def _lines(file: TextIO) -> Iterator[str]:
         if len(line) > LONGEST:
             raise csv.Error(f"a line is longer than {LONGEST:,} characters")
         yield line
+
+
+def _delimiter(file: TextIO) -> str:
+    """What parts the cells of a table: commas, or semicolons where its first row has these and no comma."""
+    first = file.readline(LONGEST)
+    file.seek(0)
+    return ";" if ";" in first and "," not in first else ","
 
 
 def _reason(error: Exception) -> str:

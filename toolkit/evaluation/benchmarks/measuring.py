@@ -43,7 +43,7 @@ def _by_each(
         return [_counted(metric, evaluation, records, None, None)]
     if not evaluation.judged:
         return [_counted(metric, evaluation, records, None, None, evaluation.judge)]
-    useful = [one for one in evaluation.judged if not metric.graded or judges[one.judge].grades]
+    useful = [one for one in evaluation.judged if not metric.graded or judges[one.judge].graded == metric.graded]
     return [
         _counted(metric, evaluation, records, one, judges.get(one.judge), one.judge)
         for one in useful or evaluation.judged[:1]
@@ -63,7 +63,7 @@ def _counted(
             records[one.id],
             one.text,
             said.outcomes[one.id] if said else one.outcome,
-            said.scores.get(one.id) if said and judge is not None and judge.grades else None,
+            said.scores.get(one.id) if said and judge is not None and judge.graded == metric.graded else None,
             one.scores,
         )
         for one in evaluation.decisions

@@ -44,19 +44,19 @@ class Metric:
         name: of its importer.
         count: answers → figures, and what is missing or differs from what was published.
         judged: whether a judge's outcomes are counted; otherwise its own rule reads the answers.
-        graded: whether a judge must grade from 0 to 1.
+        graded: what the score of a judge must say, as ``Judge.graded``; empty where no score is counted.
     """
 
     name: str
     count: Count
     judged: bool = False
-    graded: bool = False
+    graded: str = ""
 
 
 METRICS: dict[str, Metric] = {}
 
 
-def metric(*names: str, judged: bool = False, graded: bool = False) -> Callable[[Count], Count]:
+def metric(*names: str, judged: bool = False, graded: str = "") -> Callable[[Count], Count]:
     """A decorator for the function that counts the benchmarks of these importers."""
 
     def register(count: Count) -> Count:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,13 +30,19 @@ def read_evaluation(path: Path) -> Evaluation:
     if not path.is_file():
         raise UsageError(f"There is no evaluation at {path}.", "Give a file that `safetykit eval -o` wrote.")
     try:
-        return Evaluation.model_validate_json(path.read_bytes())
+        found = Evaluation.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise InvalidArtifact(
             f"{path} is no evaluation: {where}: {first['msg']}.", "Give a file that `safetykit eval -o` wrote."
         ) from None
+    ids = Counter(one.id for one in found.decisions)
+    if twice := next((name for name, count in ids.items() if count > 1), None):
+        raise InvalidArtifact(f"{path} holds two answers to {twice}.", "Give a file that `safetykit eval -o` wrote.")
+    if not ids:
+        raise InvalidArtifact(f"{path} holds no answer.", "Give a file that `safetykit eval -o` wrote.")
+    return found
 
 
 def judge_again(
@@ -57,10 +64,12 @@ def judge_again(
         raise UsageError(
             "There is nothing to judge by.", "Name a judge (--judge), or give what people said (--labels)."
         )
+    if out.exists() and evaluation.exists() and out.samefile(evaluation):
+        raise UsageError(f"{out} is read to make it.", "Choose another output file.")
     with claimed_file(out, overwrite=options.overwrite, keys=KEYS):
         given = read_evaluation(evaluation)
-        people = options.people()
         wanted = {one.id for one in given.decisions}
+        people = options.people(wanted)
         found = load_records(data_path(options.data), **options.reading())
         records = found.of(one for one in found if one.id in wanted)
         judges = options.opened(waiting)

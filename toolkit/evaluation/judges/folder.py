@@ -122,5 +122,5 @@ def told(folder: Path) -> Iterator[None]:
     except SafetykitError:
         raise
     except Exception as error:  # of a file that is not as it should be, transformers may raise anything
-        first = (str(error) or type(error).__name__).splitlines()[0]
+        first = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise InvalidArtifact(f"{folder} cannot be read: {first}.", "Give the folder as it was published.") from None

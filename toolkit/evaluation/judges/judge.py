@@ -16,6 +16,7 @@ from .folder import Place
 from .guards import GUARDS
 from .learned import Learned
 from .names import EXPECTED
+from .rubrics import RUBRICS
 from .rules import Exact, Expected, Pattern, Phrases
 from .running import Guard
 from .served import Served
@@ -30,7 +31,13 @@ _PLAIN: dict[str, Callable[[], Judge]] = {
     "learned": Learned,
 }
 _WITH = ("regex", "classifier", *GUARDS)
-KINDS = (*_PLAIN, *(f"{kind}:{'PATTERN' if kind == 'regex' else 'FOLDER'}" for kind in _WITH), "http://HOST/v1#MODEL")
+_ADDRESS = "http://HOST/v1#MODEL"
+KINDS = (
+    *_PLAIN,
+    *(f"{kind}:{'PATTERN' if kind == 'regex' else 'FOLDER'}" for kind in _WITH),
+    _ADDRESS,
+    *(f"{kind}:{_ADDRESS}" for kind in RUBRICS),
+)
 
 
 def opened(spec: str, place: Place | None = None, waiting: Callable[[str], None] | None = None) -> Judge:
@@ -51,6 +58,10 @@ def opened(spec: str, place: Place | None = None, waiting: Callable[[str], None]
     if spec in _PLAIN:
         return _PLAIN[spec]()
     kind, colon, rest = spec.partition(":")
+    if kind in RUBRICS and is_address(rest):
+        return Served(rest, waiting, rubric=RUBRICS[kind], name=spec)
+    if kind in RUBRICS and kind not in GUARDS:
+        raise UsageError(f"The judge {spec!r} names no address.", f"Write {kind}:{_ADDRESS}.")
     if kind in _WITH and not rest:
         what = "pattern" if kind == "regex" else "folder"
         raise UsageError(f"The judge {spec!r} names no {what}.", f"Write {kind}:{what.upper()}.")
@@ -62,7 +73,7 @@ def opened(spec: str, place: Place | None = None, waiting: Callable[[str], None]
         return Guard(GUARDS[kind], rest, place or Place())
     if kind in _PLAIN and colon:
         raise UsageError(f"The judge {kind} takes nothing after it, but {rest!r} stands there.", f"Write {kind}.")
-    hint = did_you_mean(kind, [*_PLAIN, *_WITH])
+    hint = did_you_mean(kind, [*_PLAIN, *_WITH, *RUBRICS])
     raise UsageError(f"There is no judge {spec!r}.", f"{hint} It is one of {', '.join(KINDS)}.".strip())
 
 

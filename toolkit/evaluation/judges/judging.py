@@ -43,13 +43,11 @@ def judged_by(
         progress: told how many answers a judge has judged, of how many; ``say``: which judge begins.
 
     Raises:
-        UsageError: a record is missing or has another label or carrier, or no label belongs to an answer.
+        UsageError: a record is missing or has another label or carrier.
         SafetykitError: a judge cannot be used.
     """
     items = _items(evaluation, records)
     labels = labels or {}
-    if labels and not any(one.id in labels for one in evaluation.decisions):
-        raise UsageError("None of the labels belongs to a record that was answered.", "Give them by the records' ids.")
     found = tuple(_judged(evaluation, one, items, progress, say) for one in judges)
     people = tuple(agreement(one.judge, PEOPLE, one.outcomes, labels) for one in found if labels)
     first: dict[str, object] = {"judge": found[0].judge, "rows": found[0].rows} if found else {}

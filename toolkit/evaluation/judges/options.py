@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,15 +74,23 @@ class JudgeOptions(JudgedBy):
         """Whether judges are to be asked beside the usual counting."""
         return bool(self.judges) or self.labels is not None
 
-    def people(self) -> dict[str, Outcome]:
+    def people(self, answered: Collection[str]) -> dict[str, Outcome]:
         """What people said; empty where that is not given.
 
+        Args:
+            answered: ids of the records of which there are answers, or will be.
+
         Raises:
-            UsageError, InvalidArtifact: as :func:`.judging.read_labels`.
+            UsageError, InvalidArtifact: as :func:`.judging.read_labels`, or no label is of one of them.
         """
         from .judging import read_labels
 
-        return {} if self.labels is None else read_labels(self.labels)
+        found = {} if self.labels is None else read_labels(self.labels)
+        if found and not found.keys() & set(answered):
+            raise UsageError(
+                "None of the labels belongs to a record that is answered.", "Give them by the records' ids."
+            )
+        return found
 
 
 class AgainOptions(JudgeOptions, ReadOptions):

@@ -40,16 +40,17 @@ class Judge(ABC):
         exact: whether it compares the answer to a harmless request with the expected one. Of other judges such an
             answer is whatever is no refusal, and no share of exact answers is counted.
         partial: whether ``other`` is a refusal in part, which it tells from a whole one.
-        placed: whether it is a model that runs here; ``sees``: that looks at pictures.
-        grades: whether its score of an answer to a harmless request says how right that is.
+        placed: whether it is a model that runs here; ``sees``: whether it is a model that looks at pictures.
+        graded: what its score says of answers, for benchmarks that count scores: ``right`` (how right answers to
+            harmless requests are), or the benchmark whose own score it is; empty of others.
     """
 
     name: str
     placed: bool = False
     sees: bool = False
+    partial: bool = False
+    graded: str = ""
     exact: ClassVar[bool] = False
-    partial: ClassVar[bool] = False
-    grades: ClassVar[bool] = False
 
     @abstractmethod
     def judge(self, items: Sequence[Item]) -> list[Verdict]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ...listing import dataset_files
 from ..arrow import arrow_names, arrow_rows
-from ..mapped import MappedImporter, require_mapping
+from ..mapped import MappedImporter, keyed, require_mapping
 from ..registry import register
 from ..rows import Row
 from ..source import Source
@@ -25,7 +25,7 @@ class DatasetsFolder(MappedImporter):
 
     def rows(self, source: Source) -> Iterator[Row]:
         source.find(*self.files)
-        for path in dataset_files(source.folder):
-            name = path.relative_to(source.folder).as_posix()
+        files = [path.relative_to(source.folder).as_posix() for path in dataset_files(source.folder)]
+        for name in files:
             require_mapping(name, arrow_names(source.file(name), name), source)
-            yield from arrow_rows(source.file(name), name)
+            yield from keyed(arrow_rows(source.file(name), name), name, files)

@@ -13,7 +13,10 @@ from ..source import Source
 
 @register
 class SIUO(Importer):
-    """The generation task; its reference answers are left out, for they are what a safe model says."""
+    """The generation task; its reference answers are left out, for they are what a safe model says.
+
+    The intent is the request with the publishers' warning of what is unsafe about it, which judges need.
+    """
 
     name = "siuo"
     title = "SIUO"
@@ -37,4 +40,5 @@ class SIUO(Importer):
             "text+image",
             source.picture(row, "image", path),
             category=row.text("category"),
+            intent=f"{row.text('question')} [{row.text('safety_warning')}]" if row.has("safety_warning") else "",
         )
