@@ -17,7 +17,7 @@ import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ...adapters.errors import UsageError
-from ...adapters.ops.gating import HeldGate
+from ...adapters.ops.gating import HeldGate, decides
 from ...adapters.ops.op import Corrector, Detector, Observer
 from ...toolkit.families import family_or_any
 from ...toolkit.model.pretrained import config_of
@@ -268,7 +268,7 @@ def _judge(one: Placed, seen: Seen) -> tuple[Gap, Gap | None]:
     op = one.item.make_op()
     runtime = {name: torch.from_numpy(array) for name, array in seen.runtime.items()}
     if isinstance(op, Detector):
-        if seen.scope > 0:  # past the prefill
+        if not decides(int(seen.scope), seen.before.shape[1]):  # past the prompt
             return Gap(0.0 if np.isnan(seen.after).all() else float("nan"), 0.0, 0), None
         expected = op(torch.from_numpy(seen.before), **runtime, **one.item.tensors)
         return Gap.between(expected.numpy(), seen.after), None

@@ -236,5 +236,8 @@ def test_run_drops_the_oldest_turns_of_a_conversation_that_is_too_long(call, ask
         assert asked[-1] == [wanted[dropped // 2]]
     code, out, err = call(*typed, len(wanted[2]) - 1, "--truncate")
     assert code == 2 and f"The prompt has {len(wanted[2])} tokens" in json.loads(out)["error"]["message"]
+    for asked in (("run", random_base, "--prompt", "x"), ("eval", random_base, "--data", "reference")):
+        code, _, err = call(*asked, "--truncate")
+        assert code == 2 and "--truncate does nothing without" in err
     code, _, err = call("run", random_base, "--prompt", "x", "--truncate")
     assert code == 2 and "--truncate does nothing without --messages" in err

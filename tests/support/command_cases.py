@@ -116,6 +116,13 @@ OTHERS = [
         lambda done, made: done.value["rows"],
     ),
     Case(
+        "eval {export} --data {talks} --truncate --max-prompt-tokens 12 --max-new-tokens 2 -o {out} --json",
+        lambda done, made: [
+            [one["dropped_turns"] for one in json.loads(done.path.read_text())["decisions"]] == [2, 2],
+            "2 conversations are too long: their first turns were dropped, 4 in all" in done.err,
+        ],
+    ),
+    Case(
         "eval {external_export} --data {records} --limit 4 --external-index {index} --json",
         lambda done, made: done.value["rows"],
     ),
@@ -200,13 +207,23 @@ OTHERS = [
         lambda done, made: done.value[0]["text"],
     ),
     Case(
+        "run {external_export} --prompt 'what is this ?' --image {picture} --external-index {index} --prompt-chunk 5"
+        " --json",
+        lambda done, made: (
+            done.value
+            == made.run(
+                "run {external_export} --prompt 'what is this ?' --image {picture} --external-index {index} --json"
+            ).value
+        ),
+    ),
+    Case(
         "run {external_export} --prompt 'what is this ?' --image {picture} --external-index {index} --json",
         lambda done, made: done.value[0]["retrieved"],
     ),
     Case(
         f"{SERVE} --host 127.0.0.1 --name mine --max-batch 3 --max-queue 5 --threads 1 --max-new-tokens 7"
         " --max-pictures 2 --max-pixels 90000 --max-body 70000 --timeout 9 --drain 4 --canary --log-prompts"
-        " --provider CPUExecutionProvider --max-prompt-tokens 64 --api-key-file {keys}",
+        " --provider CPUExecutionProvider --max-prompt-tokens 64 --truncate --api-key-file {keys}",
         lambda done, made: (
             [
                 done.value[name] == value
@@ -221,6 +238,7 @@ OTHERS = [
                     "max_pixels": 90000,
                     "max_body": 70000,
                     "max_prompt_tokens": 64,
+                    "truncate": True,
                     "timeout": 9,
                     "drain": 4,
                     "log_prompts": True,

@@ -19,9 +19,9 @@ from .deepstack import OUTPUTS, SCATTERED, deepstack_input, joining
 from .family import Arrays, GraphInput
 from .generic import logits_of
 from .grids import table_mix
-from .masks import require_known_layers
 from .qwen2_vl import Qwen2VL, embedded
 from .registry import register
+from .windows import require_known_layers
 
 if TYPE_CHECKING:
     from torch import Tensor
