@@ -19,7 +19,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from ...adapters.errors import UsageError
 from ...toolkit.families.family import Family
+from ...toolkit.model.requests import Inputs
 from ..manifest import ExportManifest
 from .batches import Axes, gathered
 from .decoding import Decoding
@@ -34,6 +36,18 @@ class Prompts(NamedTuple):
     mask: Int[np.ndarray, "batch seq"]
     vision_mask: Bool[np.ndarray, "batch seq"]
     further: Mapping[str, np.ndarray]
+
+    @classmethod
+    def of(cls, inputs: Inputs, embeds: np.ndarray, further: Mapping[str, np.ndarray]) -> Prompts:
+        """A batch whose embeddings and further inputs are known.
+
+        Raises:
+            UsageError: it is padded elsewhere than on the left: what decides reads the last position.
+        """
+        mask = inputs.attention_mask
+        if not mask[:, -1].all() or (np.diff(mask, axis=1) < 0).any():
+            raise UsageError("A row of the batch has padding inside or on its right.", "Pad on the left.")
+        return cls(embeds, mask, inputs.vision_mask, further)
 
     def row(self, at: int, axes: Axes) -> Prompts:
         """One of them, without its padding."""

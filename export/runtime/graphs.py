@@ -274,7 +274,7 @@ class Graphs:
         further |= self._scattered(embeds, inputs.vision_mask, seen)
         if all_logits and self._keeps:
             feeds = {**feeds, KEPT: np.array(0, np.int64)}
-        prompts = Prompts(embeds, inputs.attention_mask, inputs.vision_mask, further)
+        prompts = Prompts.of(inputs, embeds, further)
 
         def read(some: Prompts, past: Mapping[str, np.ndarray] | None = None) -> Decoding:
             before = dict(past or {name: self._nothing(name, len(some.mask)) for name in self._past_names})

@@ -10,9 +10,13 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText
 
 from safetykit.adapters.vlm_guard.settings import VLMGuard
 from safetykit.bench import zoo
-from safetykit.bench._types.measuring import branches, compare_answers, compare_logits, evaluated, exported
+from safetykit.bench._types.measuring import branches, compare_answers, compare_logits, evaluated
 from safetykit.bench.matrix import chosen
 from safetykit.bench.zoo.common import save, text
+from safetykit.export.base.own import export_base
+from safetykit.export.parity.compare import compare_logits as compare_graphs
+from safetykit.export.parity.compare import parity_requests
+from safetykit.export.runtime.onnx_vlm import OnnxVLM
 from safetykit.toolkit.commands.inspect import describe
 from safetykit.toolkit.model.inputs import InputProcessor
 from safetykit.toolkit.model.vlm import VLM
@@ -81,6 +85,9 @@ def test_a_backbone_runs_as_transformers_runs_it_and_is_fitted(made, case):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", EXPORTED, ids=": ".join)
 def test_a_backbone_s_graphs_compute_what_pytorch_computes(made, case, tmp_path):
-    """Longer than its windows, at the prompt and at cached steps."""
-    found = exported(VLM.from_pretrained(made(case)), tmp_path / "base")
-    assert found.get("passed", True) and found["error"] < 1e-5, found
+    """Longer than its windows, in padded batches with pictures and at cached steps."""
+    vlm = VLM.from_pretrained(made(case))
+    export_base(vlm, tmp_path / "base")
+    asked = parity_requests(several=True)["4 rows padded, mixed"]
+    gap = compare_graphs(vlm, OnnxVLM.from_pretrained(tmp_path / "base"), asked, steps=6).logits
+    assert gap.error <= 1e-5 * gap.scale

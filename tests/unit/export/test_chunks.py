@@ -72,6 +72,7 @@ def test_chunks_are_what_the_whole_prompt_is(export, make_adapter, make_probe, m
     whole = onnx_vlm.prefill_requests(MIXED, all_logits=True)
     answers = onnx_vlm.generate(MIXED, 6)
     onnx_vlm.chunk_prompts(4)
+    assert onnx_vlm._tokens_first, "which takes two calls of its own to find out"
     calls = fed(onnx_vlm, monkeypatch)
     chunked = onnx_vlm.prefill_requests(MIXED, all_logits=True)
     assert max(calls) == 4 and len(calls) > 8 and 1 not in calls
@@ -171,3 +172,14 @@ def test_a_branch_refuses_what_it_cannot_judge(vlm, export, make_detector):
     with vlm.applied(adapter) as hooks:
         ours = [one["risk"] for one in torch_in_chunks(vlm, hooks, PROMPT)]
     assert np.abs(ours[0] - risks[0]).max() < 1e-4 and np.isposinf(ours[1:]).all()
+
+
+@pytest.mark.parametrize(
+    "change", [lambda mask: mask[:, ::-1].copy(), lambda mask: mask * (np.arange(mask.shape[1]) != 12)]
+)
+def test_padding_on_the_right_is_refused(vlm, base_folder, change):
+    """The last position would be padding, which everything that decides reads."""
+    inputs = vlm.inputs.prepare([PROMPT, Request("describe it .")])
+    wrong = dataclasses.replace(inputs, attention_mask=change(inputs.attention_mask))
+    with pytest.raises(UsageError, match="padding inside or on its right"):
+        OnnxVLM.from_pretrained(base_folder).prefill(wrong)
