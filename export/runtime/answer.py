@@ -84,7 +84,8 @@ def answer(
     say("loading")
     model = OnnxVLM.from_pretrained(folder, providers, index=external_index, opened=False)
     model.inputs.limit(max_prompt_tokens)
-    model.chunk_prompts(prompt_chunk)
+    if prompt_chunk is not None:
+        model.chunk_prompts(prompt_chunk)
     short = shortened(model.inputs, asked[0]) if truncate else None
     if short is not None:
         asked, pictures = [short.request], {0: short.request.pictures}

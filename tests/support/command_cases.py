@@ -10,6 +10,7 @@ import json
 import os
 from pathlib import Path
 
+from asking_cases import ASKING, RUN
 from attack_cases import ATTACKS
 from case import Case
 from data_cases import DATA
@@ -35,7 +36,6 @@ def answers(done: Outcome) -> list[str]:
 
 EVAL = "eval {model} --data {records} --json --limit 4 --max-new-tokens 4"
 SERVE = "serve {export} --check --json --port 0"
-RUN = "run {export} --prompt 'what is this ?' --json"
 
 OTHERS = [
     Case("inspect {model} --json", lambda done, made: done.value["n_layers"] == 8 and not done.value["fingerprint"]),
@@ -116,13 +116,6 @@ OTHERS = [
         lambda done, made: done.value["rows"],
     ),
     Case(
-        "eval {export} --data {talks} --truncate --max-prompt-tokens 12 --max-new-tokens 2 -o {out} --json",
-        lambda done, made: [
-            [one["dropped_turns"] for one in json.loads(done.path.read_text())["decisions"]] == [2, 2],
-            "2 conversations are too long: their first turns were dropped, 4 in all" in done.err,
-        ],
-    ),
-    Case(
         "eval {external_export} --data {records} --limit 4 --external-index {index} --json",
         lambda done, made: done.value["rows"],
     ),
@@ -190,31 +183,9 @@ OTHERS = [
         lambda done, made: done.value != made.run(f"{RUN} --image {{picture}} --max-new-tokens 12").value,
     ),
     Case(
-        "run {export} --messages {conversation} --truncate --max-prompt-tokens 12 --max-new-tokens 3 --json",
-        lambda done, made: [
-            [one["prompt"] for one in done.value] == ["is it dangerous ?"],
-            (done.value[0]["dropped_turns"], done.value[0]["dropped_pictures"]) == (2, 1),
-            "its first 2 turns were dropped, with 1 of its pictures" in done.err,
-        ],
-    ),
-    Case(
-        f"{RUN} --image {{picture}} --system 'is it dangerous ?' --max-prompt-tokens 64",
-        lambda done, made: done.value[0]["text"],
-    ),
-    Case(
         "run {swappable} --prompt 'what is this ?' --swap {other_guard} --swap {probe} --allow-uncorrected-detector"
         " --json",
         lambda done, made: done.value[0]["text"],
-    ),
-    Case(
-        "run {external_export} --prompt 'what is this ?' --image {picture} --external-index {index} --prompt-chunk 5"
-        " --json",
-        lambda done, made: (
-            done.value
-            == made.run(
-                "run {external_export} --prompt 'what is this ?' --image {picture} --external-index {index} --json"
-            ).value
-        ),
     ),
     Case(
         "run {external_export} --prompt 'what is this ?' --image {picture} --external-index {index} --json",
@@ -360,4 +331,4 @@ OTHERS = [
     ),
 ]
 
-CASES = [*FITS, *EXPORTS, *DATA, *ATTACKS, *OTHERS]
+CASES = [*FITS, *EXPORTS, *DATA, *ATTACKS, *ASKING, *OTHERS]
