@@ -243,8 +243,7 @@ class ExportManifest(Strict):
             callers may override them.
         layout: for which runtime the folder is laid out.
         paths: where the graphs lie that are not at their place in the layout ``onnx``.
-        mask_channel: embeddings and image features are one channel wider than the model; it is 1 at tokens of pictures,
-            and the decoder takes from it what ``vision_mask`` says in the layout ``onnx``.
+        mask_channel: embeddings and image features have one channel more, 1 at tokens of pictures: ``vision_mask``.
         family: model type that says how the graphs are fed; None if that is not known.
         parameters: what callers may override, in mode ``hot-swap``.
         gate_state: how held gates get their decision back while an answer is generated; None without held gates.
@@ -253,6 +252,7 @@ class ExportManifest(Strict):
         updates: weights of the base that have new values.
         detector: when requests are refused before generation; the decoder then gives ``risk_score``.
         detector_state: what the risk comes from; the decoder states the same. None without a detector.
+        whole_prompt: why the adapters need a prompt to be read in one call; None if it may come in chunks.
         enforce: whether the decoder forces the logits of refused requests itself.
         retrieval: how texts are retrieved for pictures; the vision encoder then gives them or the query.
         recalibrated: thresholds that are not the adapters' own.
@@ -281,6 +281,7 @@ class ExportManifest(Strict):
     branch: BranchInfo | None = None
     detector: DetectorInfo | None = None
     detector_state: DetectorState | None = None
+    whole_prompt: str | None = "the version that wrote the export did not look at that"
     enforce: bool = False
     retrieval: RetrievalInfo | None = None
     recalibrated: tuple[Recalibration, ...] = ()

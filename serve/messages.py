@@ -94,6 +94,8 @@ class _Reader:
             return {"type": "image", "image": self._picture(part["image_url"], f"{place}.image_url")}
         if kind in ("text", "image_url"):
             _refuse(place, f"A part of the type {kind} is of another form.")
+        if "video" in str(kind):
+            _refuse(place, "Videos are not read. Send frames of it as pictures.", "unsupported_parameter")
         _refuse(place, "A part is of the type text or image_url.", "unsupported_parameter")
 
     def _picture(self, value: Any, place: str) -> Image.Image:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..adapters.settings import POSITIVE, setting
 from ..export.options import SwapOptions
-from ..toolkit.evaluation.options import PromptOptions
+from ..toolkit.evaluation.options import TRUNCATE, PromptOptions
 
 
 class ServeOptions(PromptOptions, SwapOptions):
@@ -27,6 +27,7 @@ class ServeOptions(PromptOptions, SwapOptions):
         shown="one for each core",
         ge=1,
     )
+    truncate: bool = setting(False, TRUNCATE)
     max_new_tokens: int = setting(512, "Longest answer, in tokens; a request that asks for more is refused.", ge=1)
     max_pictures: int = setting(8, "Pictures of a request.", ge=0)
     max_pixels: int = setting(2**24, "Pixels of a request's pictures together.", ge=1)

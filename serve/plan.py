@@ -11,9 +11,9 @@ from ..adapters.errors import UsageError
 from ..adapters.extras import missing
 from ..adapters.settings import spell
 from ..export.manifest import ExportManifest, read_manifest
-from ..export.runtime.graphs import base_graphs
 from ..export.runtime.hotswap import Swap, require_swappable, swap_in
 from ..export.runtime.strength import scaled, strengths
+from ..export.runtime.unmodified import base_graphs
 from ..toolkit.data.sources import is_checkpoint, is_export
 from .access import KEYS_VARIABLE, Keys, is_loopback
 from .drift import Reference, least_window, references_of

@@ -52,6 +52,7 @@ class Server:
             "threads": options.threads,
             **{name: getattr(options, name) for name in (*limits, "max_body", "timeout", "drain", *drift)},
             "max_prompt_tokens": model.inputs.max_prompt_tokens,
+            "truncate": options.truncate,
         }
 
     def run(self) -> None:

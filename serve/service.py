@@ -17,6 +17,7 @@ from ..export.runtime.hotswap import Swap
 from ..export.runtime.onnx_vlm import OnnxVLM
 from ..toolkit.model.generating import Sampling
 from ..toolkit.model.requests import Request
+from ..toolkit.model.shortening import Shortened, shortened_if_possible
 from .answer import Answer, Begun, Ended, Event, Failed, Piece, Verdict, Wanted
 from .body import ChatBody, read_body
 from .drift import RISK, Drift, Reference
@@ -38,13 +39,14 @@ class Asked:
     """A request that is being answered.
 
     Attributes:
+        short: what is asked, and what was dropped of it.
         events: what happens to its choices, by their places.
         began: when it came, in seconds of the monotonic clock.
         noted: whether it is over, counted and logged.
     """
 
     body: ChatBody
-    request: Request
+    short: Shortened
     client: str
     identity: str
     began: float
@@ -52,6 +54,17 @@ class Asked:
     noted: bool = False
     answers: list[Answer] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
+
+    @property
+    def request(self) -> Request:
+        """What is asked."""
+        return self.short.request
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What is told with the answer: what the request chose, and what of it was dropped, if anything."""
+        dropped = {"dropped_turns": self.short.turns, "dropped_pictures": self.short.pictures}
+        return self.body.safetykit.chosen | (dropped if self.short.turns else {})
 
     def cancel(self) -> None:
         """Stop answering; what is complete already stays."""
@@ -162,14 +175,14 @@ class Service:
             ApiError: a field is wrong or not allowed, or there is no room.
         """
         self._loop = asyncio.get_running_loop()
-        body, request = await self._loop.run_in_executor(self._readers, self._read, data)
-        asked = Asked(body, request, client, f"chatcmpl-{secrets.token_hex(12)}", began, asyncio.Queue())
+        body, short = await self._loop.run_in_executor(self._readers, self._read, data)
+        asked = Asked(body, short, client, f"chatcmpl-{secrets.token_hex(12)}", began, asyncio.Queue())
         for at in range(body.n):
 
             def tell(event: Event, at: int = at) -> None:
                 self._said.append((asked, at, event))
 
-            answer = Answer(self._engine.of(body.safetykit.adapter), request, self._wanted(body, at), tell)
+            answer = Answer(self._engine.of(body.safetykit.adapter), short.request, self._wanted(body, at), tell)
             answer.client, answer.variant = client, _variant(body)
             answer.deadline = began + self.options.timeout
             asked.answers.append(answer)
@@ -259,7 +272,7 @@ class Service:
         if asked:
             first = asked.choices[0]
             self.metrics.latency.observe(seconds)
-            fields |= {"id": asked.identity, **asked.body.safetykit.chosen, "finish_reason": first.reason}
+            fields |= {"id": asked.identity, **asked.chosen, "finish_reason": first.reason}
             fields |= {"completion_tokens": sum(one.tokens for one in asked.choices), "prompt": asked.request.prompt}
             fields["answer"] = first.text
             if first.begun:
@@ -279,10 +292,11 @@ class Service:
                 event = "drift" if window.alarm else "drift is over"
                 self.log(event, **window.reference.told(), window=self.options.drift_window, **figures)
 
-    def _read(self, data: bytes) -> tuple[ChatBody, Request]:
+    def _read(self, data: bytes) -> tuple[ChatBody, Shortened]:
         body, options = read_body(data), self.options
         require_allowed(body, self.name, options, self._engine.adapters)
-        return body, read_messages(body.messages, Limits(options.max_pictures, options.max_pixels))
+        request = read_messages(body.messages, Limits(options.max_pictures, options.max_pixels))
+        return body, shortened_if_possible(self.model.inputs, request) if options.truncate else Shortened(request)
 
     def _wanted(self, body: ChatBody, at: int) -> Wanted:
         seed = secrets.randbits(32) if body.seed is None else body.seed
@@ -298,7 +312,7 @@ class Service:
             created,
             self.name,
             self.fingerprint,
-            body.safetykit.chosen,
+            asked.chosen,
             lambda token: self.model.inputs.tokenizer.decode([token]),
             logprobs=body.logprobs,
         )

@@ -123,6 +123,14 @@ def the_detector(adapters: Sequence[Adapter]) -> DetectorInfo | None:
     return found[0].detector if found else None
 
 
+def whole_prompt(adapters: Sequence[Adapter]) -> str | None:
+    """Why stacked adapters need a prompt to be read in one call; None if it may come in chunks."""
+    if (branch := the_branch(adapters)) is not None:
+        return f"the detector's branch runs the blocks after {branch.safety} again over a whole prompt"
+    reasons = (item.whole_prompt for adapter in adapters for item in adapter.interventions)
+    return next((reason for reason in reasons if reason), None)
+
+
 def the_branch(adapters: Sequence[Adapter]) -> Branch | None:
     """The branch among stacked adapters, if any; there is at most one, as there is one detector."""
     the_detector(adapters)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidArtifact
 from ..ops.gating import GatedOp, HeldGate
-from ..ops.op import Op, get_op
+from ..ops.op import Corrector, Op, get_op
 from .sites import Gating, Phase, Scope, Site
 
 
@@ -62,6 +62,21 @@ class Intervention:
     def holds(self) -> bool:
         """Whether a decision of the gate reaches later calls."""
         return self.gate != "per-token"
+
+    @property
+    def whole_prompt(self) -> str | None:
+        """Why a prompt must be read in one call for it to act as it was fitted; None if it may come in chunks.
+
+        What judges alone is right in chunks: the last one decides, by the prompt's last position.
+        """
+        op = self.make_op()
+        if not isinstance(op, Corrector) or self.site.kind in ("vision", "projector") or self.phase == "decode":
+            return None
+        if isinstance(op, GatedOp):
+            return f"the last position of a prompt decides what {self.op} at {self.site} does to those before it"
+        if self.scope == "last":
+            return f"{self.op} at {self.site} changes the last position of a prompt, which of a chunk is another"
+        return None
 
     def gated_op(self) -> nn.Module:
         """The op, taking ``decides`` and ``held`` as well where its gate holds."""

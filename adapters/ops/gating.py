@@ -72,7 +72,7 @@ class GatedOp(Corrector):
 
 
 def decides(past_length: int, new_tokens: int) -> bool:
-    """Whether a call decides a held gate."""
+    """Whether a call decides a held gate: it reads a prompt or a part of one, see :func:`.op.reads_prompt`."""
     return past_length == 0 or new_tokens > 1
 
 

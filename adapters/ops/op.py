@@ -134,8 +134,8 @@ def derive(suffix: str, make: Callable[[Any], object]) -> None:
 class ScopeMask(nn.Module):
     """Which tokens an intervention touches, as a mask.
 
-    ``phase`` is decided by the length of the KV cache, not by the number of new tokens: a one-token
-    prompt is a prefill. A prompt fed in several chunks counts as prefill in its first chunk only.
+    A call belongs to the prefill if it :func:`reads_prompt`: a one-token prompt does, and so does each chunk of a
+    prompt that comes in several, but for a last one of a single token, which is taken for one of the answer.
     """
 
     def __init__(self, scope: Scope, phase: Phase) -> None:
@@ -157,10 +157,16 @@ class ScopeMask(nn.Module):
         else:
             mask = ones
         if self.phase == "prefill":
-            mask = mask * (past_length == 0).to(torch.float32)
+            mask = mask * reads_prompt(hidden, past_length).to(torch.float32)
         elif self.phase == "decode":
-            mask = mask * (past_length > 0).to(torch.float32)
+            mask = mask * (~reads_prompt(hidden, past_length)).to(torch.float32)
         return mask
+
+
+def reads_prompt(hidden: Hidden, past_length: Int[Tensor, ""]) -> Bool[Tensor, ""]:
+    """Whether a call reads a prompt, or a further chunk of one: it has no past, or brings several tokens."""
+    new = torch.scalar_tensor(hidden.shape[1], dtype=torch.int64, device=hidden.device)
+    return (past_length == 0) | (new > 1)
 
 
 def last_state(hidden: Hidden, earlier: Float[Tensor, "batch earlier"] | None) -> Float[Tensor, "batch width"]:

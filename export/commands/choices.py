@@ -10,7 +10,7 @@ from ...adapters.settings import POSITIVE, Condition, setting
 from ...toolkit.data.options import RECORDS, ReadOptions
 from ...toolkit.defences.names import DefenceName
 from ...toolkit.evaluation.judges.options import JudgeOptions
-from ...toolkit.evaluation.options import PromptOptions, RecordOptions
+from ...toolkit.evaluation.options import TRUNCATE, PromptOptions, RecordOptions
 from ...toolkit.model.options import LoadOptions, PlaceOptions
 from ..options import ParityOptions, SwapOptions
 
@@ -25,6 +25,7 @@ class EvalOptions(RecordOptions, PromptOptions, SwapOptions, LoadOptions, JudgeO
 
     data: str = setting(..., RECORDS)
     system: str = setting("", "A system prompt before every request.", shown="none")
+    truncate: bool = setting(False, TRUNCATE)
     defence: DefenceName | None = setting(
         None, "Answer behind a defence: a shield prompt, or answers that the model judges itself.", shown="none"
     )
@@ -44,6 +45,13 @@ class DiagnoseOptions(ReadOptions, LoadOptions):
 
 class RunOptions(PromptOptions, SwapOptions):
     """How an export answers."""
+
+    prompt_chunk: int | None = setting(
+        None,
+        "Read longer prompts in parts of at most so many tokens; refused where adapters act by the whole of one.",
+        ge=3,
+        shown="in one part",
+    )
 
     max_new_tokens: int = setting(64, "Longest answer, in tokens.", ge=1)
     temperature: float = setting(0.0, "Of sampling; 0 is greedy.", ge=0)

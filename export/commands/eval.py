@@ -57,6 +57,8 @@ def evaluate(
         console.warn("a detector was accepted although it may not have been fitted under the correctors beside it.")
     if result.skipped_rows:
         console.warn(f"{BAD_ROWS}: {result.skipped_rows}.")
+    if short := [one.dropped_turns for one in result.decisions if one.dropped_turns]:
+        console.warn(f"{len(short)} conversations are too long: their first turns were dropped, {sum(short)} in all.")
     answered = Counter(f"{result.split}/{one.carrier}/{one.label}" for one in result.decisions)
     if few := few_records(answered):
         console.warn(few)

@@ -28,6 +28,7 @@ from ...toolkit.evaluation.result import Evaluation
 from ...toolkit.model.asking import require_answerable
 from ...toolkit.model.endpoint import Endpoint
 from ...toolkit.model.options import LoadOptions
+from ...toolkit.model.shortening import Shortening
 from ...toolkit.progress import Progress
 from ..options import SwapOptions
 from ..runtime.onnx_vlm import OnnxVLM
@@ -100,6 +101,7 @@ def _evaluated(
     loader: Callable[..., Any] | None,
 ) -> Evaluation:
     records = options.records()
+    options.require_use(("truncate",), any(one.messages for one in records), "conversations among the records")
     require_pictures(records)
     people, judges = options.people([one.id for one in records]), options.opened(waiting)
     say = say or (lambda _: None)
@@ -128,6 +130,7 @@ def _answered(
         "--max-new-tokens": options.max_new_tokens,
         "--system": options.system,
         "--defence": options.defence or "",
+        "--truncate": options.truncate,
     }
     if journal_path:
         require_journal(journal_path, what)
@@ -136,9 +139,10 @@ def _answered(
     with _opened(model, adapters, options, records, say, waiting, loader) as asked:
         journal = Journal(journal_path, {**what, **asked.identity}) if journal_path else None
         say("answering")
+        model_asked: Generator = Shortening(asked.model) if options.truncate else asked.model
         with _kept(journal):
             result = evaluate(
-                defended(asked.model, options.defence) if options.defence else asked.model,
+                defended(model_asked, options.defence) if options.defence else model_asked,
                 records,
                 name=model,
                 max_new_tokens=options.max_new_tokens,
@@ -226,7 +230,7 @@ def _served(
 ) -> _Asked:
     if adapters:
         raise UsageError("A server has its adapters already.", "Leave out --adapter, or evaluate the checkpoint.")
-    here = ("allow_wrong_base", "max_prompt_tokens", *SwapOptions.model_fields)
+    here = ("allow_wrong_base", "max_prompt_tokens", "truncate", *SwapOptions.model_fields)
     options.require_use(here, False, "a model that runs here: a server decides by itself")
     placed = tuple(name for name in LoadOptions.model_fields if name != "batch_size")
     options.require_use(placed, False, "a checkpoint: a server runs elsewhere")

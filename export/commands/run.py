@@ -79,6 +79,7 @@ def run(
             messages=messages,
             max_prompt_tokens=options.max_prompt_tokens,
             truncate=truncate,
+            prompt_chunk=options.prompt_chunk,
             progress=say,
         )
     if dropped := result[0].get("dropped_turns"):

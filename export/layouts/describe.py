@@ -42,6 +42,7 @@ from ..names import (
     intervention,
     is_own,
 )
+from ..runtime.chunks import why_whole
 from ..surgery.adapter_file import base_version, signature_version
 from ..surgery.capture import capture_obstacles
 from .interface import (
@@ -84,7 +85,7 @@ def check_interface(folder: Path, manifest: ExportManifest) -> bool:
         return False
     wanted = interface_of(folder, manifest, InputProcessor.from_pretrained(folder))
     ours, theirs = found.model_dump(), wanted.model_dump()
-    if wrong := [name for name in ours if ours[name] != theirs[name]]:
+    if wrong := [name for name in ours if name in found.model_fields_set and ours[name] != theirs[name]]:
         raise InvalidArtifact(
             f"{folder / LAYOUT.interface} does not say what the export says: {wrong[0]}.",
             "It was edited, or written by another version; export the model again.",
@@ -115,6 +116,7 @@ def interface_of(folder: Path, manifest: ExportManifest, inputs: InputProcessor)
         detector=_detector(manifest),
         retrieval=_retrieval(manifest),
         swap=_swap(manifest),
+        whole_prompt=why_whole(manifest, inputs.family),
         program=PROGRAM,
         no_program=None,
     )

@@ -57,7 +57,7 @@ MEANINGS: dict[Role, str] = {
     "kept": "optional: of how many last positions logits are wanted, 0 for all; 1 if it is not fed",
     "parameter": "optional: an adapter's parameter, see swap",
     "logits": "of the next token, at each position of this call or at the last",
-    "risk": "log-odds of harm of a prompt, NaN after it, see detector",
+    "risk": "log-odds of harm of a prompt, NaN after it, infinite in a part of one that cannot be judged, see detector",
     "score": "a gate's margin or another result of an op, for logs and gates",
     "other": "an input of this family's own; safetykit's runtime feeds it",
 }
@@ -202,6 +202,8 @@ class Interface(Strict):
         base_graphs: graphs of the unmodified model that share the weights; a graph that is not here has no adapter.
         end: tokens that end an answer.
         prompt, picture: None where they cannot be said in these words.
+        whole_prompt: why a prompt is to be fed in one call; None if it may be fed in several, each of two tokens or
+            more, of which the last one decides.
         program: ``run_ort.py``, or None.
         no_program: why there is none.
     """
@@ -219,6 +221,7 @@ class Interface(Strict):
     detector: DetectorIO | None
     retrieval: RetrievalIO | None
     swap: SwapIO | None
+    whole_prompt: str | None = None  # not in files of earlier versions
     program: str | None
     no_program: str | None
 

@@ -17,7 +17,7 @@ import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ...adapters.errors import UsageError
-from ...adapters.ops.gating import HeldGate
+from ...adapters.ops.gating import HeldGate, decides
 from ...adapters.ops.op import Corrector, Detector, Observer
 from ...toolkit.families import family_or_any
 from ...toolkit.model.pretrained import config_of
@@ -33,6 +33,7 @@ from .gap import Gap
 # Magnitudes of random inputs: outliers of this size occur in large models, gates of both signs open.
 SCALES = (1.0, 30.0, 1000.0)
 _BATCH, _SEQUENCE, _PAST = 3, 6, 4
+_SINGLES = 16  # rows of single tokens, which are all that ops of the answer see: of few, gates and scopes may take none
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def _probe(
     graph: ExposedGraph, manifest: ExportManifest, random: np.random.Generator, scale: float, past: int, new: int
 ) -> dict[str, np.ndarray]:
     alone = past > 0 and new > 1  # GroupQueryAttention continues a prompt by several tokens for one row only
-    batch = 1 if alone else _BATCH
+    batch = 1 if alone else _SINGLES if past else _BATCH
     sizes = {"batch": batch, "batch_size": batch, "sequence": new, "past_sequence": past, "total": past + new}
     feeds: dict[str, np.ndarray] = {}
     for value in graph.inputs:
@@ -268,7 +269,7 @@ def _judge(one: Placed, seen: Seen) -> tuple[Gap, Gap | None]:
     op = one.item.make_op()
     runtime = {name: torch.from_numpy(array) for name, array in seen.runtime.items()}
     if isinstance(op, Detector):
-        if seen.scope > 0:  # past the prefill
+        if not decides(int(seen.scope), seen.before.shape[1]):  # past the prompt
             return Gap(0.0 if np.isnan(seen.after).all() else float("nan"), 0.0, 0), None
         expected = op(torch.from_numpy(seen.before), **runtime, **one.item.tensors)
         return Gap.between(expected.numpy(), seen.after), None

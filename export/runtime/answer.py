@@ -39,6 +39,7 @@ def answer(
     messages: Path | None = None,
     max_prompt_tokens: int | None = None,
     truncate: bool = False,
+    prompt_chunk: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Generate with an export; one picture serves all prompts, or there is one for each, or several for a single one.
@@ -50,6 +51,7 @@ def answer(
         messages: a file with a conversation, in the place of prompts, pictures and ``system``.
         max_prompt_tokens: the longest prompt that is answered; by default what the model takes.
         truncate: drop the oldest turns of a conversation that is too long, see :func:`.shortening.shortened`.
+        prompt_chunk: read longer prompts in parts of at most so many tokens, see :meth:`OnnxVLM.chunk_prompts`.
         progress: told what begins, once prompts and pictures are there.
 
     Returns:
@@ -82,6 +84,8 @@ def answer(
     say("loading")
     model = OnnxVLM.from_pretrained(folder, providers, index=external_index, opened=False)
     model.inputs.limit(max_prompt_tokens)
+    if prompt_chunk is not None:
+        model.chunk_prompts(prompt_chunk)
     short = shortened(model.inputs, asked[0]) if truncate else None
     if short is not None:
         asked, pictures = [short.request], {0: short.request.pictures}

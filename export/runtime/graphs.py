@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from ...adapters.errors import InvalidArtifact, UsageError
 from ...toolkit.model.inputs import InputProcessor
 from ...toolkit.model.requests import Inputs
-from ..manifest import GRAPHS, LAYOUT, ExportManifest, Graph
+from ..manifest import GRAPHS, ExportManifest, Graph
 from ..metadata import read_metadata, read_state
 from ..names import (
     ATTENTION_MASK,
@@ -39,7 +39,9 @@ from ..names import (
     is_state,
     own,
 )
-from .binding import Session, as_array
+from .batches import tokens_first
+from .binding import Session
+from .chunks import LEAST, Prompts, read_in_chunks, why_whole
 from .decoding import Decoding, Seeing
 from .rows import run_rows_alone
 from .sessions import open_session
@@ -78,6 +80,7 @@ class Graphs:
         self.providers, self._device = tuple(providers), bind_to
         self._sources = {name: (graphs or {}).get(name, path / manifest.graph_file(name)) for name in GRAPHS}
         self._swaps, self._parameters = 0, dict[str, np.ndarray]()
+        self._chunk: int | None = None
         self._graphs = dict(graphs or {})
         held = manifest.interventions if manifest.gate_state == "inputs" else ()
         self._held = [item.index for item in held if item.holds]
@@ -125,6 +128,18 @@ class Graphs:
         mine = [one.name for one in self.manifest.parameters if one.graph == name]
         return {key: self._parameters[key] for key in mine if key in self._parameters}
 
+    def chunk_prompts(self, tokens: int | None) -> None:
+        """Read longer prompts in calls of at most so many tokens, which bounds memory; None reads them in one call.
+
+        Raises:
+            UsageError: chunks would be too small, or what is done to a prompt depends on all of it; it is named.
+        """
+        if tokens is not None and tokens < LEAST:
+            raise UsageError(f"Chunks of {tokens} tokens are too small.", f"Take {LEAST} or more.")
+        if tokens is not None and (reason := why_whole(self.manifest, self.inputs.family)):
+            raise UsageError(f"Prompts of this export are read in one call: {reason}.", "Leave out --prompt-chunk.")
+        self._chunk = tokens
+
     def close(self) -> None:
         """Free the sessions; each is opened again when its graph is next run. Answers that were begun can go on."""
         for name in _SESSIONS:
@@ -163,6 +178,14 @@ class Graphs:
     @property
     def _past_names(self) -> list[str]:
         return [name for name in self._types if name.startswith(PAST)]
+
+    @cached_property
+    def _axes(self) -> dict[str, tuple[int | str, ...]]:
+        return {one.name: one.shape for one in self.inputs.family.decoder_inputs(self.inputs.config)}
+
+    @cached_property
+    def _tokens_first(self) -> bool:
+        return tokens_first(lambda inputs: self._prefill(inputs, {}))
 
     @property
     def needs_reference(self) -> bool:
@@ -257,8 +280,16 @@ class Graphs:
         further |= self._scattered(embeds, inputs.vision_mask, seen)
         if all_logits and self._keeps:
             feeds = {**feeds, KEPT: np.array(0, np.int64)}
-        past = {name: self._nothing(name, len(embeds)) for name in self._past_names}
-        state = self._run(embeds, inputs.attention_mask, further, past, inputs.vision_mask, feeds)
+        prompts = Prompts.of(inputs, embeds, further)
+
+        def read(some: Prompts, past: Mapping[str, np.ndarray] | None = None) -> Decoding:
+            before = dict(past or {name: self._nothing(name, len(some.mask)) for name in self._past_names})
+            return self._run(some.embeds, some.mask, dict(some.further), before, some.vision_mask, feeds)
+
+        if self._chunk is None or embeds.shape[1] <= self._chunk:
+            state = read(prompts)
+        else:
+            state = read_in_chunks(read, prompts, self._chunk, self._axes, self._tokens_first, all_logits=all_logits)
         return replace(state, extras={**state.extras, **extras}, scores=state.extras)
 
     def _nothing(self, name: str, batch: int) -> np.ndarray:
@@ -287,12 +318,7 @@ class Graphs:
         if self.manifest.foreign and self.manifest.foreign.rows_alone and len(feeds[INPUTS_EMBEDS]) > 1:
             inputs = {value.name: value.shape for value in self._decoder.get_inputs()}
             outputs = {value.name: value.shape for value in self._decoder.get_outputs()}
-            arrays = {name: as_array(value) for name, value in feeds.items()}
-
-            def run(one: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-                return {name: as_array(value) for name, value in self._called(one).items()}
-
-            return run_rows_alone(run, arrays, inputs, outputs)
+            return run_rows_alone(self._called, feeds, inputs, outputs)
         return self._called(feeds)
 
     def _called(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -328,18 +354,3 @@ class Graphs:
             swaps=swaps,
             extras={name.removeprefix(own("")): value for name, value in results.items() if is_own(name)},
         )
-
-
-def base_graphs(folder: Path) -> dict[Graph, Path]:
-    """Graphs of the unmodified model in an export folder; a graph that is not among them has no adapter.
-
-    Raises:
-        UsageError: there is none.
-    """
-    found = {name: path for name in GRAPHS if (path := folder / LAYOUT.base_graph(name)).is_file()}
-    if not found:
-        raise UsageError(
-            f"{folder} holds no graphs of the model without adapters (*.base.onnx).",
-            "Exports of the layout onnx that have adapters hold them.",
-        )
-    return found

@@ -9,7 +9,6 @@ A detector's risk comes with the prefill. Rows above its threshold get its refus
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,13 +28,14 @@ from ...toolkit.model.streaming import AnswerStream, Streamer, require_one
 from ..manifest import ExportManifest, Graph, read_manifest
 from ..names import ENABLED, REFERENCE, STATE, intervention
 from ..surgery.retrieval import open_retriever
-from .batches import Part, gathered, tokens_first
+from .batches import Part, gathered
 from .canary import Canaries, require_canaries
 from .decoding import Decoding, Seeing
-from .graphs import Graphs, base_graphs
+from .graphs import Graphs
 from .hotswap import Swap, read_swap
 from .sampling import Sampler
 from .sessions import CPU, require_available
+from .unmodified import base_graphs
 
 if TYPE_CHECKING:
     from ...adapters.artifact.adapter import Adapter
@@ -182,14 +182,6 @@ class OnnxVLM(Graphs, Generating):
         for state, _ in parts:
             self._require_unswapped(state.swaps)
         return gathered(parts, self._axes, first=self._tokens_first)
-
-    @cached_property
-    def _axes(self) -> dict[str, tuple[int | str, ...]]:
-        return {one.name: one.shape for one in self.inputs.family.decoder_inputs(self.inputs.config)}
-
-    @cached_property
-    def _tokens_first(self) -> bool:
-        return tokens_first(lambda inputs: self.prefill(inputs, inputs))
 
     def swap(self, *adapters: Path | str | Adapter, allow_uncorrected_detector: bool = False) -> None:
         """Run with other adapters from now on; answers that are being generated cannot go on.

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...adapters.errors import UsageError
 from ..names import ATTENTION_MASK, INPUTS_EMBEDS
+from .binding import as_array
 
 Arrays = dict[str, np.ndarray]
 Axes = Mapping[str, Sequence[int | str]]
@@ -30,6 +31,7 @@ def run_rows_alone(run: Callable[[Arrays], Arrays], feeds: Arrays, inputs: Axes,
     Raises:
         UsageError: a row has padding elsewhere than on its left.
     """
+    feeds = {name: as_array(value) for name, value in feeds.items()}
     mask = feeds[ATTENTION_MASK].astype(bool)
     new = feeds[INPUTS_EMBEDS].shape[1]
     continued = new > 1 and mask.shape[1] > new  # GroupQueryAttention does that for one row only
@@ -43,7 +45,7 @@ def run_rows_alone(run: Callable[[Arrays], Arrays], feeds: Arrays, inputs: Axes,
         before = min(pad, mask.shape[1] - new)
         skipped = {"total": pad, "past_sequence": before, "sequence": pad - before}
         one = {name: _row(value, inputs.get(name, ()), row, skipped) for name, value in feeds.items()}
-        results = run(one)
+        results = {name: as_array(value) for name, value in run(one).items()}
         found.append({name: _padded(value, outputs.get(name, ()), skipped) for name, value in results.items()})
     return {name: _joined([one[name] for one in found], outputs.get(name, ())) for name in found[0]}
 

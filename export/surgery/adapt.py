@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.external_data import convert_tensors_to_external
 
-from ...adapters.artifact.adapter import Adapter, the_branch, the_detector
+from ...adapters.artifact.adapter import Adapter, the_branch, the_detector, whole_prompt
 from ...adapters.artifact.files import CONFIGURATION_FILES
 from ...adapters.artifact.manifest import RetrievalInfo
 from ...adapters.errors import UsageError
@@ -128,6 +128,7 @@ def adapt(
         "branch": _describe_branch(adapters, base.base.n_layers),
         "detector": detector,
         "detector_state": state,
+        "whole_prompt": whole_prompt(adapters),
         "enforce": enforce,
         "retrieval": _keep_captions(adapters, folder),
     }

@@ -7,6 +7,8 @@ and runs copies of the nodes between the stream's value at block s and the final
   stream is its own. Weights are not copied: the file grows by the copied nodes.
 - The branch is the body of one ``If`` on a past length of 0, so decoding steps do not run it. The output
   ``risk_score`` [batch] float32 is NaN there: nothing was judged, and no comparison with NaN refuses.
+- It reads a whole prompt at once: what it computed of an earlier chunk is in no cache. A call of several tokens after
+  others has an infinite risk, so that a runtime which feeds a prompt in chunks refuses it, and answers none unjudged.
 - At prefill the cache inputs are empty, so a copied attention reads what the branch computed and nothing else, and
   the caches that it makes are dropped. Lengths given to fused attention (``seqlens_k``) are those of the prompt.
 - Ops baked into blocks after s are copied with them, their scores are not: the branch runs the blocks as adapted.
@@ -42,6 +44,7 @@ from .functions import branch_functions
 from .residual import ResidualStream, skip_bias
 
 _IN_BRANCH = "_in_branch"
+_UNJUDGED = ("inf", "nan")  # the risk of a later chunk of a prompt, and of the answer's tokens
 _UNFUSED = {
     "SkipSimplifiedLayerNormalization": ("SimplifiedLayerNormalization", (2,)),
     "SkipLayerNormalization": ("LayerNormalization", (2, 3)),
@@ -220,11 +223,14 @@ def _norm(builder: GraphBuilder, node: ir.Node, state: ir.Value) -> ir.Value:
 
 
 def _no_risk(builder: GraphBuilder, like: ir.Value) -> ir.Graph:
-    """The other body of the ``If``: NaN for every row."""
-    nan = builder.constant(f"{BRANCH}.nan", np.array([np.nan], np.float32))
+    """The other body of the ``If``: for every row NaN, or infinity where the call brings several tokens."""
+    said = {name: builder.constant(f"{BRANCH}.{name}", np.array([getattr(np, name)], np.float32)) for name in _UNJUDGED}
+    one = builder.constant(f"{BRANCH}.one", np.array(1, np.int64))
     body = builder.open(ir.Graph([], [], nodes=[], opset_imports=builder.graph.opset_imports, name=f"{BRANCH}.none"))
     batch = builder.node("Shape", [like], ir.DataType.INT64, [1], {"start": 0, "end": 1})
-    return builder.close(body, builder.node("Expand", [nan, batch], ir.DataType.FLOAT, ["batch"]))
+    several = builder.node("Greater", [builder.new_tokens(), one], ir.DataType.BOOL, [])
+    risk = builder.node("Where", [several, *said.values()], ir.DataType.FLOAT, [1])
+    return builder.close(body, builder.node("Expand", [risk, batch], ir.DataType.FLOAT, ["batch"]))
 
 
 def _zero(builder: GraphBuilder) -> ir.Value:

@@ -21,7 +21,7 @@ from ...adapters.errors import UnsupportedGraph
 from ...adapters.ops.branch import Branch, BranchOp, get_branch_op
 from ...adapters.ops.forcing import ForcedRefusal
 from ...adapters.ops.gating import GatedOp, HeldGate
-from ...adapters.ops.op import Detector, ScopeMask, get_op
+from ...adapters.ops.op import Detector, ScopeMask, get_op, reads_prompt
 from ..base.operators import to_onnx
 from ..base.optimise import optimise
 from ..base.tracing import quiet_export
@@ -60,7 +60,7 @@ def op_function(item: Intervention, hidden: ir.Value, opset: int, *, swappable: 
     """The function of ``item``'s op for a hidden state like ``hidden`` [batch, sequence, d].
 
     Arguments in order: ``hidden``, ``scope``, runtime inputs [batch, d] float32, stored parameters. A detector takes
-    ``past_length`` (int64 scalar) instead of the mask, and gives its risk: NaN past the prefill. An op whose gate is
+    ``past_length`` (int64 scalar) instead of the mask, and gives its risk: NaN past the prompt. An op whose gate is
     held takes, after the mask, ``decides``, whether this call does (bool scalar), and ``held``, the margins [batch].
     An op that reads k further sites takes ``earlier`` [batch, k·d] float32 before its parameters.
 
@@ -145,14 +145,14 @@ def _trace_op(
 
 
 class _Risk(nn.Module):
-    """What a detector says of a prefill, and NaN afterwards."""
+    """What a detector says of a prompt, in a chunk of what has come of it so far, and NaN of the answer's tokens."""
 
     def __init__(self, op: Detector) -> None:
         super().__init__()
         self.op = op
 
     def forward(self, hidden: torch.Tensor, past_length: torch.Tensor, **tensors: torch.Tensor) -> torch.Tensor:
-        return torch.where(past_length == 0, self.op(hidden, **tensors), torch.nan)
+        return torch.where(reads_prompt(hidden, past_length), self.op(hidden, **tensors), torch.nan)
 
 
 class _Start(nn.Module):

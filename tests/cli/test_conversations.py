@@ -236,5 +236,32 @@ def test_run_drops_the_oldest_turns_of_a_conversation_that_is_too_long(call, ask
         assert asked[-1] == [wanted[dropped // 2]]
     code, out, err = call(*typed, len(wanted[2]) - 1, "--truncate")
     assert code == 2 and f"The prompt has {len(wanted[2])} tokens" in json.loads(out)["error"]["message"]
+    for asked in (("run", random_base, "--prompt", "x"), ("eval", random_base, "--data", "reference")):
+        code, _, err = call(*asked, "--truncate")
+        assert code == 2 and "--truncate does nothing without" in err
     code, _, err = call("run", random_base, "--prompt", "x", "--truncate")
     assert code == 2 and "--truncate does nothing without --messages" in err
+
+
+def test_run_reads_a_long_prompt_in_parts(call, random_base, monkeypatch):
+    """As many calls as it takes, with the answer of one; refused, with the reason, where that would be another."""
+    from safetykit.export.runtime import graphs
+
+    calls, called = [], graphs.Graphs._called
+
+    def noted(self, feeds):
+        calls.append(feeds["inputs_embeds"].shape[1])
+        return called(self, feeds)
+
+    monkeypatch.setattr(graphs.Graphs, "_called", noted)
+    typed = ("run", random_base, "--prompt", " ".join(WORDS), "--max-new-tokens", 3, "--json")
+    (_, whole, _), first = call(*typed), max(calls)
+    calls.clear()
+    code, out, err = call(*typed, "--prompt-chunk", 7)
+    assert code == 0 and json.loads(out) == json.loads(whole), err
+    assert max(calls) == 7 < first <= sum(calls)
+    code, _, err = call(*typed, "--prompt-chunk", 2)
+    assert code == 2 and "--prompt-chunk" in err
+    monkeypatch.setattr(graphs, "why_whole", lambda *_: "a gate acts on all of it")
+    code, out, err = call(*typed, "--prompt-chunk", 7)
+    assert code == 2 and "read in one call: a gate acts on all of it" in json.loads(out)["error"]["message"]

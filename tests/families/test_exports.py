@@ -97,6 +97,18 @@ def test_rows_that_join_a_batch_get_what_they_get_alone(base):
 
 
 @pytest.mark.slow
+def test_prompts_in_chunks_are_what_they_are_whole(base, monkeypatch):
+    """States of layers go from chunk to chunk, too."""
+    monkeypatch.setattr(base, "_chunk", None)
+    whole = base.prefill_requests(REQUESTS)
+    base.chunk_prompts(7)
+    chunked = base.prefill_requests(REQUESTS)
+    for token in (5, 6):
+        assert np.abs(chunked.logits[:, -1] - whole.logits[:, -1]).max() < 1e-3
+        whole, chunked = (base.step(state, [token] * len(REQUESTS)) for state in (whole, chunked))
+
+
+@pytest.mark.slow
 def test_a_gate_is_baked_past_the_parity_gate(vlm, folder, tmp_path):
     records, _ = chosen()
     adapter = VLMGuard(layers=(1,), allow_constant_gate=True).fit(vlm, records)

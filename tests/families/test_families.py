@@ -241,6 +241,21 @@ WITHOUT_PROGRAM = {
 
 
 @exported
+def test_prompts_in_chunks_are_what_they_are_whole(base, monkeypatch):
+    """Whatever a family's decoder takes beside the embeddings; families whose tokens see later ones refuse."""
+    requests = [one for one in REQUESTS if base.inputs.family.several or len(one.pictures) < 2]
+    if base.inputs.family.token_types is not None:
+        with pytest.raises(UsageError, match="see later ones in this family"):
+            base.chunk_prompts(7)
+        return
+    whole = base.step(base.prefill_requests(requests), [5] * len(requests))
+    monkeypatch.setattr(base, "_chunk", None)
+    base.chunk_prompts(7)
+    chunked = base.step(base.prefill_requests(requests), [5] * len(requests))
+    assert np.abs(chunked.logits - whole.logits).max() < 1e-4
+
+
+@exported
 def test_rows_that_join_a_batch_get_what_they_get_alone(base):
     """Whatever a family's decoder takes beside the embeddings, and wherever its cache has its padding."""
     requests = [one for one in REQUESTS if base.inputs.family.several or len(one.pictures) < 2]

@@ -113,6 +113,15 @@ def weighs(path: Path) -> bool:
 
 TRUST = [
     BenchCase(
+        "pictures",
+        "--out {out}",
+        lambda ran: [
+            "refused, 0 wrong." in (ran.path / "pictures.md").read_text(),
+            ran.read("pictures.json")["16-bit grey PNG"]["load_image_off"] > 100,
+            "HEIC, which is not read" in ran.read("pictures.json")["HEIC"]["said"],
+        ],
+    ),
+    BenchCase(
         "judge",
         "{folder} --out {out} --weights {other}",
         lambda ran: [

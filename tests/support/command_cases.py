@@ -10,6 +10,7 @@ import json
 import os
 from pathlib import Path
 
+from asking_cases import ASKING, RUN
 from attack_cases import ATTACKS
 from case import Case
 from data_cases import DATA
@@ -35,7 +36,6 @@ def answers(done: Outcome) -> list[str]:
 
 EVAL = "eval {model} --data {records} --json --limit 4 --max-new-tokens 4"
 SERVE = "serve {export} --check --json --port 0"
-RUN = "run {export} --prompt 'what is this ?' --json"
 
 OTHERS = [
     Case("inspect {model} --json", lambda done, made: done.value["n_layers"] == 8 and not done.value["fingerprint"]),
@@ -192,18 +192,6 @@ OTHERS = [
         lambda done, made: done.value != made.run(f"{RUN} --image {{picture}} --max-new-tokens 12").value,
     ),
     Case(
-        "run {export} --messages {conversation} --truncate --max-prompt-tokens 12 --max-new-tokens 3 --json",
-        lambda done, made: [
-            [one["prompt"] for one in done.value] == ["is it dangerous ?"],
-            (done.value[0]["dropped_turns"], done.value[0]["dropped_pictures"]) == (2, 1),
-            "its first 2 turns were dropped, with 1 of its pictures" in done.err,
-        ],
-    ),
-    Case(
-        f"{RUN} --image {{picture}} --system 'is it dangerous ?' --max-prompt-tokens 64",
-        lambda done, made: done.value[0]["text"],
-    ),
-    Case(
         "run {swappable} --prompt 'what is this ?' --swap {other_guard} --swap {probe} --allow-uncorrected-detector"
         " --json",
         lambda done, made: done.value[0]["text"],
@@ -215,7 +203,7 @@ OTHERS = [
     Case(
         f"{SERVE} --host 127.0.0.1 --name mine --max-batch 3 --max-queue 5 --threads 1 --max-new-tokens 7"
         " --max-pictures 2 --max-pixels 90000 --max-body 70000 --timeout 9 --drain 4 --canary --log-prompts"
-        " --provider CPUExecutionProvider --max-prompt-tokens 64 --api-key-file {keys}",
+        " --provider CPUExecutionProvider --max-prompt-tokens 64 --truncate --api-key-file {keys}",
         lambda done, made: (
             [
                 done.value[name] == value
@@ -230,6 +218,7 @@ OTHERS = [
                     "max_pixels": 90000,
                     "max_body": 70000,
                     "max_prompt_tokens": 64,
+                    "truncate": True,
                     "timeout": 9,
                     "drain": 4,
                     "log_prompts": True,
@@ -351,4 +340,4 @@ OTHERS = [
     ),
 ]
 
-CASES = [*FITS, *EXPORTS, *DATA, *ATTACKS, *OTHERS]
+CASES = [*FITS, *EXPORTS, *DATA, *ATTACKS, *ASKING, *OTHERS]

@@ -155,6 +155,15 @@ class Materials:
         path.write_text(json.dumps([{"role": role, "content": one} for role, one in zip(roles, turns, strict=True)]))
         return path
 
+    def _talks(self) -> Path:
+        """Records of a split's two conversations, whose first exchange makes them longer than their last turn."""
+        talk = json.loads(Path(self["conversation"]).read_text())
+        told = {"split": "test", "response": "no", "messages": talk}
+        lines = [{"id": label, "label": label, **told} for label in ("harmful", "harmless")]
+        path = Path(self["conversation"]).with_name("talks.jsonl")
+        path.write_text("".join(json.dumps(one) + "\n" for one in lines))
+        return path
+
     def _published(self, kind: str) -> Path:
         """A data set as its publishers have it, in small."""
         from published import PUBLISHED

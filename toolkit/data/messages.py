@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+VIDEO = "a video, and videos are not read: show its frames as pictures"
 _MODEL = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -26,6 +27,13 @@ class Part(BaseModel):
     type: Literal["text", "image"]
     text: str | None = None
     image: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_video(cls, given: Any) -> Any:
+        if isinstance(given, dict) and str(given.get("type")).startswith("video"):
+            raise ValueError(VIDEO)
+        return given
 
     @model_validator(mode="after")
     def _require_one(self) -> Self:

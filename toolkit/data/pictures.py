@@ -36,6 +36,7 @@ PIXELS_VARIABLE = "SAFETYKIT_MAX_PIXELS"  # of the environment: another limit
 MAX_RATIO = 100  # of a picture's sides; processors enlarge the shorter one to hundreds of pixels
 MAX_BYTES = 2**28  # of a file
 
+_HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")  # brands of files
 _UNITS = r"\d{1,9}"
 _FRAGMENT = re.compile(
     rf"(?P<path>(?:(?!#xywh=).)+)(?:#xywh=(?P<x>{_UNITS}),(?P<y>{_UNITS}),(?P<w>(?!0){_UNITS}),(?P<h>(?!0){_UNITS}))?",
@@ -218,17 +219,25 @@ def _decoded(file: IO[bytes], what: str) -> Image.Image:
             return in_rgb(picture, what)
     except UsageError:
         raise
+    except Image.DecompressionBombError:
+        raise UsageError(
+            f"{what} has many more pixels than are read, at most {max_pixels()}.", "Make it smaller."
+        ) from None
     except Exception as error:  # decoders raise whatever the bytes lead them to
         reason = str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             file.seek(0)
-            reason = "a video: pass its frames as pictures" if _is_video(file.read(16)) else "unknown format"
+            reason = _unknown(file.read(16))
         raise UsageError(f"{what} cannot be read as a picture ({reason}).", _ADVICE) from None
 
 
-def _is_video(head: bytes) -> bool:
-    """Whether the first bytes of a file are those of MP4 or QuickTime, Matroska or WebM, or AVI."""
-    return head[4:8] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3" or (head[:4] == b"RIFF" and head[8:11] == b"AVI")
+def _unknown(head: bytes) -> str:
+    """What a file is that is no picture here, by its first bytes: HEIC, as phones write it, or a video (MP4 or
+    QuickTime, Matroska or WebM, AVI)."""
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIF:
+        return "HEIC, which is not read"
+    video = head[4:8] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3" or (head[:4] == b"RIFF" and head[8:11] == b"AVI")
+    return "a video: pass its frames as pictures" if video else "unknown format"
 
 
 def _is_rgb(picture: Image.Image) -> bool:

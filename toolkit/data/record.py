@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_core import PydanticKnownError
 
 from ...adapters.errors import UsageError
-from .messages import Message, require_conversation
+from .messages import VIDEO, Message, require_conversation
 from .pictures import as_picture, open_picture, picture_file
 from .shards import Shard
 
@@ -81,6 +81,8 @@ class Record(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _derive_carrier(cls, given: Any) -> Any:
+        if isinstance(given, dict) and any(given.get(name) for name in ("video", "videos")):
+            raise ValueError(f"there is {VIDEO} (images)")
         if isinstance(given, dict) and "carrier" not in given and _shows(given):
             return {**given, "carrier": PICTURED}
         return given

@@ -58,8 +58,9 @@ class ECSO(Defence):
         asked = {at: _eyes_closed(requests[at], described[at].text) for at in harmful}
         again = self.ask(asked, count, max_new_tokens)
         answers = first | {at: replace(again[at], scores=first[at].scores) for at in harmful}
+        dropped = {at: max(first[at].dropped_turns, one.dropped_turns) for at, one in answers.items()}
         calls = {at: 4 if at in again else 2 if at in said else 1 for at in answers}
-        return [replace(answers[at], calls=calls[at]) for at in range(count)]
+        return [replace(answers[at], calls=calls[at], dropped_turns=dropped[at]) for at in range(count)]
 
 
 def is_yes(text: str) -> bool:

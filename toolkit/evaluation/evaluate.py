@@ -104,6 +104,7 @@ def _decided(record: Record, answer: Generation) -> Decision:
         outcome=judge(record, answer.text),
         scores=answer.scores,
         calls=answer.calls,
+        dropped_turns=answer.dropped_turns,
     )
 
 

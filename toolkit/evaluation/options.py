@@ -47,6 +47,9 @@ class PromptOptions(Options):
     )
 
 
+TRUNCATE = "Drop the oldest turns of conversations that are too long, and say so; otherwise they are refused."
+
+
 class ChosenRecords(Options, ReadOptions):
     """A choice of records."""
 

@@ -49,6 +49,7 @@ class Decision(_Model):
     Attributes:
         outcome: None where the judge reached no verdict.
         calls: how often the model was asked for it; a defence may ask several times.
+        dropped_turns: how many of the oldest turns of its conversation were dropped, since it was too long.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Decision(_Model):
     outcome: Outcome | None
     scores: dict[str, float]
     calls: int = 1
+    dropped_turns: int = 0
 
 
 class Row(_Model):

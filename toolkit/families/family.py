@@ -14,6 +14,7 @@ import numpy as np
 
 from ...adapters.errors import UsageError
 from .templates import rendered
+from .windows import require_known_layers, sees_windows, window_mask
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,7 +152,7 @@ class Family:
         Raises:
             UsageError: with the reason.
         """
-        require_full_attention(config.get_text_config())
+        require_known_layers(config.get_text_config())
 
     def obstacles(self, config: Any) -> Mapping[str, str]:
         """Why graphs cannot be exported, by their names; none for those that can."""
@@ -169,7 +170,7 @@ class Family:
         if all(one.name != "position_ids" for one in self.decoder_inputs(config)):
             return "its graph takes no positions"
         text = config.get_text_config()
-        if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
+        if sees_windows(text):
             return "some of its layers see a window of the past, and the operator sees all of it"
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         if width % _HEAD_MULTIPLE:
@@ -203,8 +204,10 @@ class Family:
         self, model: Any, inputs_embeds: Tensor, attention_mask: Tensor, cache: Any, **inputs: Tensor
     ) -> Tensor:
         """The decoder graph: logits [batch, sequence, vocab]. ``cache`` is a filled transformers cache."""
-        states = model.get_decoder()(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=cache, use_cache=True, **inputs
+        decoder = model.get_decoder()
+        mask = window_mask(decoder.config, attention_mask, inputs_embeds)
+        states = decoder(
+            inputs_embeds=inputs_embeds, attention_mask=mask, past_key_values=cache, use_cache=True, **inputs
         ).last_hidden_state
         return model.get_output_embeddings()(states)
 
@@ -236,19 +239,3 @@ def kv_shape(config: Any) -> tuple[int, int]:
     """Number of key/value heads and their width, from a text configuration."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return heads, getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-
-
-def require_full_attention(text: Any) -> None:
-    """Refuse decoders with layers that do not attend to the whole past.
-
-    Raises:
-        UsageError: naming the kinds of such layers.
-    """
-    other = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
-    if getattr(text, "sliding_window", None):
-        other.add("sliding_attention")
-    if other:
-        raise UsageError(
-            f"The decoder ({text.model_type}) has layers of kind {', '.join(sorted(other))}.",
-            "Only decoders in which every layer attends to the whole past are exported.",
-        )

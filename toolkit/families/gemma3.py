@@ -20,8 +20,9 @@ import numpy as np
 
 from ...adapters.errors import UsageError
 from .family import Arrays
-from .masks import GroupedFamily, decoded, require_known_layers
+from .masks import GroupedFamily, decoded
 from .registry import register
+from .windows import require_known_layers
 
 if TYPE_CHECKING:
     from torch import Tensor

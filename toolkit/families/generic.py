@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...adapters.errors import UsageError
 from .family import Family, GraphInput
-from .masks import masks_of, sees_windows
+from .windows import window_mask
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,10 +70,7 @@ def picture_size(config: Any) -> tuple[int, int]:
 
 def logits_of(model: Any, inputs_embeds: Tensor, attention_mask: Tensor, cache: Any, **inputs: Tensor) -> Tensor:
     """Logits [batch, sequence, vocab] of the model itself, fed embeddings; layers with windows keep the whole past."""
-    text = model.get_decoder().config
-    mask: Any = attention_mask
-    if sees_windows(text):
-        mask = masks_of(text, attention_mask, inputs_embeds, None, window_bounds_groups=False)
+    mask = window_mask(model.get_decoder().config, attention_mask, inputs_embeds)
     logits: Tensor = model(
         inputs_embeds=inputs_embeds, attention_mask=mask, past_key_values=cache, use_cache=True, **inputs
     ).logits

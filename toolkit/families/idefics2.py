@@ -20,8 +20,8 @@ import numpy as np
 from .family import Arrays, GraphInput
 from .generic import logits_of
 from .idefics import Idefics3, patch_positions
-from .masks import require_known_layers
 from .registry import register
+from .windows import require_known_layers
 
 if TYPE_CHECKING:
     from torch import Tensor

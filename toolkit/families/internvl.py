@@ -3,7 +3,7 @@
 Parts and weight prefixes:
     ``model.vision_tower``            ViT with layer scale
     ``model.multi_modal_projector``   norm and two linear layers, after a pixel shuffle that merges 2 x 2 tokens
-    ``model.language_model``          any full-attention causal decoder
+    ``model.language_model``          any causal decoder whose layers see the whole past or a window of it
     ``lm_head``
 
 A picture may become several tiles; each tile is a row of pixels and gives a row of features.

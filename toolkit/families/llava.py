@@ -3,7 +3,7 @@
 Parts and weight prefixes:
     ``model.vision_tower``            CLIP- or SigLIP-like tower
     ``model.multi_modal_projector``   two linear layers
-    ``model.language_model``          any full-attention causal decoder
+    ``model.language_model``          any causal decoder whose layers see the whole past or a window of it
     ``lm_head``
 """
 

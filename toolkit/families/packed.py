@@ -17,8 +17,8 @@ import numpy as np
 from .family import Arrays, Family, GraphInput
 from .generic import logits_of
 from .grids import frame_ids, patch_places, window_order
-from .masks import require_known_layers
 from .qwen2_vl import Qwen2VL
+from .windows import require_known_layers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from .family import Arrays
-from .masks import GroupedFamily, decoded, require_known_layers
+from .masks import GroupedFamily, decoded
 from .registry import register
+from .windows import require_known_layers
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,9 +18,9 @@ import numpy as np
 from .deepstack import DeepStacked
 from .family import Arrays, GraphInput
 from .grids import table_mix
-from .masks import require_known_layers
 from .qwen2_vl import Qwen2VL, embedded
 from .registry import register
+from .windows import require_known_layers
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...adapters.errors import UsageError
 from .family import SIZES, Family, kv_shape
-from .masks import require_known_layers
 from .structure import projector_of, sees
+from .windows import require_known_layers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -224,8 +224,11 @@ def _skeleton(config: Any) -> Any:
     from accelerate import init_empty_weights
     from transformers import AutoModelForImageTextToText
 
+    from ..model.rotary import rows_apart
     from ..model.weightless import without_weights
 
     with init_empty_weights(include_buffers=False):
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
-    return without_weights(model, torch.float32)
+    made = without_weights(model, torch.float32)
+    rows_apart(made)
+    return made

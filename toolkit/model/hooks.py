@@ -124,11 +124,15 @@ class AppliedAdapters:
         return self.enabled and int(self._past_length) == 0
 
     def _after_head(self, module: nn.Module, args: Any, logits: Tensor) -> Tensor | None:
-        """Run the branch of a prefill; with ``enforce``, the logits of refused rows are replaced."""
-        if not self._detecting():
+        """Run the branch of a prefill; with ``enforce``, the logits of refused rows are replaced.
+
+        A branch reads whole prompts: the risk of one whose further chunk this is, is infinite.
+        """
+        if not (self.enabled and decides(int(self._past_length), self._new_tokens)):
             return None
         if self._branch:
-            self.extras["risk"] = self._branch.risk()
+            whole = self._detecting()
+            self.extras["risk"] = self._branch.risk() if whole else torch.full((len(logits),), torch.inf)
         if not self._enforce or self.detector is None:
             return None
         settings = (torch.tensor(self.detector.threshold), torch.tensor(self.detector.refusal_token))
@@ -169,14 +173,14 @@ class AppliedAdapters:
         return read
 
     def _runner(self, index: int, item: Intervention):
-        op, mask_of = item.make_op(), ScopeMask(item.scope, item.phase)
+        op, mask_of, on_pictures = item.make_op(), ScopeMask(item.scope, item.phase), item.site.kind in _VISION_SITES
         run_op = item.gated_op()
         tensors = dict(item.tensors)
 
         def run(hidden: Tensor) -> Tensor:
             device = hidden.device  # of a spread model, each block's may be another
             tensors.update({name: tensor.to(device) for name, tensor in tensors.items()})
-            if item.site.kind in _VISION_SITES:
+            if on_pictures:
                 past, vision = torch.tensor(0), torch.ones(hidden.shape[:2], dtype=torch.bool, device=device)
             else:
                 past, vision = self._past_length, self._vision_mask
@@ -188,6 +192,7 @@ class AppliedAdapters:
                             "Call the model with input_ids, not with inputs_embeds alone.",
                         )
                     vision = torch.zeros(hidden.shape[:2], dtype=torch.bool, device=device)
+            prompt = on_pictures or decides(int(past), self._new_tokens)
             scope = mask_of(hidden, past.to(device), vision)
             if not self.enabled:
                 scope = torch.zeros_like(scope)
@@ -202,7 +207,7 @@ class AppliedAdapters:
                 given |= self._gate(index, hidden, int(past)) if item.holds else {}
                 blank = torch.zeros(hidden.shape[0], hidden.shape[-1], device=device)
                 for name in op.runtime_inputs:
-                    given[name] = self.references.get(index, blank).to(device) if past == 0 else blank
+                    given[name] = self.references.get(index, blank).to(device) if prompt else blank
                 results = run_op(hidden, scope, **given, **tensors)
             changed, *found = results
             if self._branch and self._branch.running:
@@ -211,7 +216,7 @@ class AppliedAdapters:
                 self._held[index] = found[op.extras.index("score")]
             if isinstance(op, GatedOp) and item.phase != "prefill":
                 self.scores[f"{index}.score"] = found[op.extras.index("score")]
-            if past == 0:
+            if prompt:
                 names = [*(f"{index}.{name}" for name in op.extras), *op.outputs]
                 self.extras |= dict(zip(names, found, strict=True))
                 if isinstance(op, GatedOp):

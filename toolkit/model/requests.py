@@ -133,6 +133,7 @@ class Generation:
             its log-odds of harm less its threshold.
         refused: whether the detector refused before anything was generated; the text is then its fixed answer.
         calls: how often a model was asked for it; a defence may ask several times.
+        dropped_turns: how many of the oldest turns of a conversation the model did not see, see :mod:`.shortening`.
     """
 
     text: str
@@ -140,6 +141,7 @@ class Generation:
     scores: dict[str, float] = field(default_factory=dict)
     refused: bool = False
     calls: int = 1
+    dropped_turns: int = 0
 
     def __repr__(self) -> str:
         """The text, how many tokens it has, the scores, and whether the detector refused."""

@@ -40,6 +40,7 @@ from .options import LoadOptions
 from .parts import Parts
 from .requests import Generation, Inputs, Request
 from .retriever import Retriever, retriever_of
+from .rotary import rows_apart
 from .streaming import Streamer
 from .token_states import stream_tokens
 from .trajectories import stream_trajectories
@@ -80,6 +81,7 @@ class VLM(Loadable, Feeding, Generating):
             )
         self._path = Path(path) if path is not None else folder_of(model)
         self.model: Any = model.eval()  # what its class of transformers has
+        rows_apart(model)
         if not isinstance(processor, InputProcessor):
             ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
             processor = InputProcessor(processor, model.config, ends)

@@ -139,8 +139,8 @@ def test_float16_states_are_projected_in_float32(parts):
     [
         ("all", "both", 0, [1, 1, 1]),
         ("all", "prefill", 0, [1, 1, 1]),
-        ("all", "prefill", 4, [0, 0, 0]),
-        ("all", "decode", 4, [1, 1, 1]),
+        ("all", "prefill", 4, [1, 1, 1]),  # a further chunk of a prompt
+        ("all", "decode", 4, [0, 0, 0]),
         ("all", "decode", 0, [0, 0, 0]),
         ("last", "both", 0, [0, 0, 1]),
         ("vision", "both", 0, [0, 1, 0]),
@@ -153,9 +153,10 @@ def test_scope_and_phase_choose_tokens(scope, phase, past, expected):
     assert mask[0, :, 0].tolist() == expected
 
 
-def test_a_one_token_prompt_is_a_prefill():
-    mask = ScopeMask("last", "prefill")(torch.randn(1, 1, D), torch.tensor(0), torch.zeros(1, 1, dtype=torch.bool))
-    assert mask.item() == 1
+@pytest.mark.parametrize(("phase", "past", "expected"), [("prefill", 0, 1), ("prefill", 4, 0), ("decode", 4, 1)])
+def test_a_single_token_is_of_the_answer_unless_it_is_the_first(phase, past, expected):
+    mask = ScopeMask("last", phase)(torch.randn(1, 1, D), torch.tensor(past), torch.zeros(1, 1, dtype=torch.bool))
+    assert mask.item() == expected
 
 
 def test_two_ops_may_not_share_a_name():

@@ -90,10 +90,10 @@ def test_other_architectures_are_refused_by_name_and_reason():
         family_of(SimpleNamespace(model_type="mllama"))
 
 
-def test_sliding_windows_are_refused(vlm):
-    text = SimpleNamespace(model_type="mistral", layer_types=["sliding_attention"])
+def test_layers_of_an_unknown_kind_are_refused(vlm):
+    text = SimpleNamespace(model_type="llama4_text", layer_types=["chunked_attention", "full_attention"])
     config = SimpleNamespace(model_type="llava", get_text_config=lambda: text)
-    with pytest.raises(UsageError, match="sliding_attention"):
+    with pytest.raises(UsageError, match="of kind chunked_attention"):
         family_of(config)
 
 

@@ -95,7 +95,7 @@ def test_copies_read_the_weights_of_their_originals(base_folder, export, make_de
     export(make_detector())
     assert (tmp_path / "decoder.onnx.data").read_bytes() == (base_folder / "decoder.onnx.data").read_bytes()
     before, after = (set(ir.load(folder / "decoder.onnx").graph.initializers) for folder in (base_folder, tmp_path))
-    assert after - before == {f"safetykit.branch.{name}" for name in ("weight", "bias", "zero", "nan")}
+    assert after - before == {f"safetykit.branch.{name}" for name in ("weight", "bias", "zero", "one", "nan", "inf")}
 
 
 def test_a_prompt_of_32_layers_takes_50_block_evaluations(make_detector):

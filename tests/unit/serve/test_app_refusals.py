@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from serving import CHAT, body, is_refused
+from serving import CHAT, body, events, is_refused, serving
 
 from safetykit.serve.body import HARMLESS, NEUTRAL
 
@@ -51,6 +51,7 @@ PARTS = {
         "image_url.url",
         "invalid_base64",
     ),
+    "a video": ({"type": "video_url", "video_url": {"url": PNG}}, "", "unsupported_parameter"),
     "in detail": (
         {"type": "image_url", "image_url": {"url": PNG, "detail": "high"}},
         "image_url.detail",
@@ -105,6 +106,32 @@ def test_a_prompt_that_is_too_long_is_the_clients_fault(client):
     is_refused(client.post(CHAT, json=body(long)), 400, "messages", "context_length_exceeded")
     streamed = client.post(CHAT, json=body(long, stream=True))
     is_refused(streamed, 400, "messages", "context_length_exceeded")
+
+
+def test_a_conversation_that_is_too_long_loses_its_oldest_turns_where_the_server_may_drop_them(
+    served, as_messages, requests
+):
+    """As the export answers what is left; the answer says so, streamed too, and nothing is dropped that need not be."""
+    shown = as_messages(requests[0])
+    last = {"role": "user", "content": "describe it ."}
+    talk = [*shown, {"role": "assistant", "content": "it is a thing ."}, last]
+    with serving(served, truncate=True) as client:
+        inputs = client.service.model.inputs
+        inputs.limit(12)
+        expected = client.service.model.generate("describe it .", 8).text
+        value = client.post(CHAT, json=body(talk)).json()
+        assert value["safetykit"]["dropped_turns"] == 2 and value["safetykit"]["dropped_pictures"] == 1
+        assert value["choices"][0]["message"]["content"] == expected
+        first, *_ = events(client.post(CHAT, json=body(talk, stream=True)))
+        assert first["safetykit"]["dropped_turns"] == 2
+        assert "dropped_turns" not in client.post(CHAT, json=body([last])).json()["safetykit"]
+        is_refused(
+            client.post(CHAT, json=body([*talk[:2], {"role": "user", "content": "the " * 20}])),
+            *(400, "messages", "context_length_exceeded"),
+        )
+    with serving(served) as client:
+        client.service.model.inputs.limit(12)
+        is_refused(client.post(CHAT, json=body(talk)), 400, "messages", "context_length_exceeded")
 
 
 @pytest.mark.parametrize("name", sorted(NEUTRAL))

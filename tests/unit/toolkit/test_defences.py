@@ -1,5 +1,6 @@
 """Defences ask as their papers say: in which words, in which order, of what, and how often."""
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -131,3 +132,12 @@ def test_an_evaluation_says_which_defence_it_was_and_what_it_cost(tmp_path):
     assert (bare.defence, bare.calls) == ("", 1.0)
     older = {name: value for name, value in bare.decisions[0].model_dump().items() if name != "calls"}
     assert Decision.model_validate(older).calls == 1
+
+
+def test_turns_that_were_dropped_for_one_of_its_questions_are_told_with_the_answer():
+    class Dropping(Scripted):
+        def _answer(self, request):
+            return replace(super()._answer(request), dropped_turns=2 if request.pictures else 0)
+
+    (answer,) = defended(Dropping(), "ecso").generate([SHOWN])
+    assert (answer.text, answer.calls, answer.dropped_turns) == ("sorry , no .", 4, 2)

@@ -184,7 +184,11 @@ def test_order_words_and_speakers_are_part_of_the_digest(folder):
         ({"messages": [TALK[2], TALK[0], {"role": "user", "content": "x"}]}, "a system turn stands at the beginning"),
         ({"messages": [{"role": "system", "content": [shown("red.png")]}, TALK[1]]}, "the system shows a picture"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
-        ({"messages": [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}]}]}, "messages.0.content.0"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}]}]},
+            "messages.0.content.0.*a video, and videos are not read",
+        ),
+        ({"prompt": "what ?", "video": ["red.png"]}, "there is a video, and videos are not read"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "a text has a text"),
         ({"messages": "what ?"}, "messages: Input should be"),
     ],
