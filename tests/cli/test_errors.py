@@ -270,7 +270,7 @@ def test_an_interrupted_evaluation_leaves_only_its_journal_and_resumes(call, ran
     monkeypatch.setattr(VLM, "generate", stops)
     code, _, err = call(*command)
     assert code == 130
-    assert "interrupted" in err and "finished parts are kept in" in err and "The same command goes on" in err
+    assert "interrupted" in err and "1 finished part is kept in" in err and "The same command goes on" in err
     assert not out.exists()
     monkeypatch.setattr(VLM, "generate", original)
     seen = []

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from asking_cases import ASKING, RUN
 from attack_cases import ATTACKS
+from calibrate_cases import CALIBRATIONS
 from case import Case
 from data_cases import DATA
 from export_cases import EXPORTS
 from fit_cases import FITS
-from fit_checks import SPREAD, UNPACKED, recorded
+from fit_checks import SPREAD, UNPACKED
 from workshop import DEMO, Outcome
 
 
@@ -126,32 +127,6 @@ OTHERS = [
     Case(
         f"{EVAL} --adapter {{guard}} --adapter {{probe}} --allow-uncorrected-detector",
         lambda done, made: done.value["rows"],
-    ),
-    Case(
-        f"calibrate {{model}} --adapter {{probe}} --data {{unpacked}} -o {{out}} --max-over-refusal 0.3 {UNPACKED}"
-        " --device cpu --dtype float32 --batch-size 16 --json",
-        lambda done, made: [
-            "bad rows left out: 1" in done.err,
-            done.value["calibration"][0]["false_positive_rate"] < 0.3,
-            f"threshold {recorded(done)['detector']['threshold']:.4g}" == done.value["budget"]["chosen"],
-        ],
-    ),
-    Case(
-        f"calibrate {{model}} --adapter {{affine}} --with {{guard}} --data {{records}} -o {{taken}} --overwrite --json"
-        f" --max-over-refusal 0.6 --confidence 0.6 {SPREAD}",
-        lambda done, made: [
-            "times the strength" in done.value["budget"]["chosen"],
-            [one["method"] for one in recorded(done)["info"]["hyperparameters"]["calibrated_beside"]] == ["vlm-guard"],
-        ],
-    ),
-    Case(
-        "calibrate {model} --adapter {affine} --after {guard} --data {records} -o {out} --json"
-        " --max-over-refusal 0.6 --confidence 0.6",
-        lambda done, made: [
-            recorded(done)["info"]["hyperparameters"]["calibrated_beside"] == [],
-            [one["method"] for one in recorded(done)["info"]["hyperparameters"]["calibrated_before"]] == ["vlm-guard"],
-            done.value["next"].endswith(f"--adapter {done.path} --adapter {made['guard']}"),
-        ],
     ),
     Case(
         "sign {to_sign} --key {signing_key} --certificate {certificate} --chain {root} --json",
@@ -340,4 +315,4 @@ OTHERS = [
     ),
 ]
 
-CASES = [*FITS, *EXPORTS, *DATA, *ATTACKS, *ASKING, *OTHERS]
+CASES = [*FITS, *EXPORTS, *DATA, *ATTACKS, *ASKING, *CALIBRATIONS, *OTHERS]

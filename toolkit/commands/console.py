@@ -203,7 +203,8 @@ def _interrupted() -> tuple[str, str, int]:
     how = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
     journal, kept = Journal.unfinished, ", ".join(str(path) for path in unfinished() if path.exists())
     if journal and journal.done:
-        done = f"; {len(journal.done)} finished parts are kept in {journal.path}"
+        parts = "1 finished part is" if len(journal.done) == 1 else f"{len(journal.done)} finished parts are"
+        done = f"; {parts} kept in {journal.path}"
     else:
         done = f"; what is finished is kept in {kept}" if kept else ""
     then = "The same command goes on where it stopped." if done else "The same command begins anew."

@@ -187,3 +187,10 @@ def test_data_sets_that_were_saved_together_have_files_of_one_name(folder, tmp_p
     assert read("datasets", folder, tmp_path / "out").counts.total() == 6
     ids = [record.id for record in load_records(tmp_path / "out")]
     assert ids[::3] == ["datasets/train/data-00000-of-00001/1", "datasets/test/data-00000-of-00001/1"]
+
+
+def test_what_is_unsafe_about_a_picture_is_told_to_judges_alone(folder, tmp_path):
+    PUBLISHED["siuo"].make(folder)
+    read("siuo", folder, tmp_path / "out")
+    first = load_records(tmp_path / "out")[0]
+    assert (first.prompt, first.intent) == ("a request 0", "a request 0 [a warning]")
