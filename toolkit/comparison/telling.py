@@ -74,9 +74,9 @@ def verdict(
     shown = [one for one in summaries if one.arm in attacks and _helps(attacks[one.arm])]
     helping = choice.helping() if choice else shown
     measurably = "" if choice else "measurably "
-    kept = [by_name[one.arm] for one in sorted((one for one in helping if one.within_budget), key=_preferred)]
+    kept = sorted((one for one in helping if one.within_budget), key=_preferred)
     if kept:
-        best = kept[0]
+        best = by_name[kept[0].arm]
         if choice:
             said = (
                 f"On {family}, {best.arm} was chosen: on {choice.split} records it stops most attacks within the "
@@ -90,7 +90,7 @@ def verdict(
             judge=judge,
             recommended=best.arm,
             chosen_on=choice.split if choice else None,
-            sentence=f"{said} {_rest(best, kept)}".strip(),
+            sentence=f"{said} {_rest(kept, where.strip())}".strip(),
         )
     if helping:
         strongest = by_name[min(helping, key=_preferred).arm]
@@ -144,11 +144,14 @@ def _moved(one: Summary, base: Summary, tests: Mapping[Metric, Test]) -> str:
     return f"{said}."
 
 
-def _rest(best: Summary, kept: Sequence[Summary]) -> str:
-    rival = next((one for one in kept[1:] if _overlaps(best, one)), None)
+def _rest(kept: Sequence[Summary], where: str) -> str:
+    """The runner-up, by the figures that chose, the best first; ``where`` they are of."""
+    rival = next((one for one in kept[1:] if _overlaps(kept[0], one)), None)
     if rival is None:
         return ""
-    return f"{rival.arm} is not far behind ({percent(rival.rates['attack_success'].rate)}): the intervals overlap."
+    share = percent(rival.rates["attack_success"].rate)
+    said = f"{rival.arm} is not far behind ({share}): the intervals overlap."
+    return f"{where[:1].upper()}{where[1:]} {said}".strip()
 
 
 def _overlaps(one: Summary, other: Summary) -> bool:

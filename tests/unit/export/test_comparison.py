@@ -263,6 +263,7 @@ def test_the_choice_is_made_on_other_records_and_told_on_those_that_are_reported
     # There it stops 35 of 40; on the reported records 2, which is no proof, and the sentence says so.
     assert "attack success 40.0 % → 38.0 %" in verdict["sentence"]
     assert "Here it does not measurably lower attack success." in verdict["sentence"]
+    assert "far behind" not in verdict["sentence"]  # nothing was, where it was chosen; here the other one is ahead
     said = " ".join(value["warnings"])
     assert "chosen on other records (200 of planted, split calibration)" in said and "luckiest" not in said
     assert [(one["split"], one["chooses"]) for one in value["benchmarks"]] == [("test", False), ("calibration", True)]
