@@ -195,8 +195,9 @@ CORRECTORS = [
         ],
     ),
     Case(
-        f"fit nullsteer {{model}} {FIT} --sweep --layers 4 --towards harmful --constraint penalty --gate-by {{probe}}",
-        lambda done, made: [opened_by_the_probe(done), done.value["sweep"]["trials"]],
+        f"fit nullsteer {{model}} {FIT} --sweep --layers 4 --harmful text --towards harmful --strength 1"
+        " --decode-strength 2 --penalty 1 --gate-by {probe}",
+        lambda done, made: [opened_by_the_probe(done), len(done.value["sweep"]["trials"]) == 1],
     ),
     # LEACE
     Case(
