@@ -110,7 +110,7 @@ def questions(vlm: OnnxVLM, records: Sequence[Record], counts: Counts) -> list[Q
 
 def canary_of(record: Record, answer: Generation) -> str | None:
     """The name of what a picture shows, if the answer says it and the prompt does not."""
-    if record.image is None or not record.response.startswith("this is a"):
+    if record.image is None or not (record.response or "").startswith("this is a"):
         return None
     word = record.response.split(".")[0].split()[-1]
     return word if word in words_of(answer.text) and word not in words_of(record.prompt) else None
