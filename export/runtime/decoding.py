@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -52,3 +53,15 @@ class Seeing:
     features: Float[np.ndarray, "... d_model"]
     further: dict[str, Float[np.ndarray, "... d_model"]]
     extras: dict[str, np.ndarray]
+
+
+def joined_calls(
+    names: Sequence[str], calls: Sequence[Sequence[np.ndarray]], flat: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """The outputs of several calls of a graph as one, by their names; those in ``flat`` as [rows, width]."""
+    if len(calls) == 1:
+        return dict(zip(names, calls[0], strict=True))
+    return {
+        name: np.concatenate([part.reshape(-1, part.shape[-1]) if name in flat else part for part in parts])
+        for name, parts in zip(names, zip(*calls, strict=True), strict=True)
+    }

@@ -42,7 +42,7 @@ from ..names import (
 from .batches import tokens_first
 from .binding import Session
 from .chunks import LEAST, Prompts, read_in_chunks, why_whole
-from .decoding import Decoding, Seeing
+from .decoding import Decoding, Seeing, joined_calls
 from .rows import run_rows_alone
 from .sessions import open_session
 
@@ -240,8 +240,8 @@ class Graphs:
         more = np.ones_like(ids) if live is None else live[:, None].astype(np.int64)
         mask = np.concatenate([state.attention_mask, more], axis=1)
         embeds, vision_mask = self._embedded(ids), ids == self.inputs.image_token_id
-        family, config = self.inputs.family, self.inputs.config
-        further = family.step(config, state.further, mask) | self._scattered(embeds, vision_mask, None)
+        further = self.inputs.family.step(self.inputs.config, state.further, mask)
+        further |= self._scattered(embeds, vision_mask, None)
         held = {intervention(index, HELD): state.scores[f"{index}.{SCORE}"] for index in self._held}
         after = self._run(embeds, mask, further, state.past, vision_mask, held)
         return replace(after, extras=state.extras, scores=after.extras)
@@ -250,12 +250,7 @@ class Graphs:
         """Run the vision encoder on what the processor made of pictures, see :class:`Inputs`."""
         family, config = self.inputs.family, self.inputs.config
         calls = [self._vision.run(self._vision_outputs, feeds) for feeds in family.vision_calls(config, pictures)]
-        found = dict(zip(self._vision_outputs, calls[0], strict=True))
-        if len(calls) > 1:
-            for at, name in enumerate(self._vision_outputs):
-                parts = [results[at] for results in calls]
-                flat = name in family.vision_outputs
-                found[name] = np.concatenate([part.reshape(-1, part.shape[-1]) if flat else part for part in parts])
+        found = joined_calls(self._vision_outputs, calls, family.vision_outputs)
         first = family.vision_outputs[0]
         return Seeing(
             found[first],

@@ -9,8 +9,9 @@ from __future__ import annotations
 from bench_fuzz_cases import FUZZ
 from bench_method_cases import ELSEWHERE, METHODS
 from bench_real_cases import REAL
+from bench_seven_cases import DEPLOYED
 from bench_size_cases import SIZES
 from bench_speed_cases import LATENCY
 from bench_trust_cases import TRUST
 
-BENCHES = [*LATENCY, *SIZES, *TRUST, *METHODS, *ELSEWHERE, *FUZZ, *REAL]
+BENCHES = [*LATENCY, *SIZES, *TRUST, *METHODS, *ELSEWHERE, *FUZZ, *REAL, *DEPLOYED]
