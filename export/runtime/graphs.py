@@ -251,9 +251,8 @@ class Graphs:
         family, config = self.inputs.family, self.inputs.config
         calls = [self._vision.run(self._vision_outputs, feeds) for feeds in family.vision_calls(config, pictures)]
         found = joined_calls(self._vision_outputs, calls, family.vision_outputs)
-        first = family.vision_outputs[0]
         return Seeing(
-            found[first],
+            found[family.vision_outputs[0]],
             {name: found[source] for source, name in family.scattered.items()},
             {name: value for name, value in found.items() if name.startswith(("retrieved_", "retrieval_"))},
         )
