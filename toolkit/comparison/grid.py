@@ -157,7 +157,9 @@ def _told(read: Read, fault: Any) -> str:
         words = f"there is no such key. {did_you_mean(str(place[-1]), _keys(place))}".strip()
     elif fault["type"] in _WORDS:
         words = _WORDS[fault["type"]]
-    return f"{read.where(place)}: {words[:1].lower()}{words[1:]}"
+    if words.split(" ", 1)[0].istitle():  # and not the name of a class, or CARE
+        words = words[0].lower() + words[1:]
+    return f"{read.where(place)}: {words}"
 
 
 def _keys(place: tuple[Any, ...]) -> list[str]:

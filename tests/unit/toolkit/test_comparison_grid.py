@@ -191,7 +191,7 @@ def test_all_faults_are_told_at_once_with_their_lines(faults):
         (MODELS + RECORDS + "judges: []", "grid.yaml:3: judges: it needs one at least"),
         (
             MODELS + RECORDS + "defences: {d: {fit: one-pass, data: x, settings: {max-over-refusall: 1}}}",
-            "has no setting 'max_over_refusall'",
+            "defences.d: OnePassProbe has no setting 'max_over_refusall'",
         ),
         (MODELS + RECORDS + "budgets: {over-refusal: 2}", "less than or equal to 1"),
         ("models: {a b: reference:mild}\n" + RECORDS, "a name has letters"),
