@@ -277,7 +277,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--export", type=Path, help="an export folder, without lengths; by default that of bench/soak.py"
     )
-    parser.add_argument("--checkpoint", default=CHECKPOINT, help="what is exported instead, such as a larger one")
+    parser.add_argument("--checkpoint", help=f"what is exported, such as a larger one than {CHECKPOINT}")
     parser.add_argument("--data", default=RECORDS, help="records of the export's fits; their test split is asked")
     parser.add_argument("--limit", type=int, default=200, help="of records, spread over the groups")
     parser.add_argument("--concurrency", type=int, action="append", help=f"clients; repeat; by default {LEVELS}")
@@ -288,6 +288,9 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--canaries", type=int, default=10_000, help="requests that look for canary words")
     parser.add_argument("--minutes", type=int, default=0, help="how long the load lasts while memory is looked at")
     options = parser.parse_args(given)
+    if options.export and options.checkpoint:
+        parser.error("--checkpoint does nothing with --export, which is there already")
+    like = options.checkpoint or CHECKPOINT
     options.out.mkdir(parents=True, exist_ok=True)
     settings = Settings(
         options.concurrency or LEVELS,
@@ -298,8 +301,8 @@ def main(given: Sequence[str] | None = None) -> int:
         options.canaries,
         options.minutes,
     )
-    export = options.export or make_export(options.out, checkpoint=options.checkpoint, records=options.data)
-    unending = None if options.export else endless(options.out, options.checkpoint)
+    export = options.export or make_export(options.out, checkpoint=like, records=options.data)
+    unending = None if options.export else endless(options.out, like)
     records = subset(load_records(data_path(options.data), ["test"]), options.limit)
     results = measured(export, unending, records, options.out, settings)
     write_table(options.out / "serve.md", table(results))

@@ -199,6 +199,15 @@ TRUST = [
         {"measured": SERVED},
     ),
     BenchCase(
+        "serve",
+        "--out {out} --checkpoint a-larger-one --data {records} --quick",
+        lambda ran: [
+            ran.only("make_export")[1:] == ["a-larger-one", str(ran.path.with_name("records.jsonl"))],
+            ran.only("endless")[1] == "a-larger-one" and ran.only("measured")[:2] == ["made", "endless"],
+        ],
+        {"measured": SERVED, "make_export": "made", "endless": "endless"},
+    ),
+    BenchCase(
         "harnesses",
         "--out {out} --export {folder} --data {records} --limit 1 --envs {folder} --harness garak --harness openai",
         lambda ran: [
