@@ -126,6 +126,11 @@ class Answer(Row):
         self._most = wanted.max_tokens
         self.kind = (len(request.pictures), max(_SHORT, len(request.said)).bit_length())
 
+    @property
+    def written(self) -> int:
+        """Tokens so far; from any thread."""
+        return len(self._text.token_ids)
+
     def advance(self, state: Decoding, at: int) -> int | None:
         """See :meth:`Row.advance`."""
         if not self._begun and self._refuses(state, at):

@@ -37,12 +37,12 @@ def application(service: Service, keys: Keys) -> FastAPI:
         await asyncio.to_thread(service.close)
 
     async def told(request: Request, error: Exception) -> Response:
-        return _told(as_api_error(error))
+        return _counted(service, as_api_error(error))
 
     async def unknown(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = f"{request.method} {request.url.path} is not served here. Questions go to POST {CHAT}."
-        return _told(ApiError(error.status_code, message, code="unknown_url"))
+        return _counted(service, ApiError(error.status_code, message, code="unknown_url"))
 
     async def healthz(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -89,22 +89,22 @@ def application(service: Service, keys: Keys) -> FastAPI:
         redoc_url=None,
         lifespan=alive,
         exception_handlers={ApiError: told, HTTPException: unknown},
-        middleware=[] if anybody else [Middleware(_OwnHost, host=service.options.host)],
+        middleware=[] if anybody else [Middleware(_OwnHost, service=service)],
     )
 
 
 class _OwnHost:
     """Lets through what was sent to the server's own name; see :func:`require_own_host`."""
 
-    def __init__(self, app: ASGIApp, host: str) -> None:
-        self._app, self._host = app, host
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             try:
-                require_own_host(Request(scope).headers.get("host", ""), self._host)
+                require_own_host(Request(scope).headers.get("host", ""), self._service.options.host)
             except ApiError as error:
-                await _told(error)(scope, receive, send)
+                await _counted(self._service, error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -215,3 +215,9 @@ def _ending(service: Service, asked: Asked, held: contextlib.ExitStack) -> Calla
 
 def _told(error: ApiError) -> Response:
     return JSONResponse(error.body, error.status, error.headers)
+
+
+def _counted(service: Service, error: ApiError) -> Response:
+    """A refusal of what never became a question."""
+    service.metrics.requests.labels(str(error.status)).inc()
+    return _told(error)

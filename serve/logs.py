@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import threading
 from datetime import UTC, datetime
@@ -30,3 +31,20 @@ class Log:
         line = json.dumps({"time": datetime.now(UTC).isoformat(), "event": event, **kept}, default=str)
         with self._turn:
             print(line, file=self._stream or sys.stderr, flush=True)
+
+
+class _Lines(logging.Handler):
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._log("said", by=record.name, reason=record.getMessage())
+
+
+def libraries_into(log: Log) -> None:
+    """Have what uvicorn reports, and warnings of libraries, be lines of the log."""
+    logging.captureWarnings(True)
+    for name in ("uvicorn.error", "py.warnings"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [_Lines(log)], False

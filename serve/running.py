@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,12 +17,11 @@ from ..export.runtime.onnx_vlm import OnnxVLM
 from ..export.runtime.sessions import CPU, computing_with, require_cores
 from .access import Keys, read_keys
 from .app import application
-from .logs import Log
+from .ending import FLUSH, DrainingServer, protocol
+from .logs import Log, libraries_into
 from .options import ServeOptions
 from .plan import bound, require_choices, require_drift, require_keys, require_strength
 from .service import Service
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Server:
@@ -64,33 +62,21 @@ class Server:
         options = self._service.options
         config = uvicorn.Config(
             application(self._service, self._keys),
-            http="h11",  # which bounds what headers hold; other parsers, taken where they are installed, do not
+            http=protocol(options.timeout),  # of h11, which bounds what headers hold; other parsers do not
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=max(1, round(options.drain)),
+            timeout_graceful_shutdown=FLUSH,
             lifespan="on",
         )
+        libraries_into(self._service.log)
         self._service.log("listening", **self.told)
-        server = _Uvicorn(config)
+        server = DrainingServer(config, self._service)
         self._service.when_broken = lambda: setattr(server, "should_exit", True)
         server.run([self._socket])
         self._service.log("ended")
         if self._service.scheduler.broken:
             raise ServerFailed("The thread that answers has failed.", "The log says why, as `broken`; start it again.")
-
-
-class _Uvicorn(uvicorn.Server):
-    """Whose end at a signal is a success: the signal is not raised once more afterwards."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -271,7 +271,12 @@ class Service:
                 fields["reason"] = f"{type(error.__cause__ or error).__name__}: {error.__cause__ or error}"
         if asked:
             first = asked.choices[0]
-            self.metrics.latency.observe(seconds)
+            for answer, choice in zip(asked.answers, asked.choices, strict=False):
+                if choice.reason is None:  # left, or failed, on its way
+                    choice.tokens = answer.written
+                    self.metrics.tokens.labels("completion").inc(choice.tokens)
+            if error is None:
+                self.metrics.latency.observe(seconds)
             fields |= {"id": asked.identity, **asked.chosen, "finish_reason": first.reason}
             fields |= {"completion_tokens": sum(one.tokens for one in asked.choices), "prompt": asked.request.prompt}
             fields["answer"] = first.text

@@ -68,6 +68,8 @@ def _differs(endpoint: Endpoint, inputs: InputProcessor, canary: Canary) -> str 
     expected = inputs.decode([token for token in canary.tokens if token not in inputs.eos_token_ids])
     if canary.tokens and text != expected:
         return f"the answer begins {text!r}, not {expected!r}"
+    if canary.tokens and canary.tokens[-1] in inputs.eos_token_ids and asked.choices[0].finish_reason != "stop":
+        return f"the answer {text!r} does not end there"
     return _other_tokens(asked, inputs, canary)
 
 

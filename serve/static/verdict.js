@@ -15,7 +15,8 @@ const number = (value) => value.toFixed(2).replace("-", "−");
 export function verdict(said) {
   const box = make("div", "verdict");
   if (said.risk === null) {
-    box.append(make("p", "", "This export has no detector."));
+    const words = said.adapter === "off" ? "Without adapters there is no detector." : "This export has no detector.";
+    box.append(make("p", "", words));
   } else {
     const words = decision(said);
     const first = make("p", "", "", make("strong", said.would_refuse ? "would" : "", words));

@@ -19,12 +19,9 @@ KEY = "a-key-of-the-tests-0123456789"
 TOKENS = 8
 
 
-@pytest.fixture(scope="module")
-def process(served, tmp_path_factory):
-    keys = tmp_path_factory.mktemp("keys") / "keys.txt"
-    keys.write_text(f"# of the tests\n{KEY}\n")
-    words = ["serve", served, "--name", "tiny", "--port", 0, "--api-key-file", keys, "--max-batch", 2, "--max-queue", 2]
-    words += ["--max-new-tokens", 4000, "--drain", 20, "--timeout", 60, "--json"]
+@contextlib.contextmanager
+def started(served, *words):
+    words = ["serve", served, "--name", "tiny", "--port", 0, "--max-new-tokens", 4000, *words, "--json"]
     command = [sys.executable, "-m", "safetykit.cli", *map(str, words)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         lines = []
@@ -39,6 +36,15 @@ def process(served, tmp_path_factory):
         yield running
         running.kill()
         reader.join(5)
+
+
+@pytest.fixture(scope="module")
+def process(served, tmp_path_factory):
+    keys = tmp_path_factory.mktemp("keys") / "keys.txt"
+    keys.write_text(f"# of the tests\n{KEY}\n")
+    limits = ("--max-batch", 2, "--max-queue", 2, "--drain", 20, "--timeout", 60)
+    with started(served, "--api-key-file", keys, *limits) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +112,59 @@ def test_the_official_client_from_the_first_question_to_sigterm(process, client,
     with socket.socket() as free:
         host, port = process.told["url"].removeprefix("http://").split(":")
         assert free.connect_ex((host, int(port))) != 0
+
+
+def test_what_is_not_answered_while_it_drains_is_told_so(served, as_messages, requests):
+    answers = [OnnxVLM.from_pretrained(served).generate(one, 300) for one in requests]
+    passed = next(one for one, answer in zip(requests, answers, strict=True) if len(answer.token_ids) == 300)
+    with started(served, "--max-batch", 1, "--drain", 1, "--timeout", 5) as running:
+        client = openai.OpenAI(base_url=f"{running.told['url']}/v1", api_key="none", max_retries=0, timeout=60)
+        host, port = running.told["url"].removeprefix("http://").split(":")
+        began = time.monotonic()
+        with socket.create_connection((host, int(port)), timeout=30) as half:
+            half.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: ")
+            assert half.recv(12) == b"" and 4 < time.monotonic() - began < 15, "headers have to come in time"
+        long = {"model": "tiny", "max_tokens": 4000, "messages": as_messages(passed), "temperature": 0}
+
+        def ask(at):
+            try:
+                given = client.chat.completions.create(**long, stream=at % 2 == 1)
+                return sum(1 for _ in given) if at % 2 else given.usage.completion_tokens
+            except openai.APIError as error:
+                return error.code
+
+        def ready():
+            with pytest.raises(openai.InternalServerError) as caught:
+                client.get("/../readyz", cast_to=object)
+            return caught.value.status_code
+
+        with ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(ask, at) for at in range(8)]  # one after the other
+            time.sleep(0.7)
+            running.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+            assert ready() == 503, "it still listens, to say that it drains"
+            with pytest.raises(openai.InternalServerError, match="shutting down"):
+                client.chat.completions.create(**long)
+            found = [one.result() for one in asked]
+        assert running.wait(20) == 0
+        assert "shutting_down" in found and all(one == "shutting_down" or isinstance(one, int) for one in found), found
+        log = [json.loads(line) for line in running.log]
+        assert log[-1]["event"] == "ended", "every line is one of the log"
+        cut = [line for line in log if line["event"] == "request" and line.get("error") == "shutting_down"]
+        assert len(cut) > found.count("shutting_down"), "each has its line, and the one that came too late"
+
+
+def test_a_second_signal_ends_it_at_once(served, as_messages, requests):
+    with started(served, "--max-batch", 8, "--drain", 60) as running:
+        client = openai.OpenAI(base_url=f"{running.told['url']}/v1", api_key="none", max_retries=0, timeout=60)
+        client.models.list()
+        stream = client.chat.completions.create(
+            model="tiny", max_tokens=4000, messages=as_messages(requests[0]), temperature=2.0, stream=True
+        )
+        next(iter(stream))
+        running.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        began = time.monotonic()
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(20) == 0 and time.monotonic() - began < 5
