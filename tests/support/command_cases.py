@@ -308,7 +308,7 @@ OTHERS = [
         "quickstart {random} -o {out} --records 96 --limit 8 --max-new-tokens 2 --device-map auto --max-memory cpu=4MiB"
         " --json",
         lambda done, made: [
-            "refuses none of" in done.value["stopped"],
+            done.value["stopped"] == "",  # so few texts tell nothing
             done.value["undefended"]["ran"]["spread"],
             len((done.path / "records" / "records.jsonl").read_text().splitlines()) == 96,
         ],

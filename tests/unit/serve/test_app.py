@@ -217,9 +217,9 @@ def test_a_full_queue_is_429_with_a_time_to_wait(served, as_messages, answered, 
         step = client.service.model.step
         import time
 
-        def slow(*given):
+        def slow(*given, **named):
             time.sleep(0.05)
-            return step(*given)
+            return step(*given, **named)
 
         monkeypatch.setattr(client.service.model, "step", slow)
         with ThreadPoolExecutor(8) as pool:

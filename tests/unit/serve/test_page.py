@@ -54,9 +54,9 @@ DROP = 'new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: t
 def slowly(model):
     step = model.step
 
-    def slow(*given):
+    def slow(*given, **named):
         time.sleep(0.2)
-        return step(*given)
+        return step(*given, **named)
 
     model.step = slow
 
