@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 from serving import KEY, TOKENS, listening
@@ -15,10 +16,13 @@ from workshop import safetykit
 from safetykit import Request
 from safetykit.adapters.errors import RequestRefused, ServerFailed, UsageError
 from safetykit.export.commands import verification
+from safetykit.export.runtime import served_canary
+from safetykit.export.runtime.canary import Canary
 from safetykit.toolkit.commands import progress
 from safetykit.toolkit.commands.progress import LiveWork, PlainWork, Work
 from safetykit.toolkit.model import endpoint
 from safetykit.toolkit.model.endpoint import KEY_VARIABLE, Endpoint
+from safetykit.toolkit.model.inputs import InputProcessor
 
 DATA = ("--data", "reference", "--limit", 10, "--max-new-tokens", TOKENS)
 
@@ -118,6 +122,19 @@ def test_a_server_whose_adapters_do_not_act_is_noticed(canary_export):
     with listening(canary_export, change=switch_off) as there:
         done = safetykit("verify", canary_export, "--canary", "--server", there)
     assert done.code == 5 and "of 6 canaries" in done.err
+
+
+@pytest.mark.parametrize("ends", ["stop", "length"])
+def test_an_answer_that_goes_on_where_the_canary_s_ended_is_another(served, ends):
+    inputs = InputProcessor.from_pretrained(served)
+    end = next(iter(inputs.eos_token_ids))
+    word = next(at for at in range(5, 50) if at not in inputs.eos_token_ids and inputs.decode([at]))
+    message = SimpleNamespace(content=inputs.decode([word]))
+    choice = SimpleNamespace(message=message, finish_reason=ends, logprobs=None)
+    given = SimpleNamespace(choices=[choice], model_extra={"safetykit": {"refused": False}})
+    asked = SimpleNamespace(ask=lambda *_, **__: given)
+    found = served_canary._differs(asked, inputs, Canary(prompt="what is this ?", tokens=(word, end)))
+    assert (found is None) if ends == "stop" else "does not end there" in found
 
 
 class Foreign(BaseHTTPRequestHandler):
