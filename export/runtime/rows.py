@@ -26,10 +26,10 @@ def run_rows_alone(run: Callable[[Arrays], Arrays], feeds: Arrays, inputs: Axes,
         inputs, outputs: names of the axes of each; those called batch, sequence, past_sequence and total are known.
 
     Returns:
-        Results as of one call, zero at the padding.
+        Results as of one call, zero at the padding, and in rows that get padding after tokens: nobody hears those.
 
     Raises:
-        UsageError: a row has padding elsewhere than on its left.
+        UsageError: a row of prompts has padding elsewhere than on its left.
     """
     feeds = {name: as_array(value) for name, value in feeds.items()}
     mask = feeds[ATTENTION_MASK].astype(bool)
@@ -38,16 +38,21 @@ def run_rows_alone(run: Callable[[Arrays], Arrays], feeds: Arrays, inputs: Axes,
     if mask.all() and not continued:
         return run(feeds)
     pads = np.where(mask.any(axis=1), mask.argmax(axis=1), mask.shape[1] - 1)
-    if any(not mask[row, pad:].all() for row, pad in enumerate(pads)):
+    left = ~mask[:, -1] & (new < mask.shape[1])
+    if any(not left[row] and not mask[row, pad:].all() for row, pad in enumerate(pads)):
         raise UsageError("A row of the batch has padding inside or on its right.", "Pad on the left.")
-    found: list[Arrays] = []
+    found: dict[int, Arrays] = {}
     for row, pad in enumerate(pads):
+        if left[row]:
+            continue
         before = min(pad, mask.shape[1] - new)
         skipped = {"total": pad, "past_sequence": before, "sequence": pad - before}
         one = {name: _row(value, inputs.get(name, ()), row, skipped) for name, value in feeds.items()}
         results = {name: as_array(value) for name, value in run(one).items()}
-        found.append({name: _padded(value, outputs.get(name, ()), skipped) for name, value in results.items()})
-    return {name: _joined([one[name] for one in found], outputs.get(name, ())) for name in found[0]}
+        found[row] = {name: _padded(value, outputs.get(name, ()), skipped) for name, value in results.items()}
+    blank = {name: np.zeros_like(value) for name, value in next(iter(found.values())).items()}
+    each = [found.get(row, blank) for row in range(len(mask))]
+    return {name: _joined([one[name] for one in each], outputs.get(name, ())) for name in blank}
 
 
 def _row(value: np.ndarray, axes: Sequence[int | str], row: int, skipped: Mapping[str, int]) -> np.ndarray:

@@ -137,6 +137,11 @@ def test_rows_are_run_without_their_padding_and_put_together_again():
     }
     after = run_rows_alone(attend, later, AXES, RESULTS)
     assert np.array_equal(after["last"], (embeds[..., 0] * mask).sum(1) + 1) and after["present"].shape == (3, 1, 5, 1)
+    heard = np.array([True, False, True])
+    later["attention_mask"] = np.concatenate([mask, heard[:, None].astype(int)], 1)  # a row that gets no token any more
+    found = run_rows_alone(attend, later, AXES, RESULTS)
+    assert np.array_equal(found["last"], after["last"] * heard)
+    assert np.array_equal(found["present"][heard], after["present"][heard])
 
 
 @pytest.mark.parametrize("row", [[1, 1, 0], [1, 0, 1]])
