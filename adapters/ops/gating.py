@@ -42,6 +42,9 @@ class GatedOp(Corrector):
     gate_params: ClassVar[tuple[str, ...]] = ()
     holdable: ClassVar[bool] = True
 
+    def forced_open(self) -> dict[str, float]:
+        return {"threshold": -1e30} if "threshold" in self.params else {}
+
     @abstractmethod
     def margin(self, hidden: Hidden, **tensors: Tensor) -> Float[Tensor, " batch"]:
         """How far inside the gate the last position lies; ``tensors`` are the stored parameters."""

@@ -31,9 +31,6 @@ class ProbeGate(GatedOp):
     gate_params = PROBE
     reads_earlier = True
 
-    def forced_open(self) -> dict[str, float]:
-        return {"threshold": -1e30}
-
     def margin(
         self,
         hidden: Hidden,

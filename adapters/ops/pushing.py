@@ -20,9 +20,6 @@ class GatedPush(GatedOp):
     strength = "alpha"
     reads_earlier = True
 
-    def forced_open(self) -> dict[str, float]:
-        return {"threshold": -1e30}
-
     @abstractmethod
     def push(
         self, margin: Float[Tensor, " batch"], direction: Float[Tensor, " d_model"], alpha: Float[Tensor, ""]

@@ -15,9 +15,6 @@ class _SubspaceGate(GatedOp):
 
     ranked = ("basis",)
 
-    def forced_open(self) -> dict[str, float]:
-        return {"threshold": -1e30}
-
     def margin(
         self, hidden: Hidden, *, mean: Tensor, gate: Tensor, threshold: Tensor, **_: Tensor
     ) -> Float[Tensor, " batch"]:
